@@ -1,0 +1,42 @@
+# make install      .venv with everything in it
+# make quickstart   the main job, end to end, on text that every machine has
+# make test         the test suite (test-all: with the long tests)
+# make check        lint, types, rooms
+#
+# TORCH=system      keep the torch that the container brings (NGC images): .venv sees the system's packages
+# TORCH_INDEX=URL   take torch from this package index (PyTorch publishes one for CPU builds: 200 MB instead of 3 GB)
+
+PYTHON ?= python3
+TORCH ?= pinned
+TORCH_INDEX ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-all check clean
+
+help:
+	@sed -n 's/^# \?//p' Makefile | head -8
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt setup.py tools/install.sh
+	PYTHON=$(PYTHON) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) bash tools/install.sh
+	@touch $@
+
+quickstart: install
+	$(BIN)/python examples/quickstart/run.py
+
+test: install
+	$(BIN)/python -m pytest
+
+test-all: install
+	$(BIN)/python -m pytest -m ""
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv quickstart

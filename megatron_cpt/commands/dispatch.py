@@ -1,0 +1,55 @@
+"""`megatron-cpt COMMAND ...`: imports only the command that was asked for, runs it, turns errors into exit codes."""
+
+import importlib
+import sys
+import traceback
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault
+from megatron_cpt.runs.status import ExitCode, exit_code_of
+
+# name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
+COMMANDS = {
+    "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
+    "select": "choose documents of datasets by budget and score, without copying tokens",
+    "inspect": "look at a dataset: text, counts, integrity",
+    "plan": "what a run will do: blend, steps, marks, FLOPs, memory, warnings",
+    "train": "start torchrun on this machine and train; the exit code is the run's",
+    "report": "one self-contained report.html and gap.json from run folders",
+    "convert": "Hugging Face in and out: from-hf, to-hf, verify",
+    "doctor": "what this machine has, and which kernels will be used",
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return (
+        "usage: megatron-cpt COMMAND ...\n\n"
+        + "\n".join(lines)
+        + "\n\nmegatron-cpt COMMAND --help tells more."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code (runs/status.py)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return ExitCode.DONE if words else ExitCode.BAD_INPUT
+    name, rest = words[0], words[1:]
+    try:
+        if name not in COMMANDS:
+            raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
+        return int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
+    except (BadInput, IntegrityFault, NumericsFault) as error:
+        print(f"megatron-cpt {name}: {error}", file=sys.stderr)
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        return ExitCode.OTHER
+    except Exception as error:
+        traceback.print_exc()
+        return exit_code_of(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

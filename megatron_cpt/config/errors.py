@@ -1,0 +1,45 @@
+"""The errors that users see: each names the value, the rule it breaks and the remedy.
+
+Every expected failure is one of these; the programs turn them into one message and an exit code
+(runs/status.py). Anything else is a defect of ours and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with the input of a command."""
+
+    value: str
+    """What was found, by the name the user gave it: `training.micro_batch_size = 3`."""
+    rule: str
+    """What it should be, as a sentence."""
+    remedy: str
+    """What to do about it, as a sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.value}: {self.rule} {self.remedy}"
+
+
+class BadInput(Exception):
+    """What the user gave cannot work. Carries every fault found, so that all are mended in one round."""
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        super().__init__("\n".join(f"- {fault}" for fault in faults) if len(faults) > 1 else str(faults[0]))
+
+
+class IntegrityFault(Exception):
+    """Bytes on disk are not what was written: a torn, altered or foreign file."""
+
+
+class NumericsFault(Exception):
+    """A loss or a gradient is not finite."""
+
+
+def refuse(faults: Sequence[Fault]) -> None:
+    """Raises BadInput with all the faults, if there are any."""
+    if faults:
+        raise BadInput(*faults)

@@ -1,0 +1,268 @@
+"""Every value of a run: its name, unit, default and meaning.
+
+A run is one RunConfig, made by load.py from a YAML file and `section.key=value` words, and written
+resolved into the run folder, from which it can be repeated. Tokens are tokens of the model's input;
+durations take suffixes (`300M`, `5B`) or, where said, steps (`100 steps`). docs/configuration.md is
+written from this file.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from megatron_cpt.config.units import Count, CountOrZero, Duration, NotNegative, Positive, Share, Span
+
+# Without `extra="forbid"` pydantic drops unknown keys of a dataclass in silence.
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where a run lives and what makes it repeatable."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    folder: str
+    """The run folder. The same command on the same folder goes on where it was."""
+    seed: CountOrZero = 1234
+    """Seed of the data order, of dropout and of random weights."""
+    log_every: Span = Duration(10, "steps")
+    """How often the progress line is written to the log, in tokens or steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The model, always described by a Hugging Face folder."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    hf: str
+    """Hugging Face folder: config.json, the tokenizer, and the weights unless `weights: random`."""
+    weights: Literal["hf", "random"] = "hf"
+    """Where the weights come from: the folder's safetensors, or drawn at random (pretraining from scratch)."""
+    dropout: Share = 0.0
+    """Dropout of hidden states and of attention. Continual pretraining uses 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """One source of training text: datasets and selections read as one stream."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    paths: list[str]
+    """Dataset prefixes, selections (`NAME.selection.json`) or globs of either."""
+    role: Literal["domain", "replay"] = "domain"
+    """`domain`: what is learnt; `replay`: what the model knew. `data.replay_ratio` divides the run between them."""
+    weight: NotNegative = 1.0
+    """Share within its role, relative to the other sources of that role (all sources, without a replay ratio)."""
+    max_epochs: Positive | None = None
+    """A plan that reads the source more often is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The blend of training sources."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    sequence_length: Count
+    """Tokens of a training sequence."""
+    sources: dict[str, SourceSettings]
+    """The sources by name. The name is part of the order: a renamed source is another source."""
+    replay_ratio: Share | None = None
+    """Share of all training tokens that `replay` sources give. None: weights alone decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How much is trained, and in what batches."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tokens: Span
+    """Length of the run, in tokens or steps; rounded to whole steps."""
+    global_batch_size: Count
+    """Sequences of one optimizer step, over all ranks."""
+    micro_batch_size: Count = 1
+    """Sequences of one forward pass of one data-parallel rank."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the forward and backward pass. bf16 keeps fp32 main parameters. CPUs without bf16 units want fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The learning rate as a function of tokens trained (schedule.py)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """Shape after warm-up. wsd: warm-up, stable, decay."""
+    peak: Positive
+    """Peak learning rate."""
+    final: NotNegative = 0.0
+    """Learning rate at the end of the run (not used by `constant`)."""
+    warmup: Span | None = None
+    """Length of the linear warm-up from 0, in tokens or steps. None: none."""
+    decay: Span | None = None
+    """wsd alone: length of the final decay, in tokens or steps. None: a tenth of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, with decoupled weight decay on matrices."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    beta1: Share = 0.9
+    """Decay of the first moment."""
+    beta2: Share = 0.95
+    """Decay of the second moment."""
+    epsilon: Positive = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NotNegative = 0.1
+    """Weight decay per step and unit of learning rate; norms and biases are left out."""
+    clip_gradient: NotNegative = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSettings:
+    """How ranks share the model; data parallel is what remains of the world size."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tensor: Count = 1
+    """Tensor-parallel size."""
+    pipeline: Count = 1
+    """Pipeline-parallel size (stages)."""
+    virtual_pipeline: Count = 1
+    """Model chunks of a stage (interleaved pipeline)."""
+    distributed_optimizer: bool = False
+    """Shards optimizer state over data-parallel ranks (ZeRO-1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarksSettings:
+    """When a validation set is evaluated (marks.py)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    start: bool = True
+    """Before the first update: the baseline of every gap figure."""
+    log: str | None = None
+    """Dense early marks, log-spaced: `8 per decade to 1000 steps`."""
+    every: Span | None = None
+    """Regular marks, in tokens or steps."""
+    end: bool = True
+    """After the last update."""
+    at: list[Span] = field(default_factory=list)
+    """Further marks, in tokens or steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSetSettings:
+    """One named validation set: the same sequences at every mark and in every run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    paths: list[str]
+    """Dataset prefixes (usually `PREFIX.validation`) or globs."""
+    role: Literal["domain", "replay"] = "replay"
+    """Which kind of text it stands for; the report calls `replay` sets general."""
+    tokens: Count | None = None
+    """Budget: the first whole sequences that fit. None: the whole set."""
+    marks: MarksSettings | None = None
+    """Marks of this set alone. None: `validation.marks`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """Validation sets and when they are evaluated."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    sets: dict[str, ValidationSetSettings] = field(default_factory=dict)
+    """The sets by name."""
+    marks: MarksSettings = field(default_factory=MarksSettings)
+    """When they are evaluated."""
+    micro_batch_size: Count | None = None
+    """Sequences of one forward pass. None: that of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Hugging Face folders written by the run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    end: bool = True
+    """Write one after the last update, into RUN/hf."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """dtype of the weights. None: that of the folder the run started from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """Checkpoints to resume from, and exports."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    every: Span | None = None
+    """Distance between checkpoints, in tokens or steps. None: one at the end alone."""
+    keep_last: Count = 2
+    """Older ones are removed once a newer one is whole."""
+    keep_every: Span | None = None
+    """Checkpoints at multiples of this are kept, in the sharding that loads into any layout."""
+    asynchronous: bool = False
+    """Save while training goes on."""
+    export_hf: ExportSettings | None = None
+    """Write a Hugging Face folder at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronSettings:
+    """Anything that the installed Megatron-Core's own dataclasses know and that no field above sets."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    transformer: dict[str, Any] = field(default_factory=dict)
+    """Fields of TransformerConfig."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """Fields of OptimizerConfig."""
+    ddp: dict[str, Any] = field(default_factory=dict)
+    """Fields of DistributedDataParallelConfig."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    run: RunSettings
+    model: ModelSettings
+    data: DataSettings
+    training: TrainingSettings
+    schedule: ScheduleSettings
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    megatron: MegatronSettings = field(default_factory=MegatronSettings)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.training.global_batch_size * self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.training.tokens.steps(self.tokens_per_step)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the run: whole steps."""
+        return self.total_steps * self.tokens_per_step

@@ -1,0 +1,99 @@
+"""Numbers with units, as users type them: `5B` tokens, `300M`, `2K`, `100 steps`.
+
+Annotated types for the fields of schema.py. A bool is never a number, and YAML's `1e-3` (a string
+to PyYAML) is one.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+# Two digits of exponent: `1e999999999` would otherwise be computed, exactly.
+_AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([KMBT]?)\s*", re.IGNORECASE)
+_UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens"}
+
+
+def parse_count(value: Any) -> int:
+    """An exact whole number from `5B`, `4.1B`, `1_000`, `2e9` or an int.
+
+    Raises ValueError for a bool, a fraction of one, or anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a count; write a whole number, or one with a suffix: 300M, 5B")
+    text = repr(value) if isinstance(value, float) else str(value).replace("_", "")
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{value!r} is not a count; write a whole number, or one with a suffix: 300M, 5B")
+    mantissa, _, exponent = match[1].lower().partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    scale = SUFFIXES[match[2].upper()] * 10 ** int(exponent or 0)
+    amount, remainder = divmod(int(whole + fraction) * scale, 10 ** len(fraction))
+    if remainder:
+        raise ValueError(f"{value!r} is not a whole number; round it")
+    return amount
+
+
+def parse_number(value: Any) -> float:
+    """A float from a number or from text such as `1e-3`. Raises ValueError for anything else, a bool included."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a number; write one such as 0.1 or 1e-4")
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is not a number; write one such as 0.1 or 1e-4") from None
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A stretch of training, in tokens or, where the user says so, in steps."""
+
+    amount: int
+    unit: str = "tokens"
+
+    def tokens(self, tokens_per_step: int) -> int:
+        """The duration in tokens of the model's input."""
+        return self.amount * tokens_per_step if self.unit == "steps" else self.amount
+
+    def steps(self, tokens_per_step: int) -> int:
+        """The duration in whole steps, at least one: the nearest step to the tokens asked for."""
+        if self.unit == "steps":
+            return max(1, self.amount)
+        return max(1, (self.amount + tokens_per_step // 2) // tokens_per_step)
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.unit}"
+
+
+def parse_duration(value: Any) -> Duration:
+    """A Duration from `50M` or `5B tokens` (tokens) or `100 steps`. Raises ValueError otherwise."""
+    if isinstance(value, Duration):
+        return value
+    if isinstance(value, dict) and set(value) == {"amount", "unit"}:
+        return parse_duration(f"{value['amount']} {value['unit']}")
+    amount, _, unit = value.strip().rpartition(" ") if isinstance(value, str) else ("", "", "")
+    if unit in _UNITS:
+        return Duration(parse_count(amount), _UNITS[unit])
+    try:
+        return Duration(parse_count(value), "tokens")
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error).partition(';')[0]}; write tokens, as 300M or 5B, or steps, as 100 steps"
+        ) from None
+
+
+def _positive(duration: Duration) -> Duration:
+    if duration.amount <= 0:
+        raise ValueError("should be greater than 0; raise it")
+    return duration
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+Number = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(parse_number), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1, allow_inf_nan=False)]
+Span = Annotated[Duration, BeforeValidator(parse_duration), AfterValidator(_positive)]

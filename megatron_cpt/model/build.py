@@ -1,0 +1,144 @@
+"""From a model's shape and a run's settings to Megatron-Core's GPTModel, wrapped for training."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_cpt.config.errors import Fault, refuse
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.model.specs import layer_spec
+from megatron_cpt.parallel import groups
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MegatronConfig = TypeVar("MegatronConfig")
+
+
+def megatron_config(
+    kind: type[MegatronConfig], ours: Mapping[str, Any], passed: Mapping[str, Any], section: str
+) -> MegatronConfig:
+    """A config object of the installed Megatron-Core from what we set and what the user passes through.
+
+    Args:
+        section: the name users know, such as `megatron.transformer`.
+    Raises:
+        BadInput: a passed name that this Megatron-Core does not know, or that we set ourselves.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    faults = [
+        Fault(
+            f"{section}.{name} = {value!r}",
+            f"the installed Megatron-Core's {kind.__name__} has no such field.",
+            "Check its spelling, or install a Megatron-Core that has it.",
+        )
+        for name, value in passed.items()
+        if name not in known
+    ]
+    faults += [
+        Fault(
+            f"{section}.{name} = {value!r}",
+            f"megatron-cpt sets {name} itself, to {ours[name]!r}.",
+            "Take it out and use the setting of ours that it follows from.",
+        )
+        for name, value in passed.items()
+        if name in ours
+    ]
+    refuse(faults)
+    return kind(**{name: value for name, value in ours.items() if name in known}, **passed)
+
+
+def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfig:
+    """Megatron-Core's TransformerConfig of a run."""
+    dtype = DTYPES[config.training.precision]
+    on_gpu = groups.device().type == "cuda"
+    ours = {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": shape.ffn_hidden,
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.query_groups,
+        "kv_channels": shape.head_dim,
+        "layernorm_epsilon": shape.norm_epsilon,
+        "normalization": "RMSNorm",
+        "add_bias_linear": False,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "hidden_dropout": config.model.dropout,
+        "attention_dropout": config.model.dropout,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+        "tensor_model_parallel_size": config.parallel.tensor,
+        "pipeline_model_parallel_size": config.parallel.pipeline,
+        "sequence_parallel": False,
+        # Random weights are drawn whole on the CPU and then sliced, so that tensor-parallel sizes agree.
+        "use_cpu_initialization": not on_gpu,
+        "perform_initialization": config.model.weights == "random",
+        # The loss of a step is the sum of nats over the sum of tokens, whatever the ranks and micro batches.
+        "calculate_per_token_loss": True,
+        "finalize_model_grads_func": finalize_model_grads,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_dropout_fusion": on_gpu,
+        "bias_activation_fusion": on_gpu,
+        "apply_rope_fusion": False,
+    }
+    return megatron_config(TransformerConfig, ours, config.megatron.transformer, "megatron.transformer")
+
+
+def padded_vocabulary(shape: ModelShape, tensor_size: int) -> int:
+    """Rows of the embedding: the vocabulary, rounded up so that tensor-parallel ranks share it evenly."""
+    return -(-shape.vocabulary // tensor_size) * tensor_size
+
+
+def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
+    """This rank's part of the model, in fp32 or bf16, on its device, without the wrappers of training.
+
+    Its weights are random, or unset where `model.weights` is `hf`: load them next.
+    """
+    scaling = shape.rope_scaling or {}
+    model = GPTModel(
+        config=transformer_config(shape, config),
+        transformer_layer_spec=layer_spec(),
+        vocab_size=padded_vocabulary(shape, config.parallel.tensor),
+        max_sequence_length=config.data.sequence_length,
+        pre_process=groups.is_first_stage(),
+        post_process=groups.is_last_stage(),
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_base,
+        rope_scaling=bool(scaling),
+        **({"rope_scaling_factor": scaling["factor"]} if scaling else {}),
+    )
+    return model.to(groups.device())
+
+
+def wrap_for_training(model: GPTModel, config: RunConfig) -> DistributedDataParallel:
+    """Adds mixed precision and the gradient buffers of data parallelism. Weights are loaded before."""
+    wrapped = Float16Module(model.config, model) if model.config.bf16 else model
+    ours = {
+        "use_distributed_optimizer": config.parallel.distributed_optimizer,
+        "grad_reduce_in_fp32": True,
+        "average_in_collective": False,
+    }
+    settings = megatron_config(DistributedDataParallelConfig, ours, config.megatron.ddp, "megatron.ddp")
+    replica = DistributedDataParallel(model.config, settings, wrapped)
+    replica.broadcast_params()
+    return replica
+
+
+def unwrap(model: torch.nn.Module) -> GPTModel:
+    """The GPTModel inside the wrappers of training."""
+    while not isinstance(model, GPTModel):
+        model = model.module
+    return model

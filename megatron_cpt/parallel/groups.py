@@ -1,0 +1,126 @@
+"""The ranks of a run and their groups: the one file that names Megatron-Core's parallel_state.
+
+World size = tensor x pipeline x data. Ranks are laid out as Megatron-Core does: tensor-parallel
+neighbours first, then data parallel, then pipeline stages.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_cpt.config.schema import ParallelSettings
+
+
+def device() -> torch.device:
+    """The device of this rank: its local GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def join_world(timeout: timedelta = timedelta(minutes=10)) -> None:
+    """Starts the process group from torchrun's environment (a world of one without it): NCCL on GPUs, gloo on CPUs.
+
+    A silent rank ends the others after the timeout.
+    """
+    if dist.is_initialized():
+        return
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+        dist.init_process_group("nccl", timeout=timeout, device_id=device())
+    elif "MASTER_PORT" in os.environ:
+        dist.init_process_group("gloo", timeout=timeout)
+    else:
+        dist.init_process_group("gloo", timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def divide_world(parallel: ParallelSettings) -> None:
+    """Makes Megatron-Core's groups for a layout; an earlier layout of this process is given up."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+    )
+
+
+def leave_world() -> None:
+    """Gives the groups back."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Rank in the world; rank 0 writes the run folder."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """Ranks in the world."""
+    return dist.get_world_size()
+
+
+def tensor_rank() -> int:
+    """Rank among those that share each layer."""
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def tensor_size() -> int:
+    """Ranks that share each layer."""
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def tensor_group() -> dist.ProcessGroup:
+    """The ranks that share each layer."""
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def pipeline_rank() -> int:
+    """This rank's pipeline stage."""
+    return parallel_state.get_pipeline_model_parallel_rank()
+
+
+def pipeline_size() -> int:
+    """Pipeline stages."""
+    return parallel_state.get_pipeline_model_parallel_world_size()
+
+
+def pipeline_group() -> dist.ProcessGroup:
+    """The stages of one pipeline."""
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def last_stage_rank() -> int:
+    """World rank of this pipeline's last stage, which has the loss."""
+    return parallel_state.get_pipeline_model_parallel_last_rank()
+
+
+def is_first_stage() -> bool:
+    """Whether this rank reads tokens."""
+    return parallel_state.is_pipeline_first_stage()
+
+
+def is_last_stage() -> bool:
+    """Whether this rank has the loss."""
+    return parallel_state.is_pipeline_last_stage()
+
+
+def data_rank() -> int:
+    """Rank among the replicas of the model."""
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_size() -> int:
+    """Replicas of the model."""
+    return parallel_state.get_data_parallel_world_size()
+
+
+def data_group() -> dist.ProcessGroup:
+    """The replicas of this rank's part of the model."""
+    return parallel_state.get_data_parallel_group()

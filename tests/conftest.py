@@ -1,0 +1,31 @@
+"""Fixtures that several rooms share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[Ranks]:
+    """A live world of one process."""
+    yield from live(1)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """A live world of two processes."""
+    yield from live(2)
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[Ranks]:
+    """A live world of four processes."""
+    yield from live(4)
+
+
+def live(size: int) -> Iterator[Ranks]:
+    ranks = Ranks(size)
+    yield ranks
+    ranks.stop()

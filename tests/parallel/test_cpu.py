@@ -1,0 +1,52 @@
+"""The CPU platform: Megatron-Core's modules see it, torch does not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from megatron.core.tensor_parallel import random as megatron_random
+
+from megatron_cpt.parallel import cpu
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with CUDA the layer does nothing")
+
+
+def test_megatron_factories_make_cpu_tensors_where_they_ask_for_cuda() -> None:
+    proxy = megatron_random.torch
+    assert proxy is not torch
+    assert proxy.zeros(2, device="cuda").device.type == "cpu"
+    assert proxy.tensor([1.0], device=proxy.cuda.current_device(), pin_memory=True).device.type == "cpu"
+
+
+def test_torch_itself_is_untouched() -> None:
+    assert cpu.installed()
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(2, device="cuda")
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.cuda.current_device()
+
+
+def test_tensor_type_names_cuda_and_stays_usable_as_a_cast() -> None:
+    assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
+    assert torch.zeros(1).type(torch.float64).dtype is torch.float64
+
+
+def test_events_and_streams_do_nothing_and_say_done() -> None:
+    event = cpu.Stream().record_event()
+    assert event.query()
+    assert event.elapsed_time(cpu.Event()) == 0.0
+
+
+def test_importing_the_package_costs_no_torch() -> None:
+    code = "import sys, megatron_cpt, megatron_cpt.config.schema; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_megatron_module_runs_on_the_platform() -> None:
+    left = [
+        name
+        for name, module in sys.modules.items()
+        if name.startswith("megatron.core.") and getattr(module, "torch", None) is torch
+    ]
+    assert left == []

@@ -1,0 +1,96 @@
+"""A checkpoint is complete or absent, and its bytes are those that were written.
+
+Each rank hashes the files that it wrote (`hashes-RANK.json`); when all have, rank 0 joins the hashes
+into `complete.json`, whose rename makes the folder a checkpoint. At load the ranks share the files
+out, hash them again and agree on the result. A folder without the marker is a save that was cut short.
+"""
+
+import hashlib
+from pathlib import Path
+
+import orjson
+
+from megatron_cpt.config.errors import IntegrityFault
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import all_agree, barrier
+from megatron_cpt.runs.durable import sync_folder, write_json
+
+MARKER = "complete.json"
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a folder is a whole checkpoint."""
+    return (checkpoint / MARKER).is_file()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(checkpoint: Path) -> None:
+    """Marks a folder as complete once every rank has written its files. Every rank calls it."""
+    write_json(checkpoint / f"hashes-{groups.rank():05}.json", hash_own_files(checkpoint))
+    barrier()
+    if groups.rank() == 0:
+        parts = sorted(checkpoint.glob("hashes-*.json"))
+        hashes = {name: digest for part in parts for name, digest in orjson.loads(part.read_bytes()).items()}
+        for part in parts:
+            part.unlink()
+        write_json(checkpoint / MARKER, {"sha256": dict(sorted(hashes.items()))})
+        sync_folder(checkpoint.parent)
+    barrier()
+
+
+def hash_own_files(checkpoint: Path) -> dict[str, str]:
+    """Hashes of the files that this rank wrote: its shards, and on rank 0 all that is not a shard."""
+    shard = f"__{groups.rank()}_"
+    own = (
+        path
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file()
+        and (path.name.startswith(shard) or (groups.rank() == 0 and path.suffix != ".distcp"))
+        and not path.name.startswith(("hashes-", ".hashes-"))
+    )
+    return {str(path.relative_to(checkpoint)): file_hash(path) for path in own}
+
+
+def verify(checkpoint: Path) -> None:
+    """Compares every file with the hash that its writer left. Every rank calls it and raises alike.
+
+    Raises:
+        IntegrityFault: a file is missing, or its bytes are not those that were written.
+    """
+    hashes = read_hashes(checkpoint)
+    mine = list(hashes.items())[groups.rank() :: groups.world_size()]
+    broken = [name for name, digest in mine if not is_intact(checkpoint / name, digest)]
+    if not all_agree(not broken):
+        found = ", ".join(broken) or "found by another rank"
+        raise IntegrityFault(
+            f"{checkpoint}: files missing or changed since they were written: {found}. "
+            "Restore them, or remove this folder to go on from an earlier checkpoint."
+        )
+
+
+def read_hashes(checkpoint: Path) -> dict[str, str]:
+    """The hashes in the marker, by file name relative to the checkpoint. Raises IntegrityFault."""
+    try:
+        hashes = orjson.loads((checkpoint / MARKER).read_bytes())["sha256"]
+        names = [Path(name) for name in hashes]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityFault(f"{checkpoint / MARKER}: not a readable marker ({error})") from error
+    outside = [str(name) for name in names if name.is_absolute() or ".." in name.parts]
+    if outside or not hashes:
+        raise IntegrityFault(
+            f"{checkpoint / MARKER}: names no files, or files outside the checkpoint: {outside}"
+        )
+    return hashes
+
+
+def is_intact(path: Path, digest: str) -> bool:
+    """Whether a file is there with the bytes that were written."""
+    try:
+        return file_hash(path) == digest
+    except OSError:
+        return False

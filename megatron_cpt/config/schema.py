@@ -27,7 +27,7 @@ class RunSettings:
     """The run folder. The same command on the same folder goes on where it was."""
     seed: CountOrZero = 1234
     """Seed of the data order, of dropout and of random weights."""
-    log_every: Span = Duration(10, "steps")
+    log_every: Span = field(default=Duration(10, "steps"))
     """How often the progress line is written to the log, in tokens or steps."""
 
 
@@ -40,7 +40,7 @@ class ModelSettings:
     hf: str
     """Hugging Face folder: config.json, the tokenizer, and the weights unless `weights: random`."""
     weights: Literal["hf", "random"] = "hf"
-    """Where the weights come from: the folder's safetensors, or drawn at random (pretraining from scratch)."""
+    """Where the weights come from: the folder's safetensors, or drawn at random (training from scratch)."""
     dropout: Share = 0.0
     """Dropout of hidden states and of attention. Continual pretraining uses 0."""
 
@@ -54,9 +54,9 @@ class SourceSettings:
     paths: list[str]
     """Dataset prefixes, selections (`NAME.selection.json`) or globs of either."""
     role: Literal["domain", "replay"] = "domain"
-    """`domain`: what is learnt; `replay`: what the model knew. `data.replay_ratio` divides the run between them."""
+    """`domain`: what is learnt; `replay`: what the model knew. `data.replay_ratio` divides the run among them."""
     weight: NotNegative = 1.0
-    """Share within its role, relative to the other sources of that role (all sources, without a replay ratio)."""
+    """Share relative to the other sources of its role, or, without a replay ratio, to all sources."""
     max_epochs: Positive | None = None
     """A plan that reads the source more often is refused."""
 
@@ -88,7 +88,7 @@ class TrainingSettings:
     micro_batch_size: Count = 1
     """Sequences of one forward pass of one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the forward and backward pass. bf16 keeps fp32 main parameters. CPUs without bf16 units want fp32."""
+    """Arithmetic of the model. bf16 keeps fp32 main parameters; CPUs without bf16 units want fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)

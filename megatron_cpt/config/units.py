@@ -37,7 +37,7 @@ def parse_count(value: Any) -> int:
 
 
 def parse_number(value: Any) -> float:
-    """A float from a number or from text such as `1e-3`. Raises ValueError for anything else, a bool included."""
+    """A float from a number or from text such as `1e-3`. Raises ValueError for all else, a bool included."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a number; write one such as 0.1 or 1e-4")
     try:
@@ -73,15 +73,16 @@ def parse_duration(value: Any) -> Duration:
         return value
     if isinstance(value, dict) and set(value) == {"amount", "unit"}:
         return parse_duration(f"{value['amount']} {value['unit']}")
-    amount, _, unit = value.strip().rpartition(" ") if isinstance(value, str) else ("", "", "")
-    if unit in _UNITS:
-        return Duration(parse_count(amount), _UNITS[unit])
+    amount, unit = value, "tokens"
+    if isinstance(value, str):
+        number, _, word = value.strip().rpartition(" ")
+        if word in _UNITS:
+            amount, unit = number, _UNITS[word]
     try:
-        return Duration(parse_count(value), "tokens")
-    except ValueError as error:
-        raise ValueError(
-            f"{str(error).partition(';')[0]}; write tokens, as 300M or 5B, or steps, as 100 steps"
-        ) from None
+        return Duration(parse_count(amount), unit)
+    except ValueError:
+        remedy = "write tokens, as 300M or 5B, or steps, as 100 steps"
+        raise ValueError(f"{value!r} is not a duration; {remedy}") from None
 
 
 def _positive(duration: Duration) -> Duration:
@@ -92,7 +93,6 @@ def _positive(duration: Duration) -> Duration:
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
-Number = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(parse_number), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1, allow_inf_nan=False)]

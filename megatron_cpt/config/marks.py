@@ -1,0 +1,58 @@
+"""Evaluation marks: the steps at which a validation set is evaluated. Mark 0 is before the first update."""
+
+import re
+from dataclasses import dataclass
+
+from megatron_cpt.config.schema import MarksSettings
+from megatron_cpt.config.units import Duration, parse_duration
+
+LOG_MARKS_GRAMMAR = "`8 per decade to 1000 steps` or `8 per decade to 5M tokens`"
+_LOG_MARKS = re.compile(r"\s*([1-9][0-9]*)\s+per\s+decade\s+to\s+(\S+\s+(?:steps?|tokens))\s*")
+
+
+@dataclass(frozen=True)
+class LogMarks:
+    """Marks spaced evenly in the logarithm of the step, from the first update on."""
+
+    per_decade: int
+    """Marks from one power of ten to the next."""
+    end: Duration
+    """Where they stop (included)."""
+
+    def steps(self, last: int, tokens_per_step: int) -> list[int]:
+        """The marks up to their own end and to the step `last`; near the start several may be one step."""
+        end = min(self.end.steps(tokens_per_step), last)
+        marks: list[int] = []
+        while (mark := round(10 ** (len(marks) / self.per_decade))) <= end:
+            marks.append(mark)
+        return marks
+
+
+def parse_log_marks(text: str) -> LogMarks:
+    """Reads `8 per decade to 1000 steps`. Raises ValueError for anything else."""
+    match = _LOG_MARKS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not of the form {LOG_MARKS_GRAMMAR}")
+    end = parse_duration(match[2])
+    if end.amount == 0:
+        raise ValueError(f"{text!r} ends before the first update")
+    return LogMarks(int(match[1]), end)
+
+
+def mark_steps(marks: MarksSettings, total_steps: int, tokens_per_step: int) -> tuple[int, ...]:
+    """The steps of all marks of a run of `total_steps`, sorted and each once.
+
+    Marks given in tokens are at the nearest whole step; those beyond the end of the run are dropped.
+    Raises ValueError for a `log` that cannot be read.
+    """
+    steps = {duration.steps(tokens_per_step) for duration in marks.at}
+    if marks.start:
+        steps.add(0)
+    if marks.log is not None:
+        steps.update(parse_log_marks(marks.log).steps(total_steps, tokens_per_step))
+    if marks.every is not None:
+        distance = marks.every.steps(tokens_per_step)
+        steps.update(range(distance, total_steps + 1, distance))
+    if marks.end:
+        steps.add(total_steps)
+    return tuple(sorted(step for step in steps if step <= total_steps))

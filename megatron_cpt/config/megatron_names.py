@@ -1,0 +1,109 @@
+"""Fields of Megatron-Core's dataclasses that follow from our settings: `megatron:` may not set them.
+
+Each has the setting of ours to use instead, or None where there is none to choose.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_cpt.config.errors import Fault
+
+_SHAPE = "the model's own config.json, in the folder `model.hf`"
+_PRECISION = "`training.precision`"
+
+TRANSFORMER = {
+    **dict.fromkeys(
+        (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+            "normalization",
+            "layernorm_epsilon",
+            "layernorm_zero_centered_gamma",
+            "add_bias_linear",
+            "add_qkv_bias",
+            "gated_linear_unit",
+            "activation_func",
+            "qk_layernorm",
+            "rotary_interleaved",
+            "softmax_scale",
+            "window_size",
+            "num_moe_experts",
+            "multi_latent_attention",
+        ),
+        _SHAPE,
+    ),
+    **dict.fromkeys(("hidden_dropout", "attention_dropout"), "`model.dropout`"),
+    **dict.fromkeys(("perform_initialization", "use_cpu_initialization"), "`model.weights`"),
+    **dict.fromkeys(
+        ("params_dtype", "pipeline_dtype", "bf16", "fp16", "enable_autocast", "autocast_dtype"), _PRECISION
+    ),
+    "tensor_model_parallel_size": "`parallel.tensor`",
+    "pipeline_model_parallel_size": "`parallel.pipeline`",
+    **dict.fromkeys(
+        (
+            "virtual_pipeline_model_parallel_size",
+            "microbatch_group_size_per_vp_stage",
+            # With interleaved stages any other values of these two give wrong losses in silence.
+            "overlap_p2p_comm",
+            "batch_p2p_comm",
+        ),
+        "`parallel.virtual_pipeline`",
+    ),
+    **dict.fromkeys(
+        (
+            "sequence_parallel",
+            "context_parallel_size",
+            "hierarchical_context_parallel_sizes",
+            "expert_model_parallel_size",
+            "expert_tensor_parallel_size",
+            "calculate_per_token_loss",
+            "variable_seq_lengths",
+            "finalize_model_grads_func",
+            "grad_scale_func",
+            "no_sync_func",
+            "grad_sync_func",
+            "param_sync_func",
+            "timers",
+        )
+    ),
+}
+OPTIMIZER = {
+    "lr": "`schedule.peak`",
+    "min_lr": "`schedule.final`",
+    "decoupled_lr": "`schedule.peak`",
+    "decoupled_min_lr": "`schedule.final`",
+    "weight_decay": "`optimizer.weight_decay`",
+    "adam_beta1": "`optimizer.beta1`",
+    "adam_beta2": "`optimizer.beta2`",
+    "adam_eps": "`optimizer.epsilon`",
+    "clip_grad": "`optimizer.clip_gradient`",
+    **dict.fromkeys(("params_dtype", "bf16", "fp16"), _PRECISION),
+    "use_distributed_optimizer": "`parallel.distributed_optimizer`",
+    **dict.fromkeys(("optimizer", "decoupled_weight_decay", "timers")),
+}
+DDP = {
+    "use_distributed_optimizer": "`parallel.distributed_optimizer`",
+    **dict.fromkeys(("grad_reduce_in_fp32", "average_in_collective", "use_megatron_fsdp", "use_custom_fsdp")),
+}
+
+
+def contradictions(section: str, passed: Mapping[str, Any], ours: Mapping[str, str | None]) -> list[Fault]:
+    """A fault for each passed name that we set ourselves.
+
+    Args:
+        section: what users write: `megatron.transformer`.
+        ours: one of the tables above.
+    """
+    return [
+        Fault(
+            f"{section}.{name} = {value}",
+            "megatron-cpt sets this field itself.",
+            f"Take it out and use {ours[name]}." if ours[name] else "Take it out; it cannot be chosen.",
+        )
+        for name, value in passed.items()
+        if name in ours
+    ]

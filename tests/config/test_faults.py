@@ -1,0 +1,158 @@
+from typing import Any
+
+import pytest
+
+from megatron_cpt.config.faults import config_faults
+from tests.config.examples import config_with
+
+GENERAL = {"paths": ["data/general"], "role": "replay"}
+CODE = {"paths": ["data/code"]}
+
+
+def complaints(world_size: int | None = None, **changes: Any) -> list[str]:
+    return [str(fault) for fault in config_faults(config_with(**changes), world_size)]
+
+
+def test_a_right_configuration_has_no_fault() -> None:
+    assert complaints() == complaints(world_size=4) == []
+    assert complaints(world_size=8, parallel={"tensor": 2, "pipeline": 2}) == []
+    assert complaints(schedule={"kind": "wsd", "peak": 1e-3, "warmup": "10 steps", "decay": "240 steps"}) == []
+    assert complaints(schedule={"kind": "constant", "peak": 1e-3, "warmup": "250 steps"}) == []
+    assert complaints(checkpoint={"every": "50 steps", "keep_every": "100 steps"}) == []
+    assert complaints(data__replay_ratio=0, data__sources={"code": CODE, "general": {**GENERAL, "weight": 0}}) == []
+    assert complaints(data__replay_ratio=1, data__sources={"general": GENERAL}) == []
+
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"run__folder": " "}, "run.folder = ' ': a folder needs a name."),
+    ({"model__hf": ""}, "model.hf = '': a folder needs a name."),
+    ({"data__sources": {}}, "data.sources is empty: a run needs text."),
+    ({"data__sources__code__paths": []}, "data.sources.code.paths is empty: there is nothing to read."),
+    ({"data__sources__code__paths": ["a", ""]}, "data.sources.code.paths has an empty path"),
+    ({"data__sources": {"a/b": CODE, "general": GENERAL}}, "data.sources: 'a/b': a name holds letters"),
+    ({"validation__sets": {"..": CODE}}, "validation.sets: '..': a name holds letters"),
+    ({"validation__sets": {"a": {"paths": []}}}, "validation.sets.a.paths is empty"),
+    (
+        {"validation__sets__general__tokens": 255},
+        "validation.sets.general.tokens = 255: it holds no whole sequence of data.sequence_length = 256 tokens.",
+    ),
+    (
+        {"data__sources": {"code": CODE}},
+        "data.replay_ratio = 0.3: it gives 0.3 of the tokens to `replay` sources, and there are none.",
+    ),
+    (
+        {"data__sources": {"general": GENERAL}},
+        "data.replay_ratio = 0.3: it gives 0.7 of the tokens to `domain` sources, and there are none.",
+    ),
+    (
+        {"data__sources__code__weight": 0},
+        "data.replay_ratio = 0.3: it gives 0.7 of the tokens to `domain` sources, whose weights are all 0.",
+    ),
+    ({"data__replay_ratio": 0}, "data.replay_ratio = 0: it leaves nothing to the `replay` sources: general."),
+    ({"data__replay_ratio": 1}, "data.replay_ratio = 1: it leaves nothing to the `domain` sources: code."),
+    (
+        {"data__replay_ratio": None, "data__sources": {"code": {**CODE, "weight": 0}}},
+        "data.sources: all weights are 0: nothing would be read.",
+    ),
+    (
+        {"training__micro_batch_size": 3},
+        "training.global_batch_size = 16: it should be a multiple of training.micro_batch_size = 3."
+        " The nearest are 15 and 18.",
+    ),
+    (
+        {"training__micro_batch_size": 32},
+        "training.global_batch_size = 16: it should be a multiple of training.micro_batch_size = 32."
+        " The nearest are 32 and 64.",
+    ),
+    ({"parallel__virtual_pipeline": 2}, "parallel.virtual_pipeline = 2: interleaved pipelines are not supported"),
+    ({"checkpoint__asynchronous": True}, "checkpoint.asynchronous = true: asynchronous saves are not supported"),
+    (
+        {"checkpoint__keep_every": "120 steps"},
+        "checkpoint.keep_every = 120 steps: 120 steps are not a multiple of checkpoint.every, 50 steps."
+        " The nearest are 100 and 150 steps.",
+    ),
+    (
+        {"checkpoint": {"keep_every": "100 steps"}},
+        "checkpoint.keep_every = 100 steps: there is one checkpoint, at the end",
+    ),
+    (
+        {"schedule__warmup": "251 steps"},
+        "schedule.warmup = 251 steps: it is longer than the run of 1024000 tokens (250 steps).",
+    ),
+    ({"schedule__warmup": "250 steps"}, "schedule.warmup = 250 steps: it takes the whole run"),
+    ({"schedule__final": 0.1}, "schedule.final = 0.1: it should not be above schedule.peak = 0.001."),
+    ({"schedule__decay": "5M"}, "schedule.decay = 5000000 tokens: a separate decay belongs to `wsd`"),
+    (
+        {"schedule": {"kind": "wsd", "peak": 1, "warmup": "11 steps", "decay": "240 steps"}},
+        "schedule.decay = 240 steps: warm-up and decay together (1028096 tokens) are longer than the run",
+    ),
+    (
+        {"schedule": {"kind": "wsd", "peak": 1, "warmup": "230 steps"}},
+        "schedule.decay = a tenth of the run, 102400 tokens: warm-up and decay together (1044480 tokens)",
+    ),
+    ({"optimizer__beta2": 1}, "optimizer.beta2 = 1: it should be below 1."),
+    ({"validation__marks__log": "often"}, "validation.marks.log = 'often': it should read like `8 per decade"),
+    (
+        {"validation__sets__general__marks": {"log": "8 per decade to 10"}},
+        "validation.sets.general.marks.log = '8 per decade to 10': it should read like",
+    ),
+    (
+        {"megatron__transformer": {"hidden_size": 8}},
+        "megatron.transformer.hidden_size = 8: megatron-cpt sets this field itself."
+        " Take it out and use the model's own config.json, in the folder `model.hf`.",
+    ),
+    (
+        {"megatron__transformer": {"overlap_p2p_comm": False}},
+        "megatron.transformer.overlap_p2p_comm = False: megatron-cpt sets this field itself."
+        " Take it out and use `parallel.virtual_pipeline`.",
+    ),
+    (
+        {"megatron__transformer": {"sequence_parallel": True}},
+        "megatron.transformer.sequence_parallel = True: megatron-cpt sets this field itself."
+        " Take it out; it cannot be chosen.",
+    ),
+    ({"megatron__optimizer": {"lr": 1}}, "megatron.optimizer.lr = 1: megatron-cpt sets this field itself."),
+    (
+        {"megatron__ddp": {"use_distributed_optimizer": True}},
+        "megatron.ddp.use_distributed_optimizer = True: megatron-cpt sets this field itself."
+        " Take it out and use `parallel.distributed_optimizer`.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), CASES)
+def test_each_rule_names_value_rule_and_remedy(changes: dict[str, Any], expected: str) -> None:
+    (complaint,) = complaints(**changes)
+    assert complaint.startswith(expected)
+
+
+def test_what_the_ranks_cannot_share_is_refused_once_their_number_is_known() -> None:
+    layout = {"parallel": {"tensor": 2, "pipeline": 2}}
+    assert complaints(**layout) == []
+    assert complaints(world_size=6, **layout) == [
+        "6 ranks: each copy of the model takes parallel.tensor * parallel.pipeline = 4 ranks."
+        " Start a multiple of 4 ranks, or lower those sizes."
+    ]
+    assert complaints(world_size=12, **layout) == [
+        "training.global_batch_size = 16: it should be a multiple of"
+        " training.micro_batch_size * data-parallel ranks = 12. The nearest are 12 and 24."
+    ]
+
+
+def test_all_faults_come_at_once() -> None:
+    found = complaints(
+        run__folder="",
+        training__micro_batch_size=3,
+        schedule__final=1,
+        megatron={"ddp": {"average_in_collective": True}},
+    )
+    assert [complaint.split(" ")[0] for complaint in found] == [
+        "run.folder",
+        "training.global_batch_size",
+        "schedule.final",
+        "megatron.ddp.average_in_collective",
+    ]
+
+
+def test_what_megatron_core_alone_decides_may_be_passed() -> None:
+    assert complaints(megatron={"transformer": {"recompute_granularity": "full"}, "ddp": {"bucket_size": 10}}) == []

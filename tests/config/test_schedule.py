@@ -1,0 +1,104 @@
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
+from megatron_cpt.config.schema import ScheduleSettings
+from megatron_cpt.config.units import Duration
+
+STEP = 100  # tokens of an update
+
+
+def rates(schedule: ScheduleSettings, steps: int) -> list[float]:
+    return [learning_rate(schedule, step * STEP, steps * STEP, STEP) for step in range(1, steps + 1)]
+
+
+def test_warmup_rises_from_0_and_its_first_update_is_not_0() -> None:
+    schedule = ScheduleSettings(kind="constant", peak=0.4, warmup=Duration(4, "steps"))
+    assert rates(schedule, 6) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_warmup_in_tokens_need_not_be_whole_steps() -> None:
+    schedule = ScheduleSettings(kind="constant", peak=0.5, warmup=Duration(250))
+    assert rates(schedule, 4) == pytest.approx([0.2, 0.4, 0.5, 0.5])
+
+
+def test_linear() -> None:
+    schedule = ScheduleSettings(kind="linear", peak=1.0, final=0.2, warmup=Duration(1, "steps"))
+    assert rates(schedule, 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_cosine() -> None:
+    schedule = ScheduleSettings(kind="cosine", peak=1.0, final=0.0)
+    half = math.sqrt(0.5) / 2
+    assert rates(schedule, 4) == pytest.approx([0.5 + half, 0.5, 0.5 - half, 0.0])
+
+
+def test_wsd_is_stable_and_then_decays_linearly() -> None:
+    schedule = ScheduleSettings(
+        kind="wsd", peak=1.0, final=0.1, warmup=Duration(2, "steps"), decay=Duration(3, "steps")
+    )
+    assert rates(schedule, 8) == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.1])
+
+
+def test_wsd_decays_over_a_tenth_of_the_run_unless_told() -> None:
+    schedule = ScheduleSettings(kind="wsd", peak=1.0)
+    assert rates(schedule, 20)[-4:] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    assert rates(schedule, 3) == [1.0, 1.0, 0.0]
+
+
+@given(
+    kind=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    peak=st.floats(1e-9, 10),
+    share=st.floats(0, 1),
+    steps=st.integers(2, 500),
+    warmup=st.integers(0, 1),
+)
+def test_rates_stay_between_their_ends_and_reach_the_last_exactly(
+    kind: str, peak: float, share: float, steps: int, warmup: int
+) -> None:
+    final = peak * share
+    schedule = ScheduleSettings(
+        kind=kind,  # type: ignore[arg-type]
+        peak=peak,
+        final=final,
+        warmup=Duration(warmup, "steps") if warmup else None,
+    )
+    series = rates(schedule, steps)
+    assert series[-1] == (peak if kind == "constant" else final)
+    assert all(final * (1 - 1e-12) <= rate <= peak * (1 + 1e-12) for rate in series)
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(series))
+
+
+def test_a_run_that_is_all_warmup_ends_at_its_final_rate() -> None:
+    schedule = ScheduleSettings(kind="cosine", peak=1.0, final=0.1, warmup=Duration(4, "steps"))
+    assert rates(schedule, 4) == pytest.approx([0.25, 0.5, 0.75, 0.1])
+
+
+def test_forward_area_is_the_sum_of_the_rates() -> None:
+    assert forward_area([0.1] * 10) == 1.0
+    assert forward_area([]) == 0.0
+
+
+def test_annealing_area_by_hand() -> None:
+    # m = 0, 1, 0.5 * 1 + 1 = 1.5, 0.5 * 1.5 - 2 = -1.25
+    assert annealing_area([4.0, 3.0, 2.0, 4.0], decay=0.5) == 0 + 1 + 1.5 - 1.25
+    # The same after a rate of 5: m = 1, 1.5, 1.75, -1.125
+    assert annealing_area([4.0, 3.0, 2.0, 4.0], decay=0.5, previous_rate=5.0) == 1 + 1.5 + 1.75 - 1.125
+
+
+def test_annealing_area_of_a_linear_decay_is_that_of_the_paper() -> None:
+    # 2e-4 to 0 over 20,000 updates: about 0.190 of the 0.2 = 2e-4 / (1 - 0.999) reached in the limit.
+    decay = [2e-4 * (1 - step / 20_000) for step in range(20_001)]
+    assert annealing_area(decay) == pytest.approx(0.190, abs=5e-4)
+    assert annealing_area([*decay, *[0.0] * 20_000]) == pytest.approx(0.2, rel=1e-4)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 0.999))
+def test_annealing_area_equals_the_double_sum_of_its_definition(series: list[float], decay: float) -> None:
+    eta = [series[0], *series]
+    double_sum = sum((eta[k - 1] - eta[k]) * decay ** (i - k) for i in range(1, len(eta)) for k in range(1, i + 1))
+    assert annealing_area(series, decay) == pytest.approx(double_sum, abs=1e-9)

@@ -1,0 +1,70 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_cpt.config.units import Duration, parse_count, parse_duration, parse_number
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        (7, 7),
+        ("1_000", 1000),
+        ("300M", 300_000_000),
+        ("4.1B", 4_100_000_000),
+        ("0.3k", 300),
+        (" 2 K ", 2000),
+        ("2e9", 2_000_000_000),
+        ("1e+3", 1000),
+        (5e9, 5_000_000_000),
+        (1e22, 10**22),
+        ("1T", 10**12),
+    ],
+)
+def test_counts_are_exact_and_take_suffixes(text: object, amount: int) -> None:
+    assert parse_count(text) == amount
+
+
+@pytest.mark.parametrize(
+    "value", [True, None, "five", "", "-3", -3, "1.5", 0.1, "1.0001K", float("nan"), [1], "1+0", "1e999999999", "5G"]
+)
+def test_what_is_not_a_count_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="is not a"):
+        parse_count(value)
+
+
+@given(st.integers(0, 10**15), st.sampled_from(["", "K", "M", "B"]))
+def test_a_count_survives_its_text(amount: int, suffix: str) -> None:
+    scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[suffix]
+    assert parse_count(f"{amount}{suffix}") == amount * scale
+
+
+def test_numbers_may_be_text_and_never_words() -> None:
+    assert parse_number("1e-3") == 0.001
+    assert parse_number(2) == 2.0
+    for value in (True, None, "fast", [1], {}, 10**400):
+        with pytest.raises(ValueError, match="is not a number"):
+            parse_number(value)
+
+
+def test_durations_carry_their_unit() -> None:
+    assert parse_duration("100 steps") == Duration(100, "steps")
+    assert parse_duration("1 step") == Duration(1, "steps")
+    assert parse_duration("2K  steps") == Duration(2000, "steps")
+    assert parse_duration("5B tokens") == parse_duration("5B") == parse_duration(5_000_000_000)
+    assert parse_duration({"amount": 3, "unit": "steps"}) == Duration(3, "steps")
+    for value in ("100 epochs", "steps", "1.5 steps", "100steps", True, None, {"amount": 3}):
+        with pytest.raises(ValueError, match="100 steps"):
+            parse_duration(value)
+
+
+def test_tokens_become_the_nearest_whole_step_and_at_least_one() -> None:
+    assert [Duration(amount).steps(100) for amount in (1, 149, 150, 1000)] == [1, 1, 2, 10]
+    assert Duration(7, "steps").steps(100) == 7
+    assert Duration(7, "steps").tokens(100) == 700
+    assert Duration(7).tokens(100) == 7
+
+
+@given(st.integers(0, 10**13), st.sampled_from(["steps", "tokens"]))
+def test_a_duration_survives_its_text(amount: int, unit: str) -> None:
+    assert parse_duration(str(Duration(amount, unit))) == Duration(amount, unit)

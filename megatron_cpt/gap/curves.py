@@ -1,0 +1,91 @@
+"""Loss curves from the validation records of a run.
+
+A curve is one validation set at its marks. Marks are comparable only on the same sequences, so where
+a set was changed during a run (another identity), the curve is that of the latest sequences alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_cpt.config.errors import IntegrityFault
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Loss of one validation set at the marks of one run, in order of steps."""
+
+    name: str
+    """The set's name, as the user gave it."""
+    role: str
+    """`domain` (what is learnt) or `replay` (what the model knew; general)."""
+    identity: str
+    """Hash of the set's sequences and settings: equal identities are comparable between runs."""
+    steps: np.ndarray
+    """int64 [marks]: optimizer steps done; 0 is before the first update."""
+    tokens: np.ndarray
+    """int64 [marks]: tokens trained."""
+    losses: np.ndarray
+    """float64 [marks]: nats per token. NaN where the recorded loss was not finite."""
+    sequence_nats: np.ndarray | None = None
+    """float64 [marks, sequences]: summed nats of each sequence; None where they were not recorded."""
+    sequence_tokens: np.ndarray | None = None
+    """int64 [sequences]: scored tokens of each sequence, the same at every mark."""
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the set was evaluated before the first update."""
+        return bool(self.steps[0] == 0)
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
+    """The curves of a run: general sets first, then domain sets, each in the order of first appearance.
+
+    Records of other kinds are passed over. Raises IntegrityFault for a validation record without one of
+    its fields, and for sequences whose token counts change between marks.
+    """
+    by_set: dict[str, list[Mapping[str, Any]]] = {}
+    try:
+        for record in records:
+            if record["kind"] == "validation":
+                by_set.setdefault(record["set"], []).append(record)
+        curves = [_curve(name, marks) for name, marks in by_set.items()]
+    except KeyError as error:
+        raise IntegrityFault(f"records.jsonl: a validation record has no field {error}") from error
+    return sorted(curves, key=lambda curve: curve.role == "domain")
+
+
+def _curve(name: str, records: Sequence[Mapping[str, Any]]) -> LossCurve:
+    latest = records[-1]
+    same = {record["step"]: record for record in records if record["identity"] == latest["identity"]}
+    marks = [same[step] for step in sorted(same)]
+    losses = [np.nan if mark["loss"] is None else mark["loss"] for mark in marks]
+    sequence_nats, sequence_tokens = _sequences(name, marks)
+    return LossCurve(
+        name=name,
+        role=latest["role"],
+        identity=latest["identity"],
+        steps=np.array([mark["step"] for mark in marks], dtype=np.int64),
+        tokens=np.array([mark["tokens"] for mark in marks], dtype=np.int64),
+        losses=np.array(losses, dtype=np.float64),
+        sequence_nats=sequence_nats,
+        sequence_tokens=sequence_tokens,
+    )
+
+
+def _sequences(name: str, marks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Per-sequence nats [marks, sequences] and tokens [sequences], or two Nones where a mark has none."""
+    counts = [mark.get("sequence_tokens") for mark in marks]
+    if not all(counts) or not all(mark.get("sequence_nats") for mark in marks):
+        return None, None
+    if any(count != counts[0] for count in counts):
+        raise IntegrityFault(
+            f"records.jsonl: the sequences of validation set {name!r} have other token counts at some marks, "
+            "though the set's identity is the same"
+        )
+    if any(len(mark["sequence_nats"]) != len(counts[0] or []) for mark in marks):
+        raise IntegrityFault(f"records.jsonl: validation set {name!r} has a mark with sequences missing")
+    nats = np.array([mark["sequence_nats"] for mark in marks], dtype=np.float64)
+    return nats, np.array(counts[0], dtype=np.int64)

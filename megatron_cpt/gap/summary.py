@@ -1,0 +1,80 @@
+"""What gap figures say: gap.json for programs, one line a run for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from megatron_cpt.gap.curves import LossCurve
+from megatron_cpt.gap.figures import GapFigures, Recovery
+
+UNITS = {
+    "baseline, depth, final, improvement, transient, *_standard_error": "nats per token",
+    "*_tokens": "tokens trained since the start of the run",
+    "area": "nats per token times tokens trained",
+    "p_value": "probability, family-wise over the marks of the set",
+    "null": "not recorded, or not applicable; `recovery_tokens` is null unless `recovery` is `recovered`",
+}
+"""The units of gap.json, by key."""
+
+
+def gap_document(runs: Sequence[tuple[str, str, Sequence[tuple[LossCurve, GapFigures]]]]) -> dict[str, Any]:
+    """The content of gap.json from (name, folder, curves with their figures) of each run."""
+    return {
+        "units": UNITS,
+        "runs": [
+            {
+                "name": name,
+                "folder": folder,
+                "sets": {
+                    curve.name: {"role": curve.role, "identity": curve.identity, **asdict(figures)}
+                    for curve, figures in curves
+                },
+            }
+            for name, folder, curves in runs
+        ],
+    }
+
+
+def summary_line(run: str, sets: Mapping[str, tuple[str, GapFigures]]) -> str:
+    """One line on a run, from {set: (role, figures)}.
+
+    `naive: general rose 0.541 nats at 512K tokens, 0.002 of it transient, not recovered; code gained
+    1.982 nats`
+    """
+    if not sets:
+        return f"{run}: no validation set was evaluated"
+    return f"{run}: " + "; ".join(_set_summary(name, *sets[name]) for name in sets)
+
+
+def _set_summary(name: str, role: str, figures: GapFigures) -> str:
+    if figures.depth is None or figures.improvement is None or figures.transient is None:
+        return f"{name} {figures.missing}"
+    if role == "domain":
+        verb = "gained" if figures.improvement >= 0 else "lost"
+        return f"{name} {verb} {abs(figures.improvement):.3f} nats"
+    if figures.recovery is Recovery.NOT_NEEDED:
+        return f"{name} stayed at its baseline (largest rise {figures.depth:.3f} nats)"
+    doubt = " (within evaluation noise)" if figures.significant is False else ""
+    return (
+        f"{name} rose {figures.depth:.3f} nats{doubt} at {short_count(figures.depth_tokens)} tokens, "
+        f"{figures.transient:.3f} of it transient, {recovery_words(figures)}"
+    )
+
+
+def recovery_words(figures: GapFigures) -> str:
+    """`recovered at 1.2M tokens`, `not recovered`, `never left its baseline` or `not recorded`."""
+    if figures.recovery is Recovery.RECOVERED:
+        return f"recovered at {short_count(figures.recovery_tokens)} tokens"
+    if figures.recovery is Recovery.NOT_RECOVERED:
+        return "not recovered"
+    return "never left its baseline" if figures.recovery is Recovery.NOT_NEEDED else "not recorded"
+
+
+def short_count(count: float | None) -> str:
+    """A count of tokens in three digits: `512`, `1.2K`, `4.1B`; `not recorded` for None."""
+    if count is None:
+        return "not recorded"
+    scaled, suffixes = float(count), ["", "K", "M", "B", "T"]
+    while abs(scaled) >= 999.5 and len(suffixes) > 1:
+        scaled, suffixes = scaled / 1000, suffixes[1:]
+    return f"{scaled:.3g}{suffixes[0]}" if abs(scaled) < 999.5 else f"{scaled:.0f}{suffixes[0]}"

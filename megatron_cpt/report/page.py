@@ -1,0 +1,204 @@
+"""The report: one HTML file that shows everything a run left, with no script and nothing to load."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from megatron_cpt.gap.figures import GapFigures
+from megatron_cpt.gap.summary import recovery_words, short_count
+from megatron_cpt.report.elements import (
+    MISSING,
+    figure,
+    gap_legend,
+    missing_section,
+    panels,
+    run_heading,
+    run_legend,
+    run_swatch,
+    section,
+    source_legend,
+)
+from megatron_cpt.report.figures import RunCurve, change_figure, curves_by_set, loss_figure, set_title
+from megatron_cpt.report.panels import drawing
+from megatron_cpt.report.runs import ReportedRun
+from megatron_cpt.report.style import STYLE
+from megatron_cpt.report.tables import MINUS, gap_table, mixture_table, plan_tables
+from megatron_cpt.report.training_figures import (
+    epochs_figure,
+    gradient_norm_figure,
+    learning_rate_figure,
+    mixture_figure,
+    training_loss_figure,
+)
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""Content-Security-Policy: the page's own style sheet and no more."""
+
+Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
+
+
+def report_page(runs: Sequence[ReportedRun]) -> str:
+    """The whole page of one or several runs."""
+    by_set = curves_by_set(runs)
+    with drawing():
+        sections = [
+            _head(runs),
+            _losses(runs, by_set),
+            _early(runs, by_set),
+            _gap(runs, by_set),
+            _training(runs),
+            _mixture(runs),
+            _plans(runs),
+            _configurations(runs),
+        ]
+    title = escape(" · ".join(run.name for run in runs))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{title} · megatron_cpt report</title><style>{STYLE}</style></head>\n"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _head(runs: Sequence[ReportedRun]) -> str:
+    cards = "".join(_card(index, run) for index, run in enumerate(runs))
+    return (
+        "<header><h1>Continual pretraining report</h1>"
+        '<p class="lead">What each run learnt of its domain, what it forgot, and what of that came back.</p>'
+        f'<div class="cards">{cards}</div></header>'
+    )
+
+
+def _card(index: int, run: ReportedRun) -> str:
+    sets = "".join(_card_set(curve.role, curve.name, gap) for curve, gap in run.validation)
+    content = f"<dl>{sets}</dl>" if sets else '<p class="missing">No validation set was evaluated.</p>'
+    return (
+        f'<section class="card"><h3>{run_swatch(index)} {escape(run.name)}</h3>'
+        f'<p class="note">{_state(run)}</p>{content}'
+        f'<p class="note folder">{escape(str(run.folder))}</p></section>'
+    )
+
+
+def _card_set(role: str, name: str, gap: GapFigures) -> str:
+    if gap.depth is None or gap.final is None or gap.transient is None:
+        words = f'<span class="missing">{escape(gap.missing or "not recorded")}</span>'
+    elif role == "domain":
+        change = f"{gap.final:+.3f}".replace("-", MINUS)
+        better = "better" if gap.final < 0 else "worse"
+        words = f'<span class="figure-number">{change}</span> nats per token, {better} at the end'
+    else:
+        doubt = ", within evaluation noise" if gap.significant is False else ""
+        words = (
+            f'<span class="figure-number">+{gap.depth:.3f}</span> nats per token at worst{doubt}; '
+            f"{gap.transient:.3f} of it transient, {recovery_words(gap)}"
+        )
+    return f"<div><dt>{escape(set_title(role, name))}</dt><dd>{words}</dd></div>"
+
+
+def _state(run: ReportedRun) -> str:
+    tokens = f"{short_count(run.training.tokens[-1])} tokens" if len(run.training.tokens) else "no training records"
+    state = f"state {MISSING}" if run.status is None else escape(run.status.state)
+    return f"{state}, {tokens}"
+
+
+def _losses(runs: Sequence[ReportedRun], by_set: Sets) -> str:
+    if not by_set:
+        return missing_section("Validation loss", "No validation set was evaluated.")
+    figures = [figure(set_title(role, name), loss_figure(curves)) for (role, name), curves in by_set.items()]
+    return section(
+        "Validation loss",
+        "The dashed line is the loss before the first update; the shaded area above it is the gap. "
+        "A ring marks the largest rise, a dot the point from which the loss was back.",
+        _different_sequences(by_set) + gap_legend([run.name for run in runs]) + panels(figures),
+    )
+
+
+def _different_sequences(by_set: Sets) -> str:
+    """A warning that names the sets which are not the same sequences in all runs."""
+    different = [name for (_, name), curves in by_set.items() if len({c.curve.identity for c in curves}) > 1]
+    if not different:
+        return ""
+    names = escape(", ".join(different))
+    return f'<p class="warning">Other sequences in some runs, so not comparable between runs: {names}.</p>'
+
+
+def _early(runs: Sequence[ReportedRun], by_set: Sets) -> str:
+    if not by_set:
+        return ""
+    figures = [figure(set_title(role, name), change_figure(curves)) for (role, name), curves in by_set.items()]
+    return section(
+        "The first steps",
+        "Change of the loss since the start, on a log axis that spreads the early part. The coloured band is two "
+        "standard errors either way, each sequence compared with itself; the grey one is 0.01 nats about the "
+        "baseline.",
+        run_legend([run.name for run in runs]) + panels(figures),
+    )
+
+
+def _gap(runs: Sequence[ReportedRun], by_set: Sets) -> str:
+    if not by_set:
+        return ""
+    return section(
+        "Gap figures",
+        "Transient: the part of the largest rise that came back. Recovered: from then on two evaluations running "
+        "within 0.01 nats or two standard errors of the baseline, or below it. SE: standard error of the change "
+        "on these sequences; what another seed would have given is not in it.",
+        gap_table(by_set, runs),
+    )
+
+
+def _training(runs: Sequence[ReportedRun]) -> str:
+    if not any(len(run.training.tokens) for run in runs):
+        return missing_section("Training", "No training step was recorded.")
+    losses = [
+        figure(run.name, training_loss_figure(run.training), source_legend(run.training, total="all tokens"))
+        if len(run.training.tokens)
+        else figure(run.name, None)
+        for run in runs
+    ]
+    histories = [run.training for run in runs]
+    schedule = [
+        figure("Learning rate", learning_rate_figure(histories)),
+        figure("Gradient norm, before clipping", gradient_norm_figure(histories)),
+    ]
+    return section(
+        "Training",
+        "Loss of all tokens and of each source's. Long runs are drawn as means over stretches of steps.",
+        panels(losses) + '<div class="spaced">' + run_legend([run.name for run in runs]) + panels(schedule) + "</div>",
+    )
+
+
+def _mixture(runs: Sequence[ReportedRun]) -> str:
+    parts = []
+    for index, run in enumerate(runs):
+        parts.append(run_heading(index, run.name))
+        if not run.training.sources:
+            parts.append(f"<p>{MISSING}</p>")
+            continue
+        figures = [
+            figure("Tokens read, source upon source", mixture_figure(run.training)),
+            figure("Epochs of each source", epochs_figure(run.training)),
+        ]
+        parts += [source_legend(run.training), panels(figures), mixture_table(run.training)]
+    return section("Mixture", "What was really read from each source.", "".join(parts))
+
+
+def _plans(runs: Sequence[ReportedRun]) -> str:
+    parts = [_folded(run.name, plan_tables(run.plan) if run.plan else None) for run in runs]
+    return section("Plan", "What each run set out to do.", "".join(parts))
+
+
+def _configurations(runs: Sequence[ReportedRun]) -> str:
+    parts = []
+    for run in runs:
+        text = None if run.config is None else f"<pre>{escape(run.config)}</pre>"
+        parts.append(_folded(run.name, text))
+    return section("Configuration", "Resolved: each run can be repeated from it alone.", "".join(parts))
+
+
+def _folded(name: str, content: str | None) -> str:
+    """A fold with the run's name, or that there is nothing to unfold."""
+    if content is None:
+        return f'<p class="folded">{escape(name)}: {MISSING}</p>'
+    return f"<details><summary>{escape(name)}</summary>{content}</details>"

@@ -1,0 +1,156 @@
+"""The tables of the report, as HTML. Whatever comes from data is escaped here; what is missing says so."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from megatron_cpt.gap.figures import GapFigures, Recovery
+from megatron_cpt.gap.significance import FLIPS
+from megatron_cpt.gap.summary import short_count
+from megatron_cpt.report.elements import MISSING
+from megatron_cpt.report.figures import RunCurve, set_title
+from megatron_cpt.report.runs import ReportedRun, TrainingHistory
+
+MINUS = "\N{MINUS SIGN}"
+
+LONGEST_LIST = 60
+"""Items of a list in plan.json that are shown."""
+
+GAP_COLUMNS = (
+    ("Baseline", "nats/token"),
+    ("Largest rise", "nats/token ± SE"),
+    ("reached at", "tokens"),
+    ("of it transient", "nats/token"),
+    ("End minus baseline", "nats/token ± SE"),
+    ("Recovered at", "tokens"),
+    ("Area of the rise", "nats/token · tokens"),
+    ("Significant rise", "family-wise 5 %"),
+)
+
+
+def gap_table(by_set: Mapping[tuple[str, str], Sequence[RunCurve]], runs: Sequence[ReportedRun]) -> str:
+    """The gap figures of every run, set by set."""
+    headers = "".join(f"<th>{name}<small>{unit}</small></th>" for name, unit in GAP_COLUMNS)
+    rows = []
+    for (role, name), curves in by_set.items():
+        title = escape(set_title(role, name))
+        rows.append(f'<tr><th colspan="{len(GAP_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>')
+        rows += [_gap_row(runs[item.index].name, item.gap) for item in curves]
+    return _table(f"<th>Run</th>{headers}", rows)
+
+
+def mixture_table(history: TrainingHistory) -> str:
+    """Tokens, share and epochs of each source up to the last training record."""
+    last = [(name, source.tokens[-1], source.epochs[-1]) for name, source in history.sources.items()]
+    total = np.nansum([tokens for _, tokens, _ in last])
+    rows = [
+        f"<tr><td class='words'>{escape(name)}</td><td>{_number(tokens, '{:,.0f}')}</td>"
+        f"<td>{_number(100 * tokens / total if total else np.nan, '{:.2f} %')}</td>"
+        f"<td>{_number(epochs, '{:.3f}')}</td></tr>"
+        for name, tokens, epochs in last
+    ]
+    return _table("<th>Source</th><th>Tokens read</th><th>Share</th><th>Epochs</th>", rows)
+
+
+def plan_tables(plan: Mapping[str, Any]) -> str:
+    """plan.json as it is: plain values in one table, by dotted names; each list of objects in its own."""
+    values = _flattened(plan)
+    plain = [
+        f"<tr><td>{escape(name)}</td><td class='words'>{_plain(value)}</td></tr>"
+        for name, value in values.items()
+        if not _is_rows(value)
+    ]
+    first = _table("<th>Plan</th><th class='words'>Value</th>", plain) if plain else ""
+    return first + "".join(_object_table(name, value) for name, value in values.items() if _is_rows(value))
+
+
+def _gap_row(run: str, gap: GapFigures) -> str:
+    name = f"<td class='words'>{escape(run)}</td>"
+    if gap.missing is not None:
+        return f"<tr>{name}<td colspan='{len(GAP_COLUMNS)}' class='words missing'>{escape(gap.missing)}</td></tr>"
+    cells = [
+        _number(gap.baseline, "{:.4f}"),
+        _with_error(gap.depth, gap.depth_standard_error),
+        short_count(gap.depth_tokens),
+        _number(gap.transient, "{:.4f}"),
+        _with_error(gap.final, gap.final_standard_error),
+        _recovery(gap),
+        short_count(gap.area),
+        _significance(gap),
+    ]
+    return f"<tr>{name}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _recovery(gap: GapFigures) -> str:
+    if gap.recovery is Recovery.RECOVERED:
+        return short_count(gap.recovery_tokens)
+    return "not recovered" if gap.recovery is Recovery.NOT_RECOVERED else "no rise"
+
+
+def _significance(gap: GapFigures) -> str:
+    if gap.p_value is None:
+        return '<span class="missing">not testable</span>'
+    smallest = gap.p_value <= 1 / (FLIPS + 1)
+    p_value = f"p ≤ {gap.p_value:.4f}" if smallest else f"p = {gap.p_value:.3g}"
+    return f'{"yes" if gap.significant else "no"} <span class="error">{p_value}</span>'
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    margin = "" if error is None else f' <span class="error">± {error:.4f}</span>'
+    return _number(value, "{:+.4f}") + margin
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None or not np.isfinite(value) else form.format(value).replace("-", MINUS)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flattened(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
+
+
+def _object_table(name: str, objects: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in objects for key in row))
+    words = {column: any(isinstance(row.get(column), str | list) for row in objects) for column in columns}
+    style = {column: " class='words'" if words[column] else "" for column in columns}
+    headers = "".join(f"<th{style[column]}>{escape(column)}</th>" for column in columns)
+    rows = [
+        "<tr>" + "".join(f"<td{style[column]}>{_plain(row.get(column))}</td>" for column in columns) + "</tr>"
+        for row in objects
+    ]
+    return f"<h3 class='run'>{escape(name)}</h3>" + _table(headers, rows)
+
+
+def _plain(value: Any) -> str:
+    """A value of plan.json as escaped text."""
+    if value is None or value in ([], {}):
+        return '<span class="missing">none</span>'
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        more = f" … ({len(value)} in all)" if len(value) > LONGEST_LIST else ""
+        return ", ".join(_plain(item) for item in value[:LONGEST_LIST]) + more
+    if isinstance(value, dict):
+        return ", ".join(f"{escape(str(name))}: {_plain(item)}" for name, item in value.items())
+    return escape(str(value))
+
+
+def _table(headers: str, rows: Sequence[str]) -> str:
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{headers}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -1,0 +1,115 @@
+"""The page: whole, self-contained, safe, and truthful about what is missing."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from megatron_cpt.report.page import report_page
+from megatron_cpt.report.runs import read_runs
+from tests.report.synthetic import write_run
+
+VOID = {"meta", "link", "br", "img", "line", "rect", "circle", "path", "use"}
+
+
+class Balance(HTMLParser):
+    """Checks that tags close in order, and gathers tags, attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    return report_page(read_runs([write_run(folder / "naive", False), write_run(folder / "mitigated", True)]))
+
+
+def test_the_page_is_well_formed_and_has_every_section(page: str):
+    parsed = Balance(page)
+    assert parsed.open == []
+    for title in ("Validation loss", "The first steps", "Gap figures", "Training", "Mixture", "Plan", "Configuration"):
+        assert f"<h2>{title}</h2>" in page
+    assert page.count("<figure>") == 2 + 2 + 2 + 2 + 4
+
+
+def test_the_page_loads_and_runs_nothing(page: str):
+    assert "http" not in page.replace("http-equiv", "")
+    assert "default-src 'none'" in page
+    parsed = Balance(page)
+    assert "script" not in parsed.tags
+    assert not {name for name in parsed.attributes if name.startswith("on")}
+    assert set(re.findall(r'(?:src|href)="([^"#]*)', page)) <= {"", "data:,"}
+
+
+def test_names_and_config_from_data_are_only_text(tmp_path: Path):
+    name = "<img src=x onerror=alert(1)>"
+    folder = write_run(tmp_path / "<i>run", True, names=(name, '"&amp;$'))
+    (folder / "plan.json").write_bytes(orjson.dumps({name: [{name: name}], "b": {name: [name]}}))
+    parsed = Balance(report_page(read_runs([folder])))
+    assert parsed.open == []
+    assert not {"img", "i", "script"} & parsed.tags
+    assert not {"onerror"} & parsed.attributes
+    assert name in parsed.words and '"&amp;$' in parsed.words and "</details><script>" in parsed.words
+
+
+def test_what_is_missing_is_shown_as_missing(tmp_path: Path):
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "records.jsonl").write_text('{"kind":"train","step":1,"tokens":10,"loss":4.0}\n')
+    page = report_page(read_runs([folder]))
+    assert Balance(page).open == []
+    assert "No validation set was evaluated." in page
+    assert page.count("not recorded") >= 4  # state, sources, plan, config
+
+
+def test_a_set_with_other_sequences_in_another_run_is_named(tmp_path: Path):
+    naive, mitigated = write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)
+    records = mitigated / "records.jsonl"
+    records.write_text(records.read_text().replace("identity of general", "others"))
+    assert "not comparable between runs: general." in report_page(read_runs([naive, mitigated]))
+
+
+def test_many_long_runs_stay_under_2_megabytes(tmp_path: Path):
+    sources = [f"source {index}" for index in range(40)]
+    noise = np.random.default_rng(0)
+    lines = [
+        orjson.dumps({
+            "kind": "train", "step": step, "tokens": step * 1000, "loss": 4 + noise.random(),
+            "learning_rate": 1e-3, "grad_norm": noise.random(),
+            "source_losses": dict.fromkeys(sources, 4 + noise.random()),
+            "source_tokens": dict.fromkeys(sources, step * 25),
+            "source_epochs": dict.fromkeys(sources, step / 100),
+        })
+        for step in range(1, 3001)
+    ]  # fmt: skip
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "records.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    page = report_page(read_runs([tmp_path / name for name in "abc"]))
+    assert len(page.encode()) < 2_000_000
+    assert "33 other sources" in page

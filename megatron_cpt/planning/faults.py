@@ -1,0 +1,169 @@
+"""Every fault of a run, found before anything is paid for and told at once.
+
+What a config alone can get wrong is in config/faults.py; here it meets the model folder, the datasets and the
+blend. `plan` and `train` refuse the same things in the same words.
+"""
+
+from collections.abc import Mapping
+from math import gcd
+from pathlib import Path
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.faults import config_faults, replay_faults, source_faults
+from megatron_cpt.config.schema import ParallelSettings, RunConfig
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.mixture.plan import BlendPlan, plan_blend
+from megatron_cpt.planning.inputs import RunInputs, open_inputs
+
+
+def run_faults(config: RunConfig, world_size: int | None) -> list[Fault]:
+    """All that is wrong with a run on `world_size` ranks (None: not known yet).
+
+    Raises IntegrityFault where a dataset's files are there and corrupt.
+    """
+    return input_faults(config, world_size, open_inputs(config))
+
+
+def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -> list[Fault]:
+    """`run_faults` of inputs that are open already. A fault found in two ways is told once."""
+    faults = [*config_faults(config, world_size), *inputs.faults]
+    if inputs.shape is not None:
+        faults += shape_faults(config, inputs.shape)
+        faults += layout_faults(config.parallel, inputs.shape)
+    faults += tokenizer_faults(config, inputs)
+    faults += validation_faults(config, inputs.validation_sets)
+    faults += shared_faults(inputs)
+    try:
+        blend_of(config, inputs)
+    except BadInput as error:
+        faults += error.faults
+    return list(dict.fromkeys(faults))
+
+
+def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
+    """The blend of the run; None where a source could not be opened or the config's weights make no shares.
+
+    Raises BadInput as plan_blend does.
+    """
+    if set(inputs.sources) != set(config.data.sources) or [*source_faults(config), *replay_faults(config)]:
+        return None
+    return plan_blend(
+        config.data,
+        {name: stream.tokens for name, stream in inputs.sources.items()},
+        total_sequences=config.total_steps * config.training.global_batch_size,
+        seed=config.run.seed,
+        identities={name: stream.identity for name, stream in inputs.sources.items()},
+        step_sequences=config.training.global_batch_size,
+    )
+
+
+def shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
+    """Sequences longer than the model was made for."""
+    length = config.data.sequence_length
+    if length <= shape.max_positions:
+        return []
+    rule = f"the model was made for at most {shape.max_positions} tokens (max_position_embeddings)."
+    return [Fault(f"data.sequence_length = {length}", rule, f"Use {shape.max_positions} or fewer.")]
+
+
+def layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
+    """Parts of the model that the ranks cannot share evenly."""
+    divided = {
+        "attention heads": shape.heads,
+        "key-value heads": shape.query_groups,
+        "units of the MLP": shape.ffn_hidden,
+    }
+    faults = [
+        Fault(
+            f"parallel.tensor = {parallel.tensor}",
+            f"the model's {count} {what} cannot be divided evenly among {parallel.tensor} ranks.",
+            f"Use {_one_of(_divisors(gcd(*divided.values())))}.",
+        )
+        for what, count in divided.items()
+        if count % parallel.tensor
+    ]
+    if shape.layers % parallel.pipeline:
+        rule = f"the model's {shape.layers} layers cannot be divided evenly among {parallel.pipeline} stages."
+        remedy = f"Use {_one_of(_divisors(shape.layers))}."
+        faults.append(Fault(f"parallel.pipeline = {parallel.pipeline}", rule, remedy))
+    return faults
+
+
+def tokenizer_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
+    """Datasets made with another tokenizer than the model's, or with ids that the model has no row for.
+
+    Datasets made elsewhere do not say; planning/plan.py warns of them.
+    """
+    faults = []
+    for name, stream in _named_streams(inputs).items():
+        for manifest in stream.manifests:
+            made_with = manifest.tokenizer_folder or "another tokenizer"
+            if inputs.tokenizer and manifest.tokenizer not in (None, inputs.tokenizer.identity):
+                faults.append(
+                    Fault(
+                        f"{name}: tokenized with {made_with}",
+                        f"the tokenizer of model.hf = {config.model.hf} is another one, so the ids mean other text.",
+                        f"Prepare the dataset again with `--tokenizer {config.model.hf}`, or name the model that "
+                        "belongs to it.",
+                    )
+                )
+            if inputs.shape and (manifest.vocabulary_size or 0) > inputs.shape.vocabulary:
+                faults.append(
+                    Fault(
+                        f"{name}: ids up to {(manifest.vocabulary_size or 0) - 1}",
+                        f"the vocabulary of model.hf = {config.model.hf} has {inputs.shape.vocabulary} entries, "
+                        "too small for them.",
+                        "Prepare the dataset with the model's own tokenizer, or give the model an embedding of "
+                        f"at least {manifest.vocabulary_size} rows.",
+                    )
+                )
+    return faults
+
+
+def validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) -> list[Fault]:
+    """Validation sets that hold no whole sequence and its labels."""
+    length = config.data.sequence_length
+    remedy = "Hold more documents out (`megatron-cpt prepare --holdout`), or take the set out."
+    faults = []
+    for name, stream in streams.items():
+        if stream.tokens <= length:
+            found = f"has {stream.tokens} tokens" if stream.tokens else "is empty"
+            rule = f"a validation set is at least one sequence of {length} tokens and the label of the last."
+            faults.append(Fault(f"validation.sets.{name}: {found}", rule, remedy))
+    return faults
+
+
+def shared_faults(inputs: RunInputs) -> list[Fault]:
+    """Datasets and selections that are both trained on and validated on."""
+    trained = {_resolved(path): name for name, stream in inputs.sources.items() for path in stream.paths}
+    return [
+        Fault(
+            f"validation.sets.{name}.paths: {path}",
+            f"data.sources.{trained[_resolved(path)]} trains on the same text, so its loss would say nothing "
+            "about new text.",
+            "Name a held-out dataset (`megatron-cpt prepare --holdout` writes PREFIX.validation).",
+        )
+        for name, stream in inputs.validation_sets.items()
+        for path in stream.paths
+        if _resolved(path) in trained
+    ]
+
+
+def _named_streams(inputs: RunInputs) -> dict[str, TokenStream]:
+    sources = {f"data.sources.{name}": stream for name, stream in inputs.sources.items()}
+    return sources | {f"validation.sets.{name}": stream for name, stream in inputs.validation_sets.items()}
+
+
+def _resolved(path: Path) -> Path:
+    """Links followed by folder alone: a dataset is two files, so its prefix is no file itself."""
+    return path.parent.resolve() / path.name
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _one_of(numbers: list[int]) -> str:
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

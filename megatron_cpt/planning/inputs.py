@@ -1,0 +1,86 @@
+"""What a run reads, opened without a GPU and without touching a token: model folder, datasets, selections."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.families.shape import ModelShape, read_shape
+
+Opened = TypeVar("Opened")
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What could be opened; `faults` says why the rest could not."""
+
+    shape: ModelShape | None
+    """Shape of the model."""
+    tokenizer: Tokenizer | None
+    """The model's tokenizer."""
+    sources: Mapping[str, TokenStream]
+    """Streams of the training sources, by name."""
+    validation_sets: Mapping[str, TokenStream]
+    """Streams of the validation sets, by name."""
+    faults: tuple[Fault, ...]
+    """One for everything that is missing or unreadable."""
+
+
+def open_inputs(config: RunConfig) -> RunInputs:
+    """Opens everything that a config names and collects what is wrong with it.
+
+    Raises IntegrityFault where files are there and corrupt.
+    """
+    faults: list[Fault] = []
+    shape, tokenizer = None, None
+    folder = Path(config.model.hf)
+    if folder.is_dir():
+        shape = _attempt(partial(read_shape, folder), faults)
+        tokenizer = _attempt(partial(Tokenizer.load, folder), faults)
+    else:
+        rule = "there is no such folder."
+        remedy = "Give a local Hugging Face model folder, with config.json, tokenizer and weights."
+        faults.append(Fault(f"model.hf = {config.model.hf}", rule, remedy))
+    sources = {name: source.paths for name, source in config.data.sources.items()}
+    sets = {name: validation_set.paths for name, validation_set in config.validation.sets.items()}
+    return RunInputs(
+        shape,
+        tokenizer,
+        _open_streams("data.sources", sources, faults),
+        _open_streams("validation.sets", sets, faults),
+        tuple(faults),
+    )
+
+
+def _open_streams(section: str, paths: Mapping[str, Sequence[str]], faults: list[Fault]) -> dict[str, TokenStream]:
+    streams = {}
+    for name, its_paths in paths.items():
+        try:
+            streams[name] = TokenStream(its_paths)
+        except BadInput as error:
+            faults += [
+                Fault(f"{section}.{name}.paths: {fault.value}", fault.rule, fault.remedy)
+                for fault in _faults_of_each(its_paths) or error.faults
+            ]
+    return streams
+
+
+def _faults_of_each(paths: Sequence[str]) -> list[Fault]:
+    """A stream stops at the first path that is wrong; this finds all of them."""
+    faults: list[Fault] = []
+    for path in paths:
+        _attempt(partial(TokenStream, [path]), faults)
+    return faults
+
+
+def _attempt(read: Callable[[], Opened], faults: list[Fault]) -> Opened | None:
+    try:
+        return read()
+    except BadInput as error:
+        faults += error.faults
+        return None

@@ -1,0 +1,242 @@
+"""What `plan` prints and `train` obeys: blend, steps, marks, size and cost of a run, and what looks unwise."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_cpt.config.errors import refuse
+from megatron_cpt.config.marks import mark_steps
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.families.size import (
+    MemoryEstimate,
+    flops_per_token,
+    memory_per_rank,
+    non_embedding_parameter_count,
+    parameter_count,
+)
+from megatron_cpt.mixture.plan import BlendPlan
+from megatron_cpt.planning.faults import blend_of, input_faults
+from megatron_cpt.planning.inputs import RunInputs, open_inputs
+from megatron_cpt.planning.text import columns, percent, quantity, size
+from megatron_cpt.planning.warnings import marks_of, plan_warnings
+
+MARKS_SHOWN = 8
+"""A longer list of marks is shown by its beginning and its end."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How often a validation set is evaluated and what that costs."""
+
+    name: str
+    """Name of the set."""
+    role: str
+    """domain or replay."""
+    tokens: int
+    """Tokens of one evaluation."""
+    marks: tuple[int, ...]
+    """Steps at which it is evaluated."""
+    compute_share: float
+    """Compute of all its evaluations over that of training; a forward pass is a third of a training pass."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """How large the model is and what a run of it takes."""
+
+    family: str
+    """Model family."""
+    parameters: int
+    """All parameters; tied ones count once."""
+    non_embedding_parameters: int
+    """Without embedding and output layer."""
+    flops_per_token: float
+    """Floating-point operations of a training token, forward and backward."""
+    training_flops: float
+    """Of the whole run, evaluation apart."""
+    memory: MemoryEstimate
+    """Bytes of the fullest rank."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run before it begins."""
+
+    folder: str
+    """The run folder."""
+    world_size: int
+    """Ranks it is planned for."""
+    steps: int
+    """Optimizer steps."""
+    global_batch_size: int
+    """Sequences of a step."""
+    sequence_length: int
+    """Tokens of a sequence."""
+    blend: BlendPlan
+    """Which sequence comes when, and what each source gives."""
+    evaluations: tuple[EvaluationPlan, ...]
+    """One for each validation set."""
+    model: ModelSize
+    """Size and cost of the model."""
+    warnings: tuple[str, ...]
+    """What works and looks unwise."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step."""
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the run."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def marks(self) -> dict[str, tuple[int, ...]]:
+        """Steps at which each validation set is evaluated, by its name."""
+        return {evaluation.name: evaluation.marks for evaluation in self.evaluations}
+
+    def source_sequences(self, sequences: int) -> dict[str, int]:
+        """Sequences of each source among the first `sequences` of the run."""
+        return self.blend.source_sequences(sequences)
+
+    def source_epochs(self, sequences: int) -> dict[str, float]:
+        """Passes over each source after the first `sequences` of the run."""
+        return self.blend.source_epochs(sequences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        return {
+            "folder": self.folder,
+            "world_size": self.world_size,
+            "steps": self.steps,
+            "tokens_per_step": self.tokens_per_step,
+            "tokens": self.tokens,
+            "blend": {
+                "sequences": self.blend.total_sequences,
+                "sources": [asdict(row) for row in self.blend.rows],
+                "order": self.blend.describe(self.blend.total_sequences),
+                "fingerprint": self.blend.fingerprint(self.blend.total_sequences),
+            },
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "model": asdict(self.model) | {"memory_per_rank": self.model.memory.total},
+            "warnings": list(self.warnings),
+        }
+
+    def table(self) -> str:
+        """The plan as plain text."""
+        parts = [self._summary(), ["Blend", *_indented(self._blend_lines())]]
+        if self.evaluations:
+            parts.append(["Evaluation", *_indented(self._evaluation_lines())])
+        if self.warnings:
+            parts.append(["Warnings", *(f"  - {warning}" for warning in self.warnings)])
+        return "\n\n".join("\n".join(part) for part in parts)
+
+    def _summary(self) -> list[str]:
+        model, memory = self.model, self.model.memory
+        batch = f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
+        shares = ", ".join(f"{name} {size(count)}" for name, count in asdict(memory).items())
+        ranks = "one rank" if self.world_size == 1 else f"the fullest of {self.world_size} ranks"
+        return [
+            f"Run      {self.folder}: {self.steps:,} steps of {batch}, {quantity(self.tokens)} tokens in all",
+            f"Model    {model.family}, {quantity(model.parameters)} parameters "
+            f"({quantity(model.non_embedding_parameters)} without embeddings)",
+            f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
+            f"Memory   {size(memory.total)} on {ranks} ({shares})",
+        ]
+
+    def _blend_lines(self) -> list[str]:
+        heading = ["source", "role", "tokens read", "share", "of", "epochs", "effective unique"]
+        rows = [
+            [
+                row.name,
+                row.role,
+                quantity(row.tokens),
+                percent(row.share),
+                quantity(row.source_tokens),
+                f"{row.epochs:.2f}",
+                quantity(row.effective_unique_tokens),
+            ]
+            for row in self.blend.rows
+        ]
+        return columns([heading, *rows], "llrrrrr")
+
+    def _evaluation_lines(self) -> list[str]:
+        heading = ["set", "role", "tokens", "marks", "of training compute", "at steps"]
+        rows = [
+            [
+                evaluation.name,
+                evaluation.role,
+                quantity(evaluation.tokens),
+                str(len(evaluation.marks)),
+                percent(evaluation.compute_share),
+                _shortened(evaluation.marks),
+            ]
+            for evaluation in self.evaluations
+        ]
+        return columns([heading, *rows], "llrrrl")
+
+
+def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
+    """The plan of a run on `world_size` ranks.
+
+    Raises:
+        BadInput: with every fault of the run.
+        IntegrityFault: files of a dataset are there and corrupt.
+    """
+    inputs = open_inputs(config)
+    refuse(input_faults(config, world_size, inputs))
+    blend = blend_of(config, inputs)
+    assert blend is not None and inputs.shape is not None, "inputs without faults are whole"
+    evaluations = plan_evaluations(config, inputs)
+    return RunPlan(
+        folder=config.run.folder,
+        world_size=world_size,
+        steps=config.total_steps,
+        global_batch_size=config.training.global_batch_size,
+        sequence_length=config.data.sequence_length,
+        blend=blend,
+        evaluations=evaluations,
+        model=measure(config, inputs.shape, world_size),
+        warnings=plan_warnings(config, inputs, blend),
+    )
+
+
+def measure(config: RunConfig, shape: ModelShape, world_size: int) -> ModelSize:
+    """Size and cost of the model in this run."""
+    per_token = flops_per_token(shape, config.data.sequence_length)
+    return ModelSize(
+        family=shape.family,
+        parameters=parameter_count(shape),
+        non_embedding_parameters=non_embedding_parameter_count(shape),
+        flops_per_token=per_token,
+        training_flops=per_token * config.total_tokens,
+        memory=memory_per_rank(shape, config, world_size),
+    )
+
+
+def plan_evaluations(config: RunConfig, inputs: RunInputs) -> tuple[EvaluationPlan, ...]:
+    """When each validation set is evaluated and at what cost."""
+    length = config.data.sequence_length
+    evaluations = []
+    for name, settings in config.validation.sets.items():
+        # The last token of a stream has no label after it, and its last sequence is padded to full length.
+        scored = inputs.validation_sets[name].tokens - 1
+        if settings.tokens is not None and settings.tokens < scored:
+            scored = settings.tokens // length * length
+        tokens = -(-scored // length) * length
+        steps = mark_steps(marks_of(config, name), config.total_steps, config.tokens_per_step)
+        share = len(steps) * tokens / (3 * config.total_tokens)
+        evaluations.append(EvaluationPlan(name, settings.role, tokens, steps, share))
+    return tuple(evaluations)
+
+
+def _shortened(marks: tuple[int, ...]) -> str:
+    words = [str(mark) for mark in marks]
+    if len(words) > MARKS_SHOWN:
+        words = [*words[: MARKS_SHOWN - 2], "...", words[-1]]
+    return ", ".join(words)
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

@@ -1,0 +1,73 @@
+"""What works and looks unwise."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from megatron_cpt.config.schema import MarksSettings, RunConfig
+from megatron_cpt.mixture.plan import BlendPlan
+from megatron_cpt.mixture.repetition import CHEAP_EPOCHS
+from megatron_cpt.planning.inputs import RunInputs
+from megatron_cpt.planning.text import quantity
+
+
+def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
+    """Everything that a person should know before the run is paid for, a sentence each."""
+    return (*blend_warnings(config, blend), *evaluation_warnings(config), *origin_warnings(inputs))
+
+
+def marks_of(config: RunConfig, name: str) -> MarksSettings:
+    """The marks of a validation set: its own, or those of all."""
+    return config.validation.sets[name].marks or config.validation.marks
+
+
+def blend_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """Sources read very often, and continual pretraining without replay."""
+    for row in blend.rows:
+        if row.epochs > CHEAP_EPOCHS:
+            yield (
+                f"source {row.name} is read {row.epochs:.1f} times: beyond {CHEAP_EPOCHS} epochs repeated text is "
+                f"worth clearly less than new text (arXiv:2305.16264); its {quantity(row.tokens)} tokens do what "
+                f"{quantity(row.effective_unique_tokens)} new ones would."
+            )
+    replayed = sum(row.sequences for row in blend.rows if row.role == "replay")
+    if config.model.weights == "hf" and not replayed:
+        yield (
+            "no source of role `replay` gives tokens: what the model knew will fade. A share of general text "
+            "holds it (data.replay_ratio)."
+        )
+
+
+def evaluation_warnings(config: RunConfig) -> Iterator[str]:
+    """Gains and gaps that nobody would see."""
+    sets = config.validation.sets
+    if not sets:
+        yield "there are no validation sets: neither gain nor forgetting will be seen (validation.sets)."
+    elif config.model.weights == "hf" and all(settings.role != "replay" for settings in sets.values()):
+        yield "no validation set has the role `replay`: forgetting will not be seen (validation.sets)."
+    without_baseline = [name for name in sets if not marks_of(config, name).start]
+    if without_baseline:
+        yield (
+            f"no evaluation before the first update of {', '.join(without_baseline)}: without that baseline there is "
+            "no gap figure (marks.start)."
+        )
+    sparse = [name for name in sets if marks_of(config, name).log is None]
+    if sparse:
+        yield (
+            f"no dense early marks for {', '.join(sparse)}: the stability gap is deepest in the first steps and may "
+            "fall between marks (marks.log: 8 per decade to 1000 steps)."
+        )
+
+
+def origin_warnings(inputs: RunInputs) -> Iterator[str]:
+    """Datasets that do not say which tokenizer made them."""
+    unknown = Counter(
+        name
+        for section, streams in (("data.sources", inputs.sources), ("validation.sets", inputs.validation_sets))
+        for name, manifest in (
+            (f"{section}.{name}", manifest) for name, stream in streams.items() for manifest in stream.manifests
+        )
+        if manifest.tokenizer is None
+    )
+    for name, count in unknown.items():
+        datasets = "a dataset" if count == 1 else f"{count} datasets"
+        yield f"{name}: {datasets} made elsewhere; whether the model's tokenizer made them cannot be checked."

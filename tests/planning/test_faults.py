@@ -1,0 +1,130 @@
+"""faults.py: every fault of a run at once, each with value, rule and remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.planning.faults import run_faults
+from tests.planning.small_run import settings, write_dataset, write_model
+
+
+def faults_of(sections: dict[str, Any], world_size: int = 1) -> list[str]:
+    return [str(fault) for fault in run_faults(config_from_dict(sections), world_size)]
+
+
+@pytest.fixture
+def sections(tmp_path: Path) -> dict[str, Any]:
+    return settings(tmp_path)
+
+
+def change_shape(sections: dict[str, Any], **changes: Any) -> None:
+    path = Path(sections["model"]["hf"], "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_sound_run_has_none(sections: dict[str, Any]) -> None:
+    assert faults_of(sections) == []
+    sections["parallel"] = {"tensor": 2, "pipeline": 2}
+    assert faults_of(sections, world_size=8) == []
+
+
+def test_all_faults_are_told_at_once(sections: dict[str, Any], tmp_path: Path) -> None:
+    sections["model"]["hf"] = str(tmp_path / "nowhere")
+    sections["data"]["sources"]["law"]["paths"] = [str(tmp_path / "gone"), str(tmp_path / "lost*")]
+    sections["training"]["micro_batch_size"] = 3
+    found = faults_of(sections)
+    assert len(found) == 4
+    assert found[0].startswith("training.global_batch_size = 8: ")
+    assert found[1].startswith(f"model.hf = {tmp_path}/nowhere: there is no such folder.")
+    assert found[2].startswith(f"data.sources.law.paths: {tmp_path}/gone")
+    assert found[3].startswith(f"data.sources.law.paths: {tmp_path}/lost*: matches no dataset.")
+
+
+def test_a_folder_without_a_tokenizer(sections: dict[str, Any]) -> None:
+    Path(sections["model"]["hf"], "tokenizer.json").unlink()
+    [fault] = faults_of(sections)
+    assert "is not a tokenizer folder" in fault
+
+
+def test_a_dataset_of_another_tokenizer(sections: dict[str, Any], tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", words="v")
+    write_dataset(tmp_path / "law", 10_000, other)
+    [fault] = faults_of(sections)
+    assert fault == (
+        f"data.sources.law: tokenized with {other}: the tokenizer of model.hf = {tmp_path}/model is another one, "
+        f"so the ids mean other text. Prepare the dataset again with `--tokenizer {tmp_path}/model`, or name the "
+        "model that belongs to it."
+    )
+
+
+def test_ids_that_the_model_has_no_row_for(sections: dict[str, Any]) -> None:
+    change_shape(sections, vocab_size=60)
+    found = faults_of(sections)
+    assert len(found) == 4
+    assert found[0].startswith("data.sources.law: ids up to 63: the vocabulary of model.hf = ")
+    assert "has 60 entries, too small for them." in found[0]
+
+
+def test_a_dataset_made_elsewhere_is_accepted(sections: dict[str, Any], tmp_path: Path) -> None:
+    sections["data"]["sources"]["law"]["paths"] = [write_dataset(tmp_path / "foreign", 10_000, None)]
+    assert faults_of(sections) == []
+
+
+def test_sequences_longer_than_the_model(sections: dict[str, Any]) -> None:
+    sections["data"]["sequence_length"] = 256
+    found = faults_of(sections)
+    assert found == [
+        "data.sequence_length = 256: the model was made for at most 128 tokens (max_position_embeddings). "
+        "Use 128 or fewer."
+    ]
+
+
+@pytest.mark.parametrize(("tokens", "found"), [(0, "is empty"), (32, "has 32 tokens")])
+def test_validation_sets_without_a_sequence(sections: dict[str, Any], tmp_path: Path, tokens: int, found: str) -> None:
+    sections["validation"]["sets"]["law"]["paths"] = [write_dataset(tmp_path / "few", tokens, None)]
+    [fault] = faults_of(sections)
+    assert fault.startswith(f"validation.sets.law: {found}: a validation set is at least one sequence of 32 tokens")
+    write_dataset(tmp_path / "few", 33, None)
+    Path(tmp_path / "few.manifest.json").unlink(missing_ok=True)
+    assert faults_of(sections) == []
+
+
+def test_a_validation_set_that_is_trained_on(sections: dict[str, Any], tmp_path: Path) -> None:
+    sections["validation"]["sets"]["law"]["paths"] = [str(tmp_path / "model" / ".." / "law")]
+    [fault] = faults_of(sections)
+    assert "data.sources.law trains on the same text" in fault
+    assert "PREFIX.validation" in fault
+
+
+def test_model_parts_that_ranks_cannot_share(sections: dict[str, Any]) -> None:
+    sections["parallel"] = {"tensor": 3, "pipeline": 3}
+    assert faults_of(sections, world_size=9) == [
+        "parallel.tensor = 3: the model's 4 attention heads cannot be divided evenly among 3 ranks. Use 1 or 2.",
+        "parallel.tensor = 3: the model's 2 key-value heads cannot be divided evenly among 3 ranks. Use 1 or 2.",
+        "parallel.tensor = 3: the model's 32 units of the MLP cannot be divided evenly among 3 ranks. Use 1 or 2.",
+        "parallel.pipeline = 3: the model's 2 layers cannot be divided evenly among 3 stages. Use 1 or 2.",
+    ]
+
+
+def test_ranks_that_make_no_copies_of_the_model(sections: dict[str, Any]) -> None:
+    sections["parallel"] = {"tensor": 2}
+    [fault] = faults_of(sections, world_size=3)
+    assert fault.startswith("3 ranks: ")
+
+
+def test_a_source_read_too_often(sections: dict[str, Any]) -> None:
+    sections["data"]["sources"]["law"]["max_epochs"] = 1.5
+    [fault] = faults_of(sections)
+    assert fault.startswith(
+        "data.sources.law.max_epochs = 1.5: this run reads 19,200 tokens of a source of 10,000, 1.92 epochs. "
+        "Train on at most 19,968 tokens;"
+    )
+
+
+def test_weights_that_make_no_shares_are_told_once(sections: dict[str, Any]) -> None:
+    sections["data"]["sources"]["web"]["weight"] = 0
+    [fault] = faults_of(sections)
+    assert fault.startswith("data.replay_ratio = 0.25: ")

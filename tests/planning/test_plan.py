@@ -1,0 +1,134 @@
+"""plan.py: counts, marks, cost and warnings of a small run, by literal numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.planning.plan import RunPlan, make_plan
+from tests.planning.small_run import settings, write_dataset
+
+
+@pytest.fixture
+def sections(tmp_path: Path) -> dict[str, Any]:
+    return settings(tmp_path)
+
+
+def plan_of(sections: dict[str, Any], world_size: int = 1) -> RunPlan:
+    return make_plan(config_from_dict(sections), world_size)
+
+
+def test_steps_tokens_and_blend(sections: dict[str, Any]) -> None:
+    plan = plan_of(sections)
+    assert (plan.steps, plan.tokens_per_step, plan.tokens) == (100, 256, 25_600)
+    assert plan.blend.sources == ("law", "web")
+    assert plan.blend.counts == (600, 200)
+    assert plan.blend.epochs == (1.92, 0.128)
+    assert plan.source_sequences(8) == {"law": 6, "web": 2}
+    assert plan.source_epochs(800) == {"law": 1.92, "web": 0.128}
+
+
+def test_marks_and_what_they_cost(sections: dict[str, Any]) -> None:
+    sections["validation"]["sets"]["law"]["marks"] = {"start": True, "end": True}
+    plan = plan_of(sections)
+    assert plan.marks == {"law": (0, 100), "web": (0, 1, 3, 10, 32, 50, 100)}
+    law, web = plan.evaluations
+    assert (law.tokens, web.tokens) == (1024, 640)
+    assert law.compute_share == pytest.approx(2 * 1024 / (3 * 25_600))
+    assert web.compute_share == pytest.approx(7 * 640 / (3 * 25_600))
+
+
+def test_size_of_the_model(sections: dict[str, Any]) -> None:
+    model = plan_of(sections).model
+    assert model.parameters == 6736
+    assert model.non_embedding_parameters == 4688
+    assert model.training_flops == model.flops_per_token * 25_600
+    sections["parallel"] = {"tensor": 2}
+    assert plan_of(sections, world_size=2).model.memory.parameters < model.memory.parameters
+
+
+def test_a_plan_needs_no_run_folder_and_opens_no_bin(sections: dict[str, Any], tmp_path: Path) -> None:
+    """Counts come from indices and manifests: other bytes of the same length change nothing."""
+    planned = plan_of(sections).to_dict()
+    files = set(tmp_path.rglob("*"))
+    for path in tmp_path.glob("*.bin"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert plan_of(sections).to_dict() == planned
+    assert set(tmp_path.rglob("*")) == files
+
+
+def test_the_fingerprint_follows_the_text(sections: dict[str, Any], tmp_path: Path) -> None:
+    first = plan_of(sections).blend
+    sections["training"]["tokens"] = "200 steps"
+    assert plan_of(sections).blend.fingerprint(800) == first.fingerprint(800)
+    sections["data"]["sources"]["law"]["paths"] = [
+        write_dataset(tmp_path / "law_again", 10_000, Path(sections["model"]["hf"]))
+    ]
+    assert plan_of(sections).blend.fingerprint(800) != first.fingerprint(800)
+
+
+def test_a_sound_run_has_no_warnings(sections: dict[str, Any]) -> None:
+    assert plan_of(sections).warnings == ()
+
+
+def test_what_looks_unwise_is_said(sections: dict[str, Any], tmp_path: Path) -> None:
+    sections["data"] = {
+        "sequence_length": 32,
+        "sources": {"law": {"paths": [write_dataset(tmp_path / "f", 5000, None)]}},
+    }
+    sections["validation"]["marks"] = {"start": False, "every": "50 steps"}
+    del sections["validation"]["sets"]["web"]
+    warnings = plan_of(sections).warnings
+    assert [warning.split(":")[0] for warning in warnings] == [
+        "source law is read 5.1 times",
+        "no source of role `replay` gives tokens",
+        "no validation set has the role `replay`",
+        "no evaluation before the first update of law",
+        "no dense early marks for law",
+        "data.sources.law",
+    ]
+    sections["validation"] = {"sets": {}}
+    assert any("there are no validation sets" in warning for warning in plan_of(sections).warnings)
+
+
+def test_pretraining_from_scratch_needs_no_replay(sections: dict[str, Any]) -> None:
+    sections["model"]["weights"] = "random"
+    del sections["data"]["sources"]["web"], sections["data"]["replay_ratio"]
+    del sections["validation"]["sets"]["web"]
+    assert plan_of(sections).warnings == ()
+
+
+def test_faults_refuse_the_plan(sections: dict[str, Any]) -> None:
+    sections["data"]["sequence_length"] = 256
+    sections["training"]["micro_batch_size"] = 3
+    with pytest.raises(BadInput) as refusal:
+        plan_of(sections)
+    assert len(refusal.value.faults) == 2
+
+
+def test_plan_json(sections: dict[str, Any]) -> None:
+    content = json.loads(orjson.dumps(plan_of(sections).to_dict()))
+    assert content["tokens"] == 25_600
+    assert [source["sequences"] for source in content["blend"]["sources"]] == [600, 200]
+    assert content["blend"]["order"]["phases"] == [{"first_sequence": 0, "weights": {"law": 3, "web": 1}}]
+    assert content["evaluations"][0]["marks"] == [0, 1, 3, 10, 32, 50, 100]
+    memory = content["model"]["memory"]
+    assert content["model"]["memory_per_rank"] == sum(memory.values())
+
+
+def test_the_table(sections: dict[str, Any], tmp_path: Path) -> None:
+    lines = plan_of(sections).table().splitlines()
+    assert lines[0] == f"Run      {tmp_path}/run: 100 steps of 8 x 32 = 256 tokens, 25.6K tokens in all"
+    assert lines[1] == "Model    llama, 6.74K parameters (4.69K without embeddings)"
+    start = lines.index("Blend")
+    assert lines[start + 1 : start + 4] == [
+        "  source  role    tokens read    share     of  epochs  effective unique",
+        "  law     domain        19.2K  75.00 %  10.0K    1.92             18.9K",
+        "  web     replay        6.40K  25.00 %  50.0K    0.13             6.40K",
+    ]
+    start = lines.index("Evaluation")
+    assert lines[start + 2].split()[-7:] == ["0,", "1,", "3,", "10,", "32,", "50,", "100"]

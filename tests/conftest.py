@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.ranks import Ranks
+from tests.workshop import Workshop, build
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,9 @@ def live(size: int) -> Iterator[Ranks]:
     ranks = Ranks(size)
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A tokenizer, a model and two corpora, for whole runs."""
+    return build(tmp_path_factory.mktemp("workshop"))

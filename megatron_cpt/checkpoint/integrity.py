@@ -82,9 +82,7 @@ def read_hashes(checkpoint: Path) -> dict[str, str]:
         raise IntegrityFault(f"{checkpoint / MARKER}: not a readable marker ({error})") from error
     outside = [str(name) for name in names if name.is_absolute() or ".." in name.parts]
     if outside or not hashes:
-        raise IntegrityFault(
-            f"{checkpoint / MARKER}: names no files, or files outside the checkpoint: {outside}"
-        )
+        raise IntegrityFault(f"{checkpoint / MARKER}: names no files, or files outside the checkpoint: {outside}")
     return hashes
 
 

@@ -8,7 +8,7 @@ checkpoints/step-00000400/
 """
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,16 @@ class Position:
     """Tokens trained."""
     sequences: int
     """Sequences of the order consumed: the whole data state."""
+    order: dict[str, Any]
+    """What decided those sequences: datasets, phases, sequence length, seed (BlendPlan.describe)."""
     order_fingerprint: str
-    """Hash of what decided those sequences."""
+    """Hash of that."""
     source_sequences: dict[str, int]
     """Sequences of each source among them, as a check."""
     layout: Layout
     """The ranks that wrote it."""
     sharding: str
     """How optimizer state is laid out: dp_reshardable or fully_reshardable."""
-    schedule: dict[str, Any] = field(default_factory=dict)
-    """Forward and annealing area, and rates, up to here."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -88,9 +88,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if is_complete(path))
 
 
-def save(
-    folder: Path, model: GPTModel, optimizer: MegatronOptimizer, position: Position, hf_folder: Path
-) -> Path:
+def save(folder: Path, model: GPTModel, optimizer: MegatronOptimizer, position: Position, hf_folder: Path) -> Path:
     """Writes a checkpoint into the folder of checkpoints and returns it. Every rank calls it."""
     checkpoint = folder / checkpoint_name(position.step)
     if groups.rank() == 0:

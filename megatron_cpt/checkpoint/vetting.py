@@ -93,6 +93,4 @@ def vet(shards: Path) -> None:
                 file.seek(place.offset)
                 torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
         except Exception as error:
-            raise IntegrityFault(
-                f"{path}: refused, {index.fqn} is more than plain values: {error}"
-            ) from error
+            raise IntegrityFault(f"{path}: refused, {index.fqn} is more than plain values: {error}") from error

@@ -55,15 +55,15 @@ class ScaledDotProductAttention(MegatronModule):
         query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d].
         """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise ValueError(
-                "ScaledDotProductAttention takes no mask, bias or packed sequences: it is causal"
-            )
+            raise ValueError("ScaledDotProductAttention takes no mask, bias or packed sequences: it is causal")
         dropout = self.dropout if self.training else 0.0
         # Heads are split over tensor-parallel ranks, so each rank draws from its own random state, as Megatron does.
         random_state = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with random_state:
             context = functional.scaled_dot_product_attention(
-                *(states.permute(1, 2, 0, 3) for states in (query, key, value)),  # [b, heads, s, d]
+                query.permute(1, 2, 0, 3),  # [b, heads, s, d]
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
                 is_causal=True,
                 dropout_p=dropout,
                 scale=self.scale,

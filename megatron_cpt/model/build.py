@@ -25,11 +25,17 @@ MegatronConfig = TypeVar("MegatronConfig")
 
 
 def megatron_config(
-    kind: type[MegatronConfig], ours: Mapping[str, Any], passed: Mapping[str, Any], section: str
+    kind: type[MegatronConfig],
+    ours: Mapping[str, Any],
+    passed: Mapping[str, Any],
+    section: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> MegatronConfig:
     """A config object of the installed Megatron-Core from what we set and what the user passes through.
 
     Args:
+        ours: what follows from our own settings, and may not be contradicted.
+        defaults: what we choose and the user may choose otherwise.
         section: the name users know, such as `megatron.transformer`.
     Raises:
         BadInput: a passed name that this Megatron-Core does not know, or that we set ourselves.
@@ -54,7 +60,8 @@ def megatron_config(
         if name in ours
     ]
     refuse(faults)
-    return kind(**{name: value for name, value in ours.items() if name in known}, **passed)
+    chosen = {**(defaults or {}), **ours}
+    return kind(**{name: value for name, value in chosen.items() if name in known} | dict(passed))
 
 
 def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfig:
@@ -83,17 +90,23 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "sequence_parallel": False,
         # Random weights are drawn whole on the CPU and then sliced, so that tensor-parallel sizes agree.
         "use_cpu_initialization": not on_gpu,
-        "perform_initialization": config.model.weights == "random",
+        # Also where weights are loaded next: without it 0.16.1 leaves out the tensor-parallel marks of the weights,
+        # and gradient norms and clipping are silently wrong under tensor parallelism.
+        "perform_initialization": True,
         # The loss of a step is the sum of nats over the sum of tokens, whatever the ranks and micro batches.
         "calculate_per_token_loss": True,
         "finalize_model_grads_func": finalize_model_grads,
+    }
+    # Kernels that need CUDA or apex: off where they would fail.
+    fusions = {
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_gpu,
         "bias_activation_fusion": on_gpu,
         "apply_rope_fusion": False,
     }
-    return megatron_config(TransformerConfig, ours, config.megatron.transformer, "megatron.transformer")
+    passed = config.megatron.transformer
+    return megatron_config(TransformerConfig, ours, passed, "megatron.transformer", fusions)
 
 
 def padded_vocabulary(shape: ModelShape, tensor_size: int) -> int:
@@ -139,6 +152,7 @@ def wrap_for_training(model: GPTModel, config: RunConfig) -> DistributedDataPara
 
 def unwrap(model: torch.nn.Module) -> GPTModel:
     """The GPTModel inside the wrappers of training."""
-    while not isinstance(model, GPTModel):
-        model = model.module
-    return model
+    inner: Any = model
+    while not isinstance(inner, GPTModel):
+        inner = inner.module
+    return inner

@@ -40,9 +40,7 @@ def run_micro_batches(
     return join(outputs) if outputs else None
 
 
-def forward_step(
-    batches: Iterator[Batch], model: torch.nn.Module
-) -> tuple[Tensor, Callable[[Tensor], LossOutput]]:
+def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], LossOutput]]:
     """The forward pass of one micro batch, in the form that the schedules call."""
     batch = next(batches)
     output = model(batch.tokens, batch.positions, None, labels=batch.labels)

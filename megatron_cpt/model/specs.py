@@ -41,9 +41,7 @@ def choose_kernels() -> Kernels:
     """The best kernels of this machine."""
     apex = torch.cuda.is_available() and importlib.util.find_spec("apex") is not None
     if transformer_engine_usable():
-        return Kernels(
-            "Transformer Engine", "Transformer Engine", "Transformer Engine", "Transformer Engine FusedAdam"
-        )
+        return Kernels("Transformer Engine", "Transformer Engine", "Transformer Engine", "Transformer Engine FusedAdam")
     return Kernels(
         layers="Megatron-Core local",
         attention="torch scaled_dot_product_attention",

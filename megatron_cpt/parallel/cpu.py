@@ -52,11 +52,7 @@ class CpuFinder:
             sys.meta_path.remove(self)
             return None
         spec = next(
-            (
-                spec
-                for finder in sys.meta_path
-                if finder is not self and (spec := finder.find_spec(name, path, target))
-            ),
+            (spec for finder in sys.meta_path if finder is not self and (spec := finder.find_spec(name, path, target))),
             None,
         )
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "get_code"):
@@ -87,7 +83,7 @@ class CpuFinder:
 def install() -> None:
     """Puts the finder in place, once. Imports nothing but the standard library."""
     if not any(isinstance(finder, CpuFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, CpuFinder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, CpuFinder())
 
 
 def installed() -> bool:
@@ -217,9 +213,7 @@ def mend(module: types.ModuleType) -> None:
         case "megatron.core.tensor_parallel.random":
             # These two reach for torch.cuda.default_generators through names imported from torch.
             rng = sys.modules["torch"]
-            names["_get_cuda_rng_state"] = lambda device="cuda", clone=False, graph_safe=False: (
-                rng.get_rng_state()
-            )
+            names["_get_cuda_rng_state"] = lambda device="cuda", clone=False, graph_safe=False: rng.get_rng_state()
             names["_set_cuda_rng_state"] = lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
         case "megatron.core.transformer.moe.moe_utils":
             # 0.16.1 uses the name unguarded where Transformer Engine is absent.

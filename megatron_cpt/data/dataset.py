@@ -1,0 +1,30 @@
+"""(source, sequence) to tokens, straight from the memory-mapped datasets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_cpt.corpus.stream import TokenStream
+
+Integers = npt.NDArray[np.int64]
+
+
+def window(stream: TokenStream, sequence: int, sequence_length: int) -> Integers:
+    """Sequence number s of an endless stream: tokens [s L, s L + L], L of input and the label of the last.
+
+    As in Megatron's GPT dataset, documents follow each other and a sequence may begin and end inside one.
+    """
+    return stream.read(sequence * sequence_length, sequence_length + 1)
+
+
+def windows(
+    streams: Sequence[TokenStream], sources: npt.NDArray[np.int32], sequences: Integers, sequence_length: int
+) -> Integers:
+    """The windows of several sequences: int64 [n, sequence_length + 1]."""
+    return np.stack(
+        [
+            window(streams[source], sequence, sequence_length)
+            for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True)
+        ]
+    )

@@ -1,0 +1,43 @@
+"""From an index of the order to this rank's micro batches.
+
+1. The order says which source and which sequence each index of the run is (mixture/order.py).
+2. The sampler says which indices of a global batch this rank reads, in which micro batch (sampler.py).
+3. The windows are read from the memory-mapped datasets (dataset.py) and become tensors (batches.py).
+Nothing is kept between batches: the data state of a run is the number of sequences consumed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.data.batches import Batch, make_batch
+from megatron_cpt.data.dataset import windows
+from megatron_cpt.data.sampler import Slots, micro_batch_indices
+from megatron_cpt.mixture.order import SampleOrder
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that one rank needs to read its part of any global batch."""
+
+    order: SampleOrder
+    """Index of the run to (source, sequence)."""
+    streams: Sequence[TokenStream]
+    """One a source, in the order's order."""
+    slots: Slots
+    """This rank's part of a global batch."""
+    sequence_length: int
+    """Tokens of a sequence."""
+    seed: int
+    """Seed of the run."""
+
+    def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
+        """This rank's micro batches of the global batch that begins at an index of the order."""
+        for micro_batch in range(self.slots.micro_batches):
+            indices = micro_batch_indices(self.slots, first_index, micro_batch, self.seed)
+            place = self.order.locate(indices)
+            tokens = windows(self.streams, place.source, place.sequence, self.sequence_length)
+            yield make_batch(tokens, np.full(len(indices), self.sequence_length), place.source, device)

@@ -1,0 +1,142 @@
+"""Validation on fixed sequences: the same at every mark, in every run and under every layout.
+
+1. A set is the first N sequences of its stream: sequence s is tokens [s L, s L + L], the last one short.
+2. Sequences are dealt to data-parallel ranks and micro batches; what is missing to a whole micro batch is
+   filled with sequences in which no token counts.
+3. The last pipeline stage sums the nats of each sequence; one sum over ranks gives every rank all of them.
+Losses are sums of nats over counts of tokens. Nothing of training is touched: no gradient buffer, no
+random state (dropout is off), no data position.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.data.batches import Batch, make_batch
+from megatron_cpt.model.forward import run_micro_batches
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """One named set of fixed sequences."""
+
+    name: str
+    """Its name in the config."""
+    role: str
+    """domain or replay."""
+    stream: TokenStream
+    """The text; read from its beginning, never around its end."""
+    sequence_length: int
+    """Tokens of a sequence, L."""
+    scored_tokens: npt.NDArray[np.int64]
+    """[N]: tokens that count in each sequence; L, but for the last one."""
+    scored_bytes: int | None
+    """UTF-8 bytes of all scored tokens; None where the tokenizer does not tell."""
+    identity: str
+    """Hash of the sequences and of what decides their loss."""
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The loss of a set at one mark, the same on every rank."""
+
+    sequence_nats: npt.NDArray[np.float64]
+    """[N]: summed loss of each sequence."""
+    scored_tokens: npt.NDArray[np.int64]
+    """[N]: tokens that counted in each."""
+    scored_bytes: int | None
+    """Bytes of all scored tokens."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.sequence_nats.sum() / self.scored_tokens.sum())
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte: comparable between tokenizers."""
+        if not self.scored_bytes:
+            return None
+        return float(self.sequence_nats.sum() / np.log(2) / self.scored_bytes)
+
+
+def open_set(
+    name: str,
+    role: str,
+    stream: TokenStream,
+    sequence_length: int,
+    budget: int | None,
+    token_bytes: npt.NDArray[np.int64] | None,
+) -> ValidationSet:
+    """Fixes the sequences of a set.
+
+    Args:
+        stream: at least two tokens long.
+        budget: tokens to score at most, in whole sequences; None for the whole stream.
+        token_bytes: UTF-8 bytes of each token id, where known.
+    """
+    targets = stream.tokens - 1
+    if budget is not None and budget < targets:
+        targets = max(budget // sequence_length, 1) * sequence_length
+        targets = min(targets, stream.tokens - 1)
+    count = -(-targets // sequence_length)
+    scored = np.full(count, sequence_length, dtype=np.int64)
+    scored[-1] = targets - (count - 1) * sequence_length
+    scored_bytes = None if token_bytes is None else int(token_bytes[stream.read(1, targets)].sum())
+    # Attention crosses documents and EOD counts, as in Megatron: part of what the loss means.
+    described = f"{stream.identity} {sequence_length} {targets} attention=across_documents eod=scored"
+    identity = hashlib.sha256(described.encode()).hexdigest()
+    return ValidationSet(name, role, stream, sequence_length, scored, scored_bytes, identity)
+
+
+@torch.no_grad()
+def evaluate(model: DistributedDataParallel, validation_set: ValidationSet, micro_batch_size: int) -> ValidationLoss:
+    """The loss of a set under the model as it stands. Every rank calls it and gets the same."""
+    sequences = len(validation_set.scored_tokens)
+    per_round = micro_batch_size * groups.data_size()
+    rounds = -(-sequences // per_round)
+    mine = [
+        (turn * groups.data_size() + groups.data_rank()) * micro_batch_size + np.arange(micro_batch_size)
+        for turn in range(rounds)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        losses = run_micro_batches(
+            model,
+            micro_batches(validation_set, mine),
+            rounds,
+            micro_batch_size,
+            validation_set.sequence_length,
+            backward=False,
+        )
+    finally:
+        model.train(training)
+    nats = torch.zeros(rounds * per_round, dtype=torch.float64, device=groups.device())
+    if losses is not None:
+        nats[torch.from_numpy(np.concatenate(mine)).to(nats.device)] = losses.nats
+        sum_over_replicas(nats)
+    from_last_stage(nats)
+    return ValidationLoss(nats[:sequences].cpu().numpy(), validation_set.scored_tokens, validation_set.scored_bytes)
+
+
+def micro_batches(validation_set: ValidationSet, parts: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+    """The micro batches whose sequences have the given numbers; numbers beyond the set are empty sequences."""
+    length = validation_set.sequence_length
+    for numbers in parts:
+        tokens = np.zeros((len(numbers), length + 1), dtype=np.int64)
+        scored = np.zeros(len(numbers), dtype=np.int64)
+        for place, number in enumerate(numbers.tolist()):
+            if number < len(validation_set.scored_tokens):
+                scored[place] = validation_set.scored_tokens[number]
+                found = validation_set.stream.read(number * length, int(scored[place]) + 1)
+                tokens[place, : len(found)] = found
+        yield make_batch(tokens, scored, np.zeros(len(numbers), dtype=np.int64), groups.device())

@@ -1,0 +1,157 @@
+"""From a config to a run that can take its next step: the parts, put together in order.
+
+1. plan (torch-free): blend, steps, marks; every fault of the input is raised here, all at once
+2. ranks: process groups, seeds
+3. model: built, weights read from the Hugging Face folder or drawn, wrapped; optimizer
+4. resume: the newest whole checkpoint, if there is one, is loaded over all that
+5. data and validation sets, opened lazily
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_cpt.checkpoint import sharded
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.data.sampler import Slots
+from megatron_cpt.data.training_data import TrainingData
+from megatron_cpt.evaluate.validate import ValidationSet, open_set
+from megatron_cpt.families.shape import ModelShape, read_shape
+from megatron_cpt.mixture.plan import differences
+from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.train.optimizer import build_optimizer, mend_after_load
+from megatron_cpt.train.step import StepShape
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, ready for its next step."""
+
+    config: RunConfig
+    plan: RunPlan
+    folder: RunFolder
+    shape: ModelShape
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    data: TrainingData
+    validation_sets: list[ValidationSet]
+    first_step: int
+    """Steps done before: 0, or the step of the checkpoint it goes on from."""
+
+    @property
+    def hf_folder(self) -> Path:
+        """The Hugging Face folder that describes the model."""
+        return Path(self.config.model.hf)
+
+    @property
+    def step_shape(self) -> StepShape:
+        """The sizes of every step."""
+        return StepShape(
+            self.data.slots.micro_batches,
+            self.config.training.micro_batch_size,
+            self.config.data.sequence_length,
+            len(self.data.streams),
+        )
+
+
+def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
+    """Builds everything a run needs on this rank. The process groups are up.
+
+    Raises:
+        BadInput: what only the weights or a checkpoint could tell.
+        IntegrityFault: a checkpoint or a dataset is not what was written.
+    """
+    quiet_megatron()
+    groups.divide_world(config.parallel)
+    seed_everything(config.run.seed)
+    shape = read_shape(Path(config.model.hf))
+    bare_model = build_model(shape, config)
+    checkpoints = sharded.complete_checkpoints(folder.checkpoints)
+    if config.model.weights == "hf" and not checkpoints:
+        load_hf_weights(bare_model, shape, Path(config.model.hf), groups.tensor_rank(), groups.tensor_size())
+    model = wrap_for_training(bare_model, config)
+    optimizer = build_optimizer(model, config)
+    # From here on, dropout draws; weights drawn at random above must not shift it.
+    seed_everything(config.run.seed + 1)
+    first_step = resume(checkpoints[-1], model, optimizer, config, plan) if checkpoints else 0
+    data = TrainingData(
+        order=plan.blend.order,
+        streams=[TokenStream(config.data.sources[name].paths) for name in plan.blend.sources],
+        slots=Slots(
+            config.training.global_batch_size,
+            config.training.micro_batch_size,
+            groups.data_rank(),
+            groups.data_size(),
+        ),
+        sequence_length=config.data.sequence_length,
+        seed=config.run.seed,
+    )
+    return Run(config, plan, folder, shape, model, optimizer, data, open_validation_sets(config), first_step)
+
+
+def resume(
+    checkpoint: Path,
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    config: RunConfig,
+    plan: RunPlan,
+) -> int:
+    """Loads a checkpoint and returns its step. Raises BadInput where the data order is no longer the same."""
+    position = sharded.read_position(checkpoint)
+    blend, sequences = plan.blend, position.sequences
+    changed = differences(position.order, blend.describe(sequences))
+    if blend.fingerprint(sequences) != position.order_fingerprint:
+        raise BadInput(
+            Fault(
+                f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
+                "a run goes on with the datasets, blend, sequence length and seed that it began with.",
+                "Restore them (config.yaml in the run folder has them), or start a new run in another folder.",
+            )
+        )
+    if blend.source_sequences(sequences) != position.source_sequences:
+        raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
+    sharded.load(checkpoint, unwrap(model), optimizer, layout(config))
+    mend_after_load(optimizer)
+    return position.step
+
+
+def layout(config: RunConfig) -> sharded.Layout:
+    """The layout of this run, as its checkpoints name it."""
+    return sharded.Layout(
+        groups.world_size(),
+        config.parallel.tensor,
+        config.parallel.pipeline,
+        config.parallel.distributed_optimizer,
+    )
+
+
+def open_validation_sets(config: RunConfig) -> list[ValidationSet]:
+    """The named sets of a config, in its order."""
+    token_bytes = Tokenizer.load(Path(config.model.hf)).token_bytes()
+    return [
+        open_set(
+            name,
+            settings.role,
+            TokenStream(settings.paths),
+            config.data.sequence_length,
+            settings.tokens,
+            token_bytes,
+        )
+        for name, settings in config.validation.sets.items()
+    ]
+
+
+def quiet_megatron() -> None:
+    """Keeps Megatron-Core's own log lines to warnings: the run's log says what matters."""
+    logging.getLogger("megatron").setLevel(logging.ERROR)

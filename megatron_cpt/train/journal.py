@@ -1,0 +1,142 @@
+"""What a run tells while it goes on: records, TensorBoard, the log, the progress bar. One rank writes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
+from megatron_cpt.families.size import flops_per_token
+from megatron_cpt.parallel import groups
+from megatron_cpt.runs.log import RunLog, progress_bar, progress_line
+from megatron_cpt.runs.records import RecordWriter, drop_records_after
+from megatron_cpt.runs.status import Status, write_status
+from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.step import StepOutcome
+
+# Dense bf16 peak of one GPU, FLOP/s, from NVIDIA's data sheets. MFU is not given for what is not listed.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+class Journal:
+    """Writes what happened, on rank 0; on the other ranks its methods do nothing."""
+
+    def __init__(self, run: Run) -> None:
+        """Opens the files of the run folder, dropping what a killed run wrote after the step it resumes from."""
+        self._run = run
+        self._writes = groups.rank() == 0
+        self._flops_per_token = flops_per_token(run.shape, run.config.data.sequence_length)
+        self._peak = peak_flops()
+        if not self._writes:
+            return
+        if run.first_step:
+            drop_records_after(run.folder.records, run.first_step)
+        else:
+            run.folder.records.unlink(missing_ok=True)
+        self._records = RecordWriter(run.folder.records)
+        self._board = SummaryWriter(str(run.folder.tensorboard), purge_step=run.first_step + 1)
+        self._log = RunLog(run.folder.log)
+        self._bar = progress_bar(run.plan.steps, "step", initial=run.first_step)
+
+    def trained(self, step: int, rate: float, outcome: StepOutcome, seconds: float) -> None:
+        """Records one update."""
+        if not self._writes:
+            return
+        run, config = self._run, self._run.config
+        sequences = step * config.training.global_batch_size
+        per_second = config.tokens_per_step / seconds
+        record: dict[str, Any] = {
+            "kind": "train",
+            "step": step,
+            "tokens": step * config.tokens_per_step,
+            "sequences": sequences,
+            "learning_rate": rate,
+            "loss": outcome.loss,
+            "grad_norm": outcome.gradient_norm,
+            "source_losses": source_losses(run.plan.blend.sources, outcome),
+            "source_tokens": {
+                name: count * config.data.sequence_length
+                for name, count in run.plan.blend.source_sequences(sequences).items()
+            },
+            "source_epochs": run.plan.blend.source_epochs(sequences),
+            "seconds": seconds,
+            "tokens_per_second": per_second,
+            "mfu": self._flops_per_token * per_second / (self._peak * groups.world_size()) if self._peak else None,
+            "memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        }
+        self._records.append(record)
+        for name in ("learning_rate", "loss", "grad_norm", "tokens_per_second", "mfu"):
+            if record[name] is not None:
+                self._board.add_scalar(f"train/{name}", record[name], step)
+        for source, loss in record["source_losses"].items():
+            if loss is not None:
+                self._board.add_scalar(f"loss/source/{source}", loss, step)
+        self._bar.set_postfix_str(f"loss {outcome.loss:.3f}, lr {rate:.2e}, {per_second:,.0f} tokens/s", refresh=False)
+        self._bar.update()
+        if step % config.run.log_every.steps(config.tokens_per_step) == 0 or step == run.plan.steps:
+            self._log.write(progress_line(record, run.plan.steps))
+            self.sync()
+
+    def validated(self, step: int, validation_set: ValidationSet, loss: ValidationLoss, seconds: float) -> None:
+        """Records one evaluation of one set."""
+        if not self._writes:
+            return
+        self._records.append(
+            {
+                "kind": "validation",
+                "step": step,
+                "tokens": step * self._run.config.tokens_per_step,
+                "set": validation_set.name,
+                "role": validation_set.role,
+                "loss": loss.loss,
+                "bits_per_byte": loss.bits_per_byte,
+                "scored_tokens": int(loss.scored_tokens.sum()),
+                "scored_bytes": loss.scored_bytes,
+                "identity": validation_set.identity,
+                "sequence_nats": loss.sequence_nats.tolist(),
+                "sequence_tokens": loss.scored_tokens.tolist(),
+                "seconds": seconds,
+            }
+        )
+        self._board.add_scalar(f"loss/validation/{validation_set.name}", loss.loss, step)
+        self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token ({seconds:.1f} s)")
+
+    def say(self, line: str) -> None:
+        """Writes a line to the log."""
+        if self._writes:
+            self._log.write(line)
+
+    def sync(self) -> None:
+        """Returns when all records are on disk."""
+        if self._writes:
+            self._records.flush()
+            self._board.flush()
+
+    def status(self, state: str, step: int, **details: Any) -> None:
+        """Replaces status.json."""
+        if self._writes:
+            tokens = step * self._run.config.tokens_per_step
+            write_status(self._run.folder.status, Status(state=state, step=step, tokens=tokens, **details))
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._writes:
+            self.sync()
+            self._bar.close()
+            self._records.close()
+            self._board.close()
+
+
+def source_losses(names: Sequence[str], outcome: StepOutcome) -> dict[str, float | None]:
+    """Nats per token of each source in a step; None for a source that gave no token."""
+    sums = zip(names, outcome.nats.tolist(), outcome.tokens.tolist(), strict=True)
+    return {name: nats / tokens if tokens else None for name, nats, tokens in sums}
+
+
+def peak_flops() -> float | None:
+    """Peak of this rank's device in FLOP/s, or None where it is not known."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_name()
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)

@@ -1,0 +1,79 @@
+"""The training loop."""
+
+import time
+
+from megatron_cpt.checkpoint import retention, sharded
+from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.evaluate.validate import evaluate
+from megatron_cpt.model.build import unwrap
+from megatron_cpt.parallel import groups
+from megatron_cpt.train.assemble import Run, layout
+from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.step import train_step
+
+
+def train(run: Run, journal: Journal) -> None:
+    """Takes a run from where it stands to its end.
+
+    At each step: update, record, evaluate, and then, once the records are on disk, checkpoint. A resume
+    therefore finds every record up to its checkpoint, and drops what a killed run wrote beyond it.
+    """
+    config, shape = run.config, run.step_shape
+    if run.first_step == 0:
+        evaluate_marks(run, journal, step=0)
+    for step in range(run.first_step + 1, run.plan.steps + 1):
+        started = time.perf_counter()
+        rate = rate_of(run, step)
+        batches = run.data.global_batch((step - 1) * config.training.global_batch_size, groups.device())
+        outcome = train_step(run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay)
+        journal.trained(step, rate, outcome, time.perf_counter() - started)
+        evaluate_marks(run, journal, step)
+        if checkpoint_due(run, step):
+            journal.sync()
+            save_checkpoint(run, step)
+    journal.sync()
+
+
+def rate_of(run: Run, step: int) -> float:
+    """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
+    per_step = run.config.tokens_per_step
+    return learning_rate(run.config.schedule, step * per_step, run.config.total_tokens, per_step)
+
+
+def evaluate_marks(run: Run, journal: Journal, step: int) -> None:
+    """Evaluates the validation sets that have a mark at this step."""
+    micro_batch_size = run.config.validation.micro_batch_size or run.config.training.micro_batch_size
+    for validation_set in run.validation_sets:
+        if step in run.plan.marks[validation_set.name]:
+            started = time.perf_counter()
+            loss = evaluate(run.model, validation_set, micro_batch_size)
+            journal.validated(step, validation_set, loss, time.perf_counter() - started)
+
+
+def checkpoint_due(run: Run, step: int) -> bool:
+    """Whether the run saves after this step: at regular distances, and at the end."""
+    every = run.config.checkpoint.every
+    regular = every is not None and step % every.steps(run.config.tokens_per_step) == 0
+    return regular or step == run.plan.steps
+
+
+def save_checkpoint(run: Run, step: int) -> None:
+    """Saves after a step, then removes what need not stay."""
+    config = run.config
+    keep_every = config.checkpoint.keep_every
+    keep_steps = keep_every.steps(config.tokens_per_step) if keep_every else None
+    kept = step == run.plan.steps or (keep_steps is not None and step % keep_steps == 0)
+    sequences = step * config.training.global_batch_size
+    position = sharded.Position(
+        step=step,
+        tokens=step * config.tokens_per_step,
+        sequences=sequences,
+        order=run.plan.blend.describe(sequences),
+        order_fingerprint=run.plan.blend.fingerprint(sequences),
+        source_sequences=run.plan.blend.source_sequences(sequences),
+        layout=layout(config),
+        sharding=sharded.KEPT if kept else sharded.FREQUENT,
+    )
+    sharded.save(run.folder.checkpoints, unwrap(run.model), run.optimizer, position, run.hf_folder)
+    if groups.rank() == 0:
+        retention.prune(run.folder.checkpoints, config.checkpoint.keep_last, keep_steps)

@@ -1,0 +1,100 @@
+"""Megatron-Core's optimizer with the best AdamW at hand, and the mends it needs with torch's AdamW.
+
+Without Transformer Engine and Apex, Megatron-Core 0.16 to 0.19 has three faults around torch's AdamW:
+a distributed optimizer cannot be saved or loaded before its first step (there is no state yet); its
+loader trips over AdamW's `step` entry; and after a load all parameters share ONE `step` tensor, which
+every update then advances once per parameter (the bias correction is off and nothing says so).
+`build_optimizer` and `mend_after_load` keep all three away; tests/train/test_resume.py holds them to it.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.model.build import DTYPES, megatron_config
+
+
+def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
+    """AdamW over the model's parameters, its state allocated, matrices decayed, norms and biases not."""
+    settings = config.optimizer
+    ours = {
+        "optimizer": "adam",
+        "lr": config.schedule.peak,
+        "min_lr": 0.0,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.beta1,
+        "adam_beta2": settings.beta2,
+        "adam_eps": settings.epsilon,
+        # 0 would leave the gradient norm uncomputed; nothing is clipped at infinity.
+        "clip_grad": settings.clip_gradient or math.inf,
+        "bf16": config.training.precision == "bf16",
+        "params_dtype": DTYPES[config.training.precision],
+        "use_distributed_optimizer": config.parallel.distributed_optimizer,
+    }
+    optimizer = get_megatron_optimizer(
+        megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"), [model]
+    )
+    model.config.grad_scale_func = optimizer.scale_loss
+    for part in parts(optimizer):
+        inner = part.optimizer
+        if isinstance(inner, torch.optim.AdamW):
+            for group in inner.param_groups:
+                group["fused"] = True  # Megatron-Core builds it without
+            allocate_state(inner)
+            if isinstance(part, DistributedOptimizer):
+                part._set_main_param_and_optimizer_states = partial(set_parameter_state, part)
+    return optimizer
+
+
+def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
+    """Sets the learning rate and weight decay of the next update in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def mend_after_load(optimizer: MegatronOptimizer) -> None:
+    """Gives every parameter a `step` tensor of its own again."""
+    for part in parts(optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for state in part.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+
+def parts(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimizers that a chained optimizer chains."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def allocate_state(optimizer: torch.optim.AdamW) -> None:
+    """The state that AdamW's first step would make: zero moments at step 0."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+@torch.no_grad()
+def set_parameter_state(
+    optimizer: DistributedOptimizer, model_parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Copies one parameter's loaded shard (main parameter and moments) into the optimizer.
+
+    Replaces a method of DistributedOptimizer that also looks for AdamW's `step` among the tensors, which
+    is kept in the parameter groups, and that writes in place outside no_grad.
+    """
+    group, place = optimizer.model_param_group_index_map[model_parameter]
+    main = optimizer.optimizer.param_groups[group]["params"][place]
+    for name, target in {"param": main, **optimizer.optimizer.state[main]}.items():
+        if name != "step" and name in tensors:  # theirs is the step from before the load
+            target.copy_(tensors[name])

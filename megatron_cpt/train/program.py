@@ -1,0 +1,91 @@
+"""The training program: config in, run folder out, one exit code.
+
+Every rank runs it. What a config alone or the files on disk can get wrong is found before the process
+groups start, on all ranks alike, and said once, by rank 0.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault
+from megatron_cpt.config.load import dump_config, load_config
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.model.build import unwrap
+from megatron_cpt.model.specs import choose_kernels
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.runs.durable import write_durably, write_json
+from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
+from megatron_cpt.train.assemble import Run, assemble
+from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.loop import train
+from megatron_cpt.train.provenance import lineage, versions
+
+EXPECTED = (BadInput, IntegrityFault, NumericsFault)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program and returns its exit code (runs/status.py)."""
+    parser = argparse.ArgumentParser(prog="megatron_cpt.train", description="Train a run, or go on with it.")
+    parser.add_argument("config", metavar="RUN.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
+    words = parser.parse_args(arguments)
+    folder: RunFolder | None = None
+    try:
+        config = load_config(words.config, words.overrides)
+        folder = RunFolder(config.run.folder)
+        folder.create()
+        run_to_end(config, folder)
+        return ExitCode.DONE
+    except Exception as error:
+        tell(error, folder)
+        return exit_code_of(error)
+    finally:
+        groups.leave_world()
+
+
+def run_to_end(config: RunConfig, folder: RunFolder) -> None:
+    """Plans, assembles, trains and exports. A run that is already at its end only exports what is missing."""
+    plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+    groups.join_world()
+    run = assemble(config, plan, folder)
+    if groups.rank() == 0:
+        write_durably(folder.config, dump_config(config))
+        write_json(folder.plan, plan.to_dict())
+        write_json(folder.versions, versions())
+        write_json(folder.lineage, lineage(config))
+    journal = Journal(run)
+    journal.say(f"kernels: {choose_kernels()}")
+    journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")
+    journal.status("running", run.first_step)
+    train(run, journal)
+    export(run)
+    journal.status("done", plan.steps, exit_code=int(ExitCode.DONE))
+    journal.close()
+
+
+def export(run: Run) -> None:
+    """Writes the Hugging Face folder of the trained model, if the config asks for it and it is not there."""
+    settings = run.config.checkpoint.export_hf
+    if settings is not None and settings.end and not run.folder.hf.exists():
+        export_hf(unwrap(run.model), run.shape, run.hf_folder, run.folder.hf, settings.dtype, lineage(run.config))
+    barrier()
+
+
+def tell(error: Exception, folder: RunFolder | None) -> None:
+    """Says what went wrong: an expected error once, by rank 0; a defect with its traceback, by the rank it hit."""
+    writes = os.environ.get("RANK", "0") == "0"
+    if not isinstance(error, EXPECTED):
+        traceback.print_exception(error)
+    elif writes:
+        print(f"megatron-cpt train: {error}", file=sys.stderr)
+    if writes and folder is not None and folder.path.is_dir():
+        before = read_status(folder.status) or Status("failed")
+        status = Status("failed", int(exit_code_of(error)), str(error), before.step, before.tokens)
+        write_status(folder.status, status)

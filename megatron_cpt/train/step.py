@@ -1,0 +1,76 @@
+"""One optimizer step: forward and backward over the micro batches, then the update."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch import Tensor
+
+from megatron_cpt.config.errors import NumericsFault
+from megatron_cpt.data.batches import Batch
+from megatron_cpt.model.forward import run_micro_batches
+from megatron_cpt.model.loss import source_sums
+from megatron_cpt.parallel import groups
+from megatron_cpt.train.optimizer import set_rates
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The sizes of a step, the same at every step of a run."""
+
+    micro_batches: int
+    """Micro batches of each data-parallel rank."""
+    micro_batch_size: int
+    """Sequences of a micro batch."""
+    sequence_length: int
+    """Tokens of a sequence."""
+    sources: int
+    """Sources of the blend."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step did, the same on every rank."""
+
+    nats: Tensor
+    """float64 [sources]: summed loss of each source's tokens."""
+    tokens: Tensor
+    """float64 [sources]: scored tokens of each source."""
+    gradient_norm: float
+    """Norm of the whole gradient, before clipping."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token of the global batch."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+def train_step(
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    batches: Iterator[Batch],
+    shape: StepShape,
+    learning_rate: float,
+    weight_decay: float,
+) -> StepOutcome:
+    """Trains on one global batch.
+
+    Raises:
+        NumericsFault: the loss (before the update) or the gradient norm is not finite.
+    """
+    model.zero_grad_buffer()
+    optimizer.zero_grad()
+    losses = run_micro_batches(
+        model, batches, shape.micro_batches, shape.micro_batch_size, shape.sequence_length, backward=True
+    )
+    nats, tokens = source_sums(losses, shape.sources, groups.device())
+    if not torch.isfinite(nats).all():
+        raise NumericsFault(f"the training loss is not finite ({nats.sum().item()} nats); nothing was updated")
+    set_rates(optimizer, learning_rate, weight_decay)
+    _, gradient_norm, _ = optimizer.step()
+    if not math.isfinite(gradient_norm):
+        raise NumericsFault(f"the gradient norm is {gradient_norm}; the update is not kept in any checkpoint")
+    return StepOutcome(nats, tokens, float(gradient_norm))

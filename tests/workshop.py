@@ -112,6 +112,12 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(folder)
 
 
+def write_tokenizer_of(workshop: Workshop, folder: Path) -> None:
+    """The workshop's tokenizer in another folder."""
+    for path in workshop.hf.glob("*tokenizer*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
 def write_model(folder: Path, **changes: Any) -> None:
     """A Llama with grouped queries and tied embeddings, random but not tiny weights."""
     torch.manual_seed(0)

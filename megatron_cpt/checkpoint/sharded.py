@@ -8,6 +8,9 @@ checkpoints/step-00000400/
 """
 
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.integrity import is_complete, seal, verify
 from megatron_cpt.checkpoint.vetting import vet
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
@@ -29,17 +33,7 @@ from megatron_cpt.runs.durable import write_json
 # dp_reshardable is cheap and loads into another data-parallel size at most; fully_reshardable gathers a shard's
 # optimizer on one rank and loads into any layout. The default of Megatron-Core 0.16.1 cannot be saved at all.
 FREQUENT, KEPT = "dp_reshardable", "fully_reshardable"
-HF_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "lineage.json",
-)
+HF_FILES = ("config.json", "lineage.json", *COMPANIONS)
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,8 @@ def save(folder: Path, model: GPTModel, optimizer: MegatronOptimizer, position: 
         content["model"], metadata={"distrib_optim_sharding_type": position.sharding}
     )
     content["random"] = random_object(random_state())
-    dist_checkpointing.save(content, str(checkpoint / "shards"))
+    with quiet():
+        dist_checkpointing.save(content, str(checkpoint / "shards"))
     seal(checkpoint)
     return checkpoint
 
@@ -134,7 +129,8 @@ def load(checkpoint: Path, model: GPTModel, optimizer: MegatronOptimizer, layout
         content["model"], is_loading=True, metadata={"distrib_optim_sharding_type": position.sharding}
     )
     content["random"] = random_object({})
-    loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
+    with quiet():
+        loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
     model.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     restore_random_state(loaded["random"])
@@ -144,7 +140,8 @@ def load(checkpoint: Path, model: GPTModel, optimizer: MegatronOptimizer, layout
 def load_weights(checkpoint: Path, model: GPTModel) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
-    loaded = dist_checkpointing.load(model_state(model), str(checkpoint / "shards"))
+    with quiet():
+        loaded = dist_checkpointing.load(model_state(model), str(checkpoint / "shards"))
     model.load_state_dict(loaded["model"])
 
 
@@ -180,6 +177,15 @@ def model_state(model: GPTModel) -> dict[str, Any]:
 def random_object(state: dict[str, Any]) -> ShardedObject:
     """The random states of this rank, beside those of the others."""
     return ShardedObject("random", state, (groups.world_size(),), (groups.rank(),), replica_id=0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out what torch says to Megatron-Core's developers: deprecations of calls that are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def describe(layout: Layout) -> str:

@@ -23,11 +23,7 @@ COMMANDS = {
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return (
-        "usage: megatron-cpt COMMAND ...\n\n"
-        + "\n".join(lines)
-        + "\n\nmegatron-cpt COMMAND --help tells more."
-    )
+    return "usage: megatron-cpt COMMAND ...\n\n" + "\n".join(lines) + "\n\nmegatron-cpt COMMAND --help tells more."
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -76,9 +76,6 @@ def replay_faults(config: RunConfig) -> Iterator[Fault]:
         elif share and not weighted:
             rule = f"it gives {share:.4g} of the tokens to `{role}` sources, whose weights are all 0."
             yield Fault(shown, rule, f"Give a `{role}` source a weight, or take the ratio out.")
-        elif not share and weighted:
-            rule = f"it leaves nothing to the `{role}` sources: {', '.join(weighted)}."
-            yield Fault(shown, rule, "Set their weight to 0, take them out, or give another ratio.")
 
 
 def layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:

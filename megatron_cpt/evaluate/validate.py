@@ -18,6 +18,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.data.batches import Batch, make_batch
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
@@ -83,13 +84,8 @@ def open_set(
         budget: tokens to score at most, in whole sequences; None for the whole stream.
         token_bytes: UTF-8 bytes of each token id, where known.
     """
-    targets = stream.tokens - 1
-    if budget is not None and budget < targets:
-        targets = max(budget // sequence_length, 1) * sequence_length
-        targets = min(targets, stream.tokens - 1)
-    count = -(-targets // sequence_length)
-    scored = np.full(count, sequence_length, dtype=np.int64)
-    scored[-1] = targets - (count - 1) * sequence_length
+    scored = scored_tokens(stream.tokens, sequence_length, budget)
+    targets = int(scored.sum())
     scored_bytes = None if token_bytes is None else int(token_bytes[stream.read(1, targets)].sum())
     # Attention crosses documents and EOD counts, as in Megatron: part of what the loss means.
     described = f"{stream.identity} {sequence_length} {targets} attention=across_documents eod=scored"

@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.specs import layer_spec
 from megatron_cpt.parallel import groups
 
@@ -97,8 +98,9 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "calculate_per_token_loss": True,
         "finalize_model_grads_func": finalize_model_grads,
     }
-    # Kernels that need CUDA or apex: off where they would fail.
-    fusions = {
+    # Kernels that need CUDA or apex are off where they would fail.
+    defaults = {
+        "cuda_graph_scope": [],  # its default is a deprecated word, with a warning in every process
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_gpu,
@@ -106,12 +108,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "apply_rope_fusion": False,
     }
     passed = config.megatron.transformer
-    return megatron_config(TransformerConfig, ours, passed, "megatron.transformer", fusions)
-
-
-def padded_vocabulary(shape: ModelShape, tensor_size: int) -> int:
-    """Rows of the embedding: the vocabulary, rounded up so that tensor-parallel ranks share it evenly."""
-    return -(-shape.vocabulary // tensor_size) * tensor_size
+    return megatron_config(TransformerConfig, ours, passed, "megatron.transformer", defaults)
 
 
 def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
@@ -133,6 +130,7 @@ def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
         rope_scaling=bool(scaling),
         **({"rope_scaling_factor": scaling["factor"]} if scaling else {}),
     )
+    hide_padding(model, shape)
     return model.to(groups.device())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_cpt.config.errors import refuse
 from megatron_cpt.config.marks import mark_steps
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.families.size import (
     MemoryEstimate,
@@ -220,11 +221,8 @@ def plan_evaluations(config: RunConfig, inputs: RunInputs) -> tuple[EvaluationPl
     length = config.data.sequence_length
     evaluations = []
     for name, settings in config.validation.sets.items():
-        # The last token of a stream has no label after it, and its last sequence is padded to full length.
-        scored = inputs.validation_sets[name].tokens - 1
-        if settings.tokens is not None and settings.tokens < scored:
-            scored = settings.tokens // length * length
-        tokens = -(-scored // length) * length
+        scored = scored_tokens(inputs.validation_sets[name].tokens, length, settings.tokens)
+        tokens = len(scored) * length  # the last sequence is computed at full length
         steps = mark_steps(marks_of(config, name), config.total_steps, config.tokens_per_step)
         share = len(steps) * tokens / (3 * config.total_tokens)
         evaluations.append(EvaluationPlan(name, settings.role, tokens, steps, share))

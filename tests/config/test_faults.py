@@ -48,8 +48,6 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"data__sources__code__weight": 0},
         "data.replay_ratio = 0.3: it gives 0.7 of the tokens to `domain` sources, whose weights are all 0.",
     ),
-    ({"data__replay_ratio": 0}, "data.replay_ratio = 0: it leaves nothing to the `replay` sources: general."),
-    ({"data__replay_ratio": 1}, "data.replay_ratio = 1: it leaves nothing to the `domain` sources: code."),
     (
         {"data__replay_ratio": None, "data__sources": {"code": {**CODE, "weight": 0}}},
         "data.sources: all weights are 0: nothing would be read.",
@@ -156,3 +154,8 @@ def test_all_faults_come_at_once() -> None:
 
 def test_what_megatron_core_alone_decides_may_be_passed() -> None:
     assert complaints(megatron={"transformer": {"recompute_granularity": "full"}, "ddp": {"bucket_size": 10}}) == []
+
+
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_a_sweep_may_switch_a_role_off_by_the_ratio_alone(ratio: int) -> None:
+    assert config_faults(config_with(data__replay_ratio=ratio)) == []

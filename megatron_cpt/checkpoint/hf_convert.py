@@ -1,0 +1,186 @@
+"""Whole conversions: a folder to a checkpoint, a checkpoint to a folder, and whether two models agree."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.checkpoint.hf_folder import COMPANIONS
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights
+from megatron_cpt.checkpoint.integrity import is_complete, seal
+from megatron_cpt.checkpoint.sharded import load_weights, model_state
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.schema import (
+    DataSettings,
+    ModelSettings,
+    ParallelSettings,
+    RunConfig,
+    RunSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
+from megatron_cpt.config.units import Duration
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import build_model
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """How far two models are apart on the same tokens."""
+
+    largest: float
+    """Largest absolute difference of a logit."""
+    mean: float
+    """Mean absolute difference of all logits."""
+    positions: int
+    """Positions compared."""
+    same_choice: float
+    """Share of positions at which both give the same token the highest logit."""
+
+
+def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
+    """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it.
+
+    Raises:
+        BadInput: there is something at `output` already, or the folder cannot be read.
+        IntegrityFault: a torn or altered file.
+    """
+    with first_on_rank_zero():
+        if groups.rank() == 0 and output.exists():
+            raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
+    shape = read_shape(hf_folder)
+    model = load_model(hf_folder, shape, stored_precision(shape))
+    if groups.rank() == 0:
+        (output / "shards").mkdir(parents=True)
+        (output / "hf").mkdir()
+        for name in ("config.json", *COMPANIONS):
+            if (hf_folder / name).is_file():
+                shutil.copyfile(hf_folder / name, output / "hf" / name)
+    barrier()
+    dist_checkpointing.save(model_state(model), str(output / "shards"))
+    seal(output)
+
+
+def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None) -> None:
+    """Writes the model of a checkpoint as a Hugging Face folder. Every rank calls it.
+
+    Raises:
+        BadInput: it is no complete checkpoint, or there is something at `output` already.
+        IntegrityFault: its bytes are not those that were written.
+    """
+    if not is_complete(checkpoint):
+        rule = "is not a complete checkpoint."
+        raise BadInput(Fault(str(checkpoint), rule, "Name one, such as RUN/checkpoints/step-00000400."))
+    shape = read_shape(checkpoint / "hf")
+    # fp32 holds every precision that a run may have trained in, whatever its parent was stored in.
+    model = load_model(checkpoint, shape, "fp32")
+    export_hf(model, shape, checkpoint / "hf", output, dtype)
+
+
+def load_model(source: Path, shape: ModelShape, precision: Precision) -> GPTModel:
+    """The model of a checkpoint or of a Hugging Face folder, without the wrappers of training."""
+    if is_complete(source):
+        model = build_bare(shape, source / "hf", precision)
+        load_weights(source, model)
+        return model
+    model = build_bare(shape, source, precision)
+    load_hf_weights(model, shape, source, groups.tensor_rank(), groups.tensor_size())
+    return model
+
+
+def build_bare(shape: ModelShape, hf_folder: Path, precision: Precision) -> GPTModel:
+    """The model of a shape, on the layout that this process is in, its weights not yet set."""
+    config = RunConfig(
+        run=RunSettings(folder=str(hf_folder)),
+        model=ModelSettings(hf=str(hf_folder)),
+        data=DataSettings(sequence_length=shape.max_positions, sources={}),
+        training=TrainingSettings(tokens=Duration(1, "steps"), global_batch_size=1, precision=precision),
+        schedule=ScheduleSettings(kind="constant", peak=1.0),
+        parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),
+    )
+    return build_model(shape, config)
+
+
+def stored_precision(shape: ModelShape) -> Precision:
+    """The precision that holds a folder's weights exactly; fp16 does not fit into bf16."""
+    return "bf16" if shape.dtype == "bfloat16" else "fp32"
+
+
+def verify(source: Path, hf_folder: Path, sequences: int = 2, length: int = 64) -> LogitDifference | None:
+    """Compares Megatron-Core's logits with transformers' on the same random tokens, both in fp32.
+
+    Every rank calls it. fp32 arithmetic, whatever the weights' dtype, leaves nothing but rounding
+    between two models that are the same.
+
+    Args:
+        source: a checkpoint of ours, or a Hugging Face folder, for Megatron-Core.
+        hf_folder: the folder for transformers; its config.json is the shape of both.
+    Returns:
+        The difference, on the ranks of the last pipeline stage; None on the others.
+    """
+    shape = read_shape(hf_folder)
+    generator = torch.Generator().manual_seed(1234)
+    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.max_positions)), generator=generator)
+    reference = transformers_logits(hf_folder, tokens)
+    logits = megatron_logits(load_model(source, shape, "fp32"), shape, tokens)
+    return None if logits is None else compare(reference, logits)
+
+
+@torch.no_grad()
+def transformers_logits(hf_folder: Path, tokens: Tensor) -> Tensor:
+    """transformers' logits in fp32 on the CPU: tokens int64 [b, s] to float32 [b, s, vocabulary]."""
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    logits: Tensor = model.eval()(tokens).logits
+    return logits
+
+
+@torch.no_grad()
+def megatron_logits(model: GPTModel, shape: ModelShape, tokens: Tensor) -> Tensor | None:
+    """Megatron-Core's logits under any layout: tokens int64 [b, s] to float32 [b, s, vocabulary] on the CPU.
+
+    Every rank calls it with the same tokens; the last pipeline stage has the logits, the others None.
+    """
+    tokens = tokens.to(groups.device())
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    stage, pipeline = groups.pipeline_rank(), groups.pipeline_group()
+    if not groups.is_first_stage():
+        size = (tokens.shape[1], tokens.shape[0], shape.hidden)
+        received = torch.empty(size, dtype=model.config.params_dtype, device=tokens.device)
+        dist.recv(received, group=pipeline, group_src=stage - 1)
+        model.set_input_tensor(received)
+    output = model.eval()(tokens, positions, None)
+    if not groups.is_last_stage():
+        dist.send(output.contiguous(), group=pipeline, group_dst=stage + 1)
+        return None
+    parts = [torch.empty_like(output) for _ in range(groups.tensor_size())]
+    dist.all_gather(parts, output.contiguous(), group=groups.tensor_group())
+    return torch.cat(parts, dim=-1)[..., : shape.vocabulary].float().cpu()
+
+
+def compare(reference: Tensor, logits: Tensor) -> LogitDifference:
+    """The difference of two models' logits, [b, s, vocabulary] each."""
+    difference = (reference - logits).abs()
+    same = reference.argmax(dim=-1) == logits.argmax(dim=-1)
+    return LogitDifference(
+        largest=difference.max().item(),
+        mean=difference.mean(dtype=torch.float64).item(),
+        positions=same.numel(),
+        same_choice=same.double().mean().item(),
+    )

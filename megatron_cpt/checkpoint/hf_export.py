@@ -1,0 +1,148 @@
+"""A model written as a Hugging Face folder, by all its ranks together.
+
+1. Every rank sizes the files of its pipeline stage and the stages tell each other, so that all know
+   the final names (`model-00002-of-00005.safetensors`) before a byte is written.
+2. The first tensor-parallel rank of each stage, on the first replica, writes its stage's files one
+   after the other, so that it holds one file's tensors at most.
+3. Rank 0 writes index, config and lineage, copies tokenizer and generation config, renames the folder.
+The folder must be on a file system that all ranks share.
+"""
+
+import shutil
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from megatron_cpt.checkpoint.hf_folder import COMPANIONS, INDEX, SINGLE, write_shard
+from megatron_cpt.checkpoint.hf_weights import DTYPES, gather_hf_tensors, hf_bytes, hf_sizes, weights_of
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.weights import Rule
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
+from megatron_cpt.runs.durable import sync_folder, write_json
+
+SHARD_BYTES = 4 * 1024**3
+Weight = tuple[Tensor, Rule, int | None]
+
+
+def export_hf(
+    model: GPTModel,
+    shape: ModelShape,
+    hf_folder: Path,
+    output: Path,
+    dtype: str | None = None,
+    lineage: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the model as a Hugging Face folder that is absent or whole. Every rank calls it.
+
+    Args:
+        model: this rank's part, without the wrappers of training.
+        hf_folder: where config.json, tokenizer and generation config are taken from.
+        dtype: float32, bfloat16 or float16; None: that of hf_folder, or of the model where it states none.
+        lineage: content of lineage.json; None writes none.
+        shard_bytes: bytes of tensors in one file, about; a single parameter is never divided.
+    Raises:
+        BadInput: there is something at `output` already.
+    """
+    name = dtype or shape.dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise BadInput(Fault(f"dtype {name}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
+    partial = output.with_name(f".{output.name}.partial")
+    with first_on_rank_zero():
+        if groups.rank() == 0:
+            make_partial(output, partial)
+    files: dict[str, list[str]] = {}
+    if groups.data_rank() == 0:
+        files = write_weights(model, shape, partial, DTYPES[name], shard_bytes)
+    barrier()
+    if groups.rank() == 0:
+        written = {tensor for names in files.values() for tensor in names}
+        assert written == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ written)}"
+        if set(files) != {SINGLE}:
+            write_index(partial, files, shape, DTYPES[name])
+        write_config(partial, hf_folder, name)
+        for companion in COMPANIONS:
+            if (hf_folder / companion).is_file():
+                shutil.copyfile(hf_folder / companion, partial / companion)
+        if lineage is not None:
+            write_json(partial / "lineage.json", lineage)
+        sync_folder(partial)
+        partial.rename(output)
+        sync_folder(output.parent)
+    barrier()
+
+
+def make_partial(output: Path, partial: Path) -> None:
+    """Makes the folder that is renamed in the end, in place of one that was cut short. Raises BadInput."""
+    if output.exists():
+        rule = "there is something here already; an export never writes over a folder."
+        raise BadInput(Fault(str(output), rule, "Name another folder, or move this one away."))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def write_weights(
+    model: GPTModel, shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
+) -> dict[str, list[str]]:
+    """Writes the safetensors of one replica; its ranks call it. Returns the tensors of every file, of all stages."""
+    exported = [weight for weight in weights_of(model, shape) if weight[1].exported]
+    shards = fill_shards(exported, shape, dtype, shard_bytes)
+    names = [[name for weight in shard for name in tensor_names(weight)] for shard in shards]
+    stages: list[list[list[str]]] = [[]] * groups.pipeline_size()
+    dist.all_gather_object(stages, names, group=groups.pipeline_group())
+    contents = [shard for stage in stages for shard in stage]
+    before = sum(len(stage) for stage in stages[: groups.pipeline_rank()])
+    for place, shard in enumerate(shards, start=before):
+        tensors: dict[str, Tensor] = {}
+        for parameter, rule, layer in shard:
+            tensors |= gather_hf_tensors(parameter, rule, layer, shape, dtype, groups.tensor_group())
+        if groups.tensor_rank() == 0:
+            write_shard(folder / file_name(place, len(contents)), tensors)
+    return {file_name(place, len(contents)): content for place, content in enumerate(contents)}
+
+
+def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, shard_bytes: int) -> list[list[Weight]]:
+    """Divides weights, in order, into files of at most shard_bytes, or of one parameter where that is larger."""
+    shards: list[list[Weight]] = []
+    filled = 0
+    for weight in weights:
+        size = hf_bytes(weight[1], shape, dtype)
+        if not shards or filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(weight)
+        filled += size
+    return shards
+
+
+def tensor_names(weight: Weight) -> list[str]:
+    """The Hugging Face names of one parameter."""
+    _, rule, layer = weight
+    return [tensor.name.format(layer=layer) for tensor in rule.tensors]
+
+
+def file_name(place: int, files: int) -> str:
+    """transformers' name of the file at a place (from 0)."""
+    return SINGLE if files == 1 else f"model-{place + 1:05}-of-{files:05}.safetensors"
+
+
+def write_index(folder: Path, files: dict[str, list[str]], shape: ModelShape, dtype: torch.dtype) -> None:
+    """Writes which file holds which tensor, and their bytes together."""
+    weight_map = {name: file for file, names in files.items() for name in names}
+    total = sum(prod(size) for size in hf_sizes(shape).values()) * dtype.itemsize
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_config(folder: Path, hf_folder: Path, dtype: str) -> None:
+    """Copies config.json, with the dtype of the weights written beside it."""
+    config = orjson.loads((hf_folder / "config.json").read_bytes())
+    field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    write_json(folder / "config.json", config | {field: dtype})

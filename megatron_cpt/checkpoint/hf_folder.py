@@ -1,0 +1,158 @@
+"""The tensors of a Hugging Face folder: found, checked and read slice by slice; written shard by shard.
+
+Only safetensors are read; nothing is unpickled. A folder has either one `model.safetensors`, or
+several files and `model.safetensors.index.json`, whose `weight_map` says which file holds which tensor.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a folder holds beside config and weights, copied unchanged: a re-saved tokenizer may not be the same one.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+READABLE = ("F32", "BF16", "F16", "F64")
+
+
+class HFTensors:
+    """The tensors of an open folder, by name."""
+
+    def __init__(self, folder: Path, files: Mapping[Path, Any]) -> None:
+        self.folder = folder
+        self._file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+
+    @property
+    def names(self) -> set[str]:
+        """All tensors in the folder."""
+        return set(self._file_of)
+
+    def size(self, name: str) -> tuple[int, ...]:
+        """Dimensions of a tensor."""
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """dtype of a tensor, in safetensors' words: F32, BF16, ..."""
+        return str(self._file_of[name].get_slice(name).get_dtype())
+
+    def read(self, name: str, axis: int, start: int, length: int) -> Tensor:
+        """Rows (axis 0) or columns (axis 1) start to start + length of a tensor, on the CPU.
+
+        Raises:
+            BadInput: they hold a NaN or an infinity.
+        """
+        whole = self._file_of[name].get_slice(name)
+        part = whole[start : start + length] if axis == 0 else whole[:, start : start + length]
+        # One pass and no mask: a sum in float64 is finite if and only if all its terms are.
+        if not part.sum(dtype=torch.float64).isfinite():
+            rule = "the tensor holds a NaN or an infinity."
+            raise BadInput(Fault(f"{self.folder}: {name}", rule, "Fetch the folder again, or use another model."))
+        return part
+
+
+@contextmanager
+def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
+    """Opens the safetensors of a folder; their headers are read, their tensors are not.
+
+    Raises:
+        BadInput: the folder has no safetensors (pickles are refused), or its index does not fit its files.
+        IntegrityFault: a header or the index is torn or altered.
+    """
+    places = read_index(folder)
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
+        for path in sorted(set(places.values())) or [folder / SINGLE]:
+            try:
+                files[path] = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+            except (SafetensorError, OSError) as error:
+                raise IntegrityFault(f"{path}: not a whole safetensors file ({error})") from error
+        check_index(folder, places, files)
+        yield HFTensors(folder, files)
+
+
+def read_index(folder: Path) -> dict[str, Path]:
+    """The file of each tensor as the index states it; empty for a folder of one file.
+
+    Raises:
+        BadInput: there are no safetensors, or the index names files that are not in the folder.
+        IntegrityFault: the index is not readable.
+    """
+    if (folder / INDEX).is_file():
+        try:
+            index: dict[str, str] = orjson.loads((folder / INDEX).read_bytes())["weight_map"]
+            places = {name: folder / file for name, file in index.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityFault(f"{folder / INDEX}: not a readable index ({error})") from error
+        if not places:
+            raise IntegrityFault(f"{folder / INDEX}: its weight_map is empty")
+        for name, path in places.items():
+            if path.parent != folder or path.suffix != ".safetensors" or not path.is_file():
+                raise BadInput(
+                    Fault(
+                        f"{folder / INDEX}: {name} in {index[name]!r}",
+                        "must name a .safetensors file of this folder.",
+                        "Fetch the missing files, or another copy if the index leaves the folder.",
+                    )
+                )
+        return places
+    if (folder / SINGLE).is_file():
+        return {}
+    raise BadInput(no_safetensors(folder))
+
+
+def no_safetensors(folder: Path) -> Fault:
+    """Why a folder without safetensors cannot be read."""
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        return Fault(
+            f"{folder}: weights in pickles (.bin, .pt)",
+            "only safetensors are read, because a pickle can run any program.",
+            "Where you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) in transformers.",
+        )
+    return Fault(
+        f"{folder}: no weights",
+        f"there is neither {SINGLE} nor {INDEX}.",
+        "Fetch the weights, or set `model.weights=random` to train from scratch.",
+    )
+
+
+def check_index(folder: Path, places: Mapping[str, Path], files: Mapping[Path, Any]) -> None:
+    """Refuses an index that does not say of each tensor which file holds it. Raises BadInput."""
+    held = [(name, path) for path, file in files.items() for name in file.keys()]  # noqa: SIM118
+    if places and set(held) != set(places.items()):
+        odd = sorted({name for name, _ in set(held) ^ set(places.items())})
+        raise BadInput(
+            Fault(
+                f"{folder / INDEX}: {', '.join(odd[:5])}",
+                f"index and files disagree about {len(odd)} tensors.",
+                "Fetch the folder again: files of two models may be mixed.",
+            )
+        )
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes one safetensors file and waits until it is on disk."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,66 @@
+"""`megatron-cpt convert`: Hugging Face in and out, and the proof that both models are the same."""
+
+import argparse
+from pathlib import Path
+
+from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, verify
+from megatron_cpt.config.errors import NumericsFault
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel import groups
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="megatron-cpt convert", description=__doc__)
+    actions = top.add_subparsers(dest="action", required=True)
+
+    from_hf = actions.add_parser("from-hf", help="a Hugging Face folder to a sharded checkpoint of its weights")
+    from_hf.add_argument("hf", type=Path, metavar="HF_DIR", help="the folder to read")
+    from_hf.add_argument("output", type=Path, metavar="OUTPUT", help="the checkpoint to write")
+
+    to_hf = actions.add_parser("to-hf", help="a checkpoint to a Hugging Face folder")
+    to_hf.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step-...")
+    to_hf.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
+    to_hf.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: the parent's)"
+    )
+
+    compare = actions.add_parser("verify", help="logits of Megatron-Core and transformers on the same tokens")
+    compare.add_argument("source", type=Path, metavar="CHECKPOINT_OR_HF", help="for Megatron-Core")
+    compare.add_argument("hf", type=Path, metavar="HF_DIR", help="for transformers")
+    compare.add_argument(
+        "--tolerance", type=float, default=1e-3, help="largest absolute difference allowed (default: %(default)s)"
+    )
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one conversion in this process."""
+    options = parser().parse_args(arguments)
+    groups.join_world()
+    groups.divide_world(ParallelSettings())
+    try:
+        if options.action == "from-hf":
+            checkpoint_from_hf(options.hf, options.output)
+            print(f"wrote {options.output}")
+        elif options.action == "to-hf":
+            hf_from_checkpoint(options.checkpoint, options.output, options.dtype)
+            print(f"wrote {options.output}")
+        else:
+            report_difference(options.source, options.hf, options.tolerance)
+    finally:
+        groups.leave_world()
+    return 0
+
+
+def report_difference(source: Path, hf_folder: Path, tolerance: float) -> None:
+    """Prints how far two models are apart. Raises NumericsFault beyond the tolerance."""
+    difference = verify(source, hf_folder)
+    assert difference is not None, "one process is the last stage"
+    print(
+        f"logits of Megatron-Core and transformers at {difference.positions} positions, in fp32: "
+        f"largest difference {difference.largest:.3g}, mean {difference.mean:.3g}, "
+        f"same first choice at {difference.same_choice:.2%}"
+    )
+    if not difference.largest <= tolerance:
+        raise NumericsFault(f"the models differ by {difference.largest:.3g}, more than {tolerance:g}")

@@ -1,0 +1,321 @@
+"""Megatron's indexed dataset: PREFIX.bin holds token ids, PREFIX.idx says where documents begin and end.
+
+The format is Megatron-LM's (MMIDIDX, version 1), byte for byte in both directions. Index, little-endian:
+
+    9 bytes   b"MMIDIDX\\0\\0"
+    uint64    version, 1
+    uint8     dtype code of the ids in the .bin
+    uint64    S, sequences
+    uint64    D, document bounds (documents + 1)
+    int32[S]  tokens of each sequence
+    int64[S]  byte offset of each sequence in the .bin
+    int64[D]  the sequence at which each document begins; the last is S
+
+A document is a span of sequences: one in files that prepare writes, several where sentences were split.
+Their reader never compares the .bin with its index and keeps several descriptors open; ours checks
+everything that an index can prove when it is opened, and keeps one descriptor, from the first token read.
+"""
+
+import hashlib
+import struct
+from array import array
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.runs.durable import durable_file, sync_folder
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+"""Megatron's dtype codes; its two floating-point ones are not for token ids."""
+LONGEST_SEQUENCE = 2**31 - 1
+SMALL_VOCABULARY = 65_500
+"""Megatron's rule: ids of a smaller vocabulary are uint16, of any other int32."""
+CHUNK = 1 << 20
+"""Entries of an index that are looked at together: bounds the memory of checks."""
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """The file of token ids."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """The file of sequence lengths and document bounds."""
+    return Path(f"{prefix}.idx")
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """The file that describes the pair (manifest.py)."""
+    return Path(f"{prefix}.manifest.json")
+
+
+def dtype_for(vocabulary_size: int) -> np.dtype[Any]:
+    """The dtype that Megatron gives ids of a vocabulary."""
+    return np.dtype("<u2" if vocabulary_size < SMALL_VOCABULARY else "<i4")
+
+
+def invalidate(prefix: str | Path) -> None:
+    """Removes what makes an old dataset openable, so that it is never mixed with new tokens."""
+    manifest_path(prefix).unlink(missing_ok=True)
+    idx_path(prefix).unlink(missing_ok=True)
+    sync_folder(idx_path(prefix).parent)
+
+
+class IndexedDataset:
+    """A dataset on disk, read without copying it.
+
+    Raises BadInput where a file of the pair is missing, IntegrityFault naming the file where the two
+    do not fit each other or the format.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = Path(prefix)
+        for path in (idx_path(prefix), bin_path(prefix)):
+            if not path.is_file():
+                raise BadInput(
+                    Fault(
+                        str(path),
+                        "is not there; a dataset is a pair PREFIX.bin and PREFIX.idx.",
+                        "Give the PREFIX that `megatron-cpt prepare --output PREFIX` wrote.",
+                    )
+                )
+        layout = _IndexLayout(idx_path(prefix))
+        self.dtype = layout.dtype
+        """dtype of the ids on disk."""
+        self.sequences = layout.sequences
+        """Sequences; as many as documents unless sentences were split."""
+        self.documents = layout.documents
+        """Documents."""
+        self.token_count = layout.check()
+        """Tokens of all documents."""
+        size, expected = bin_path(prefix).stat().st_size, self.token_count * self.dtype.itemsize
+        if size != expected:
+            raise IntegrityFault(
+                f"{bin_path(prefix)}: has {size:,} bytes where its index counts {self.token_count:,} tokens "
+                f"of {self.dtype.itemsize} bytes ({expected:,}). The two do not belong together or one is "
+                "cut short; prepare or copy the pair again."
+            )
+
+    @cached_property
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """Token offset at which each document begins, and the end: int64[documents + 1]."""
+        return _IndexLayout(idx_path(self.prefix)).document_starts()
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[Any]:
+        """All ids as one array on disk: dtype[token_count], read-only."""
+        if self.token_count == 0:
+            return np.empty(0, self.dtype)
+        return np.memmap(bin_path(self.prefix), self.dtype, mode="r", shape=(self.token_count,))
+
+    def document(self, number: int) -> npt.NDArray[Any]:
+        """The ids of one document, counted from 0."""
+        if not 0 <= number < self.documents:
+            raise IndexError(f"document {number} of {self.documents}")
+        start, end = self.document_starts[number : number + 2]
+        return self.tokens[start:end]
+
+
+class _IndexLayout:
+    """Where the three arrays of an index file lie. Its methods open the file and let it go again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+        if len(head) < HEADER.size or not head.startswith(MAGIC):
+            raise self.fault("is not a Megatron index (its first bytes are not MMIDIDX)")
+        _, version, code, self.sequences, bounds = HEADER.unpack(head)
+        if version != VERSION:
+            raise self.fault(f"is version {version} of the index format; only version 1 is known")
+        if code not in DTYPES:
+            raise self.fault(f"has dtype code {code}, which stands for no integer type")
+        if bounds < 1:
+            raise self.fault("has no document bounds")
+        self.dtype = np.dtype(DTYPES[code])
+        self.documents = bounds - 1
+        expected = HEADER.size + self.sequences * 12 + bounds * 8
+        if size != expected:
+            raise self.fault(f"has {size:,} bytes where its own counts ask for {expected:,}")
+
+    def fault(self, what: str) -> IntegrityFault:
+        return IntegrityFault(f"{self.path}: {what}. Prepare or copy the dataset again.")
+
+    def _array(self, dtype: str, start: int, count: int) -> npt.NDArray[Any]:
+        if count == 0:
+            return np.empty(0, dtype)
+        return np.memmap(self.path, dtype, mode="r", offset=start, shape=(count,))
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        return self._array("<i4", HEADER.size, self.sequences)
+
+    def pointers(self) -> npt.NDArray[np.int64]:
+        return self._array("<i8", HEADER.size + 4 * self.sequences, self.sequences)
+
+    def bounds(self) -> npt.NDArray[np.int64]:
+        return self._array("<i8", HEADER.size + 12 * self.sequences, self.documents + 1)
+
+    def check(self) -> int:
+        """Proves the arrays consistent and returns the count of tokens."""
+        tokens = self._check_pointers()
+        self._check_bounds()
+        return tokens
+
+    def _check_pointers(self) -> int:
+        lengths, pointers = self.lengths(), self.pointers()
+        tokens = 0
+        for first in range(0, self.sequences, CHUNK):
+            chunk = lengths[first : first + CHUNK].astype(np.int64)
+            if chunk.min() < 0:
+                raise self.fault(f"has a negative length at sequence {first + int(np.argmin(chunk)):,}")
+            ends = tokens + np.cumsum(chunk)
+            wrong = pointers[first : first + CHUNK] != (ends - chunk) * self.dtype.itemsize
+            if wrong.any():
+                raise self.fault(f"places sequence {first + int(np.argmax(wrong)):,} elsewhere than its lengths do")
+            tokens = int(ends[-1])
+        return tokens
+
+    def _check_bounds(self) -> None:
+        bounds = self.bounds()
+        if bounds[0] != 0 or bounds[-1] != self.sequences:
+            raise self.fault(
+                f"has document bounds from {bounds[0]:,} to {bounds[-1]:,} over {self.sequences:,} sequences"
+            )
+        for first in range(0, self.documents, CHUNK):
+            backwards = np.diff(bounds[first : first + CHUNK + 1]) < 0
+            if backwards.any():
+                raise self.fault(f"ends document {first + int(np.argmax(backwards)):,} before it begins")
+
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        bounds = self.bounds()
+        pointers = np.append(self.pointers(), 0)
+        if self.sequences:
+            pointers[-1] = pointers[-2] + int(self.lengths()[-1]) * self.dtype.itemsize
+        return pointers[bounds] // self.dtype.itemsize
+
+
+class IndexedWriter:
+    """Writes a dataset under temporary names; it appears, data before index, when the block ends well.
+
+    Whatever stood under the prefix stays whole until then; its manifest and index go before the new
+    data come. An error inside the block leaves no file. BadInput for a negative id, one outside the
+    vocabulary, or one that does not fit the dtype: an id never wraps.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, vocabulary_size: int | None = None) -> None:
+        self.prefix = Path(prefix)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.limit = int(np.iinfo(self.dtype).max) + 1
+        if vocabulary_size is not None:
+            self.limit = min(self.limit, vocabulary_size)
+        self.token_count = 0
+        self.data_sha256 = ""
+        self.index_sha256 = ""
+        self._lengths = array("i")
+        self._bounds = array("q", [0])
+        self._data_hash = hashlib.sha256()
+        self._open_files = ExitStack()
+
+    @property
+    def documents(self) -> int:
+        """Documents written so far."""
+        return len(self._bounds) - 1
+
+    def __enter__(self) -> Self:
+        bin_path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._data = self._open_files.enter_context(durable_file(bin_path(self.prefix)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._open_files.__exit__(kind, error, trace)
+            return
+        invalidate(self.prefix)
+        self._open_files.close()
+        self.data_sha256 = self._data_hash.hexdigest()
+        self._write_index()
+
+    def add(self, tokens: npt.NDArray[Any], sequence_lengths: npt.NDArray[Any] | None = None) -> None:
+        """Writes one document: int[n] ids, in one sequence or, for split sentences, in several."""
+        lengths = [len(tokens)] if sequence_lengths is None else [int(length) for length in sequence_lengths]
+        if sum(lengths) != len(tokens) or min(lengths, default=0) < 0:
+            raise ValueError(f"sequence lengths {lengths} do not make up {len(tokens)} tokens")
+        self._write_tokens(tokens, lengths)
+        self._bounds.append(len(self._lengths))
+
+    def add_many(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
+        """Writes documents that lie one behind the other: int[n] ids, and the length of each document."""
+        if int(lengths.sum()) != len(tokens) or (len(lengths) and lengths.min() < 0):
+            raise ValueError(f"document lengths do not make up {len(tokens)} tokens")
+        first = len(self._lengths)
+        self._write_tokens(tokens, lengths.tolist())
+        self._bounds.extend(range(first + 1, first + 1 + len(lengths)))
+
+    def _write_tokens(self, tokens: npt.NDArray[Any], lengths: list[int]) -> None:
+        self._check(tokens)
+        if lengths and max(lengths) > LONGEST_SEQUENCE:
+            raise BadInput(
+                Fault(
+                    f"a document of {max(lengths):,} tokens",
+                    f"is longer than the format can say ({LONGEST_SEQUENCE:,}).",
+                    "Cut it into parts.",
+                )
+            )
+        content = np.ascontiguousarray(tokens, self.dtype).tobytes()
+        self._data.write(content)
+        self._data_hash.update(content)
+        self._lengths.extend(lengths)
+        self.token_count += len(tokens)
+
+    def _check(self, tokens: npt.NDArray[Any]) -> None:
+        if len(tokens) == 0:
+            return
+        if not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"token ids are integers, not {tokens.dtype}")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.limit:
+            raise BadInput(
+                Fault(
+                    f"token id {low if low < 0 else high} for {self.prefix}",
+                    f"is outside 0 to {self.limit - 1}, what the vocabulary and {self.dtype} allow.",
+                    "Use the tokenizer that the dataset was declared with.",
+                )
+            )
+
+    def _write_index(self) -> None:
+        digest = hashlib.sha256()
+        lengths = np.frombuffer(self._lengths, np.int32)
+        with durable_file(idx_path(self.prefix)) as file:
+
+            def put(content: bytes) -> None:
+                file.write(content)
+                digest.update(content)
+
+            code = {name: code for code, name in DTYPES.items()}[_dtype_name(self.dtype)]
+            put(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(self._bounds)))
+            put(lengths.astype("<i4", copy=False).tobytes())
+            position = 0
+            for first in range(0, len(lengths), CHUNK):
+                sizes = lengths[first : first + CHUNK].astype("<i8") * self.dtype.itemsize
+                ends = position + np.cumsum(sizes)
+                put((ends - sizes).tobytes())
+                position = int(ends[-1])
+            put(np.frombuffer(self._bounds, np.int64).astype("<i8", copy=False).tobytes())
+        self.index_sha256 = digest.hexdigest()
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    """`<u2`, `i1`: as DTYPES spells it."""
+    return dtype.str.lstrip("|")

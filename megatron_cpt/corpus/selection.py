@@ -1,0 +1,213 @@
+"""NAME.selection.json + NAME.selection.npy: documents chosen from datasets, with no copy of their tokens.
+
+The array is int64[3, documents], its rows mapped from disk:
+
+    0  document number in its dataset, ascending
+    1  token offset at which the document begins in its dataset
+    2  cumulative tokens of the selection, this document counted
+
+Documents of one dataset lie together, in the order of the JSON file's list. A selection belongs to the
+bytes it was made from: a dataset that changed since is refused.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.corpus.manifest import Manifest, file_sha256, manifest_of, tool_version
+from megatron_cpt.runs.durable import durable_file, write_json
+
+SUFFIX = ".selection.json"
+DOCUMENT, START, END = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class SelectedDataset:
+    """The part of a selection that lies in one dataset."""
+
+    dataset: IndexedDataset
+    """The dataset."""
+    manifest: Manifest
+    """Its manifest, the one that the selection was made from."""
+    documents: npt.NDArray[np.int64]
+    """Document numbers, ascending."""
+    starts: npt.NDArray[np.int64]
+    """Token offset of each in the dataset."""
+    lengths: npt.NDArray[np.int64]
+    """Tokens of each."""
+
+    @property
+    def prefix(self) -> Path:
+        """Prefix of the dataset."""
+        return self.dataset.prefix
+
+    @property
+    def tokens(self) -> int:
+        """Tokens chosen from this dataset."""
+        return int(self.lengths.sum())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selection on disk, checked against its datasets."""
+
+    path: Path
+    """NAME.selection.json."""
+    datasets: tuple[SelectedDataset, ...]
+    """Its datasets, each with at least one document."""
+    tokens: int
+    """Tokens of all chosen documents."""
+    how: dict[str, Any]
+    """How the documents were chosen."""
+    sha256: str
+    """SHA-256 of the array file."""
+
+
+def array_path(path: str | Path) -> Path:
+    """NAME.selection.npy of NAME.selection.json."""
+    return Path(path).with_suffix(".npy")
+
+
+def selection_path(name: str | Path) -> Path:
+    """NAME.selection.json, also where the user wrote the suffix."""
+    return Path(name) if str(name).endswith(SUFFIX) else Path(f"{name}{SUFFIX}")
+
+
+def write_selection(name: str | Path, datasets: Sequence[SelectedDataset], how: dict[str, Any]) -> Selection:
+    """Writes both files, the array first, and returns the selection as it reads back."""
+    path = selection_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lengths = np.concatenate([part.lengths for part in datasets])
+    table = np.stack(
+        [
+            np.concatenate([part.documents for part in datasets]),
+            np.concatenate([part.starts for part in datasets]),
+            np.cumsum(lengths),
+        ]
+    ).astype("<i8", copy=False)
+    path.unlink(missing_ok=True)
+    with durable_file(array_path(path)) as file:
+        np.save(file, table, allow_pickle=False)
+    write_json(
+        path,
+        {
+            "datasets": [
+                {
+                    "prefix": _portable(part.prefix, path.parent),
+                    "data_sha256": part.manifest.data_sha256,
+                    "index_sha256": part.manifest.index_sha256,
+                    "documents": len(part.documents),
+                    "tokens": part.tokens,
+                }
+                for part in datasets
+            ],
+            "documents": table.shape[1],
+            "tokens": int(lengths.sum()),
+            "how": how,
+            "array_sha256": file_sha256(array_path(path)),
+            "tool_version": tool_version(),
+        },
+    )
+    return load_selection(path)
+
+
+def load_selection(name: str | Path) -> Selection:
+    """Reads a selection and checks it against its datasets.
+
+    Raises BadInput where it or a dataset is missing or a dataset changed, IntegrityFault where the
+    selection's own files were altered.
+    """
+    path = selection_path(name)
+    content, table = _read(path)
+    parts: list[SelectedDataset] = []
+    first = 0
+    for entry in content["datasets"]:
+        rows = slice(first, first + entry["documents"])
+        parts.append(_checked_part(path, entry, table[:, rows], int(table[END, first - 1]) if first else 0))
+        first += entry["documents"]
+    tokens = sum(part.tokens for part in parts)
+    if first != table.shape[1] or tokens != content["tokens"]:
+        raise _altered(path, "its counts do not add up")
+    return Selection(path, tuple(parts), tokens, content["how"], content["array_sha256"])
+
+
+def whole_dataset(prefix: str | Path) -> SelectedDataset:
+    """Every document of a dataset, as a selection sees it."""
+    dataset = IndexedDataset(prefix)
+    starts = dataset.document_starts
+    documents = np.arange(dataset.documents, dtype=np.int64)
+    return SelectedDataset(dataset, manifest_of(dataset), documents, starts[:-1], np.diff(starts))
+
+
+def refuse_overlap(parts: Sequence[SelectedDataset]) -> None:
+    """Raises BadInput if two parts share a document: same data, one number in both."""
+    seen: dict[str, list[SelectedDataset]] = {}
+    for part in parts:
+        for other in seen.setdefault(part.manifest.data_sha256, []):
+            shared = np.intersect1d(part.documents, other.documents, assume_unique=True)
+            if len(shared):
+                raise BadInput(
+                    Fault(
+                        f"{other.prefix} and {part.prefix}",
+                        f"share {len(shared):,} documents, which would be read twice as often as the others.",
+                        "Name each dataset once, or a selection in place of the dataset it was made from.",
+                    )
+                )
+        seen[part.manifest.data_sha256].append(part)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
+    for file in (path, array_path(path)):
+        if not file.is_file():
+            remedy = "Give the NAME that `megatron-cpt select --output NAME` wrote."
+            raise BadInput(Fault(str(file), "is not there.", remedy))
+    try:
+        content = orjson.loads(path.read_bytes())
+        missing = {"datasets", "tokens", "how", "array_sha256"} - set(content)
+    except (ValueError, TypeError) as error:
+        raise _altered(path, f"is not a selection ({error})") from error
+    if missing:
+        raise _altered(path, f"lacks {', '.join(sorted(missing))}")
+    if file_sha256(array_path(path)) != content["array_sha256"]:
+        raise _altered(path, f"{array_path(path).name} is not the array it was written with")
+    table = np.load(array_path(path), mmap_mode="r", allow_pickle=False)
+    return content, np.asarray(table)
+
+
+def _checked_part(path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64], before: int) -> SelectedDataset:
+    prefix = path.parent / entry["prefix"]
+    dataset = IndexedDataset(prefix)
+    manifest = manifest_of(dataset)
+    if (manifest.data_sha256, manifest.index_sha256) != (entry["data_sha256"], entry["index_sha256"]):
+        raise BadInput(
+            Fault(
+                str(path),
+                f"was made from other content than {prefix} has now.",
+                "Run `megatron-cpt select` again.",
+            )
+        )
+    lengths = np.diff(table[END], prepend=before)
+    ends = table[START] + lengths
+    outside = (table[START] < 0) | (lengths < 0) | (ends > manifest.tokens)
+    if outside.any() or int(lengths.sum()) != entry["tokens"]:
+        raise _altered(path, f"its documents do not lie in {prefix}")
+    return SelectedDataset(dataset, manifest, table[DOCUMENT], table[START], lengths)
+
+
+def _portable(prefix: Path, folder: Path) -> str:
+    """Relative where the dataset lies beside or below the selection, so that both can be moved together."""
+    absolute = Path(os.path.abspath(prefix))
+    base = Path(os.path.abspath(folder))
+    return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)
+
+
+def _altered(path: Path, what: str) -> IntegrityFault:
+    return IntegrityFault(f"{path}: {what}. Run `megatron-cpt select` again.")

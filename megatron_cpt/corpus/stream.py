@@ -1,0 +1,169 @@
+"""Datasets and selections read as one endless stream of tokens.
+
+1. `expand_paths` turns what a config names into prefixes and selections, in a fixed order.
+2. Each becomes parts: a whole dataset is one, a selection one for each of its datasets.
+3. Position p of the stream is position p modulo `tokens` of the parts laid end to end.
+
+Nothing but indices is read before the first token; each dataset's .bin is opened when first touched.
+"""
+
+import glob
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.corpus.manifest import Manifest, manifest_of
+from megatron_cpt.corpus.selection import (
+    SUFFIX,
+    SelectedDataset,
+    Selection,
+    load_selection,
+    refuse_overlap,
+    whole_dataset,
+)
+
+HELD_OUT = ".validation"
+"""Ending of the prefixes that `prepare --holdout` writes; a glob takes them only when it says so itself."""
+
+
+def expand_paths(paths: Sequence[str]) -> list[Path]:
+    """Prefixes and selections named by paths and globs, those of one glob sorted by name.
+
+    A glob that ends in `.selection.json` names selections, any other names datasets by their prefix
+    (held-out `*.validation` ones only if it ends so). Raises BadInput for a glob that matches nothing;
+    whether a plain path is there is seen when it is opened.
+    """
+    return [path for text in paths for path in _expand(text)]
+
+
+def _expand(text: str) -> list[Path]:
+    for ending in (".idx", ".bin"):
+        text = text.removesuffix(ending)
+    if not glob.has_magic(text):
+        return [Path(text)]
+    if text.endswith(SUFFIX):
+        found = sorted(glob.glob(text, recursive=True))
+    else:
+        names = sorted(name.removesuffix(".idx") for name in glob.glob(f"{text}.idx", recursive=True))
+        found = [name for name in names if text.endswith(HELD_OUT) or not name.endswith(HELD_OUT)]
+    if not found:
+        remedy = "Check the path; a dataset is a pair PREFIX.bin and PREFIX.idx."
+        raise BadInput(Fault(text, "matches no dataset.", remedy))
+    return [Path(name) for name in found]
+
+
+class TokenStream:
+    """Datasets and selections as one stream that repeats for ever.
+
+    Raises BadInput where one is missing, changed, or shares documents with another, IntegrityFault
+    where one is corrupt.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self.paths = expand_paths([str(path) for path in paths])
+        opened = [_open(path) for path in self.paths]
+        self._parts: list[_Part] = [part for parts, _ in opened for part in parts if part.tokens]
+        _refuse_shared(self._parts)
+        self._ends = list(accumulate(part.tokens for part in self._parts))
+        self.tokens = self._ends[-1] if self._ends else 0
+        """Tokens of one pass over everything."""
+        self.manifests = tuple(part.manifest for parts, _ in opened for part in parts)
+        """The manifest of each dataset read, also of those behind selections."""
+        self.identity = hashlib.sha256("\n".join(name for _, name in opened).encode()).hexdigest()
+        """Hash of what is read and in which order; not of where it lies."""
+
+    def read(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens [start, start + length) of the endless stream, as int64[length]."""
+        if self.tokens == 0:
+            raise ValueError("a stream without tokens cannot be read")
+        out = np.empty(length, np.int64)
+        filled = 0
+        position = start % self.tokens
+        while filled < length:
+            number = bisect_right(self._ends, position)
+            part = self._parts[number]
+            offset = position - (self._ends[number] - part.tokens)
+            count = min(length - filled, part.tokens - offset)
+            part.copy(offset, out[filled : filled + count])
+            filled += count
+            position = (position + count) % self.tokens
+        return out
+
+
+class _WholeDataset:
+    """All tokens of a dataset."""
+
+    def __init__(self, prefix: Path) -> None:
+        self._dataset = IndexedDataset(prefix)
+        self.manifest: Manifest = manifest_of(self._dataset)
+        self.tokens = self.manifest.tokens
+
+    @cached_property
+    def _ids(self) -> npt.NDArray[Any]:
+        return np.asarray(self._dataset.tokens)
+
+    def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
+        """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
+        out[:] = self._ids[position : position + len(out)]
+
+    def documents(self) -> SelectedDataset:
+        return whole_dataset(self._dataset.prefix)
+
+
+class _SelectedDocuments:
+    """The chosen documents of a dataset, laid end to end."""
+
+    def __init__(self, part: SelectedDataset) -> None:
+        self.manifest = part.manifest
+        self._part = part
+        self._ends = np.cumsum(part.lengths)
+        self.tokens = part.tokens
+
+    @cached_property
+    def _ids(self) -> npt.NDArray[Any]:
+        return np.asarray(self._part.dataset.tokens)
+
+    def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
+        """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
+        document = int(self._ends.searchsorted(position, side="right"))
+        filled = 0
+        while filled < len(out):
+            left = int(self._ends[document]) - position
+            begin = int(self._part.starts[document] + self._part.lengths[document]) - left
+            count = min(left, len(out) - filled)
+            out[filled : filled + count] = self._ids[begin : begin + count]
+            filled += count
+            position += count
+            document += 1
+
+    def documents(self) -> SelectedDataset:
+        return self._part
+
+
+_Part = _WholeDataset | _SelectedDocuments
+
+
+def _open(path: Path) -> tuple[list[_Part], str]:
+    """The parts of one path, and the name of its content."""
+    if str(path).endswith(SUFFIX):
+        selection: Selection = load_selection(path)
+        parts: list[_Part] = [_SelectedDocuments(part) for part in selection.datasets]
+        data = " ".join(part.manifest.data_sha256 for part in selection.datasets)
+        return parts, f"selection {selection.sha256} of {data}"
+    dataset = _WholeDataset(path)
+    return [dataset], f"dataset {dataset.manifest.data_sha256} {dataset.manifest.dtype}"
+
+
+def _refuse_shared(parts: Sequence[_Part]) -> None:
+    """Documents are compared only where the same data are named more than once."""
+    hashes = [part.manifest.data_sha256 for part in parts]
+    refuse_overlap([part.documents() for part in parts if hashes.count(part.manifest.data_sha256) > 1])

@@ -1,0 +1,90 @@
+"""config.json of a Hugging Face folder, read field by field so that none is overlooked.
+
+A family takes the fields that it understands. Whatever it has not taken in the end, and is not known
+to be harmless, is a fault: a field that changes the mathematics must never be ignored.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from megatron_cpt.config.errors import Fault
+
+# Names, habits of training and generation, and what other fields imply: no logit depends on them.
+# fmt: off
+HARMLESS = frozenset({
+    "_name_or_path", "architectures", "model_type", "transformers_version", "auto_map", "tokenizer_class",
+    "dtype", "torch_dtype", "use_bfloat16", "torchscript", "tf_legacy_loss", "pretraining_tp",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
+    "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
+    "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_scores",
+    "return_dict_in_generate", "chunk_size_feed_forward", "attn_implementation", "_attn_implementation",
+    "finetuning_task", "id2label", "label2id", "problem_type", "task_specific_params", "prefix",
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+    "num_return_sequences", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "remove_invalid_values",
+})
+# fmt: on
+# Harmless as long as they are off.
+HARMLESS_WHEN_OFF = frozenset({"is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"})
+
+
+class ConfigFields:
+    """The fields of one config.json, each taken once, and the faults found on the way."""
+
+    def __init__(self, path: str, fields: dict[str, Any]) -> None:
+        self.path = path
+        self.faults: list[Fault] = []
+        self._left = dict(fields)
+
+    def fault(self, name: str, value: Any, rule: str, remedy: str) -> None:
+        """Notes that a field cannot be honoured."""
+        self.faults.append(Fault(f"{self.path}: {name} = {value!r}", rule, remedy))
+
+    def take(self, name: str, default: Any = None) -> Any:
+        """The field's value; the default where it is missing or null."""
+        value = self._left.pop(name, None)
+        return default if value is None else value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 1. A fault is noted, and 1 returned, for anything else."""
+        value = self.take(name, default)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        self.fault(name, value, "must be a whole number of at least 1.", "Mend config.json.")
+        return 1
+
+    def positive(self, name: str, default: float) -> float:
+        """A number above 0. A fault is noted, and the default returned, for anything else."""
+        value = self.take(name, default)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf"):
+            return float(value)
+        self.fault(name, value, "must be a number above 0.", "Mend config.json.")
+        return default
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """true or false. A fault is noted, and the default returned, for anything else."""
+        value = self.take(name, default)
+        if isinstance(value, bool):
+            return value
+        self.fault(name, value, "must be true or false.", "Mend config.json.")
+        return default
+
+    def require(self, name: str, allowed: Iterable[Any], default: Any) -> None:
+        """Notes a fault unless the field (missing: the default) has one of the values supported."""
+        value, allowed = self.take(name, default), tuple(allowed)
+        if value not in allowed:
+            wanted = " or ".join(map(repr, allowed))
+            self.fault(name, value, f"only {wanted} is supported.", "Use a model that has it so.")
+
+    def refuse_left(self, family: str) -> None:
+        """Notes a fault for every field that was not taken, is not empty and is not known to be harmless."""
+        for name, value in self._left.items():
+            harmless = name in HARMLESS or (name in HARMLESS_WHEN_OFF and value is False)
+            if not harmless and value not in (None, {}, []):
+                self.fault(
+                    name,
+                    value,
+                    f"the family {family!r} does not know this field, which may change the mathematics.",
+                    "If it changes nothing, take it out of config.json; else this model is not supported.",
+                )

@@ -1,0 +1,70 @@
+"""The shape of a model from its Hugging Face folder; which families are known."""
+
+from pathlib import Path
+
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.families.family import Family, ModelShape
+from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.llama import LLAMA
+from megatron_cpt.families.weights import Rule
+
+__all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
+
+
+def read_shape(folder: str | Path) -> ModelShape:
+    """Reads config.json of a Hugging Face folder.
+
+    Raises:
+        BadInput: the folder or config.json is missing or no JSON object, the family is unknown, or fields
+            have values that cannot be honoured (every one of them is listed).
+    """
+    path = Path(folder) / "config.json"
+    fields = ConfigFields(str(path), _read_object(path))
+    model_type = fields.take("model_type")
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        fields.fault("model_type", model_type, "is not a family known here.", f"Known families: {known}.")
+        raise BadInput(*fields.faults)
+    shape = FAMILIES[model_type].read(fields)
+    fields.refuse_left(model_type)
+    refuse(fields.faults)
+    return shape
+
+
+def family_of(shape: ModelShape) -> Family:
+    """The family of a shape."""
+    return FAMILIES[shape.family]
+
+
+def name_table(shape: ModelShape) -> dict[str, tuple[Rule, int | None]]:
+    """Every name that a Megatron-Core parameter may have, to its rule and global layer number."""
+    table: dict[str, tuple[Rule, int | None]] = {}
+    for rule in family_of(shape).weights(shape):
+        for name in rule.names:
+            if "{layer}" in name:
+                table |= {name.format(layer=layer): (rule, layer) for layer in range(shape.layers)}
+            else:
+                table[name] = (rule, None)
+    return table
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise BadInput(
+            Fault(
+                str(path),
+                "there is no such file.",
+                "Give a local Hugging Face model folder, with config.json, tokenizer and weights.",
+            )
+        )
+    try:
+        value = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise BadInput(Fault(str(path), f"is not JSON ({error}).", "Fetch the folder again.")) from None
+    if not isinstance(value, dict):
+        raise BadInput(Fault(str(path), "is not a JSON object.", "Fetch the folder again."))
+    return value

@@ -1,0 +1,158 @@
+"""Name tables as data: which slices of which Hugging Face tensors make up a rank's part of a parameter.
+
+A rule names one Megatron-Core parameter and the Hugging Face tensors that it holds. `pieces` turns a
+rule into plain slices, from which both directions follow: loading copies each piece from the
+safetensors into the parameter, exporting copies it back. Megatron-Core's layouts:
+
+- a matrix [out, in] multiplies from the left, as in Hugging Face: nothing is transposed;
+- tensor-parallel rank r of R owns the r-th R-th of the rows (column parallel) or columns (row parallel);
+- linear_qkv interleaves rows by query group: its query heads, its key head, its value head;
+- linear_fc1 of a gated MLP holds the gate's rows, then up's; each rank its part of both;
+- the vocabulary is padded to a multiple of R; the padding is the end of the last ranks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One Hugging Face tensor."""
+
+    name: str
+    """Its name in the safetensors; `{layer}` stands for the global number of a layer."""
+    size: tuple[str, ...]
+    """Its dimensions, as fields of ModelShape."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One Megatron-Core parameter; the subclasses say how tensor parallelism divides it."""
+
+    names: tuple[str, ...]
+    """Its names in the local spec and in Transformer Engine's."""
+    tensors: tuple[Tensor, ...]
+    """The Hugging Face tensors that it holds."""
+    exported: bool = True
+    """False for the last stage's copy of a tied embedding, which the first stage exports."""
+
+
+class Replicated(Rule):
+    """The same on every tensor-parallel rank."""
+
+
+class ColumnParallel(Rule):
+    """Rows are divided."""
+
+
+class RowParallel(Rule):
+    """Columns are divided."""
+
+
+class VocabularyParallel(Rule):
+    """Rows, one for each token, are divided after padding."""
+
+
+class QueryKeyValue(Rule):
+    """Query, key and value rows, interleaved by query group; groups are divided."""
+
+
+class GatedUp(Rule):
+    """The gate's rows, then up's; each is divided."""
+
+
+class Sizes(Protocol):
+    """What `pieces` needs of a ModelShape."""
+
+    @property
+    def heads(self) -> int: ...
+    @property
+    def query_groups(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`length` rows (axis 0) or columns (axis 1) that a parameter and a Hugging Face tensor share."""
+
+    tensor: int
+    """Which of the rule's tensors."""
+    axis: int
+    """0: rows, 1: columns; the other axis is whole on both sides."""
+    local: int
+    """Where it begins in the rank's parameter."""
+    start: int
+    """Where it begins in the Hugging Face tensor."""
+    length: int
+    """Rows or columns."""
+
+
+def tensor_size(tensor: Tensor, shape: Sizes) -> tuple[int, ...]:
+    """The dimensions of a Hugging Face tensor of a model of this shape."""
+    return tuple(getattr(shape, name) for name in tensor.size)
+
+
+def pieces(rule: Rule, shape: Sizes, rank: int, ranks: int) -> list[Piece]:
+    """The slices that tensor-parallel rank `rank` of `ranks` owns, in the order of its parameter.
+
+    Padding rows of the vocabulary belong to no piece. Sizes that the ranks cannot share evenly are
+    refused before a model is built (config/faults.py).
+    """
+    sizes = [tensor_size(tensor, shape) for tensor in rule.tensors]
+    match rule:
+        case Replicated():
+            return [Piece(0, 0, 0, 0, sizes[0][0])]
+        case ColumnParallel():
+            return list(_rows_of_each(sizes, rank, ranks))
+        case GatedUp():
+            return list(_rows_of_each(sizes, rank, ranks))
+        case RowParallel():
+            share = _share(sizes[0][1], ranks)
+            return [Piece(0, 1, 0, rank * share, share)]
+        case VocabularyParallel():
+            start = rank * padded_share(sizes[0][0], ranks)
+            length = min(padded_share(sizes[0][0], ranks), sizes[0][0] - start)
+            return [Piece(0, 0, 0, start, length)] if length > 0 else []
+        case QueryKeyValue():
+            return list(_query_groups(shape, rank, ranks))
+    raise AssertionError(f"no layout for {type(rule).__name__}")
+
+
+def local_size(rule: Rule, shape: Sizes, rank: int, ranks: int) -> tuple[int, ...]:
+    """The dimensions of a rank's part of the parameter, padding included."""
+    first = tensor_size(rule.tensors[0], shape)
+    owned = pieces(rule, shape, rank, ranks)
+    if isinstance(rule, VocabularyParallel):
+        return (padded_share(first[0], ranks), *first[1:])
+    along = sum(piece.length for piece in owned)
+    return tuple(along if axis == owned[0].axis else length for axis, length in enumerate(first))
+
+
+def padded_share(vocabulary: int, ranks: int) -> int:
+    """Rows of the embedding on each tensor-parallel rank: the vocabulary over the ranks, rounded up."""
+    return -(-vocabulary // ranks)
+
+
+def _share(whole: int, ranks: int) -> int:
+    assert whole % ranks == 0, f"{whole} is not divisible by {ranks} tensor-parallel ranks"
+    return whole // ranks
+
+
+def _rows_of_each(sizes: list[tuple[int, ...]], rank: int, ranks: int) -> Iterator[Piece]:
+    local = 0
+    for tensor, size in enumerate(sizes):
+        share = _share(size[0], ranks)
+        yield Piece(tensor, 0, local, rank * share, share)
+        local += share
+
+
+def _query_groups(shape: Sizes, rank: int, ranks: int) -> Iterator[Piece]:
+    groups = _share(shape.query_groups, ranks)
+    query_rows = _share(shape.heads, shape.query_groups) * shape.head_dim
+    local = 0
+    for group in range(rank * groups, (rank + 1) * groups):
+        for tensor, rows in enumerate((query_rows, shape.head_dim, shape.head_dim)):
+            yield Piece(tensor, 0, local, group * rows, rows)
+            local += rows

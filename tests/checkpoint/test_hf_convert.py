@@ -1,0 +1,132 @@
+"""Whole conversions: a folder to a checkpoint and back, and the comparison with transformers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megatron_cpt.checkpoint.hf_convert import (
+    LogitDifference,
+    checkpoint_from_hf,
+    compare,
+    hf_from_checkpoint,
+    verify,
+)
+from megatron_cpt.checkpoint.hf_folder import SINGLE
+from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel import groups
+from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama
+from tests.ranks import Ranks
+
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "model_stories260K" / "hf"
+
+
+def to_checkpoint(hf: Path, output: Path, tensor: int = 1, pipeline: int = 1) -> type[Exception] | None:
+    """A job: from-hf on a layout. Returns the kind of error that the user would see."""
+    groups.divide_world(ParallelSettings(tensor=tensor, pipeline=pipeline))
+    try:
+        checkpoint_from_hf(hf, output)
+    except (BadInput, IntegrityFault) as error:
+        return type(error)
+    return None
+
+
+def to_hf(checkpoint: Path, output: Path, dtype: str | None = None) -> type[Exception] | None:
+    """A job: to-hf on one process."""
+    groups.divide_world(ParallelSettings())
+    try:
+        hf_from_checkpoint(checkpoint, output, dtype)
+    except (BadInput, IntegrityFault) as error:
+        return type(error)
+    return None
+
+
+def difference(source: Path, hf: Path) -> LogitDifference | None:
+    """A job: verify on one process."""
+    groups.divide_world(ParallelSettings())
+    return verify(source, hf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_folder_to_a_checkpoint_and_back_changes_no_bit(one_rank: Ranks, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = write_llama(tmp_path / "hf", dtype)
+    assert one_rank.call(to_checkpoint, hf=folder, output=tmp_path / "checkpoint") == [None]
+    assert one_rank.call(to_hf, checkpoint=tmp_path / "checkpoint", output=tmp_path / "out") == [None]
+    assert_same_tensors(tmp_path / "out", folder)
+    assert one_rank.call(to_checkpoint, hf=folder, output=tmp_path / "checkpoint") == [BadInput]
+
+
+def test_a_checkpoint_of_two_ranks_is_read_by_one(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "hf", tie_word_embeddings=True)
+    for name, layout in {"tensor": {"tensor": 2}, "pipeline": {"pipeline": 2}}.items():
+        checkpoint, output = tmp_path / name, tmp_path / f"{name}-out"
+        assert two_ranks.call(to_checkpoint, hf=folder, output=checkpoint, **layout) == [None, None]
+        assert one_rank.call(to_hf, checkpoint=checkpoint, output=output) == [None]
+        assert_same_tensors(output, folder)
+
+
+def test_an_export_in_another_dtype_says_so(one_rank: Ranks, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "hf")
+    one_rank.call(to_checkpoint, hf=folder, output=tmp_path / "checkpoint")
+    one_rank.call(to_hf, checkpoint=tmp_path / "checkpoint", output=tmp_path / "out", dtype="bfloat16")
+    for name, tensor in all_tensors(folder).items():
+        assert torch.equal(all_tensors(tmp_path / "out")[name], tensor.bfloat16())
+    assert orjson.loads((tmp_path / "out" / "config.json").read_bytes())["dtype"] == "bfloat16"
+
+
+def test_a_checkpoint_that_was_cut_short_or_changed_is_refused(one_rank: Ranks, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "hf")
+    checkpoint = tmp_path / "checkpoint"
+    one_rank.call(to_checkpoint, hf=folder, output=checkpoint)
+    shard = max((checkpoint / "shards").glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert one_rank.call(to_hf, checkpoint=checkpoint, output=tmp_path / "out") == [IntegrityFault]
+    (checkpoint / "complete.json").unlink()
+    assert one_rank.call(to_hf, checkpoint=checkpoint, output=tmp_path / "out") == [BadInput]
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_sees_one_changed_weight(one_rank: Ranks, tmp_path: Path) -> None:
+    folder, other = write_llama(tmp_path / "hf"), write_llama(tmp_path / "other")
+    [same] = one_rank.call(difference, source=folder, hf=other)
+    assert same.largest < 1e-5
+    assert (same.positions, same.same_choice) == (128, 1.0)
+    tensors = all_tensors(other)
+    tensors["model.layers.2.self_attn.v_proj.weight"][3, 4] += 1.0
+    save_file(tensors, other / SINGLE)
+    [changed] = one_rank.call(difference, source=folder, hf=other)
+    assert changed.largest > 0.01
+
+
+def test_the_figures_of_a_difference() -> None:
+    reference = torch.tensor([[[1.0, 2.0], [3.0, 1.0]]])
+    logits = torch.tensor([[[1.0, 2.5], [1.0, 1.5]]])
+    found = compare(reference, logits)
+    assert found == LogitDifference(largest=2.0, mean=0.75, positions=2, same_choice=0.5)
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the real model stories260K is not on this machine")
+def test_a_real_model_goes_in_and_out(one_rank: Ranks, tmp_path: Path) -> None:
+    assert one_rank.call(to_checkpoint, hf=STORIES, output=tmp_path / "checkpoint") == [None]
+    assert one_rank.call(to_hf, checkpoint=tmp_path / "checkpoint", output=tmp_path / "out") == [None]
+    assert_same_tensors(tmp_path / "out", STORIES)
+    [found] = one_rank.call(difference, source=tmp_path / "checkpoint", hf=tmp_path / "out")
+    # Its logits reach 20 and more: float32 rounding alone is a few 1e-5.
+    assert found.largest < 1e-4
+    assert found.same_choice == 1.0
+
+
+def test_the_command_prints_the_difference_and_fails_beyond_the_tolerance(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "hf")
+    words = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "convert", "verify", str(folder), str(folder)]
+    found = subprocess.run([*words, "--tolerance", "0"], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 4
+    assert "at 128 positions" in found.stdout
+    assert "the models differ by" in found.stderr

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.corpus.manifest import load_manifest
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """The words of a call that prepares the interpreter's help topics, byte by byte."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["</s>", *alphabet])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["</s>"])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"body": text}) + "\n" for text in topics.values() if len(text) < 6000))
+    return [str(corpus), "--tokenizer", str(folder), "--output", str(tmp_path / "out"), "--text-key", "body"]
+
+
+def test_prepare_select_inspect(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", *words, "--holdout", "20%", "--quiet"]) == 0
+    manifest = load_manifest(tmp_path / "out")
+    told = capsys.readouterr().out
+    assert f"out: {manifest.documents:,} documents, {manifest.tokens:,} tokens" in told
+    assert "out.validation: " in told
+
+    assert main(["prepare", *words, "--holdout", "0.2", "--quiet"]) == 0
+    assert "nothing was done" in capsys.readouterr().out
+
+    assert main(["inspect", str(tmp_path / "out"), "--show", "1", "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert "verified" in told
+    assert "*****" in told
+
+    chosen = ["--tokens", "10K", "--keep", "random", "--output", str(tmp_path / "half")]
+    assert main(["select", str(tmp_path / "out"), *chosen]) == 0
+    assert "half.selection.json: " in capsys.readouterr().out
+
+
+def test_a_progress_bar_shows_bytes_and_documents(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", *words]) == 0
+    shown = capsys.readouterr().err
+    assert "B/s" in shown
+    assert "documents" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--holdout", "120%"], "--holdout 120%: is not a share."),
+        (["--eod", "<eod>"], "--eod <eod>: is no token"),
+        (["--bos", "always"], "--bos always: needs a bos_token"),
+        (["--text-key", "text"], "were rejected"),
+        (["--tokenizer", "nowhere"], "nowhere: is not a tokenizer folder"),
+    ],
+)
+def test_bad_input_returns_2_and_says_what_to_do(
+    words: list[str], change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", *words, *change, "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_broken_dataset_returns_3(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", *words, "--quiet"]) == 0
+    data = tmp_path / "out.bin"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    assert main(["inspect", str(tmp_path / "out"), "--show", "0"]) == 0
+    assert main(["inspect", str(tmp_path / "out"), "--verify"]) == 3
+    assert "out.bin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", ["many", "1e30", "0"])
+def test_an_impossible_budget_returns_2(words: list[str], tmp_path: Path, budget: str) -> None:
+    assert main(["prepare", *words, "--quiet"]) == 0
+    output = str(tmp_path / "s")
+    assert main(["select", str(tmp_path / "out"), "--tokens", budget, "--keep", "random", "--output", output]) == 2
+
+
+def test_documents_cannot_steer_the_terminal(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(words[0]).write_text(json.dumps({"body": "red \x1b[31m text"}) + "\n")
+    assert main(["prepare", *words, "--quiet"]) == 0
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "red \\x1b[31m text" in told

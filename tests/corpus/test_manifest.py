@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.indexed import bin_path, idx_path, manifest_path
+from megatron_cpt.corpus.manifest import load_manifest
+from megatron_cpt.corpus.verify import verify_dataset
+from tests.corpus.datasets import write_dataset
+
+
+def test_a_foreign_pair_gets_a_manifest_of_what_can_be_known(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3])
+    manifest = load_manifest(prefix)
+    assert (manifest.documents, manifest.tokens, manifest.dtype) == (2, 5, "int32")
+    assert manifest.bytes is manifest.tokenizer is manifest.eod is manifest.sources is None
+    assert len(manifest.data_sha256) == 64
+    assert manifest_path(prefix).is_file()
+    assert load_manifest(prefix) == manifest
+
+
+def test_a_foreign_pair_whose_manifest_cannot_be_written_is_usable(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3])
+    # A folder in its place stops root, too, whom a read-only folder would not.
+    manifest_path(prefix).mkdir()
+    assert load_manifest(prefix).tokens == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx", "data.manifest.json"]
+
+
+def test_a_replaced_dataset_is_refused(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3])
+    load_manifest(prefix)
+    other = write_dataset(tmp_path / "other", [3, 2])
+    idx_path(prefix).write_bytes(idx_path(other).read_bytes())
+    with pytest.raises(IntegrityFault, match=r"data\.idx"):
+        load_manifest(prefix)
+
+
+def test_other_data_of_the_same_size_are_found_by_verify(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3])
+    verify_dataset(prefix)
+    other = write_dataset(tmp_path / "other", [2, 3], first=1)
+    bin_path(prefix).write_bytes(bin_path(other).read_bytes())
+    with pytest.raises(IntegrityFault, match=r"data\.bin"):
+        verify_dataset(prefix)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"documents": 2}'])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3])
+    manifest_path(prefix).write_text(content)
+    with pytest.raises(IntegrityFault, match="manifest"):
+        load_manifest(prefix)
+
+
+def test_no_dataset_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="nowhere"):
+        load_manifest(tmp_path / "nowhere")

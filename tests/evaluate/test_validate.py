@@ -1,0 +1,67 @@
+"""Validation: the model's own loss, exactly weighted, and training left as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from megatron_cpt.corpus.stream import TokenStream
+from tests.ranks import Ranks
+from tests.train.runs import column, records_of, train
+from tests.workshop import SEQUENCE_LENGTH, Workshop
+
+
+def transformers_nats(workshop: Workshop, corpus: str) -> list[float]:
+    """Summed loss of each sequence of a validation set under transformers' model."""
+    stream = TokenStream([f"{workshop.prefix(corpus)}.validation"])
+    model = LlamaForCausalLM.from_pretrained(workshop.hf, dtype=torch.float32)
+    nats = []
+    for start in range(0, stream.tokens - 1, SEQUENCE_LENGTH):
+        tokens = torch.from_numpy(stream.read(start, min(SEQUENCE_LENGTH + 1, stream.tokens - start)))
+        logits = model(tokens[None, :-1]).logits[0]
+        nats.append(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum").item())
+    return nats
+
+
+def test_the_baseline_is_the_loss_of_the_hugging_face_model(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    one_rank.call(train, path=workshop.write_config(tmp_path / "run"), overrides=("training.tokens=4 steps",))
+    for corpus in ("domain", "general"):
+        baseline = next(record for record in records_of(tmp_path / "run", "validation") if record["set"] == corpus)
+        expected = transformers_nats(workshop, corpus)
+        assert baseline["step"] == 0
+        np.testing.assert_allclose(baseline["sequence_nats"], expected, rtol=1e-5)
+        assert baseline["loss"] == pytest.approx(sum(expected) / sum(baseline["sequence_tokens"]), rel=1e-6)
+        text_bytes = baseline["loss"] * baseline["scored_tokens"] / np.log(2) / baseline["bits_per_byte"]
+        assert text_bytes == pytest.approx(baseline["scored_bytes"])
+
+
+def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    often, never = tmp_path / "often", tmp_path / "never"
+    dropout = ("model.dropout=0.1",)
+    every_step = ("validation.marks.every=1 steps",)
+    one_rank.call(train, path=workshop.write_config(often), overrides=(*dropout, *every_step))
+    one_rank.call(train, path=workshop.write_config(never), overrides=(*dropout, "validation.sets={}"))
+    assert records_of(often, "train") == records_of(never, "train")
+    assert sorted({*column(records_of(often, "validation"), "step")}) == list(range(13))
+    assert records_of(never, "validation") == []
+
+
+def test_a_set_is_the_same_whatever_the_micro_batch(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    for run, size in ((small, 1), (large, 7)):
+        overrides = (
+            "training.tokens=4 steps",
+            f"validation.micro_batch_size={size}",
+            "validation.sets.domain.tokens=300",
+        )
+        one_rank.call(train, path=workshop.write_config(run), overrides=overrides)
+    for left, right in zip(records_of(small, "validation"), records_of(large, "validation"), strict=True):
+        assert left["identity"] == right["identity"]
+        assert left["scored_tokens"] == right["scored_tokens"]
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-6)
+    budgeted = next(record for record in records_of(small, "validation") if record["set"] == "domain")
+    assert budgeted["scored_tokens"] == 288

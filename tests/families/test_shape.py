@@ -1,0 +1,131 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.families.shape import ModelShape, name_table, read_shape
+from tests.families.folders import write_config
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_every_number_is_read(tmp_path: Path) -> None:
+    folder = write_config(tmp_path, rope_theta=5e5, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    assert read_shape(folder) == ModelShape(
+        family="llama",
+        layers=4,
+        hidden=32,
+        ffn_hidden=44,
+        heads=4,
+        query_groups=2,
+        head_dim=10,
+        vocabulary=101,
+        max_positions=64,
+        norm_epsilon=1e-5,
+        rope_base=5e5,
+        rope_scaling=None,
+        tied_embeddings=False,
+        dtype="bfloat16",
+    )
+
+
+def test_a_config_of_the_first_llama_has_transformers_defaults(tmp_path: Path) -> None:
+    names = ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
+    shape = read_shape(write_config(tmp_path, **dict.fromkeys(names), torch_dtype="float16"))
+    assert (shape.query_groups, shape.head_dim, shape.norm_epsilon) == (4, 8, 1e-6)
+    assert (shape.max_positions, shape.tied_embeddings, shape.rope_base) == (2048, False, 10_000.0)
+    assert shape.dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    ],
+)
+def test_both_places_of_the_rotary_base_are_known(tmp_path: Path, fields: dict[str, Any]) -> None:
+    shape = read_shape(write_config(tmp_path, **fields))
+    assert (shape.rope_base, shape.rope_scaling) == (5e5, None)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"rope_theta": 5e5, "rope_scaling": LLAMA3}, {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}],
+)
+def test_llama3_scaling_is_read_in_both_places(tmp_path: Path, fields: dict[str, Any]) -> None:
+    shape = read_shape(write_config(tmp_path, **fields))
+    assert shape.rope_base == 5e5
+    assert shape.rope_scaling is not None
+    assert shape.rope_scaling["factor"] == 32.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "mamba"}, "model_type = 'mamba'"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 8.0}}, "high_freq_factor = 8.0"),
+        ({"rope_scaling": LLAMA3 | {"attention_factor": 2.0}}, "attention_factor"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": LLAMA3, "rope_parameters": LLAMA3}, "both given"),
+        ({"rope_scaling": "llama3"}, "must be an object"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"hidden_size": None}, "hidden_size = None"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers = '4'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers = True"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": 7}, "head_dim"),
+    ],
+)
+def test_a_field_that_cannot_be_honoured_is_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput) as error:
+        read_shape(write_config(tmp_path, **changes))
+    assert named in str(error.value)
+    assert len(error.value.faults) == 1
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as error:
+        read_shape(write_config(tmp_path, hidden_act="gelu", mlp_bias=True, sliding_window=512))
+    assert [fault.value.split(": ")[1] for fault in error.value.faults] == [
+        "hidden_act = 'gelu'",
+        "mlp_bias = True",
+        "sliding_window = 512",
+    ]
+
+
+def test_harmless_and_empty_fields_are_no_fault(tmp_path: Path) -> None:
+    fields = {"use_cache": True, "bos_token_id": 1, "pretraining_tp": 2, "is_decoder": False, "pruned_heads": {}}
+    assert read_shape(write_config(tmp_path, **fields)).layers == 4
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]"])
+def test_a_folder_without_a_config_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(BadInput, match=r"config\.json"):
+        read_shape(tmp_path)
+
+
+def test_the_name_table_numbers_layers_globally_and_knows_both_spellings(tmp_path: Path) -> None:
+    table = name_table(read_shape(write_config(tmp_path)))
+    rule, layer = table["decoder.layers.3.mlp.linear_fc1.layer_norm_weight"]
+    assert (rule, layer) == table["decoder.layers.3.pre_mlp_layernorm.weight"]
+    assert layer == 3
+    assert "decoder.layers.4.mlp.linear_fc2.weight" not in table

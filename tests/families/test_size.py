@@ -1,0 +1,100 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.families.size import (
+    flops_per_token,
+    memory_per_rank,
+    non_embedding_parameter_count,
+    parameter_count,
+)
+from tests.families.folders import SMALL, write_config
+
+LLAMA_3_8B = ModelShape(
+    family="llama",
+    layers=32,
+    hidden=4096,
+    ffn_hidden=14336,
+    heads=32,
+    query_groups=8,
+    head_dim=128,
+    vocabulary=128256,
+    max_positions=8192,
+    norm_epsilon=1e-5,
+    rope_base=5e5,
+    dtype="bfloat16",
+)
+
+
+def run_of(world: dict[str, Any], precision: str = "bf16") -> RunConfig:
+    """A run with one sequence of 8,192 tokens in each micro batch."""
+    return config_from_dict(
+        {
+            "run": {"folder": "run"},
+            "model": {"hf": "hf"},
+            "data": {"sequence_length": 8192, "sources": {"text": {"paths": ["text"]}}},
+            "training": {"tokens": "1 steps", "global_batch_size": 64, "precision": precision},
+            "schedule": {"peak": 1e-5},
+            "parallel": world,
+        }
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_count_is_that_of_transformers(tmp_path: Path, tied: bool) -> None:
+    fields = {**SMALL, "tie_word_embeddings": tied}
+    model = LlamaForCausalLM(LlamaConfig(**{name: value for name, value in fields.items() if name != "model_type"}))
+    shape = read_shape(write_config(tmp_path, tie_word_embeddings=tied))
+    assert parameter_count(shape) == model.num_parameters()
+    embeddings = 101 * 32 * (1 if tied else 2)
+    assert non_embedding_parameter_count(shape) == model.num_parameters() - embeddings
+
+
+def test_the_published_count_of_llama_3() -> None:
+    assert parameter_count(LLAMA_3_8B) == 8_030_261_248
+
+
+def test_flops_are_six_a_matrix_weight_and_half_the_attention_square() -> None:
+    norms = 65 * 4096
+    matrices = 8_030_261_248 - 128256 * 4096 - norms
+    assert flops_per_token(LLAMA_3_8B, 8192) == 6 * matrices + 6 * 32 * 4096 * 8192
+    # Tying takes parameters away, not work.
+    assert flops_per_token(replace(LLAMA_3_8B, tied_embeddings=True), 8192) == flops_per_token(LLAMA_3_8B, 8192)
+
+
+def test_memory_of_one_rank_is_eighteen_bytes_a_parameter_in_bf16() -> None:
+    memory = memory_per_rank(LLAMA_3_8B, run_of({}), world_size=1)
+    parameters = 8_030_261_248
+    assert (memory.parameters, memory.gradients, memory.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters)
+    layer = 4 * 4096 + 3 * 4096 + 3 * 1024 + 4 * 14336
+    assert memory.activations == 8192 * (32 * layer * 2 + 128256 * (2 + 4))
+    assert memory.total == 18 * parameters + memory.activations
+
+
+def test_fp32_needs_no_main_parameters() -> None:
+    memory = memory_per_rank(LLAMA_3_8B, run_of({}, "fp32"), world_size=1)
+    assert memory.optimizer == 8 * 8_030_261_248
+    assert memory.parameters == 4 * 8_030_261_248
+
+
+def test_the_distributed_optimizer_divides_its_state_by_the_replicas() -> None:
+    plain = memory_per_rank(LLAMA_3_8B, run_of({}), world_size=8)
+    sharded = memory_per_rank(LLAMA_3_8B, run_of({"distributed_optimizer": True}), world_size=8)
+    assert sharded.optimizer == plain.optimizer // 8
+    assert (sharded.parameters, sharded.gradients) == (plain.parameters, plain.gradients)
+
+
+def test_tensor_and_pipeline_divide_the_model() -> None:
+    memory = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4, "pipeline": 2}), world_size=8)
+    layer = 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336)
+    ends = 128256 * 4096
+    # The first stage, full of micro batches in flight: 16 layers, the embedding, and all norms undivided.
+    assert memory.parameters == 2 * (16 * layer // 4 + 16 * 2 * 4096 + ends // 4)
+    assert memory.activations == 8192 * 2 * 16 * 2 * (4 * 4096 + (3 * 4096 + 3 * 1024 + 4 * 14336) // 4)

@@ -1,12 +1,16 @@
 """`megatron-cpt train RUN.yaml [section.key=value ...] --nproc N`: the training program on this machine."""
 
 import argparse
+import os
 import subprocess
 import sys
 
+import orjson
+
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.load import load_config
-from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.config.load import dump_config, load_config
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.status import ExitCode, Status, read_status, write_status
 
@@ -25,14 +29,35 @@ def main(arguments: list[str]) -> int:
     folder = RunFolder(config.run.folder)
     folder.create()
     try:
-        make_plan(config, words.nproc)
+        plan = make_plan(config, words.nproc)
     except BadInput as error:
         write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error)))
         raise
+    if is_done(config, plan, folder):
+        print(f"{folder.path}: done before, with this configuration and these data")
+        return ExitCode.DONE
     folder.status.unlink(missing_ok=True)
-    code = subprocess.call([*launcher(words.nproc), "-m", "megatron_cpt.train", words.config, *words.overrides])
+    command = [*launcher(words.nproc), "-m", "megatron_cpt.train", words.config, *words.overrides]
+    code = subprocess.call(command, env=environment(words.nproc))
     status = read_status(folder.status)
     return status.exit_code if status is not None and status.exit_code is not None else code
+
+
+def is_done(config: RunConfig, plan: RunPlan, folder: RunFolder) -> bool:
+    """Whether the run folder holds the finished run of this very configuration, on the same data."""
+    status = read_status(folder.status)
+    try:
+        before = folder.config.read_text(), orjson.loads(folder.plan.read_bytes())["blend"]["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return False
+    now = dump_config(config), plan.blend.fingerprint(plan.blend.total_sequences)
+    return status is not None and status.state == "done" and before == now
+
+
+def environment(processes: int) -> dict[str, str]:
+    """This process's environment, with an even share of the cores for each process where nothing else is set."""
+    share = max(1, len(os.sched_getaffinity(0)) // processes)
+    return {"OMP_NUM_THREADS": str(share)} | os.environ
 
 
 def launcher(processes: int) -> list[str]:

@@ -8,6 +8,7 @@
 """
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,5 +154,7 @@ def open_validation_sets(config: RunConfig) -> list[ValidationSet]:
 
 
 def quiet_megatron() -> None:
-    """Keeps Megatron-Core's own log lines to warnings: the run's log says what matters."""
+    """Leaves out what Megatron-Core and torch say to each other's developers; the run's log says what matters."""
     logging.getLogger("megatron").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)

@@ -60,7 +60,7 @@ def library(tmp_path: Path) -> Path:
         "package/tests/test_module.py": MODULE.replace("Kept", "Tested"),
         "site-packages/installed.py": MODULE.replace("Kept", "Installed"),
         "encodings/table.py": MODULE.replace("Kept", "Table"),
-        "LICENSE.txt": "LICENCE\n\n" + "You may read this. " * 20 + "\n",
+        "LICENSE.txt": "LICENCE\n\n" + ("You may read this. " * 20 + "\n\n") * 2,
         "test/notes.txt": "A note of a test. " * 30,
         "pydoc_data/topics.py": f"topics = {{'with': {PARAGRAPH!r}, 'assert': {'Assertions. ' * 30!r}}}\n",
     }
@@ -91,6 +91,7 @@ def test_docstrings_stand_under_their_names(library: Path) -> None:
 def test_a_paragraph_is_taken_once(library: Path) -> None:
     texts = "\n".join(document.text for document in general_documents(library))
     assert texts.count(PARAGRAPH.strip()) == 1
+    assert texts.count("You may read this.") == 20
 
 
 def test_code_has_no_docstring_and_no_comment(library: Path) -> None:

@@ -1,0 +1,161 @@
+"""`megatron-cpt train`: bad input gives one clear error, exit code 2, and loses nothing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.runs.status import ExitCode, read_status
+from tests.ranks import Ranks
+from tests.train.runs import train
+from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer, write_tokenizer_of
+
+Sections = dict[str, Any]
+
+
+def no_such_dataset(workshop: Workshop, folder: Path) -> Sections:
+    return {"data": {"sources": {"domain": {"paths": [str(folder / "nothing")]}}, "replay_ratio": None}}
+
+
+def not_a_tokenizer_folder(workshop: Workshop, folder: Path) -> Sections:
+    write_model(folder / "hf")
+    return {"model": {"hf": str(folder / "hf")}}
+
+
+def tokenizer_of_another_dataset(workshop: Workshop, folder: Path) -> Sections:
+    write_model(folder / "hf")
+    write_tokenizer(folder / "hf", ["another text gives another tokenizer"] * 9)
+    return {"model": {"hf": str(folder / "hf")}}
+
+
+def empty_validation_set(workshop: Workshop, folder: Path) -> Sections:
+    return {"validation": {"sets": {"general": {"paths": [str(folder / "*.validation")]}}}}
+
+
+def sequence_too_long(workshop: Workshop, folder: Path) -> Sections:
+    return {"data": {"sequence_length": 65}}
+
+
+def vocabulary_too_small(workshop: Workshop, folder: Path) -> Sections:
+    write_model(folder / "hf", vocab_size=VOCABULARY - 20)
+    write_tokenizer_of(workshop, folder / "hf")
+    return {"model": {"hf": str(folder / "hf")}}
+
+
+def odd_batch(workshop: Workshop, folder: Path) -> Sections:
+    return {"training": {"micro_batch_size": 3}}
+
+
+def heads_not_shared_evenly(workshop: Workshop, folder: Path) -> Sections:
+    return {"parallel": {"tensor": 3}, "training": {"micro_batch_size": 1}}
+
+
+def layers_not_shared_evenly(workshop: Workshop, folder: Path) -> Sections:
+    return {"parallel": {"pipeline": 3}, "training": {"micro_batch_size": 1}}
+
+
+def unknown_key(workshop: Workshop, folder: Path) -> Sections:
+    return {"training": {"micro_batchsize": 2}}
+
+
+def later_features(workshop: Workshop, folder: Path) -> Sections:
+    return {"parallel": {"virtual_pipeline": 2}, "checkpoint": {"asynchronous": True}}
+
+
+CASES: list[tuple[Callable[[Workshop, Path], Sections], int, list[str]]] = [
+    (no_such_dataset, 1, ["nothing.idx", "prepare"]),
+    (not_a_tokenizer_folder, 1, ["tokenizer.json"]),
+    (tokenizer_of_another_dataset, 1, ["tokenizer", "Prepare"]),
+    (empty_validation_set, 1, ["validation", "matches no dataset"]),
+    (sequence_too_long, 1, ["data.sequence_length = 65", "64"]),
+    (vocabulary_too_small, 1, [f"{VOCABULARY - 20}", f"{VOCABULARY}"]),
+    (odd_batch, 1, ["training.global_batch_size = 8", "multiple of", "3"]),
+    (heads_not_shared_evenly, 3, ["parallel.tensor = 3", "4"]),
+    (layers_not_shared_evenly, 3, ["parallel.pipeline = 3", "4"]),
+    (unknown_key, 1, ["training.micro_batchsize", "micro_batch_size"]),
+    (later_features, 1, ["parallel.virtual_pipeline", "checkpoint.asynchronous"]),
+]
+
+
+@pytest.mark.parametrize(("make", "processes", "said"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_bad_input_is_said_once_with_exit_code_2(
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Workshop, Path], Sections],
+    processes: int,
+    said: list[str],
+) -> None:
+    path = workshop.write_config(tmp_path / "run", **make(workshop, tmp_path))
+    assert main(["train", str(path), "--nproc", str(processes)]) == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    for words in said:
+        assert error.count(words) >= 1, error
+    assert "Traceback" not in error
+    status = read_status(tmp_path / "run/status.json")
+    if make is not unknown_key:  # before the config is read, there is no run folder to write to
+        assert status is not None
+        assert (status.state, status.exit_code) == ("failed", 2)
+    assert not (tmp_path / "run/records.jsonl").exists()
+
+
+def test_a_missing_config_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tmp_path / "none.yaml")]) == ExitCode.BAD_INPUT
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_bare_torchrun_says_it_once_and_fails(workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run", data={"sequence_length": 65})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, "-m", "megatron_cpt.train", str(path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("data.sequence_length = 65") == 1
+    status = read_status(tmp_path / "run/status.json")
+    assert status is not None
+    assert status.exit_code == ExitCode.BAD_INPUT
+
+
+def test_what_only_the_weights_tell_comes_back_as_exit_code_2(workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(workshop.hf, tmp_path / "hf")
+    config = orjson.loads((tmp_path / "hf/config.json").read_bytes())
+    (tmp_path / "hf/config.json").write_bytes(orjson.dumps(config | {"intermediate_size": 60}))
+    path = workshop.write_config(tmp_path / "run", model={"hf": str(tmp_path / "hf")})
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path), "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=one_thread())
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert done.stderr.count("megatron-cpt train:") == 1
+    assert "mlp.gate_proj" in done.stderr
+
+
+def test_a_damaged_checkpoint_comes_back_as_exit_code_3(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))
+    [shard] = (tmp_path / "run/checkpoints/step-00000004/shards").glob("__0_0.distcp")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=one_thread())
+    assert done.returncode == ExitCode.INTEGRITY
+    assert "__0_0.distcp" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_is_not_done_again(one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: Any) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    one_rank.call(train, path=path)
+    assert main(["train", str(path)]) == ExitCode.DONE
+    assert "done before" in capsys.readouterr().out
+
+
+def one_thread() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}

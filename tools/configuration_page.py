@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Writes docs/configuration.md from config/schema.py: `python tools/configuration_page.py > docs/configuration.md`."""
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+from megatron_cpt.config import schema
+
+INTRODUCTION = """\
+# Configuration
+
+Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](../megatron_cpt/config/schema.py).
+
+A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
+name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
+a duration (`Span`) is in tokens unless it says `steps` (`100 steps`). `Count` is a whole number above 0, `Share` a
+number from 0 to 1, `Positive` one above 0. The resolved configuration is written to `config.yaml` in the run folder,
+from which alone the run can be repeated.
+"""
+
+
+def main() -> None:
+    """Prints the page."""
+    sys.stdout.write(page())
+
+
+def page() -> str:
+    """The whole page: one table for each class of the schema, in the order of the file."""
+    tree = ast.parse(Path(inspect.getfile(schema)).read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    root = classes.pop("RunConfig")
+    names = {annotation(item).removesuffix(" | None"): item.target.id for item in fields(root)}
+    names |= nested_names(classes, names)
+    tables = [table(names[name], node) for name, node in classes.items()]
+    return "\n".join([INTRODUCTION, *tables])
+
+
+def nested_names(classes: dict[str, ast.ClassDef], names: dict[str, str]) -> dict[str, str]:
+    """Dotted names of sections inside sections, such as `data.sources.NAME`."""
+    found: dict[str, str] = {}
+    for outer, node in classes.items():
+        for item in fields(node):
+            for inner in classes:
+                if inner in annotation(item) and outer in names:
+                    step = f"{item.target.id}.NAME" if annotation(item).startswith("dict[") else item.target.id
+                    found.setdefault(inner, f"{names[outer]}.{step}")
+    return found
+
+
+def table(name: str, node: ast.ClassDef) -> str:
+    """One section as a Markdown table."""
+    rows = [f"\n## `{name}`\n\n{ast.get_docstring(node)}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for item, text in zip(fields(node), docstrings(node), strict=True):
+        meaning = " ".join(text.split()).replace("|", "\\|")
+        kind = annotation(item).replace("|", "\\|")
+        rows.append(f"| `{item.target.id}` | `{kind}` | {default(item)} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    """The fields of a dataclass."""
+    return [item for item in node.body if isinstance(item, ast.AnnAssign) and "ClassVar" not in annotation(item)]
+
+
+def docstrings(node: ast.ClassDef) -> list[str]:
+    """The text under each field."""
+    places = [place for place, item in enumerate(node.body) if item in fields(node)]
+    return [ast.literal_eval(node.body[place + 1].value) for place in places]
+
+
+def annotation(item: ast.AnnAssign) -> str:
+    """A field's type as it is written."""
+    return ast.unparse(item.annotation)
+
+
+def default(item: ast.AnnAssign) -> str:
+    """A field's default as it is written; `needed` where there is none."""
+    if item.value is None:
+        return "needed"
+    text = ast.unparse(item.value)
+    for long, short in (("field(default_factory=dict)", "{}"), ("field(default_factory=list)", "[]")):
+        text = text.replace(long, short)
+    if text.startswith("field(default=Duration("):
+        amount, unit = ast.literal_eval(text.removeprefix("field(default=Duration").removesuffix(")"))
+        text = f"{amount} {unit}"
+    return "its own defaults" if text.startswith("field(default_factory") else f"`{text}`"
+
+
+if __name__ == "__main__":
+    main()

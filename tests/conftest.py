@@ -3,9 +3,19 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.ranks import Ranks
 from tests.workshop import Workshop, build
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests that need a GPU where there is none, and says so."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; this machine has none"))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from megatron_cpt.config.faults import config_faults
+from megatron_cpt.config.load import config_from_dict
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "megatron_cpt"
 
@@ -32,6 +37,12 @@ def test_the_readme_tree_names_what_is_there() -> None:
     assert named == rooms()
     for name in re.findall(r"^(\S+?)/? ", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
+
+
+def test_the_readme_config_is_a_config() -> None:
+    text = (ROOT / "README.md").read_text().split("```yaml")[1].split("```")[0]
+    config = config_from_dict(yaml.safe_load(text))
+    assert config_faults(config, world_size=8) == []
 
 
 def test_every_pin_has_its_reason() -> None:

@@ -1,5 +1,6 @@
 """What a person reads while a run goes on: lines in RUN/log.txt and a progress bar on the terminal."""
 
+import os
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,4 +65,7 @@ def short_time(seconds: float) -> str:
 def progress_bar(total: int, unit: str, initial: int = 0, asked: bool = False) -> Any:
     """A tqdm bar on standard error: shown where that is a terminal, or where it is asked for."""
     shown = asked or sys.stderr.isatty()
-    return tqdm(total=total, initial=initial, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=not shown)
+    # Some terminals (those of CI and `script`) have no size; tqdm would draw nothing.
+    sized = shown and sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    size = {"dynamic_ncols": True} if sized else {"ncols": 100, "nrows": 24}
+    return tqdm(total=total, initial=initial, unit=unit, file=sys.stderr, disable=not shown, **size)

@@ -17,6 +17,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention
+from megatron_cpt.model.layers import ParallelResidualLayer
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ def choose_kernels() -> Kernels:
 def layer_spec(shape: ModelShape) -> ModuleSpec:
     """The spec of one transformer layer of a model of this shape."""
     if transformer_engine_usable():
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.query_key_norm)
-    local = get_gpt_layer_local_spec(normalization=shape.normalization, qk_layernorm=shape.query_key_norm)
-    spec = copy.deepcopy(local)
-    spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.query_key_norm)
+    else:
+        local = get_gpt_layer_local_spec(normalization=shape.normalization, qk_layernorm=shape.query_key_norm)
+        spec = copy.deepcopy(local)
+        spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+    if shape.parallel_residual:
+        spec.module = ParallelResidualLayer
     return spec

@@ -28,6 +28,17 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 TIED = {"tie_word_embeddings": True}
+NEOX: dict[str, Any] = {
+    "model_type": "gpt_neox",
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "rotary_pct": 0.375,
+    "rotary_emb_base": 5000,
+}
 # A model of every family, and of every kind that differs in its mathematics or its weights.
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
@@ -39,6 +50,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_tied": {name: SMALL[name] for name in SMALL if name != "head_dim"} | TIED | {"model_type": "qwen2"},
     "qwen3": SMALL | {"model_type": "qwen3"},
     "qwen3_tied": SMALL | TIED | {"model_type": "qwen3", "head_dim": 12},
+    "gpt_neox": NEOX,
+    "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
 }
 
 

@@ -107,7 +107,7 @@ def build_bare(shape: ModelShape, hf_folder: Path, precision: Precision) -> GPTM
     config = RunConfig(
         run=RunSettings(folder=str(hf_folder)),
         model=ModelSettings(hf=str(hf_folder)),
-        data=DataSettings(sequence_length=shape.max_positions, sources={}),
+        data=DataSettings(sequence_length=shape.longest_sequence, sources={}),
         training=TrainingSettings(tokens=Duration(1, "steps"), global_batch_size=1, precision=precision),
         schedule=ScheduleSettings(kind="constant", peak=1.0),
         parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),
@@ -134,7 +134,7 @@ def verify(source: Path, hf_folder: Path, sequences: int = 2, length: int = 64) 
     """
     shape = read_shape(hf_folder)
     generator = torch.Generator().manual_seed(1234)
-    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.max_positions)), generator=generator)
+    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.longest_sequence)), generator=generator)
     reference = transformers_logits(hf_folder, tokens)
     logits = megatron_logits(load_model(source, shape, "fp32"), shape, tokens)
     return None if logits is None else compare(reference, logits)

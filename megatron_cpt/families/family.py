@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.weights import Rule
@@ -10,7 +10,7 @@ from megatron_cpt.families.weights import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The numbers that fix a model's mathematics, whatever its weights."""
+    """What fixes a model's mathematics, whatever its weights. The defaults are those of a Llama."""
 
     family: str
     """`model_type` of the Hugging Face config."""
@@ -19,7 +19,7 @@ class ModelShape:
     hidden: int
     """Width of the residual stream."""
     ffn_hidden: int
-    """Width inside the gated MLP."""
+    """Width inside the MLP."""
     heads: int
     """Query heads."""
     query_groups: int
@@ -31,13 +31,31 @@ class ModelShape:
     max_positions: int
     """Longest sequence that the model was made for, in tokens."""
     norm_epsilon: float
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square (RMSNorm) or the variance (LayerNorm) before its root."""
     rope_base: float
     """Base of the rotary embedding's wavelengths (`rope_theta`)."""
     rope_scaling: dict[str, Any] | None = None
     """None, or the Llama-3 rescaling of long wavelengths: `factor` is its one free number."""
     tied_embeddings: bool = False
     """Whether the output layer is the embedding."""
+    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    """RMSNorm has a weight alone, LayerNorm a weight and a bias."""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    """Inside the MLP; `gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415)."""
+    gated_mlp: bool = True
+    """Whether the MLP multiplies its activation with a second projection (arXiv:2002.05202)."""
+    query_key_value_bias: bool = False
+    """Whether the projections to queries, keys and values add a bias, and no other one does."""
+    linear_bias: bool = False
+    """Whether every projection of attention and MLP adds a bias."""
+    query_key_norm: bool = False
+    """Whether each head's query and key pass a norm of their own before rotation (arXiv:2302.05442)."""
+    rotary_share: float = 1.0
+    """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
+    parallel_residual: bool = False
+    """Whether attention and MLP both read the layer's input and are added to it together."""
+    sliding_window: int | None = None
+    """None, or how many tokens a position sees, itself included, in some layers or in all."""
     dtype: str | None = None
     """dtype of the folder's weights as its config states it: `float32`, `bfloat16`, `float16`, or None."""
 
@@ -50,6 +68,16 @@ class ModelShape:
     def key_value_width(self) -> int:
         """Width of all key heads, and of all value heads."""
         return self.query_groups * self.head_dim
+
+    @property
+    def query_key_value_width(self) -> int:
+        """Width of all query, key and value heads."""
+        return self.query_width + 2 * self.key_value_width
+
+    @property
+    def longest_sequence(self) -> int:
+        """Longest sequence, in tokens, that is computed as the model was made: no window cuts it off."""
+        return min(self.max_positions, self.sliding_window or self.max_positions)
 
 
 @dataclass(frozen=True)

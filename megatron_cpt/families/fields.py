@@ -54,6 +54,14 @@ class ConfigFields:
         self.fault(name, value, "must be a whole number of at least 1.", "Mend config.json.")
         return 1
 
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """A whole number of at least 1, or None where the field is null. Missing: the default."""
+        if name not in self._left:
+            return default
+        if self._left[name] is None:
+            return self.take(name)
+        return self.integer(name)
+
     def positive(self, name: str, default: float) -> float:
         """A number above 0. A fault is noted, and the default returned, for anything else."""
         value = self.take(name, default)

@@ -4,10 +4,9 @@ Llama 1, 2, 3 and 3.x (with their RoPE scaling), and models of the same shape un
 such as TinyLlama and OpenLLaMA (arXiv:2302.13971, arXiv:2407.21783).
 """
 
-from typing import Any
-
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.rope import read_rope
 from megatron_cpt.families.weights import (
     GatedUp,
     QueryKeyValue,
@@ -18,29 +17,43 @@ from megatron_cpt.families.weights import (
     VocabularyParallel,
 )
 
-# The one rescaling that Megatron-Core's RotaryEmbedding knows, with these numbers built in.
-LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-
 
 def read_llama(fields: ConfigFields) -> ModelShape:
     """The shape of a Llama from its config.json; defaults are transformers' own (LlamaConfig)."""
+    return read_llama_like(fields, "llama", max_positions=2048)
+
+
+def read_llama_like(
+    fields: ConfigFields,
+    family: str,
+    max_positions: int,
+    key_value_heads: int | None = None,
+    head_dim: int | None = None,
+) -> ModelShape:
+    """The shape of a family whose config.json has a Llama's fields, and perhaps more.
+
+    Args:
+        family: its `model_type`.
+        max_positions: transformers' default of `max_position_embeddings` in this family.
+        key_value_heads: its default of `num_key_value_heads`; None: as many as query heads.
+        head_dim: its default of `head_dim`; None: the width divided by the query heads.
+    """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    query_groups = fields.integer("num_key_value_heads", heads)
-    max_positions = fields.integer("max_position_embeddings", 2048)
-    rope_base, rope_scaling = read_rope(fields)
+    query_groups = fields.optional_integer("num_key_value_heads", key_value_heads) or heads
+    rope = read_rope(fields, family)
     shape = ModelShape(
-        family="llama",
+        family=family,
         layers=fields.integer("num_hidden_layers"),
         hidden=hidden,
         ffn_hidden=fields.integer("intermediate_size"),
         heads=heads,
         query_groups=query_groups,
-        head_dim=fields.integer("head_dim", max(hidden // heads, 1)),
+        head_dim=fields.optional_integer("head_dim", head_dim) or max(hidden // heads, 1),
         vocabulary=fields.integer("vocab_size"),
-        max_positions=max_positions,
+        max_positions=fields.integer("max_position_embeddings", max_positions),
         norm_epsilon=fields.positive("rms_norm_eps", 1e-6),
-        rope_base=rope_base,
-        rope_scaling=rope_scaling,
+        rope_base=rope.base,
+        rope_scaling=rope.scaling,
         tied_embeddings=fields.boolean("tie_word_embeddings", False),
         dtype=fields.take("dtype", fields.take("torch_dtype")),
     )
@@ -50,52 +63,14 @@ def read_llama(fields: ConfigFields) -> ModelShape:
     if shape.head_dim % 2:
         fields.fault("head_dim", shape.head_dim, "must be even for rotary positions.", "Mend config.json.")
     fields.require("hidden_act", ["silu", "swish"], "silu")
+    # Megatron-Core has no bias on the projection of attention's output without one on the MLP.
     fields.require("attention_bias", [False], False)
     fields.require("mlp_bias", [False], False)
     return shape
 
 
-def read_rope(fields: ConfigFields) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary positions, as transformers 5 (`rope_parameters`) or 4 writes them."""
-    outer_base = fields.positive("rope_theta", 10_000.0)
-    older, newer = fields.take("rope_scaling", {}), fields.take("rope_parameters", {})
-    if older and newer:
-        rule = "rope_scaling and rope_parameters are both given, and say it twice."
-        fields.fault("rope_scaling", older, rule, "Take rope_scaling out of config.json.")
-    name, given = ("rope_parameters", newer) if newer else ("rope_scaling", older)
-    if not isinstance(given, dict):
-        fields.fault(name, given, "must be an object.", "Mend config.json.")
-        return outer_base, None
-    inner = ConfigFields(f"{fields.path}: {name}", given)
-    base = inner.positive("rope_theta", outer_base)
-    legacy_kind = inner.take("type", "default")
-    kind = inner.take("rope_type", legacy_kind)
-    inner.require("partial_rotary_factor", [1, 1.0], 1.0)
-    scaling = _read_scaling(inner, kind)
-    if not inner.faults:  # the fields of a kind that is refused need no faults of their own
-        inner.refuse_left("llama")
-    fields.faults += inner.faults
-    return base, scaling
-
-
-def _read_scaling(fields: ConfigFields, kind: str) -> dict[str, Any] | None:
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        fields.fault(
-            "rope_type",
-            kind,
-            "only 'default' and 'llama3' can be computed by Megatron-Core's GPTModel.",
-            "Use a model without this kind of RoPE scaling.",
-        )
-        return None
-    for name, built_in in LLAMA3_SCALING.items():
-        fields.require(name, [built_in], None)
-    return {"rope_type": "llama3", "factor": fields.positive("factor", 8.0), **LLAMA3_SCALING}
-
-
 def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """The name table of a Llama; a tied one has no output layer of its own."""
+    """The name table of a Llama, and of families that name the same weights so; a tied one has no output layer."""
     layer, attention, mlp = (
         "model.layers.{layer}",
         "model.layers.{layer}.self_attn",

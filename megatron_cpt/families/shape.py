@@ -7,12 +7,16 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA
+from megatron_cpt.families.mistral import MISTRAL
+from megatron_cpt.families.qwen2 import QWEN2
+from megatron_cpt.families.qwen3 import QWEN3
 from megatron_cpt.families.weights import Rule
 
 __all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX)}
 
 
 def read_shape(folder: str | Path) -> ModelShape:

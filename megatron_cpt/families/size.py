@@ -91,17 +91,17 @@ def memory_per_rank(shape: ModelShape, config: RunConfig, world_size: int) -> Me
 def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas: int) -> int:
     """Bytes that a stage keeps for the backward pass, at its fullest.
 
-    After arXiv:2205.05198, section 4, for a gated MLP and attention that keeps no scores. For each token
-    and layer, times the bytes of a weight: 4 h (inputs and outputs of both norms) + (3 q + 3 k)/t (query
-    and key before and after rotation, value, attention's output) + 4 f/t (gate, up, their activation and
-    product), with t tensor-parallel ranks; h alone with full recomputation. Stage i of p holds the
+    After arXiv:2205.05198, section 4, for attention that keeps no scores. For each token and layer, times
+    the bytes of a weight: 4 h (inputs and outputs of both norms) + (3 q + 3 k)/t (query and key before and
+    after rotation, value, attention's output) + 4 f/t (gate, up, their activation and product; without a
+    gate 2 f/t), with t tensor-parallel ranks; h alone with full recomputation. Stage i of p holds the
     micro batches of p - i steps at once (1F1B); the last adds logits and their fp32 softmax.
     """
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     weight = BYTES[config.training.precision]
     micro_batches = max(config.training.global_batch_size // (config.training.micro_batch_size * replicas), 1)
     tokens = config.training.micro_batch_size * config.data.sequence_length
-    divided = 3 * shape.query_width + 3 * shape.key_value_width + 4 * shape.ffn_hidden
+    divided = 3 * shape.query_width + 3 * shape.key_value_width + (4 if shape.gated_mlp else 2) * shape.ffn_hidden
     layer = 4 * shape.hidden + -(-divided // tensor)
     if config.megatron.transformer.get("recompute_granularity") == "full":
         layer = shape.hidden

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
 
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import RunConfig
@@ -21,6 +23,11 @@ from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.specs import layer_spec
 from megatron_cpt.parallel import groups
 
+ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MegatronConfig = TypeVar("MegatronConfig")
 
@@ -77,10 +84,12 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "num_query_groups": shape.query_groups,
         "kv_channels": shape.head_dim,
         "layernorm_epsilon": shape.norm_epsilon,
-        "normalization": "RMSNorm",
-        "add_bias_linear": False,
-        "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
+        "normalization": shape.normalization,
+        "add_bias_linear": shape.linear_bias,
+        "add_qkv_bias": shape.query_key_value_bias or shape.linear_bias,
+        "qk_layernorm": shape.query_key_norm,
+        "gated_linear_unit": shape.gated_mlp,
+        "activation_func": ACTIVATIONS[shape.activation],
         "hidden_dropout": config.model.dropout,
         "attention_dropout": config.model.dropout,
         "params_dtype": dtype,
@@ -104,7 +113,8 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_gpu,
-        "bias_activation_fusion": on_gpu,
+        # Megatron-Core's kernel for an MLP without a gate computes GELU by tanh, whatever was asked for.
+        "bias_activation_fusion": on_gpu and shape.gated_mlp,
         "apply_rope_fusion": False,
     }
     passed = config.megatron.transformer
@@ -119,13 +129,14 @@ def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
     scaling = shape.rope_scaling or {}
     model = GPTModel(
         config=transformer_config(shape, config),
-        transformer_layer_spec=layer_spec(),
+        transformer_layer_spec=layer_spec(shape),
         vocab_size=padded_vocabulary(shape, config.parallel.tensor),
         max_sequence_length=config.data.sequence_length,
         pre_process=groups.is_first_stage(),
         post_process=groups.is_last_stage(),
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
+        rotary_percent=shape.rotary_share,
         rotary_base=shape.rope_base,
         rope_scaling=bool(scaling),
         **({"rope_scaling_factor": scaling["factor"]} if scaling else {}),

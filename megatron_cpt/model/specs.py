@@ -15,7 +15,9 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention
+from megatron_cpt.model.layers import ParallelResidualLayer
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,19 @@ def choose_kernels() -> Kernels:
     return Kernels(
         layers="Megatron-Core local",
         attention="torch scaled_dot_product_attention",
-        norm="torch RMSNorm",
+        norm="torch",
         optimizer="apex FusedAdam" if apex else "torch AdamW (fused)",
     )
 
 
-def layer_spec() -> ModuleSpec:
-    """The spec of one transformer layer of a Llama-shaped model (RMSNorm, gated MLP)."""
+def layer_spec(shape: ModelShape) -> ModuleSpec:
+    """The spec of one transformer layer of a model of this shape."""
     if transformer_engine_usable():
-        return get_gpt_layer_with_transformer_engine_spec()
-    spec = copy.deepcopy(get_gpt_layer_local_spec(normalization="RMSNorm"))
-    spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.query_key_norm)
+    else:
+        local = get_gpt_layer_local_spec(normalization=shape.normalization, qk_layernorm=shape.query_key_norm)
+        spec = copy.deepcopy(local)
+        spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+    if shape.parallel_residual:
+        spec.module = ParallelResidualLayer
     return spec

@@ -1,4 +1,4 @@
-"""Small random Llamas in Hugging Face folders, and jobs that ranks do with them."""
+"""Small random models in Hugging Face folders, and jobs that ranks do with them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_cpt.checkpoint.hf_convert import load_model, megatron_logits
 from megatron_cpt.checkpoint.hf_export import export_hf
@@ -16,30 +16,21 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.families.folders import SMALL
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "untied": {},
-    "tied": {"tie_word_embeddings": True},
-    "llama3_rope": {"rope_parameters": LLAMA3_ROPE, "max_position_embeddings": 9000},
-}
 TOKENIZER = b'{"version": "1.0", "model": {}}\n'
 
 
 def write_llama(folder: Path, dtype: torch.dtype = torch.float32, shards: str = "5GB", **changes: Any) -> Path:
-    """A random Llama of odd sizes as transformers saves it. Norms are random too, or a mix-up would not show."""
+    """A random Llama of odd sizes as transformers saves it."""
+    return write_model(folder, SMALL | changes, dtype, shards)
+
+
+def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch.float32, shards: str = "5GB") -> Path:
+    """A random model as transformers saves it. Norms and biases are random too, or a mix-up would not show."""
     torch.manual_seed(0)
-    fields = {name: value for name, value in (SMALL | changes).items() if name != "model_type"}
-    model = LlamaForCausalLM(LlamaConfig(**fields))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.2)
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder

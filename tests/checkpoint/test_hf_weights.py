@@ -14,52 +14,53 @@ from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, join_shards
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.families.weights import local_size
-from tests.checkpoint.hf_models import KINDS, all_tensors, assert_same_tensors, load_and_export, write_llama
+from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, load_and_export, write_llama, write_model
+from tests.families.folders import MODELS
 from tests.ranks import Ranks
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
-def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of each kind."""
-    return write_llama(tmp_path_factory.mktemp(request.param) / "hf", **KINDS[request.param])
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of each kind."""
+    return write_model(tmp_path_factory.mktemp(request.param) / "hf", MODELS[request.param])
 
 
-def check_layout(ranks: Ranks, llama: Path, output: Path, tensor: int, pipeline: int) -> list[str]:
+def check_layout(ranks: Ranks, model: Path, output: Path, tensor: int, pipeline: int) -> list[str]:
     """In, logits, out; returns the names of the safetensors."""
     torch.manual_seed(1)
     tokens = torch.randint(101, (2, 40))
     results = ranks.call(
         load_and_export,
-        folder=llama,
+        folder=model,
         output=output,
         tokens=tokens,
         tensor=tensor,
         pipeline=pipeline,
         shard_bytes=40_000,
     )
-    expected = transformers_logits(llama, tokens).numpy()
+    expected = transformers_logits(model, tokens).numpy()
     assert expected.std() > 0.5
     logits = [result for result in results if result is not None]
     assert len(logits) == len(results) // pipeline
     for ours in logits:
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
-    assert_same_tensors(output, llama)
+    assert_same_tensors(output, model)
     return sorted(path.name for path in output.glob("*.safetensors"))
 
 
-def test_one_process(one_rank: Ranks, llama: Path, tmp_path: Path) -> None:
-    files = check_layout(one_rank, llama, tmp_path / "out", tensor=1, pipeline=1)
+def test_one_process(one_rank: Ranks, model: Path, tmp_path: Path) -> None:
+    files = check_layout(one_rank, model, tmp_path / "out", tensor=1, pipeline=1)
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert len(files) > 2
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (1, 1)])
-def test_two_processes(two_ranks: Ranks, llama: Path, tmp_path: Path, tensor: int, pipeline: int) -> None:
-    check_layout(two_ranks, llama, tmp_path / "out", tensor, pipeline)
+def test_two_processes(two_ranks: Ranks, model: Path, tmp_path: Path, tensor: int, pipeline: int) -> None:
+    check_layout(two_ranks, model, tmp_path / "out", tensor, pipeline)
 
 
-def test_four_processes(four_ranks: Ranks, llama: Path, tmp_path: Path) -> None:
-    check_layout(four_ranks, llama, tmp_path / "out", tensor=2, pipeline=2)
+def test_four_processes(four_ranks: Ranks, model: Path, tmp_path: Path) -> None:
+    check_layout(four_ranks, model, tmp_path / "out", tensor=2, pipeline=2)
 
 
 def test_slices_of_any_number_of_ranks_join_to_the_same_tensors(tmp_path: Path) -> None:

@@ -19,6 +19,40 @@ SMALL: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+TIED = {"tie_word_embeddings": True}
+NEOX: dict[str, Any] = {
+    "model_type": "gpt_neox",
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "rotary_pct": 0.375,
+    "rotary_emb_base": 5000,
+}
+# A model of every family, and of every kind that differs in its mathematics or its weights.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": SMALL,
+    "llama_tied": SMALL | TIED,
+    "llama3_rope": SMALL | {"rope_parameters": LLAMA3_ROPE, "max_position_embeddings": 9000},
+    "mistral": SMALL | {"model_type": "mistral", "sliding_window": 48},
+    "mistral_tied": SMALL | TIED | {"model_type": "mistral", "sliding_window": None, "head_dim": 6},
+    "qwen2": SMALL | {"model_type": "qwen2"},
+    "qwen2_tied": {name: SMALL[name] for name in SMALL if name != "head_dim"} | TIED | {"model_type": "qwen2"},
+    "qwen3": SMALL | {"model_type": "qwen3"},
+    "qwen3_tied": SMALL | TIED | {"model_type": "qwen3", "head_dim": 12},
+    "gpt_neox": NEOX,
+    "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
+}
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

@@ -2,8 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
@@ -15,7 +16,7 @@ from megatron_cpt.families.size import (
     non_embedding_parameter_count,
     parameter_count,
 )
-from tests.families.folders import SMALL, write_config
+from tests.families.folders import MODELS
 
 LLAMA_3_8B = ModelShape(
     family="llama",
@@ -47,13 +48,14 @@ def run_of(world: dict[str, Any], precision: str = "bf16") -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_count_is_that_of_transformers(tmp_path: Path, tied: bool) -> None:
-    fields = {**SMALL, "tie_word_embeddings": tied}
-    model = LlamaForCausalLM(LlamaConfig(**{name: value for name, value in fields.items() if name != "model_type"}))
-    shape = read_shape(write_config(tmp_path, tie_word_embeddings=tied))
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_the_count_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
+    fields = MODELS[kind]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    (tmp_path / "config.json").write_bytes(orjson.dumps(fields))
+    shape = read_shape(tmp_path)
     assert parameter_count(shape) == model.num_parameters()
-    embeddings = 101 * 32 * (1 if tied else 2)
+    embeddings = 101 * 32 * (1 if shape.tied_embeddings else 2)
     assert non_embedding_parameter_count(shape) == model.num_parameters() - embeddings
 
 

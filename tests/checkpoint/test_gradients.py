@@ -1,0 +1,88 @@
+"""Every gradient of every family is the one that transformers' own model gives, under every layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.data.batches import make_batch
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
+from megatron_cpt.model.forward import run_micro_batches
+from megatron_cpt.parallel import groups
+from tests.checkpoint.hf_models import all_tensors, write_model
+from tests.families.folders import MODELS
+from tests.ranks import Ranks
+
+SEQUENCES, LENGTH = 2, 24
+
+
+def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int) -> dict[str, np.ndarray]:
+    """A job: the gradients of the mean loss under Hugging Face names, each on the first rank of its stage."""
+    config = config_from_dict(
+        {
+            "run": {"folder": "run"},
+            "model": {"hf": str(folder), "dropout": 0.0},
+            "data": {"sequence_length": LENGTH, "sources": {"text": {"paths": ["text"]}}},
+            "training": {"tokens": "1 steps", "global_batch_size": SEQUENCES, "precision": "fp32"},
+            "schedule": {"peak": 1e-5},
+            "parallel": {"tensor": tensor, "pipeline": pipeline},
+        }
+    )
+    groups.divide_world(config.parallel)
+    shape = read_shape(folder)
+    bare = build_model(shape, config)
+    load_hf_weights(bare, shape, folder, groups.tensor_rank(), groups.tensor_size())
+    model = wrap_for_training(bare, config)
+    model.zero_grad_buffer()
+    sources = np.zeros(1, dtype=np.int64)
+    scored = np.array([LENGTH])
+    batches = (make_batch(window[None].numpy(), scored, sources, groups.device()) for window in windows)
+    run_micro_batches(model, batches, SEQUENCES, 1, LENGTH, backward=True)
+    # Gradients have the layout of the weights: in their place, they are gathered as weights are.
+    for parameter in bare.parameters():
+        parameter.data.copy_(parameter.main_grad)
+    found: dict[str, Tensor] = {}
+    for parameter, rule, layer in weights_of(unwrap(model), shape):
+        if rule.exported:
+            found |= gather_hf_tensors(parameter, rule, layer, shape, torch.float32, groups.tensor_group())
+    return {name: gradient.numpy() for name, gradient in found.items()}
+
+
+def check_gradients(ranks: Ranks, folder: Path, tensor: int, pipeline: int) -> None:
+    torch.manual_seed(2)
+    windows = torch.randint(101, (SEQUENCES, LENGTH + 1))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    logits = reference(windows[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
+    expected = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
+    if "embed_out.weight" in all_tensors(folder):
+        # transformers 5 renames this one as it loads.
+        expected["embed_out.weight"] = expected.pop("lm_head.weight")
+    results = ranks.call(gradients, folder=folder, windows=windows, tensor=tensor, pipeline=pipeline)
+    found = {name: gradient for result in results for name, gradient in result.items()}
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        largest = np.abs(gradient).max()
+        assert largest > 1e-6, name
+        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of each kind."""
+    return write_model(tmp_path_factory.mktemp(request.param) / "hf", MODELS[request.param])
+
+
+def test_one_process(one_rank: Ranks, model: Path) -> None:
+    check_gradients(one_rank, model, tensor=1, pipeline=1)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
+def test_two_processes(two_ranks: Ranks, model: Path, tensor: int, pipeline: int) -> None:
+    check_gradients(two_ranks, model, tensor, pipeline)

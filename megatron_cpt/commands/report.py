@@ -1,10 +1,14 @@
-"""`megatron-cpt report RUN_FOLDER...`: one page and the gap figures, from what the runs recorded."""
+"""`megatron-cpt report RUN_FOLDER_OR_LOG...`: one page and the gap figures, from what the runs recorded."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.units import parse_count
+from megatron_cpt.gap.foreign import ForeignSettings, MappedSet
 from megatron_cpt.gap.summary import gap_document, summary_line
+from megatron_cpt.report.comparison import compare
 from megatron_cpt.report.figures import write_headline
 from megatron_cpt.report.page import report_page
 from megatron_cpt.report.runs import ReportedRun, read_runs
@@ -15,17 +19,20 @@ from megatron_cpt.runs.status import ExitCode
 def main(arguments: list[str]) -> int:
     """Writes report.html and gap.json, and prints where they are and what they show.
 
-    Raises BadInput for a folder without records or an output folder that cannot be made.
+    Raises BadInput for a folder without records, a log that cannot be read as asked, or an output folder
+    that cannot be made.
     """
-    parser = argparse.ArgumentParser(prog="megatron-cpt report", description=__doc__)
-    parser.add_argument("folders", nargs="+", metavar="RUN_FOLDER", help="run folders, compared side by side")
-    parser.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
-    parser.add_argument("--png", action="store_true", help="write the first figure as report.png too")
-    options = parser.parse_args(arguments)
-    runs = read_runs(options.folders)
+    options = _parser().parse_intermixed_args(arguments)
+    control_path = None if options.control is None else Path(options.control).resolve()
+    runs = read_runs([*options.runs, *([control_path] if control_path else [])], _foreign(options))
+    comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
     output = _output_folder(options.output, runs)
-    write_durably(output / "report.html", report_page(runs))
-    write_json(output / "gap.json", gap_document([(run.name, str(run.folder), run.validation) for run in runs]))
+    write_durably(output / "report.html", report_page(runs, comparison))
+    measured = [(run.name, str(run.folder), run.validation) for run in runs]
+    write_json(
+        output / "gap.json",
+        gap_document(measured, comparison.arms, comparison.differences, comparison.control, comparison.splits),
+    )
     if options.png:
         write_headline(runs, output / "report.png")
     print(f"report: {output / 'report.html'}")
@@ -34,8 +41,55 @@ def main(arguments: list[str]) -> int:
     return ExitCode.DONE
 
 
-def _output_folder(asked: str | None, runs: list[ReportedRun]) -> Path:
-    output = Path(asked) if asked is not None else runs[0].folder if len(runs) == 1 else Path()
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="megatron-cpt report", description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN_FOLDER_OR_LOG", help="run folders, CSV files, TensorBoard folders; compared"
+    )
+    parser.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
+    parser.add_argument("--png", action="store_true", help="write the first figure as report.png too")
+    parser.add_argument(
+        "--control",
+        metavar="RUN",
+        help="run with the same schedule on general text: splits rises into re-warming/shift",
+    )
+    logs = parser.add_argument_group("logs of other systems (CSV columns: step or tokens, and losses)")
+    logs.add_argument(
+        "--map", action="append", default=[], metavar="NAME=COLUMN", help="a general set, and its column or tag"
+    )
+    logs.add_argument(
+        "--map-domain", action="append", default=[], metavar="NAME=COLUMN", help="a domain set, and its column or tag"
+    )
+    logs.add_argument("--tokens-per-step", metavar="COUNT", help="where a log counts steps, such as 4M")
+    logs.add_argument(
+        "--start-step", type=int, default=0, metavar="N", help="step at which continual pretraining began (default 0)"
+    )
+    return parser
+
+
+def _foreign(options: argparse.Namespace) -> ForeignSettings:
+    """How logs are to be read. Raises BadInput with every word that does not say."""
+    words = [(word, "replay") for word in options.map] + [(word, "domain") for word in options.map_domain]
+    refuse(
+        [
+            Fault(f"--map {word}", "is not NAME=COLUMN.", "Write it as, for example, --map general=loss_general.")
+            for word, _ in words
+            if not all(word.partition("="))
+        ]
+    )
+    sets = [MappedSet(word.partition("=")[0], role, word.partition("=")[2]) for word, role in words]
+    tokens_per_step = None
+    if options.tokens_per_step is not None:
+        try:
+            tokens_per_step = parse_count(options.tokens_per_step)
+        except ValueError as error:
+            raise BadInput(Fault("--tokens-per-step", f"{error}.", "For example: --tokens-per-step 4M.")) from error
+    return ForeignSettings(sets, tokens_per_step, options.start_step)
+
+
+def _output_folder(asked: str | None, runs: Sequence[ReportedRun]) -> Path:
+    alone = len(runs) == 1 and runs[0].folder.is_dir()
+    output = Path(asked) if asked is not None else runs[0].folder if alone else Path()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

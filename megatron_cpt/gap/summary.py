@@ -4,21 +4,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from megatron_cpt.gap.arms import Arm
+from megatron_cpt.gap.control import ControlSplit
 from megatron_cpt.gap.curves import LossCurve
+from megatron_cpt.gap.differences import ArmDifference
 from megatron_cpt.gap.figures import GapFigures, Recovery
 
 UNITS = {
     "baseline, depth, final, improvement, transient, *_standard_error": "nats per token",
     "*_tokens": "tokens trained since the start of the run",
     "area": "nats per token times tokens trained",
-    "p_value": "probability, family-wise over the marks of the set",
+    "p_value": "probability; of a run or a split: family-wise over the marks of the set; of a difference "
+    "between arms: of this pair alone, `adjusted_p_value` over all pairs",
+    "mean, sd, runs": "over the seeds of an arm (sd: n - 1), with the runs that have the figure",
+    "rewarming, shift": "nats per token: the control's rise, and what the run rose beyond it",
     "null": "not recorded, or not applicable; `recovery_tokens` is null unless `recovery` is `recovered`",
 }
 """The units of gap.json, by key."""
 
 
-def gap_document(runs: Sequence[tuple[str, str, Sequence[tuple[LossCurve, GapFigures]]]]) -> dict[str, Any]:
-    """The content of gap.json from (name, folder, curves with their figures) of each run."""
+def gap_document(
+    runs: Sequence[tuple[str, str, Sequence[tuple[LossCurve, GapFigures]]]],
+    arms: Sequence[Arm] = (),
+    differences: Sequence[ArmDifference] = (),
+    control: str | None = None,
+    splits: Mapping[str, Mapping[str, ControlSplit]] | None = None,
+) -> dict[str, Any]:
+    """The content of gap.json.
+
+    Args:
+        runs: (name, folder, curves with their figures) of each run.
+        arms, differences: the runs grouped over seeds, and every two arms compared.
+        control: name of the control run, where there is one.
+        splits: {run: {set: the rise split by the control}}.
+    """
     return {
         "units": UNITS,
         "runs": [
@@ -32,6 +51,10 @@ def gap_document(runs: Sequence[tuple[str, str, Sequence[tuple[LossCurve, GapFig
             }
             for name, folder, curves in runs
         ],
+        "arms": [asdict(arm) for arm in arms],
+        "differences": [asdict(difference) for difference in differences],
+        "control": control,
+        "splits": {run: {name: asdict(split) for name, split in sets.items()} for run, sets in (splits or {}).items()},
     }
 
 

@@ -5,6 +5,8 @@ from html import escape
 
 from megatron_cpt.gap.figures import GapFigures
 from megatron_cpt.gap.summary import recovery_words, short_count
+from megatron_cpt.report.comparison import Comparison, compare
+from megatron_cpt.report.comparison_tables import arm_table, difference_table, split_table
 from megatron_cpt.report.elements import (
     MISSING,
     figure,
@@ -36,15 +38,17 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
 
 
-def report_page(runs: Sequence[ReportedRun]) -> str:
-    """The whole page of one or several runs."""
-    by_set = curves_by_set(runs)
+def report_page(runs: Sequence[ReportedRun], comparison: Comparison | None = None) -> str:
+    """The whole page of one or several runs; they are compared without a control where no comparison is given."""
+    by_set, compared = curves_by_set(runs), comparison or compare(runs)
     with drawing():
         sections = [
             _head(runs),
             _losses(runs, by_set),
             _early(runs, by_set),
             _gap(runs, by_set),
+            _control(compared),
+            _arms(compared),
             _training(runs),
             _mixture(runs),
             _plans(runs),
@@ -120,7 +124,7 @@ def _different_sequences(by_set: Sets) -> str:
     if not different:
         return ""
     names = escape(", ".join(different))
-    return f'<p class="warning">Other sequences in some runs, so not comparable between runs: {names}.</p>'
+    return f'<p class="warning">Other or unknown sequences in some runs, so not comparable between runs: {names}.</p>'
 
 
 def _early(runs: Sequence[ReportedRun], by_set: Sets) -> str:
@@ -143,8 +147,37 @@ def _gap(runs: Sequence[ReportedRun], by_set: Sets) -> str:
         "Gap figures",
         "Transient: the part of the largest rise that came back. Recovered: from then on two evaluations running "
         "within 0.01 nats or two standard errors of the baseline, or below it. SE: standard error of the change "
-        "on these sequences; what another seed would have given is not in it.",
+        "on these sequences; what another seed would have given is not in it: see the arms, where there are some.",
         gap_table(by_set, runs),
+    )
+
+
+def _control(comparison: Comparison) -> str:
+    if comparison.control is None:
+        return ""
+    return section(
+        "Re-warming and shift",
+        f"{comparison.control} is the control: the same schedule on general text. Its rise is re-warming; what a run "
+        "rose beyond it is the shift of the text.",
+        split_table(comparison.splits),
+    )
+
+
+def _arms(comparison: Comparison) -> str:
+    if all(len(arm.runs) < 2 for arm in comparison.arms):
+        return ""
+    differences = ""
+    if comparison.differences:
+        note = (
+            "Second arm minus first. Welch's test against the spread over seeds; Holm's correction over all pairs of "
+            "arms. An arm of one run has no spread, so it cannot be judged."
+        )
+        differences = f'<h3 class="run">Differences between arms</h3><p class="note">{escape(note)}</p>'
+        differences += difference_table(comparison.differences)
+    return section(
+        "Arms over seeds",
+        "Runs whose configurations differ only in seed and folder are one arm. Mean ± standard deviation over seeds.",
+        arm_table(comparison.arms) + differences,
     )
 
 

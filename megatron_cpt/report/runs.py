@@ -1,4 +1,7 @@
-"""What a report reads from one run folder. What is not there is None or empty, and shown as missing."""
+"""What a report reads from one run folder, or from a log of another system.
+
+What is not there is None or empty, and shown as missing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.gap.curves import LossCurve, loss_curves
 from megatron_cpt.gap.figures import GapFigures, gap_figures
+from megatron_cpt.gap.foreign import ForeignSettings, foreign_curves, is_foreign
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.records import Record, read_records
 from megatron_cpt.runs.status import Status, read_status
@@ -64,14 +68,18 @@ class ReportedRun:
     """Content of plan.json."""
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[ReportedRun]:
-    """Reads run folders, each once, in the order given.
+def read_runs(folders: Sequence[str | Path], foreign: ForeignSettings | None = None) -> list[ReportedRun]:
+    """Reads run folders, and CSV files and TensorBoard folders of other systems, each once, in the order given.
 
-    Raises BadInput naming every folder that has no records, and IntegrityFault for damaged files.
+    Raises BadInput naming every folder that has no records or for a log that cannot be read as `foreign`
+    says, and IntegrityFault for damaged files.
     """
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
-    refuse([fault for path in paths if (fault := _fault(path)) is not None])
-    return [_read_run(name, path) for name, path in zip(short_names(paths), paths, strict=True)]
+    refuse([fault for path in paths if not is_foreign(path) and (fault := _fault(path)) is not None])
+    return [
+        _read_log(name, path, foreign or ForeignSettings()) if is_foreign(path) else _read_run(name, path)
+        for name, path in zip(short_names(paths), paths, strict=True)
+    ]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -111,7 +119,8 @@ def _fault(path: Path) -> Fault | None:
     if records.is_file() and records.stat().st_size > 0:
         return None
     rule = "is a run folder without records." if path.is_dir() else "is not a folder."
-    return Fault(str(path), rule, "Give run folders: each has a records.jsonl, written by `megatron-cpt train`.")
+    remedy = "Give run folders (each has a records.jsonl, written by `megatron-cpt train`), CSV files or TensorBoard "
+    return Fault(str(path), rule, remedy + "folders.")
 
 
 def _read_run(name: str, path: Path) -> ReportedRun:
@@ -127,6 +136,19 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         status=read_status(folder.status),
         config=folder.config.read_text(errors="replace") if folder.config.is_file() else None,
         plan=_read_plan(folder.plan),
+    )
+
+
+def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
+    curves = foreign_curves(path, settings)
+    return ReportedRun(
+        name=name,
+        folder=path,
+        validation=[(curve, gap_figures(curve)) for curve in curves],
+        training=training_history([]),
+        status=None,
+        config=None,
+        plan=None,
     )
 
 

@@ -38,7 +38,7 @@ def gap_table(by_set: Mapping[tuple[str, str], Sequence[RunCurve]], runs: Sequen
         title = escape(set_title(role, name))
         rows.append(f'<tr><th colspan="{len(GAP_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>')
         rows += [_gap_row(runs[item.index].name, item.gap) for item in curves]
-    return _table(f"<th>Run</th>{headers}", rows)
+    return table(f"<th>Run</th>{headers}", rows)
 
 
 def mixture_table(history: TrainingHistory) -> str:
@@ -46,12 +46,12 @@ def mixture_table(history: TrainingHistory) -> str:
     last = [(name, source.tokens[-1], source.epochs[-1]) for name, source in history.sources.items()]
     total = np.nansum([tokens for _, tokens, _ in last])
     rows = [
-        f"<tr><td class='words'>{escape(name)}</td><td>{_number(tokens, '{:,.0f}')}</td>"
-        f"<td>{_number(100 * tokens / total if total else np.nan, '{:.2f} %')}</td>"
-        f"<td>{_number(epochs, '{:.3f}')}</td></tr>"
+        f"<tr><td class='words'>{escape(name)}</td><td>{number(tokens, '{:,.0f}')}</td>"
+        f"<td>{number(100 * tokens / total if total else np.nan, '{:.2f} %')}</td>"
+        f"<td>{number(epochs, '{:.3f}')}</td></tr>"
         for name, tokens, epochs in last
     ]
-    return _table("<th>Source</th><th>Tokens read</th><th>Share</th><th>Epochs</th>", rows)
+    return table("<th>Source</th><th>Tokens read</th><th>Share</th><th>Epochs</th>", rows)
 
 
 def plan_tables(plan: Mapping[str, Any]) -> str:
@@ -62,7 +62,7 @@ def plan_tables(plan: Mapping[str, Any]) -> str:
         for name, value in values.items()
         if not _is_rows(value)
     ]
-    first = _table("<th>Plan</th><th class='words'>Value</th>", plain) if plain else ""
+    first = table("<th>Plan</th><th class='words'>Value</th>", plain) if plain else ""
     return first + "".join(_object_table(name, value) for name, value in values.items() if _is_rows(value))
 
 
@@ -71,11 +71,11 @@ def _gap_row(run: str, gap: GapFigures) -> str:
     if gap.missing is not None:
         return f"<tr>{name}<td colspan='{len(GAP_COLUMNS)}' class='words missing'>{escape(gap.missing)}</td></tr>"
     cells = [
-        _number(gap.baseline, "{:.4f}"),
-        _with_error(gap.depth, gap.depth_standard_error),
+        number(gap.baseline, "{:.4f}"),
+        with_error(gap.depth, gap.depth_standard_error),
         short_count(gap.depth_tokens),
-        _number(gap.transient, "{:.4f}"),
-        _with_error(gap.final, gap.final_standard_error),
+        number(gap.transient, "{:.4f}"),
+        with_error(gap.final, gap.final_standard_error),
         _recovery(gap),
         short_count(gap.area),
         _significance(gap),
@@ -97,12 +97,14 @@ def _significance(gap: GapFigures) -> str:
     return f'{"yes" if gap.significant else "no"} <span class="error">{p_value}</span>'
 
 
-def _with_error(value: float | None, error: float | None) -> str:
+def with_error(value: float | None, error: float | None) -> str:
+    """A signed value with four decimals, and its standard error or deviation where there is one."""
     margin = "" if error is None else f' <span class="error">± {error:.4f}</span>'
-    return _number(value, "{:+.4f}") + margin
+    return number(value, "{:+.4f}") + margin
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """A number in a form; a true minus sign, and `not recorded` for None and NaN."""
     return MISSING if value is None or not np.isfinite(value) else form.format(value).replace("-", MINUS)
 
 
@@ -128,7 +130,7 @@ def _object_table(name: str, objects: Sequence[Mapping[str, Any]]) -> str:
         "<tr>" + "".join(f"<td{style[column]}>{_plain(row.get(column))}</td>" for column in columns) + "</tr>"
         for row in objects
     ]
-    return f"<h3 class='run'>{escape(name)}</h3>" + _table(headers, rows)
+    return f"<h3 class='run'>{escape(name)}</h3>" + table(headers, rows)
 
 
 def _plain(value: Any) -> str:
@@ -149,7 +151,8 @@ def _plain(value: Any) -> str:
     return escape(str(value))
 
 
-def _table(headers: str, rows: Sequence[str]) -> str:
+def table(headers: str, rows: Sequence[str]) -> str:
+    """A table that scrolls sideways on a phone; `headers` and `rows` are HTML."""
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{headers}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"

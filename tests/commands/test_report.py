@@ -41,3 +41,43 @@ def test_a_folder_without_records_and_an_output_that_is_a_file_are_refused(tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="--output"):
         report.main([str(folder), "--output", str(tmp_path / "file")])
+
+
+def test_seeds_are_averaged_and_the_control_splits_the_rise(tmp_path: Path):
+    naive, mitigated, again = (
+        write_run(tmp_path / name, mitigated) for name, mitigated in (("a", False), ("b", True), ("c", True))
+    )
+    naive_config = naive / "config.yaml"
+    naive_config.write_text(naive_config.read_text().replace("0.001", "0.002"))
+    (again / "config.yaml").write_text((again / "config.yaml").read_text().replace("1234", "7"))
+    output = tmp_path / "out"
+    assert report.main([str(naive), str(mitigated), str(again), "--output", str(output)]) == 0
+    document = orjson.loads((output / "gap.json").read_bytes())
+    assert [arm["runs"] for arm in document["arms"]] == [["a"], ["b", "c"]]
+    assert document["arms"][1]["sets"]["general"]["figures"]["depth"]["runs"] == 2
+    assert {item["figure"] for item in document["differences"]} == {"depth", "final", "transient", "area"}
+    page = (output / "report.html").read_text()
+    assert "<h2>Arms over seeds</h2>" in page and "<h2>Re-warming and shift</h2>" not in page
+
+    assert report.main([str(naive), "--control", str(mitigated), "--output", str(output)]) == 0
+    document = orjson.loads((output / "gap.json").read_bytes())
+    assert document["control"] == "b" and list(document["splits"]) == ["a"]
+    split = document["splits"]["a"]["general"]
+    assert split["final"]["rise"] - split["final"]["rewarming"] == pytest.approx(split["final"]["shift"])
+    assert split["significant"] is True
+    page = (output / "report.html").read_text()
+    assert "<h2>Re-warming and shift</h2>" in page and "<h2>Arms over seeds</h2>" not in page
+
+
+def test_a_log_of_another_system_beside_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = tmp_path / "old.csv"
+    log.write_text("step,val <b>\n0,4.0\n100,4.5\n200,4.0\n300,4.0\n")
+    words = [str(log), "--map", "general=val <b>", "--tokens-per-step", "1K", "--output", str(tmp_path / "out")]
+    assert report.main(words) == 0
+    assert "old.csv: general rose 0.500 nats at 100K tokens" in capsys.readouterr().out
+    figures = orjson.loads((tmp_path / "out/gap.json").read_bytes())["runs"][0]["sets"]["general"]
+    assert figures["significant"] is None and figures["depth_standard_error"] is None
+    assert "<b>" not in (tmp_path / "out/report.html").read_text()
+    assert report.main([*words, str(write_run(tmp_path / "naive", False))]) == 0
+    with pytest.raises(BadInput, match="NAME=COLUMN"):
+        report.main([str(log), "--map", "general"])

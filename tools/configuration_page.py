@@ -15,9 +15,9 @@ Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](
 
 A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
 name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
-a duration (`Span`) is in tokens unless it says `steps` (`100 steps`). `Count` is a whole number above 0, `Share` a
-number from 0 to 1, `Positive` one above 0. The resolved configuration is written to `config.yaml` in the run folder,
-from which alone the run can be repeated.
+a duration (`Span`; `SpanOrZero` may be 0) is in tokens unless it says `steps` (`100 steps`). `Count` is a whole number
+above 0, `Share` a number from 0 to 1, `Positive` one above 0. The resolved configuration is written to `config.yaml`
+in the run folder, from which alone the run can be repeated.
 """
 
 
@@ -44,7 +44,8 @@ def nested_names(classes: dict[str, ast.ClassDef], names: dict[str, str]) -> dic
         for item in fields(node):
             for inner in classes:
                 if inner in annotation(item) and outer in names:
-                    step = f"{item.target.id}.NAME" if annotation(item).startswith("dict[") else item.target.id
+                    kind = annotation(item).split("[")[0]
+                    step = item.target.id + {"dict": ".NAME", "list": ".N"}.get(kind, "")
                     found.setdefault(inner, f"{names[outer]}.{step}")
     return found
 

@@ -5,12 +5,13 @@ Rules that need data, the model's own config.json or the machine are those of pl
 
 import re
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.marks import LOG_MARKS_GRAMMAR, parse_log_marks
 from megatron_cpt.config.megatron_names import DDP, OPTIMIZER, TRANSFORMER, contradictions
 from megatron_cpt.config.schedule import decay_tokens
-from megatron_cpt.config.schema import MarksSettings, RunConfig
+from megatron_cpt.config.schema import DataSettings, MarksSettings, RunConfig
 
 # Names stand in file names, TensorBoard tags and `data.sources.NAME.weight=2`.
 _NAME = re.compile(r"[\w-]+")
@@ -25,7 +26,8 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
     return [
         *run_faults(config),
         *source_faults(config),
-        *replay_faults(config),
+        *phase_faults(config),
+        *share_faults(config.data),
         *layout_faults(config, world_size),
         *schedule_faults(config),
         *optimizer_faults(config),
@@ -57,16 +59,44 @@ def source_faults(config: RunConfig) -> Iterator[Fault]:
         yield from _path_faults(f"data.sources.{name}.paths", source.paths)
 
 
-def replay_faults(config: RunConfig) -> Iterator[Fault]:
-    """Weights and a replay ratio that do not say how the sources share the run."""
-    sources, ratio = config.data.sources, config.data.replay_ratio
+def phase_faults(config: RunConfig) -> Iterator[Fault]:
+    """Phases that do not follow each other from the beginning of the run, or that name no source."""
+    data, before = config.data, -1
+    for number, phase in enumerate(data.phases):
+        shown = f"data.phases.{number}.from_tokens = {phase.from_tokens}"
+        first = phase.first_step(config.tokens_per_step)
+        if number == 0 and first:
+            rule = "the first phase begins with the run."
+            yield Fault(shown, rule, "Set it to 0, or put a phase from 0 before it.")
+        elif first <= before:
+            rule = f"it begins at step {first}, and the phase before it at step {before}: each lasts at least one step."
+            yield Fault(shown, rule, "List the phases in the order of training.")
+        before = first
+        for name in phase.weights:
+            if name not in data.sources:
+                close = get_close_matches(name, data.sources, n=1) or list(data.sources)[:1]
+                remedy = f"The nearest is `{close[0]}`." if close else "Name it under `data.sources`."
+                yield Fault(f"data.phases.{number}.weights.{name}", "there is no such source.", remedy)
+
+
+def share_faults(data: DataSettings) -> Iterator[Fault]:
+    """Weights and a replay ratio that do not say how the sources share the run, or a phase of it."""
+    if not data.phases:
+        yield from _share_faults(data, "data")
+    for number, phase in enumerate(data.phases):
+        yield from _share_faults(data.in_phase(phase), f"data.phases.{number}")
+
+
+def _share_faults(data: DataSettings, section: str) -> Iterator[Fault]:
+    sources, ratio = data.sources, data.replay_ratio
     if not sources:
         return
     if ratio is None:
         if not any(source.weight for source in sources.values()):
-            yield Fault("data.sources: all weights are 0", "nothing would be read.", "Give one a weight.")
+            shown = "data.sources" if section == "data" else section
+            yield Fault(f"{shown}: all weights are 0", "nothing would be read.", "Give one a weight.")
         return
-    shown = f"data.replay_ratio = {ratio:g}"
+    shown = f"{section}.replay_ratio = {ratio:g}"
     for role, share in (("replay", ratio), ("domain", 1 - ratio)):
         members = [source for source in sources.values() if source.role == role]
         weighted = [name for name, source in sources.items() if source.role == role and source.weight]

@@ -97,3 +97,4 @@ Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0, allow_inf
 NotNegative = Annotated[float, BeforeValidator(parse_number), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1, allow_inf_nan=False)]
 Span = Annotated[Duration, BeforeValidator(parse_duration), AfterValidator(_positive)]
+SpanOrZero = Annotated[Duration, BeforeValidator(parse_duration)]

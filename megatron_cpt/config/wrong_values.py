@@ -104,8 +104,8 @@ def _section_at(place: Place) -> Any:
     """The section of schema.py at a place; None where there is none."""
     kind: Any = RunConfig
     for key in place:
-        if get_origin(kind) is dict:
-            kind = _bare(get_args(kind)[1])
+        if get_origin(kind) in (dict, list):
+            kind = _bare(get_args(kind)[-1])
         elif dataclasses.is_dataclass(kind) and isinstance(key, str):
             kind = _bare(get_type_hints(kind).get(key))
         else:

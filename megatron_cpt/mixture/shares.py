@@ -4,7 +4,7 @@ A float counts as the decimal number that it prints as (0.3 is 3/10), so that sh
 and the integers the same on every machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
@@ -27,18 +27,18 @@ def due_shares(data: DataSettings) -> dict[str, Fraction]:
     return {name: shares[name] for name in data.sources}
 
 
-def integer_weights(shares: Mapping[str, Fraction]) -> tuple[int, ...]:
+def integer_weights(shares: Sequence[Fraction]) -> tuple[int, ...]:
     """The smallest whole numbers in the ratio of the shares, in their order.
 
     Where these would sum to more than the order's 2^30, the nearest that sum to about 2^29, and at least 1
     for a source that is read: its share is then off by less than 1e-8.
     """
-    scale = lcm(*(share.denominator for share in shares.values()))
-    weights = [int(share * scale) for share in shares.values()]
+    scale = lcm(*(share.denominator for share in shares))
+    weights = [int(share * scale) for share in shares]
     common = gcd(*weights)
     if sum(weights) // common <= LARGEST_WEIGHT_SUM:
         return tuple(weight // common for weight in weights)
-    return tuple(max(1, round(share * (LARGEST_WEIGHT_SUM // 2))) if share else 0 for share in shares.values())
+    return tuple(max(1, round(share * (LARGEST_WEIGHT_SUM // 2))) if share else 0 for share in shares)
 
 
 def decimal(number: float) -> Fraction:

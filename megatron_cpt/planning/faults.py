@@ -9,7 +9,7 @@ from math import gcd
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.faults import config_faults, replay_faults, source_faults
+from megatron_cpt.config.faults import config_faults, phase_faults, share_faults, source_faults
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.shape import ModelShape
@@ -46,7 +46,9 @@ def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
 
     Raises BadInput as plan_blend does.
     """
-    if set(inputs.sources) != set(config.data.sources) or [*source_faults(config), *replay_faults(config)]:
+    if set(inputs.sources) != set(config.data.sources):
+        return None
+    if [*source_faults(config), *phase_faults(config), *share_faults(config.data)]:
         return None
     return plan_blend(
         config.data,

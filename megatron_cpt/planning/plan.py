@@ -18,6 +18,7 @@ from megatron_cpt.families.size import (
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.planning.faults import blend_of, input_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
+from megatron_cpt.planning.phase_table import phase_lines
 from megatron_cpt.planning.text import columns, percent, quantity, size
 from megatron_cpt.planning.warnings import marks_of, plan_warnings
 
@@ -116,6 +117,14 @@ class RunPlan:
             "blend": {
                 "sequences": self.blend.total_sequences,
                 "sources": [asdict(row) for row in self.blend.rows],
+                "phases": [
+                    {
+                        "first_sequence": phase.first_sequence,
+                        "shares": dict(zip(self.blend.sources, map(float, phase.shares), strict=True)),
+                        "exhausted": list(phase.exhausted),
+                    }
+                    for phase in self.blend.phases
+                ],
                 "order": self.blend.describe(self.blend.total_sequences),
                 "fingerprint": self.blend.fingerprint(self.blend.total_sequences),
             },
@@ -127,6 +136,8 @@ class RunPlan:
     def table(self) -> str:
         """The plan as plain text."""
         parts = [self._summary(), ["Blend", *_indented(self._blend_lines())]]
+        if len(self.blend.phases) > 1:
+            parts.append(["Phases", *_indented(phase_lines(self.blend))])
         if self.evaluations:
             parts.append(["Evaluation", *_indented(self._evaluation_lines())])
         if self.warnings:
@@ -189,42 +200,47 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     refuse(input_faults(config, world_size, inputs))
     blend = blend_of(config, inputs)
     assert blend is not None and inputs.shape is not None, "inputs without faults are whole"
-    evaluations = plan_evaluations(config, inputs)
+    evaluations = plan_evaluations(config, inputs, steps_of(config, blend))
     return RunPlan(
         folder=config.run.folder,
         world_size=world_size,
-        steps=config.total_steps,
+        steps=steps_of(config, blend),
         global_batch_size=config.training.global_batch_size,
         sequence_length=config.data.sequence_length,
         blend=blend,
         evaluations=evaluations,
-        model=measure(config, inputs.shape, world_size),
+        model=measure(config, inputs.shape, world_size, steps_of(config, blend)),
         warnings=plan_warnings(config, inputs, blend),
     )
 
 
-def measure(config: RunConfig, shape: ModelShape, world_size: int) -> ModelSize:
-    """Size and cost of the model in this run."""
+def steps_of(config: RunConfig, blend: BlendPlan) -> int:
+    """Optimizer steps of the run; fewer than configured where an exhausted source ends it."""
+    return blend.total_sequences // config.training.global_batch_size
+
+
+def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -> ModelSize:
+    """Size and cost of the model in a run of so many steps."""
     per_token = flops_per_token(shape, config.data.sequence_length)
     return ModelSize(
         family=shape.family,
         parameters=parameter_count(shape),
         non_embedding_parameters=non_embedding_parameter_count(shape),
         flops_per_token=per_token,
-        training_flops=per_token * config.total_tokens,
+        training_flops=per_token * steps * config.tokens_per_step,
         memory=memory_per_rank(shape, config, world_size),
     )
 
 
-def plan_evaluations(config: RunConfig, inputs: RunInputs) -> tuple[EvaluationPlan, ...]:
+def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> tuple[EvaluationPlan, ...]:
     """When each validation set is evaluated and at what cost."""
     length = config.data.sequence_length
     evaluations = []
     for name, settings in config.validation.sets.items():
         scored = scored_tokens(inputs.validation_sets[name].tokens, length, settings.tokens)
         tokens = len(scored) * length  # the last sequence is computed at full length
-        steps = mark_steps(marks_of(config, name), config.total_steps, config.tokens_per_step)
-        share = len(steps) * tokens / (3 * config.total_tokens)
+        steps = mark_steps(marks_of(config, name), total_steps, config.tokens_per_step)
+        share = len(steps) * tokens / (3 * total_steps * config.tokens_per_step)
         evaluations.append(EvaluationPlan(name, settings.role, tokens, steps, share))
     return tuple(evaluations)
 

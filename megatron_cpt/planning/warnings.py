@@ -12,7 +12,12 @@ from megatron_cpt.planning.text import quantity
 
 def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
     """Everything that a person should know before the run is paid for, a sentence each."""
-    return (*blend_warnings(config, blend), *evaluation_warnings(config), *origin_warnings(inputs))
+    return (
+        *blend_warnings(config, blend),
+        *length_warnings(config, blend),
+        *evaluation_warnings(config),
+        *origin_warnings(inputs),
+    )
 
 
 def marks_of(config: RunConfig, name: str) -> MarksSettings:
@@ -35,6 +40,20 @@ def blend_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
             "no source of role `replay` gives tokens: what the model knew will fade. A share of general text "
             "holds it (data.replay_ratio)."
         )
+
+
+def length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """A run that ends before its schedule, and phases that it does not reach."""
+    steps = blend.total_sequences // config.training.global_batch_size
+    if steps < config.total_steps:
+        tokens = steps * config.tokens_per_step
+        yield (
+            f"the run stops after {steps:,} of {config.total_steps:,} steps, before a source passes its max_epochs: "
+            f"the learning rate will not have come to its end (training.tokens={tokens} would bring it there)."
+        )
+    for number, phase in enumerate(config.data.phases):
+        if phase.first_step(config.tokens_per_step) >= steps:
+            yield f"phase {number}, from {phase.from_tokens}, is not reached: the run has {steps:,} steps."
 
 
 def evaluation_warnings(config: RunConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ def test_a_right_configuration_has_no_fault() -> None:
     assert complaints(checkpoint={"every": "50 steps", "keep_every": "100 steps"}) == []
     assert complaints(data__replay_ratio=0, data__sources={"code": CODE, "general": {**GENERAL, "weight": 0}}) == []
     assert complaints(data__replay_ratio=1, data__sources={"general": GENERAL}) == []
+    assert complaints(data__phases=[{"from_tokens": 0, "replay_ratio": 0.5}, {"from_tokens": "512K"}]) == []
 
 
 CASES: list[tuple[dict[str, Any], str]] = [
@@ -51,6 +52,22 @@ CASES: list[tuple[dict[str, Any], str]] = [
     (
         {"data__replay_ratio": None, "data__sources": {"code": {**CODE, "weight": 0}}},
         "data.sources: all weights are 0: nothing would be read.",
+    ),
+    (
+        {"data__phases": [{"from_tokens": "10 steps"}]},
+        "data.phases.0.from_tokens = 10 steps: the first phase begins with the run.",
+    ),
+    (
+        {"data__phases": [{"from_tokens": 0}, {"from_tokens": "20 steps"}, {"from_tokens": 81_000}]},
+        "data.phases.2.from_tokens = 81000 tokens: it begins at step 20, and the phase before it at step 20",
+    ),
+    (
+        {"data__phases": [{"from_tokens": 0, "weights": {"cod": 2}}]},
+        "data.phases.0.weights.cod: there is no such source. The nearest is `code`.",
+    ),
+    (
+        {"data__phases": [{"from_tokens": 0}, {"from_tokens": "20 steps", "weights": {"code": 0}}]},
+        "data.phases.1.replay_ratio = 0.3: it gives 0.7 of the tokens to `domain` sources, whose weights are all 0.",
     ),
     (
         {"training__micro_batch_size": 3},

@@ -49,7 +49,8 @@ def test_more_epochs_than_allowed_are_refused_with_numbers_and_ways_out() -> Non
     assert str(refusal.value) == (
         "data.sources.law.max_epochs = 4: this run reads 70,000 tokens of a source of 10,000, 7.00 epochs. "
         "Train on at most 57,200 tokens; or, in a run as long as this, give it at most 40.00 % of the tokens "
-        "(now 70.00 %) by weight or data.replay_ratio; or raise max_epochs to 7, or add text to the source."
+        "(now 70.00 %) by weight or data.replay_ratio; or set data.when_exhausted; or raise max_epochs to 7, "
+        "or add text to the source."
     )
 
 

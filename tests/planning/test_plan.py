@@ -71,6 +71,35 @@ def test_the_fingerprint_follows_the_text(sections: dict[str, Any], tmp_path: Pa
     assert plan_of(sections).blend.fingerprint(800) != first.fingerprint(800)
 
 
+def test_phases_are_shown_and_those_not_reached_are_named(sections: dict[str, Any]) -> None:
+    sections["data"]["phases"] = [{"from_tokens": 0}, {"from_tokens": "40 steps", "replay_ratio": 0.5}]
+    plan = plan_of(sections)
+    lines = plan.table().splitlines()
+    start = lines.index("Phases")
+    assert lines[start + 1 : start + 4] == [
+        "  from tokens      law      web  at max_epochs",
+        "            0  75.00 %  25.00 %",
+        "        10.2K  50.00 %  50.00 %",
+    ]
+    assert plan.blend.counts == (480, 320)
+    shares = [phase["shares"] for phase in plan.to_dict()["blend"]["phases"]]
+    assert shares == [{"law": 0.75, "web": 0.25}, {"law": 0.5, "web": 0.5}]
+    sections["training"]["tokens"] = "40 steps"
+    assert plan_of(sections).warnings == ("phase 1, from 40 steps, is not reached: the run has 40 steps.",)
+
+
+def test_a_run_that_an_exhausted_source_ends(sections: dict[str, Any]) -> None:
+    sections["data"]["when_exhausted"] = "stop"
+    sections["data"]["sources"]["law"]["max_epochs"] = 1.5
+    plan = plan_of(sections)
+    assert (plan.steps, plan.tokens) == (78, 78 * 256)
+    assert plan.marks["web"] == (0, 1, 3, 10, 32, 50, 78)
+    assert plan.model.training_flops == plan.model.flops_per_token * 78 * 256
+    [warning] = plan.warnings
+    assert warning.startswith("the run stops after 78 of 100 steps")
+    assert "training.tokens=19968" in warning
+
+
 def test_a_sound_run_has_no_warnings(sections: dict[str, Any]) -> None:
     assert plan_of(sections).warnings == ()
 

@@ -79,6 +79,23 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(one_rank: Ranks, workshop:
     assert records_of(extended) == records_of(whole)
 
 
+def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """Whether the phase was planned from the beginning or appended after step 6, the records are the same."""
+    constant = ("schedule.kind=constant", "schedule.final=0", "validation.marks.end=false")
+    phases = "data.phases=[{from_tokens: 0}, {from_tokens: 6 steps, replay_ratio: 0.75}]"
+    planned, appended = tmp_path / "planned", tmp_path / "appended"
+    one_rank.call(train, path=workshop.write_config(planned), overrides=(*constant, phases))
+    path = workshop.write_config(appended)
+    one_rank.call(train, path=path, overrides=(*constant, "training.tokens=6 steps"))
+    one_rank.call(train, path=path, overrides=(*constant, phases))
+    assert records_of(appended) == records_of(planned)
+    given = [record["source_tokens"]["general"] for record in records_of(planned, "train")]
+    assert (given[5], given[11]) == (14 * 32, 50 * 32)
+    too_early = phases.replace("6 steps", "11 steps")
+    said = one_rank.call(refusal, path=path, overrides=(*constant, too_early))[0]
+    assert "phases.1.first_sequence: 48 before, 88 now" in said
+
+
 def test_another_layout_is_refused(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))

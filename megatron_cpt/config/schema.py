@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from megatron_cpt.config.units import Count, CountOrZero, Duration, NotNegative, Positive, Share, Span
+from megatron_cpt.config.units import Count, CountOrZero, Duration, NotNegative, Positive, Share, Span, WallTime
 
 # Without `extra="forbid"` pydantic drops unknown keys of a dataclass in silence.
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -222,6 +222,16 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopSettings:
+    """When a run saves and ends before its end; SIGTERM and SIGUSR1 do the same at any time. Exit code 75."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    after: WallTime | None = None
+    """Wall time since the program's start, such as `3h50m`: looked at after each step. None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MegatronSettings:
     """Anything that the installed Megatron-Core's own dataclasses know and that no field above sets."""
 
@@ -250,6 +260,7 @@ class RunConfig:
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    stop: StopSettings = field(default_factory=StopSettings)
     megatron: MegatronSettings = field(default_factory=MegatronSettings)
 
     @property

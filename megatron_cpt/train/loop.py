@@ -1,24 +1,40 @@
 """The training loop."""
 
 import time
+from dataclasses import dataclass
 
 from megatron_cpt.checkpoint import retention, sharded
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.evaluate.validate import evaluate
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import largest
 from megatron_cpt.train.assemble import Run, layout
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.step import train_step
+from megatron_cpt.train.stop import StopRequest, reason
 
 
-def train(run: Run, journal: Journal) -> None:
-    """Takes a run from where it stands to its end.
+@dataclass(frozen=True)
+class Stop:
+    """Where a run ended before its end, all of it saved."""
+
+    step: int
+    """The last step done."""
+    reason: str
+    """Why, in words."""
+
+
+def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
+    """Takes a run from where it stands to its end, and returns None; or as far as it may go, and returns a Stop.
 
     At each step: update, record, evaluate, and then, once the records are on disk, checkpoint. A resume
     therefore finds every record up to its checkpoint, and drops what a killed run wrote beyond it.
+    A stop leaves no record: stopped and resumed, a run has the records of one that never was.
     """
     config, shape = run.config, run.step_shape
+    if stop := agreed_stop(run, run.first_step, request):
+        return stop
     if run.first_step == 0:
         evaluate_marks(run, journal, step=0)
     for step in range(run.first_step + 1, run.plan.steps + 1):
@@ -28,10 +44,25 @@ def train(run: Run, journal: Journal) -> None:
         outcome = train_step(run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay)
         journal.trained(step, rate, outcome, time.perf_counter() - started)
         evaluate_marks(run, journal, step)
-        if checkpoint_due(run, step):
+        stop = agreed_stop(run, step, request)
+        if stop or checkpoint_due(run, step):
             journal.sync()
             save_checkpoint(run, step)
+        if stop:
+            return stop
     journal.sync()
+    return None
+
+
+def agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
+    """A Stop on all ranks if one of them is asked to stop, else None; None after the last step.
+
+    Costs one all-reduce of 8 bytes over all ranks. The limit of wall time counts from the first update on:
+    one that is shorter than the start-up would otherwise never get anywhere.
+    """
+    after = run.config.stop.after if step > run.first_step else None
+    code = largest(request.code(after))
+    return Stop(step, reason(code, after)) if code and step < run.plan.steps else None
 
 
 def rate_of(run: Run, step: int) -> float:

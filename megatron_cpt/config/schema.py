@@ -89,6 +89,9 @@ class TrainingSettings:
     """Sequences of one forward pass of one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model. bf16 keeps fp32 main parameters; CPUs without bf16 units want fp32."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite, always before the update: `stop` ends the run with exit code 4;
+    `skip` leaves the update out and goes on with the next sequences, ten times in a row at most."""
 
 
 @dataclass(frozen=True, kw_only=True)

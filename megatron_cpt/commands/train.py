@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+from types import FrameType
 
 import orjson
 
@@ -12,7 +14,9 @@ from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.lifeline import children, die_with_parent
 from megatron_cpt.runs.status import ExitCode, Status, read_status, write_status
+from megatron_cpt.train.stop import SIGNALS
 
 
 def main(arguments: list[str]) -> int:
@@ -38,9 +42,43 @@ def main(arguments: list[str]) -> int:
         return ExitCode.DONE
     folder.status.unlink(missing_ok=True)
     command = [*launcher(words.nproc), "-m", "megatron_cpt.train", words.config, *words.overrides]
-    code = subprocess.call(command, env=environment(words.nproc))
+    code, told = run_and_forward(command, environment(words.nproc), words.nproc)
     status = read_status(folder.status)
-    return status.exit_code if status is not None and status.exit_code is not None else code
+    if status is not None and status.exit_code is not None:
+        return status.exit_code
+    if status is None and told:
+        message = "stopped before training began; the same command goes on from the last checkpoint"
+        write_status(folder.status, Status("preempted", int(ExitCode.PREEMPTED), message))
+        return ExitCode.PREEMPTED
+    message = f"the training processes ended with code {code} without saying why; their output tells more"
+    before = status or Status("failed")
+    write_status(folder.status, Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens))
+    return code or ExitCode.OTHER
+
+
+def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:
+    """Runs the program to its end, passing signals that ask it to stop on to its ranks.
+
+    torchrun itself would give the ranks 30 seconds to save, then kill them: it is passed over. The
+    program and torchrun end with this process, however it ends.
+
+    Returns:
+        The exit code, and whether a signal was passed on.
+    """
+    told: list[int] = []
+    program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        for pid in (children(program.pid) if processes > 1 else []) or [program.pid]:
+            os.kill(pid, number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        return program.wait(), bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_done(config: RunConfig, plan: RunPlan, folder: RunFolder) -> bool:

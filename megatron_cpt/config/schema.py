@@ -11,7 +11,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from megatron_cpt.config.units import Count, CountOrZero, Duration, NotNegative, Positive, Share, Span, SpanOrZero
+from megatron_cpt.config.units import (
+    Count,
+    CountOrZero,
+    Duration,
+    NotNegative,
+    Positive,
+    Share,
+    Span,
+    SpanOrZero,
+    WallTime,
+)
 
 # Without `extra="forbid"` pydantic drops unknown keys of a dataclass in silence.
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -127,6 +137,9 @@ class TrainingSettings:
     """Sequences of one forward pass of one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model. bf16 keeps fp32 main parameters; CPUs without bf16 units want fp32."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite, always before the update: `stop` ends the run with exit code 4;
+    `skip` leaves the update out and goes on with the next sequences, ten times in a row at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +273,16 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopSettings:
+    """When a run saves and ends before its end; SIGTERM and SIGUSR1 do the same at any time. Exit code 75."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    after: WallTime | None = None
+    """Wall time since the program's start, such as `3h50m`: looked at after each step. None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MegatronSettings:
     """Anything that the installed Megatron-Core's own dataclasses know and that no field above sets."""
 
@@ -288,6 +311,7 @@ class RunConfig:
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    stop: StopSettings = field(default_factory=StopSettings)
     megatron: MegatronSettings = field(default_factory=MegatronSettings)
 
     @property

@@ -1,4 +1,4 @@
-"""Numbers with units, as users type them: `5B` tokens, `300M`, `2K`, `100 steps`.
+"""Numbers with units, as users type them: `5B` tokens, `300M`, `2K`, `100 steps`, `3h50m` of wall time.
 
 Annotated types for the fields of schema.py. A bool is never a number, and YAML's `1e-3` (a string
 to PyYAML) is one.
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Two digits of exponent: `1e999999999` would otherwise be computed, exactly.
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([KMBT]?)\s*", re.IGNORECASE)
+_WALL_TIME = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
 _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens"}
 
 
@@ -85,6 +86,25 @@ def parse_duration(value: Any) -> Duration:
         raise ValueError(f"{value!r} is not a duration; {remedy}") from None
 
 
+def wall_seconds(text: str) -> int:
+    """Seconds of a wall time such as `3h50m`, `1d12h`, `90s`. Raises ValueError for anything else."""
+    match = _WALL_TIME.fullmatch(text)
+    if match is None or not text:
+        raise ValueError(f"{text!r} is not a wall time; write days, hours, minutes, seconds, as 3h50m or 90s")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def parse_wall_time(value: Any) -> str:
+    """A wall time as it was typed. Raises ValueError for what is none, a number without a unit included.
+
+    YAML reads `3:50` as the number 230, so a bare number may not be what was meant.
+    """
+    if wall_seconds(value if isinstance(value, str) else repr(value)) == 0:
+        raise ValueError(f"{value!r} is no time at all; raise it, or take it out")
+    return str(value)
+
+
 def _positive(duration: Duration) -> Duration:
     if duration.amount <= 0:
         raise ValueError("should be greater than 0; raise it")
@@ -96,5 +116,6 @@ CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(parse_number), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1, allow_inf_nan=False)]
+WallTime = Annotated[str, BeforeValidator(parse_wall_time)]
 Span = Annotated[Duration, BeforeValidator(parse_duration), AfterValidator(_positive)]
 SpanOrZero = Annotated[Duration, BeforeValidator(parse_duration)]

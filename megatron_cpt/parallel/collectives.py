@@ -29,6 +29,13 @@ def all_agree(condition: bool) -> bool:
     return bool(flag.item())
 
 
+def largest(value: int) -> int:
+    """The largest of the ranks' values."""
+    shared = torch.tensor(value, device=groups.device())
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared.item())
+
+
 def any_rank(condition: bool) -> bool:
     """Whether the condition holds on some rank."""
     return not all_agree(not condition)

@@ -45,7 +45,7 @@ class Status:
     exit_code: int | None = None
     """None while the run goes on."""
     message: str | None = None
-    """What went wrong, in the words that the user saw."""
+    """What went wrong or why it was stopped, in the words that the user saw."""
     step: int = 0
     """Optimizer steps done."""
     tokens: int = 0

@@ -1,11 +1,15 @@
 """`torchrun ... -m megatron_cpt.train RUN.yaml [section.key=value ...]`.
 
-Saving a checkpoint starts a process that imports this module again: hence the guard, and nothing else.
+Saving a checkpoint starts a process that imports this module again: hence the guard. Signals are listened
+for before torch is imported.
 """
 
 if __name__ == "__main__":
     import sys
 
-    from megatron_cpt.train.program import main
+    from megatron_cpt.train.stop import StopRequest
 
-    sys.exit(main(sys.argv[1:]))
+    with StopRequest() as stop:
+        from megatron_cpt.train.program import main
+
+        sys.exit(main(sys.argv[1:], stop))

@@ -78,6 +78,23 @@ class Journal:
             self._log.write(progress_line(record, run.plan.steps))
             self.sync()
 
+    def not_updated(self, step: int, rate: float, outcome: StepOutcome, what: str) -> None:
+        """Records an event in place of an update that was not made: `skipped` or `stopped`."""
+        if not self._writes:
+            return
+        record = {
+            "kind": "event",
+            "event": f"{what}_not_finite",
+            "step": step,
+            "tokens": step * self._run.config.tokens_per_step,
+            "learning_rate": rate,
+            "loss": outcome.loss,
+            "grad_norm": outcome.gradient_norm,
+        }
+        self._records.append(record)
+        self._bar.update()
+        self._log.write(f"step {step}: {what}: loss {outcome.loss}, gradient norm {outcome.gradient_norm}, not finite")
+
     def validated(self, step: int, validation_set: ValidationSet, loss: ValidationLoss, seconds: float) -> None:
         """Records one evaluation of one set."""
         if not self._writes:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
@@ -58,6 +59,41 @@ def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, bool]:
+    """Hands the reduced gradients to the optimizer, changing no parameter.
+
+    Returns:
+        The norm of the whole gradient, the same on every rank of a replica, and whether this rank's
+        gradients are finite. The norm leaves out gradients that tensor-parallel ranks hold alike (norms,
+        biases): one of them that is not finite on one rank alone shows in the second value only.
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    counted = {gradient.data_ptr() for part in parts(optimizer) for gradient in part.get_main_grads_for_grad_norm()}
+    others = [
+        parameter.grad
+        for part in parts(optimizer)
+        for parameter in part.get_parameters()
+        if parameter.grad is not None and parameter.grad.data_ptr() not in counted
+    ]
+    finite = math.isfinite(norm) and all(bool(torch.isfinite(gradient).all()) for gradient in others)
+    return norm, finite
+
+
+def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
+    """Clips the gathered gradients and updates the parameters: the second half of ChainedOptimizer.step."""
+    for part in parts(optimizer):
+        parameters = part.get_parameters()
+        if parameters:
+            clip_grad_by_total_norm_fp32(
+                parameters,
+                max_norm=part.config.clip_grad,
+                total_norm=gradient_norm,
+                use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+            )
+    optimizer.step_with_ready_grads()
 
 
 def mend_after_load(optimizer: MegatronOptimizer) -> None:

@@ -21,17 +21,25 @@ from megatron_cpt.parallel.collectives import barrier
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.durable import write_durably, write_json
 from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
 from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.loop import train
 from megatron_cpt.train.provenance import lineage, versions
+from megatron_cpt.train.stop import StopRequest
 
 EXPECTED = (BadInput, IntegrityFault, NumericsFault)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs the program and returns its exit code (runs/status.py)."""
+def main(arguments: Sequence[str], request: StopRequest) -> int:
+    """Runs the program and returns its exit code (runs/status.py).
+
+    Args:
+        request: open; says when to save and end before the end.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
     parser = argparse.ArgumentParser(prog="megatron_cpt.train", description="Train a run, or go on with it.")
     parser.add_argument("config", metavar="RUN.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
@@ -41,8 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(words.config, words.overrides)
         folder = RunFolder(config.run.folder)
         folder.create()
-        run_to_end(config, folder)
-        return ExitCode.DONE
+        return run_to_end(config, folder, request)
     except Exception as error:
         tell(error, folder)
         return exit_code_of(error)
@@ -50,8 +57,11 @@ def main(arguments: Sequence[str]) -> int:
         groups.leave_world()
 
 
-def run_to_end(config: RunConfig, folder: RunFolder) -> None:
-    """Plans, assembles, trains and exports. A run that is already at its end only exports what is missing."""
+def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> ExitCode:
+    """Plans, assembles, trains and exports. A run that is already at its end only exports what is missing.
+
+    Returns DONE, or PREEMPTED where it was asked to stop and has saved.
+    """
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
     groups.join_world()
     run = assemble(config, plan, folder)
@@ -64,10 +74,18 @@ def run_to_end(config: RunConfig, folder: RunFolder) -> None:
     journal.say(f"kernels: {choose_kernels()}")
     journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")
     journal.status("running", run.first_step)
-    train(run, journal)
+    stop = train(run, journal, request)
+    if stop is not None:
+        message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command goes on from there"
+        journal.say(message)
+        journal.status("preempted", stop.step, exit_code=int(ExitCode.PREEMPTED), message=message)
+        journal.close()
+        barrier()
+        return ExitCode.PREEMPTED
     export(run)
     journal.status("done", plan.steps, exit_code=int(ExitCode.DONE))
     journal.close()
+    return ExitCode.DONE
 
 
 def export(run: Run) -> None:

@@ -1,6 +1,5 @@
 """One optimizer step: forward and backward over the micro batches, then the update."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,12 +8,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.data.batches import Batch
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.model.loss import source_sums
 from megatron_cpt.parallel import groups
-from megatron_cpt.train.optimizer import set_rates
+from megatron_cpt.parallel.collectives import all_agree
+from megatron_cpt.train.optimizer import gather_gradients, set_rates, update
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class StepOutcome:
     """float64 [sources]: scored tokens of each source."""
     gradient_norm: float
     """Norm of the whole gradient, before clipping."""
+    updated: bool
+    """False where the loss or a gradient was not finite on some rank: no parameter and no moment was changed."""
 
     @property
     def loss(self) -> float:
@@ -56,21 +57,16 @@ def train_step(
     learning_rate: float,
     weight_decay: float,
 ) -> StepOutcome:
-    """Trains on one global batch.
-
-    Raises:
-        NumericsFault: the loss (before the update) or the gradient norm is not finite.
-    """
+    """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made."""
     model.zero_grad_buffer()
     optimizer.zero_grad()
     losses = run_micro_batches(
         model, batches, shape.micro_batches, shape.micro_batch_size, shape.sequence_length, backward=True
     )
     nats, tokens = source_sums(losses, shape.sources, groups.device())
-    if not torch.isfinite(nats).all():
-        raise NumericsFault(f"the training loss is not finite ({nats.sum().item()} nats); nothing was updated")
-    set_rates(optimizer, learning_rate, weight_decay)
-    _, gradient_norm, _ = optimizer.step()
-    if not math.isfinite(gradient_norm):
-        raise NumericsFault(f"the gradient norm is {gradient_norm}; the update is not kept in any checkpoint")
-    return StepOutcome(nats, tokens, float(gradient_norm))
+    gradient_norm, finite = gather_gradients(optimizer)
+    updated = all_agree(finite and bool(torch.isfinite(nats).all()))
+    if updated:
+        set_rates(optimizer, learning_rate, weight_decay)
+        update(optimizer, gradient_norm)
+    return StepOutcome(nats, tokens, gradient_norm, updated)

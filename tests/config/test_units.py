@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.units import Duration, parse_count, parse_duration, parse_number
+from megatron_cpt.config.units import (
+    Duration,
+    parse_count,
+    parse_duration,
+    parse_number,
+    parse_wall_time,
+    wall_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +75,17 @@ def test_tokens_become_the_nearest_whole_step_and_at_least_one() -> None:
 @given(st.integers(0, 10**13), st.sampled_from(["steps", "tokens"]))
 def test_a_duration_survives_its_text(amount: int, unit: str) -> None:
     assert parse_duration(str(Duration(amount, unit))) == Duration(amount, unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3h50m", 13_800), ("90s", 90), ("1d", 86_400), ("2d3h4m5s", 183_845), ("90m", 5_400)]
+)
+def test_wall_time_has_units(text: str, seconds: int) -> None:
+    assert parse_wall_time(text) == text
+    assert wall_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("value", [230, "3:50", "50m3h", "1.5h", "", "h", None, True, "0s", "3 h", "-1h"])
+def test_what_is_not_a_wall_time_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"3h50m|no time at all"):
+        parse_wall_time(value)

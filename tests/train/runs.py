@@ -1,5 +1,9 @@
 """Whole runs for tests, in a pool of ranks or as a user starts them."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.records import Record, read_records, without_timing
 from megatron_cpt.train.program import run_to_end
+from megatron_cpt.train.stop import StopRequest
 
 # The layouts of two processes that must give what one process gives.
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -17,12 +22,32 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def train(path: Path, overrides: tuple[str, ...] = ()) -> None:
-    """Job: the training program on this rank."""
+def train(path: Path, overrides: tuple[str, ...] = ()) -> int:
+    """Job: the training program on this rank. Returns its exit code."""
     config = load_config(path, overrides)
     folder = RunFolder(config.run.folder)
     folder.create()
-    run_to_end(config, folder)
+    with StopRequest() as request:
+        return int(run_to_end(config, folder, request))
+
+
+def start(path: Path, processes: int, *overrides: str) -> subprocess.Popen[bytes]:
+    """`megatron-cpt train`, in a process group of its own."""
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path), *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--nproc", str(processes)], start_new_session=True, env=environment, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_checkpoint(run: Path, step: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Returns once a step's checkpoint is whole; fails after two minutes, or when the process that trains has ended."""
+    deadline = time.monotonic() + 120
+    wanted = run / "checkpoints" / f"step-{step:08}" / "complete.json"
+    while not wanted.exists():
+        assert process is None or process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.01)
 
 
 def records_of(run: Path, *kinds: str) -> list[Record]:

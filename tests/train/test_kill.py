@@ -3,32 +3,18 @@
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from megatron_cpt.runs.status import read_status
-from tests.train.runs import records_of
+from tests.train.runs import records_of, start, wait_for_checkpoint
 from tests.workshop import Workshop
-
-
-def start(path: Path, processes: int) -> subprocess.Popen[bytes]:
-    """`megatron-cpt train`, in a process group of its own."""
-    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path), "--nproc", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
 
 
 def kill_when_reached(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     """Ends the command and all its processes without warning, once a checkpoint is there and training went on."""
-    deadline = time.monotonic() + 120
-    wanted = run / "checkpoints" / f"step-{step:08}" / "complete.json"
-    while not wanted.exists():
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
-        assert time.monotonic() < deadline, "no checkpoint within two minutes"
-        time.sleep(0.01)
+    wait_for_checkpoint(run, step, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -1,0 +1,56 @@
+"""When a run is to save and end before its end: a signal, or a limit of wall time.
+
+Imports no torch, so that `train/__main__.py` listens before the seconds that importing torch takes.
+A signal only leaves its number here; the loop looks after every step (train/loop.py), where all ranks
+agree by one all-reduce of one integer, so that a signal to any rank, or the first clock to run out,
+stops them after the same step.
+"""
+
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Self
+
+from megatron_cpt.config.units import wall_seconds
+
+# What schedulers and users send. SIGINT stays as it is: it ends a run at once.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+NOT_ASKED, OUT_OF_TIME = 0, 1
+
+
+class StopRequest:
+    """Listens for signals while it is open as a context, and counts wall time from its making."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._received = NOT_ASKED
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        """Takes the signals over. Only the main thread of a process may."""
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Gives the signals back to whoever handled them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def code(self, after: str | None) -> int:
+        """Why this process is to stop: NOT_ASKED, OUT_OF_TIME or the number of the signal it received.
+
+        Args:
+            after: the limit of wall time (`stop.after`), None for none.
+        """
+        if self._received == NOT_ASKED and after is not None and time.monotonic() - self._began >= wall_seconds(after):
+            return OUT_OF_TIME
+        return self._received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+
+
+def reason(code: int, after: str | None) -> str:
+    """A code in words."""
+    return f"stop.after = {after} is over" if code == OUT_OF_TIME else f"{signal.Signals(code).name} received"

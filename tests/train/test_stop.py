@@ -1,0 +1,102 @@
+"""A run that is told to stop saves after the step at hand, says 75, and goes on as if nothing had been."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.parallel import groups
+from megatron_cpt.runs.status import ExitCode, Status, read_status
+from megatron_cpt.train.stop import NOT_ASKED, OUT_OF_TIME, StopRequest, reason
+from tests.ranks import Ranks
+from tests.train.runs import LAYOUTS, records_of, start, train, wait_for_checkpoint
+from tests.workshop import Workshop
+
+STEPS = 60
+LONG = (f"training.tokens={STEPS} steps",)
+
+
+def test_a_request_listens_while_it_is_open_and_gives_the_signals_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    with StopRequest() as request:
+        assert request.code(after=None) == NOT_ASKED
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request.code(after="1h") == signal.SIGUSR1
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_a_limit_of_wall_time_is_a_reason_of_its_own() -> None:
+    request = StopRequest()
+    assert request.code(after="1h") == NOT_ASKED
+    request._began -= 3601
+    assert request.code(after="1h") == OUT_OF_TIME
+    assert request.code(after=None) == NOT_ASKED
+    assert reason(OUT_OF_TIME, "1h") == "stop.after = 1h is over"
+    assert reason(signal.SIGTERM, None) == "SIGTERM received"
+
+
+def status_of(run: Path) -> Status:
+    status = read_status(run / "status.json")
+    assert status is not None
+    return status
+
+
+def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
+    two_ranks: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    path = workshop.write_config(stopped)
+    process = start(path, 2, *LONG)
+    wait_for_checkpoint(stopped, 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == ExitCode.PREEMPTED
+    status = status_of(stopped)
+    assert (status.state, status.exit_code) == ("preempted", 75)
+    assert 4 <= status.step < STEPS
+    assert status.message is not None
+    assert status.message.startswith(f"SIGTERM received: saved after step {status.step} of {STEPS}")
+    assert (stopped / "checkpoints" / f"step-{status.step:08}" / "complete.json").exists()
+    assert start(path, 2, *LONG).wait(120) == ExitCode.DONE
+    assert two_ranks.call(train, path=workshop.write_config(whole), overrides=LONG) == [0, 0]
+    assert records_of(stopped) == records_of(whole)
+
+
+def train_and_be_told(path: Path, overrides: tuple[str, ...], run: Path) -> int:
+    """Job: trains; rank 1, and no other, is sent SIGUSR1 once there is a checkpoint."""
+    if groups.rank() == 1:
+        threading.Thread(target=signal_when_saved, args=(run,)).start()
+    return train(path, overrides)
+
+
+def signal_when_saved(run: Path) -> None:
+    wait_for_checkpoint(run, 4)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("layout", ["tensor 2", "pipeline 2", "data 2, distributed optimizer"])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
+    two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str
+) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    overrides = (*LONG, "model.dropout=0.1", *LAYOUTS[layout])
+    path = workshop.write_config(stopped)
+    assert two_ranks.call(train_and_be_told, path=path, overrides=overrides, run=stopped) == [75, 75]
+    assert (status_of(stopped).message or "").startswith("SIGUSR1 received")
+    assert two_ranks.call(train, path=path, overrides=overrides) == [0, 0]
+    two_ranks.call(train, path=workshop.write_config(whole), overrides=overrides)
+    assert records_of(stopped) == records_of(whole)
+
+
+def test_a_limit_of_wall_time_cuts_a_run_into_pieces_that_make_the_whole(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    pieces, whole = tmp_path / "pieces", tmp_path / "whole"
+    path = workshop.write_config(pieces)
+    steps = [0]
+    while one_rank.call(train, path=path, overrides=("stop.after=1s", "training.tokens=5 steps")) == [75]:
+        steps.append(status_of(pieces).step)
+        assert steps[-1] > steps[-2], "a limit shorter than the start-up must not stop a run from getting on"
+    one_rank.call(train, path=workshop.write_config(whole), overrides=("training.tokens=5 steps",))
+    assert records_of(pieces) == records_of(whole)

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron-cpt prepare", description="Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json."
     )
-    parser.add_argument("corpus", nargs="+", help="files, folders or globs: .jsonl, .json, either .gz, .txt")
+    parser.add_argument("corpus", nargs="+", help="files, folders or globs: .jsonl, .json (plain, .gz, .zst), .txt")
     parser.add_argument("--tokenizer", required=True, metavar="HF_DIR", help="folder with tokenizer.json")
     parser.add_argument("--output", required=True, metavar="PREFIX")
     parser.add_argument("--text-key", default=defaults.text_key, help="key of the text in a JSON line")

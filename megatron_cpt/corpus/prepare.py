@@ -27,6 +27,7 @@ from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter
 from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
 from megatron_cpt.corpus.holdout import content_hash, is_held_out
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, dtype_for, invalidate, manifest_path
+from megatron_cpt.corpus.lines import COMPRESSED
 from megatron_cpt.corpus.manifest import (
     Manifest,
     SourceFile,
@@ -47,7 +48,7 @@ BUCKET_BYTES = 64 << 20
 MOST_BUCKET_BITS = 7
 """128 buckets, two files each, twice: below the usual limit of 1,024 open files."""
 COMPRESSION = 4
-"""Text bytes of a byte of gzip, about."""
+"""Text bytes of a compressed byte, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ def _spool(job: _Job, prefix: Path) -> Spool:
     folder = job.workspace / prefix.name
     if job.settings.order == "as_read":
         return Queue(folder, job.dtype)
-    text = sum(source.size * (COMPRESSION if source.path.endswith(".gz") else 1) for source in job.sources)
+    text = sum(source.size * (COMPRESSION if source.path.endswith(COMPRESSED) else 1) for source in job.sources)
     bits = min(MOST_BUCKET_BITS, (text // BUCKET_BYTES).bit_length())
     return Buckets(folder, job.dtype, bits)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.columns import read_column
@@ -228,12 +229,19 @@ def test_any_number_of_workers_and_any_kill_give_the_same_bytes(
     assert digests(output) == expected
 
 
-def test_real_text(tmp_path: Path, unpack: Callable[[str], Path], tokenizer_folder: Path) -> None:
-    corpus = unpack("general_wikitext2_test_raw/general_wikitext2_test_raw.jsonl.zst")
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("general_wikitext2_test_raw", 62), ("med_openstax_anatomy", 169), ("med_pubmedqa_abstracts", 1000)],
+)
+def test_real_text(
+    tmp_path: Path, shared: Callable[[str], Path], tokenizer_folder: Path, name: str, count: int
+) -> None:
+    corpus = shared(f"{name}/{name}.jsonl.zst")
     manifest = prepare([str(corpus)], tokenizer_folder, tmp_path / "out").training
-    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    with zstandard.open(corpus, "rt", encoding="utf-8", newline="\n") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
     assert sorted(decoded(tmp_path / "out", tokenizer_folder)) == sorted(texts)
-    assert (manifest.documents, manifest.bytes) == (62, sum(len(text.encode()) for text in texts))
+    assert (manifest.documents, manifest.bytes) == (count, sum(len(text.encode()) for text in texts))
     lengths = Tokenizer.load(tokenizer_folder).token_bytes()
     assert lengths[IndexedDataset(tmp_path / "out").tokens].sum() == manifest.bytes
 

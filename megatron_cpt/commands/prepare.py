@@ -6,7 +6,14 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.manifest import Manifest
-from megatron_cpt.corpus.prepare import Prepared, PrepareSettings, prepare, rejected_path, validation_prefix
+from megatron_cpt.corpus.prepare import (
+    Prepared,
+    PrepareSettings,
+    duplicates_path,
+    prepare,
+    rejected_path,
+    validation_prefix,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -20,6 +27,7 @@ def main(arguments: list[str]) -> int:
         order=words.order,
         seed=words.seed,
         holdout=_share("--holdout", words.holdout),
+        keep_duplicates=words.keep_duplicates,
         max_rejected=_share("--max-rejected", words.max_rejected),
     )
     prepared = prepare(words.corpus, words.tokenizer, words.output, settings, progress=not words.quiet)
@@ -43,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
     parser.add_argument("--holdout", default="0%", metavar="SHARE", help="to PREFIX.validation, for example 0.5%%")
+    parser.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
     parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -73,6 +82,8 @@ def _told(prepared: Prepared, output: Path) -> str:
         lines.append(_line(validation_prefix(output), prepared.validation))
     if prepared.training.rejected:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
+    if prepared.training.duplicates:
+        lines.append(f"left out {prepared.training.duplicates:,} exact copies, see {duplicates_path(output)}")
     if prepared.reused:
         lines.append("whole already, from the same inputs and settings: nothing was done")
     return "\n".join(lines)

@@ -16,9 +16,9 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """About eighty documents of English, with a few characters from elsewhere."""
+    """About eighty different documents of English, with a few characters from elsewhere."""
     return [
-        *sorted(text[:1500] for text in topics.values()),
+        *sorted({text[:1500] for text in topics.values()}),
         "Füße, señor, 漢字, 😀 und so weiter.",
         "tabs\tand\u2028separators\x00",
     ]

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         keep_duplicates=words.keep_duplicates,
         max_rejected=_share("--max-rejected", words.max_rejected),
     )
-    prepared = prepare(words.corpus, words.tokenizer, words.output, settings, progress=not words.quiet)
+    prepared = prepare(words.corpus, words.tokenizer, words.output, settings, progress=not words.quiet, fast=words.fast)
     print(_told(prepared, Path(words.output)))
     return 0
 
@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
     parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    parser.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="gigatoken, where it is installed and proven to give the same ids",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 

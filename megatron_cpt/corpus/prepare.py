@@ -13,7 +13,8 @@ stood under PREFIX stays whole until step 6.
 
 import glob
 import shutil
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from megatron_cpt.corpus.batches import Framing, batches
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path, read_column
 from megatron_cpt.corpus.dedup import Copies
 from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
+from megatron_cpt.corpus.fast import FastTokenizer, NotEqual, is_installed, sample
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, dtype_for, invalidate, manifest_path
 from megatron_cpt.corpus.lines import COMPRESSED
 from megatron_cpt.corpus.manifest import (
@@ -38,7 +40,7 @@ from megatron_cpt.corpus.manifest import (
     write_manifest,
 )
 from megatron_cpt.corpus.spool import Buckets, Queue, Spool, TokenizedDocuments
-from megatron_cpt.corpus.tokenize import BosPolicy, Tokenizer
+from megatron_cpt.corpus.tokenize import BosPolicy, Encoded, Tokenizer
 from megatron_cpt.runs.durable import durable_file
 
 BUCKET_BYTES = 64 << 20
@@ -105,10 +107,12 @@ def prepare(
     settings: PrepareSettings | None = None,
     *,
     progress: bool = False,
+    fast: bool = True,
 ) -> Prepared:
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
     left out: PREFIX.rejected.jsonl, PREFIX.duplicates.jsonl.
 
+    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same.
     Raises BadInput for unusable inputs or tokenizers, too many rejected documents, or a part (training
     or held-out) that got no document.
     """
@@ -120,7 +124,7 @@ def prepare(
     )
     job.output.parent.mkdir(parents=True, exist_ok=True)
     _sweep(job.output)
-    return _reusable(job) or _prepare(job, progress)
+    return _reusable(job) or _prepare(job, _encoder(job, fast), progress)
 
 
 class _Job:
@@ -181,7 +185,24 @@ def _reusable(job: _Job) -> Prepared | None:
     return Prepared(manifests[-1], manifests[0] if job.settings.holdout else None, reused=True)
 
 
-def _prepare(job: _Job, progress: bool) -> Prepared:
+_Encoder = Callable[[Sequence[str]], Encoded]
+
+
+def _encoder(job: _Job, fast: bool) -> _Encoder:
+    """gigatoken where it may be used and gives the same ids, else the tokenizers library, with a warning."""
+    if not fast or not is_installed():
+        return job.tokenizer.encode_flat
+    try:
+        return FastTokenizer(job.tokenizer, sample(job.files, job.settings.text_key)).encode_flat
+    except NotEqual as error:
+        warnings.warn(
+            f"gigatoken is not used: {error}. The tokenizers library does the same some tens of times slower.",
+            stacklevel=3,
+        )
+        return job.tokenizer.encode_flat
+
+
+def _prepare(job: _Job, encode: _Encoder, progress: bool) -> Prepared:
     try:
         with ExitStack() as files:
             spools = {prefix: _spool(job, prefix) for prefix in job.parts}
@@ -189,7 +210,7 @@ def _prepare(job: _Job, progress: bool) -> Prepared:
                 files.callback(spool.close)
             copies = Copies(job.workspace / "copies")
             files.callback(copies.close)
-            rejected = _fill(job, spools, copies, progress)
+            rejected = _fill(job, encode, spools, copies, progress)
             _refuse_empty(job, spools)
             duplicates = 0 if job.settings.keep_duplicates else _list_duplicates(job, copies)
             if duplicates == 0:
@@ -213,7 +234,7 @@ def _spool(job: _Job, prefix: Path) -> Spool:
     return Buckets(folder, job.dtype, bits)
 
 
-def _fill(job: _Job, spools: dict[Path, Spool], copies: Copies, progress: bool) -> int:
+def _fill(job: _Job, encode: _Encoder, spools: dict[Path, Spool], copies: Copies, progress: bool) -> int:
     """Reads, tokenizes and spools everything, lists what is rejected, and returns how many were."""
     read = rejected = 0
     with (
@@ -221,7 +242,7 @@ def _fill(job: _Job, spools: dict[Path, Spool], copies: Copies, progress: bool) 
         tqdm(total=job.size, unit="B", unit_scale=True, disable=not progress, desc=job.output.name) as bar,
     ):
         for batch in batches(read_documents(job.files, job.settings.text_key)):
-            encoded = job.tokenizer.encode_flat([line.text for line in batch if isinstance(line, Document)])
+            encoded = encode([line.text for line in batch if isinstance(line, Document)])
             framed = job.framing.frame(batch, encoded, copies.documents)
             copies.add(framed.entries)
             spools[job.output].add(framed.training)

@@ -13,7 +13,19 @@ from megatron_cpt.corpus.manifest import Manifest, load_manifest
 from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.corpus.verify import verify_dataset
 
-COUNTS = ("documents", "tokens", "bytes", "rejected", "dtype", "vocabulary_size", "eod", "bos", "order", "seed")
+COUNTS = (
+    "documents",
+    "tokens",
+    "bytes",
+    "rejected",
+    "duplicates",
+    "dtype",
+    "vocabulary_size",
+    "eod",
+    "bos",
+    "order",
+    "seed",
+)
 SHOWN_TOKENS = 400
 """Of each document."""
 

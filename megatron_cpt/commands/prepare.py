@@ -6,7 +6,14 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.manifest import Manifest
-from megatron_cpt.corpus.prepare import Prepared, PrepareSettings, prepare, rejected_path, validation_prefix
+from megatron_cpt.corpus.prepare import (
+    Prepared,
+    PrepareSettings,
+    duplicates_path,
+    prepare,
+    rejected_path,
+    validation_prefix,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -20,9 +27,10 @@ def main(arguments: list[str]) -> int:
         order=words.order,
         seed=words.seed,
         holdout=_share("--holdout", words.holdout),
+        keep_duplicates=words.keep_duplicates,
         max_rejected=_share("--max-rejected", words.max_rejected),
     )
-    prepared = prepare(words.corpus, words.tokenizer, words.output, settings, progress=not words.quiet)
+    prepared = prepare(words.corpus, words.tokenizer, words.output, settings, progress=not words.quiet, fast=words.fast)
     print(_told(prepared, Path(words.output)))
     return 0
 
@@ -32,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron-cpt prepare", description="Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json."
     )
-    parser.add_argument("corpus", nargs="+", help="files, folders or globs: .jsonl, .json, either .gz, .txt")
+    parser.add_argument("corpus", nargs="+", help="files, folders or globs: .jsonl, .json (plain, .gz, .zst), .txt")
     parser.add_argument("--tokenizer", required=True, metavar="HF_DIR", help="folder with tokenizer.json")
     parser.add_argument("--output", required=True, metavar="PREFIX")
     parser.add_argument("--text-key", default=defaults.text_key, help="key of the text in a JSON line")
@@ -43,8 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
     parser.add_argument("--holdout", default="0%", metavar="SHARE", help="to PREFIX.validation, for example 0.5%%")
+    parser.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
     parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    parser.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="gigatoken, where it is installed and proven to give the same ids",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -73,6 +88,8 @@ def _told(prepared: Prepared, output: Path) -> str:
         lines.append(_line(validation_prefix(output), prepared.validation))
     if prepared.training.rejected:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
+    if prepared.training.duplicates:
+        lines.append(f"left out {prepared.training.duplicates:,} exact copies, see {duplicates_path(output)}")
     if prepared.reused:
         lines.append("whole already, from the same inputs and settings: nothing was done")
     return "\n".join(lines)

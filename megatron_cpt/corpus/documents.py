@@ -1,23 +1,25 @@
-"""Documents from files: JSON lines, plain or gzipped, and .txt with one document a file.
+"""Documents from files: JSON lines, plain or compressed, and .txt with one document a file.
 
 Every line is either a document or is rejected with its place and reason; nothing is dropped in
 silence and a bad line never ends the reading of its file.
 """
 
 import glob
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.lines import COMPRESSED, read_lines
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt")
+JSON_LINES = (".jsonl", ".json")
+SUFFIXES = (*JSON_LINES, *(kind + ending for kind in JSON_LINES for ending in COMPRESSED), ".txt")
+LONGEST_DOCUMENT = 128 << 20
+"""Bytes of a line, or of a .txt file, that are taken for one document: bounds memory."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TOO_LONG = f"longer than {LONGEST_DOCUMENT >> 20} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def _files_of(text: str) -> list[Path]:
 
 
 def read_documents(files: Sequence[Path], text_key: str) -> Iterator[Document | Rejected]:
-    """Every document or rejected line of the files, in order. IntegrityFault: a broken gzip file."""
+    """Every document or rejected line of the files, in order. IntegrityFault: a broken compressed file."""
     for number, path in enumerate(files):
         if path.name.endswith(".txt"):
             yield _read_text(path, number)
@@ -87,6 +89,8 @@ def read_documents(files: Sequence[Path], text_key: str) -> Iterator[Document | 
 
 
 def _read_text(path: Path, number: int) -> Document | Rejected:
+    if path.stat().st_size > LONGEST_DOCUMENT:
+        return Rejected(number, 1, _TOO_LONG)
     content = path.read_bytes()
     text = _decode(content.removeprefix(_BYTE_ORDER_MARK))
     if isinstance(text, _Reason):
@@ -95,25 +99,15 @@ def _read_text(path: Path, number: int) -> Document | Rejected:
 
 
 def _read_lines(path: Path, number: int, text_key: str) -> Iterator[Document | Rejected]:
-    with path.open("rb") as raw:
-        compressed = path.name.endswith(".gz")
-        lines = enumerate(_gunzip(raw, path) if compressed else raw, start=1)
-        position = 0
-        for line, content in lines:
-            position = raw.tell() if compressed else position + len(content)
-            text = _text_of(content.removeprefix(_BYTE_ORDER_MARK) if line == 1 else content, text_key)
-            if isinstance(text, _Reason):
-                yield Rejected(number, line, text)
-            else:
-                yield Document(text, number, line, position)
-
-
-def _gunzip(raw: BinaryIO, path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.GzipFile(fileobj=raw, mode="rb") as lines:
-            yield from lines
-    except (EOFError, OSError, zlib.error) as error:
-        raise IntegrityFault(f"{path}: is not a whole gzip file ({error}). Copy it again.") from error
+    for line, (content, position) in enumerate(read_lines(path, LONGEST_DOCUMENT), start=1):
+        if content is None:
+            yield Rejected(number, line, _TOO_LONG)
+            continue
+        text = _text_of(content.removeprefix(_BYTE_ORDER_MARK) if line == 1 else content, text_key)
+        if isinstance(text, _Reason):
+            yield Rejected(number, line, text)
+        else:
+            yield Document(text, number, line, position)
 
 
 class _Reason(str):

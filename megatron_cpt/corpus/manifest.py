@@ -62,6 +62,8 @@ class Manifest:
     """The files it was made from."""
     rejected: int | None = None
     """Documents of those files that were left out, listed with reasons in PREFIX.rejected.jsonl."""
+    duplicates: int | None = None
+    """Documents left out as exact copies of an earlier one, listed in PREFIX.duplicates.jsonl."""
     data_sha256: str
     """SHA-256 of PREFIX.bin."""
     index_sha256: str

@@ -4,29 +4,33 @@
 2. Batches are tokenized; BOS and EOD are put around each document.
 3. The hash of its content says whether a document is held out (holdout.py).
 4. Training and held-out documents wait on disk, in shuffled or input order (spool.py).
-5. PREFIX.validation, then PREFIX are written: data, index, documents, manifest last.
+5. Exact copies of earlier documents are found and listed (dedup.py).
+6. PREFIX.validation, then PREFIX are written without them: data, index, documents, manifest last.
 
 Memory holds one batch or one bucket. The bytes are the same for any number of threads, and what
-stood under PREFIX stays whole until step 5.
+stood under PREFIX stays whole until step 6.
 """
 
 import glob
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import orjson
 from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.batches import Framing, batches
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path, read_column
+from megatron_cpt.corpus.dedup import Copies
 from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
-from megatron_cpt.corpus.holdout import content_hash, is_held_out
+from megatron_cpt.corpus.fast import FastTokenizer, NotEqual, is_installed, sample
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, dtype_for, invalidate, manifest_path
+from megatron_cpt.corpus.lines import COMPRESSED
 from megatron_cpt.corpus.manifest import (
     Manifest,
     SourceFile,
@@ -35,19 +39,16 @@ from megatron_cpt.corpus.manifest import (
     tool_version,
     write_manifest,
 )
-from megatron_cpt.corpus.spool import RECORD, Buckets, Queue, Spool, TokenizedDocuments, shuffle_key
-from megatron_cpt.corpus.tokenize import BosPolicy, Tokenizer
+from megatron_cpt.corpus.spool import Buckets, Queue, Spool, TokenizedDocuments
+from megatron_cpt.corpus.tokenize import BosPolicy, Encoded, Tokenizer
 from megatron_cpt.runs.durable import durable_file
 
-BATCH_DOCUMENTS = 2048
-BATCH_CHARACTERS = 4_000_000
-"""A batch ends at either: bounds memory, and is enough work to share among threads."""
 BUCKET_BYTES = 64 << 20
 """Input bytes whose tokens one bucket should hold in memory."""
 MOST_BUCKET_BITS = 7
 """128 buckets, two files each, twice: below the usual limit of 1,024 open files."""
 COMPRESSION = 4
-"""Text bytes of a byte of gzip, about."""
+"""Text bytes of a compressed byte, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class PrepareSettings:
     """Seed of the shuffled order."""
     holdout: float = 0.0
     """Share of documents, 0 to 1, that go to PREFIX.validation."""
+    keep_duplicates: bool = False
+    """Whether exact copies of earlier documents stay."""
     max_rejected: float = 0.01
     """Share of documents, 0 to 1, that may be rejected before the whole call fails."""
 
@@ -92,6 +95,11 @@ def rejected_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.rejected.jsonl")
 
 
+def duplicates_path(output: Path) -> Path:
+    """Where exact copies that were left out are listed, with what they repeat."""
+    return output.with_name(f"{output.name}.duplicates.jsonl")
+
+
 def prepare(
     inputs: Sequence[str],
     tokenizer_folder: str | Path,
@@ -99,9 +107,12 @@ def prepare(
     settings: PrepareSettings | None = None,
     *,
     progress: bool = False,
+    fast: bool = True,
 ) -> Prepared:
-    """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.* and PREFIX.rejected.jsonl.
+    """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
+    left out: PREFIX.rejected.jsonl, PREFIX.duplicates.jsonl.
 
+    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same.
     Raises BadInput for unusable inputs or tokenizers, too many rejected documents, or a part (training
     or held-out) that got no document.
     """
@@ -113,7 +124,7 @@ def prepare(
     )
     job.output.parent.mkdir(parents=True, exist_ok=True)
     _sweep(job.output)
-    return _reusable(job) or _prepare(job, progress)
+    return _reusable(job) or _prepare(job, _encoder(job, fast), progress)
 
 
 class _Job:
@@ -126,6 +137,7 @@ class _Job:
         self.settings = settings
         self.eod = tokenizer.eod
         self.bos = tokenizer.bos_for(settings.bos)
+        self.framing = Framing(tokenizer, self.bos, self.eod, settings.seed, settings.holdout)
         self.dtype = dtype_for(tokenizer.vocabulary_size)
         self.sources = [_source(file) for file in files]
         self.size = sum(source.size for source in self.sources)
@@ -149,7 +161,7 @@ def _source(file: Path) -> SourceFile:
 def _sweep(output: Path) -> None:
     """Removes what a killed call left."""
     shutil.rmtree(output.with_name(f".{output.name}.preparing"), ignore_errors=True)
-    for ending in ("bin", "idx", "manifest.json", "documents.npy", "rejected.jsonl"):
+    for ending in ("bin", "idx", "manifest.json", "documents.npy", "rejected.jsonl", "duplicates.jsonl"):
         for part in ("", ".validation"):
             for file in output.parent.glob(f".{glob.escape(output.name)}{part}.{ending}.partial-*"):
                 file.unlink()
@@ -173,18 +185,41 @@ def _reusable(job: _Job) -> Prepared | None:
     return Prepared(manifests[-1], manifests[0] if job.settings.holdout else None, reused=True)
 
 
-def _prepare(job: _Job, progress: bool) -> Prepared:
+_Encoder = Callable[[Sequence[str]], Encoded]
+
+
+def _encoder(job: _Job, fast: bool) -> _Encoder:
+    """gigatoken where it may be used and gives the same ids, else the tokenizers library, with a warning."""
+    if not fast or not is_installed():
+        return job.tokenizer.encode_flat
+    try:
+        return FastTokenizer(job.tokenizer, sample(job.files, job.settings.text_key)).encode_flat
+    except NotEqual as error:
+        warnings.warn(
+            f"gigatoken is not used: {error}. The tokenizers library does the same some tens of times slower.",
+            stacklevel=3,
+        )
+        return job.tokenizer.encode_flat
+
+
+def _prepare(job: _Job, encode: _Encoder, progress: bool) -> Prepared:
     try:
         with ExitStack() as files:
             spools = {prefix: _spool(job, prefix) for prefix in job.parts}
             for spool in spools.values():
                 files.callback(spool.close)
-            rejected = _fill(job, spools, progress)
+            copies = Copies(job.workspace / "copies")
+            files.callback(copies.close)
+            rejected = _fill(job, encode, spools, copies, progress)
             _refuse_empty(job, spools)
+            duplicates = 0 if job.settings.keep_duplicates else _list_duplicates(job, copies)
+            if duplicates == 0:
+                duplicates_path(job.output).unlink(missing_ok=True)
             # No moment has the new training part beside an old held-out one, or the reverse.
             invalidate(job.output)
             _remove_stale_validation(job)
-            manifests = [_write(job, prefix, spools[prefix].drain(), rejected) for prefix in job.parts]
+            left_out = _LeftOut(rejected, duplicates, copies)
+            manifests = [_write(job, prefix, spools[prefix].drain(), left_out) for prefix in job.parts]
     finally:
         shutil.rmtree(job.workspace, ignore_errors=True)
     return Prepared(manifests[-1], manifests[0] if job.settings.holdout else None, reused=False)
@@ -194,27 +229,29 @@ def _spool(job: _Job, prefix: Path) -> Spool:
     folder = job.workspace / prefix.name
     if job.settings.order == "as_read":
         return Queue(folder, job.dtype)
-    text = sum(source.size * (COMPRESSION if source.path.endswith(".gz") else 1) for source in job.sources)
+    text = sum(source.size * (COMPRESSION if source.path.endswith(COMPRESSED) else 1) for source in job.sources)
     bits = min(MOST_BUCKET_BITS, (text // BUCKET_BYTES).bit_length())
     return Buckets(folder, job.dtype, bits)
 
 
-def _fill(job: _Job, spools: dict[Path, Spool], progress: bool) -> int:
+def _fill(job: _Job, encode: _Encoder, spools: dict[Path, Spool], copies: Copies, progress: bool) -> int:
     """Reads, tokenizes and spools everything, lists what is rejected, and returns how many were."""
     read = rejected = 0
     with (
         durable_file(rejected_path(job.output)) as listing,
         tqdm(total=job.size, unit="B", unit_scale=True, disable=not progress, desc=job.output.name) as bar,
     ):
-        for batch in _batches(read_documents(job.files, job.settings.text_key)):
-            training, held_out, refused = _tokenize(job, batch)
-            spools[job.output].add(training)
+        for batch in batches(read_documents(job.files, job.settings.text_key)):
+            encoded = encode([line.text for line in batch if isinstance(line, Document)])
+            framed = job.framing.frame(batch, encoded, copies.documents)
+            copies.add(framed.entries)
+            spools[job.output].add(framed.training)
             if job.settings.holdout:
-                spools[validation_prefix(job.output)].add(held_out)
-            for line in refused:
+                spools[validation_prefix(job.output)].add(framed.held_out)
+            for line in framed.rejected:
                 listing.write(orjson.dumps(_listed(job, line), option=orjson.OPT_APPEND_NEWLINE))
             read += len(batch)
-            rejected += len(refused)
+            rejected += len(framed.rejected)
             _advance(bar, job, batch, read)
     if rejected == 0:
         rejected_path(job.output).unlink()
@@ -230,53 +267,21 @@ def _fill(job: _Job, spools: dict[Path, Spool], progress: bool) -> int:
     return rejected
 
 
-def _batches(lines: Iterable[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
-    batch: list[Document | Rejected] = []
-    characters = 0
-    for line in lines:
-        batch.append(line)
-        characters += len(line.text) if isinstance(line, Document) else 0
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _tokenize(
-    job: _Job, batch: Sequence[Document | Rejected]
-) -> tuple[TokenizedDocuments, TokenizedDocuments, list[Rejected]]:
-    """Training documents, held-out documents and what is rejected of a batch."""
-    documents = [line for line in batch if isinstance(line, Document)]
-    rejected = [line for line in batch if isinstance(line, Rejected)]
-    opening = np.array([] if job.bos is None else [job.bos], np.int32)
-    closing = np.array([job.eod], np.int32)
-    pieces: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    records: tuple[list[tuple[int, int, int, int]], ...] = ([], [])
-    for document, ids in zip(documents, job.tokenizer.encode_batch([d.text for d in documents]), strict=True):
-        control = job.tokenizer.control_token(ids)
-        if control is not None or len(ids) == 0:
-            reason = "no tokens" if control is None else f"the text gives the control token {control}"
-            rejected.append(Rejected(document.file, document.line, reason))
-            continue
-        text = document.text.encode()
-        content = content_hash(text)
-        part = is_held_out(content, job.settings.holdout)
-        key = shuffle_key(job.settings.seed, document.file, document.line)
-        pieces[part].extend((opening, ids, closing))
-        length = len(opening) + len(ids) + len(closing)
-        records[part].append((key, length, int.from_bytes(content, "little"), len(text)))
-    training, held_out = (_joined(p, r) for p, r in zip(pieces, records, strict=True))
-    return training, held_out, sorted(rejected, key=lambda line: (line.file, line.line))
-
-
-def _joined(pieces: list[np.ndarray], records: list[tuple[int, int, int, int]]) -> TokenizedDocuments:
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-    return TokenizedDocuments(tokens, np.array(records, RECORD))
-
-
 def _listed(job: _Job, line: Rejected) -> dict[str, str | int]:
     return {"file": job.sources[line.file].path, "line": line.line, "reason": line.reason}
+
+
+def _list_duplicates(job: _Job, copies: Copies) -> int:
+    """Lists every exact copy with what it repeats, and returns how many there are."""
+    count = 0
+    with durable_file(duplicates_path(job.output)) as listing:
+        for copy in copies.find():
+            place = {"file": job.sources[copy.file].path, "line": copy.line}
+            first = {"file": job.sources[copy.first_file].path, "line": copy.first_line}
+            entry = {**place, "reason": "exact copy", "of": first, "content_hash": f"{copy.content_hash:016x}"}
+            listing.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+            count += 1
+    return count
 
 
 def _advance(bar: tqdm, job: _Job, batch: Sequence[Document | Rejected], read: int) -> None:
@@ -312,14 +317,23 @@ def _remove_stale_validation(job: _Job) -> None:
     column_path(prefix, DOCUMENTS).unlink(missing_ok=True)
 
 
-def _write(job: _Job, prefix: Path, chunks: Iterable[TokenizedDocuments], rejected: int) -> Manifest:
+@dataclass(frozen=True)
+class _LeftOut:
+    rejected: int
+    duplicates: int
+    copies: Copies
+
+
+def _write(job: _Job, prefix: Path, chunks: Iterable[TokenizedDocuments], left_out: _LeftOut) -> Manifest:
     text_bytes = 0
     # Leaving the block: data and index first, then the column; the manifest comes last.
     with (
         ColumnWriter(prefix, DOCUMENTS, DOCUMENT_RECORD) as column,
         IndexedWriter(prefix, job.dtype, job.tokenizer.vocabulary_size) as writer,
     ):
-        for chunk in chunks:
+        for whole in chunks:
+            copied = left_out.duplicates > 0
+            chunk = whole.chosen(~left_out.copies.among(whole.records["number"])) if copied else whole
             writer.add_many(chunk.tokens, chunk.records["tokens"])
             column.add(chunk.records[list(DOCUMENT_RECORD.names or ())])
             text_bytes += int(chunk.records["bytes"].sum())
@@ -337,7 +351,8 @@ def _write(job: _Job, prefix: Path, chunks: Iterable[TokenizedDocuments], reject
         seed=job.settings.seed,
         settings=asdict(job.settings),
         sources=job.sources,
-        rejected=rejected,
+        rejected=left_out.rejected,
+        duplicates=left_out.duplicates,
         data_sha256=writer.data_sha256,
         index_sha256=writer.index_sha256,
         tool_version=tool_version(),

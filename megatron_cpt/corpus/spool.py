@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD
 
-RECORD = np.dtype([("key", "<u8"), ("tokens", "<i8"), *DOCUMENT_RECORD.descr])
-"""What is kept of a document beside its tokens."""
+RECORD = np.dtype([("key", "<u8"), ("tokens", "<i8"), ("number", "<i8"), *DOCUMENT_RECORD.descr])
+"""What is kept of a document beside its tokens; `number` counts documents in the order read."""
 CHUNK = 4096
 """Documents that a queue gives back at a time."""
 
@@ -35,6 +35,10 @@ class TokenizedDocuments:
     """Ids of all, BOS and EOD included: [sum of records.tokens]."""
     records: npt.NDArray[np.void]
     """RECORD[documents]."""
+
+    def chosen(self, which: npt.NDArray[np.bool_]) -> "TokenizedDocuments":
+        """The documents where bool[documents] is true."""
+        return TokenizedDocuments(self.tokens[np.repeat(which, self.records["tokens"])], self.records[which])
 
 
 def shuffle_key(seed: int, file: int, line: int) -> int:

@@ -2,7 +2,7 @@
 
 Ids of the text alone: BOS and EOD are put by prepare.py, never by the library's post-processor, and
 control tokens that stand in the text (`<|endoftext|>` on a web page) stay plain text. Where a model
-cannot do that (Unigram), `control_token` tells.
+cannot do that (Unigram), `control_tokens` tells.
 """
 
 import hashlib
@@ -23,6 +23,24 @@ from megatron_cpt.config.errors import BadInput, Fault
 BosPolicy = Literal["auto", "always", "never"]
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _BPE_DEFAULTS: dict[str, Any] = {"byte_fallback": False, "fuse_unk": False, "ignore_merges": False}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The ids of texts, laid end to end."""
+
+    tokens: npt.NDArray[np.int32]
+    """Ids of all: int32[sum of lengths]."""
+    lengths: npt.NDArray[np.int64]
+    """Ids of each text: int64[texts]."""
+
+    def chosen(self, which: npt.NDArray[np.bool_]) -> "Encoded":
+        """The texts where bool[texts] is true."""
+        return Encoded(self.tokens[np.repeat(which, self.lengths)], self.lengths[which])
+
+    def each(self) -> list[npt.NDArray[np.int32]]:
+        """The ids of every text apart."""
+        return np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
 
 @dataclass(frozen=True)
@@ -85,17 +103,26 @@ class Tokenizer:
         return self.bos if policy == "always" or (policy == "auto" and self.adds_bos) else None
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """The ids of each text alone, int32[tokens]; threads of the library share the batch."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        """The ids of each text alone, int32[tokens]."""
+        return self.encode_flat(texts).each()
 
-    def control_token(self, ids: npt.NDArray[np.integer[Any]]) -> str | None:
-        """The first control token among the ids of a plain text, or None.
+    def encode_flat(self, texts: Sequence[str]) -> Encoded:
+        """The ids of each text alone, laid end to end; threads of the library share the batch."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        pieces = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+        return Encoded(tokens, np.array([len(piece) for piece in pieces], np.int64))
+
+    def control_tokens(self, encoded: Encoded) -> dict[int, str]:
+        """Of plain texts those among whose ids is a control token, and the first such token.
 
         BPE builds none from text; Unigram and word models find the piece in their vocabulary.
         """
-        found = ids[self._control[ids]]
-        return str(self._backend.id_to_token(int(found[0]))) if len(found) else None
+        places = np.flatnonzero(self._control[encoded.tokens])
+        texts = np.searchsorted(np.cumsum(encoded.lengths), places, side="right")
+        numbers, firsts = np.unique(texts, return_index=True)
+        ids = encoded.tokens[places[firsts]]
+        return {int(n): str(self._backend.id_to_token(int(i))) for n, i in zip(numbers, ids, strict=True)}
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens are shown as they are written."""

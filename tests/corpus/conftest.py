@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 import tokenizers
+import zstandard
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -17,9 +16,9 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """About eighty documents of English, with a few characters from elsewhere."""
+    """About eighty different documents of English, with a few characters from elsewhere."""
     return [
-        *sorted(text[:1500] for text in topics.values()),
+        *sorted({text[:1500] for text in topics.values()}),
         "Füße, señor, 漢字, 😀 und so weiter.",
         "tabs\tand\u2028separators\x00",
     ]
@@ -80,17 +79,26 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def unpack(tmp_path: Path) -> Callable[[str], Path]:
-    """Decompresses a .zst file of shared/data; skips where the data or the zstd program is absent."""
+def shared() -> Callable[[str], Path]:
+    """A file of shared/data; skips where the data are absent."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).is_file():
+            pytest.skip(f"shared data {name} is not on this machine")
+        return SHARED / name
+
+    return find
+
+
+@pytest.fixture
+def unpack(tmp_path: Path, shared: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Decompresses a .zst file of shared/data."""
 
     def decompress(name: str) -> Path:
-        source = SHARED / name
-        if not source.is_file():
-            pytest.skip(f"shared data {name} is not on this machine")
-        if shutil.which("zstd") is None:
-            pytest.skip("the zstd program is not on this machine")
+        source = shared(name)
         target = tmp_path / source.name.removesuffix(".zst")
-        subprocess.run(["zstd", "-dqf", str(source), "-o", str(target)], check=True)
+        with source.open("rb") as compressed, target.open("wb") as plain:
+            zstandard.ZstdDecompressor().copy_stream(compressed, plain)
         return target
 
     return decompress

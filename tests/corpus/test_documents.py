@@ -1,10 +1,13 @@
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus import documents
 from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
 
 BAD = [
@@ -49,19 +52,42 @@ def test_text_that_looks_odd_is_kept_as_it_is(tmp_path: Path) -> None:
     assert read[-1].position == path.stat().st_size  # type: ignore[union-attr]
 
 
-def test_gzip_reads_as_plain(tmp_path: Path) -> None:
-    content = b"".join(b'{"body": "%d"}\n' % number for number in range(100))
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
-    read = list(read_documents([tmp_path / "a.jsonl.gz"], "body"))
-    assert [line.text for line in read] == [str(number) for number in range(100)]  # type: ignore[union-attr]
+LINES = b"".join(b'{"body": "%d"}\n' % number for number in range(5000))
 
 
-@pytest.mark.parametrize("damage", [slice(0, -5), slice(2, None)])
-def test_a_broken_gzip_is_an_integrity_fault(tmp_path: Path, damage: slice) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "one"}\n' * 50)[damage])
-    with pytest.raises(IntegrityFault, match=r"a\.jsonl\.gz"):
-        list(read_documents([path], "text"))
+def zstd(content: bytes) -> bytes:
+    """Three frames, the last with an empty one behind it, as parallel compressors and `cat` leave them."""
+    parts = [content[:7], content[7:1000], content[1000:], b""]
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstd)])
+def test_a_compressed_file_reads_as_plain(tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / f"a.jsonl.{ending}"
+    path.write_bytes(compress(LINES))
+    read = list(read_documents([path], "body"))
+    assert [line.text for line in read] == [str(number) for number in range(5000)]  # type: ignore[union-attr]
+    assert read[-1].position == path.stat().st_size  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+@pytest.mark.parametrize("damage", [slice(0, -5), slice(2, None), slice(0, 100)])
+def test_a_broken_compressed_file_is_an_integrity_fault(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], damage: slice
+) -> None:
+    path = tmp_path / f"a.jsonl.{ending}"
+    path.write_bytes(compress(LINES)[damage])
+    with pytest.raises(IntegrityFault, match=rf"a\.jsonl\.{ending}: is not a whole"):
+        list(read_documents([path], "body"))
+
+
+def test_a_line_over_the_limit_is_skipped_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LONGEST_DOCUMENT", 30)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n' + b'{"text": "%s"}\n' % (b"x" * 200) + b'{"text": "two"}')
+    (tmp_path / "b.txt").write_text("x" * 31)
+    read = list(read_documents(input_files([str(tmp_path)]), "text"))
+    places = [(type(line), line.file, line.line) for line in read]
+    assert places == [(Document, 0, 1), (Rejected, 0, 2), (Document, 0, 3), (Rejected, 1, 1)]
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:

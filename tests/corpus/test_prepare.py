@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import zstandard
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.columns import read_column
@@ -75,7 +77,7 @@ def test_shuffled_order_depends_on_the_seed_alone(
 def test_holdout_is_by_content_so_duplicates_are_held_out_together(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
 ) -> None:
-    settings = PrepareSettings(holdout=0.2)
+    settings = PrepareSettings(holdout=0.2, keep_duplicates=True)
     corpus = [str(write_jsonl("a.jsonl", [*texts, *texts]))]
     prepared = prepare(corpus, tokenizer_folder, tmp_path / "out", settings)
     training = decoded(tmp_path / "out", tokenizer_folder)
@@ -87,6 +89,34 @@ def test_holdout_is_by_content_so_duplicates_are_held_out_together(
     reordered = [str(write_jsonl("b.jsonl", list(reversed(texts))))]
     prepare(reordered, tokenizer_folder, tmp_path / "other", replace(settings, seed=9))
     assert set(decoded(tmp_path / "other.validation", tokenizer_folder)) == set(held_out)
+
+
+@pytest.mark.parametrize("order", ["as_read", "shuffled"])
+def test_exact_copies_are_left_out_and_listed_with_what_they_repeat(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str], order: Literal["as_read"]
+) -> None:
+    files = [
+        write_jsonl("a.jsonl", [*texts[:50], texts[3]]),
+        write_jsonl("b.jsonl", [*texts[40:], texts[3], texts[70]]),
+    ]
+    settings = PrepareSettings(order=order, holdout=0.2)
+    manifest = prepare(list(map(str, files)), tokenizer_folder, tmp_path / "out", settings).training
+    kept = decoded(tmp_path / "out", tokenizer_folder) + decoded(tmp_path / "out.validation", tokenizer_folder)
+    assert sorted(kept) == sorted(texts)
+    assert manifest.duplicates == 13
+    verify_dataset(tmp_path / "out")
+    listed = [json.loads(line) for line in (tmp_path / "out.duplicates.jsonl").read_text().splitlines()]
+    a, b = map(str, files)
+    pairs = {((c["file"], c["line"]), (c["of"]["file"], c["of"]["line"])) for c in listed}
+    overlap = {((b, line), (a, line + 40)) for line in range(1, 11)}
+    repeats = {((a, 51), (a, 4)), ((b, len(texts) - 39), (a, 4)), ((b, len(texts) - 38), (b, 31))}
+    assert pairs == overlap | repeats
+    assert [entry["content_hash"] for entry in listed] == sorted(entry["content_hash"] for entry in listed)
+
+    # A call that keeps them leaves no list of an earlier one.
+    prepare(list(map(str, files)), tokenizer_folder, tmp_path / "out", replace(settings, keep_duplicates=True))
+    assert not (tmp_path / "out.duplicates.jsonl").exists()
+    assert load_manifest(tmp_path / "out").documents > manifest.documents
 
 
 def test_held_out_documents_of_an_earlier_call_do_not_stay(
@@ -209,7 +239,7 @@ def test_any_number_of_workers_and_any_kill_give_the_same_bytes(
     words = [corpus, "--tokenizer", str(tokenizer_folder), "--output", str(output / "x"), "--holdout", "20%"]
     assert run([*words, "--workers", "1"]).wait(60) == 0
     expected = digests(output)
-    assert len(expected) == 8
+    assert len(expected) == 9
     for path in output.iterdir():
         path.unlink()
 
@@ -228,12 +258,19 @@ def test_any_number_of_workers_and_any_kill_give_the_same_bytes(
     assert digests(output) == expected
 
 
-def test_real_text(tmp_path: Path, unpack: Callable[[str], Path], tokenizer_folder: Path) -> None:
-    corpus = unpack("general_wikitext2_test_raw/general_wikitext2_test_raw.jsonl.zst")
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("general_wikitext2_test_raw", 62), ("med_openstax_anatomy", 169), ("med_pubmedqa_abstracts", 1000)],
+)
+def test_real_text(
+    tmp_path: Path, shared: Callable[[str], Path], tokenizer_folder: Path, name: str, count: int
+) -> None:
+    corpus = shared(f"{name}/{name}.jsonl.zst")
     manifest = prepare([str(corpus)], tokenizer_folder, tmp_path / "out").training
-    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    with zstandard.open(corpus, "rt", encoding="utf-8", newline="\n") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
     assert sorted(decoded(tmp_path / "out", tokenizer_folder)) == sorted(texts)
-    assert (manifest.documents, manifest.bytes) == (62, sum(len(text.encode()) for text in texts))
+    assert (manifest.documents, manifest.bytes) == (count, sum(len(text.encode()) for text in texts))
     lengths = Tokenizer.load(tokenizer_folder).token_bytes()
     assert lengths[IndexedDataset(tmp_path / "out").tokens].sum() == manifest.bytes
 

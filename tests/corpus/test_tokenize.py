@@ -34,16 +34,15 @@ def test_control_tokens_in_the_text_stay_plain_text(tokenizer_folder: Path) -> N
     text = "before <|endoftext|> after"
     ids = tokenizer.encode_batch([text])[0]
     assert tokenizer.eod not in ids
-    assert tokenizer.control_token(ids) is None
+    assert tokenizer.control_tokens(tokenizer.encode_flat([text])) == {}
     assert tokenizer.decode(ids) == text
 
 
 def test_a_model_that_finds_control_tokens_in_plain_text_tells(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, unigram("▁ab</s>", ["<unk>", "</s>"]), {"eos_token": "</s>"})
     tokenizer = Tokenizer.load(tmp_path)
-    with_control, unknown = tokenizer.encode_batch(["a</s>b", "aXb"])
-    assert tokenizer.control_token(with_control) == "</s>"
-    assert tokenizer.control_token(unknown) is None
+    encoded = tokenizer.encode_flat(["aXb", "a</s>b</s>", "", "ab", "</s>"])
+    assert tokenizer.control_tokens(encoded) == {1: "</s>", 4: "</s>"}
 
 
 def test_truncation_of_the_last_use_does_not_cut_documents(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -4,9 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.ranks import Ranks
 from tests.workshop import Workshop, build
+
+# No test is timed: a busy machine is no failure. The same examples every time: a red main can be run again.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

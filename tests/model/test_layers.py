@@ -47,6 +47,8 @@ def paths() -> dict[str, Any]:
     seed_everything(0)
     quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "use_cpu_initialization": True}
     parallel, serial = layer_of(True, **quiet), layer_of(False, **quiet)
+    for parameter in parallel.parameters():
+        parameter.data.normal_(std=0.3)
     serial.load_state_dict(parallel.state_dict())
     entering = torch.randn(5, 3, 16)
     before = entering.clone()
@@ -69,9 +71,9 @@ def paths() -> dict[str, Any]:
 def test_attention_and_mlp_read_the_same_input(one_rank: Ranks) -> None:
     [found] = one_rank.call(paths)
     assert found["kinds"] == (True, True)
-    torch.testing.assert_close(found["training"], found["expected"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(found["inference"], found["expected"], rtol=0, atol=1e-6)
-    assert (found["serial"] - found["expected"]).abs().max() > 1e-4
+    torch.testing.assert_close(found["training"], found["expected"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["inference"], found["expected"], rtol=0, atol=1e-5)
+    assert (found["serial"] - found["expected"]).abs().max() > 0.1
     assert found["untouched"]
 
 

@@ -41,12 +41,14 @@ class ParallelResidualLayer(TransformerLayer):
             )
         super().__init__(config, submodules, **named)
 
-    def forward(self, hidden_states: Tensor, **named: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **named: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h]; the rest is what self-attention takes. Returns [s, b, h], and no context."""
         for name in ("context", "context_mask", "padding_mask", "dynamic_inference_decode_only"):
             if named.pop(name, None) is not None:
                 raise ValueError(f"ParallelResidualLayer takes no {name}")
-        attended = self.self_attention(self.input_layernorm(hidden_states), **named)
+        attended = self.self_attention(self.input_layernorm(hidden_states), attention_mask, **named)
         transformed = self.mlp(self.pre_mlp_layernorm(hidden_states))
         fused = self.config.bias_dropout_fusion
         with_attention = self.self_attn_bda(self.training, fused)(attended, hidden_states, self.hidden_dropout)

@@ -1,6 +1,7 @@
 """Every gradient of every family is the one that transformers' own model gives, under every layout."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from tests.ranks import Ranks
 SEQUENCES, LENGTH = 2, 24
 
 
-def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int) -> dict[str, np.ndarray]:
+def gradients(
+    folder: Path, windows: Tensor, tensor: int, pipeline: int, transformer: dict[str, Any]
+) -> dict[str, np.ndarray]:
     """A job: the gradients of the mean loss under Hugging Face names, each on the first rank of its stage."""
     config = config_from_dict(
         {
@@ -32,6 +35,7 @@ def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int) -> dict
             "training": {"tokens": "1 steps", "global_batch_size": SEQUENCES, "precision": "fp32"},
             "schedule": {"peak": 1e-5},
             "parallel": {"tensor": tensor, "pipeline": pipeline},
+            "megatron": {"transformer": transformer},
         }
     )
     groups.divide_world(config.parallel)
@@ -54,7 +58,7 @@ def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int) -> dict
     return {name: gradient.numpy() for name, gradient in found.items()}
 
 
-def check_gradients(ranks: Ranks, folder: Path, tensor: int, pipeline: int) -> None:
+def check_gradients(ranks: Ranks, folder: Path, tensor: int, pipeline: int, **transformer: Any) -> None:
     torch.manual_seed(2)
     windows = torch.randint(101, (SEQUENCES, LENGTH + 1))
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -64,7 +68,9 @@ def check_gradients(ranks: Ranks, folder: Path, tensor: int, pipeline: int) -> N
     if "embed_out.weight" in all_tensors(folder):
         # transformers 5 renames this one as it loads.
         expected["embed_out.weight"] = expected.pop("lm_head.weight")
-    results = ranks.call(gradients, folder=folder, windows=windows, tensor=tensor, pipeline=pipeline)
+    results = ranks.call(
+        gradients, folder=folder, windows=windows, tensor=tensor, pipeline=pipeline, transformer=transformer
+    )
     found = {name: gradient for result in results for name, gradient in result.items()}
     assert set(found) == set(expected)
     for name, gradient in expected.items():
@@ -86,3 +92,17 @@ def test_one_process(one_rank: Ranks, model: Path) -> None:
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
 def test_two_processes(two_ranks: Ranks, model: Path, tensor: int, pipeline: int) -> None:
     check_gradients(two_ranks, model, tensor, pipeline)
+
+
+@pytest.mark.parametrize(
+    "recomputation",
+    [
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    ],
+)
+def test_recomputation_changes_no_gradient_of_a_parallel_layer(
+    one_rank: Ranks, tmp_path: Path, recomputation: dict[str, Any]
+) -> None:
+    folder = write_model(tmp_path / "hf", MODELS["gpt_neox"])
+    check_gradients(one_rank, folder, tensor=1, pipeline=1, **recomputation)

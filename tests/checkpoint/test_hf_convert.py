@@ -20,7 +20,8 @@ from megatron_cpt.checkpoint.hf_folder import SINGLE
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
-from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama
+from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama, write_model
+from tests.families.folders import MODELS
 from tests.ranks import Ranks
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "model_stories260K" / "hf"
@@ -61,8 +62,9 @@ def test_a_folder_to_a_checkpoint_and_back_changes_no_bit(one_rank: Ranks, tmp_p
     assert one_rank.call(to_checkpoint, hf=folder, output=tmp_path / "checkpoint") == [BadInput]
 
 
-def test_a_checkpoint_of_two_ranks_is_read_by_one(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
-    folder = write_llama(tmp_path / "hf", tie_word_embeddings=True)
+@pytest.mark.parametrize("kind", ["llama_tied", "mistral", "qwen2", "qwen3", "gpt_neox"])
+def test_a_checkpoint_of_two_ranks_is_read_by_one(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path, kind: str) -> None:
+    folder = write_model(tmp_path / "hf", MODELS[kind])
     for name, layout in {"tensor": {"tensor": 2}, "pipeline": {"pipeline": 2}}.items():
         checkpoint, output = tmp_path / name, tmp_path / f"{name}-out"
         assert two_ranks.call(to_checkpoint, hf=folder, output=checkpoint, **layout) == [None, None]

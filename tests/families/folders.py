@@ -57,7 +57,11 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def write_config(folder: Path, **changes: Any) -> Path:
     """A folder whose config.json is the small Llama's with changes; None removes a field."""
+    return write_fields(folder, {name: value for name, value in (SMALL | changes).items() if value is not None})
+
+
+def write_fields(folder: Path, fields: dict[str, Any]) -> Path:
+    """A folder whose config.json holds these fields."""
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {name: value for name, value in (SMALL | changes).items() if value is not None}
     (folder / "config.json").write_bytes(orjson.dumps(fields))
     return folder

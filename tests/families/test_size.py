@@ -2,7 +2,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -16,7 +15,7 @@ from megatron_cpt.families.size import (
     non_embedding_parameter_count,
     parameter_count,
 )
-from tests.families.folders import MODELS
+from tests.families.folders import MODELS, write_fields
 
 LLAMA_3_8B = ModelShape(
     family="llama",
@@ -52,8 +51,7 @@ def run_of(world: dict[str, Any], precision: str = "bf16") -> RunConfig:
 def test_the_count_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
     fields = MODELS[kind]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-    (tmp_path / "config.json").write_bytes(orjson.dumps(fields))
-    shape = read_shape(tmp_path)
+    shape = read_shape(write_fields(tmp_path, fields))
     assert parameter_count(shape) == model.num_parameters()
     embeddings = 101 * 32 * (1 if shape.tied_embeddings else 2)
     assert non_embedding_parameter_count(shape) == model.num_parameters() - embeddings
@@ -100,3 +98,10 @@ def test_tensor_and_pipeline_divide_the_model() -> None:
     # The first stage, full of micro batches in flight: 16 layers, the embedding, and all norms undivided.
     assert memory.parameters == 2 * (16 * layer // 4 + 16 * 2 * 4096 + ends // 4)
     assert memory.activations == 8192 * 2 * 16 * 2 * (4 * 4096 + (3 * 4096 + 3 * 1024 + 4 * 14336) // 4)
+
+
+def test_an_mlp_without_a_gate_keeps_half() -> None:
+    neox = replace(LLAMA_3_8B, gated_mlp=False)
+    run = run_of({})
+    spared = memory_per_rank(LLAMA_3_8B, run, 1).activations - memory_per_rank(neox, run, 1).activations
+    assert spared == 8192 * 32 * 2 * 2 * 14336

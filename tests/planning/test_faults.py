@@ -43,6 +43,16 @@ def test_all_faults_are_told_at_once(sections: dict[str, Any], tmp_path: Path) -
     assert found[3].startswith(f"data.sources.law.paths: {tmp_path}/lost*: matches no dataset.")
 
 
+def test_a_sequence_longer_than_the_window_of_attention(sections: dict[str, Any]) -> None:
+    change_shape(sections, model_type="mistral", sliding_window=32)
+    assert faults_of(sections) == []
+    change_shape(sections, model_type="mistral", sliding_window=31)
+    assert faults_of(sections) == [
+        "data.sequence_length = 32: attention within a window of 31 tokens (sliding_window) is not supported. "
+        "Use 31 or fewer."
+    ]
+
+
 def test_a_folder_without_a_tokenizer(sections: dict[str, Any]) -> None:
     Path(sections["model"]["hf"], "tokenizer.json").unlink()
     [fault] = faults_of(sections)

@@ -1,0 +1,102 @@
+"""What sets the families apart from Llama: defaults, windows, and what each cannot honour."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.families.shape import FAMILIES, read_shape
+from tests.families.folders import MODELS, NEOX, SMALL, write_fields
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def test_every_family_has_a_model_in_the_tests() -> None:
+    assert {fields["model_type"] for fields in MODELS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family: str) -> None:
+    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    fields = {name: size for name, size in sizes.items() if family != "gpt_neox" or name != "num_key_value_heads"}
+    config = AutoConfig.for_model(family, **fields)
+    config.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    assert (shape.family, shape.layers, shape.hidden, shape.heads) == (family, 3, 64, 4)
+    assert shape.query_groups == (4 if family == "gpt_neox" else 2)
+    assert shape.vocabulary == config.vocab_size
+    assert shape.max_positions == config.max_position_embeddings
+    assert shape.head_dim == (128 if family == "qwen3" else 16)
+    assert shape.sliding_window == (4096 if family == "mistral" else None)
+    assert shape.rope_base == config.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
+    needed = {"num_hidden_layers": 3, "hidden_size": 256, "num_attention_heads": 32}
+    shape = read_shape(
+        write_fields(tmp_path, {"model_type": family, "vocab_size": 7, "intermediate_size": 8, **needed})
+    )
+    config = AutoConfig.for_model(family, **needed)
+    assert shape.query_groups == (getattr(config, "num_key_value_heads", None) or 32)
+    assert shape.head_dim == (getattr(config, "head_dim", None) or 8)
+    assert shape.max_positions == config.max_position_embeddings
+    assert shape.norm_epsilon == (config.layer_norm_eps if family == "gpt_neox" else config.rms_norm_eps)
+    assert shape.sliding_window == getattr(config, "sliding_window", None)
+    assert shape.rotary_share == config.rope_parameters.get("partial_rotary_factor", 1.0)
+    assert shape.tied_embeddings == config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({"sliding_window": 16}, None),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 4}, None),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 3}, 16),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, 16),
+        ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, None),
+        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": [FULL] * 4}, None),
+        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": [FULL] * 3 + [SLIDING]}, 16),
+    ],
+)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_the_window_of_a_qwen(tmp_path: Path, family: str, changes: dict[str, Any], window: int | None) -> None:
+    shape = read_shape(write_fields(tmp_path, SMALL | {"model_type": family} | changes))
+    assert shape.sliding_window == window
+    assert shape.longest_sequence == (window or 64)
+
+
+def test_both_forms_of_the_rotary_fields_of_a_pythia(tmp_path: Path) -> None:
+    older = read_shape(write_fields(tmp_path, NEOX))
+    assert (older.rope_base, older.rotary_share) == (5000.0, 0.375)
+    newer = {name: value for name, value in NEOX.items() if not name.startswith("rotary")}
+    newer["rope_parameters"] = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.375}
+    assert read_shape(write_fields(tmp_path, newer)) == older
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (SMALL | {"model_type": "mistral", "layer_types": [SLIDING] * 4}, "layer_types"),
+        (SMALL | {"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0"),
+        (SMALL | {"model_type": "qwen2", "layer_types": [SLIDING] * 4}, "although use_sliding_window is off"),
+        (SMALL | {"model_type": "qwen2", "use_mrope": True}, "use_mrope"),
+        (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
+        (SMALL | {"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
+        (SMALL | {"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
+        (NEOX | {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        (NEOX | {"attention_bias": False}, "attention_bias"),
+        (NEOX | {"num_attention_heads": 3, "rotary_pct": 0.4}, "hidden_size = 32"),
+        (NEOX | {"rotary_pct": 0.2}, "rotary_pct = 0.2"),
+        (NEOX | {"rotary_pct": 2.0}, "rotary_pct = 2.0"),
+        (NEOX | {"use_parallel_residual": 1}, "use_parallel_residual"),
+        (NEOX | {"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+    ],
+)
+def test_a_field_that_a_family_cannot_honour_is_named(tmp_path: Path, fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput) as error:
+        read_shape(write_fields(tmp_path, fields))
+    assert named in str(error.value)
+    assert len(error.value.faults) == 1

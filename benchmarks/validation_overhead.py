@@ -61,7 +61,7 @@ def main() -> None:
         "median_update_seconds": float(np.median([record["seconds"] for record in updates])),
         "paired_standard_error_nats": errors,
         "machine": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"load {os.getloadavg()[0]:.1f}",
+        f"{threads()} threads, load {os.getloadavg()[0]:.1f}",
     }
     for key, value in details.items():
         print(f"{key:<36} {value}")
@@ -154,10 +154,15 @@ def marks() -> list[int]:
 
 def train(folder: Path) -> list[dict[str, Any]]:
     """Runs the training program on all cores and returns its records."""
-    environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))} | os.environ
+    environment = os.environ | {"OMP_NUM_THREADS": threads()}
     command = [sys.executable, "-m", "megatron_cpt.train", str(folder / "run.yaml")]
     subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
     return read_records(folder / "run" / "records.jsonl")
+
+
+def threads() -> str:
+    """Threads of the training program: those that the environment sets, else one a core."""
+    return os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
@@ -15,7 +16,7 @@ LossOutput = tuple[Tensor, Tensor, SequenceLosses]
 
 
 def run_micro_batches(
-    model: DistributedDataParallel,
+    model: DistributedDataParallel | GPTModel,
     batches: Iterator[Batch],
     micro_batches: int,
     micro_batch_size: int,

@@ -45,8 +45,8 @@ class Framing:
     tokenizer: Tokenizer
     bos: int | None
     """Opens each document. None: nothing does."""
-    eod: int
-    """Closes each document."""
+    eod: int | None
+    """Closes each document. None: nothing does."""
     seed: int
     """Seed of the shuffled order."""
     holdout: float
@@ -91,13 +91,14 @@ class Framing:
         return reasons
 
     def _with_ends(self, encoded: Encoded) -> Encoded:
-        """Every document with its BOS, if there is one, and its EOD."""
-        opening = 0 if self.bos is None else 1
-        lengths = encoded.lengths + opening + 1
+        """Every document with its BOS and its EOD, where there is one."""
+        added = (self.bos is not None) + (self.eod is not None)
+        lengths = encoded.lengths + added
         ends = np.cumsum(lengths)
         tokens = np.empty(int(lengths.sum()), np.int32)
         is_text = np.ones(len(tokens), np.bool_)
-        tokens[ends - 1], is_text[ends - 1] = self.eod, False
+        if self.eod is not None:
+            tokens[ends - 1], is_text[ends - 1] = self.eod, False
         if self.bos is not None:
             tokens[ends - lengths], is_text[ends - lengths] = self.bos, False
         tokens[is_text] = encoded.tokens

@@ -58,6 +58,8 @@ class PrepareSettings:
     """Key of the text in a JSON line."""
     eod: str | None = None
     """Token that closes each document. None: the tokenizer's eos_token."""
+    append_eod: bool = True
+    """Whether EOD closes each document; without it nothing parts documents but the index."""
     bos: BosPolicy = "auto"
     """Whether BOS opens each document: `auto` does what the tokenizer itself does."""
     order: Literal["shuffled", "as_read"] = "shuffled"
@@ -134,7 +136,7 @@ class _Job:
         self.tokenizer = tokenizer
         self.output = output
         self.settings = settings
-        self.eod = tokenizer.eod
+        self.eod = tokenizer.eod if settings.append_eod else None
         self.bos = tokenizer.bos_for(settings.bos)
         self.framing = Framing(tokenizer, self.bos, self.eod, settings.seed, settings.holdout)
         self.dtype = dtype_for(tokenizer.vocabulary_size)

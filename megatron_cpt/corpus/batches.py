@@ -1,6 +1,8 @@
 """Batches of lines to batches of tokenized documents: BOS and EOD around each, hashed, held out or not."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,11 @@ from megatron_cpt.corpus.tokenize import Encoded, Tokenizer
 BATCH_DOCUMENTS = 2048
 BATCH_CHARACTERS = 4_000_000
 """A batch ends at either: bounds memory, and is enough work to share among threads."""
+
+BATCHES_AHEAD = 2
+"""Batches that wait for their ids: keeps the tokenizer busy, bounds memory."""
+Batch = Sequence[Document | Rejected]
+"""Some lines of the inputs, in the order read."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,14 @@ class Framing:
     tokenizer: Tokenizer
     bos: int | None
     """Opens each document. None: nothing does."""
-    eod: int
-    """Closes each document."""
+    eod: int | None
+    """Closes each document. None: nothing does."""
     seed: int
     """Seed of the shuffled order."""
     holdout: float
     """Share of documents, 0 to 1, that are held out."""
 
-    def frame(self, batch: Sequence[Document | Rejected], encoded: Encoded, first: int) -> TokenizedBatch:
+    def frame(self, batch: Batch, encoded: Encoded, first: int) -> TokenizedBatch:
         """A batch and the ids of its documents to documents of a dataset, numbered from `first`."""
         documents = [line for line in batch if isinstance(line, Document)]
         rejected = [line for line in batch if isinstance(line, Rejected)]
@@ -84,13 +91,14 @@ class Framing:
         return reasons
 
     def _with_ends(self, encoded: Encoded) -> Encoded:
-        """Every document with its BOS, if there is one, and its EOD."""
-        opening = 0 if self.bos is None else 1
-        lengths = encoded.lengths + opening + 1
+        """Every document with its BOS and its EOD, where there is one."""
+        added = (self.bos is not None) + (self.eod is not None)
+        lengths = encoded.lengths + added
         ends = np.cumsum(lengths)
         tokens = np.empty(int(lengths.sum()), np.int32)
         is_text = np.ones(len(tokens), np.bool_)
-        tokens[ends - 1], is_text[ends - 1] = self.eod, False
+        if self.eod is not None:
+            tokens[ends - 1], is_text[ends - 1] = self.eod, False
         if self.bos is not None:
             tokens[ends - lengths], is_text[ends - lengths] = self.bos, False
         tokens[is_text] = encoded.tokens
@@ -109,3 +117,19 @@ def batches(lines: Iterable[Document | Rejected]) -> Iterator[list[Document | Re
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def encoded_batches(
+    lines: Iterable[Document | Rejected], encode: Callable[[Sequence[str]], Encoded]
+) -> Iterator[tuple[Batch, Encoded]]:
+    """Batches and the ids of their documents; the next are read and encoded while one is in use."""
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+    with ThreadPoolExecutor(1) as ahead:
+        for batch in batches(lines):
+            texts = [line.text for line in batch if isinstance(line, Document)]
+            waiting.append((batch, ahead.submit(encode, texts)))
+            if len(waiting) > BATCHES_AHEAD:
+                done, ids = waiting.popleft()
+                yield done, ids.result()
+        for done, ids in waiting:
+            yield done, ids.result()

@@ -6,7 +6,8 @@ of plain text, so it is given a tokenizer that has none: they stay plain text he
 """
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,22 @@ class NotEqual(Exception):
     """gigatoken cannot stand in for a tokenizer; the message says why."""
 
 
-def is_installed() -> bool:
-    """Whether the optional library is there."""
-    return importlib.util.find_spec("gigatoken") is not None
+Encoder = Callable[[Sequence[str]], Encoded]
+"""Texts to the ids of each alone."""
+
+
+def encoder_for(tokenizer: Tokenizer, files: Sequence[Path], text_key: str, fast: bool) -> Encoder:
+    """gigatoken where it may be used and gives the same ids, else the tokenizers library, with a warning."""
+    if not fast or importlib.util.find_spec("gigatoken") is None:
+        return tokenizer.encode_flat
+    try:
+        return FastTokenizer(tokenizer, sample(files, text_key)).encode_flat
+    except NotEqual as error:
+        warnings.warn(
+            f"gigatoken is not used: {error}. The tokenizers library does the same some tens of times slower.",
+            stacklevel=3,
+        )
+        return tokenizer.encode_flat
 
 
 def sample(files: Sequence[Path], text_key: str) -> list[str]:
@@ -82,7 +96,8 @@ class FastTokenizer:
             self._backend = gigatoken.Tokenizer.from_json(orjson.dumps(content))
         # The library raises several kinds for what it does not know.
         except Exception as error:
-            raise NotEqual(f"it cannot load {tokenizer.folder / 'tokenizer.json'} ({str(error).splitlines()[0]})") from error
+            reason = str(error).splitlines()[0]
+            raise NotEqual(f"it cannot load {tokenizer.folder / 'tokenizer.json'} ({reason})") from error
         probes = [f"a{token['content']}b {token['content']} c" for token in added]
         self._prove(tokenizer, [*ODD_TEXTS, *probes, *texts])
 

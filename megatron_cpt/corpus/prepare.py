@@ -7,14 +7,13 @@
 5. Exact copies of earlier documents are found and listed (dedup.py).
 6. PREFIX.validation, then PREFIX are written without them: data, index, documents, manifest last.
 
-Memory holds one batch or one bucket. The bytes are the same for any number of threads, and what
+Memory holds a few batches or one bucket. The bytes are the same for any number of threads, and what
 stood under PREFIX stays whole until step 6.
 """
 
 import glob
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +23,11 @@ import orjson
 from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.corpus.batches import Framing, batches
+from megatron_cpt.corpus.batches import Batch, Framing, encoded_batches
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path, read_column
 from megatron_cpt.corpus.dedup import Copies
 from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
-from megatron_cpt.corpus.fast import FastTokenizer, NotEqual, is_installed, sample
+from megatron_cpt.corpus.fast import Encoder, encoder_for
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, dtype_for, invalidate, manifest_path
 from megatron_cpt.corpus.lines import COMPRESSED
 from megatron_cpt.corpus.manifest import (
@@ -40,7 +39,7 @@ from megatron_cpt.corpus.manifest import (
     write_manifest,
 )
 from megatron_cpt.corpus.spool import Buckets, Queue, Spool, TokenizedDocuments
-from megatron_cpt.corpus.tokenize import BosPolicy, Encoded, Tokenizer
+from megatron_cpt.corpus.tokenize import BosPolicy, Tokenizer
 from megatron_cpt.runs.durable import durable_file
 
 BUCKET_BYTES = 64 << 20
@@ -59,6 +58,8 @@ class PrepareSettings:
     """Key of the text in a JSON line."""
     eod: str | None = None
     """Token that closes each document. None: the tokenizer's eos_token."""
+    append_eod: bool = True
+    """Whether EOD closes each document; without it nothing parts documents but the index."""
     bos: BosPolicy = "auto"
     """Whether BOS opens each document: `auto` does what the tokenizer itself does."""
     order: Literal["shuffled", "as_read"] = "shuffled"
@@ -124,7 +125,7 @@ def prepare(
     )
     job.output.parent.mkdir(parents=True, exist_ok=True)
     _sweep(job.output)
-    return _reusable(job) or _prepare(job, _encoder(job, fast), progress)
+    return _reusable(job) or _prepare(job, encoder_for(job.tokenizer, job.files, job.settings.text_key, fast), progress)
 
 
 class _Job:
@@ -135,7 +136,7 @@ class _Job:
         self.tokenizer = tokenizer
         self.output = output
         self.settings = settings
-        self.eod = tokenizer.eod
+        self.eod = tokenizer.eod if settings.append_eod else None
         self.bos = tokenizer.bos_for(settings.bos)
         self.framing = Framing(tokenizer, self.bos, self.eod, settings.seed, settings.holdout)
         self.dtype = dtype_for(tokenizer.vocabulary_size)
@@ -185,24 +186,7 @@ def _reusable(job: _Job) -> Prepared | None:
     return Prepared(manifests[-1], manifests[0] if job.settings.holdout else None, reused=True)
 
 
-_Encoder = Callable[[Sequence[str]], Encoded]
-
-
-def _encoder(job: _Job, fast: bool) -> _Encoder:
-    """gigatoken where it may be used and gives the same ids, else the tokenizers library, with a warning."""
-    if not fast or not is_installed():
-        return job.tokenizer.encode_flat
-    try:
-        return FastTokenizer(job.tokenizer, sample(job.files, job.settings.text_key)).encode_flat
-    except NotEqual as error:
-        warnings.warn(
-            f"gigatoken is not used: {error}. The tokenizers library does the same some tens of times slower.",
-            stacklevel=3,
-        )
-        return job.tokenizer.encode_flat
-
-
-def _prepare(job: _Job, encode: _Encoder, progress: bool) -> Prepared:
+def _prepare(job: _Job, encode: Encoder, progress: bool) -> Prepared:
     try:
         with ExitStack() as files:
             spools = {prefix: _spool(job, prefix) for prefix in job.parts}
@@ -234,15 +218,14 @@ def _spool(job: _Job, prefix: Path) -> Spool:
     return Buckets(folder, job.dtype, bits)
 
 
-def _fill(job: _Job, encode: _Encoder, spools: dict[Path, Spool], copies: Copies, progress: bool) -> int:
+def _fill(job: _Job, encode: Encoder, spools: dict[Path, Spool], copies: Copies, progress: bool) -> int:
     """Reads, tokenizes and spools everything, lists what is rejected, and returns how many were."""
     read = rejected = 0
     with (
         durable_file(rejected_path(job.output)) as listing,
         tqdm(total=job.size, unit="B", unit_scale=True, disable=not progress, desc=job.output.name) as bar,
     ):
-        for batch in batches(read_documents(job.files, job.settings.text_key)):
-            encoded = encode([line.text for line in batch if isinstance(line, Document)])
+        for batch, encoded in encoded_batches(read_documents(job.files, job.settings.text_key), encode):
             framed = job.framing.frame(batch, encoded, copies.documents)
             copies.add(framed.entries)
             spools[job.output].add(framed.training)
@@ -284,7 +267,7 @@ def _list_duplicates(job: _Job, copies: Copies) -> int:
     return count
 
 
-def _advance(bar: tqdm, job: _Job, batch: Sequence[Document | Rejected], read: int) -> None:
+def _advance(bar: tqdm, job: _Job, batch: Batch, read: int) -> None:
     """Moves the bar to the last document's place in the input."""
     last = next((line for line in reversed(batch) if isinstance(line, Document)), None)
     if last is not None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": "what a run will do: blend, steps, marks, FLOPs, memory, warnings",
     "train": "start torchrun on this machine and train; the exit code is the run's",
     "report": "one self-contained report.html and gap.json from run folders",
+    "law": "fit laws of the loss along a schedule, compare and predict with them",
     "convert": "Hugging Face in and out: from-hf, to-hf, verify",
     "doctor": "what this machine has, and which kernels will be used",
 }

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "start torchrun on this machine and train; the exit code is the run's",
     "report": "one self-contained report.html and gap.json from run folders",
     "evaluate": "multiple-choice tasks on a checkpoint or a Hugging Face folder: tasks.json",
+    "law": "fit laws of the loss along a schedule, compare and predict with them",
     "convert": "Hugging Face in and out: from-hf, to-hf, verify",
     "doctor": "what this machine has, and which kernels will be used",
 }

@@ -13,6 +13,7 @@ COMMANDS = {
     "select": "choose documents of datasets by budget and score, without copying tokens",
     "inspect": "look at a dataset: text, counts, integrity",
     "plan": "what a run will do: blend, steps, marks, FLOPs, memory, warnings",
+    "audit": "what stock Megatron-LM will do with a --data-path blend, and what our order would",
     "train": "start torchrun on this machine and train; the exit code is the run's",
     "report": "one self-contained report.html and gap.json from run folders",
     "evaluate": "multiple-choice tasks on a checkpoint or a Hugging Face folder: tasks.json",

@@ -1,11 +1,12 @@
 """A pool of live process groups, for tests that need ranks.
 
-A bare torchrun start costs 5 to 9 seconds; these processes start once a session, import everything once
-and join one gloo world. A job is a function of a test module, called on every rank with the same
-arguments; it divides the world as it needs. When a job fails or hangs, its processes are ended, and the
-next job finds new ones.
+A bare torchrun start costs 5 to 9 seconds; these processes start once a session and import everything once.
+A job is a function of a test module, called on every rank with the same arguments; it finds a fresh world and
+divides it as it needs. When a job fails or hangs, its processes are ended, and the next job finds new ones.
 """
 
+import gc
+import itertools
 import multiprocessing
 import os
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 
 
 def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
-    """One rank: joins the world, then calls what it is told to."""
+    """One rank: calls what it is told to, each time in a world of its own."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -26,18 +27,26 @@ def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
         "OMP_NUM_THREADS": "1",
     }
     # The environment must stand before torch is imported.
+    import torch.distributed as dist  # noqa: PLC0415
+
     from megatron_cpt.parallel import groups  # noqa: PLC0415
 
-    groups.join_world()
-    while True:
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0)
+    for number in itertools.count():
         try:
             job, arguments = pipe.recv()
         except EOFError:
             return
+        backend = "nccl" if groups.device().type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.PrefixStore(f"job {number}", store), rank=rank, world_size=size)
         try:
-            pipe.send((True, job(**arguments)))
+            answer = (True, job(**arguments))
         except Exception as error:
-            pipe.send((False, f"rank {rank}: {''.join(traceback.format_exception(error))}"))
+            answer = (False, f"rank {rank}: {''.join(traceback.format_exception(error))}")
+        # A layout makes some twenty groups, each with threads: without this they would add up over a session.
+        groups.leave_world()
+        gc.collect()
+        pipe.send(answer)
 
 
 class Ranks:
@@ -88,10 +97,11 @@ class Ranks:
             self._pipes.append(ours)
 
     def stop(self) -> None:
-        """Ends the processes."""
+        """Ends the processes: those that listen end well, and with them what they started; the others are killed."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
+            process.join(timeout=10)
             process.kill()
             process.join()
         self._processes, self._pipes = [], []

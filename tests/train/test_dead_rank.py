@@ -1,0 +1,75 @@
+"""A process that dies takes the run with it, within a minute, and leaves nothing behind."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.runs.lifeline import children
+from megatron_cpt.runs.status import read_status
+from tests.train.runs import start, wait_for_checkpoint
+from tests.workshop import Workshop
+
+ENDLESS = "training.tokens=100000 steps"
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Fails if one of the processes still runs after a minute."""
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in pids if runs(pid)]:
+        assert time.monotonic() < deadline, f"still alive: {alive}"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not only waiting for its parent to hear that it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_job_and_is_named(workshop: Workshop, tmp_path: Path, rank: int) -> None:
+    run = tmp_path / "run"
+    process = start(workshop.write_config(run), 2, ENDLESS)
+    wait_for_checkpoint(run, 4, process)
+    [torchrun] = children(process.pid)
+    ranks = {rank_of(pid): pid for pid in children(torchrun)}
+    everyone = list(descendants(process.pid))
+    os.kill(ranks[rank], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(rf"rank\s*: {rank} ", said.decode()), said.decode()
+    wait_until_gone(everyone)
+    status = read_status(run / "status.json")
+    assert status is not None
+    assert (status.state, status.exit_code) == ("failed", 1)
+
+
+def rank_of(pid: int) -> int:
+    """The rank of a process that torchrun started."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    [rank] = [entry.removeprefix(b"RANK=") for entry in environment if entry.startswith(b"RANK=")]
+    return int(rank)
+
+
+def test_no_rank_outlives_a_killed_command(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(workshop.write_config(run), 2, ENDLESS)
+    wait_for_checkpoint(run, 4, process)
+    everyone = list(descendants(process.pid))
+    assert len(everyone) >= 3
+    process.kill()
+    process.wait()
+    wait_until_gone(everyone)

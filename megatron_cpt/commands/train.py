@@ -14,7 +14,7 @@ from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.lifeline import children, die_with_parent
+from megatron_cpt.runs.lifeline import adopt_orphans, children, die_with_parent, end_all
 from megatron_cpt.runs.status import ExitCode, Status, read_status, write_status
 from megatron_cpt.train.stop import SIGNALS
 
@@ -66,6 +66,8 @@ def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> 
         The exit code, and whether a signal was passed on.
     """
     told: list[int] = []
+    adopt_orphans()
+    ours = set(children(os.getpid()))
     program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -79,6 +81,7 @@ def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        end_all(set(children(os.getpid())) - ours)
 
 
 def is_done(config: RunConfig, plan: RunPlan, folder: RunFolder) -> bool:

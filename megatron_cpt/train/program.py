@@ -69,7 +69,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_durably(folder.config, dump_config(config))
         write_json(folder.plan, plan.to_dict())
         write_json(folder.versions, versions())
-        write_json(folder.lineage, lineage(config))
+        write_json(folder.lineage, lineage(config, plan.steps))
     journal = Journal(run)
     journal.say(f"kernels: {choose_kernels()}")
     journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")
@@ -92,7 +92,14 @@ def export(run: Run) -> None:
     """Writes the Hugging Face folder of the trained model, if the config asks for it and it is not there."""
     settings = run.config.checkpoint.export_hf
     if settings is not None and settings.end and not run.folder.hf.exists():
-        export_hf(unwrap(run.model), run.shape, run.hf_folder, run.folder.hf, settings.dtype, lineage(run.config))
+        export_hf(
+            unwrap(run.model),
+            run.shape,
+            run.hf_folder,
+            run.folder.hf,
+            settings.dtype,
+            lineage(run.config, run.plan.steps),
+        )
     barrier()
 
 

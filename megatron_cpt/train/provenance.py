@@ -36,16 +36,18 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def lineage(config: RunConfig) -> dict[str, Any]:
+def lineage(config: RunConfig, steps: int) -> dict[str, Any]:
     """The parent of a run and the learning-rate history of both, which the laws of CPT loss need.
 
     forward_area is S1 and annealing_area S2 of arXiv:2408.11029 (Eq. 1 of arXiv:2505.07796) over all updates
     of the run; the parent's figures come from the lineage.json that our exports carry, and are null elsewhere.
+
+    Args:
+        steps: updates that the plan gives the run; fewer than configured where an exhausted source ends it.
     """
     per_step = config.tokens_per_step
     rates = [
-        learning_rate(config.schedule, step * per_step, config.total_tokens, per_step)
-        for step in range(1, config.total_steps + 1)
+        learning_rate(config.schedule, step * per_step, config.total_tokens, per_step) for step in range(1, steps + 1)
     ]
     parent = read_history(Path(config.model.hf)) if config.model.weights == "hf" else {}
     own = {
@@ -53,7 +55,7 @@ def lineage(config: RunConfig) -> dict[str, Any]:
         "annealing_area": annealing_area(rates, previous_rate=parent.get("final_learning_rate")),
         "peak_learning_rate": max(rates),
         "final_learning_rate": rates[-1],
-        "tokens": config.total_tokens,
+        "tokens": steps * per_step,
     }
     return {"parent": config.model.hf} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_cpt.config.load import load_config
 from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.lifeline import children
 from megatron_cpt.runs.records import Record, read_records, without_timing
 from megatron_cpt.train.program import run_to_end
 from megatron_cpt.train.stop import StopRequest
@@ -38,6 +39,11 @@ def start(path: Path, processes: int, *overrides: str) -> subprocess.Popen[bytes
     return subprocess.Popen(
         [*command, "--nproc", str(processes)], start_new_session=True, env=environment, stderr=subprocess.PIPE
     )
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that a process started, and those that they started."""
+    return [below for child in children(pid) for below in (child, *descendants(child))]
 
 
 def wait_for_checkpoint(run: Path, step: int, process: subprocess.Popen[bytes] | None = None) -> None:

@@ -1,22 +1,20 @@
 """Kill -9 in the middle, the same command again: the same records as a run that was never killed."""
 
-import os
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from megatron_cpt.runs.lifeline import end_all
 from megatron_cpt.runs.status import read_status
-from tests.train.runs import records_of, start, wait_for_checkpoint
+from tests.train.runs import descendants, records_of, start, wait_for_checkpoint
 from tests.workshop import Workshop
 
 
 def kill_when_reached(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     """Ends the command and all its processes without warning, once a checkpoint is there and training went on."""
     wait_for_checkpoint(run, step, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    end_all([process.pid, *descendants(process.pid)])
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -75,6 +75,7 @@ def signal_when_saved(run: Path) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tensor 2", "pipeline 2", "data 2, distributed optimizer"])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str

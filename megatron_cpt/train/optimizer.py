@@ -71,14 +71,13 @@ def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, bool]:
     """
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
-    counted = {gradient.data_ptr() for part in parts(optimizer) for gradient in part.get_main_grads_for_grad_norm()}
-    others = [
+    alike = [
         parameter.grad
         for part in parts(optimizer)
         for parameter in part.get_parameters()
-        if parameter.grad is not None and parameter.grad.data_ptr() not in counted
+        if parameter.grad is not None and not getattr(parameter, "tensor_model_parallel", False)
     ]
-    finite = math.isfinite(norm) and all(bool(torch.isfinite(gradient).all()) for gradient in others)
+    finite = math.isfinite(norm) and all(bool(torch.isfinite(gradient).all()) for gradient in alike)
     return norm, finite
 
 

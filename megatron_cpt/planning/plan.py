@@ -98,14 +98,6 @@ class RunPlan:
         """Steps at which each validation set is evaluated, by its name."""
         return {evaluation.name: evaluation.marks for evaluation in self.evaluations}
 
-    def source_sequences(self, sequences: int) -> dict[str, int]:
-        """Sequences of each source among the first `sequences` of the run."""
-        return self.blend.source_sequences(sequences)
-
-    def source_epochs(self, sequences: int) -> dict[str, float]:
-        """Passes over each source after the first `sequences` of the run."""
-        return self.blend.source_epochs(sequences)
-
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
         return {

@@ -28,8 +28,8 @@ def test_steps_tokens_and_blend(sections: dict[str, Any]) -> None:
     assert plan.blend.sources == ("law", "web")
     assert plan.blend.counts == (600, 200)
     assert plan.blend.epochs == (1.92, 0.128)
-    assert plan.source_sequences(8) == {"law": 6, "web": 2}
-    assert plan.source_epochs(800) == {"law": 1.92, "web": 0.128}
+    assert plan.blend.source_sequences(8) == {"law": 6, "web": 2}
+    assert plan.blend.source_epochs(800) == {"law": 1.92, "web": 0.128}
 
 
 def test_marks_and_what_they_cost(sections: dict[str, Any]) -> None:

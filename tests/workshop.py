@@ -38,6 +38,12 @@ class Workshop:
         """Prefix of a corpus's dataset; its validation part is beside it."""
         return str(self.folder / corpus)
 
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """A `tasks` section: multiple-choice questions and texts before and after training."""
+        entries = {name: {"path": str(self.folder / f"{name}.jsonl")} for name in ("questions", "texts")}
+        return {"sets": entries, "groups": {"both": ["first", "second"]}, "micro_batch_size": 3}
+
     def config(self, run: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         """A run of 12 steps on a blend of both corpora; sections given replace single values of it."""
         values: dict[str, Any] = {
@@ -88,6 +94,7 @@ def build(folder: Path) -> Workshop:
         corpus = folder / f"{name}.jsonl"
         corpus.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in lines))
         prepare([str(corpus)], workshop.hf, folder / name, PrepareSettings(holdout=0.1))
+    write_tasks(folder, texts)
     return workshop
 
 
@@ -95,6 +102,22 @@ def sentences(name: str, words: list[str]) -> list[str]:
     """200 documents of a few dozen words each."""
     draw = random.Random(name)
     return [" ".join(draw.choices(words, k=draw.randint(20, 60))) for _ in range(200)]
+
+
+def write_tasks(folder: Path, texts: dict[str, list[str]]) -> None:
+    """Twelve questions of two tasks, which sentence goes on with which words; and three texts."""
+    questions = [
+        {
+            "id": str(number),
+            "task": ("first", "second")[number % 2],
+            "question": " ".join(texts["general"][number].split()[:8]),
+            "choices": [" ".join(texts[name][number].split()[8 : 11 + number % 3]) for name in WORDS],
+            "answer": 0,
+        }
+        for number in range(12)
+    ]
+    (folder / "questions.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in questions))
+    (folder / "texts.jsonl").write_bytes(b"".join(orjson.dumps({"text": t}) + b"\n" for t in texts["general"][:3]))
 
 
 def write_tokenizer(folder: Path, texts: list[str]) -> None:

@@ -32,6 +32,7 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
         *schedule_faults(config),
         *optimizer_faults(config),
         *validation_faults(config),
+        *task_faults(config),
         *checkpoint_faults(config),
         *contradictions("megatron.transformer", config.megatron.transformer, TRANSFORMER),
         *contradictions("megatron.optimizer", config.megatron.optimizer, OPTIMIZER),
@@ -190,6 +191,19 @@ def validation_faults(config: RunConfig) -> Iterator[Fault]:
                 f"it holds no whole sequence of data.sequence_length = {length} tokens.",
                 "Raise it, or take it out to use the whole set.",
             )
+
+
+def task_faults(config: RunConfig) -> Iterator[Fault]:
+    """Tasks that are wrongly named or without a path, and marks that cannot be read."""
+    tasks = config.tasks
+    yield from _name_faults("tasks.sets", tasks.sets)
+    yield from _name_faults("tasks.groups", tasks.groups)
+    yield from _mark_faults("tasks.marks", tasks.marks)
+    for name, settings in tasks.sets.items():
+        if not settings.path.strip():
+            yield Fault(f"tasks.sets.{name}.path is empty", "there is nothing to ask.", "Name a JSONL file.")
+        if settings.marks:
+            yield from _mark_faults(f"tasks.sets.{name}.marks", settings.marks)
 
 
 def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:

@@ -243,6 +243,48 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """One file of downstream tasks: multiple-choice questions or texts, one JSON object a line (docs/tasks.md)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    path: str
+    """The JSONL file. Its lines may name their tasks; those that do not are a task by the name of this entry."""
+    role: Literal["domain", "replay"] = "replay"
+    """Which kind of ability it stands for; the report calls `replay` tasks general."""
+    shots: CountOrZero = 0
+    """Solved examples before each question."""
+    examples: str | None = None
+    """JSONL file that the examples come from, its first ones. None: the task's own first questions, never itself."""
+    delimiter: str = " "
+    """What stands between a question and its choice."""
+    metric: Literal["accuracy", "normalized_accuracy"] | None = None
+    """Which accuracy counts: by log-likelihood, or by log-likelihood per character of the choice. None: the plain one
+    for MMLU, PubMedQA, BoolQ, WinoGrande, COPA and RACE, as in lm-evaluation-harness, and else the normalised."""
+    limit: Count | None = None
+    """The first questions or texts of each task. None: all."""
+    marks: MarksSettings | None = None
+    """Marks of this file alone. None: `tasks.marks`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksSettings:
+    """Downstream tasks, scored by log-likelihood on the model while it trains."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    sets: dict[str, TaskSettings] = field(default_factory=dict)
+    """Files of tasks by name."""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Means over tasks: a name, and the tasks. `s1_medical: []` and `s1_general: []` stand for the tasks that
+    arXiv:2406.14833 averages, all of which must then be there."""
+    marks: MarksSettings = field(default_factory=MarksSettings)
+    """When they are scored."""
+    micro_batch_size: Count = 8
+    """Choices or texts of one forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     """Hugging Face folders written by the run."""
 
@@ -310,6 +352,7 @@ class RunConfig:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
+    tasks: TasksSettings = field(default_factory=TasksSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     stop: StopSettings = field(default_factory=StopSettings)
     megatron: MegatronSettings = field(default_factory=MegatronSettings)

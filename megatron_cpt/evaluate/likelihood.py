@@ -15,10 +15,10 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_cpt.data.batches import Batch
-from megatron_cpt.evaluate.questions import Continuation
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
+from megatron_cpt.tasks.requests import Continuation
 
 LENGTH_STEP = 32
 """Sequences are padded to a multiple of this, so that few lengths occur."""

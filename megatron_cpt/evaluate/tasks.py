@@ -1,12 +1,13 @@
-"""Multiple-choice tasks: which choice does the model find likeliest, and how often is it the right one?
+"""Downstream tasks by log-likelihood: which choice does the model find likeliest, and how likely is a text?
 
-As lm-evaluation-harness has it: `accuracy` takes the choice of the largest log-likelihood, `normalized
-accuracy` that of the largest log-likelihood per character of the choice; of equal ones the first. The
-standard errors are those of a mean over questions (n - 1).
+As in lm-evaluation-harness: `accuracy` takes the choice of the largest log-likelihood, `normalized accuracy`
+that of the largest log-likelihood per character of the choice; of equal ones the first. Standard errors are
+those of a mean over questions (n - 1). Of texts there are perplexities per word and per byte, and bits per byte.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ import numpy.typing as npt
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.evaluate.likelihood import log_likelihoods
-from megatron_cpt.evaluate.questions import Continuation, Question, continuations
+from megatron_cpt.tasks.questions import Question, Text
+from megatron_cpt.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -30,81 +31,173 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class TaskScore:
-    """A model on one task."""
+class ChoiceScore:
+    """A model on a task of multiple-choice questions."""
 
     questions: int
     """How many there are."""
+    metric: str
+    """Which of the two accuracies counts: accuracy or normalized_accuracy."""
     accuracy: Rate
     """By log-likelihood."""
     normalized_accuracy: Rate
     """By log-likelihood per character."""
     chance: float
     """Accuracy of guessing."""
-    truncated: int
-    """Questions whose prompt lost its beginning, to fit into the model."""
     items: list[dict[str, Any]]
     """Each question's id, answer and log-likelihoods, so that two models can be compared pair by pair."""
 
+    @property
+    def counted(self) -> Rate:
+        """The accuracy that counts."""
+        return self.accuracy if self.metric == "accuracy" else self.normalized_accuracy
+
+    def summary(self) -> dict[str, Any]:
+        """What a task record keeps. An item's loss is 0 where it was answered rightly, by the accuracy that counts."""
+        return {
+            "score": self.counted.value,
+            "standard_error": self.counted.standard_error,
+            "accuracy": asdict(self.accuracy),
+            "normalized_accuracy": asdict(self.normalized_accuracy),
+            "chance": self.chance,
+            "loss": 1 - self.counted.value,
+            "item_losses": [1 - item[self.metric] for item in self.items],
+            "item_weights": [1] * self.questions,
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """The figures by name."""
+        return {"accuracy": self.accuracy.value, "normalized_accuracy": self.normalized_accuracy.value}
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A model on the texts of a perplexity task."""
+
+    texts: int
+    """How many there are."""
+    loss: float
+    """Nats per token."""
+    word_perplexity: float
+    """exp of nats per word; words are what blanks divide."""
+    byte_perplexity: float
+    """exp of nats per UTF-8 byte."""
+    bits_per_byte: float
+    """Bits per UTF-8 byte."""
+    items: list[dict[str, Any]]
+    """Each text's id, nats and tokens."""
+
+    def summary(self) -> dict[str, Any]:
+        """What a task record keeps; an item's loss is its nats, its weight its tokens."""
+        return {
+            "score": self.loss,
+            "standard_error": None,
+            **self.scalars(),
+            "item_losses": [item["nats"] for item in self.items],
+            "item_weights": [item["tokens"] for item in self.items],
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """The figures by name."""
+        return {
+            "loss": self.loss,
+            "word_perplexity": self.word_perplexity,
+            "byte_perplexity": self.byte_perplexity,
+            "bits_per_byte": self.bits_per_byte,
+        }
+
+
+TaskScore = ChoiceScore | TextScore
+
 
 def score_tasks(
-    model: GPTModel | DistributedDataParallel,
-    tasks: Mapping[str, Sequence[Question]],
-    tokenizer: Tokenizer,
-    longest: int,
-    micro_batch_size: int = 8,
-    delimiter: str = " ",
+    model: GPTModel | DistributedDataParallel, tasks: Sequence[Task], longest: int, micro_batch_size: int
 ) -> dict[str, TaskScore]:
-    """The scores of a model on tasks. Every rank calls it and gets the same.
+    """The scores of a model on tasks, by name, in one pass over all their requests.
 
-    Args:
-        longest: tokens of the model's input at most.
-        delimiter: what stands between a prompt and a choice.
-    Raises:
-        BadInput: a choice that the model cannot take.
+    Every rank calls it and gets the same. `longest`: tokens of the model's input at most.
     """
-    bos = tokenizer.bos_for("auto")
-    # A label stands one place behind its input: the last id of a text is never an input.
-    requests = {
-        name: [continuations(question, tokenizer, delimiter, longest + 1, bos) for question in questions]
-        for name, questions in tasks.items()
-    }
-    flat: list[Continuation] = [choice for of_task in requests.values() for choices in of_task for choice in choices]
-    likelihoods = log_likelihoods(model, flat, micro_batch_size, longest)
-    scores, start = {}, 0
-    for name, questions in tasks.items():
-        of_questions = []
-        for choices in requests[name]:
-            of_questions.append(likelihoods[start : start + len(choices)])
-            start += len(choices)
-        truncated = sum(any(choice.truncated for choice in choices) for choices in requests[name])
-        scores[name] = score(questions, of_questions, truncated)
-    return scores
+    requests = [request for task in tasks for request in task.requests]
+    likelihoods = log_likelihoods(model, requests, micro_batch_size, longest)
+    ends = np.cumsum([len(task.requests) for task in tasks])
+    return {task.name: score(task, part) for task, part in zip(tasks, np.split(likelihoods, ends[:-1]), strict=True)}
 
 
-def score(
-    questions: Sequence[Question], likelihoods: Sequence[npt.NDArray[np.float64]], truncated: int = 0
-) -> TaskScore:
-    """The score of one task from the log-likelihoods of each question's choices, float64 [choices]."""
-    plain, normalized = [], []
+def score(task: Task, likelihoods: npt.NDArray[np.float64]) -> TaskScore:
+    """The score of one task from the log-likelihoods of its requests, float64 [requests]."""
+    of_items = np.split(likelihoods, np.cumsum(task.requests_of_item)[:-1])
+    if task.metric == "loss":
+        return score_texts(task, of_items)
+    questions = [item for item in task.items if isinstance(item, Question)]
+    return score_choices(questions, of_items, task.metric)
+
+
+def score_choices(
+    questions: Sequence[Question], likelihoods: Sequence[npt.NDArray[np.float64]], metric: str
+) -> ChoiceScore:
+    """The score of questions from the log-likelihoods of each question's choices, float64 [choices]."""
+    items = []
     for question, values in zip(questions, likelihoods, strict=True):
         characters = np.array([len(choice) for choice in question.choices])
-        plain.append(int(np.argmax(values)) == question.answer)
-        normalized.append(int(np.argmax(values / characters)) == question.answer)
-    return TaskScore(
+        items.append(
+            {
+                "id": question.id,
+                "answer": question.answer,
+                "log_likelihoods": values.tolist(),
+                "accuracy": int(np.argmax(values) == question.answer),
+                "normalized_accuracy": int(np.argmax(values / characters) == question.answer),
+            }
+        )
+    return ChoiceScore(
         questions=len(questions),
-        accuracy=rate(plain),
-        normalized_accuracy=rate(normalized),
+        metric=metric,
+        accuracy=rate([item["accuracy"] for item in items]),
+        normalized_accuracy=rate([item["normalized_accuracy"] for item in items]),
         chance=float(np.mean([1 / len(question.choices) for question in questions])),
-        truncated=truncated,
-        items=[
-            {"id": question.id, "answer": question.answer, "log_likelihoods": values.tolist()}
-            for question, values in zip(questions, likelihoods, strict=True)
-        ],
+        items=items,
     )
 
 
-def rate(right: Sequence[bool]) -> Rate:
-    """A share with its standard error."""
+def score_texts(task: Task, likelihoods: Sequence[npt.NDArray[np.float64]]) -> TextScore:
+    """The score of texts from the log-likelihoods of each text's windows, float64 [windows]."""
+    texts = [item for item in task.items if isinstance(item, Text)]
+    counts = np.split([request.scored for request in task.requests], np.cumsum(task.requests_of_item)[:-1])
+    items: list[dict[str, Any]] = [
+        {"id": text.id, "nats": -float(values.sum()), "tokens": int(scored.sum())}
+        for text, values, scored in zip(texts, likelihoods, counts, strict=True)
+    ]
+    nats = sum(item["nats"] for item in items)
+    words = sum(len(re.split(r"\s+", text.text)) for text in texts)
+    text_bytes = sum(len(text.text.encode()) for text in texts)
+    return TextScore(
+        texts=len(texts),
+        loss=nats / sum(item["tokens"] for item in items),
+        word_perplexity=float(np.exp(nats / words)),
+        byte_perplexity=float(np.exp(nats / text_bytes)),
+        bits_per_byte=float(nats / text_bytes / np.log(2)),
+        items=items,
+    )
+
+
+def rate(right: Sequence[int]) -> Rate:
+    """A share with its standard error, from 0s and 1s."""
     error = float(np.std(right, ddof=1) / np.sqrt(len(right))) if len(right) > 1 else None
     return Rate(float(np.mean(right)), error)
+
+
+def mean_rate(rates: Sequence[Rate]) -> Rate:
+    """A group of tasks: the plain mean over them, its standard error that of independent tasks."""
+    errors = [rate.standard_error for rate in rates]
+    known = [error for error in errors if error is not None]
+    error = float(np.sqrt(np.sum(np.square(known))) / len(rates)) if len(known) == len(rates) else None
+    return Rate(float(np.mean([rate.value for rate in rates])), error)
+
+
+def group_rates(groups: Mapping[str, Sequence[str]], scores: Mapping[str, TaskScore]) -> dict[str, Rate]:
+    """The groups whose tasks were all scored, by name. Groups are of multiple-choice tasks."""
+    found = {}
+    for name, members in groups.items():
+        scored = [one for member in members if isinstance(one := scores.get(member), ChoiceScore)]
+        if len(scored) == len(members):
+            found[name] = mean_rate([one.counted for one in scored])
+    return found

@@ -1,15 +1,16 @@
 """Validation on fixed sequences: the same at every mark, in every run and under every layout.
 
 1. A set is the first N sequences of its stream: sequence s is tokens [s L, s L + L], the last one short.
-2. Sequences are dealt to data-parallel ranks and micro batches; what is missing to a whole micro batch is
-   filled with sequences in which no token counts.
+2. The sequences of all sets of a mark are laid end to end, and go through the model in one pass. They are dealt
+   to data-parallel ranks and micro batches; what is missing to a whole micro batch is filled with sequences in
+   which no token counts.
 3. The last pipeline stage sums the nats of each sequence; one sum over ranks gives every rank all of them.
 Losses are sums of nats over counts of tokens. Nothing of training is touched: no gradient buffer, no
 random state (dropout is off), no data position.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,11 +95,16 @@ def open_set(
 
 
 @torch.no_grad()
-def evaluate(model: DistributedDataParallel, validation_set: ValidationSet, micro_batch_size: int) -> ValidationLoss:
-    """The loss of a set under the model as it stands. Every rank calls it and gets the same."""
-    sequences = len(validation_set.scored_tokens)
+def evaluate(
+    model: DistributedDataParallel, sets: Sequence[ValidationSet], micro_batch_size: int
+) -> list[ValidationLoss]:
+    """The loss of each set under the model as it stands, in one pass. Every rank calls it and gets the same.
+
+    The sets have sequences of one length.
+    """
+    sequences = [(a_set, number) for a_set in sets for number in range(len(a_set.scored_tokens))]
     per_round = micro_batch_size * groups.data_size()
-    rounds = -(-sequences // per_round)
+    rounds = -(-len(sequences) // per_round)
     mine = [
         (turn * groups.data_size() + groups.data_rank()) * micro_batch_size + np.arange(micro_batch_size)
         for turn in range(rounds)
@@ -107,12 +113,7 @@ def evaluate(model: DistributedDataParallel, validation_set: ValidationSet, micr
     model.eval()
     try:
         losses = run_micro_batches(
-            model,
-            micro_batches(validation_set, mine),
-            rounds,
-            micro_batch_size,
-            validation_set.sequence_length,
-            backward=False,
+            model, micro_batches(sequences, mine), rounds, micro_batch_size, sets[0].sequence_length, backward=False
         )
     finally:
         model.train(training)
@@ -121,18 +122,25 @@ def evaluate(model: DistributedDataParallel, validation_set: ValidationSet, micr
         nats[torch.from_numpy(np.concatenate(mine)).to(nats.device)] = losses.nats
         sum_over_replicas(nats)
     from_last_stage(nats)
-    return ValidationLoss(nats[:sequences].cpu().numpy(), validation_set.scored_tokens, validation_set.scored_bytes)
+    ends = np.cumsum([len(a_set.scored_tokens) for a_set in sets])
+    return [
+        ValidationLoss(of_set, a_set.scored_tokens, a_set.scored_bytes)
+        for a_set, of_set in zip(sets, np.split(nats.cpu().numpy(), ends), strict=False)  # what fills rounds is left
+    ]
 
 
-def micro_batches(validation_set: ValidationSet, parts: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-    """The micro batches whose sequences have the given numbers; numbers beyond the set are empty sequences."""
-    length = validation_set.sequence_length
-    for numbers in parts:
-        tokens = np.zeros((len(numbers), length + 1), dtype=np.int64)
-        scored = np.zeros(len(numbers), dtype=np.int64)
-        for place, number in enumerate(numbers.tolist()):
-            if number < len(validation_set.scored_tokens):
-                scored[place] = validation_set.scored_tokens[number]
-                found = validation_set.stream.read(number * length, int(scored[place]) + 1)
-                tokens[place, : len(found)] = found
-        yield make_batch(tokens, scored, np.zeros(len(numbers), dtype=np.int64), groups.device())
+def micro_batches(
+    sequences: Sequence[tuple[ValidationSet, int]], parts: Sequence[npt.NDArray[np.int64]]
+) -> Iterator[Batch]:
+    """The micro batches of the sequences at the given places; places beyond the last are empty sequences."""
+    length = sequences[0][0].sequence_length
+    for places in parts:
+        tokens = np.zeros((len(places), length + 1), dtype=np.int64)
+        scored = np.zeros(len(places), dtype=np.int64)
+        for row, place in enumerate(places.tolist()):
+            if place < len(sequences):
+                a_set, number = sequences[place]
+                scored[row] = a_set.scored_tokens[number]
+                found = a_set.stream.read(number * length, int(scored[row]) + 1)
+                tokens[row, : len(found)] = found
+        yield make_batch(tokens, scored, np.zeros(len(places), dtype=np.int64), groups.device())

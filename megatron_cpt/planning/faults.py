@@ -14,6 +14,7 @@ from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
+from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 
 
@@ -34,6 +35,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     faults += tokenizer_faults(config, inputs)
     faults += validation_faults(config, inputs.validation_sets)
     faults += shared_faults(inputs)
+    faults += task_faults(config, inputs)
     try:
         blend_of(config, inputs)
     except BadInput as error:

@@ -11,6 +11,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.families.shape import ModelShape, read_shape
+from megatron_cpt.tasks.task import Task, open_tasks
 
 Opened = TypeVar("Opened")
 
@@ -27,6 +28,8 @@ class RunInputs:
     """Streams of the training sources, by name."""
     validation_sets: Mapping[str, TokenStream]
     """Streams of the validation sets, by name."""
+    tasks: Mapping[str, Sequence[Task]]
+    """The tasks of each file, by the file's name in the config."""
     faults: tuple[Fault, ...]
     """One for everything that is missing or unreadable."""
 
@@ -53,6 +56,7 @@ def open_inputs(config: RunConfig) -> RunInputs:
         tokenizer,
         _open_streams("data.sources", sources, faults),
         _open_streams("validation.sets", sets, faults),
+        _open_tasks(config, shape, tokenizer, faults),
         tuple(faults),
     )
 
@@ -68,6 +72,21 @@ def _open_streams(section: str, paths: Mapping[str, Sequence[str]], faults: list
                 for fault in _faults_of_each(its_paths) or error.faults
             ]
     return streams
+
+
+def _open_tasks(
+    config: RunConfig, shape: ModelShape | None, tokenizer: Tokenizer | None, faults: list[Fault]
+) -> dict[str, list[Task]]:
+    """Tasks are ids of the model's tokenizer: without a model there are none."""
+    if shape is None or tokenizer is None:
+        return {}
+    opened = {}
+    for name, settings in config.tasks.sets.items():
+        try:
+            opened[name] = open_tasks(name, settings, tokenizer, shape.longest_sequence)
+        except BadInput as error:
+            faults += [Fault(f"tasks.sets.{name}: {one.value}", one.rule, one.remedy) for one in error.faults]
+    return opened
 
 
 def _faults_of_each(paths: Sequence[str]) -> list[Fault]:

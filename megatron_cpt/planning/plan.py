@@ -4,9 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_cpt.config.errors import refuse
-from megatron_cpt.config.marks import mark_steps
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.families.size import (
     MemoryEstimate,
@@ -16,30 +14,12 @@ from megatron_cpt.families.size import (
     parameter_count,
 )
 from megatron_cpt.mixture.plan import BlendPlan
+from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, plan_evaluations
 from megatron_cpt.planning.faults import blend_of, input_faults
-from megatron_cpt.planning.inputs import RunInputs, open_inputs
+from megatron_cpt.planning.inputs import open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
 from megatron_cpt.planning.text import columns, percent, quantity, size
-from megatron_cpt.planning.warnings import marks_of, plan_warnings
-
-MARKS_SHOWN = 8
-"""A longer list of marks is shown by its beginning and its end."""
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """How often a validation set is evaluated and what that costs."""
-
-    name: str
-    """Name of the set."""
-    role: str
-    """domain or replay."""
-    tokens: int
-    """Tokens of one evaluation."""
-    marks: tuple[int, ...]
-    """Steps at which it is evaluated."""
-    compute_share: float
-    """Compute of all its evaluations over that of training; a forward pass is a third of a training pass."""
+from megatron_cpt.planning.warnings import plan_warnings
 
 
 @dataclass(frozen=True)
@@ -77,7 +57,7 @@ class RunPlan:
     blend: BlendPlan
     """Which sequence comes when, and what each source gives."""
     evaluations: tuple[EvaluationPlan, ...]
-    """One for each validation set."""
+    """One for each validation set and each file of tasks."""
     model: ModelSize
     """Size and cost of the model."""
     warnings: tuple[str, ...]
@@ -96,7 +76,12 @@ class RunPlan:
     @property
     def marks(self) -> dict[str, tuple[int, ...]]:
         """Steps at which each validation set is evaluated, by its name."""
-        return {evaluation.name: evaluation.marks for evaluation in self.evaluations}
+        return {item.name: item.marks for item in self.evaluations if item.kind == "validation"}
+
+    @property
+    def task_marks(self) -> dict[str, tuple[int, ...]]:
+        """Steps at which each file of tasks is scored, by its name."""
+        return {item.name: item.marks for item in self.evaluations if item.kind == "tasks"}
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -131,7 +116,7 @@ class RunPlan:
         if len(self.blend.phases) > 1:
             parts.append(["Phases", *_indented(phase_lines(self.blend))])
         if self.evaluations:
-            parts.append(["Evaluation", *_indented(self._evaluation_lines())])
+            parts.append(["Evaluation", *_indented(evaluation_lines(self.evaluations))])
         if self.warnings:
             parts.append(["Warnings", *(f"  - {warning}" for warning in self.warnings)])
         return "\n\n".join("\n".join(part) for part in parts)
@@ -164,21 +149,6 @@ class RunPlan:
             for row in self.blend.rows
         ]
         return columns([heading, *rows], "llrrrrr")
-
-    def _evaluation_lines(self) -> list[str]:
-        heading = ["set", "role", "tokens", "marks", "of training compute", "at steps"]
-        rows = [
-            [
-                evaluation.name,
-                evaluation.role,
-                quantity(evaluation.tokens),
-                str(len(evaluation.marks)),
-                percent(evaluation.compute_share),
-                _shortened(evaluation.marks),
-            ]
-            for evaluation in self.evaluations
-        ]
-        return columns([heading, *rows], "llrrrl")
 
 
 def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
@@ -222,26 +192,6 @@ def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -
         training_flops=per_token * steps * config.tokens_per_step,
         memory=memory_per_rank(shape, config, world_size),
     )
-
-
-def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> tuple[EvaluationPlan, ...]:
-    """When each validation set is evaluated and at what cost."""
-    length = config.data.sequence_length
-    evaluations = []
-    for name, settings in config.validation.sets.items():
-        scored = scored_tokens(inputs.validation_sets[name].tokens, length, settings.tokens)
-        tokens = len(scored) * length  # the last sequence is computed at full length
-        steps = mark_steps(marks_of(config, name), total_steps, config.tokens_per_step)
-        share = len(steps) * tokens / (3 * total_steps * config.tokens_per_step)
-        evaluations.append(EvaluationPlan(name, settings.role, tokens, steps, share))
-    return tuple(evaluations)
-
-
-def _shortened(marks: tuple[int, ...]) -> str:
-    words = [str(mark) for mark in marks]
-    if len(words) > MARKS_SHOWN:
-        words = [*words[: MARKS_SHOWN - 2], "...", words[-1]]
-    return ", ".join(words)
 
 
 def _indented(lines: list[str]) -> list[str]:

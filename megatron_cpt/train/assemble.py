@@ -4,7 +4,7 @@
 2. ranks: process groups, seeds
 3. model: built, weights read from the Hugging Face folder or drawn, wrapped; optimizer
 4. resume: the newest whole checkpoint, if there is one, is loaded over all that
-5. data and validation sets, opened lazily
+5. data and validation sets, opened lazily; tasks
 """
 
 import logging
@@ -31,6 +31,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.tasks.task import Task, open_tasks
 from megatron_cpt.train.optimizer import build_optimizer, mend_after_load
 from megatron_cpt.train.step import StepShape
 
@@ -47,6 +48,8 @@ class Run:
     optimizer: MegatronOptimizer
     data: TrainingData
     validation_sets: list[ValidationSet]
+    tasks: dict[str, list[Task]]
+    """The tasks of each file, by the file's name in the config."""
     first_step: int
     """Steps done before: 0, or the step of the checkpoint it goes on from."""
 
@@ -98,7 +101,22 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         sequence_length=config.data.sequence_length,
         seed=config.run.seed,
     )
-    return Run(config, plan, folder, shape, model, optimizer, data, open_validation_sets(config), first_step)
+    tokenizer = Tokenizer.load(config.model.hf)
+    return Run(
+        config=config,
+        plan=plan,
+        folder=folder,
+        shape=shape,
+        model=model,
+        optimizer=optimizer,
+        data=data,
+        validation_sets=open_validation_sets(config, tokenizer),
+        tasks={
+            name: open_tasks(name, settings, tokenizer, shape.longest_sequence)
+            for name, settings in config.tasks.sets.items()
+        },
+        first_step=first_step,
+    )
 
 
 def resume(
@@ -137,9 +155,9 @@ def layout(config: RunConfig) -> sharded.Layout:
     )
 
 
-def open_validation_sets(config: RunConfig) -> list[ValidationSet]:
+def open_validation_sets(config: RunConfig, tokenizer: Tokenizer) -> list[ValidationSet]:
     """The named sets of a config, in its order."""
-    token_bytes = Tokenizer.load(Path(config.model.hf)).token_bytes()
+    token_bytes = tokenizer.token_bytes()
     return [
         open_set(
             name,

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from megatron_cpt.evaluate.tasks import Rate, TaskScore
 from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.log import RunLog, progress_bar, progress_line
 from megatron_cpt.runs.records import RecordWriter, drop_records_after
 from megatron_cpt.runs.status import Status, write_status
+from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.step import StepOutcome
 
@@ -118,6 +120,45 @@ class Journal:
         )
         self._board.add_scalar(f"loss/validation/{validation_set.name}", loss.loss, step)
         self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token ({seconds:.1f} s)")
+
+    def tested(self, step: int, task: Task, score: TaskScore, seconds: float) -> None:
+        """Records the score of one task."""
+        if not self._writes:
+            return
+        record = {
+            "kind": "task",
+            "step": step,
+            "tokens": step * self._run.config.tokens_per_step,
+            "task": task.name,
+            "role": task.role,
+            "metric": task.metric,
+            "shots": task.shots,
+            "identity": task.identity,
+            **score.summary(),
+            "seconds": seconds,
+        }
+        self._records.append(record)
+        for name, value in score.scalars().items():
+            self._board.add_scalar(f"task/{task.name}/{name}", value, step)
+        self._log.write(f"step {step}: {task.name} {record['score']:.4f} {task.metric} ({seconds:.1f} s)")
+
+    def tested_group(self, step: int, name: str, members: Sequence[str], rate: Rate) -> None:
+        """Records the mean over a group of tasks."""
+        if not self._writes:
+            return
+        self._records.append(
+            {
+                "kind": "task_group",
+                "step": step,
+                "tokens": step * self._run.config.tokens_per_step,
+                "group": name,
+                "tasks": list(members),
+                "score": rate.value,
+                "standard_error": rate.standard_error,
+            }
+        )
+        self._board.add_scalar(f"task_group/{name}", rate.value, step)
+        self._log.write(f"step {step}: {name} {rate.value:.4f} over {len(members)} tasks")
 
     def say(self, line: str) -> None:
         """Writes a line to the log."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from megatron_cpt.checkpoint import retention, sharded
 from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.evaluate.validate import evaluate
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import largest
 from megatron_cpt.train.assemble import Run, layout
 from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.marks import evaluate_marks
 from megatron_cpt.train.step import StepOutcome, train_step
 from megatron_cpt.train.stop import StopRequest, reason
 
@@ -92,16 +92,6 @@ def rate_of(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
     per_step = run.config.tokens_per_step
     return learning_rate(run.config.schedule, step * per_step, run.config.total_tokens, per_step)
-
-
-def evaluate_marks(run: Run, journal: Journal, step: int) -> None:
-    """Evaluates the validation sets that have a mark at this step."""
-    micro_batch_size = run.config.validation.micro_batch_size or run.config.training.micro_batch_size
-    for validation_set in run.validation_sets:
-        if step in run.plan.marks[validation_set.name]:
-            started = time.perf_counter()
-            loss = evaluate(run.model, validation_set, micro_batch_size)
-            journal.validated(step, validation_set, loss, time.perf_counter() - started)
 
 
 def checkpoint_due(run: Run, step: int) -> bool:

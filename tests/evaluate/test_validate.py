@@ -43,11 +43,18 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     often, never = tmp_path / "often", tmp_path / "never"
     dropout = ("model.dropout=0.1",)
     every_step = ("validation.marks.every=1 steps",)
-    one_rank.call(train, path=workshop.write_config(often), overrides=(*dropout, *every_step))
+    path = workshop.write_config(often, tasks=workshop.tasks | {"marks": {"at": ["7 steps"], "end": False}})
+    one_rank.call(train, path=path, overrides=(*dropout, *every_step))
     one_rank.call(train, path=workshop.write_config(never), overrides=(*dropout, "validation.sets={}"))
     assert records_of(often, "train") == records_of(never, "train")
     assert sorted({*column(records_of(often, "validation"), "step")}) == list(range(13))
-    assert records_of(never, "validation") == []
+    assert [(record["step"], record["task"]) for record in records_of(often, "task")] == [
+        (step, task) for step in (0, 7) for task in ("first", "second", "texts")
+    ]
+    means = [record["score"] for record in records_of(often, "task_group")]
+    scores = column(records_of(often, "task"), "score")
+    assert means == [np.mean(scores[0:2]), np.mean(scores[3:5])]
+    assert {*column(records_of(never), "kind")} == {"train"}
 
 
 def test_a_set_is_the_same_whatever_the_micro_batch(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ TWENTY_STEPS = ("training.tokens=20 steps", "checkpoint.every=null")
 def one_process(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process from the shared Hugging Face weights."""
     run = tmp_path_factory.mktemp("parity") / "one"
-    one_rank.call(train, path=workshop.write_config(run), overrides=TWENTY_STEPS)
+    one_rank.call(train, path=workshop.write_config(run, tasks=workshop.tasks), overrides=TWENTY_STEPS)
     return run
 
 
@@ -36,13 +36,20 @@ def assert_same_run(run: Path, reference: Path) -> None:
     np.testing.assert_allclose(column(ours, "loss"), column(theirs, "loss"), rtol=0, atol=2e-6)
     for left, right in zip(column(ours, "sequence_nats"), column(theirs, "sequence_nats"), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5)
+    ours, theirs = records_of(run, "task"), records_of(reference, "task")
+    assert column(theirs, "step") == [0, 0, 0, 20, 20, 20]
+    for name in ("step", "task", "metric", "shots", "identity", "item_weights"):
+        assert column(ours, name) == column(theirs, name), name
+    for left, right in zip(column(ours, "item_losses"), column(theirs, "item_losses"), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5)
+    assert records_of(run, "task_group") == records_of(reference, "task_group") != []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_give_what_one_gives(
     two_ranks: Ranks, workshop: Workshop, one_process: Path, tmp_path: Path, layout: str
 ) -> None:
-    path = workshop.write_config(tmp_path / "two")
+    path = workshop.write_config(tmp_path / "two", tasks=workshop.tasks)
     two_ranks.call(train, path=path, overrides=(*TWENTY_STEPS, *LAYOUTS[layout]))
     assert_same_run(tmp_path / "two", one_process)
 
@@ -50,13 +57,13 @@ def test_two_processes_give_what_one_gives(
 def test_tensor_and_pipeline_together_give_what_one_gives(
     four_ranks: Ranks, workshop: Workshop, one_process: Path, tmp_path: Path
 ) -> None:
-    path = workshop.write_config(tmp_path / "four")
+    path = workshop.write_config(tmp_path / "four", tasks=workshop.tasks)
     overrides = (*TWENTY_STEPS, "parallel.tensor=2", "parallel.pipeline=2")
     four_ranks.call(train, path=path, overrides=overrides)
     assert_same_run(tmp_path / "four", one_process)
 
 
 def test_micro_batches_change_nothing(one_rank: Ranks, workshop: Workshop, one_process: Path, tmp_path: Path) -> None:
-    path = workshop.write_config(tmp_path / "small")
+    path = workshop.write_config(tmp_path / "small", tasks=workshop.tasks)
     one_rank.call(train, path=path, overrides=(*TWENTY_STEPS, "training.micro_batch_size=1"))
     assert_same_run(tmp_path / "small", one_process)

@@ -138,3 +138,24 @@ def test_weights_that_make_no_shares_are_told_once(sections: dict[str, Any]) -> 
     sections["data"]["sources"]["web"]["weight"] = 0
     [fault] = faults_of(sections)
     assert fault.startswith("data.replay_ratio = 0.25: ")
+
+
+def test_tasks_that_cannot_be_asked(sections: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"task": "mine", "text": "w2"}))
+    (tmp_path / "broken.jsonl").write_text('{"question": 1}')
+    paths = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b", "broken", "gone")}
+    sections["tasks"] = {"sets": {"a": paths["a"]}}
+    assert faults_of(sections) == []
+    sections["tasks"] = {"sets": paths, "groups": {"s1_medical": [], "none": []}}
+    found = faults_of(sections)
+    assert len(found) == 3
+    assert found[0].startswith(f"tasks.sets.broken: {tmp_path}/broken.jsonl, line 1")
+    assert found[1].startswith(f"tasks.sets.gone: {tmp_path}/gone.jsonl: cannot be read")
+    assert found[2].startswith("tasks.sets.b: holds task 'mine', which tasks.sets.a holds too")
+    sections["tasks"] = {"sets": {"a": paths["a"]}, "groups": {"s1_medical": [], "none": [], "mine": ["other"]}}
+    found = faults_of(sections)
+    assert [fault.split(":")[0] for fault in found] == [
+        "tasks.groups.s1_medical", "tasks.groups.none is empty", "tasks.groups.mine", "tasks.groups.mine",
+    ]  # fmt: skip
+    assert "mmlu_medical_genetics, medqa, pubmedqa, medmcqa: no multiple-choice task" in found[0]

@@ -8,7 +8,8 @@ import pytest
 from megatron_cpt.commands import evaluate
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.tokenize import Tokenizer
-from megatron_cpt.evaluate.questions import Question, continuations, read_questions
+from megatron_cpt.tasks.questions import Question, Text, read_items
+from megatron_cpt.tasks.requests import continuations
 from tests.workshop import Workshop
 
 GOOD = {"id": "a", "task": "t", "question": "Q", "choices": ["x", "y"], "answer": 1}
@@ -21,21 +22,21 @@ def write(path: Path, *lines: object) -> Path:
 
 def test_a_file_is_read_by_task_and_context_comes_before_the_question(tmp_path: Path) -> None:
     bare = {"question": "Q", "choices": ["x", "y"], "answer": 0}
-    tasks = read_questions(write(tmp_path / "f.jsonl", GOOD, {**GOOD, "id": "b", "context": "C"}, bare))
+    tasks = read_items(write(tmp_path / "f.jsonl", GOOD, {**GOOD, "id": "b", "context": "C"}, bare))
     assert [question.prompt for question in tasks["t"]] == ["Q", "C\nQ"]
-    assert tasks["f"] == [Question("3", "Q", ("x", "y"), 0)]
+    assert tasks[""] == [Question("3", "Q", ("x", "y"), 0)]
 
 
 def test_every_line_that_is_no_question_is_named(tmp_path: Path) -> None:
     wrong = [{"answer": 2}, {"answer": True}, {"choices": ["x"]}, {"choices": ["x", ""]}, {"question": 5}, {"id": "a"}]
     lines = [GOOD, *({**GOOD, "id": str(n), **change} for n, change in enumerate(wrong)), b"{", [1], {"question": "Q"}]
     with pytest.raises(BadInput) as error:
-        read_questions(write(tmp_path / "f.jsonl", *lines))
+        read_items(write(tmp_path / "f.jsonl", *lines))
     assert [fault.value.rsplit(" ", 1)[1] for fault in error.value.faults] == [str(n) for n in range(2, 11)]
     with pytest.raises(BadInput, match="no question"):
-        read_questions(write(tmp_path / "empty.jsonl"))
+        read_items(write(tmp_path / "empty.jsonl"))
     with pytest.raises(BadInput, match="cannot be read"):
-        read_questions(tmp_path / "absent.jsonl")
+        read_items(tmp_path / "absent.jsonl")
 
 
 def test_blanks_between_prompt_and_choice_count_to_the_choice(workshop: Workshop) -> None:
@@ -67,3 +68,11 @@ def test_the_command_refuses_layouts_and_tasks_before_anything_starts(workshop: 
         evaluate.main([str(workshop.hf), "--tasks", str(path), "--nproc", "3", "--tensor", "2"])
     with pytest.raises(BadInput, match="another file holds too"):
         evaluate.main([str(workshop.hf), "--tasks", str(path), str(write(tmp_path / "g.jsonl", GOOD))])
+
+
+def test_texts_and_questions_are_told_apart(tmp_path: Path) -> None:
+    assert read_items(write(tmp_path / "f.jsonl", {"text": "T", "task": "t"})) == {"t": [Text("1", "T")]}
+    with pytest.raises(BadInput, match="both questions and texts"):
+        read_items(write(tmp_path / "g.jsonl", GOOD, {"text": "T", "task": "t"}))
+    with pytest.raises(BadInput, match="text must be a text"):
+        read_items(write(tmp_path / "h.jsonl", {"text": " "}))

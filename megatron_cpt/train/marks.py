@@ -1,0 +1,43 @@
+"""What is measured at a mark. Training goes on as if it had not been."""
+
+import time
+
+from megatron_cpt.evaluate.tasks import group_rates, score_tasks
+from megatron_cpt.evaluate.validate import evaluate
+from megatron_cpt.planning.evaluations import group_members
+from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.journal import Journal
+
+
+def evaluate_marks(run: Run, journal: Journal, step: int) -> None:
+    """Measures all that has a mark at this step, each kind in one pass."""
+    evaluate_sets(run, journal, step)
+    evaluate_tasks(run, journal, step)
+
+
+def evaluate_sets(run: Run, journal: Journal, step: int) -> None:
+    """The validation sets; each is recorded with its part of the time, by its sequences."""
+    due = [one for one in run.validation_sets if step in run.plan.marks[one.name]]
+    if not due:
+        return
+    started = time.perf_counter()
+    micro_batch_size = run.config.validation.micro_batch_size or run.config.training.micro_batch_size
+    losses = evaluate(run.model, due, micro_batch_size)
+    per_sequence = (time.perf_counter() - started) / sum(len(loss.sequence_nats) for loss in losses)
+    for validation_set, loss in zip(due, losses, strict=True):
+        journal.validated(step, validation_set, loss, per_sequence * len(loss.sequence_nats))
+
+
+def evaluate_tasks(run: Run, journal: Journal, step: int) -> None:
+    """The downstream tasks and their groups."""
+    due = [task for name, tasks in run.tasks.items() if step in run.plan.task_marks[name] for task in tasks]
+    if not due:
+        return
+    started = time.perf_counter()
+    scores = score_tasks(run.model, due, run.shape.longest_sequence, run.config.tasks.micro_batch_size)
+    per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
+    for task in due:
+        journal.tested(step, task, scores[task.name], per_token * task.tokens)
+    members = group_members(run.config)
+    for name, rate in group_rates(members, scores).items():
+        journal.tested_group(step, name, members[name], rate)

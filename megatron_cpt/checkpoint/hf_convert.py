@@ -98,7 +98,7 @@ def load_model(source: Path, shape: ModelShape, precision: Precision) -> GPTMode
         load_weights(source, model)
         return model
     model = build_bare(shape, source, precision)
-    load_hf_weights(model, shape, source, groups.tensor_rank(), groups.tensor_size())
+    load_hf_weights(model, shape, source)
     return model
 
 

@@ -1,9 +1,9 @@
 """A model written as a Hugging Face folder, by all its ranks together.
 
-1. Every rank sizes the files of its pipeline stage and the stages tell each other, so that all know
-   the final names (`model-00002-of-00005.safetensors`) before a byte is written.
-2. The first tensor-parallel rank of each stage, on the first replica, writes its stage's files one
-   after the other, so that it holds one file's tensors at most.
+1. Every rank sizes the files that it is to write and tells all, so that all know the final names
+   (`model-00002-of-00005.safetensors`) before a byte is written. Of the ranks that share a parameter the
+   first one writes it, on the first replica: a pipeline stage its layers, a rank of experts its experts.
+2. Each writes its files one after the other, so that it holds one file's tensors at most.
 3. Rank 0 writes index, config and lineage, copies tokenizer and generation config, renames the folder.
 The folder must be on a file system that all ranks share.
 """
@@ -20,16 +20,16 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_folder import COMPANIONS, INDEX, SINGLE, write_shard
-from megatron_cpt.checkpoint.hf_weights import DTYPES, gather_hf_tensors, hf_bytes, hf_sizes, weights_of
+from megatron_cpt.checkpoint.hf_weights import DTYPES, gather_hf_tensors, hf_bytes, hf_sizes, sharing_ranks, weights_of
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.weights import Rule
+from megatron_cpt.families.weights import Place, Rule
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
 from megatron_cpt.runs.durable import sync_folder, write_json
 
 SHARD_BYTES = 4 * 1024**3
-Weight = tuple[Tensor, Rule, int | None]
+Weight = tuple[Tensor, Rule, Place]
 
 
 def export_hf(
@@ -59,9 +59,7 @@ def export_hf(
     with first_on_rank_zero():
         if groups.rank() == 0:
             make_partial(output, partial)
-    files: dict[str, list[str]] = {}
-    if groups.data_rank() == 0:
-        files = write_weights(model, shape, partial, DTYPES[name], shard_bytes)
+    files = write_weights(model, shape, partial, DTYPES[name], shard_bytes)
     barrier()
     if groups.rank() == 0:
         written = {tensor for names in files.values() for tensor in names}
@@ -92,21 +90,28 @@ def make_partial(output: Path, partial: Path) -> None:
 def write_weights(
     model: GPTModel, shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
 ) -> dict[str, list[str]]:
-    """Writes the safetensors of one replica; its ranks call it. Returns the tensors of every file, of all stages."""
+    """Writes all safetensors; every rank calls it. Returns the tensors of every file."""
     exported = [weight for weight in weights_of(model, shape) if weight[1].exported]
-    shards = fill_shards(exported, shape, dtype, shard_bytes)
-    names = [[name for weight in shard for name in tensor_names(weight)] for shard in shards]
-    stages: list[list[list[str]]] = [[]] * groups.pipeline_size()
-    dist.all_gather_object(stages, names, group=groups.pipeline_group())
-    contents = [shard for stage in stages for shard in stage]
-    before = sum(len(stage) for stage in stages[: groups.pipeline_rank()])
-    for place, shard in enumerate(shards, start=before):
+    # Experts have replicas of their own, and files of their own: other ranks share them.
+    shards: list[list[Weight]] = []
+    if groups.data_rank() == 0:
+        shards += fill_shards([weight for weight in exported if not weight[1].of_expert], shape, dtype, shard_bytes)
+    if groups.expert_data_rank() == 0:
+        shards += fill_shards([weight for weight in exported if weight[1].of_expert], shape, dtype, shard_bytes)
+    written = [shard for shard in shards if sharing_ranks(shard[0][1])[0] == 0]
+    names = [[name for weight in shard for name in tensor_names(weight)] for shard in written]
+    of_ranks: list[list[list[str]]] = [[]] * groups.world_size()
+    dist.all_gather_object(of_ranks, names)
+    contents = [shard for of_rank in of_ranks for shard in of_rank]
+    number = sum(len(of_rank) for of_rank in of_ranks[: groups.rank()])
+    for shard in shards:
         tensors: dict[str, Tensor] = {}
-        for parameter, rule, layer in shard:
-            tensors |= gather_hf_tensors(parameter, rule, layer, shape, dtype, groups.tensor_group())
-        if groups.tensor_rank() == 0:
-            write_shard(folder / file_name(place, len(contents)), tensors)
-    return {file_name(place, len(contents)): content for place, content in enumerate(contents)}
+        for parameter, rule, place in shard:
+            tensors |= gather_hf_tensors(parameter, rule, place, shape, dtype)
+        if tensors:
+            write_shard(folder / file_name(number, len(contents)), tensors)
+            number += 1
+    return {file_name(number, len(contents)): content for number, content in enumerate(contents)}
 
 
 def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, shard_bytes: int) -> list[list[Weight]]:
@@ -125,13 +130,13 @@ def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, sh
 
 def tensor_names(weight: Weight) -> list[str]:
     """The Hugging Face names of one parameter."""
-    _, rule, layer = weight
-    return [tensor.name.format(layer=layer) for tensor in rule.tensors]
+    _, rule, place = weight
+    return [place.name(tensor.name) for tensor in rule.tensors]
 
 
-def file_name(place: int, files: int) -> str:
-    """transformers' name of the file at a place (from 0)."""
-    return SINGLE if files == 1 else f"model-{place + 1:05}-of-{files:05}.safetensors"
+def file_name(number: int, files: int) -> str:
+    """transformers' name of a file, counted from 0."""
+    return SINGLE if files == 1 else f"model-{number + 1:05}-of-{files:05}.safetensors"
 
 
 def write_index(folder: Path, files: dict[str, list[str]], shape: ModelShape, dtype: torch.dtype) -> None:

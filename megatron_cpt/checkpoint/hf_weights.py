@@ -21,30 +21,41 @@ from megatron_cpt.checkpoint.hf_folder import READABLE, HFTensors, open_hf_tenso
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
-from megatron_cpt.families.weights import Rule, VocabularyParallel, local_size, pieces, tensor_size
+from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
+from megatron_cpt.parallel import groups
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_hf_weights(
-    model: GPTModel, shape: ModelShape, folder: Path, tensor_rank: int = 0, tensor_size: int = 1
-) -> None:
+def load_hf_weights(model: GPTModel, shape: ModelShape, folder: Path) -> None:
     """Fills this rank's part of a model from the safetensors of a folder, in the model's dtype, in place.
 
     Args:
-        model: one pipeline stage of one tensor-parallel rank, not yet wrapped for training.
+        model: what this rank owns of it (one pipeline stage or a chunk of one), not yet wrapped for training.
         shape: the folder's shape, with which the model was built.
-        tensor_rank, tensor_size: this rank among those that share each layer.
     Raises:
         BadInput: pickles; tensors missing, surplus, of another size or dtype, not finite.
         IntegrityFault: a torn or altered file.
     """
     with open_hf_tensors(folder) as tensors, torch.no_grad():
         check_tensors(tensors, shape)
-        for parameter, rule, layer in weights_of(model, shape):
-            wanted = local_size(rule, shape, tensor_rank, tensor_size)
+        for parameter, rule, place in weights_of(model, shape):
+            rank, ranks = sharing_ranks(rule)
+            wanted = local_size(rule, shape, rank, ranks)
             assert tuple(parameter.shape) == wanted, f"{rule.names[0]}: {tuple(parameter.shape)}, not {wanted}"
-            fill(parameter, rule, layer, shape, tensors, tensor_rank, tensor_size)
+            fill(parameter, rule, place, shape, tensors, rank, ranks)
+
+
+def sharing_ranks(rule: Rule) -> tuple[int, int]:
+    """This rank among the ranks that divide such a parameter, and their number."""
+    if rule.of_expert:
+        return groups.expert_tensor_rank(), groups.expert_tensor_size()
+    return groups.tensor_rank(), groups.tensor_size()
+
+
+def sharing_group(rule: Rule) -> dist.ProcessGroup:
+    """The ranks that divide such a parameter."""
+    return groups.expert_tensor_group() if rule.of_expert else groups.tensor_group()
 
 
 def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
@@ -84,33 +95,44 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
 def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Names and dimensions of all tensors that a folder of this shape holds."""
     return {
-        tensor.name.format(layer=layer): tensor_size(tensor, shape)
-        for rule, layer in name_table(shape).values()
+        place.name(tensor.name): tensor_size(tensor, shape)
+        for rule, place in name_table(shape).values()
         for tensor in rule.tensors
     }
 
 
-def weights_of(model: GPTModel, shape: ModelShape) -> Iterator[tuple[Tensor, Rule, int | None]]:
-    """The parameters of this rank, each with its rule and the global number of its layer, in their order."""
+def weights_of(model: GPTModel, shape: ModelShape) -> Iterator[tuple[Tensor, Rule, Place]]:
+    """The parameters of this rank, each with its rule and its place in the whole model, in their order."""
     table = name_table(shape)
     for name, parameter in model.named_parameters():
-        global_name = re.sub(r"^decoder\.layers\.(\d+)\.", lambda found: _global_layer(model, found), name)
-        assert global_name in table, f"the name table of {shape.family} has no {global_name}"
-        yield parameter.data, *table[global_name]
+        whole_name = global_name(model, name)
+        assert whole_name in table, f"the name table of {shape.family} has no {whole_name}"
+        yield parameter.data, *table[whole_name]
 
 
-def _global_layer(model: GPTModel, found: re.Match[str]) -> str:
-    # A pipeline stage counts its own layers from 0; layer_number counts all from 1.
-    return f"decoder.layers.{model.decoder.layers[int(found[1])].layer_number - 1}."
+def global_name(model: GPTModel, name: str) -> str:
+    """A parameter's name with the numbers that its layer and its expert have in the whole model."""
+    found = re.match(r"decoder\.layers\.(\d+)\.", name)
+    if found is None:
+        return name
+    # A rank counts its own layers and experts from 0; layer_number counts all layers from 1.
+    layer = model.decoder.layers[int(found[1])]
+    rest = name[found.end() :]
+    if rest.startswith("mlp.experts."):
+        owned: list[int] = layer.mlp.local_expert_indices
+        rest = re.sub(
+            r"(?<=local_experts\.)\d+|(?<=linear_fc[12]\.weight)\d+", lambda number: str(owned[int(number[0])]), rest
+        )
+    return f"decoder.layers.{layer.layer_number - 1}.{rest}"
 
 
 def fill(
-    parameter: Tensor, rule: Rule, layer: int | None, shape: ModelShape, tensors: HFTensors, rank: int, ranks: int
+    parameter: Tensor, rule: Rule, place: Place, shape: ModelShape, tensors: HFTensors, rank: int, ranks: int
 ) -> None:
     """Copies the rank's pieces into a parameter, one slice in memory at a time."""
     filled = 0
     for piece in pieces(rule, shape, rank, ranks):
-        name = rule.tensors[piece.tensor].name.format(layer=layer)
+        name = place.name(rule.tensors[piece.tensor].name)
         part = tensors.read(name, piece.axis, piece.start, piece.length)
         parameter.narrow(piece.axis, piece.local, piece.length).copy_(part)
         filled = piece.local + piece.length
@@ -122,12 +144,13 @@ def fill(
 
 
 def gather_hf_tensors(
-    parameter: Tensor, rule: Rule, layer: int | None, shape: ModelShape, dtype: torch.dtype, group: dist.ProcessGroup
+    parameter: Tensor, rule: Rule, place: Place, shape: ModelShape, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The whole Hugging Face tensors of a parameter, on the first tensor-parallel rank's CPU; {} on the others.
+    """The whole Hugging Face tensors of a parameter, on the CPU of the first rank that shares it; {} on the others.
 
-    Every rank of the group calls it with the same parameter.
+    Every rank that shares it calls this with the same parameter.
     """
+    group = sharing_group(rule)
     ranks = dist.get_world_size(group)
     first = dist.get_rank(group) == 0
     shards = [parameter]
@@ -135,11 +158,11 @@ def gather_hf_tensors(
         # Replicated ones are the same everywhere, and gathered all the same: they are small.
         shards = [torch.empty_like(parameter) for _ in range(ranks)] if first else []
         dist.gather(parameter.contiguous(), shards or None, group=group, group_dst=0)
-    return join_shards(shards, rule, layer, shape, dtype) if first else {}
+    return join_shards(shards, rule, place, shape, dtype) if first else {}
 
 
 def join_shards(
-    shards: list[Tensor], rule: Rule, layer: int | None, shape: ModelShape, dtype: torch.dtype
+    shards: list[Tensor], rule: Rule, place: Place, shape: ModelShape, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The Hugging Face tensors of a parameter from the parts of all tensor-parallel ranks."""
     whole = [torch.empty(tensor_size(tensor, shape), dtype=dtype) for tensor in rule.tensors]
@@ -147,7 +170,7 @@ def join_shards(
         for piece in pieces(rule, shape, rank, len(shards)):
             target = whole[piece.tensor].narrow(piece.axis, piece.start, piece.length)
             target.copy_(shard.narrow(piece.axis, piece.local, piece.length))
-    return {tensor.name.format(layer=layer): full for tensor, full in zip(rule.tensors, whole, strict=True)}
+    return {place.name(tensor.name): full for tensor, full in zip(rule.tensors, whole, strict=True)}
 
 
 def hf_bytes(rule: Rule, shape: ModelShape, dtype: torch.dtype) -> int:

@@ -54,6 +54,18 @@ class ModelShape:
     """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
     parallel_residual: bool = False
     """Whether attention and MLP both read the layer's input and are added to it together."""
+    experts: int = 0
+    """Experts of a layer that routes each token to a few of them (arXiv:2101.03961); 0: every MLP is dense."""
+    experts_per_token: int = 0
+    """Experts that a token is sent to."""
+    expert_ffn_hidden: int = 0
+    """Width inside one expert."""
+    dense_layers: frozenset[int] = frozenset()
+    """Layers, counted from 0, whose MLP is dense although the others have experts."""
+    router_shares_sum_to_one: bool = True
+    """Whether the chosen experts are weighted among themselves, or by their share among all experts."""
+    router_balance: float = 0.0
+    """Weight of the loss that keeps experts equally busy in training, as config.json states it."""
     sliding_window: int | None = None
     """None, or how many tokens a position sees, itself included, in some layers or in all."""
     dtype: str | None = None
@@ -73,6 +85,11 @@ class ModelShape:
     def query_key_value_width(self) -> int:
         """Width of all query, key and value heads."""
         return self.query_width + 2 * self.key_value_width
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The layers that have experts, counted from 0."""
+        return tuple(layer for layer in range(self.layers) if self.experts and layer not in self.dense_layers)
 
     @property
     def longest_sequence(self) -> int:

@@ -70,6 +70,14 @@ class ConfigFields:
         self.fault(name, value, "must be a number above 0.", "Mend config.json.")
         return default
 
+    def not_negative(self, name: str, default: float) -> float:
+        """A number of at least 0. A fault is noted, and the default returned, for anything else."""
+        value = self.take(name, default)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+            return float(value)
+        self.fault(name, value, "must be a number of at least 0.", "Mend config.json.")
+        return default
+
     def boolean(self, name: str, default: bool) -> bool:
         """true or false. A fault is noted, and the default returned, for anything else."""
         value = self.take(name, default)

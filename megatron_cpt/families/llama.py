@@ -29,6 +29,8 @@ def read_llama_like(
     max_positions: int,
     key_value_heads: int | None = None,
     head_dim: int | None = None,
+    norm_epsilon: float = 1e-6,
+    rope_base: float = 10_000.0,
 ) -> ModelShape:
     """The shape of a family whose config.json has a Llama's fields, and perhaps more.
 
@@ -37,10 +39,11 @@ def read_llama_like(
         max_positions: transformers' default of `max_position_embeddings` in this family.
         key_value_heads: its default of `num_key_value_heads`; None: as many as query heads.
         head_dim: its default of `head_dim`; None: the width divided by the query heads.
+        norm_epsilon, rope_base: its defaults of `rms_norm_eps` and `rope_theta`.
     """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     query_groups = fields.optional_integer("num_key_value_heads", key_value_heads) or heads
-    rope = read_rope(fields, family)
+    rope = read_rope(fields, family, base=rope_base)
     shape = ModelShape(
         family=family,
         layers=fields.integer("num_hidden_layers"),
@@ -51,7 +54,7 @@ def read_llama_like(
         head_dim=fields.optional_integer("head_dim", head_dim) or max(hidden // heads, 1),
         vocabulary=fields.integer("vocab_size"),
         max_positions=fields.integer("max_position_embeddings", max_positions),
-        norm_epsilon=fields.positive("rms_norm_eps", 1e-6),
+        norm_epsilon=fields.positive("rms_norm_eps", norm_epsilon),
         rope_base=rope.base,
         rope_scaling=rope.scaling,
         tied_embeddings=fields.boolean("tie_word_embeddings", False),
@@ -70,7 +73,10 @@ def read_llama_like(
 
 
 def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """The name table of a Llama, and of families that name the same weights so; a tied one has no output layer."""
+    """The name table of a Llama, and of families that name the same weights so; a tied one has no output layer.
+
+    The MLP is that of dense layers; experts are named in experts.py.
+    """
     layer, attention, mlp = (
         "model.layers.{layer}",
         "model.layers.{layer}.self_attn",
@@ -112,10 +118,12 @@ def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:
                 Tensor(f"{mlp}.gate_proj.weight", ("ffn_hidden", "hidden")),
                 Tensor(f"{mlp}.up_proj.weight", ("ffn_hidden", "hidden")),
             ),
+            layers="dense",
         ),
         RowParallel(
             ("decoder.layers.{layer}.mlp.linear_fc2.weight",),
             (Tensor(f"{mlp}.down_proj.weight", ("hidden", "ffn_hidden")),),
+            layers="dense",
         ),
         Replicated(("decoder.final_layernorm.weight",), (Tensor("model.norm.weight", ("hidden",)),)),
         VocabularyParallel(("output_layer.weight",), (output,), exported=not shape.tied_embeddings),

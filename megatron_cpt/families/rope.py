@@ -27,6 +27,7 @@ def read_rope(
     base_name: str = "rope_theta",
     share_name: str | None = None,
     share: float = 1.0,
+    base: float = 10_000.0,
 ) -> Rope:
     """The rotary positions as transformers 5 (`rope_parameters`) or 4 (fields of their own) writes them.
 
@@ -35,8 +36,9 @@ def read_rope(
         base_name: transformers 4's name of the base.
         share_name: transformers 4's name of the part of a head that is turned; None: the family turns all.
         share: that part where nothing states it.
+        base: the base where nothing states it.
     """
-    outer_base = fields.positive(base_name, 10_000.0)
+    outer_base = fields.positive(base_name, base)
     outer_share = share if share_name is None else fields.positive(share_name, share)
     older, newer = fields.take("rope_scaling", {}), fields.take("rope_parameters", {})
     if older and newer:

@@ -10,13 +10,17 @@ from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA
 from megatron_cpt.families.mistral import MISTRAL
+from megatron_cpt.families.mixtral import MIXTRAL
 from megatron_cpt.families.qwen2 import QWEN2
 from megatron_cpt.families.qwen3 import QWEN3
-from megatron_cpt.families.weights import Rule
+from megatron_cpt.families.qwen3_moe import QWEN3_MOE
+from megatron_cpt.families.weights import Place, Rule, places
 
 __all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, MIXTRAL, QWEN3_MOE)
+}
 
 
 def read_shape(folder: str | Path) -> ModelShape:
@@ -44,16 +48,14 @@ def family_of(shape: ModelShape) -> Family:
     return FAMILIES[shape.family]
 
 
-def name_table(shape: ModelShape) -> dict[str, tuple[Rule, int | None]]:
-    """Every name that a Megatron-Core parameter may have, to its rule and global layer number."""
-    table: dict[str, tuple[Rule, int | None]] = {}
-    for rule in family_of(shape).weights(shape):
-        for name in rule.names:
-            if "{layer}" in name:
-                table |= {name.format(layer=layer): (rule, layer) for layer in range(shape.layers)}
-            else:
-                table[name] = (rule, None)
-    return table
+def name_table(shape: ModelShape) -> dict[str, tuple[Rule, Place]]:
+    """Every name that a Megatron-Core parameter may have, to its rule and its place in the whole model."""
+    return {
+        place.name(name): (rule, place)
+        for rule in family_of(shape).weights(shape)
+        for place in places(rule, shape)
+        for name in rule.names
+    }
 
 
 def _read_object(path: Path) -> dict[str, object]:

@@ -7,7 +7,7 @@ from math import prod
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of
-from megatron_cpt.families.weights import Rule, VocabularyParallel, local_size, tensor_size
+from megatron_cpt.families.weights import Rule, VocabularyParallel, local_size, places, tensor_size
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -32,12 +32,17 @@ class MemoryEstimate:
 
 
 def parameter_count(shape: ModelShape) -> int:
-    """Parameters as transformers counts them; a tied output layer counts once.
+    """Parameters as transformers counts them, all experts among them; a tied output layer counts once.
 
     For a Llama with width h, vocabulary V, query width q, key-value width k, MLP width f and L layers:
     V h (2 V h untied) + L (h (q + 2 k) + q h + 3 h f + 2 h) + h.
     """
     return sum(_parameters(rule, shape) * _copies(rule, shape) for rule in _rules(shape) if rule.exported)
+
+
+def active_parameter_count(shape: ModelShape) -> int:
+    """Parameters that one token meets: of the experts of a layer, those that it is sent to."""
+    return sum(_parameters(rule, shape) * _active_copies(rule, shape) for rule in _rules(shape) if rule.exported)
 
 
 def non_embedding_parameter_count(shape: ModelShape) -> int:
@@ -52,12 +57,12 @@ def non_embedding_parameter_count(shape: ModelShape) -> int:
 def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     """Floating-point operations of one training token, forward and backward.
 
-    6 per weight of every matrix that multiplies (the output layer does, the embedding does not), plus
-    6 L q s for attention, with L layers, query width q and sequence length s: scores and values take
-    2 x 2 q s a layer, backward twice that again, and causality halves it all.
+    6 per weight of every matrix that multiplies a token (the output layer does, the embedding and experts
+    that it is not sent to do not), plus 6 L q s for attention, with L layers, query width q and sequence
+    length s: scores and values take 2 x 2 q s a layer, backward twice that again, and causality halves it all.
     """
     matrices = sum(
-        _parameters(rule, shape) * _copies(rule, shape)
+        _parameters(rule, shape) * _active_copies(rule, shape)
         for rule in _rules(shape)
         if len(rule.tensors[0].size) > 1 and rule.names != _embedding(shape).names
     )
@@ -94,7 +99,8 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
     After arXiv:2205.05198, section 4, for attention that keeps no scores. For each token and layer, times
     the bytes of a weight: 4 h (inputs and outputs of both norms) + (3 q + 3 k)/t (query and key before and
     after rotation, value, attention's output) + 4 f/t (gate, up, their activation and product; without a
-    gate 2 f/t), with t tensor-parallel ranks; h alone with full recomputation. Stage i of p holds the
+    gate 2 f/t), with t tensor-parallel ranks; h alone with full recomputation. Of k experts for a token, each
+    keeps 4 f/t of its own f, and its input and output. Stage i of p holds the
     micro batches of p - i steps at once (1F1B); the last adds logits and their fp32 softmax.
     """
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
@@ -103,6 +109,11 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
     tokens = config.training.micro_batch_size * config.data.sequence_length
     divided = 3 * shape.query_width + 3 * shape.key_value_width + (4 if shape.gated_mlp else 2) * shape.ffn_hidden
     layer = 4 * shape.hidden + -(-divided // tensor)
+    if shape.experts:
+        # A token's copies for its experts stand beside what they compute; layers without experts keep less.
+        chosen = shape.experts_per_token
+        divided = 3 * shape.query_width + 3 * shape.key_value_width + 4 * chosen * shape.expert_ffn_hidden
+        layer = (4 + 2 * chosen) * shape.hidden + -(-divided // tensor)
     if config.megatron.transformer.get("recompute_granularity") == "full":
         layer = shape.hidden
     in_flight = min(pipeline - stage, micro_batches)
@@ -114,10 +125,11 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
 def _stage_parameters(shape: ModelShape, config: RunConfig, stage: int) -> int:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     first, last = stage == 0, stage == pipeline - 1
+    layers = range(stage * shape.layers // pipeline, (stage + 1) * shape.layers // pipeline)
 
     def copies(rule: Rule) -> int:
-        if _is_of_a_layer(rule):
-            return shape.layers // pipeline
+        if rule.of_layer:
+            return sum(place.layer in layers for place in places(rule, shape))
         if rule.names == _embedding(shape).names:
             return int(first)
         # A tied output layer is a copy of its own where the embedding is on another stage.
@@ -134,12 +146,13 @@ def _embedding(shape: ModelShape) -> Rule:
     return next(rule for rule in _rules(shape) if isinstance(rule, VocabularyParallel))
 
 
-def _is_of_a_layer(rule: Rule) -> bool:
-    return "{layer}" in rule.names[0]
-
-
 def _copies(rule: Rule, shape: ModelShape) -> int:
-    return shape.layers if _is_of_a_layer(rule) else 1
+    return len(places(rule, shape))
+
+
+def _active_copies(rule: Rule, shape: ModelShape) -> int:
+    copies = _copies(rule, shape)
+    return copies // shape.experts * shape.experts_per_token if rule.of_expert else copies
 
 
 def _parameters(rule: Rule, shape: ModelShape) -> int:

@@ -8,12 +8,28 @@ safetensors into the parameter, exporting copies it back. Megatron-Core's layout
 - tensor-parallel rank r of R owns the r-th R-th of the rows (column parallel) or columns (row parallel);
 - linear_qkv interleaves rows by query group: its query heads, its key head, its value head;
 - linear_fc1 of a gated MLP holds the gate's rows, then up's; each rank its part of both;
-- the vocabulary is padded to a multiple of R; the padding is the end of the last ranks.
+- the vocabulary is padded to a multiple of R; the padding is the end of the last ranks;
+- each expert is a parameter of its own, whole on the ranks of its expert-parallel part and divided among
+  those that share an expert, which need not be those that share the rest of the layer.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the model a parameter is; both numbers count from 0 over all ranks."""
+
+    layer: int | None = None
+    """Its layer; None outside of the layers."""
+    expert: int | None = None
+    """Its expert; None outside of the experts."""
+
+    def name(self, template: str) -> str:
+        """A name with `{layer}` and `{expert}` filled in."""
+        return template.format(layer=self.layer, expert=self.expert)
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class Tensor:
     """One Hugging Face tensor."""
 
     name: str
-    """Its name in the safetensors; `{layer}` stands for the global number of a layer."""
+    """Its name in the safetensors; `{layer}` and `{expert}` stand for global numbers."""
     size: tuple[str, ...]
     """Its dimensions, as fields of ModelShape."""
 
@@ -36,6 +52,18 @@ class Rule:
     """The Hugging Face tensors that it holds."""
     exported: bool = True
     """False for the last stage's copy of a tied embedding, which the first stage exports."""
+    layers: Literal["all", "dense", "sparse"] = "all"
+    """Which layers have it: all, those with a dense MLP, or those with experts."""
+
+    @property
+    def of_layer(self) -> bool:
+        """Whether each layer has one of its own."""
+        return "{layer}" in self.names[0]
+
+    @property
+    def of_expert(self) -> bool:
+        """Whether each expert has one of its own."""
+        return "{expert}" in self.names[0]
 
 
 class Replicated(Rule):
@@ -63,8 +91,14 @@ class GatedUp(Rule):
 
 
 class Sizes(Protocol):
-    """What `pieces` needs of a ModelShape."""
+    """What this file needs of a ModelShape."""
 
+    @property
+    def layers(self) -> int: ...
+    @property
+    def sparse_layers(self) -> tuple[int, ...]: ...
+    @property
+    def experts(self) -> int: ...
     @property
     def heads(self) -> int: ...
     @property
@@ -87,6 +121,18 @@ class Piece:
     """Where it begins in the Hugging Face tensor."""
     length: int
     """Rows or columns."""
+
+
+def places(rule: Rule, shape: Sizes) -> list[Place]:
+    """Every place that has a parameter of this rule, in order."""
+    if not rule.of_layer:
+        return [Place()]
+    sparse = set(shape.sparse_layers)
+    layers = [
+        layer for layer in range(shape.layers) if rule.layers == "all" or (layer in sparse) == (rule.layers == "sparse")
+    ]
+    experts = range(shape.experts) if rule.of_expert else [None]
+    return [Place(layer, expert) for layer in layers for expert in experts]
 
 
 def tensor_size(tensor: Tensor, shape: Sizes) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
-from megatron_cpt.model.specs import layer_spec
+from megatron_cpt.model.specs import block_spec, transformer_engine_usable
 from megatron_cpt.parallel import groups
 
 ACTIVATIONS = {
@@ -90,6 +90,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "qk_layernorm": shape.query_key_norm,
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": ACTIVATIONS[shape.activation],
+        **(expert_fields(shape) if shape.experts else {}),
         "hidden_dropout": config.model.dropout,
         "attention_dropout": config.model.dropout,
         "params_dtype": dtype,
@@ -117,8 +118,29 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "bias_activation_fusion": on_gpu and shape.gated_mlp,
         "apply_rope_fusion": False,
     }
+    if shape.experts:
+        defaults |= {
+            "moe_router_load_balancing_type": "aux_loss",
+            "moe_aux_loss_coeff": shape.router_balance,
+            "moe_router_dtype": "fp32",  # of shares and the choice: in bf16 many experts tie
+            "moe_token_dispatcher_type": "alltoall",
+        }
     passed = config.megatron.transformer
     return megatron_config(TransformerConfig, ours, passed, "megatron.transformer", defaults)
+
+
+def expert_fields(shape: ModelShape) -> dict[str, Any]:
+    """What TransformerConfig is told of layers with experts."""
+    return {
+        "num_moe_experts": shape.experts,
+        "moe_router_topk": shape.experts_per_token,
+        "moe_ffn_hidden_size": shape.expert_ffn_hidden,
+        "moe_layer_freq": [int(layer in shape.sparse_layers) for layer in range(shape.layers)],
+        # Shares among all experts are computed before the choice, shares among the chosen after it.
+        "moe_router_pre_softmax": not shape.router_shares_sum_to_one,
+        # Experts of a rank in one call; without Transformer Engine one after the other.
+        "moe_grouped_gemm": transformer_engine_usable(),
+    }
 
 
 def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
@@ -127,9 +149,10 @@ def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
     Its weights are random, or unset where `model.weights` is `hf`: load them next.
     """
     scaling = shape.rope_scaling or {}
+    transformer = transformer_config(shape, config)
     model = GPTModel(
-        config=transformer_config(shape, config),
-        transformer_layer_spec=layer_spec(shape),
+        config=transformer,
+        transformer_layer_spec=block_spec(shape, transformer),
         vocab_size=padded_vocabulary(shape, config.parallel.tensor),
         max_sequence_length=config.data.sequence_length,
         pre_process=groups.is_first_stage(),

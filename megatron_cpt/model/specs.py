@@ -14,6 +14,13 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    LayerNormImpl,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention
@@ -52,14 +59,35 @@ def choose_kernels() -> Kernels:
     )
 
 
-def layer_spec(shape: ModelShape) -> ModuleSpec:
-    """The spec of one transformer layer of a model of this shape."""
+def block_spec(
+    shape: ModelShape, config: TransformerConfig, virtual_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """Specs of the layers of this rank, or of its chunk `virtual_stage`, and the final norm."""
+    first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
+    count = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer_spec(shape, layer) for layer in range(first, first + count)],
+        layer_norm=LayerNormImpl,
+    )
+
+
+def layer_spec(shape: ModelShape, layer: int = 0) -> ModuleSpec:
+    """The spec of a transformer layer of a model of this shape, by the layer's number in the whole model, from 0."""
+    experts = shape.experts if layer in shape.sparse_layers else None
     if transformer_engine_usable():
-        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.query_key_norm)
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=experts, moe_grouped_gemm=True, qk_layernorm=shape.query_key_norm
+        )
     else:
-        local = get_gpt_layer_local_spec(normalization=shape.normalization, qk_layernorm=shape.query_key_norm)
+        local = get_gpt_layer_local_spec(
+            num_experts=experts, normalization=shape.normalization, qk_layernorm=shape.query_key_norm
+        )
         spec = copy.deepcopy(local)
         spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+        if experts:
+            # The norm before experts is never fused with them: its name in a checkpoint is its own, as it is in
+            # Transformer Engine's spec.
+            spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
     return spec

@@ -81,6 +81,26 @@ def tensor_group() -> dist.ProcessGroup:
     return parallel_state.get_tensor_model_parallel_group()
 
 
+def expert_tensor_rank() -> int:
+    """Rank among those that share an expert."""
+    return parallel_state.get_expert_tensor_parallel_rank()
+
+
+def expert_tensor_size() -> int:
+    """Ranks that share an expert."""
+    return parallel_state.get_expert_tensor_parallel_world_size()
+
+
+def expert_tensor_group() -> dist.ProcessGroup:
+    """The ranks that share an expert."""
+    return parallel_state.get_expert_tensor_parallel_group()
+
+
+def expert_data_rank() -> int:
+    """Rank among the replicas of this rank's experts."""
+    return parallel_state.get_expert_data_parallel_rank()
+
+
 def pipeline_rank() -> int:
     """This rank's pipeline stage."""
     return parallel_state.get_pipeline_model_parallel_rank()

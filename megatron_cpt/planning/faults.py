@@ -79,7 +79,7 @@ def layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
         "attention heads": shape.heads,
         "key-value heads": shape.query_groups,
         "units of the MLP": shape.ffn_hidden,
-    }
+    } | ({"units of an expert": shape.expert_ffn_hidden} if shape.experts else {})
     faults = [
         Fault(
             f"parallel.tensor = {parallel.tensor}",
@@ -89,6 +89,10 @@ def layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
         for what, count in divided.items()
         if count % parallel.tensor
     ]
+    if shape.experts and parallel.tensor > 1:
+        rule = "layers with experts are trained with tensor parallelism only where sequences are divided too, which"
+        rule += " is not supported in this version."
+        faults.append(Fault(f"parallel.tensor = {parallel.tensor}", rule, "Set it to 1."))
     if shape.layers % parallel.pipeline:
         rule = f"the model's {shape.layers} layers cannot be divided evenly among {parallel.pipeline} stages."
         remedy = f"Use {_one_of(_divisors(shape.layers))}."

@@ -8,6 +8,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.families.size import (
     MemoryEstimate,
+    active_parameter_count,
     flops_per_token,
     memory_per_rank,
     non_embedding_parameter_count,
@@ -30,6 +31,8 @@ class ModelSize:
     """Model family."""
     parameters: int
     """All parameters; tied ones count once."""
+    active_parameters: int
+    """Parameters that one token meets; fewer than all where it is sent to some of many experts."""
     non_embedding_parameters: int
     """Without embedding and output layer."""
     flops_per_token: float
@@ -123,13 +126,15 @@ class RunPlan:
 
     def _summary(self) -> list[str]:
         model, memory = self.model, self.model.memory
+        experts = model.active_parameters < model.parameters
+        active = f", {quantity(model.active_parameters)} active for a token" if experts else ""
         batch = f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
         shares = ", ".join(f"{name} {size(count)}" for name, count in asdict(memory).items())
         ranks = "one rank" if self.world_size == 1 else f"the fullest of {self.world_size} ranks"
         return [
             f"Run      {self.folder}: {self.steps:,} steps of {batch}, {quantity(self.tokens)} tokens in all",
             f"Model    {model.family}, {quantity(model.parameters)} parameters "
-            f"({quantity(model.non_embedding_parameters)} without embeddings)",
+            f"({quantity(model.non_embedding_parameters)} without embeddings{active})",
             f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
             f"Memory   {size(memory.total)} on {ranks} ({shares})",
         ]
@@ -187,6 +192,7 @@ def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -
     return ModelSize(
         family=shape.family,
         parameters=parameter_count(shape),
+        active_parameters=active_parameter_count(shape),
         non_embedding_parameters=non_embedding_parameter_count(shape),
         flops_per_token=per_token,
         training_flops=per_token * steps * config.tokens_per_step,

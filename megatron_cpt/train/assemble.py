@@ -83,7 +83,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     bare_model = build_model(shape, config)
     checkpoints = sharded.complete_checkpoints(folder.checkpoints)
     if config.model.weights == "hf" and not checkpoints:
-        load_hf_weights(bare_model, shape, Path(config.model.hf), groups.tensor_rank(), groups.tensor_size())
+        load_hf_weights(bare_model, shape, Path(config.model.hf))
     model = wrap_for_training(bare_model, config)
     optimizer = build_optimizer(model, config)
     # From here on, dropout draws; weights drawn at random above must not shift it.

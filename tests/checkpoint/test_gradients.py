@@ -41,7 +41,7 @@ def gradients(
     groups.divide_world(config.parallel)
     shape = read_shape(folder)
     bare = build_model(shape, config)
-    load_hf_weights(bare, shape, folder, groups.tensor_rank(), groups.tensor_size())
+    load_hf_weights(bare, shape, folder)
     model = wrap_for_training(bare, config)
     model.zero_grad_buffer()
     sources = np.zeros(1, dtype=np.int64)
@@ -52,22 +52,30 @@ def gradients(
     for parameter in bare.parameters():
         parameter.data.copy_(parameter.main_grad)
     found: dict[str, Tensor] = {}
-    for parameter, rule, layer in weights_of(unwrap(model), shape):
+    for parameter, rule, place in weights_of(unwrap(model), shape):
         if rule.exported:
-            found |= gather_hf_tensors(parameter, rule, layer, shape, torch.float32, groups.tensor_group())
+            found |= gather_hf_tensors(parameter, rule, place, shape, torch.float32)
     return {name: gradient.numpy() for name, gradient in found.items()}
+
+
+def transformers_gradients(folder: Path, windows: Tensor, scratch: Path) -> dict[str, np.ndarray]:
+    """The gradients of the mean loss by transformers' own model, under the names in its folders."""
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    logits = reference(windows[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
+    # transformers renames and joins tensors as it loads; saved in the weights' place, gradients have the first names.
+    for parameter in reference.parameters():
+        parameter.data.copy_(parameter.grad)
+    reference.save_pretrained(scratch)
+    return {name: gradient.numpy() for name, gradient in all_tensors(scratch).items()}
 
 
 def check_gradients(ranks: Ranks, folder: Path, tensor: int, pipeline: int, **transformer: Any) -> None:
     torch.manual_seed(2)
     windows = torch.randint(101, (SEQUENCES, LENGTH + 1))
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logits = reference(windows[:, :-1]).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
-    expected = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
-    if "embed_out.weight" in all_tensors(folder):
-        # transformers 5 renames this one as it loads.
-        expected["embed_out.weight"] = expected.pop("lm_head.weight")
+    expected = transformers_gradients(folder, windows, folder.with_name("gradients"))
+    if read_shape(folder).experts:
+        transformer["moe_aux_loss_coeff"] = 0.0  # transformers does not add the balance of experts unless asked to
     results = ranks.call(
         gradients, folder=folder, windows=windows, tensor=tensor, pipeline=pipeline, transformer=transformer
     )
@@ -91,6 +99,8 @@ def test_one_process(one_rank: Ranks, model: Path) -> None:
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
 def test_two_processes(two_ranks: Ranks, model: Path, tensor: int, pipeline: int) -> None:
+    if tensor > 1 and read_shape(model).experts:
+        pytest.skip("experts are not trained with tensor parallelism (planning/faults.py)")
     check_gradients(two_ranks, model, tensor, pipeline)
 
 

@@ -67,26 +67,26 @@ def test_slices_of_any_number_of_ranks_join_to_the_same_tensors(tmp_path: Path) 
     folder = write_llama(tmp_path / "hf", dtype=torch.bfloat16, num_key_value_heads=4)
     shape, tensors = read_shape(folder), all_tensors(folder)
     with open_hf_tensors(folder) as opened:
-        for rule, layer in name_table(shape).values():
+        for rule, place in name_table(shape).values():
             for ranks in (1, 2, 4):
                 shards = [
                     torch.full(local_size(rule, shape, rank, ranks), torch.nan, dtype=torch.bfloat16)
                     for rank in range(ranks)
                 ]
                 for rank, shard in enumerate(shards):
-                    fill(shard, rule, layer, shape, opened, rank, ranks)
+                    fill(shard, rule, place, shape, opened, rank, ranks)
                     assert not shard.isnan().any()
-                for name, whole in join_shards(shards, rule, layer, shape, torch.bfloat16).items():
+                for name, whole in join_shards(shards, rule, place, shape, torch.bfloat16).items():
                     assert torch.equal(whole, tensors[name])
 
 
 def test_padding_rows_are_the_mean_of_all_rows(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf")
     shape = read_shape(folder)
-    rule, layer = name_table(shape)["embedding.word_embeddings.weight"]
+    rule, place = name_table(shape)["embedding.word_embeddings.weight"]
     shard = torch.zeros(51, 32)
     with open_hf_tensors(folder) as opened:
-        fill(shard, rule, layer, shape, opened, 1, 2)
+        fill(shard, rule, place, shape, opened, 1, 2)
     rows = all_tensors(folder)["model.embed_tokens.weight"]
     torch.testing.assert_close(shard[50], rows.mean(dim=0))
     assert torch.equal(shard[:50], rows[51:])

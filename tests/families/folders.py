@@ -39,6 +39,12 @@ NEOX: dict[str, Any] = {
     "rotary_pct": 0.375,
     "rotary_emb_base": 5000,
 }
+QWEN3_MOE = SMALL | {
+    "model_type": "qwen3_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+}
 # A model of every family, and of every kind that differs in its mathematics or its weights.
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
@@ -50,6 +56,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_tied": {name: SMALL[name] for name in SMALL if name != "head_dim"} | TIED | {"model_type": "qwen2"},
     "qwen3": SMALL | {"model_type": "qwen3"},
     "qwen3_tied": SMALL | TIED | {"model_type": "qwen3", "head_dim": 12},
+    "mixtral": SMALL | {"model_type": "mixtral", "num_local_experts": 3},
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe_mixed": QWEN3_MOE | TIED | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": True},
     "gpt_neox": NEOX,
     "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
 }

@@ -5,6 +5,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import ModelShape, name_table, read_shape
+from megatron_cpt.families.weights import Place
 from tests.families.folders import write_config
 
 LLAMA3 = {
@@ -125,7 +126,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path, content: bytes | N
 
 def test_the_name_table_numbers_layers_globally_and_knows_both_spellings(tmp_path: Path) -> None:
     table = name_table(read_shape(write_config(tmp_path)))
-    rule, layer = table["decoder.layers.3.mlp.linear_fc1.layer_norm_weight"]
-    assert (rule, layer) == table["decoder.layers.3.pre_mlp_layernorm.weight"]
-    assert layer == 3
+    rule, place = table["decoder.layers.3.mlp.linear_fc1.layer_norm_weight"]
+    assert (rule, place) == table["decoder.layers.3.pre_mlp_layernorm.weight"]
+    assert place == Place(layer=3)
     assert "decoder.layers.4.mlp.linear_fc2.weight" not in table

@@ -10,6 +10,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import (
+    active_parameter_count,
     flops_per_token,
     memory_per_rank,
     non_embedding_parameter_count,
@@ -59,6 +60,35 @@ def test_the_count_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
 
 def test_the_published_count_of_llama_3() -> None:
     assert parameter_count(LLAMA_3_8B) == 8_030_261_248
+
+
+def test_the_published_counts_of_mixtral() -> None:
+    mixtral = replace(
+        LLAMA_3_8B, family="mixtral", vocabulary=32000, experts=8, experts_per_token=2, expert_ffn_hidden=14336
+    )
+    assert parameter_count(mixtral) == 46_702_792_704
+    assert active_parameter_count(mixtral) == 12_879_925_248
+    # Two of eight experts work for a token, and so do the router and all else.
+    norms, embedding = 65 * 4096, 32000 * 4096
+    assert flops_per_token(mixtral, 8192) == 6 * (12_879_925_248 - embedding - norms) + 6 * 32 * 4096 * 8192
+
+
+def test_the_memory_of_a_stage_counts_the_experts_of_its_own_layers() -> None:
+    mixed = replace(
+        LLAMA_3_8B,
+        family="qwen3_moe",
+        experts=4,
+        experts_per_token=2,
+        expert_ffn_hidden=100,
+        dense_layers=frozenset(range(16)),
+        query_key_norm=True,
+    )
+    attention = 4096 * (2 * 4096 + 2 * 1024) + 2 * 4096 + 2 * 128
+    first = 16 * (attention + 3 * 4096 * 14336) + 128256 * 4096
+    last = 16 * (attention + 4 * 3 * 4096 * 100 + 4 * 4096) + 128256 * 4096 + 4096
+    memory = memory_per_rank(mixed, run_of({"pipeline": 2}), world_size=2)
+    assert memory.parameters == 2 * max(first, last)
+    assert parameter_count(mixed) == first + last
 
 
 def test_flops_are_six_a_matrix_weight_and_half_the_attention_square() -> None:

@@ -53,6 +53,15 @@ def test_a_sequence_longer_than_the_window_of_attention(sections: dict[str, Any]
     ]
 
 
+def test_experts_that_tensor_parallel_ranks_would_share(sections: dict[str, Any]) -> None:
+    experts = {"num_local_experts": 3, "router_aux_loss_coef": 0.0}
+    change_shape(sections, model_type="mixtral", **experts)
+    assert faults_of(sections) == []
+    sections["parallel"] = {"tensor": 2}
+    [fault] = faults_of(sections, world_size=2)
+    assert fault.startswith("parallel.tensor = 2: layers with experts")
+
+
 def test_a_folder_without_a_tokenizer(sections: dict[str, Any]) -> None:
     Path(sections["model"]["hf"], "tokenizer.json").unlink()
     [fault] = faults_of(sections)

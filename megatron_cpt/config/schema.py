@@ -240,6 +240,12 @@ class ValidationSettings:
     """When they are evaluated."""
     micro_batch_size: Count | None = None
     """Sequences of one forward pass. None: that of training."""
+    weight_updates: bool = False
+    """Record at every mark how far the bottom and the top layers have moved since the start (docs/gap.md). The
+    start weights of those layers are kept in host memory."""
+    stability_gradient: str | None = None
+    """A set of `replay` text: at its marks, record the norm of the gradient on its first sequences, one global batch.
+    None: not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

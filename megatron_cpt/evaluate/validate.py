@@ -103,21 +103,16 @@ def evaluate(
     The sets have sequences of one length.
     """
     sequences = [(a_set, number) for a_set in sets for number in range(len(a_set.scored_tokens))]
-    per_round = micro_batch_size * groups.data_size()
-    rounds = -(-len(sequences) // per_round)
-    mine = [
-        (turn * groups.data_size() + groups.data_rank()) * micro_batch_size + np.arange(micro_batch_size)
-        for turn in range(rounds)
-    ]
+    mine = deal(len(sequences), micro_batch_size)
     training = model.training
     model.eval()
     try:
         losses = run_micro_batches(
-            model, micro_batches(sequences, mine), rounds, micro_batch_size, sets[0].sequence_length, backward=False
+            model, micro_batches(sequences, mine), len(mine), micro_batch_size, sets[0].sequence_length, backward=False
         )
     finally:
         model.train(training)
-    nats = torch.zeros(rounds * per_round, dtype=torch.float64, device=groups.device())
+    nats = torch.zeros(len(mine) * micro_batch_size * groups.data_size(), dtype=torch.float64, device=groups.device())
     if losses is not None:
         nats[torch.from_numpy(np.concatenate(mine)).to(nats.device)] = losses.nats
         sum_over_replicas(nats)
@@ -126,6 +121,15 @@ def evaluate(
     return [
         ValidationLoss(of_set, a_set.scored_tokens, a_set.scored_bytes)
         for a_set, of_set in zip(sets, np.split(nats.cpu().numpy(), ends), strict=False)  # what fills rounds is left
+    ]
+
+
+def deal(sequences: int, micro_batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """The places of the sequences in each micro batch of this data-parallel rank; the last places may be empty."""
+    rounds = -(-sequences // (micro_batch_size * groups.data_size()))
+    return [
+        (turn * groups.data_size() + groups.data_rank()) * micro_batch_size + np.arange(micro_batch_size)
+        for turn in range(rounds)
     ]
 
 

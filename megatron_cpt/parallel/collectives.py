@@ -15,6 +15,12 @@ def sum_over_replicas(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def sum_over_world(values: torch.Tensor) -> torch.Tensor:
+    """Sum over all ranks, in place. Shape and dtype as given."""
+    dist.all_reduce(values)
+    return values
+
+
 def from_last_stage(values: torch.Tensor) -> torch.Tensor:
     """What the last pipeline stage holds, on every stage, in place. All stages pass the same shape and dtype."""
     if groups.pipeline_size() > 1:

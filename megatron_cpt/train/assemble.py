@@ -34,6 +34,7 @@ from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task, open_tasks
 from megatron_cpt.train.optimizer import build_optimizer, mend_after_load
 from megatron_cpt.train.step import StepShape
+from megatron_cpt.train.weight_updates import StartWeights
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Run:
     validation_sets: list[ValidationSet]
     tasks: dict[str, list[Task]]
     """The tasks of each file, by the file's name in the config."""
+    start_weights: StartWeights | None
+    """The weights before the first update, where updates are measured from them."""
     first_step: int
     """Steps done before: 0, or the step of the checkpoint it goes on from."""
 
@@ -82,10 +85,12 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     shape = read_shape(Path(config.model.hf))
     bare_model = build_model(shape, config)
     checkpoints = sharded.complete_checkpoints(folder.checkpoints)
-    if config.model.weights == "hf" and not checkpoints:
+    keeps_start = config.validation.weight_updates
+    if config.model.weights == "hf" and (keeps_start or not checkpoints):
         load_hf_weights(bare_model, shape, Path(config.model.hf))
     model = wrap_for_training(bare_model, config)
     optimizer = build_optimizer(model, config)
+    start_weights = StartWeights(model) if keeps_start else None
     # From here on, dropout draws; weights drawn at random above must not shift it.
     seed_everything(config.run.seed + 1)
     first_step = resume(checkpoints[-1], model, optimizer, config, plan) if checkpoints else 0
@@ -115,6 +120,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
             name: open_tasks(name, settings, tokenizer, shape.longest_sequence)
             for name, settings in config.tasks.sets.items()
         },
+        start_weights=start_weights,
         first_step=first_step,
     )
 

@@ -1,6 +1,6 @@
 """What a run tells while it goes on: records, TensorBoard, the log, the progress bar. One rank writes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from megatron_cpt.runs.status import Status, write_status
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.step import StepOutcome
+from megatron_cpt.train.weight_updates import ENDS, WeightUpdate
 
 # Dense bf16 peak of one GPU, FLOP/s, from NVIDIA's data sheets. MFU is not given for what is not listed.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -120,6 +121,35 @@ class Journal:
         )
         self._board.add_scalar(f"loss/validation/{validation_set.name}", loss.loss, step)
         self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token ({seconds:.1f} s)")
+
+    def moved(self, step: int, updates: Mapping[str, WeightUpdate]) -> None:
+        """Records how far the bottom and top layers are from where they started, and the ratio of the two."""
+        if not self._writes:
+            return
+        record: dict[str, Any] = {"kind": "weights", "step": step, "tokens": step * self._run.config.tokens_per_step}
+        for name in ("mean_relative", "norm_ratio"):
+            bottom, top = (getattr(updates[end], name) for end in ENDS)
+            record[name] = {"bottom": bottom, "top": top, "bottom_over_top": bottom / top if bottom and top else None}
+            for end, value in record[name].items():
+                if value is not None:
+                    self._board.add_scalar(f"weight_update/{name}/{end}", value, step)
+        self._records.append(record)
+
+    def pulled(self, step: int, validation_set: ValidationSet, norm: float, seconds: float) -> None:
+        """Records the norm of the gradient on held-out text."""
+        if not self._writes:
+            return
+        self._records.append(
+            {
+                "kind": "stability",
+                "step": step,
+                "tokens": step * self._run.config.tokens_per_step,
+                "set": validation_set.name,
+                "gradient_norm": norm,
+                "seconds": seconds,
+            }
+        )
+        self._board.add_scalar(f"stability_gradient/{validation_set.name}", norm, step)
 
     def tested(self, step: int, task: Task, score: TaskScore, seconds: float) -> None:
         """Records the score of one task."""

@@ -7,11 +7,14 @@ from megatron_cpt.evaluate.validate import evaluate
 from megatron_cpt.planning.evaluations import group_members
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.stability import gradient_norm
 
 
 def evaluate_marks(run: Run, journal: Journal, step: int) -> None:
     """Measures all that has a mark at this step, each kind in one pass."""
     evaluate_sets(run, journal, step)
+    measure_updates(run, journal, step)
+    measure_stability(run, journal, step)
     evaluate_tasks(run, journal, step)
 
 
@@ -26,6 +29,26 @@ def evaluate_sets(run: Run, journal: Journal, step: int) -> None:
     per_sequence = (time.perf_counter() - started) / sum(len(loss.sequence_nats) for loss in losses)
     for validation_set, loss in zip(due, losses, strict=True):
         journal.validated(step, validation_set, loss, per_sequence * len(loss.sequence_nats))
+
+
+def measure_updates(run: Run, journal: Journal, step: int) -> None:
+    """How far the weights have moved, wherever a validation set has a mark; before the first update they have not."""
+    if run.start_weights is not None and step and any(step in marks for marks in run.plan.marks.values()):
+        journal.moved(step, run.start_weights.updates(run.model))
+
+
+def measure_stability(run: Run, journal: Journal, step: int) -> None:
+    """The norm of the gradient on one global batch of a held-out set."""
+    name = run.config.validation.stability_gradient
+    if name is None or step not in run.plan.marks[name]:
+        return
+    started = time.perf_counter()
+    validation_set = next(one for one in run.validation_sets if one.name == name)
+    training = run.config.training
+    norm = gradient_norm(
+        run.model, run.optimizer, validation_set, training.global_batch_size, training.micro_batch_size
+    )
+    journal.pulled(step, validation_set, norm, time.perf_counter() - started)
 
 
 def evaluate_tasks(run: Run, journal: Journal, step: int) -> None:

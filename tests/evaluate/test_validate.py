@@ -44,7 +44,9 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     dropout = ("model.dropout=0.1",)
     every_step = ("validation.marks.every=1 steps",)
     path = workshop.write_config(often, tasks=workshop.tasks | {"marks": {"at": ["7 steps"], "end": False}})
-    one_rank.call(train, path=path, overrides=(*dropout, *every_step))
+    signals = ("validation.weight_updates=true", "validation.stability_gradient=general")
+    one_rank.call(train, path=path, overrides=(*dropout, *every_step, *signals))
+    assert len(records_of(often, "weights")) == 12 and len(records_of(often, "stability")) == 13
     one_rank.call(train, path=workshop.write_config(never), overrides=(*dropout, "validation.sets={}"))
     assert records_of(often, "train") == records_of(never, "train")
     assert sorted({*column(records_of(often, "validation"), "step")}) == list(range(13))

@@ -11,7 +11,8 @@ from tests.train.runs import LAYOUTS, records_of, train
 from tests.workshop import Workshop
 
 # Dropout draws from the random states that a checkpoint keeps; evaluations and saves lie between.
-SETTINGS = ("model.dropout=0.1", "checkpoint.keep_last=9", "checkpoint.keep_every=8 steps")
+MEASURED = ("validation.weight_updates=true", "validation.stability_gradient=general")
+SETTINGS = ("model.dropout=0.1", "checkpoint.keep_last=9", "checkpoint.keep_every=8 steps", *MEASURED)
 
 
 def cut_back(run: Path, step: int, to: Path) -> None:

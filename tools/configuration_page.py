@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md from config/schema.py: `python tools/configuration_page.py > docs/configuration.md`."""
+"""Writes docs/configuration.md from config/: `python tools/configuration_page.py > docs/configuration.md`."""
 
 import ast
 import inspect
 import sys
 from pathlib import Path
 
-from megatron_cpt.config import schema
+from megatron_cpt.config import blend, schema
 
 INTRODUCTION = """\
 # Configuration
 
-Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](../megatron_cpt/config/schema.py).
+Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](../megatron_cpt/config/schema.py) and
+[`megatron_cpt/config/blend.py`](../megatron_cpt/config/blend.py).
 
 A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
 name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
@@ -27,9 +28,9 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page: one table for each class of the schema, in the order of the file."""
-    tree = ast.parse(Path(inspect.getfile(schema)).read_text())
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    """The whole page: one table for each section, those of `data` first."""
+    trees = [ast.parse(Path(inspect.getfile(module)).read_text()) for module in (blend, schema)]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     root = classes.pop("RunConfig")
     names = {annotation(item).removesuffix(" | None"): item.target.id for item in fields(root)}
     names |= nested_names(classes, names)

@@ -3,18 +3,15 @@
 Rules that need data, the model's own config.json or the machine are those of planning/faults.py.
 """
 
-import re
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterator
 
+from megatron_cpt.config.blend_faults import phase_faults, share_faults, source_faults
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.marks import LOG_MARKS_GRAMMAR, parse_log_marks
 from megatron_cpt.config.megatron_names import DDP, OPTIMIZER, TRANSFORMER, contradictions
+from megatron_cpt.config.names import name_faults, path_faults
 from megatron_cpt.config.schedule import decay_tokens
-from megatron_cpt.config.schema import DataSettings, MarksSettings, RunConfig
-
-# Names stand in file names, TensorBoard tags and `data.sources.NAME.weight=2`.
-_NAME = re.compile(r"[\w-]+")
+from megatron_cpt.config.schema import MarksSettings, RunConfig
 
 
 def config_faults(config: RunConfig, world_size: int | None = None) -> list[Fault]:
@@ -48,65 +45,6 @@ def run_faults(config: RunConfig) -> Iterator[Fault]:
     ):
         if not folder.strip():
             yield Fault(f"{name} = '{folder}'", "a folder needs a name.", remedy)
-
-
-def source_faults(config: RunConfig) -> Iterator[Fault]:
-    """Training sources that are missing, wrongly named or without paths."""
-    sources = config.data.sources
-    if not sources:
-        yield Fault("data.sources is empty", "a run needs text.", "Name at least one source and its `paths`.")
-    yield from _name_faults("data.sources", sources)
-    for name, source in sources.items():
-        yield from _path_faults(f"data.sources.{name}.paths", source.paths)
-
-
-def phase_faults(config: RunConfig) -> Iterator[Fault]:
-    """Phases that do not follow each other from the beginning of the run, or that name no source."""
-    data, before = config.data, -1
-    for number, phase in enumerate(data.phases):
-        shown = f"data.phases.{number}.from_tokens = {phase.from_tokens}"
-        first = phase.first_step(config.tokens_per_step)
-        if number == 0 and first:
-            rule = "the first phase begins with the run."
-            yield Fault(shown, rule, "Set it to 0, or put a phase from 0 before it.")
-        elif first <= before:
-            rule = f"it begins at step {first}, and the phase before it at step {before}: each lasts at least one step."
-            yield Fault(shown, rule, "List the phases in the order of training.")
-        before = first
-        for name in phase.weights:
-            if name not in data.sources:
-                close = get_close_matches(name, data.sources, n=1) or list(data.sources)[:1]
-                remedy = f"The nearest is `{close[0]}`." if close else "Name it under `data.sources`."
-                yield Fault(f"data.phases.{number}.weights.{name}", "there is no such source.", remedy)
-
-
-def share_faults(data: DataSettings) -> Iterator[Fault]:
-    """Weights and a replay ratio that do not say how the sources share the run, or a phase of it."""
-    if not data.phases:
-        yield from _share_faults(data, "data")
-    for number, phase in enumerate(data.phases):
-        yield from _share_faults(data.in_phase(phase), f"data.phases.{number}")
-
-
-def _share_faults(data: DataSettings, section: str) -> Iterator[Fault]:
-    sources, ratio = data.sources, data.replay_ratio
-    if not sources:
-        return
-    if ratio is None:
-        if not any(source.weight for source in sources.values()):
-            shown = "data.sources" if section == "data" else section
-            yield Fault(f"{shown}: all weights are 0", "nothing would be read.", "Give one a weight.")
-        return
-    shown = f"{section}.replay_ratio = {ratio:g}"
-    for role, share in (("replay", ratio), ("domain", 1 - ratio)):
-        members = [source for source in sources.values() if source.role == role]
-        weighted = [name for name, source in sources.items() if source.role == role and source.weight]
-        if share and not members:
-            rule = f"it gives {share:.4g} of the tokens to `{role}` sources, and there are none."
-            yield Fault(shown, rule, f"Give a source `role: {role}`, or take the ratio out.")
-        elif share and not weighted:
-            rule = f"it gives {share:.4g} of the tokens to `{role}` sources, whose weights are all 0."
-            yield Fault(shown, rule, f"Give a `{role}` source a weight, or take the ratio out.")
 
 
 def layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
@@ -179,7 +117,7 @@ def optimizer_faults(config: RunConfig) -> Iterator[Fault]:
 def validation_faults(config: RunConfig) -> Iterator[Fault]:
     """Validation sets that are wrongly named or without paths, and marks that cannot be read."""
     sets, length = config.validation.sets, config.data.sequence_length
-    yield from _name_faults("validation.sets", sets)
+    yield from name_faults("validation.sets", sets)
     yield from _mark_faults("validation.marks", config.validation.marks)
     measured = config.validation.stability_gradient
     if measured is not None and measured not in sets:
@@ -189,7 +127,7 @@ def validation_faults(config: RunConfig) -> Iterator[Fault]:
         rule = "updates are measured from weights that can be read again after a stop, and model.weights is random."
         yield Fault("validation.weight_updates = true", rule, "Set it to false, or start from a folder's weights.")
     for name, settings in sets.items():
-        yield from _path_faults(f"validation.sets.{name}.paths", settings.paths)
+        yield from path_faults(f"validation.sets.{name}.paths", settings.paths)
         if settings.marks:
             yield from _mark_faults(f"validation.sets.{name}.marks", settings.marks)
         if settings.tokens is not None and settings.tokens < length:
@@ -203,8 +141,8 @@ def validation_faults(config: RunConfig) -> Iterator[Fault]:
 def task_faults(config: RunConfig) -> Iterator[Fault]:
     """Tasks that are wrongly named or without a path, and marks that cannot be read."""
     tasks = config.tasks
-    yield from _name_faults("tasks.sets", tasks.sets)
-    yield from _name_faults("tasks.groups", tasks.groups)
+    yield from name_faults("tasks.sets", tasks.sets)
+    yield from name_faults("tasks.groups", tasks.groups)
     yield from _mark_faults("tasks.marks", tasks.marks)
     for name, settings in tasks.sets.items():
         if not settings.path.strip():
@@ -230,21 +168,6 @@ def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
     if kept % every:
         rule = f"{kept} steps are not a multiple of checkpoint.every, {every} steps."
         yield Fault(shown, rule, f"The nearest are {_nearest_multiples(kept, every)} steps.")
-
-
-def _name_faults(section: str, names: Iterable[str]) -> Iterator[Fault]:
-    for name in names:
-        if not _NAME.fullmatch(name):
-            rule = "a name holds letters, digits, `-` and `_`: it stands in file names and dotted settings."
-            yield Fault(f"{section}: '{name}'", rule, "Rename it.")
-
-
-def _path_faults(name: str, paths: list[str]) -> Iterator[Fault]:
-    remedy = "Name dataset prefixes (`DIR/NAME` of `DIR/NAME.bin`), selections or globs."
-    if not paths:
-        yield Fault(f"{name} is empty", "there is nothing to read.", remedy)
-    elif not all(path.strip() for path in paths):
-        yield Fault(f"{name} has an empty path", "a path names something.", remedy)
 
 
 def _mark_faults(name: str, marks: MarksSettings) -> Iterator[Fault]:

@@ -97,6 +97,8 @@ class IndexedDataset:
         """Documents."""
         self.token_count = layout.check()
         """Tokens of all documents."""
+        self.index_sha256 = layout.sha256()
+        """SHA-256 of the .idx, of the same bytes that were checked."""
         size, expected = bin_path(prefix).stat().st_size, self.token_count * self.dtype.itemsize
         if size != expected:
             raise IntegrityFault(
@@ -126,14 +128,16 @@ class IndexedDataset:
 
 
 class _IndexLayout:
-    """Where the three arrays of an index file lie. Its methods open the file and let it go again."""
+    """The three arrays of an index file, mapped once; the map goes with the object."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(HEADER.size)
-        if len(head) < HEADER.size or not head.startswith(MAGIC):
+        if size < HEADER.size:
+            raise self.fault("is not a Megatron index (its first bytes are not MMIDIDX)")
+        self._bytes = np.memmap(path, np.uint8, mode="r")
+        head = self._bytes[: HEADER.size].tobytes()
+        if not head.startswith(MAGIC):
             raise self.fault("is not a Megatron index (its first bytes are not MMIDIDX)")
         _, version, code, self.sequences, bounds = HEADER.unpack(head)
         if version != VERSION:
@@ -152,9 +156,11 @@ class _IndexLayout:
         return IntegrityFault(f"{self.path}: {what}. Prepare or copy the dataset again.")
 
     def _array(self, dtype: str, start: int, count: int) -> npt.NDArray[Any]:
-        if count == 0:
-            return np.empty(0, dtype)
-        return np.memmap(self.path, dtype, mode="r", offset=start, shape=(count,))
+        return np.frombuffer(self._bytes, dtype, count, start) if count else np.empty(0, dtype)
+
+    def sha256(self) -> str:
+        """Of the whole file, as hexadecimal digits."""
+        return hashlib.sha256(self._bytes.data).hexdigest()
 
     def lengths(self) -> npt.NDArray[np.int32]:
         return self._array("<i4", HEADER.size, self.sequences)

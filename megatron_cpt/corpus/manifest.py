@@ -100,7 +100,7 @@ def manifest_of(dataset: IndexedDataset) -> Manifest:
     counted = (dataset.documents, dataset.token_count, dataset.dtype.name)
     if counted != (manifest.documents, manifest.tokens, manifest.dtype):
         raise _stale(prefix)
-    if file_sha256(idx_path(prefix)) != manifest.index_sha256:
+    if dataset.index_sha256 != manifest.index_sha256:
         raise _stale(prefix)
     return manifest
 
@@ -117,7 +117,7 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
         tokens=dataset.token_count,
         dtype=dataset.dtype.name,
         data_sha256=file_sha256(bin_path(dataset.prefix)),
-        index_sha256=file_sha256(idx_path(dataset.prefix)),
+        index_sha256=dataset.index_sha256,
     )
     try:
         write_manifest(dataset.prefix, manifest)

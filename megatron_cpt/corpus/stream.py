@@ -11,6 +11,7 @@ import glob
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -61,6 +62,26 @@ def _expand(text: str) -> list[Path]:
     return [Path(name) for name in found]
 
 
+@dataclass(frozen=True)
+class DocumentSet:
+    """Documents of one dataset that a stream reads."""
+
+    prefix: Path
+    """Prefix of the dataset."""
+    data_sha256: str
+    """SHA-256 of its .bin: the same bytes are the same text."""
+    count: int
+    """Documents read."""
+    numbers: npt.NDArray[np.int64] | None
+    """Their numbers, ascending; None: all of them."""
+
+    def shared_with(self, other: "DocumentSet") -> int:
+        """Documents that both read, of the same bytes."""
+        if self.numbers is None or other.numbers is None:
+            return other.count if self.numbers is None else self.count
+        return len(np.intersect1d(self.numbers, other.numbers, assume_unique=True))
+
+
 class TokenStream:
     """Datasets and selections as one stream that repeats for ever.
 
@@ -80,6 +101,11 @@ class TokenStream:
         """The manifest of each dataset read, also of those behind selections."""
         self.identity = hashlib.sha256("\n".join(name for _, name in opened).encode()).hexdigest()
         """Hash of what is read and in which order; not of where it lies."""
+
+    @property
+    def document_sets(self) -> tuple[DocumentSet, ...]:
+        """The documents of the stream, by dataset; datasets without tokens are left out."""
+        return tuple(part.document_set() for part in self._parts)
 
     def read(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Tokens [start, start + length) of the endless stream, as int64[length]."""
@@ -118,6 +144,9 @@ class _WholeDataset:
     def documents(self) -> SelectedDataset:
         return whole_dataset(self._dataset.prefix)
 
+    def document_set(self) -> DocumentSet:
+        return DocumentSet(self._dataset.prefix, self.manifest.data_sha256, self.manifest.documents, None)
+
 
 class _SelectedDocuments:
     """The chosen documents of a dataset, laid end to end."""
@@ -147,6 +176,10 @@ class _SelectedDocuments:
 
     def documents(self) -> SelectedDataset:
         return self._part
+
+    def document_set(self) -> DocumentSet:
+        numbers = self._part.documents
+        return DocumentSet(self._part.prefix, self.manifest.data_sha256, len(numbers), numbers)
 
 
 _Part = _WholeDataset | _SelectedDocuments

@@ -15,8 +15,8 @@ from math import ceil
 
 import numpy as np
 
+from megatron_cpt.config.blend import DataSettings, PhaseSettings
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.schema import DataSettings, PhaseSettings
 from megatron_cpt.config.units import Duration
 from megatron_cpt.mixture.shares import decimal, due_shares, integer_weights
 from megatron_cpt.mixture.weight_tree import Integers, WeightTree

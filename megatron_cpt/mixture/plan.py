@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.config.schema import DataSettings
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
 from megatron_cpt.mixture.phases import BlendPhase, allowed_sequences, configured_phases, redistributed_phases
 from megatron_cpt.mixture.repetition import effective_unique_tokens

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
-from megatron_cpt.config.schema import DataSettings
+from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.mixture.weight_tree import LARGEST_WEIGHT_SUM
 
 

@@ -6,16 +6,17 @@ blend. `plan` and `train` refuse the same things in the same words.
 
 from collections.abc import Mapping
 from math import gcd
-from pathlib import Path
 
+from megatron_cpt.config.blend_faults import phase_faults, share_faults, source_faults
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.faults import config_faults, phase_faults, share_faults, source_faults
+from megatron_cpt.config.faults import config_faults
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
+from megatron_cpt.planning.shared_text import shared_faults
 
 
 def run_faults(config: RunConfig, world_size: int | None) -> list[Fault]:
@@ -34,7 +35,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
         faults += layout_faults(config.parallel, inputs.shape)
     faults += tokenizer_faults(config, inputs)
     faults += validation_faults(config, inputs.validation_sets)
-    faults += shared_faults(inputs)
+    faults += shared_faults(config, inputs)
     faults += task_faults(config, inputs)
     try:
         blend_of(config, inputs)
@@ -144,30 +145,9 @@ def validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) -> 
     return faults
 
 
-def shared_faults(inputs: RunInputs) -> list[Fault]:
-    """Datasets and selections that are both trained on and validated on."""
-    trained = {_resolved(path): name for name, stream in inputs.sources.items() for path in stream.paths}
-    return [
-        Fault(
-            f"validation.sets.{name}.paths: {path}",
-            f"data.sources.{trained[_resolved(path)]} trains on the same text, so its loss would say nothing "
-            "about new text.",
-            "Name a held-out dataset (`megatron-cpt prepare --holdout` writes PREFIX.validation).",
-        )
-        for name, stream in inputs.validation_sets.items()
-        for path in stream.paths
-        if _resolved(path) in trained
-    ]
-
-
 def _named_streams(inputs: RunInputs) -> dict[str, TokenStream]:
     sources = {f"data.sources.{name}": stream for name, stream in inputs.sources.items()}
     return sources | {f"validation.sets.{name}": stream for name, stream in inputs.validation_sets.items()}
-
-
-def _resolved(path: Path) -> Path:
-    """Links followed by folder alone: a dataset is two files, so its prefix is no file itself."""
-    return path.parent.resolve() / path.name
 
 
 def _divisors(number: int) -> list[int]:

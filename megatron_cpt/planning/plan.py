@@ -1,10 +1,12 @@
 """What `plan` prints and `train` obeys: blend, steps, marks, size and cost of a run, and what looks unwise."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from megatron_cpt.config.errors import refuse
+from megatron_cpt.config.faults import schedule_faults
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.units import Duration
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.families.size import (
     MemoryEstimate,
@@ -17,7 +19,7 @@ from megatron_cpt.families.size import (
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, plan_evaluations
 from megatron_cpt.planning.faults import blend_of, input_faults
-from megatron_cpt.planning.inputs import open_inputs
+from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
 from megatron_cpt.planning.text import columns, percent, quantity, size
 from megatron_cpt.planning.warnings import plan_warnings
@@ -47,6 +49,10 @@ class ModelSize:
 class RunPlan:
     """A run before it begins."""
 
+    config: RunConfig
+    """The run as it will be: one that an exhausted source ends is configured for the tokens until there."""
+    inputs: RunInputs
+    """What the run reads, opened."""
     folder: str
     """The run folder."""
     world_size: int
@@ -167,23 +173,35 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     refuse(input_faults(config, world_size, inputs))
     blend = blend_of(config, inputs)
     assert blend is not None and inputs.shape is not None, "inputs without faults are whole"
-    evaluations = plan_evaluations(config, inputs, steps_of(config, blend))
+    warnings = plan_warnings(config, inputs, blend)
+    config = to_its_end(config, blend)
     return RunPlan(
+        config=config,
+        inputs=inputs,
         folder=config.run.folder,
         world_size=world_size,
-        steps=steps_of(config, blend),
+        steps=config.total_steps,
         global_batch_size=config.training.global_batch_size,
         sequence_length=config.data.sequence_length,
         blend=blend,
-        evaluations=evaluations,
-        model=measure(config, inputs.shape, world_size, steps_of(config, blend)),
-        warnings=plan_warnings(config, inputs, blend),
+        evaluations=plan_evaluations(config, inputs, config.total_steps),
+        model=measure(config, inputs.shape, world_size, config.total_steps),
+        warnings=warnings,
     )
 
 
-def steps_of(config: RunConfig, blend: BlendPlan) -> int:
-    """Optimizer steps of the run; fewer than configured where an exhausted source ends it."""
-    return blend.total_sequences // config.training.global_batch_size
+def to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
+    """A run that an exhausted source ends, configured for just the tokens until there.
+
+    So its learning rate comes to its end and its last marks are reached. Raises BadInput where the schedule does not
+    fit into what is left.
+    """
+    if blend.total_sequences == config.total_steps * config.training.global_batch_size:
+        return config
+    tokens = Duration(blend.total_sequences * config.data.sequence_length)
+    shortened = replace(config, training=replace(config.training, tokens=tokens))
+    refuse([*schedule_faults(shortened)])
+    return shortened
 
 
 def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -> ModelSize:

@@ -7,6 +7,7 @@ from megatron_cpt.config.schema import MarksSettings, RunConfig
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.mixture.repetition import CHEAP_EPOCHS
 from megatron_cpt.planning.inputs import RunInputs
+from megatron_cpt.planning.shared_text import shared_warnings
 from megatron_cpt.planning.text import quantity
 
 
@@ -15,6 +16,7 @@ def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tup
     return (
         *blend_warnings(config, blend),
         *length_warnings(config, blend),
+        *shared_warnings(config, inputs),
         *evaluation_warnings(config),
         *origin_warnings(inputs),
     )
@@ -48,8 +50,8 @@ def length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
     if steps < config.total_steps:
         tokens = steps * config.tokens_per_step
         yield (
-            f"the run stops after {steps:,} of {config.total_steps:,} steps, before a source passes its max_epochs: "
-            f"the learning rate will not have come to its end (training.tokens={tokens} would bring it there)."
+            f"the run stops after {steps:,} of {config.total_steps:,} steps ({quantity(tokens)} tokens), before a "
+            "source passes its max_epochs; schedule and marks end there too."
         )
     for number, phase in enumerate(config.data.phases):
         if phase.first_step(config.tokens_per_step) >= steps:

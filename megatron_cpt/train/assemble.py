@@ -19,7 +19,6 @@ from megatron_cpt.checkpoint import sharded
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.data.sampler import Slots
 from megatron_cpt.data.training_data import TrainingData
@@ -29,6 +28,7 @@ from megatron_cpt.mixture.plan import differences
 from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task, open_tasks
@@ -96,7 +96,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     first_step = resume(checkpoints[-1], model, optimizer, config, plan) if checkpoints else 0
     data = TrainingData(
         order=plan.blend.order,
-        streams=[TokenStream(config.data.sources[name].paths) for name in plan.blend.sources],
+        streams=[plan.inputs.sources[name] for name in plan.blend.sources],
         slots=Slots(
             config.training.global_batch_size,
             config.training.micro_batch_size,
@@ -115,7 +115,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         model=model,
         optimizer=optimizer,
         data=data,
-        validation_sets=open_validation_sets(config, tokenizer),
+        validation_sets=open_validation_sets(config, plan.inputs, tokenizer),
         tasks={
             name: open_tasks(name, settings, tokenizer, shape.longest_sequence)
             for name, settings in config.tasks.sets.items()
@@ -161,14 +161,14 @@ def layout(config: RunConfig) -> sharded.Layout:
     )
 
 
-def open_validation_sets(config: RunConfig, tokenizer: Tokenizer) -> list[ValidationSet]:
+def open_validation_sets(config: RunConfig, inputs: RunInputs, tokenizer: Tokenizer) -> list[ValidationSet]:
     """The named sets of a config, in its order."""
     token_bytes = tokenizer.token_bytes()
     return [
         open_set(
             name,
             settings.role,
-            TokenStream(settings.paths),
+            inputs.validation_sets[name],
             config.data.sequence_length,
             settings.tokens,
             token_bytes,

@@ -63,6 +63,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     Returns DONE, or PREEMPTED where it was asked to stop and has saved.
     """
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+    config = plan.config
     groups.join_world()
     run = assemble(config, plan, folder)
     if groups.rank() == 0:

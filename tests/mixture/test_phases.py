@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.units import Duration
 from megatron_cpt.mixture.phases import BlendPhase
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megatron_cpt.config.blend import DataSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.schema import DataSettings, SourceSettings
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
 from megatron_cpt.mixture.plan import BlendPlan, differences, plan_blend
 

@@ -114,7 +114,7 @@ def test_validation_sets_without_a_sequence(sections: dict[str, Any], tmp_path: 
 def test_a_validation_set_that_is_trained_on(sections: dict[str, Any], tmp_path: Path) -> None:
     sections["validation"]["sets"]["law"]["paths"] = [str(tmp_path / "model" / ".." / "law")]
     [fault] = faults_of(sections)
-    assert "data.sources.law trains on the same text" in fault
+    assert "data.sources.law trains on 1 of its documents" in fault
     assert "PREFIX.validation" in fault
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from tests.planning.small_run import settings, write_dataset
 
@@ -97,7 +98,22 @@ def test_a_run_that_an_exhausted_source_ends(sections: dict[str, Any]) -> None:
     assert plan.model.training_flops == plan.model.flops_per_token * 78 * 256
     [warning] = plan.warnings
     assert warning.startswith("the run stops after 78 of 100 steps")
-    assert "training.tokens=19968" in warning
+    assert warning.endswith("schedule and marks end there too.")
+
+
+def test_the_schedule_of_a_run_that_an_exhausted_source_ends_comes_to_its_end(sections: dict[str, Any]) -> None:
+    sections["data"]["when_exhausted"] = "stop"
+    sections["data"]["sources"]["law"]["max_epochs"] = 1.5
+    sections["schedule"] = {"peak": 1e-3, "final": 1e-5, "kind": "linear", "warmup": "10 steps"}
+    config = plan_of(sections).config
+    assert (config.total_steps, config.total_tokens) == (78, 78 * 256)
+    assert learning_rate(config.schedule, config.total_tokens, config.total_tokens, config.tokens_per_step) == 1e-5
+    sections["training"]["tokens"] = config.total_tokens
+    assert plan_of(sections).config == config
+    sections["training"]["tokens"] = "100 steps"
+    sections["schedule"]["warmup"] = "79 steps"
+    with pytest.raises(BadInput, match="longer than the run of 19968 tokens"):
+        plan_of(sections)
 
 
 def test_a_sound_run_has_no_warnings(sections: dict[str, Any]) -> None:

@@ -74,12 +74,12 @@ class Clock:
 
 def ours(corpus: Path, folder: Path, output: Path, workers: int, fast: bool) -> tuple[float, float]:
     """`megatron-cpt prepare` in input order; wall and processor seconds."""
-    os.environ["RAYON_NUM_THREADS"] = str(workers)
-    from megatron_cpt.corpus.prepare import PrepareSettings, prepare  # noqa: PLC0415
+    from megatron_cpt.corpus.job import PrepareSettings  # noqa: PLC0415
+    from megatron_cpt.corpus.prepare import prepare  # noqa: PLC0415
 
     settings = PrepareSettings(order="as_read", keep_duplicates=True)
     clock = Clock()
-    prepare([str(corpus)], folder, output, settings, fast=fast)
+    prepare([str(corpus)], folder, output, settings, workers=workers, fast=fast)
     return clock.read()
 
 

@@ -23,7 +23,8 @@ import yaml
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from megatron_cpt.corpus.prepare import PrepareSettings, prepare
+from megatron_cpt.corpus.job import PrepareSettings
+from megatron_cpt.corpus.prepare import prepare
 from megatron_cpt.gap.curves import loss_curves
 from megatron_cpt.gap.figures import gap_figures
 from megatron_cpt.runs.records import read_records

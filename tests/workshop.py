@@ -17,7 +17,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_cpt.corpus.prepare import PrepareSettings, prepare
+from megatron_cpt.corpus.job import PrepareSettings
+from megatron_cpt.corpus.prepare import prepare
 
 GENERAL = "the river ran over old stones while children sang of harvest and winter and the long road home"
 DOMAIN = "def return lambda yield import class self index buffer tensor matrix gradient kernel stack heap"

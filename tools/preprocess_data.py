@@ -10,20 +10,18 @@ of ending or hanging the call, and control tokens that stand in a text stay text
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.prepare import PrepareSettings, prepare, rejected_path
+from megatron_cpt.corpus.job import PrepareSettings, rejected_path
+from megatron_cpt.corpus.prepare import prepare
 from megatron_cpt.runs.status import ExitCode, exit_code_of
 
 
 def main(arguments: list[str]) -> int:
     """Prepares a dataset for each key; returns the exit code."""
     words = _parser().parse_args(arguments)
-    # The tokenizer library starts its threads at its first batch and reads their number then.
-    os.environ["RAYON_NUM_THREADS"] = str(words.workers)
     try:
         if words.tokenizer_type != "HuggingFaceTokenizer":
             rule = "is not read here."
@@ -42,7 +40,9 @@ def _prepare(words: argparse.Namespace, key: str) -> None:
     settings = PrepareSettings(
         text_key=key, append_eod=words.append_eod, bos="never", order="as_read", keep_duplicates=True
     )
-    prepared = prepare([words.input], words.tokenizer_model, prefix, settings, progress=True).training
+    prepared = prepare(
+        [words.input], words.tokenizer_model, prefix, settings, workers=words.workers, progress=True
+    ).training
     print(f"{prefix}: {prepared.documents:,} documents, {prepared.tokens:,} tokens")
     if prepared.rejected:
         print(f"rejected {prepared.rejected:,} documents, see {rejected_path(Path(prefix))}")

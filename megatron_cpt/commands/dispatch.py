@@ -4,12 +4,13 @@ import importlib
 import sys
 import traceback
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, WorkerDied
 from megatron_cpt.runs.status import ExitCode, exit_code_of
 
 # name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
 COMMANDS = {
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
+    "merge": "join what the shards of a prepare on many machines left",
     "select": "choose documents of datasets by budget and score, without copying tokens",
     "inspect": "look at a dataset: text, counts, integrity",
     "plan": "what a run will do: blend, steps, marks, FLOPs, memory, warnings",
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
         return int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
-    except (BadInput, IntegrityFault, NumericsFault) as error:
+    except (BadInput, IntegrityFault, NumericsFault, WorkerDied) as error:
         print(f"megatron-cpt {name}: {error}", file=sys.stderr)
         return exit_code_of(error)
     except KeyboardInterrupt:

@@ -5,34 +5,50 @@ import os
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.units import parse_count
+from megatron_cpt.corpus.job import PrepareSettings, duplicates_path, rejected_path, validation_prefix
 from megatron_cpt.corpus.manifest import Manifest
-from megatron_cpt.corpus.prepare import (
-    Prepared,
-    PrepareSettings,
-    duplicates_path,
-    prepare,
-    rejected_path,
-    validation_prefix,
-)
+from megatron_cpt.corpus.prepare import Prepared, Shard, prepare, prepare_shard
 
 
 def main(arguments: list[str]) -> int:
     words = _parser().parse_args(arguments)
-    # The tokenizer library starts its threads at its first batch and reads their number then.
-    os.environ["RAYON_NUM_THREADS"] = str(words.workers)
-    settings = PrepareSettings(
-        text_key=words.text_key,
+    if len(words.text_key) > 1 and "-" in words.corpus:
+        rule = "cannot be read once for each of several --text-key."
+        raise BadInput(Fault("-", rule, "Give files, or one key a call."))
+    for key in words.text_key:
+        output = Path(words.output if len(words.text_key) == 1 else f"{words.output}_{key}")
+        print(_prepare(words, _settings(words, key), output))
+    return 0
+
+
+def _prepare(words: argparse.Namespace, settings: PrepareSettings, output: Path) -> str:
+    how = {"workers": words.workers, "progress": not words.quiet, "fast": words.fast}
+    if words.shard is None:
+        return told(prepare(words.corpus, words.tokenizer, output, settings, **how), output)
+    done = prepare_shard(words.corpus, words.tokenizer, output, settings, words.shard, **how)
+    return (
+        f"{output}: shard {words.shard.number} of {words.shard.of}: {done.documents:,} documents, {done.tokens:,} "
+        f"tokens, {done.rejected:,} rejected. When every shard is there: megatron-cpt merge {output}"
+    )
+
+
+def _settings(words: argparse.Namespace, key: str) -> PrepareSettings:
+    share, tokens = _holdout(words.holdout)
+    return PrepareSettings(
+        text_key=key,
+        id_key=words.id_key,
+        document_per_line=words.document_per_line,
         eod=words.eod,
         bos=words.bos,
+        parse_special=words.parse_special,
         order=words.order,
         seed=words.seed,
-        holdout=_share("--holdout", words.holdout),
+        holdout=share,
+        holdout_tokens=tokens,
         keep_duplicates=words.keep_duplicates,
         max_rejected=_share("--max-rejected", words.max_rejected),
     )
-    prepared = prepare(words.corpus, words.tokenizer, words.output, settings, progress=not words.quiet, fast=words.fast)
-    print(_told(prepared, Path(words.output)))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,20 +56,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron-cpt prepare", description="Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json."
     )
-    parser.add_argument("corpus", nargs="+", help="files, folders or globs: .jsonl, .json (plain, .gz, .zst), .txt")
+    parser.add_argument(
+        "corpus", nargs="+", help="files, folders, globs: .jsonl, .txt (.gz, .zst), .parquet; - for stdin"
+    )
     parser.add_argument("--tokenizer", required=True, metavar="HF_DIR", help="folder with tokenizer.json")
     parser.add_argument("--output", required=True, metavar="PREFIX")
-    parser.add_argument("--text-key", default=defaults.text_key, help="key of the text in a JSON line")
+    parser.add_argument(
+        "--text-key",
+        nargs="+",
+        default=[defaults.text_key],
+        metavar="KEY",
+        help="key or column of the text (default text); several give a dataset each, PREFIX_KEY",
+    )
+    parser.add_argument("--id-key", metavar="KEY", help="key or column of the document's id, kept in PREFIX.ids.jsonl")
+    parser.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")
     parser.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
     parser.add_argument(
         "--bos", choices=["auto", "always", "never"], default=defaults.bos, help="auto: as the tokenizer does"
     )
+    parser.add_argument("--parse-special", action="store_true", help="control tokens in the text become such tokens")
     parser.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
-    parser.add_argument("--holdout", default="0%", metavar="SHARE", help="to PREFIX.validation, for example 0.5%%")
+    parser.add_argument(
+        "--holdout", default="0%", metavar="HOW_MUCH", help="to PREFIX.validation: 0.5%%, or tokens: 2M"
+    )
     parser.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
     parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="tokenize part I (from 1) of N; `megatron-cpt merge` joins them"
+    )
     parser.add_argument(
         "--fast",
         action=argparse.BooleanOptionalAction,
@@ -71,6 +103,22 @@ def _positive(text: str) -> int:
     return number
 
 
+def _shard(text: str) -> Shard:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text}: write I/N with I from 1 to N, for example 3/16")
+    return Shard(int(number), int(of))
+
+
+def _holdout(text: str) -> tuple[float, int | None]:
+    """A share, or 0 and a number of tokens: what is not a percentage and is 1 or more counts tokens."""
+    try:
+        tokens = 0 if text.endswith("%") else parse_count(text)
+    except ValueError:
+        tokens = 0
+    return (0.0, tokens) if tokens >= 1 else (_share("--holdout", text), None)
+
+
 def _share(name: str, text: str) -> float:
     """A share of 0 to 1 from `0.5%` or `0.005`."""
     try:
@@ -82,7 +130,8 @@ def _share(name: str, text: str) -> float:
     return share
 
 
-def _told(prepared: Prepared, output: Path) -> str:
+def told(prepared: Prepared, output: Path) -> str:
+    """What was done, in a few lines."""
     lines = [_line(output, prepared.training)]
     if prepared.validation is not None:
         lines.append(_line(validation_prefix(output), prepared.validation))

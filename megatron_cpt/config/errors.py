@@ -30,9 +30,17 @@ class BadInput(Exception):
         self.faults = faults
         super().__init__("\n".join(f"- {fault}" for fault in faults) if len(faults) > 1 else str(faults[0]))
 
+    def __reduce__(self) -> tuple[type["BadInput"], tuple[Fault, ...]]:
+        # It travels from workers; an exception's own way would make it anew from its message.
+        return BadInput, self.faults
+
 
 class IntegrityFault(Exception):
     """Bytes on disk are not what was written: a torn, altered or foreign file."""
+
+
+class WorkerDied(Exception):
+    """A process that worked for this one ended without an answer: killed, or out of memory."""
 
 
 class NumericsFault(Exception):

@@ -1,41 +1,19 @@
-"""Batches of lines to batches of tokenized documents: BOS and EOD around each, hashed, held out or not."""
+"""Batches of documents to tokenized documents: BOS and EOD around each, hashed, with the keys that place it."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.corpus.dedup import ENTRY
 from megatron_cpt.corpus.documents import Document, Rejected
-from megatron_cpt.corpus.holdout import content_hash, is_held_out
-from megatron_cpt.corpus.spool import RECORD, TokenizedDocuments, shuffle_key
+from megatron_cpt.corpus.holdout import content_hash, holdout_keys
+from megatron_cpt.corpus.sorted_run import RECORD, TokenizedDocuments, shuffle_keys
 from megatron_cpt.corpus.tokenize import Encoded, Tokenizer
 
 BATCH_DOCUMENTS = 2048
-BATCH_CHARACTERS = 4_000_000
-"""A batch ends at either: bounds memory, and is enough work to share among threads."""
-
-BATCHES_AHEAD = 2
-"""Batches that wait for their ids: keeps the tokenizer busy, bounds memory."""
-Batch = Sequence[Document | Rejected]
-"""Some lines of the inputs, in the order read."""
-
-
-@dataclass(frozen=True)
-class TokenizedBatch:
-    """What became of a batch."""
-
-    training: TokenizedDocuments
-    """Documents to train on, in the order read."""
-    held_out: TokenizedDocuments
-    """Documents held out for validation."""
-    entries: npt.NDArray[np.void]
-    """ENTRY of every document of both, in the order read."""
-    rejected: list[Rejected]
-    """Lines that give no document, in the order read."""
+BATCH_CHARACTERS = 1_000_000
+"""A batch ends at either: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -43,51 +21,72 @@ class Framing:
     """What is done to every document, whichever batch it is in."""
 
     tokenizer: Tokenizer
+    encode: Callable[[Sequence[str]], Encoded]
+    """The tokenizer, or what stands in for it (fast.py)."""
     bos: int | None
     """Opens each document. None: nothing does."""
     eod: int | None
     """Closes each document. None: nothing does."""
-    seed: int
-    """Seed of the shuffled order."""
-    holdout: float
-    """Share of documents, 0 to 1, that are held out."""
+    seed: int | None
+    """Seed of the shuffled order. None: documents stay in the order read."""
+    control_tokens: bool
+    """Whether control tokens that the text gives are meant (--parse-special), and no reason to reject it."""
+    split: Callable[[str], list[str]] | None
+    """Text to sentences, each a sequence of its own. None: a document is one sequence."""
 
-    def frame(self, batch: Batch, encoded: Encoded, first: int) -> TokenizedBatch:
-        """A batch and the ids of its documents to documents of a dataset, numbered from `first`."""
-        documents = [line for line in batch if isinstance(line, Document)]
-        rejected = [line for line in batch if isinstance(line, Rejected)]
+    def frame(self, file: int, batch: Sequence[Document]) -> tuple[TokenizedDocuments, list[Rejected]]:
+        """The documents of a batch of an input file tokenized, and those that cannot be used."""
+        encoded, sentences = self._encoded(batch)
         reasons = self._unusable(encoded)
         if reasons:
-            rejected += [Rejected(documents[n].file, documents[n].line, why) for n, why in reasons.items()]
-            rejected.sort(key=lambda line: (line.file, line.line))
-            documents = [document for n, document in enumerate(documents) if n not in reasons]
-            encoded = encoded.chosen(~np.isin(np.arange(len(encoded.lengths)), list(reasons)))
+            usable = ~np.isin(np.arange(len(batch)), list(reasons))
+            sentences = [count for count, keep in zip(sentences, usable, strict=bool(sentences)) if keep]
+            encoded = encoded.chosen(usable)
+        documents = [document for n, document in enumerate(batch) if n not in reasons]
         framed = self._with_ends(encoded)
         records = np.zeros(len(documents), RECORD)
-        entries = np.zeros(len(documents), ENTRY)
-        contents = [document.text.encode() for document in documents]
-        hashes = [content_hash(content) for content in contents]
-        records["content_hash"] = entries["content_hash"] = np.frombuffer(b"".join(hashes), "<u8")
-        records["number"] = entries["number"] = np.arange(first, first + len(documents))
-        records["bytes"] = [len(content) for content in contents]
+        self._describe(file, documents, records)
         records["tokens"] = framed.lengths
-        records["key"] = [shuffle_key(self.seed, document.file, document.line) for document in documents]
-        entries["file"] = [document.file for document in documents]
-        entries["line"] = [document.line for document in documents]
-        held_out = np.array([is_held_out(content, self.holdout) for content in hashes], np.bool_)
-        training = framed.chosen(~held_out) if held_out.any() else framed
-        return TokenizedBatch(
-            training=TokenizedDocuments(training.tokens, records[~held_out]),
-            held_out=TokenizedDocuments(framed.chosen(held_out).tokens, records[held_out]),
-            entries=entries,
-            rejected=rejected,
+        records["sentences"] = [len(counts) for counts in sentences] if self.split else 0
+        for counts in sentences:
+            counts[0] += self.bos is not None
+            counts[-1] += self.eod is not None
+        ids = b"".join(document.id.encode() for document in documents)
+        tokenized = TokenizedDocuments(
+            records,
+            framed.tokens,
+            np.array([count for counts in sentences for count in counts], np.int32),
+            np.frombuffer(ids, np.uint8),
         )
+        return tokenized, [Rejected(batch[n].line, why, batch[n].id) for n, why in sorted(reasons.items())]
+
+    def _encoded(self, batch: Sequence[Document]) -> tuple[Encoded, list[list[int]]]:
+        """The ids of each document and, where they are split, the tokens of its sentences that give any."""
+        if self.split is None:
+            return self.encode([document.text for document in batch]), []
+        parts = [self.split(document.text) for document in batch]
+        encoded = self.encode([sentence for sentences in parts for sentence in sentences])
+        counts = np.split(encoded.lengths, np.cumsum([len(sentences) for sentences in parts])[:-1])
+        lengths = np.array([int(count.sum()) for count in counts], np.int64)
+        return Encoded(encoded.tokens, lengths), [count[count > 0].tolist() for count in counts]
+
+    def _describe(self, file: int, documents: list[Document], records: npt.NDArray[np.void]) -> None:
+        contents = [document.text.encode() for document in documents]
+        records["content_hash"] = np.frombuffer(b"".join(map(content_hash, contents)), "<u8")
+        records["holdout_key"] = holdout_keys(records["content_hash"])
+        records["bytes"] = [len(content) for content in contents]
+        records["place"] = [document.place for document in documents]
+        records["line"] = [document.line for document in documents]
+        records["id_bytes"] = [len(document.id.encode()) for document in documents]
+        places = records["place"]
+        records["key"] = places if self.seed is None else shuffle_keys(self.seed, file, places)
 
     def _unusable(self, encoded: Encoded) -> dict[int, str]:
         """Documents without tokens or with control tokens, and why they cannot be used."""
         reasons = {int(number): "no tokens" for number in np.flatnonzero(encoded.lengths == 0)}
-        for number, token in self.tokenizer.control_tokens(encoded).items():
-            reasons[number] = f"the text gives the control token {token}"
+        if not self.control_tokens:
+            for number, token in self.tokenizer.control_tokens(encoded).items():
+                reasons[number] = f"the text gives the control token {token}"
         return reasons
 
     def _with_ends(self, encoded: Encoded) -> Encoded:
@@ -105,31 +104,18 @@ class Framing:
         return Encoded(tokens, lengths)
 
 
-def batches(lines: Iterable[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
-    """The lines in the order read, some thousands at a time."""
-    batch: list[Document | Rejected] = []
+def batches(lines: Iterable[Document | Rejected], rejected: list[Rejected]) -> Iterator[list[Document]]:
+    """The documents in the order read, some at a time; rejected lines are put on the list."""
+    batch: list[Document] = []
     characters = 0
     for line in lines:
+        if isinstance(line, Rejected):
+            rejected.append(line)
+            continue
         batch.append(line)
-        characters += len(line.text) if isinstance(line, Document) else 0
+        characters += len(line.text)
         if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def encoded_batches(
-    lines: Iterable[Document | Rejected], encode: Callable[[Sequence[str]], Encoded]
-) -> Iterator[tuple[Batch, Encoded]]:
-    """Batches and the ids of their documents; the next are read and encoded while one is in use."""
-    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
-    with ThreadPoolExecutor(1) as ahead:
-        for batch in batches(lines):
-            texts = [line.text for line in batch if isinstance(line, Document)]
-            waiting.append((batch, ahead.submit(encode, texts)))
-            if len(waiting) > BATCHES_AHEAD:
-                done, ids = waiting.popleft()
-                yield done, ids.result()
-        for done, ids in waiting:
-            yield done, ids.result()

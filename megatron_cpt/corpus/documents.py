@@ -1,21 +1,18 @@
-"""Documents from files: JSON lines, plain or compressed, and .txt with one document a file.
+"""The documents of a piece: JSON lines, lines or whole files of text, rows of a table.
 
-Every line is either a document or is rejected with its place and reason; nothing is dropped in
-silence and a bad line never ends the reading of its file.
+Each is a document or is rejected with its place and reason; nothing is dropped in silence and a bad line
+never ends the reading of its file.
 """
 
-import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import orjson
 
-from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.lines import COMPRESSED, read_lines
+from megatron_cpt.corpus.inputs import Kind
+from megatron_cpt.corpus.lines import lines_of
+from megatron_cpt.corpus.pieces import Piece
 
-JSON_LINES = (".jsonl", ".json")
-SUFFIXES = (*JSON_LINES, *(kind + ending for kind in JSON_LINES for ending in COMPRESSED), ".txt")
 LONGEST_DOCUMENT = 128 << 20
 """Bytes of a line, or of a .txt file, that are taken for one document: bounds memory."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -28,86 +25,79 @@ class Document:
 
     text: str
     """Its text, not empty."""
-    file: int
-    """Number of the file among the inputs."""
     line: int
-    """Line of the file, from 1."""
-    position: int
-    """Bytes of the file read so far (compressed ones, in a compressed file)."""
+    """Its line, or row, from 1 within the piece."""
+    place: int
+    """The byte of the unpacked input, or the row, at which it begins."""
+    id: str = ""
+    """What --id-key names; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A line that gives no document."""
+    """A line or row that gives no document."""
 
-    file: int
-    """Number of the file among the inputs."""
     line: int
-    """Line of the file, from 1."""
+    """From 1 within the piece."""
     reason: str
     """Why."""
+    id: str = ""
+    """What --id-key names, where it could be read."""
 
 
-def input_files(paths: Sequence[str]) -> list[Path]:
-    """The files that paths, folders and globs name, in the order given, those of one folder or glob by name.
+@dataclass(frozen=True)
+class Keys:
+    """Where text and id stand in a JSON object or a table."""
 
-    Raises BadInput listing each path that is missing, of an unknown kind, or named twice.
-    """
-    faults: list[Fault] = []
-    files: list[Path] = []
-    for text in paths:
-        found = _files_of(text)
-        if not found:
-            faults.append(Fault(text, "is not there, or holds no corpus file.", f"Give {', '.join(SUFFIXES)} files."))
-        for file in found:
-            if not file.name.endswith(SUFFIXES):
-                faults.append(Fault(str(file), "is not a kind of file that is read.", f"Use {', '.join(SUFFIXES)}."))
-            elif file in files:
-                faults.append(Fault(str(file), "is named twice.", "Name each input once."))
-            files.append(file)
-    if faults:
-        raise BadInput(*faults)
-    return files
+    text: str
+    id: str | None = None
 
 
-def _files_of(text: str) -> list[Path]:
-    path = Path(text)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
-    return [Path(name) for name in sorted(glob.glob(text, recursive=True)) if Path(name).is_file()]
+def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Document | Rejected]:
+    """Every document or rejected line of a piece, in order. IntegrityFault: a broken parquet file."""
+    if kind == "parquet":
+        yield from _rows(piece, keys)
+    elif kind == "text":
+        yield _whole(piece)
+    else:
+        yield from _lines(piece, kind, keys)
 
 
-def read_documents(files: Sequence[Path], text_key: str) -> Iterator[Document | Rejected]:
-    """Every document or rejected line of the files, in order. IntegrityFault: a broken compressed file."""
-    for number, path in enumerate(files):
-        if path.name.endswith(".txt"):
-            yield _read_text(path, number)
-        else:
-            yield from _read_lines(path, number, text_key)
+def _whole(piece: Piece) -> Document | Rejected:
+    if piece.end > LONGEST_DOCUMENT:
+        return Rejected(1, _TOO_LONG)
+    text = _decode(piece.path.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+    return Rejected(1, text) if isinstance(text, _Reason) else Document(text, 1, 0)
 
 
-def _read_text(path: Path, number: int) -> Document | Rejected:
-    if path.stat().st_size > LONGEST_DOCUMENT:
-        return Rejected(number, 1, _TOO_LONG)
-    content = path.read_bytes()
-    text = _decode(content.removeprefix(_BYTE_ORDER_MARK))
-    if isinstance(text, _Reason):
-        return Rejected(number, 1, text)
-    return Document(text, number, 1, len(content))
-
-
-def _read_lines(path: Path, number: int, text_key: str) -> Iterator[Document | Rejected]:
-    for line, (content, position) in enumerate(read_lines(path, LONGEST_DOCUMENT), start=1):
+def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Document | Rejected]:
+    longest = LONGEST_DOCUMENT
+    for line, (content, begin) in enumerate(lines_of(piece.path, piece.start, piece.end, longest), start=1):
         if content is None:
-            yield Rejected(number, line, _TOO_LONG)
+            yield Rejected(line, _TOO_LONG)
             continue
-        text = _text_of(content.removeprefix(_BYTE_ORDER_MARK) if line == 1 else content, text_key)
-        if isinstance(text, _Reason):
-            yield Rejected(number, line, text)
+        place = piece.base + begin
+        if place == 0:
+            content = content.removeprefix(_BYTE_ORDER_MARK)
+        if kind == "text_lines":
+            text, name = _decode(content.rstrip(b"\r\n")), ""
         else:
-            yield Document(text, number, line, position)
+            text, name = _of_json(content, keys)
+        yield Rejected(line, text, name) if isinstance(text, _Reason) else Document(text, line, place, name)
+
+
+def _rows(piece: Piece, keys: Keys) -> Iterator[Document | Rejected]:
+    # Its library takes 50 MB of every process: only where there is a table.
+    from megatron_cpt.corpus.table import rows_of  # noqa: PLC0415
+
+    columns = [keys.text] if keys.id is None else [keys.text, keys.id]
+    for line, values in enumerate(rows_of(piece.path, piece.start, piece.end, columns), start=1):
+        name = _name(values[1]) if keys.id is not None else ""
+        text = _usable(values[0], keys.text)
+        if isinstance(text, _Reason):
+            yield Rejected(line, text, name)
+        else:
+            yield Document(text, line, piece.start + line - 1, name)
 
 
 class _Reason(str):
@@ -116,27 +106,36 @@ class _Reason(str):
     __slots__ = ()
 
 
-def _text_of(line: bytes, text_key: str) -> str | _Reason:
-    if not line.strip():
-        return _Reason("blank line")
+def _of_json(line: bytes, keys: Keys) -> "tuple[str | _Reason, str]":
+    """Text, or why there is none, and id of a JSON line."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if not line.strip():
+            return _Reason("blank line"), ""
         reason = _decode(line)
-        return reason if isinstance(reason, _Reason) else _Reason(f"broken JSON: {error}")
+        return reason if isinstance(reason, _Reason) else _Reason(f"broken JSON: {error}"), ""
     if not isinstance(value, dict):
-        return _Reason("not a JSON object")
-    if text_key not in value:
-        return _Reason(f"no key {text_key!r}")
-    text = value[text_key]
+        return _Reason("not a JSON object"), ""
+    name = _name(value.get(keys.id)) if keys.id is not None else ""
+    if keys.text not in value:
+        return _Reason(f"no key {keys.text!r}"), name
+    return _usable(value[keys.text], keys.text), name
+
+
+def _usable(text: object, key: str) -> "str | _Reason":
     if not isinstance(text, str):
-        return _Reason(f"{text_key!r} is not a string")
-    return text if text.strip() else _Reason("empty text")
+        return _Reason(f"{key!r} is not a string")
+    return _Reason("empty text") if not text or text.isspace() else text
 
 
-def _decode(content: bytes) -> str | _Reason:
+def _name(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _decode(content: bytes) -> "str | _Reason":
     try:
         text = content.decode()
     except UnicodeDecodeError:
         return _Reason("invalid UTF-8")
-    return text if text.strip() else _Reason("empty text")
+    return _Reason("empty text") if not text or text.isspace() else text

@@ -2,25 +2,19 @@
 
 The tokenizers library decides what is right. gigatoken is compared with it on real text of the input
 and on text that tokenizers trip over; one difference and it is not used. It reads control tokens out
-of plain text, so it is given a tokenizer that has none: they stay plain text here too.
+of plain text, so where they are to stay plain text it is given a tokenizer that has none.
 """
 
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
-from megatron_cpt.corpus.documents import Document, read_documents
 from megatron_cpt.corpus.tokenize import Encoded, Tokenizer
 
-SAMPLED_FILES = 16
-"""Files, evenly among the inputs, from whose beginnings the sample comes."""
-SAMPLED_CHARACTERS = 128_000
-"""Of real text, over all files: a fifth of a second of the tokenizers library."""
 ODD_TEXTS = (
     "",
     " ",
@@ -48,36 +42,18 @@ Encoder = Callable[[Sequence[str]], Encoded]
 """Texts to the ids of each alone."""
 
 
-def encoder_for(tokenizer: Tokenizer, files: Sequence[Path], text_key: str, fast: bool) -> Encoder:
-    """gigatoken where it may be used and gives the same ids, else the tokenizers library, with a warning."""
+def encoder_for(tokenizer: Tokenizer, sample: Callable[[], list[str]], fast: bool) -> Encoder:
+    """gigatoken where it is there and gives the same ids on a sample; else the tokenizers library, with a warning."""
     if not fast or importlib.util.find_spec("gigatoken") is None:
         return tokenizer.encode_flat
     try:
-        return FastTokenizer(tokenizer, sample(files, text_key)).encode_flat
+        return FastTokenizer(tokenizer, sample()).encode_flat
     except NotEqual as error:
         warnings.warn(
             f"gigatoken is not used: {error}. The tokenizers library does the same some tens of times slower.",
             stacklevel=3,
         )
         return tokenizer.encode_flat
-
-
-def sample(files: Sequence[Path], text_key: str) -> list[str]:
-    """Beginnings of documents from files spread over the inputs, SAMPLED_CHARACTERS at most."""
-    chosen = [files[i * len(files) // SAMPLED_FILES] for i in range(SAMPLED_FILES)]
-    chosen = list(dict.fromkeys(chosen))
-    share = SAMPLED_CHARACTERS // len(chosen)
-    texts: list[str] = []
-    for file in chosen:
-        left = share
-        for line in read_documents([file], text_key):
-            if isinstance(line, Document):
-                # Several documents of a file rather than one long one.
-                texts.append(line.text[: min(left, share // 4 + 1)])
-                left -= len(texts[-1])
-            if left <= 0:
-                break
-    return texts
 
 
 class FastTokenizer:
@@ -89,7 +65,7 @@ class FastTokenizer:
 
         content: dict[str, Any] = orjson.loads((tokenizer.folder / "tokenizer.json").read_bytes())
         added = content.get("added_tokens") or []
-        content["added_tokens"] = [token for token in added if not token["special"]]
+        content["added_tokens"] = [token for token in added if tokenizer.parses_special or not token["special"]]
         # What both must leave alone: BOS and EOD are put by prepare, nothing is cut or padded.
         content["post_processor"] = content["truncation"] = content["padding"] = None
         try:
@@ -107,10 +83,10 @@ class FastTokenizer:
                 raise NotEqual(f"it gives other ids for {text[:60]!r}")
 
     def encode_flat(self, texts: Sequence[str]) -> Encoded:
-        """The ids of each text alone, laid end to end; threads of the library share the batch."""
+        """The ids of each text alone, laid end to end; one thread of the library does it."""
         if not texts:
             return Encoded(np.empty(0, np.int32), np.empty(0, np.int64))
-        ragged = self._backend.encode_batch(list(texts)).layout
+        ragged = self._backend.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(ragged.offsets.data, np.int64)
         tokens = np.asarray(ragged.content.data)[offsets[0] : offsets[-1]]
         return Encoded(tokens.astype(np.int32), np.diff(offsets))

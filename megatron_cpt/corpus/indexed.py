@@ -18,12 +18,13 @@ everything that an index can prove when it is opened, and keeps one descriptor, 
 
 import hashlib
 import struct
-from array import array
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -215,7 +216,7 @@ class IndexedWriter:
 
     Whatever stood under the prefix stays whole until then; its manifest and index go before the new
     data come. An error inside the block leaves no file. BadInput for a negative id, one outside the
-    vocabulary, or one that does not fit the dtype: an id never wraps.
+    vocabulary, or one that does not fit the dtype: an id never wraps. Memory does not grow with the dataset.
     """
 
     def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, vocabulary_size: int | None = None) -> None:
@@ -225,21 +226,22 @@ class IndexedWriter:
         if vocabulary_size is not None:
             self.limit = min(self.limit, vocabulary_size)
         self.token_count = 0
+        self.documents = 0
+        """Documents written so far."""
         self.data_sha256 = ""
         self.index_sha256 = ""
-        self._lengths = array("i")
-        self._bounds = array("q", [0])
+        self._sequences = 0
         self._data_hash = hashlib.sha256()
         self._open_files = ExitStack()
 
-    @property
-    def documents(self) -> int:
-        """Documents written so far."""
-        return len(self._bounds) - 1
-
     def __enter__(self) -> Self:
-        bin_path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+        folder = bin_path(self.prefix).parent
+        folder.mkdir(parents=True, exist_ok=True)
         self._data = self._open_files.enter_context(durable_file(bin_path(self.prefix)))
+        # What the index will hold waits in files without a name.
+        self._lengths = self._open_files.enter_context(TemporaryFile(dir=folder))
+        self._bounds = self._open_files.enter_context(TemporaryFile(dir=folder))
+        self._bounds.write(np.zeros(1, "<i8").tobytes())
         return self
 
     def __exit__(
@@ -249,32 +251,33 @@ class IndexedWriter:
             self._open_files.__exit__(kind, error, trace)
             return
         invalidate(self.prefix)
-        self._open_files.close()
+        # The index is written aside first; it gets its name behind the data.
+        with durable_file(idx_path(self.prefix)) as file:
+            self._write_index(file)
+            self._open_files.close()
         self.data_sha256 = self._data_hash.hexdigest()
-        self._write_index()
 
     def add(self, tokens: npt.NDArray[Any], sequence_lengths: npt.NDArray[Any] | None = None) -> None:
         """Writes one document: int[n] ids, in one sequence or, for split sentences, in several."""
-        lengths = [len(tokens)] if sequence_lengths is None else [int(length) for length in sequence_lengths]
-        if sum(lengths) != len(tokens) or min(lengths, default=0) < 0:
-            raise ValueError(f"sequence lengths {lengths} do not make up {len(tokens)} tokens")
-        self._write_tokens(tokens, lengths)
-        self._bounds.append(len(self._lengths))
+        lengths = np.array([len(tokens)]) if sequence_lengths is None else np.asarray(sequence_lengths)
+        self.add_split(tokens, lengths, np.array([len(lengths)]))
 
     def add_many(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
         """Writes documents that lie one behind the other: int[n] ids, and the length of each document."""
-        if int(lengths.sum()) != len(tokens) or (len(lengths) and lengths.min() < 0):
-            raise ValueError(f"document lengths do not make up {len(tokens)} tokens")
-        first = len(self._lengths)
-        self._write_tokens(tokens, lengths.tolist())
-        self._bounds.extend(range(first + 1, first + 1 + len(lengths)))
+        self.add_split(tokens, lengths, np.ones(len(lengths), np.int64))
 
-    def _write_tokens(self, tokens: npt.NDArray[Any], lengths: list[int]) -> None:
+    def add_split(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], sequences: npt.NDArray[Any]) -> None:
+        """Writes documents that lie one behind the other in sequences: int[n] ids, the length of each sequence,
+        and how many sequences each document has."""
+        if int(lengths.sum()) != len(tokens) or (len(lengths) and lengths.min() < 0):
+            raise ValueError(f"sequence lengths do not make up {len(tokens)} tokens")
+        if int(sequences.sum()) != len(lengths):
+            raise ValueError(f"{len(lengths)} sequences do not make up the documents")
         self._check(tokens)
-        if lengths and max(lengths) > LONGEST_SEQUENCE:
+        if len(lengths) and lengths.max() > LONGEST_SEQUENCE:
             raise BadInput(
                 Fault(
-                    f"a document of {max(lengths):,} tokens",
+                    f"a document of {int(lengths.max()):,} tokens",
                     f"is longer than the format can say ({LONGEST_SEQUENCE:,}).",
                     "Cut it into parts.",
                 )
@@ -282,7 +285,10 @@ class IndexedWriter:
         content = np.ascontiguousarray(tokens, self.dtype).tobytes()
         self._data.write(content)
         self._data_hash.update(content)
-        self._lengths.extend(lengths)
+        self._lengths.write(lengths.astype("<i4").tobytes())
+        self._bounds.write((self._sequences + np.cumsum(sequences)).astype("<i8").tobytes())
+        self._sequences += len(lengths)
+        self.documents += len(sequences)
         self.token_count += len(tokens)
 
     def _check(self, tokens: npt.NDArray[Any]) -> None:
@@ -300,26 +306,32 @@ class IndexedWriter:
                 )
             )
 
-    def _write_index(self) -> None:
+    def _write_index(self, file: BinaryIO) -> None:
         digest = hashlib.sha256()
-        lengths = np.frombuffer(self._lengths, np.int32)
-        with durable_file(idx_path(self.prefix)) as file:
 
-            def put(content: bytes) -> None:
-                file.write(content)
-                digest.update(content)
+        def put(content: bytes) -> None:
+            file.write(content)
+            digest.update(content)
 
-            code = {name: code for code, name in DTYPES.items()}[_dtype_name(self.dtype)]
-            put(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(self._bounds)))
-            put(lengths.astype("<i4", copy=False).tobytes())
-            position = 0
-            for first in range(0, len(lengths), CHUNK):
-                sizes = lengths[first : first + CHUNK].astype("<i8") * self.dtype.itemsize
-                ends = position + np.cumsum(sizes)
-                put((ends - sizes).tobytes())
-                position = int(ends[-1])
-            put(np.frombuffer(self._bounds, np.int64).astype("<i8", copy=False).tobytes())
+        code = {name: code for code, name in DTYPES.items()}[_dtype_name(self.dtype)]
+        put(HEADER.pack(MAGIC, VERSION, code, self._sequences, self.documents + 1))
+        for lengths in _read_back(self._lengths, "<i4"):
+            put(lengths.tobytes())
+        position = 0
+        for lengths in _read_back(self._lengths, "<i4"):
+            ends = position + np.cumsum(lengths.astype("<i8") * self.dtype.itemsize)
+            put((ends - lengths.astype("<i8") * self.dtype.itemsize).tobytes())
+            position = int(ends[-1])
+        for bounds in _read_back(self._bounds, "<i8"):
+            put(bounds.tobytes())
         self.index_sha256 = digest.hexdigest()
+
+
+def _read_back(file: BinaryIO, dtype: str) -> Iterator[npt.NDArray[Any]]:
+    """What was written to a file, an array of CHUNK entries at a time."""
+    file.seek(0)
+    while content := file.read(CHUNK * np.dtype(dtype).itemsize):
+        yield np.frombuffer(content, dtype)
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:

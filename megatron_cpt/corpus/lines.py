@@ -1,4 +1,4 @@
-"""The lines of a file, plain, gzipped or Zstandard, with memory bounded whatever the file holds."""
+"""Lines of a stretch of a file, and compressed streams, with memory bounded whatever the file holds."""
 
 import gzip
 import io
@@ -6,51 +6,86 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import zstandard
 
 from megatron_cpt.config.errors import IntegrityFault
 
-COMPRESSED = (".gz", ".zst")
-"""Endings of the compressed kinds."""
+Compression = Literal["gzip", "Zstandard"]
 READ_BYTES = 8 << 10
 """Compressed bytes that are decompressed at a time. Zstandard expands at most 32,768-fold: 256 MB."""
+_BROKEN = (EOFError, OSError, zlib.error, zstandard.ZstdError)
 
 
-def read_lines(path: Path, longest: int) -> Iterator[tuple[bytes | None, int]]:
-    """Each line, its end included, with the bytes of the file read so far; None for one over `longest` bytes.
+def lines_of(path: Path, start: int, end: int, longest: int) -> Iterator[tuple[bytes | None, int]]:
+    """Each line that begins in bytes start to end - 1 of a plain file, its end included, and where it begins.
 
-    Bytes of a compressed file are its compressed ones. Raises IntegrityFault where a compressed file is
-    broken or cut short.
+    None stands for a line of more than `longest` bytes.
     """
-    with path.open("rb") as raw, _decompressed(raw, path) as stream:
-        position = 0
-        while line := stream.readline(longest + 1):
+    with path.open("rb", buffering=1 << 20) as file:
+        position = _first_line(file, start, end)
+        while position < end and (line := file.readline(longest + 1)):
             length = len(line)
             whole: bytes | None = line
             while length > longest and not line.endswith(b"\n"):
                 whole = None
-                line = stream.readline(longest + 1)
+                line = file.readline(longest + 1)
                 if not line:
                     break
                 length += len(line)
-            position = position + length if stream is raw else raw.tell()
             yield whole, position
+            position += length
+
+
+def _first_line(file: BinaryIO, start: int, end: int) -> int:
+    """Goes to the first line that begins at `start` or behind it, or to somewhere from `end` on."""
+    if start == 0:
+        return 0
+    position = start - 1
+    file.seek(position)
+    while position < end:
+        part = file.readline(1 << 20)
+        position += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return position
+
+
+def compression_of(head: bytes) -> Compression | None:
+    """How a file is compressed, by its first bytes."""
+    if head.startswith(b"\x1f\x8b"):
+        return "gzip"
+    return "Zstandard" if head.startswith(zstandard.FRAME_HEADER) else None
+
+
+def first_bytes(head: bytes, compression: Compression | None) -> bytes:
+    """What the beginning of a file begins with when decompressed. IntegrityFault: it is broken there already."""
+    if compression is None:
+        return head
+    try:
+        if compression == "gzip":
+            return zlib.decompressobj(wbits=31).decompress(head[:READ_BYTES])
+        return zstandard.ZstdDecompressor().decompressobj().decompress(head[:READ_BYTES])
+    except _BROKEN as error:
+        raise IntegrityFault(f"is not a whole {compression} file ({error})") from error
 
 
 @contextmanager
-def _decompressed(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
-    if not path.name.endswith(COMPRESSED):
+def decompressed(raw: BinaryIO, name: str, compression: Compression | None) -> Iterator[BinaryIO]:
+    """The plain content of a stream. Raises IntegrityFault where it is broken or cut short."""
+    if compression is None:
         yield raw
         return
-    gzipped = path.name.endswith(".gz")
-    stream = gzip.GzipFile(fileobj=raw, mode="rb") if gzipped else io.BufferedReader(_Zstandard(raw), 1 << 20)
+    stream = gzip.GzipFile(fileobj=raw, mode="rb") if compression == "gzip" else _buffered(raw)
     try:
         yield stream  # type: ignore[misc]
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-        kind = "gzip" if gzipped else "Zstandard"
-        raise IntegrityFault(f"{path}: is not a whole {kind} file ({error}). Copy it again.") from error
+    except _BROKEN as error:
+        raise IntegrityFault(f"{name}: is not a whole {compression} file ({error}). Copy it again.") from error
+
+
+def _buffered(raw: BinaryIO) -> io.BufferedReader:
+    return io.BufferedReader(_Zstandard(raw), 1 << 20)
 
 
 class _Zstandard(io.RawIOBase):

@@ -1,77 +1,50 @@
 """Documents to a dataset.
 
-1. Every line of the inputs is a document or is rejected with its reason (documents.py).
-2. Batches are tokenized; BOS and EOD are put around each document.
-3. The hash of its content says whether a document is held out (holdout.py).
-4. Training and held-out documents wait on disk, in shuffled or input order (spool.py).
-5. Exact copies of earlier documents are found and listed (dedup.py).
-6. PREFIX.validation, then PREFIX are written without them: data, index, documents, manifest last.
+1. The inputs are cut into pieces (pieces.py).
+2. Workers take a piece each: its lines are documents or are rejected with their reason (documents.py), the
+   documents are tokenized, framed by BOS and EOD, hashed (batches.py) and filed, sorted, in PREFIX.pieces
+   (piecework.py). A run that was killed goes on with the pieces that are not filed.
+3. The pieces are joined (join.py): rejected lines and copies listed, documents held out, everything in its
+   order written to PREFIX.validation and PREFIX. Shards do step 2 for a part of the pieces each; `merge` is step 3.
 
-Memory holds a few batches or one bucket. The bytes are the same for any number of threads, and what
-stood under PREFIX stays whole until step 6.
+Memory holds a piece of each worker, later one range of the order. The bytes are the same for any number of
+workers and shards, and what stood under PREFIX stays whole until the end of step 3.
 """
 
 import glob
+import os
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Literal
-
-import orjson
-from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.corpus.batches import Batch, Framing, encoded_batches
-from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path, read_column
-from megatron_cpt.corpus.dedup import Copies
-from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
-from megatron_cpt.corpus.fast import Encoder, encoder_for
-from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, dtype_for, invalidate, manifest_path
-from megatron_cpt.corpus.lines import COMPRESSED
-from megatron_cpt.corpus.manifest import (
-    Manifest,
-    SourceFile,
-    load_manifest,
-    read_manifest,
-    tool_version,
-    write_manifest,
+from megatron_cpt.corpus.batches import Framing
+from megatron_cpt.corpus.columns import DOCUMENTS, read_column
+from megatron_cpt.corpus.fast import encoder_for
+from megatron_cpt.corpus.indexed import manifest_path
+from megatron_cpt.corpus.inputs import STANDARD_INPUT, input_files
+from megatron_cpt.corpus.job import Job, PrepareSettings, begin, load_job, unchanged, workspace_of
+from megatron_cpt.corpus.join import join
+from megatron_cpt.corpus.lines import decompressed
+from megatron_cpt.corpus.manifest import Manifest, load_manifest
+from megatron_cpt.corpus.pieces import Piece, Span, of_shard, spans, unpacked
+from megatron_cpt.corpus.piecework import (
+    Finished,
+    end_stream,
+    finished,
+    pieces_of_stream,
+    read_finished,
+    tokenize_piece,
 )
-from megatron_cpt.corpus.spool import Buckets, Queue, Spool, TokenizedDocuments
-from megatron_cpt.corpus.tokenize import BosPolicy, Tokenizer
-from megatron_cpt.runs.durable import durable_file
-
-BUCKET_BYTES = 64 << 20
-"""Input bytes whose tokens one bucket should hold in memory."""
-MOST_BUCKET_BITS = 7
-"""128 buckets, two files each, twice: below the usual limit of 1,024 open files."""
-COMPRESSION = 4
-"""Text bytes of a compressed byte, about."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """What decides the bytes of a dataset, the inputs and the tokenizer aside."""
-
-    text_key: str = "text"
-    """Key of the text in a JSON line."""
-    eod: str | None = None
-    """Token that closes each document. None: the tokenizer's eos_token."""
-    append_eod: bool = True
-    """Whether EOD closes each document; without it nothing parts documents but the index."""
-    bos: BosPolicy = "auto"
-    """Whether BOS opens each document: `auto` does what the tokenizer itself does."""
-    order: Literal["shuffled", "as_read"] = "shuffled"
-    """Order of the documents in the dataset."""
-    seed: int = 1234
-    """Seed of the shuffled order."""
-    holdout: float = 0.0
-    """Share of documents, 0 to 1, that go to PREFIX.validation."""
-    keep_duplicates: bool = False
-    """Whether exact copies of earlier documents stay."""
-    max_rejected: float = 0.01
-    """Share of documents, 0 to 1, that may be rejected before the whole call fails."""
+from megatron_cpt.corpus.progress import Progress
+from megatron_cpt.corpus.sample import sample
+from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.corpus.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -86,19 +59,25 @@ class Prepared:
     """Everything was there already, made from the same inputs with the same settings."""
 
 
-def validation_prefix(output: Path) -> Path:
-    """Where held-out documents go."""
-    return output.with_name(f"{output.name}.validation")
+@dataclass(frozen=True)
+class Shard:
+    """A part of the pieces, for a machine of its own."""
+
+    number: int
+    """From 1."""
+    of: int
+    """Shards in all."""
 
 
-def rejected_path(output: Path) -> Path:
-    """Where rejected lines are listed."""
-    return output.with_name(f"{output.name}.rejected.jsonl")
+@dataclass(frozen=True)
+class ShardDone:
+    """What a shard did."""
 
-
-def duplicates_path(output: Path) -> Path:
-    """Where exact copies that were left out are listed, with what they repeat."""
-    return output.with_name(f"{output.name}.duplicates.jsonl")
+    pieces: int
+    """Pieces of this shard that are filed now."""
+    documents: int
+    tokens: int
+    rejected: int
 
 
 def prepare(
@@ -107,69 +86,87 @@ def prepare(
     output: str | Path,
     settings: PrepareSettings | None = None,
     *,
+    workers: int | None = None,
     progress: bool = False,
     fast: bool = True,
 ) -> Prepared:
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
     left out: PREFIX.rejected.jsonl, PREFIX.duplicates.jsonl.
 
-    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same.
-    Raises BadInput for unusable inputs or tokenizers, too many rejected documents, or a part (training
-    or held-out) that got no document.
+    `workers` defaults to the cores. `fast` lets gigatoken tokenize where it is installed and proven equal
+    (fast.py): the bytes are the same. Raises BadInput for unusable inputs or tokenizers, too many rejected
+    documents, or a part (training or held-out) that got no document; WorkerDied where a worker was killed.
     """
-    job = _Job(
-        files=input_files(inputs),
-        tokenizer=Tokenizer.load(tokenizer_folder, (settings or PrepareSettings()).eod),
-        output=Path(output),
-        settings=settings or PrepareSettings(),
+    job, tokenizer = _described(inputs, tokenizer_folder, Path(output), settings or PrepareSettings())
+    there = _reusable(job)
+    if there is not None:
+        return there
+    begin(job, shared=False)
+    found = spans(job.inputs, job.piece_size, job.settings.text_key)
+    _tokenize(job, tokenizer, found, workers, progress, fast)
+    # What was found filed was checked then.
+    return _join(job, check=False)
+
+
+def prepare_shard(
+    inputs: Sequence[str],
+    tokenizer_folder: str | Path,
+    output: str | Path,
+    settings: PrepareSettings | None,
+    shard: Shard,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+    fast: bool = True,
+) -> ShardDone:
+    """Tokenizes the pieces of one shard into PREFIX.pieces, for `merge`. Raises as `prepare` does, and BadInput
+    where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
+    if str(STANDARD_INPUT) in inputs:
+        raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
+    job, tokenizer = _described(inputs, tokenizer_folder, Path(output), settings or PrepareSettings())
+    begin(job, shared=True)
+    found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
+    _tokenize(job, tokenizer, found, workers, progress, fast)
+    pieces = _filed(job, found, check=False)
+    return ShardDone(
+        len(pieces),
+        sum(piece.documents for piece in pieces),
+        sum(piece.tokens for piece in pieces),
+        sum(len(piece.rejected) for piece in pieces),
     )
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(job.output)
-    return _reusable(job) or _prepare(job, encoder_for(job.tokenizer, job.files, job.settings.text_key, fast), progress)
 
 
-class _Job:
-    """One call: what goes in and what is fixed by it."""
-
-    def __init__(self, files: list[Path], tokenizer: Tokenizer, output: Path, settings: PrepareSettings) -> None:
-        self.files = files
-        self.tokenizer = tokenizer
-        self.output = output
-        self.settings = settings
-        self.eod = tokenizer.eod if settings.append_eod else None
-        self.bos = tokenizer.bos_for(settings.bos)
-        self.framing = Framing(tokenizer, self.bos, self.eod, settings.seed, settings.holdout)
-        self.dtype = dtype_for(tokenizer.vocabulary_size)
-        self.sources = [_source(file) for file in files]
-        self.size = sum(source.size for source in self.sources)
-
-    @property
-    def parts(self) -> list[Path]:
-        """The prefixes to be written, in that order."""
-        return [*([validation_prefix(self.output)] if self.settings.holdout else []), self.output]
-
-    @property
-    def workspace(self) -> Path:
-        """Folder of what is only there while the call lasts."""
-        return self.output.with_name(f".{self.output.name}.preparing")
+def merge(output: str | Path) -> Prepared:
+    """Joins the pieces of all shards. Raises BadInput where there are none or some are missing."""
+    job = load_job(Path(output))
+    if job is None:
+        remedy = "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N."
+        raise BadInput(Fault(str(workspace_of(Path(output))), "holds no shards.", remedy))
+    return _join(job, check=True)
 
 
-def _source(file: Path) -> SourceFile:
-    state = file.stat()
-    return SourceFile(str(file.resolve()), state.st_size, state.st_mtime_ns)
+def _described(
+    inputs: Sequence[str], folder: str | Path, output: Path, settings: PrepareSettings
+) -> tuple[Job, Tokenizer]:
+    files = input_files(inputs, settings.document_per_line)
+    tokenizer = Tokenizer.load(folder, settings.eod, settings.parse_special)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(output)
+    return Job.describe(output, settings, files, tokenizer), tokenizer
 
 
 def _sweep(output: Path) -> None:
-    """Removes what a killed call left."""
-    shutil.rmtree(output.with_name(f".{output.name}.preparing"), ignore_errors=True)
-    for ending in ("bin", "idx", "manifest.json", "documents.npy", "rejected.jsonl", "duplicates.jsonl"):
+    """Removes what a killed call left beside the dataset."""
+    for ending in ("bin", "idx", "manifest.json", "documents.npy", "ids.jsonl", "rejected.jsonl", "duplicates.jsonl"):
         for part in ("", ".validation"):
             for file in output.parent.glob(f".{glob.escape(output.name)}{part}.{ending}.partial-*"):
                 file.unlink()
 
 
-def _reusable(job: _Job) -> Prepared | None:
+def _reusable(job: Job) -> Prepared | None:
     """The result of an earlier call that is whole and was made from the same things."""
+    if job.reads_standard_input:
+        return None
     manifests: list[Manifest] = []
     for prefix in job.parts:
         if not manifest_path(prefix).is_file():
@@ -179,166 +176,137 @@ def _reusable(job: _Job) -> Prepared | None:
             read_column(prefix, DOCUMENTS, manifest.documents)
         except (BadInput, IntegrityFault):
             return None
-        made_by = (manifest.settings, manifest.sources, manifest.tokenizer)
-        if made_by != (asdict(job.settings), job.sources, job.tokenizer.identity):
+        made_by = (manifest.settings, manifest.sources, manifest.tokenizer, manifest.bos, manifest.eod)
+        if made_by != (asdict(job.settings), job.sources, job.tokenizer, job.bos, job.eod):
             return None
         manifests.append(manifest)
-    return Prepared(manifests[-1], manifests[0] if job.settings.holdout else None, reused=True)
+    return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
 
 
-def _prepare(job: _Job, encode: Encoder, progress: bool) -> Prepared:
-    try:
-        with ExitStack() as files:
-            spools = {prefix: _spool(job, prefix) for prefix in job.parts}
-            for spool in spools.values():
-                files.callback(spool.close)
-            copies = Copies(job.workspace / "copies")
-            files.callback(copies.close)
-            rejected = _fill(job, encode, spools, copies, progress)
-            _refuse_empty(job, spools)
-            duplicates = 0 if job.settings.keep_duplicates else _list_duplicates(job, copies)
-            if duplicates == 0:
-                duplicates_path(job.output).unlink(missing_ok=True)
-            # No moment has the new training part beside an old held-out one, or the reverse.
-            invalidate(job.output)
-            _remove_stale_validation(job)
-            left_out = _LeftOut(rejected, duplicates, copies)
-            manifests = [_write(job, prefix, spools[prefix].drain(), left_out) for prefix in job.parts]
-    finally:
-        shutil.rmtree(job.workspace, ignore_errors=True)
-    return Prepared(manifests[-1], manifests[0] if job.settings.holdout else None, reused=False)
-
-
-def _spool(job: _Job, prefix: Path) -> Spool:
-    folder = job.workspace / prefix.name
-    if job.settings.order == "as_read":
-        return Queue(folder, job.dtype)
-    text = sum(source.size * (COMPRESSION if source.path.endswith(COMPRESSED) else 1) for source in job.sources)
-    bits = min(MOST_BUCKET_BITS, (text // BUCKET_BYTES).bit_length())
-    return Buckets(folder, job.dtype, bits)
-
-
-def _fill(job: _Job, encode: Encoder, spools: dict[Path, Spool], copies: Copies, progress: bool) -> int:
-    """Reads, tokenizes and spools everything, lists what is rejected, and returns how many were."""
-    read = rejected = 0
+def _tokenize(
+    job: Job, tokenizer: Tokenizer, found: Sequence[Span], workers: int | None, progress: bool, fast: bool
+) -> None:
+    """Files every piece of the spans that is not filed yet."""
+    count = workers or os.cpu_count() or 1
+    settings = job.settings
     with (
-        durable_file(rejected_path(job.output)) as listing,
-        tqdm(total=job.size, unit="B", unit_scale=True, disable=not progress, desc=job.output.name) as bar,
+        _one_thread(),
+        Progress(job.output.name, count, sum(span.size for span in found), progress) as bar,
     ):
-        for batch, encoded in encoded_batches(read_documents(job.files, job.settings.text_key), encode):
-            framed = job.framing.frame(batch, encoded, copies.documents)
-            copies.add(framed.entries)
-            spools[job.output].add(framed.training)
-            if job.settings.holdout:
-                spools[validation_prefix(job.output)].add(framed.held_out)
-            for line in framed.rejected:
-                listing.write(orjson.dumps(_listed(job, line), option=orjson.OPT_APPEND_NEWLINE))
-            read += len(batch)
-            rejected += len(framed.rejected)
-            _advance(bar, job, batch, read)
-    if rejected == 0:
-        rejected_path(job.output).unlink()
-    if rejected > job.settings.max_rejected * read:
+        pieces = _unfiled(job, found, bar)
+        first = next(pieces, None)
+        if first is None:
+            return
+        framing = Framing(
+            tokenizer=tokenizer,
+            encode=encoder_for(tokenizer, partial(sample, job, found, first), fast),
+            bos=job.bos,
+            eod=job.eod,
+            seed=settings.seed if settings.order == "shuffled" else None,
+            control_tokens=settings.parse_special,
+            split=None,
+        )
+        with Workers(count, partial(_work, job, framing, bar)) as pool:
+            bar.show()
+            for _ in pool.map(chain([first], pieces)):
+                pass
+    unchanged(job)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps the tokenizers library from threads of its own, which would not survive a fork."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _work(job: Job, framing: Framing, bar: Progress, worker: int, piece: Piece) -> Finished:
+    return tokenize_piece(job, framing, piece, bar.counters(worker))
+
+
+def _unfiled(job: Job, found: Iterable[Span], bar: Progress) -> Iterator[Piece]:
+    """The pieces that are not filed yet."""
+    for span in found:
+        if not span.streamed:
+            pieces: Iterable[Piece] = [span.piece]
+        elif _known(job, span.piece.file):
+            bar.skip(span.size)
+            continue
+        else:
+            pieces = _unpacked(job, span.piece.file)
+        for piece in pieces:
+            done = finished(job, piece)
+            if done is None:
+                yield piece
+            else:
+                bar.skip(done.bytes)
+                if span.streamed:
+                    piece.path.unlink()
+
+
+def _known(job: Job, file: int) -> bool:
+    """Whether a stream need not be read again; of standard input that shows only when it is."""
+    return job.inputs[file].path != STANDARD_INPUT and _streamed(job, file, check=True) is not None
+
+
+def _unpacked(job: Job, file: int) -> Iterator[Piece]:
+    source = job.inputs[file]
+    standard = source.path == STANDARD_INPUT
+    number = 0
+    with (
+        sys.stdin.buffer if standard else source.path.open("rb") as raw,
+        decompressed(raw, job.sources[file].path, source.compression) as stream,
+    ):
+        for piece in unpacked(stream, file, source.kind == "text", standard, job.workspace, job.piece_size):
+            number += 1
+            yield piece
+    end_stream(job, file, number)
+
+
+def _streamed(job: Job, file: int, check: bool) -> list[Finished] | None:
+    """The pieces of a stream that was read to its end, if all are filed."""
+    count = pieces_of_stream(job, file)
+    if count is None:
+        return None
+    pieces = [read_finished(job, file, number, check) for number in range(count)]
+    there = [piece for piece in pieces if piece is not None]
+    return there if len(there) == count else None
+
+
+def _filed(job: Job, found: Sequence[Span], check: bool) -> list[Finished]:
+    """Every piece of the spans, in the order read. Raises BadInput where some are missing or, on a `check`, damaged."""
+    pieces: list[Finished] = []
+    missing: list[str] = []
+    for span in found:
+        file = span.piece.file
+        if span.streamed:
+            there = _streamed(job, file, check)
+        else:
+            piece = read_finished(job, file, span.piece.number, check)
+            there = None if piece is None else [piece]
+        if there is None:
+            missing.append(job.sources[file].path)
+        pieces += there or []
+    if missing:
         raise BadInput(
             Fault(
-                f"{rejected:,} of {read:,} documents",
-                f"were rejected, more than {job.settings.max_rejected:.2%}; "
-                f"{rejected_path(job.output)} lists them with reasons.",
-                "Mend them, or allow more with --max-rejected.",
+                f"{len(missing):,} of {len(found):,} parts of the input",
+                f"are not tokenized yet or damaged, the first of {missing[0]}, the last of {missing[-1]}.",
+                "Run their shards again, then merge.",
             )
         )
-    return rejected
+    return pieces
 
 
-def _listed(job: _Job, line: Rejected) -> dict[str, str | int]:
-    return {"file": job.sources[line.file].path, "line": line.line, "reason": line.reason}
-
-
-def _list_duplicates(job: _Job, copies: Copies) -> int:
-    """Lists every exact copy with what it repeats, and returns how many there are."""
-    count = 0
-    with durable_file(duplicates_path(job.output)) as listing:
-        for copy in copies.find():
-            place = {"file": job.sources[copy.file].path, "line": copy.line}
-            first = {"file": job.sources[copy.first_file].path, "line": copy.first_line}
-            entry = {**place, "reason": "exact copy", "of": first, "content_hash": f"{copy.content_hash:016x}"}
-            listing.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
-            count += 1
-    return count
-
-
-def _advance(bar: tqdm, job: _Job, batch: Batch, read: int) -> None:
-    """Moves the bar to the last document's place in the input."""
-    last = next((line for line in reversed(batch) if isinstance(line, Document)), None)
-    if last is not None:
-        before = sum(source.size for source in job.sources[: last.file])
-        bar.update(before + last.position - bar.n)
-    elapsed = bar.format_dict["elapsed"]
-    bar.set_postfix_str(f"{read:,} documents, {read / elapsed:,.0f}/s" if elapsed else "", refresh=False)
-
-
-def _refuse_empty(job: _Job, spools: dict[Path, Spool]) -> None:
-    for prefix, spool in spools.items():
-        if spool.documents == 0:
-            held_out = prefix != job.output
-            raise BadInput(
-                Fault(
-                    str(prefix),
-                    f"would get no document (held out: {job.settings.holdout:.2%} of the documents).",
-                    "Raise --holdout." if held_out else "Give inputs with text, and hold out less than all of it.",
-                )
-            )
-
-
-def _remove_stale_validation(job: _Job) -> None:
-    """Documents held out by an earlier call may be in training now: their dataset must not stay."""
-    prefix = validation_prefix(job.output)
-    if not manifest_path(prefix).is_file() or read_manifest(prefix).settings is None:
-        return
-    invalidate(prefix)
-    bin_path(prefix).unlink(missing_ok=True)
-    column_path(prefix, DOCUMENTS).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _LeftOut:
-    rejected: int
-    duplicates: int
-    copies: Copies
-
-
-def _write(job: _Job, prefix: Path, chunks: Iterable[TokenizedDocuments], left_out: _LeftOut) -> Manifest:
-    text_bytes = 0
-    # Leaving the block: data and index first, then the column; the manifest comes last.
-    with (
-        ColumnWriter(prefix, DOCUMENTS, DOCUMENT_RECORD) as column,
-        IndexedWriter(prefix, job.dtype, job.tokenizer.vocabulary_size) as writer,
-    ):
-        for whole in chunks:
-            copied = left_out.duplicates > 0
-            chunk = whole.chosen(~left_out.copies.among(whole.records["number"])) if copied else whole
-            writer.add_many(chunk.tokens, chunk.records["tokens"])
-            column.add(chunk.records[list(DOCUMENT_RECORD.names or ())])
-            text_bytes += int(chunk.records["bytes"].sum())
-    manifest = Manifest(
-        documents=writer.documents,
-        tokens=writer.token_count,
-        bytes=text_bytes,
-        dtype=writer.dtype.name,
-        vocabulary_size=job.tokenizer.vocabulary_size,
-        tokenizer=job.tokenizer.identity,
-        tokenizer_folder=str(job.tokenizer.folder.resolve()),
-        eod=job.eod,
-        bos=job.bos,
-        order=job.settings.order,
-        seed=job.settings.seed,
-        settings=asdict(job.settings),
-        sources=job.sources,
-        rejected=left_out.rejected,
-        duplicates=left_out.duplicates,
-        data_sha256=writer.data_sha256,
-        index_sha256=writer.index_sha256,
-        tool_version=tool_version(),
-    )
-    write_manifest(prefix, manifest)
-    return manifest
+def _join(job: Job, check: bool) -> Prepared:
+    found = spans(job.inputs, job.piece_size, job.settings.text_key)
+    joined = join(job, _filed(job, found, check))
+    shutil.rmtree(job.workspace)
+    return Prepared(joined.training, joined.validation, reused=False)

@@ -1,8 +1,8 @@
 """Text to token ids with the `tokenizers` library, from the tokenizer.json of a Hugging Face folder.
 
-Ids of the text alone: BOS and EOD are put by prepare.py, never by the library's post-processor, and
-control tokens that stand in the text (`<|endoftext|>` on a web page) stay plain text. Where a model
-cannot do that (Unigram), `control_tokens` tells.
+Ids of the text alone: BOS and EOD are put by batches.py, never by the library's post-processor, and
+control tokens that stand in the text (`<|endoftext|>` on a web page) stay plain text unless they are
+asked for. Where a model cannot do that (Unigram), `control_tokens` tells.
 """
 
 import hashlib
@@ -57,16 +57,19 @@ class Tokenizer:
     """The folder's bos_token."""
     adds_bos: bool
     """Whether the tokenizer's own post-processor begins a text with BOS, as in the base model's training."""
+    parses_special: bool
+    """Whether control tokens written in a text become control tokens."""
     _eod: int | None
     _backend: tokenizers.Tokenizer
     _control: npt.NDArray[np.bool_]
     """bool[vocabulary]: ids that text never gives, `unk` aside."""
 
     @staticmethod
-    def load(folder: str | Path, eod: str | None = None) -> "Tokenizer":
+    def load(folder: str | Path, eod: str | None = None, parse_special: bool = False) -> "Tokenizer":
         """Reads a folder; `eod` names another token than eos_token. Raises BadInput for anything unusable."""
         folder = Path(folder)
         content, backend = _read_backend(folder)
+        backend.encode_special_tokens = not parse_special
         vocabulary = backend.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values(), default=-1) + 1
         bos = _named_token(folder, backend, "bos")
@@ -81,6 +84,7 @@ class Tokenizer:
             vocabulary_size=size,
             bos=bos,
             adds_bos=bos is not None and first == [bos],
+            parses_special=parse_special,
             _eod=_end_of_document(folder, backend, eod),
             _backend=backend,
             _control=control,
@@ -107,7 +111,7 @@ class Tokenizer:
         return self.encode_flat(texts).each()
 
     def encode_flat(self, texts: Sequence[str]) -> Encoded:
-        """The ids of each text alone, laid end to end; threads of the library share the batch."""
+        """The ids of each text alone, laid end to end."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         pieces = [np.array(encoding.ids, np.int32) for encoding in encodings]
         tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
@@ -172,7 +176,6 @@ def _read_backend(folder: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     # A folder may carry the truncation of its last use; it would cut documents in silence.
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True
     return content, backend
 
 

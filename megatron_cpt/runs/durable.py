@@ -5,6 +5,7 @@ kill at any moment leaves the old file or the new one, never a torn one.
 """
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +15,29 @@ import orjson
 
 
 @contextmanager
-def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears as `path` only when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+def renamed_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears as `path` only when the block ends without an error.
+
+    Whole after a kill, but not after a loss of power: for what is checked when it is read and can be made again.
+    """
+    # Process numbers repeat between machines that share a folder, and in containers nearly always.
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         temporary.rename(path)
-        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears as `path`, on disk, only when the block ends without an error."""
+    with renamed_file(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
 
 
 def write_durably(path: Path, content: bytes | str) -> None:

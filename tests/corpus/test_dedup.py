@@ -5,43 +5,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cpt.corpus.dedup import ENTRY, Copies
+from megatron_cpt.corpus import dedup
+from megatron_cpt.corpus.dedup import copies
+from megatron_cpt.corpus.sorted_run import RECORD, SortedRun, TokenizedDocuments, mixed, write_run
+
+HASHES = st.lists(st.sampled_from([0, 1, 2, 2**58, 2**63, 2**64 - 1, 12345678901234567]), max_size=60)
 
 
-def entries(hashes: list[int], first: int) -> np.ndarray:
-    made = np.zeros(len(hashes), ENTRY)
-    made["content_hash"] = hashes
-    made["number"] = np.arange(first, first + len(hashes))
-    made["file"], made["line"] = 5, made["number"] + 1
-    return made
+def runs_of(folder: Path, hashes: list[int], size: int) -> list[SortedRun]:
+    """Documents of such hashes in runs of so many, each in an order of its own; the number stands in `bytes`."""
+    runs = []
+    for first in range(0, len(hashes), size):
+        part = hashes[first : first + size]
+        records = np.zeros(len(part), RECORD)
+        records["content_hash"] = part
+        records["place"] = np.arange(len(part)) * 100
+        records["bytes"] = first + np.arange(len(part))
+        records["key"] = mixed(records["bytes"].astype(np.uint64))
+        nothing = TokenizedDocuments(records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8))
+        write_run(folder / f"{first}.run", nothing, "<u2")
+        runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(part), 0, 0, 0))
+    return runs
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from([0, 1, 2, 2**58, 2**63, 2**64 - 1, 12345678901234567]), max_size=60), st.integers(1, 7))
+@given(hashes=HASHES, size=st.integers(1, 7), documents=st.sampled_from([1, 5, 1 << 21]))
 def test_every_document_but_the_first_of_its_hash_is_a_copy(
-    tmp_path_factory: pytest.TempPathFactory, hashes: list[int], batch: int
+    tmp_path_factory: pytest.TempPathFactory, hashes: list[int], size: int, documents: int
 ) -> None:
-    copies = Copies(tmp_path_factory.mktemp("copies"))
-    for first in range(0, len(hashes), batch):
-        copies.add(entries(hashes[first : first + batch], first))
-    found = [(c.content_hash, c.line - 1, c.first_line - 1) for c in copies.find()]
-    expected = [(h, n, hashes.index(h)) for n, h in enumerate(hashes) if hashes.index(h) < n]
-    assert found == sorted(expected)
-    marked = copies.among(np.arange(len(hashes)))
-    assert np.flatnonzero(marked).tolist() == sorted(number for _, number, _ in expected)
-    copies.close()
-
-
-def test_memory_is_one_bit_a_document_and_one_part(tmp_path: Path) -> None:
-    copies = Copies(tmp_path)
-    rng = np.random.default_rng(1)
-    hashes = rng.integers(0, 2**64, 200_000, dtype=np.uint64)
-    hashes[100_000:] = hashes[:100_000]
-    made = np.zeros(200_000, ENTRY)
-    made["content_hash"], made["number"] = hashes, np.arange(200_000)
-    copies.add(made)
-    assert sum(1 for _ in copies.find()) == 100_000
-    assert max(path.stat().st_size for path in tmp_path.iterdir()) < 1.2 * 200_000 * ENTRY.itemsize / 64
-    marked = copies.among(np.arange(200_000))
-    assert not marked[:100_000].any() and marked[100_000:].all()
-    copies.close()
+    runs = runs_of(tmp_path_factory.mktemp("runs"), hashes, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup, "RANGE_DOCUMENTS", documents)
+        found = [
+            (
+                copy.content_hash,
+                int(runs[copy.run].records()[copy.position]["bytes"]),
+                int(runs[copy.first_run].records()[copy.first_position]["bytes"]),
+            )
+            for copy in copies(runs)
+        ]
+    assert found == sorted((h, n, hashes.index(h)) for n, h in enumerate(hashes) if hashes.index(h) < n)

@@ -1,14 +1,12 @@
-import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
 
-from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus import documents
-from megatron_cpt.corpus.documents import Document, Rejected, input_files, read_documents
+from megatron_cpt.corpus.documents import Document, Keys, Rejected, read_piece
+from megatron_cpt.corpus.inputs import Kind
+from megatron_cpt.corpus.pieces import Piece
 
 BAD = [
     (b'{"text": "no end}', "broken JSON"),
@@ -25,21 +23,26 @@ BAD = [
 ]
 
 
+def read(path: Path, text_key: str = "text", kind: Kind = "json_lines", **keys: str) -> list[Document | Rejected]:
+    """A file as one piece."""
+    return list(read_piece(Piece(0, 0, path, 0, path.stat().st_size), kind, Keys(text_key, **keys)))
+
+
 @pytest.mark.parametrize(("line", "reason"), BAD)
 def test_a_bad_line_is_rejected_with_its_place_and_the_rest_is_read(tmp_path: Path, line: bytes, reason: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b'{"text": "one"}\n' + line + b'\n{"text": "two"}\n')
-    first, bad, last = read_documents([path], "text")
+    first, bad, last = read(path)
     assert isinstance(first, Document) and isinstance(last, Document) and isinstance(bad, Rejected)
     assert (first.text, last.text, last.line) == ("one", "two", 3)
-    assert (bad.file, bad.line) == (0, 2)
+    assert bad.line == 2
     assert reason in bad.reason
 
 
 def test_a_cut_last_line_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b'{"text": "one"}\n{"text": "tw')
-    assert [type(line) for line in read_documents([path], "text")] == [Document, Rejected]
+    assert [type(line) for line in read(path)] == [Document, Rejected]
 
 
 def test_text_that_looks_odd_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -47,76 +50,56 @@ def test_text_that_looks_odd_is_kept_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     lines = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
     path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
-    read = list(read_documents([path], "text"))
-    assert [line.text for line in read if isinstance(line, Document)] == texts
-    assert read[-1].position == path.stat().st_size  # type: ignore[union-attr]
+    found = read(path)
+    assert [line.text for line in found if isinstance(line, Document)] == texts
+    content = path.read_bytes()
+    for document, text in zip(found, texts, strict=True):
+        assert isinstance(document, Document)
+        assert json.loads(content[document.place :].removeprefix(b"\xef\xbb\xbf").split(b"\r\n")[0])["text"] == text
 
 
-LINES = b"".join(b'{"body": "%d"}\n' % number for number in range(5000))
-
-
-def zstd(content: bytes) -> bytes:
-    """Three frames, the last with an empty one behind it, as parallel compressors and `cat` leave them."""
-    parts = [content[:7], content[7:1000], content[1000:], b""]
-    return b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
-
-
-@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstd)])
-def test_a_compressed_file_reads_as_plain(tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / f"a.jsonl.{ending}"
-    path.write_bytes(compress(LINES))
-    read = list(read_documents([path], "body"))
-    assert [line.text for line in read] == [str(number) for number in range(5000)]  # type: ignore[union-attr]
-    assert read[-1].position == path.stat().st_size  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
-@pytest.mark.parametrize("damage", [slice(0, -5), slice(2, None), slice(0, 100)])
-def test_a_broken_compressed_file_is_an_integrity_fault(
-    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], damage: slice
-) -> None:
-    path = tmp_path / f"a.jsonl.{ending}"
-    path.write_bytes(compress(LINES)[damage])
-    with pytest.raises(IntegrityFault, match=rf"a\.jsonl\.{ending}: is not a whole"):
-        list(read_documents([path], "body"))
+@pytest.mark.parametrize("size", [1, 7, 16, 64, 1000])
+def test_pieces_of_any_size_give_every_line_once(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [b'{"text": "%s"}' % (b"x" * (n * 7 % 40 + 1)) for n in range(50)]
+    path.write_bytes(b"\n".join(lines))
+    end = path.stat().st_size
+    found = [
+        line
+        for start in range(0, end, size)
+        for line in read_piece(Piece(0, 0, path, start, min(end, start + size)), "json_lines", Keys("text"))
+    ]
+    assert [line.text for line in found] == [json.loads(line)["text"] for line in lines]  # type: ignore[union-attr]
+    places = [sum(len(line) + 1 for line in lines[:n]) for n in range(50)]
+    assert [line.place for line in found] == places  # type: ignore[union-attr]
 
 
 def test_a_line_over_the_limit_is_skipped_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "LONGEST_DOCUMENT", 30)
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n' + b'{"text": "%s"}\n' % (b"x" * 200) + b'{"text": "two"}')
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n' + b'{"text": "%s"}\n' % (b"x" * 200) + b'{"text": "two"}')
+    assert [(type(line), line.line) for line in read(path)] == [(Document, 1), (Rejected, 2), (Document, 3)]
     (tmp_path / "b.txt").write_text("x" * 31)
-    read = list(read_documents(input_files([str(tmp_path)]), "text"))
-    places = [(type(line), line.file, line.line) for line in read]
-    assert places == [(Document, 0, 1), (Rejected, 0, 2), (Document, 0, 3), (Rejected, 1, 1)]
+    assert [type(line) for line in read(tmp_path / "b.txt", kind="text")] == [Rejected]
 
 
-def test_a_text_file_is_one_document(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("two\nlines")
-    (tmp_path / "b.txt").write_bytes(b"\xff")
-    (tmp_path / "c.txt").write_text("")
-    documents = list(read_documents(input_files([str(tmp_path)]), "text"))
-    assert documents == [
-        Document("two\nlines", 0, 1, 9),
-        Rejected(1, 1, "invalid UTF-8"),
-        Rejected(2, 1, "empty text"),
+def test_a_text_file_is_one_document_or_one_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("two\nlines\r\n\nafter a blank one")
+    assert read(path, kind="text") == [Document(path.read_bytes().decode(), 1, 0)]
+    assert read(path, kind="text_lines") == [
+        Document("two", 1, 0),
+        Document("lines", 2, 4),
+        Rejected(3, "empty text"),
+        Document("after a blank one", 4, 12),
     ]
+    path.write_bytes(b"\xff")
+    assert read(path, kind="text") == [Rejected(1, "invalid UTF-8")]
+    path.write_text("")
+    assert read(path, kind="text") == [Rejected(1, "empty text")]
 
 
-def test_inputs_are_files_folders_and_globs(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "c.txt", "notes.md"):
-        (tmp_path / name).write_text("x")
-    names = [path.name for path in input_files([str(tmp_path / "*.txt"), str(tmp_path / "*.jsonl")])]
-    assert names == ["c.txt", "a.jsonl", "b.jsonl"]
-    assert [path.name for path in input_files([str(tmp_path)])] == ["a.jsonl", "b.jsonl", "c.txt"]
-
-
-def test_every_wrong_input_is_listed_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("x")
-    (tmp_path / "b.pdf").write_text("x")
-    with pytest.raises(BadInput) as caught:
-        input_files([str(tmp_path / name) for name in ("missing", "b.pdf", "a.jsonl", "a.jsonl")])
-    assert [fault.rule for fault in caught.value.faults] == [
-        "is not there, or holds no corpus file.",
-        "is not a kind of file that is read.",
-        "is named twice.",
-    ]
+def test_ids_stand_with_documents_and_rejected_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "url": "a"}\n{"text": "two"}\n{"url": 3, "text": ""}\n')
+    assert [line.id for line in read(path, id="url")] == ["a", "", "3"]

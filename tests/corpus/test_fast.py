@@ -7,9 +7,9 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from megatron_cpt.corpus.documents import input_files
-from megatron_cpt.corpus.fast import SAMPLED_CHARACTERS, FastTokenizer, NotEqual, sample
-from megatron_cpt.corpus.prepare import PrepareSettings, prepare
+from megatron_cpt.corpus.fast import FastTokenizer, NotEqual
+from megatron_cpt.corpus.job import PrepareSettings
+from megatron_cpt.corpus.prepare import prepare
 from megatron_cpt.corpus.tokenize import Tokenizer
 from tests.corpus.conftest import save_tokenizer, unigram
 
@@ -77,15 +77,6 @@ def test_one_different_id_refuses_it(tokenizer_folder: Path, texts: list[str]) -
     FastTokenizer(tokenizer, plain)
     with pytest.raises(NotEqual, match="other ids for 'thequickening'"):
         FastTokenizer(tokenizer, [*plain, "thequickening"])
-
-
-def test_the_sample_comes_from_all_over_the_input(tmp_path: Path) -> None:
-    for number in range(40):
-        lines = (json.dumps({"text": f"{number} " + "x" * 900}) for _ in range(100))
-        (tmp_path / f"{number:02d}.jsonl").write_text("\n".join(lines))
-    texts = sample(input_files([str(tmp_path)]), "text")
-    assert 0.9 * SAMPLED_CHARACTERS < sum(map(len, texts)) <= SAMPLED_CHARACTERS
-    assert len({text.split()[0] for text in texts if " " in text}) == 16
 
 
 def test_the_bytes_do_not_tell_which_library_made_them(

@@ -1,0 +1,18 @@
+"""`megatron-cpt merge PREFIX`: joins what the shards of `prepare --shard I/N` left in PREFIX.pieces."""
+
+import argparse
+from pathlib import Path
+
+from megatron_cpt.commands.prepare import told
+from megatron_cpt.corpus.prepare import merge
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="megatron-cpt merge",
+        description="Shards of a prepared corpus to one Megatron dataset, the same that a single run writes.",
+    )
+    parser.add_argument("prefix", metavar="PREFIX", help="the --output of the shards")
+    prefix = Path(parser.parse_args(arguments).prefix)
+    print(told(merge(prefix), prefix))
+    return 0

@@ -1,6 +1,7 @@
-"""`megatron-cpt evaluate CHECKPOINT_OR_HF --tasks FILE...`: downstream tasks on the Megatron model itself."""
+"""`megatron-cpt evaluate CHECKPOINT_OR_HF --tasks FILE... --harness TASK...`: downstream tasks on the sharded model."""
 
 import argparse
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -20,6 +21,9 @@ from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.tasks.benchmarks import GROUPS
 from megatron_cpt.tasks.task import Task, open_tasks
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Unless the environment says otherwise, nothing is looked for on the network."""
+
 
 def main(arguments: list[str]) -> int:
     """Scores the tasks, under torchrun where N is more than 1, prints a table and writes tasks.json.
@@ -30,26 +34,38 @@ def main(arguments: list[str]) -> int:
     hf_folder = words.source / "hf" if is_complete(words.source) else words.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = read_tasks(words, tokenizer, shape)
-    refuse(_layout_faults(words))
-    if words.nproc > 1 and "WORLD_SIZE" not in os.environ:
+    refuse([*_layout_faults(words), *_harness_faults(words)])
+    # The harness's libraries read at their import whether the network may be used.
+    offline = not words.harness or OFFLINE.keys() <= os.environ.keys()
+    if "WORLD_SIZE" not in os.environ and (words.nproc > 1 or not offline):
         command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *for_ranks(words)]
-        return subprocess.call(command, env=environment(words.nproc))
+        return subprocess.call(command, env=OFFLINE | environment(words.nproc))
     groups.join_world()
     try:
         groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         model = load_model(words.source, shape, "fp32")
-        scores = score_tasks(model, tasks, shape.longest_sequence, words.micro_batch_size)
+        scores = score_tasks(model, tasks, shape.longest_sequence, words.micro_batch_size) if tasks else {}
+        means = group_rates(GROUPS, scores)
+        settings = {
+            "delimiter": words.delimiter,
+            "precision": "fp32",
+            "begins_with_bos": tokenizer.bos_for("auto") is not None,
+            "tokenizer": tokenizer.identity,
+        }
+        written, tables = document(str(words.source), settings, tasks, scores, means), [table(tasks, scores, means)]
+        if words.harness:
+            # An optional library.
+            from megatron_cpt.evaluate import harness  # noqa: PLC0415
+
+            asked = harness.MegatronLM(model, hf_folder, shape.longest_sequence, words.micro_batch_size)
+            results = harness.evaluate_harness(asked, words.harness, words.include, words.shots, words.limit)
+            if results is not None:
+                written["harness"] = harness.harness_document(results)
+                tables.append(harness.harness_table(results))
         if groups.rank() == 0:
-            means = group_rates(GROUPS, scores)
-            settings = {
-                "delimiter": words.delimiter,
-                "precision": "fp32",
-                "begins_with_bos": tokenizer.bos_for("auto") is not None,
-                "tokenizer": tokenizer.identity,
-            }
             output = words.output or Path("tasks.json")
-            write_json(output, document(str(words.source), settings, tasks, scores, means))
-            print(table(tasks, scores, means))
+            write_json(output, written)
+            print("\n".join(filter(None, tables)))
             print(f"tasks: {output}")
     finally:
         groups.leave_world()
@@ -58,10 +74,11 @@ def main(arguments: list[str]) -> int:
 
 def for_ranks(words: argparse.Namespace) -> list[str]:
     """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
-    names = ("output", "delimiter", "shots", "examples", "limit", "micro_batch_size", "tensor", "pipeline")
+    names = ("output", "delimiter", "shots", "examples", "limit", "micro_batch_size", "tensor", "pipeline", "include")
     named = {name: getattr(words, name) for name in names}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-    return [str(words.source), *options, "--tasks", *map(str, words.tasks)]
+    files = ["--tasks", *map(str, words.tasks)] if words.tasks else []
+    return [str(words.source), *options, *files, *(["--harness", *words.harness] if words.harness else [])]
 
 
 def read_tasks(words: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShape) -> list[Task]:
@@ -70,7 +87,7 @@ def read_tasks(words: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShap
     for path in words.tasks:
         settings = TaskSettings(
             path=str(path),
-            shots=words.shots,
+            shots=words.shots or 0,
             examples=words.examples,
             delimiter=words.delimiter,
             limit=words.limit,
@@ -91,16 +108,34 @@ def _layout_faults(words: argparse.Namespace) -> list[Fault]:
     return [Fault(f"--tensor {words.tensor} --pipeline {words.pipeline}", rule, "Give other sizes, or --nproc.")]
 
 
+def _harness_faults(words: argparse.Namespace) -> list[Fault]:
+    if not words.tasks and not words.harness:
+        return [Fault("--tasks and --harness", "are both missing: there is nothing to score.", "Give one of them.")]
+    if words.harness and importlib.util.find_spec("lm_eval") is None:
+        rule = "needs lm-evaluation-harness, which is not installed."
+        return [Fault("--harness", rule, "Install it: pip install 'megatron-cpt[eval]'.")]
+    return []
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megatron-cpt evaluate", description=__doc__)
     parser.add_argument(
         "source", type=Path, metavar="CHECKPOINT_OR_HF", help="RUN/checkpoints/step-..., or a HF folder"
     )
     parser.add_argument(
-        "--tasks", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL files of questions or of texts"
+        "--tasks", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL files of questions or of texts"
     )
+    parser.add_argument(
+        "--harness", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness (needs `.[eval]`)"
+    )
+    parser.add_argument("--include", type=Path, metavar="DIR", help="folder of further harness tasks; its code runs")
     parser.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")
-    parser.add_argument("--shots", type=int, default=0, metavar="N", help="solved examples before each question")
+    parser.add_argument(
+        "--shots",
+        type=int,
+        metavar="N",
+        help="solved examples before each question (default: 0, or what a harness task says)",
+    )
     parser.add_argument("--examples", metavar="FILE", help="where they come from (default: the task's own questions)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task alone")
     parser.add_argument("--delimiter", default=" ", help="between question and choice (default: a blank)")

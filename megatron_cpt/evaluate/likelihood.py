@@ -6,6 +6,7 @@ with sequences in which no token counts. Attention is causal, so padding behind 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -15,7 +16,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_cpt.data.batches import Batch
-from megatron_cpt.model.forward import run_micro_batches
+from megatron_cpt.evaluate.greedy import choice_step
+from megatron_cpt.model.forward import run_schedule
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
 from megatron_cpt.tasks.requests import Continuation
@@ -27,37 +29,46 @@ Round = list[int]
 """Numbers of continuations that all ranks score at once; those beyond the last are empty sequences."""
 
 
+@dataclass(frozen=True)
+class Likelihoods:
+    """What the model says of some continuations."""
+
+    logs: npt.NDArray[np.float64]
+    """float64 [continuations]: natural log of the probability of each after what stands before it."""
+    greedy: npt.NDArray[np.bool_]
+    """bool [continuations]: whether the model, taking the likeliest token each time, would have written it."""
+
+
 @torch.no_grad()
 def log_likelihoods(
     model: GPTModel | DistributedDataParallel,
     continuations: Sequence[Continuation],
     micro_batch_size: int,
     longest: int,
-) -> npt.NDArray[np.float64]:
-    """Natural log of the probability of each continuation after its prompt, float64 [continuations].
-
-    Every rank calls it with the same continuations and gets the same.
+) -> Likelihoods:
+    """Scores continuations. Every rank calls it with the same ones and gets the same.
 
     Args:
         longest: tokens of the model's input at most.
     """
-    nats = torch.zeros(len(continuations) + 1, dtype=torch.float64, device=groups.device())
+    # Of each: nats, and scored tokens that are not the likeliest. Empty sequences all go to the last place.
+    found = torch.zeros(2, len(continuations) + 1, dtype=torch.float64, device=groups.device())
     training = model.training
     model.eval()
     try:
         for length, rounds in by_length(continuations, micro_batch_size * groups.data_size(), longest):
             mine = [part[groups.data_rank() :: groups.data_size()] for part in rounds]
             batches = (make_batch(continuations, part, length) for part in mine)
-            losses = run_micro_batches(model, batches, len(mine), micro_batch_size, length, backward=False)
-            if losses is not None:
-                # Empty sequences all go to the last place, which is no continuation's.
-                nats[torch.tensor(mine, device=nats.device).flatten()] = losses.nats
+            kept = run_schedule(choice_step, model, batches, len(mine), micro_batch_size, length, backward=False)
+            if kept:
+                found[:, torch.tensor(mine, device=found.device).flatten()] = torch.cat(kept, dim=1)
     finally:
         model.train(training)
     if groups.is_last_stage():
-        sum_over_replicas(nats)
-    from_last_stage(nats)
-    return -nats[:-1].cpu().numpy()
+        sum_over_replicas(found)
+    from_last_stage(found)
+    nats, unlikely = found[:, :-1].cpu().numpy()
+    return Likelihoods(-nats, unlikely == 0)
 
 
 def by_length(continuations: Sequence[Continuation], per_round: int, longest: int) -> Iterator[tuple[int, list[Round]]]:

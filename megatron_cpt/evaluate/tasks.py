@@ -118,7 +118,7 @@ def score_tasks(
     Every rank calls it and gets the same. `longest`: tokens of the model's input at most.
     """
     requests = [request for task in tasks for request in task.requests]
-    likelihoods = log_likelihoods(model, requests, micro_batch_size, longest)
+    likelihoods = log_likelihoods(model, requests, micro_batch_size, longest).logs
     ends = np.cumsum([len(task.requests) for task in tasks])
     return {task.name: score(task, part) for task, part in zip(tasks, np.split(likelihoods, ends[:-1]), strict=True)}
 

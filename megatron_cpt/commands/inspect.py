@@ -1,16 +1,13 @@
 """`megatron-cpt inspect PREFIX`: counts, the first documents as text, integrity."""
 
 import argparse
-import textwrap
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
-from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import Manifest, load_manifest
-from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.corpus.shown import shown, tokenizer_of
 from megatron_cpt.corpus.verify import verify_dataset
 
 COUNTS = (
@@ -35,9 +32,9 @@ def main(arguments: list[str]) -> int:
     manifest = verify_dataset(words.prefix) if words.verify else load_manifest(words.prefix)
     dataset = IndexedDataset(words.prefix)
     print(_counts(manifest, dataset))
-    tokenizer = _tokenizer(words.tokenizer, manifest)
+    tokenizer = tokenizer_of(manifest, words.tokenizer)
     for number in range(min(words.show, dataset.documents)):
-        print(f"\n--- document {number}\n{_document(dataset.document(number), tokenizer)}")
+        print(f"\n--- document {number}\n{shown(dataset.document(number), tokenizer, SHOWN_TOKENS)}")
     if words.verify:
         print("\nverified: index and data hashes, ids, document ends")
     return 0
@@ -72,25 +69,3 @@ def _shown(value: int | str | None) -> str:
     if value is None:
         return "unknown or none"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def _tokenizer(folder: str | None, manifest: Manifest) -> Tokenizer | None:
-    """The tokenizer asked for, or the manifest's where it still is. BadInput: another one was asked for."""
-    if folder is not None:
-        tokenizer = Tokenizer.load(folder)
-        if manifest.tokenizer not in (None, tokenizer.identity):
-            rule = "is not the tokenizer that the dataset was made with."
-            raise BadInput(Fault(f"--tokenizer {folder}", rule, f"It was {manifest.tokenizer_folder}."))
-        return tokenizer
-    if manifest.tokenizer_folder is None or not Path(manifest.tokenizer_folder, "tokenizer.json").is_file():
-        return None
-    tokenizer = Tokenizer.load(manifest.tokenizer_folder)
-    return tokenizer if tokenizer.identity == manifest.tokenizer else None
-
-
-def _document(ids: np.ndarray, tokenizer: Tokenizer | None) -> str:
-    more = "" if len(ids) <= SHOWN_TOKENS else f" ... ({len(ids):,} tokens)"
-    head = ids[:SHOWN_TOKENS]
-    text = tokenizer.decode(head.tolist()) if tokenizer else textwrap.fill(" ".join(map(str, head.tolist())))
-    # Documents are foreign text: nothing in them may steer the terminal.
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text) + more

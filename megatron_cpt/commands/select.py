@@ -1,19 +1,28 @@
-"""`megatron-cpt select PREFIX_OR_SELECTION... --tokens 5B --keep random --output NAME`"""
+"""`megatron-cpt select PREFIX_OR_SELECTION... --tokens 5B --by ngram --keep lowest --output NAME`"""
 
 import argparse
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.units import parse_count
-from megatron_cpt.corpus.select import Chosen, select
+from megatron_cpt.config.units import parse_count, parse_share
+from megatron_cpt.corpus.ranking import KEEPS
+from megatron_cpt.corpus.select import Chosen, HowMany, select
+from megatron_cpt.corpus.shown import shown, tokenizer_of
+
+SHOWN_TOKENS = 80
+"""Of each example."""
 
 
 def main(arguments: list[str]) -> int:
     words = _parser().parse_args(arguments)
-    try:
-        tokens = parse_count(words.tokens)
-    except ValueError as error:
-        raise BadInput(Fault("--tokens", f"{error}.", "For example: --tokens 300K.")) from error
-    chosen = select(words.datasets, words.output, tokens=tokens, keep=words.keep, by=words.by, seed=words.seed)
+    chosen = select(
+        words.datasets,
+        words.output,
+        _how_many(words),
+        keep=words.keep,
+        by=words.by,
+        seed=words.seed,
+        temperature=words.temperature,
+    )
     print(_told(chosen))
     return 0
 
@@ -23,12 +32,29 @@ def _parser() -> argparse.ArgumentParser:
         prog="megatron-cpt select", description="Choose documents of datasets, without copying their tokens."
     )
     parser.add_argument("datasets", nargs="+", metavar="PREFIX_OR_SELECTION", help="or globs of either")
-    parser.add_argument("--tokens", required=True, help="budget, for example 300K or 5B")
-    parser.add_argument("--keep", choices=["random", "lowest", "highest"], required=True)
+    how_many = parser.add_mutually_exclusive_group(required=True)
+    how_many.add_argument("--tokens", help="budget, for example 300K or 5B")
+    how_many.add_argument("--share", help="of all tokens, for example 20%%")
+    how_many.add_argument("--documents", help="number of documents, for example 10K")
+    how_many.add_argument("--threshold", type=float, help="score at most this (lowest) or at least this (highest)")
+    parser.add_argument("--keep", choices=KEEPS, required=True, help="which end of the score, its middle, or a draw")
     parser.add_argument("--by", metavar="NAME", help="score to choose by: PREFIX.NAME.npy beside each dataset")
-    parser.add_argument("--seed", type=int, default=1234, help="of random choice and of ties")
+    parser.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
+    parser.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
     parser.add_argument("--output", required=True, metavar="NAME", help="writes NAME.selection.json and .npy")
     return parser
+
+
+def _how_many(words: argparse.Namespace) -> HowMany:
+    try:
+        return HowMany(
+            tokens=None if words.tokens is None else parse_count(words.tokens),
+            share=None if words.share is None else parse_share(words.share),
+            documents=None if words.documents is None else parse_count(words.documents),
+            threshold=words.threshold,
+        )
+    except ValueError as error:
+        raise BadInput(Fault("the budget", f"{error}.", "For example: --tokens 300K, or --share 20%.")) from error
 
 
 def _told(chosen: Chosen) -> str:
@@ -42,4 +68,9 @@ def _told(chosen: Chosen) -> str:
         lines.append(f"{how['by']} from {how['lowest_score']:.6g} to {how['highest_score']:.6g}")
     for part in selection.datasets:
         lines.append(f"  {part.prefix}: {len(part.documents):,} documents, {part.tokens:,} tokens")
+    for example in chosen.examples:
+        score = "" if example.score is None else f", {how['by']} {example.score:.6g}"
+        tokenizer = tokenizer_of(example.dataset.manifest)
+        text = shown(example.dataset.dataset.document(example.document), tokenizer, SHOWN_TOKENS)
+        lines.append(f"\n--- {example.dataset.prefix}, document {example.document:,}{score}\n{text}")
     return "\n".join(lines)

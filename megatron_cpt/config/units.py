@@ -47,6 +47,18 @@ def parse_number(value: Any) -> float:
         raise ValueError(f"{value!r} is not a number; write one such as 0.1 or 1e-4") from None
 
 
+def parse_share(value: Any) -> float:
+    """A share of 0 to 1 from `0.5%` or `0.005`. Raises ValueError for anything else."""
+    percent = isinstance(value, str) and value.endswith("%")
+    try:
+        share = parse_number(value.removesuffix("%") if percent else value) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is not a share; write a percentage such as 0.5%, or a number from 0 to 1")
+    return share
+
+
 @dataclass(frozen=True)
 class Duration:
     """A stretch of training, in tokens or, where the user says so, in steps."""

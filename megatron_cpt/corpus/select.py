@@ -1,20 +1,20 @@
-"""Choosing documents of datasets and selections by a token budget, with one threshold over all of them.
+"""Choosing documents of datasets and selections, with one threshold over all of them.
 
-Every document gets a rank: its score, lowest or highest first, or a seeded hash of its place (which also
-breaks ties). The longest run of ranks whose tokens fit the budget is taken, so a larger budget takes
-what a smaller one did.
+All documents are ranked together (ranking.py); the first that fit a budget of tokens, a share of the
+tokens, a number of documents or a limit of the score are taken.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.columns import read_column
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.corpus.ranking import Keep, pseudo_random, ranked, within_threshold, within_tokens
+from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,
@@ -26,7 +26,40 @@ from megatron_cpt.corpus.selection import (
 )
 from megatron_cpt.corpus.stream import expand_paths
 
-Keep = Literal["random", "lowest", "highest"]
+EXAMPLES = 5
+"""Documents that stand for a selection: evenly spaced in its ranking, first and last among them."""
+_SCORED = ("lowest", "highest", "middle", "gumbel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowMany:
+    """How much to take: one of these."""
+
+    tokens: int | None = None
+    """Tokens at most."""
+    share: float | None = None
+    """Share of all tokens, 0 to 1, at most."""
+    documents: int | None = None
+    """Documents, as many as that."""
+    threshold: float | None = None
+    """Limit of the score: at most this with `lowest`, at least this with `highest`."""
+
+    def given(self) -> dict[str, float]:
+        """The one that is given, by name."""
+        values = {"tokens": self.tokens, "share": self.share, "documents": self.documents, "threshold": self.threshold}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document that was taken."""
+
+    dataset: SelectedDataset
+    """Where it lies."""
+    document: int
+    """Its number there."""
+    score: float | None
+    """Its score, where the choice was made by one."""
 
 
 @dataclass(frozen=True)
@@ -39,90 +72,121 @@ class Chosen:
     """Documents there were to choose from."""
     available_tokens: int
     """Their tokens."""
+    examples: tuple[Example, ...]
+    """EXAMPLES documents at most, in the order of the ranking."""
 
 
 def select(
-    paths: Sequence[str], output: str | Path, *, tokens: int, keep: Keep, by: str | None = None, seed: int = 1234
+    paths: Sequence[str],
+    output: str | Path,
+    how_many: HowMany,
+    *,
+    keep: Keep,
+    by: str | None = None,
+    seed: int = 1234,
+    temperature: float = 1.0,
 ) -> Chosen:
-    """Writes OUTPUT.selection.json and .npy with documents of at most `tokens` tokens.
+    """Writes OUTPUT.selection.json and .npy.
 
-    `by` names the column PREFIX.BY.npy of scores for `lowest` and `highest`. Raises BadInput where
-    paths share documents, the budget takes no document or more than there are, or scores are missing
-    or not numbers.
+    `by` names the score PREFIX.BY.npy; every `keep` but `random` needs one. `temperature` divides the
+    score under `gumbel`. Raises BadInput where paths share documents, nothing or more than there is would
+    be taken, or scores are missing, stale or not numbers.
     """
-    if (keep == "random") != (by is None):
-        rule = "goes with no score." if keep == "random" else "needs a score."
-        raise BadInput(Fault(f"--keep {keep}", rule, "Give --by NAME with --keep lowest or highest, and only then."))
+    refuse(_faults(how_many, keep, by, temperature))
     parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
     refuse_overlap(parts)
     lengths = np.concatenate([part.lengths for part in parts]) if parts else np.empty(0, np.int64)
-    _refuse_budget(tokens, int(lengths.sum()))
-    ties = np.concatenate([_place_hashes(part, seed) for part in parts])
+    _refuse_too_much(how_many, lengths)
+    ties = np.concatenate([pseudo_random(seed, part.manifest.data_sha256, part.documents) for part in parts])
     scores = np.concatenate([_scores(part, by) for part in parts]) if by else np.zeros(len(lengths))
-    taken = _best(-scores if keep == "highest" else scores, ties, lengths, tokens)
-    if not taken.any():
-        raise BadInput(Fault(f"--tokens {tokens:,}", "is less than the first document has.", "Raise it."))
-    how: dict[str, Any] = {"tokens": tokens, "keep": keep, "by": by, "seed": seed, "from": [*paths]}
+    order = ranked(keep, scores, lengths, ties, temperature)
+    order = order[: _count(how_many, keep, order, scores, lengths)]
+    if not len(order):
+        raise BadInput(_nothing(how_many, scores))
+    spaced = order[np.unique(np.linspace(0, len(order) - 1, EXAMPLES).round().astype(np.int64))]
+    examples = tuple(_example(parts, int(number), float(scores[number]) if by else None) for number in spaced)
+    how: dict[str, Any] = {**how_many.given(), "keep": keep, "by": by, "seed": seed, "from": [*paths]}
+    if keep == "gumbel":
+        how["temperature"] = temperature
     if by:
-        how |= {"lowest_score": float(scores[taken].min()), "highest_score": float(scores[taken].max())}
-    selection = write_selection(output, _narrowed(parts, taken), how)
-    return Chosen(selection, len(lengths), int(lengths.sum()))
+        how |= {"lowest_score": float(scores[order].min()), "highest_score": float(scores[order].max())}
+    how["examples"] = [{"prefix": str(e.dataset.prefix), "document": e.document, "score": e.score} for e in examples]
+    taken = np.zeros(len(lengths), np.bool_)
+    taken[order] = True
+    return Chosen(write_selection(output, _narrowed(parts, taken), how), len(lengths), int(lengths.sum()), examples)
+
+
+def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float) -> list[Fault]:
+    faults = []
+    if len(how_many.given()) != 1:
+        names = ", ".join(f"--{name}" for name in how_many.given()) or "no budget"
+        remedy = "Give one of --tokens, --share, --documents, --threshold."
+        faults.append(Fault(names, "does not say how much to take.", remedy))
+    if (keep in _SCORED) != (by is not None):
+        rule = "goes with no score." if keep == "random" else "needs a score."
+        faults.append(Fault(f"--keep {keep}", rule, "Give --by NAME with any --keep but random, and only then."))
+    if how_many.threshold is not None and keep not in ("lowest", "highest"):
+        remedy = "Use --keep lowest or highest, or another budget."
+        faults.append(Fault(f"--keep {keep}", "has no threshold.", remedy))
+    if not temperature > 0:
+        faults.append(Fault(f"--temperature {temperature}", "must be above 0.", "1 draws in proportion to exp(score)."))
+    return faults
 
 
 def _parts(path: Path) -> tuple[SelectedDataset, ...]:
     return load_selection(path).datasets if str(path).endswith(SUFFIX) else (whole_dataset(path),)
 
 
-def _refuse_budget(tokens: int, available: int) -> None:
-    if not 0 < tokens <= available:
-        raise BadInput(
-            Fault(
-                f"--tokens {tokens:,}",
-                f"must be from 1 to the {available:,} tokens there are to choose from.",
-                "Lower it, or add datasets.",
-            )
-        )
-
-
-def _place_hashes(part: SelectedDataset, seed: int) -> npt.NDArray[np.uint64]:
-    """A pseudo-random number for each document: of the seed, the dataset's content and the document's number.
-
-    The mixing is splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195, with the constants of
-    Vigna's splitmix64.c), whose numbers no library can change.
-    """
-    start = (int(part.manifest.data_sha256[:16], 16) ^ _mixed(np.array([seed], np.uint64)).item()) % 2**64
-    return _mixed(np.uint64(start) + part.documents.astype(np.uint64))
-
-
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    values = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _refuse_too_much(how_many: HowMany, lengths: npt.NDArray[np.int64]) -> None:
+    tokens, documents = int(lengths.sum()), len(lengths)
+    for name, value, most, what in (
+        ("tokens", how_many.tokens, tokens, f"the {tokens:,} tokens there are"),
+        ("documents", how_many.documents, documents, f"the {documents:,} documents there are"),
+        ("share", how_many.share, 1, "all of it: 100%"),
+    ):
+        if value is not None and not 0 < value <= most:
+            rule = f"must be above 0 and at most {what}."
+            raise BadInput(Fault(f"--{name} {value:,}", rule, "Lower it, or add datasets."))
+    if not documents:
+        raise BadInput(Fault("the datasets", "hold no documents.", "Name others."))
 
 
 def _scores(part: SelectedDataset, by: str) -> npt.NDArray[np.float64]:
-    column = read_column(part.prefix, by, part.manifest.documents)
-    if column.dtype.kind not in "fiu":
-        raise BadInput(Fault(f"--by {by}", f"has no numbers ({part.prefix}: {column.dtype}).", "Name a score."))
-    scores = column[part.documents].astype(np.float64)
-    missing = int(np.isnan(scores).sum())
-    if missing:
-        raise BadInput(
-            Fault(f"--by {by}", f"is not a number for {missing:,} documents of {part.prefix}.", "Score it again.")
-        )
-    return scores
+    return read_score(part.prefix, by, part.manifest)[part.documents].astype(np.float64)
 
 
-def _best(
-    scores: npt.NDArray[np.float64], ties: npt.NDArray[np.uint64], lengths: npt.NDArray[np.int64], tokens: int
-) -> npt.NDArray[np.bool_]:
-    """Which documents are taken: bool[documents]."""
-    order = np.lexsort((ties, scores))
-    count = int(np.searchsorted(np.cumsum(lengths[order]), tokens, side="right"))
-    taken = np.zeros(len(lengths), np.bool_)
-    taken[order[:count]] = True
-    return taken
+def _count(
+    how_many: HowMany,
+    keep: Keep,
+    order: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    lengths: npt.NDArray[np.int64],
+) -> int:
+    if how_many.documents is not None:
+        return how_many.documents
+    if how_many.threshold is not None:
+        return within_threshold(order, scores, keep, how_many.threshold)
+    if how_many.share is not None:
+        return within_tokens(order, lengths, int(how_many.share * int(lengths.sum())))
+    assert how_many.tokens is not None, "one of the four is given"
+    return within_tokens(order, lengths, how_many.tokens)
+
+
+def _nothing(how_many: HowMany, scores: npt.NDArray[np.float64]) -> Fault:
+    ((name, value),) = how_many.given().items()
+    if name == "threshold":
+        rule = f"takes no document: the scores go from {scores.min():.6g} to {scores.max():.6g}."
+        return Fault(f"--threshold {value:.6g}", rule, "Move it.")
+    return Fault(f"--{name} {value:,}", "is less than the first document has.", "Raise it.")
+
+
+def _example(parts: Sequence[SelectedDataset], place: int, score: float | None) -> Example:
+    """The document at a place among all documents of the parts laid end to end."""
+    for part in parts:
+        if place < len(part.documents):
+            return Example(part, int(part.documents[place]), score)
+        place -= len(part.documents)
+    raise AssertionError("a place beyond the last part")
 
 
 def _narrowed(parts: Sequence[SelectedDataset], taken: npt.NDArray[np.bool_]) -> list[SelectedDataset]:

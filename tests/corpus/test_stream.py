@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import bin_path
-from megatron_cpt.corpus.select import select
+from megatron_cpt.corpus.select import HowMany, select
 from megatron_cpt.corpus.stream import TokenStream, expand_paths
 from tests.corpus.datasets import write_dataset
 
@@ -29,7 +29,7 @@ def test_a_read_is_a_slice_of_the_endless_stream(
     expected = [1000 * n + token for n, documents in enumerate(lengths) for token in range(sum(documents))]
     if share is not None:
         budget = max(int(share * len(expected)), max(map(max, lengths)))
-        selection = select(paths, tmp_path / "s", tokens=budget, keep="random").selection
+        selection = select(paths, tmp_path / "s", HowMany(tokens=budget), keep="random").selection
         paths = [str(selection.path)]
         expected = [
             1000 * int(part.prefix.name[1:]) + token
@@ -63,7 +63,7 @@ def test_identity_is_of_the_content_not_of_where_it_lies(tmp_path: Path) -> None
     assert TokenStream([first]).identity == TokenStream([copy]).identity
     assert TokenStream([first]).identity != TokenStream([other]).identity
     assert TokenStream([first, other]).identity != TokenStream([other, first]).identity
-    half = select([str(first)], tmp_path / "half", tokens=4, keep="random", seed=1).selection
+    half = select([str(first)], tmp_path / "half", HowMany(tokens=4), keep="random", seed=1).selection
     assert TokenStream([half.path]).identity != TokenStream([first]).identity
     assert [manifest.tokens for manifest in TokenStream([half.path]).manifests] == [7]
 
@@ -71,7 +71,7 @@ def test_identity_is_of_the_content_not_of_where_it_lies(tmp_path: Path) -> None
 def test_paths_that_share_documents_are_refused(tmp_path: Path) -> None:
     prefix = write_dataset(tmp_path / "a", [3, 4, 5])
     copy = write_dataset(tmp_path / "copy", [3, 4, 5])
-    part = select([str(prefix)], tmp_path / "part", tokens=5, keep="random").selection
+    part = select([str(prefix)], tmp_path / "part", HowMany(tokens=5), keep="random").selection
     for paths in ([prefix, prefix], [prefix, copy], [prefix, part.path], [part.path, part.path]):
         with pytest.raises(BadInput, match="share"):
             TokenStream(paths)
@@ -80,8 +80,8 @@ def test_paths_that_share_documents_are_refused(tmp_path: Path) -> None:
 def test_selections_of_one_dataset_that_share_nothing_are_read_together(tmp_path: Path) -> None:
     prefix = write_dataset(tmp_path / "a", [3] * 4)
     np.save(tmp_path / "a.score.npy", np.arange(4.0))
-    low = select([str(prefix)], tmp_path / "low", tokens=6, keep="lowest", by="score").selection
-    high = select([str(prefix)], tmp_path / "high", tokens=6, keep="highest", by="score").selection
+    low = select([str(prefix)], tmp_path / "low", HowMany(tokens=6), keep="lowest", by="score").selection
+    high = select([str(prefix)], tmp_path / "high", HowMany(tokens=6), keep="highest", by="score").selection
     assert TokenStream([high.path, low.path]).read(0, 12).tolist() == [*range(6, 12), *range(6)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.corpus.select import select
+from megatron_cpt.corpus.select import HowMany, select
 from megatron_cpt.planning.faults import run_faults
 from megatron_cpt.planning.plan import make_plan
 from tests.corpus.datasets import write_dataset
@@ -28,7 +28,7 @@ def faults_of(sections: dict[str, Any]) -> list[str]:
 
 
 def half(folder: Path, name: str = "half") -> str:
-    return str(select([str(folder / "many")], folder / name, tokens=5000, keep="random").selection.path)
+    return str(select([str(folder / "many")], folder / name, HowMany(tokens=5000), keep="random").selection.path)
 
 
 def test_a_selection_beside_its_own_dataset(sections: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""PREFIX.NAME.npy and PREFIX.NAME.score.json: one number a document beside a dataset, and what it means.
+
+The array is float32[documents], in the order of the dataset. The record beside it names the dataset's
+content and says how the score was made, so that a score of other content is refused. The array comes
+first; a record of another array is refused too, so no kill leaves a score that looks whole and is not.
+A plain .npy array without a record, made elsewhere, is read as it is: only its length can be checked.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.columns import DOCUMENTS, ColumnWriter, column_path, read_column
+from megatron_cpt.corpus.manifest import Manifest, file_sha256, tool_version
+from megatron_cpt.runs.durable import write_json
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecord:
+    """The content of PREFIX.NAME.score.json."""
+
+    how: dict[str, Any]
+    """What decides the numbers, the dataset aside: method, settings, references with their hashes."""
+    documents: int
+    """Documents scored: all of the dataset."""
+    lowest: float | None
+    """Smallest score; None for a dataset without documents."""
+    highest: float | None
+    """Largest score."""
+    data_sha256: str
+    """SHA-256 of the dataset's .bin."""
+    index_sha256: str
+    """SHA-256 of the dataset's .idx."""
+    array_sha256: str
+    """SHA-256 of PREFIX.NAME.npy."""
+    tool_version: str
+    """Version of this package that wrote it."""
+
+
+def record_path(prefix: str | Path, name: str) -> Path:
+    """The file of a score's record."""
+    return Path(f"{prefix}.{name}.score.json")
+
+
+def check_name(name: str) -> None:
+    """BadInput for a name that cannot be a part of a file name, or is the documents' own column."""
+    if not _NAME.fullmatch(name) or name == DOCUMENTS:
+        raise BadInput(
+            Fault(f"score {name!r}", "is no name for a score.", "Use letters, digits, - and _, as in ngram-medical.")
+        )
+
+
+def read_score(prefix: str | Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
+    """The scores of a dataset, mapped from disk: a number for each of manifest.documents.
+
+    Raises BadInput where there is no such score, it was made for other content, or it is not a number
+    somewhere; IntegrityFault where its files are torn or altered.
+    """
+    check_name(name)
+    scores = read_column(prefix, name, manifest.documents)
+    record = read_record(prefix, name)
+    if record is not None:
+        if (record.data_sha256, record.index_sha256) != (manifest.data_sha256, manifest.index_sha256):
+            rule = f"was made for other content than {prefix} has now."
+            raise BadInput(Fault(str(column_path(prefix, name)), rule, "Run `megatron-cpt score` again."))
+        if file_sha256(column_path(prefix, name)) != record.array_sha256:
+            raise IntegrityFault(
+                f"{column_path(prefix, name)}: is not the array that {record_path(prefix, name).name} describes. "
+                "Run `megatron-cpt score` again."
+            )
+    if scores.dtype.kind not in "fiu":
+        raise BadInput(Fault(f"score {name}", f"has no numbers ({prefix}: {scores.dtype}).", "Name a score."))
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        rule = f"is not a number for {missing:,} documents of {prefix}."
+        raise BadInput(Fault(f"score {name}", rule, "Score it again."))
+    return scores
+
+
+def read_record(prefix: str | Path, name: str) -> ScoreRecord | None:
+    """The record of a score, or None where there is none. IntegrityFault: it is no such record."""
+    path = record_path(prefix, name)
+    if not path.is_file():
+        return None
+    try:
+        content = orjson.loads(path.read_bytes())
+        known = {field.name for field in fields(ScoreRecord)}
+        return ScoreRecord(**{key: value for key, value in content.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise IntegrityFault(f"{path}: is not the record of a score ({error}). Score the dataset again.") from error
+
+
+def write_score(
+    prefix: str | Path, name: str, manifest: Manifest, chunks: Iterable[npt.NDArray[np.float32]], how: dict[str, Any]
+) -> ScoreRecord:
+    """Writes both files from scores that come a piece at a time: float32[any], manifest.documents in all.
+
+    Raises BadInput for a score that is not a number; then nothing is written.
+    """
+    lowest, highest = np.inf, -np.inf
+    with ColumnWriter(prefix, name, "<f4") as column:
+        for chunk in chunks:
+            if np.isnan(chunk).any():
+                number = column.count + int(np.argmax(np.isnan(chunk)))
+                rule = f"is not a number for document {number:,} of {prefix}."
+                raise BadInput(Fault(f"score {name}", rule, "See what the document holds: `megatron-cpt inspect`."))
+            column.add(chunk)
+            if len(chunk):
+                lowest, highest = min(lowest, float(chunk.min())), max(highest, float(chunk.max()))
+        assert column.count == manifest.documents, f"{column.count} scores for {manifest.documents} documents"
+    record = ScoreRecord(
+        how=how,
+        documents=manifest.documents,
+        lowest=lowest if manifest.documents else None,
+        highest=highest if manifest.documents else None,
+        data_sha256=manifest.data_sha256,
+        index_sha256=manifest.index_sha256,
+        array_sha256=file_sha256(column_path(prefix, name)),
+        tool_version=tool_version(),
+    )
+    write_json(record_path(prefix, name), asdict(record))
+    return record
+
+
+def is_scored(prefix: str | Path, name: str, manifest: Manifest, how: dict[str, Any]) -> bool:
+    """Whether a dataset has this very score already, whole."""
+    try:
+        record = read_record(prefix, name)
+        read_score(prefix, name, manifest)
+    except (BadInput, IntegrityFault):
+        return False
+    # As JSON holds it: tuples are lists there.
+    return record is not None and record.how == orjson.loads(orjson.dumps(how))

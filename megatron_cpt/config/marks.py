@@ -39,6 +39,19 @@ def parse_log_marks(text: str) -> LogMarks:
     return LogMarks(int(match[1]), end)
 
 
+def thinned(marks: tuple[int, ...], share: float) -> tuple[int, ...]:
+    """The first and the last mark, and a share of those between, spread evenly over their places in the list.
+
+    Marks that are dense at the beginning stay so. share: 0 to 1.
+    """
+    if len(marks) < 3:
+        return marks
+    inner = marks[1:-1]
+    kept = int(share * len(inner))
+    places = [(2 * number + 1) * len(inner) // (2 * kept) for number in range(kept)]
+    return (marks[0], *(inner[place] for place in places), marks[-1])
+
+
 def mark_steps(marks: MarksSettings, total_steps: int, tokens_per_step: int) -> tuple[int, ...]:
     """The steps of all marks of a run of `total_steps`, sorted and each once.
 

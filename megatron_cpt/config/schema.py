@@ -170,6 +170,9 @@ class ValidationSettings:
     """When they are evaluated."""
     micro_batch_size: Count | None = None
     """Sequences of one forward pass. None: that of training."""
+    max_overhead: Share | None = None
+    """Largest cost of all evaluations, those of tasks included, over the compute of training. What is beyond is left
+    out mark by mark, evenly, never the first and the last; the plan says which. None: no limit."""
     weight_updates: bool = False
     """Record at every mark how far the bottom and the top layers have moved since the start (docs/gap.md). The
     start weights of those layers are kept in host memory."""

@@ -1,11 +1,11 @@
 """When validation sets and tasks are evaluated in a run, and what that costs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.marks import mark_steps
+from megatron_cpt.config.marks import mark_steps, thinned
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.planning.inputs import RunInputs
@@ -30,28 +30,79 @@ class EvaluationPlan:
     """Tokens of one evaluation."""
     marks: tuple[int, ...]
     """Steps at which it is evaluated."""
-    compute_share: float
-    """Compute of all its evaluations over that of training; a forward pass is a third of a training pass."""
+    left_out: int
+    """Marks that `validation.max_overhead` leaves out."""
+    share_of_one: float
+    """Compute of one evaluation over that of training: a forward pass is a third of a training pass. With it the
+    gradient of `validation.stability_gradient`, one whole step."""
+
+    @property
+    def compute_share(self) -> float:
+        """Compute of all its evaluations over that of training."""
+        return len(self.marks) * self.share_of_one
 
 
 def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> tuple[EvaluationPlan, ...]:
-    """Every validation set, then every file of tasks."""
-    length, per_step = config.data.sequence_length, config.tokens_per_step
-    planned: list[tuple[str, Literal["validation", "tasks"], str, int, tuple[int, ...]]] = []
-    for name, validation_set in config.validation.sets.items():
-        scored = scored_tokens(inputs.validation_sets[name].tokens, length, validation_set.tokens)
-        tokens = len(scored) * length  # the last sequence is computed at full length
-        marks = mark_steps(validation_set.marks or config.validation.marks, total_steps, per_step)
-        planned.append((name, "validation", validation_set.role, tokens, marks))
+    """Every validation set, then every file of tasks, with as many of their marks as `max_overhead` allows."""
+    per_step = config.tokens_per_step
+    planned = []
+    for name, one in config.validation.sets.items():
+        scored = scored_tokens(inputs.validation_sets[name].tokens, config.data.sequence_length, one.tokens)
+        tokens = len(scored) * config.data.sequence_length  # the last sequence is computed at full length
+        marks = mark_steps(one.marks or config.validation.marks, total_steps, per_step)
+        gradient = min(tokens, per_step) / per_step if name == config.validation.stability_gradient else 0
+        cost = (tokens / (3 * per_step) + gradient) / total_steps
+        planned.append(EvaluationPlan(name, "validation", one.role, tokens, marks, 0, cost))
     for name, tasks in inputs.tasks.items():
-        settings = config.tasks.sets[name]
-        tokens = sum(task.tokens for task in tasks)
-        marks = mark_steps(settings.marks or config.tasks.marks, total_steps, per_step)
-        planned.append((name, "tasks", settings.role, tokens, marks))
-    return tuple(
-        EvaluationPlan(name, kind, role, tokens, marks, len(marks) * tokens / (3 * total_steps * per_step))
-        for name, kind, role, tokens, marks in planned
-    )
+        file, tokens = config.tasks.sets[name], sum(task.tokens for task in tasks)
+        marks = mark_steps(file.marks or config.tasks.marks, total_steps, per_step)
+        planned.append(
+            EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * total_steps))
+        )
+    return within(config.validation.max_overhead, tuple(planned))
+
+
+def within(limit: float | None, planned: tuple[EvaluationPlan, ...]) -> tuple[EvaluationPlan, ...]:
+    """The evaluations with the largest share of their marks, the same of all, whose cost is within the limit.
+
+    Shares are tried in thousandths; the first and the last marks stay whatever they cost.
+    """
+    kept = planned
+    for thousandths in range(1000, -1, -1):
+        kept = tuple(_with_share(evaluation, thousandths / 1000) for evaluation in planned)
+        if limit is None or total_share(kept) <= limit:
+            break
+    return kept
+
+
+def total_share(evaluations: tuple[EvaluationPlan, ...]) -> float:
+    """Compute of all evaluations over that of training."""
+    return sum(evaluation.compute_share for evaluation in evaluations)
+
+
+def _with_share(evaluation: EvaluationPlan, share: float) -> EvaluationPlan:
+    marks = thinned(evaluation.marks, share)
+    return replace(evaluation, marks=marks, left_out=len(evaluation.marks) - len(marks))
+
+
+def overhead_warnings(config: RunConfig, evaluations: tuple[EvaluationPlan, ...]) -> Iterator[str]:
+    """That marks were left out, and a limit that even the first and the last mark of each set exceed."""
+    most, cost = config.validation.max_overhead, total_share(evaluations)
+    thinned_out = [
+        f"{evaluation.left_out} of {evaluation.left_out + len(evaluation.marks)} marks of {evaluation.name}"
+        for evaluation in evaluations
+        if evaluation.left_out
+    ]
+    if most is not None and thinned_out:
+        yield (
+            f"validation.max_overhead leaves out {', '.join(thinned_out)}: those kept cost {percent(cost)} of the "
+            "training compute. What happens between them is not seen."
+        )
+    if most is not None and cost > most:
+        yield (
+            f"the first and the last marks alone cost {percent(cost)} of the training compute, more than "
+            f"validation.max_overhead = {percent(most)}: give the sets a smaller budget (`tokens`, `limit`)."
+        )
 
 
 def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
@@ -92,13 +143,17 @@ def evaluation_lines(evaluations: tuple[EvaluationPlan, ...]) -> list[str]:
             evaluation.name if evaluation.kind == "validation" else f"{evaluation.name} (tasks)",
             evaluation.role,
             quantity(evaluation.tokens),
-            str(len(evaluation.marks)),
+            f"{len(evaluation.marks)} of {len(evaluation.marks) + evaluation.left_out}"
+            if evaluation.left_out
+            else str(len(evaluation.marks)),
             percent(evaluation.compute_share),
             _shortened(evaluation.marks),
         ]
         for evaluation in evaluations
     ]
-    return columns([heading, *rows], "llrrrl")
+    marks = sum(len(evaluation.marks) for evaluation in evaluations)
+    total = ["together", "", "", str(marks), percent(total_share(evaluations)), ""]
+    return columns([heading, *rows, total], "llrrrl")
 
 
 def _shortened(marks: tuple[int, ...]) -> str:

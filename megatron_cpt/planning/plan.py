@@ -17,7 +17,7 @@ from megatron_cpt.families.size import (
     parameter_count,
 )
 from megatron_cpt.mixture.plan import BlendPlan
-from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, plan_evaluations
+from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.faults import blend_of, input_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
@@ -114,7 +114,7 @@ class RunPlan:
                 "order": self.blend.describe(self.blend.total_sequences),
                 "fingerprint": self.blend.fingerprint(self.blend.total_sequences),
             },
-            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "evaluations": [asdict(one) | {"compute_share": one.compute_share} for one in self.evaluations],
             "model": asdict(self.model) | {"memory_per_rank": self.model.memory.total},
             "warnings": list(self.warnings),
         }
@@ -175,6 +175,7 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     assert blend is not None and inputs.shape is not None, "inputs without faults are whole"
     warnings = plan_warnings(config, inputs, blend)
     config = to_its_end(config, blend)
+    evaluations = plan_evaluations(config, inputs, config.total_steps)
     return RunPlan(
         config=config,
         inputs=inputs,
@@ -184,9 +185,9 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
         global_batch_size=config.training.global_batch_size,
         sequence_length=config.data.sequence_length,
         blend=blend,
-        evaluations=plan_evaluations(config, inputs, config.total_steps),
+        evaluations=evaluations,
         model=measure(config, inputs.shape, world_size, config.total_steps),
-        warnings=warnings,
+        warnings=(*warnings, *overhead_warnings(config, evaluations)),
     )
 
 

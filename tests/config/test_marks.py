@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.marks import LogMarks, mark_steps, parse_log_marks
+from megatron_cpt.config.marks import LogMarks, mark_steps, parse_log_marks, thinned
 from megatron_cpt.config.schema import MarksSettings
 from megatron_cpt.config.units import Duration
 
@@ -86,3 +86,20 @@ def test_marks_are_sorted_single_and_inside_the_run(
     assert marks[:2] == (0, 1)
     assert marks[-1] == total
     assert {step for step in at if step <= total} <= set(marks)
+
+
+def test_marks_are_thinned_evenly_and_never_at_the_ends() -> None:
+    marks = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55)
+    assert thinned(marks, 1) == marks
+    assert thinned(marks, 0.5) == (0, 2, 5, 13, 34, 55)
+    assert thinned(marks, 0.3) == (0, 3, 21, 55)
+    assert thinned(marks, 0) == (0, 55)
+    assert thinned((0, 7), 0) == (0, 7) and thinned((7,), 0) == (7,) and thinned((), 0) == ()
+
+
+@given(st.sets(st.integers(0, 1000)), st.floats(0, 1))
+def test_thinned_marks_are_marks(steps: set[int], share: float) -> None:
+    marks = tuple(sorted(steps))
+    kept = thinned(marks, share)
+    assert set(kept) <= steps and list(kept) == sorted(set(kept))
+    assert len(kept) == min(len(marks), 2 + int(share * max(0, len(marks) - 2)))

@@ -177,3 +177,34 @@ def test_the_table(sections: dict[str, Any], tmp_path: Path) -> None:
     ]
     start = lines.index("Evaluation")
     assert lines[start + 2].split()[-7:] == ["0,", "1,", "3,", "10,", "32,", "50,", "100"]
+
+
+def test_a_limit_thins_marks_and_says_so(sections: dict[str, Any]) -> None:
+    free = plan_of(sections)
+    cost = sum(evaluation.compute_share for evaluation in free.evaluations)
+    sections["validation"]["max_overhead"] = cost
+    assert plan_of(sections).marks == free.marks and plan_of(sections).warnings == ()
+    sections["validation"]["max_overhead"] = 0.1
+    plan = plan_of(sections)
+    assert sum(evaluation.compute_share for evaluation in plan.evaluations) <= 0.1
+    assert all(marks[0] == 0 and marks[-1] == 100 and 2 < len(marks) < 7 for marks in plan.marks.values())
+    (warning,) = plan.warnings
+    left_out = 7 - len(plan.marks["law"])
+    assert warning.startswith(f"validation.max_overhead leaves out {left_out} of 7 marks of law, ")
+    assert f"{7 - left_out} of 7" in plan.table()
+    sections["validation"]["max_overhead"] = 0.01
+    plan = plan_of(sections)
+    assert plan.marks == {"law": (0, 100), "web": (0, 100)}
+    assert plan.warnings[-1].startswith("the first and the last marks alone cost 4.33 %")
+
+
+def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "w2"}\n{"text": "w3"}')
+    sections["tasks"] = {"sets": {"texts": {"path": str(tmp_path / "texts.jsonl")}}}
+    sections["validation"]["stability_gradient"] = "web"
+    law, web, texts = plan_of(sections).evaluations
+    assert (texts.kind, texts.tokens, texts.marks) == ("tasks", 2, (0, 100))
+    assert texts.compute_share == pytest.approx(2 * 2 / (3 * 25_600))
+    assert web.compute_share == pytest.approx(7 * (640 / 3 + 256) / 25_600)
+    assert plan_of(sections).table().splitlines()[-1].split()[:2] == ["together", "16"]
+    assert plan_of(sections).marks.keys() == {"law", "web"} and plan_of(sections).task_marks == {"texts": (0, 100)}

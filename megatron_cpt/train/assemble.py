@@ -9,6 +9,7 @@
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.tasks.task import Task, open_tasks
+from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.optimizer import build_optimizer, mend_after_load
 from megatron_cpt.train.step import StepShape
 from megatron_cpt.train.weight_updates import StartWeights
@@ -49,7 +50,7 @@ class Run:
     optimizer: MegatronOptimizer
     data: TrainingData
     validation_sets: list[ValidationSet]
-    tasks: dict[str, list[Task]]
+    tasks: Mapping[str, Sequence[Task]]
     """The tasks of each file, by the file's name in the config."""
     start_weights: StartWeights | None
     """The weights before the first update, where updates are measured from them."""
@@ -106,7 +107,6 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         sequence_length=config.data.sequence_length,
         seed=config.run.seed,
     )
-    tokenizer = Tokenizer.load(config.model.hf)
     return Run(
         config=config,
         plan=plan,
@@ -115,11 +115,8 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         model=model,
         optimizer=optimizer,
         data=data,
-        validation_sets=open_validation_sets(config, plan.inputs, tokenizer),
-        tasks={
-            name: open_tasks(name, settings, tokenizer, shape.longest_sequence)
-            for name, settings in config.tasks.sets.items()
-        },
+        validation_sets=open_validation_sets(config, plan.inputs),
+        tasks=plan.inputs.tasks,
         start_weights=start_weights,
         first_step=first_step,
     )
@@ -161,9 +158,9 @@ def layout(config: RunConfig) -> sharded.Layout:
     )
 
 
-def open_validation_sets(config: RunConfig, inputs: RunInputs, tokenizer: Tokenizer) -> list[ValidationSet]:
+def open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[ValidationSet]:
     """The named sets of a config, in its order."""
-    token_bytes = tokenizer.token_bytes()
+    token_bytes = Tokenizer.load(config.model.hf).token_bytes()
     return [
         open_set(
             name,

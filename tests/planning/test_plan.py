@@ -202,7 +202,7 @@ def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, An
     (tmp_path / "texts.jsonl").write_text('{"text": "w2"}\n{"text": "w3"}')
     sections["tasks"] = {"sets": {"texts": {"path": str(tmp_path / "texts.jsonl")}}}
     sections["validation"]["stability_gradient"] = "web"
-    law, web, texts = plan_of(sections).evaluations
+    _, web, texts = plan_of(sections).evaluations
     assert (texts.kind, texts.tokens, texts.marks) == ("tasks", 2, (0, 100))
     assert texts.compute_share == pytest.approx(2 * 2 / (3 * 25_600))
     assert web.compute_share == pytest.approx(7 * (640 / 3 + 256) / 25_600)

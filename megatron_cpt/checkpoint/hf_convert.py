@@ -10,13 +10,12 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.integrity import is_complete, seal
+from megatron_cpt.checkpoint.reference import transformers_logits
 from megatron_cpt.checkpoint.sharded import load_weights, model_state
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import (
@@ -138,17 +137,6 @@ def verify(source: Path, hf_folder: Path, sequences: int = 2, length: int = 64) 
     reference = transformers_logits(hf_folder, tokens)
     logits = megatron_logits(load_model(source, shape, "fp32"), shape, tokens)
     return None if logits is None else compare(reference, logits)
-
-
-@torch.no_grad()
-def transformers_logits(hf_folder: Path, tokens: Tensor) -> Tensor:
-    """transformers' logits in fp32 on the CPU: tokens int64 [b, s] to float32 [b, s, vocabulary]."""
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        hf_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    logits: Tensor = model.eval()(tokens).logits
-    return logits
 
 
 @torch.no_grad()

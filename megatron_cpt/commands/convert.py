@@ -1,12 +1,17 @@
 """`megatron-cpt convert`: Hugging Face in and out, and the proof that both models are the same."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, verify
-from megatron_cpt.config.errors import NumericsFault
+from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
+from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
+from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.runs.durable import write_json
+from megatron_cpt.train.start_check import compute_reference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +29,11 @@ def parser() -> argparse.ArgumentParser:
     to_hf.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: the parent's)"
     )
+
+    record = actions.add_parser("record", help="transformers' loss of a run's first sequences, for its start check")
+    record.add_argument("config", metavar="RUN.yaml", help="the run")
+    record.add_argument("output", type=Path, metavar="OUTPUT.json", help="the recording to write")
+    record.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
 
     compare = actions.add_parser("verify", help="logits of Megatron-Core and transformers on the same tokens")
     compare.add_argument("source", type=Path, metavar="CHECKPOINT_OR_HF", help="for Megatron-Core")
@@ -46,11 +56,25 @@ def main(arguments: list[str]) -> int:
         elif options.action == "to-hf":
             hf_from_checkpoint(options.checkpoint, options.output, options.dtype)
             print(f"wrote {options.output}")
+        elif options.action == "record":
+            record_start(options.config, options.overrides, options.output)
+            print(f"wrote {options.output}")
         else:
             report_difference(options.source, options.hf, options.tolerance)
     finally:
         groups.leave_world()
     return 0
+
+
+def record_start(run: str, overrides: list[str], output: Path) -> None:
+    """Writes what `model.start_check.recorded` names. Raises BadInput where the model does not fit this machine."""
+    config = load_config(run, overrides)
+    one_copy = config.parallel.tensor * config.parallel.pipeline
+    reference = compute_reference(config, make_plan(config, one_copy))
+    if reference is None:
+        rule = "the whole model fits neither this machine's GPU nor its memory."
+        raise BadInput(Fault(f"model.hf = {config.model.hf}", rule, "Record on a machine where it does."))
+    write_json(output, asdict(reference))
 
 
 def report_difference(source: Path, hf_folder: Path, tolerance: float) -> None:

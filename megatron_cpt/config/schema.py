@@ -40,6 +40,24 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartCheckSettings:
+    """The loss of the first 8 sequences before the first update, beside transformers' own; a difference is refused.
+
+    Rank 0 computes it where the whole model fits its GPU or its machine's memory; elsewhere nothing is compared.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    enabled: bool = True
+    """Whether they are compared."""
+    recorded: str | None = None
+    """A recording to compare with: `start_check.json` of a run that begins as this one does, or of
+    `megatron-cpt convert record`. None: transformers computes it."""
+    tolerance: Positive | None = None
+    """Largest difference of one sequence's loss, in nats per token. None: 0.001 in fp32, 0.02 in bf16."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The model, always described by a Hugging Face folder."""
 
@@ -51,6 +69,8 @@ class ModelSettings:
     """Where the weights come from: the folder's safetensors, or drawn at random (training from scratch)."""
     dropout: Share = 0.0
     """Dropout of hidden states and of attention. Continual pretraining uses 0."""
+    start_check: StartCheckSettings = field(default_factory=StartCheckSettings)
+    """The check before the first update of a run that starts from the folder's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ random state (dropout is off), no data position.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,12 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
 
 
+class Text(Protocol):
+    """Tokens that can be read by place."""
+
+    def read(self, start: int, length: int, /) -> npt.NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True)
 class ValidationSet:
     """One named set of fixed sequences."""
@@ -34,7 +41,7 @@ class ValidationSet:
     """Its name in the config."""
     role: str
     """domain or replay."""
-    stream: TokenStream
+    stream: Text
     """The text; read from its beginning, never around its end."""
     sequence_length: int
     """Tokens of a sequence, L."""

@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "lineage.json"
 
     @property
+    def start_check(self) -> Path:
+        """The loss of the first sequences before the first update, beside transformers' own."""
+        return self.path / "start_check.json"
+
+    @property
     def records(self) -> Path:
         """One JSON object a line (records.py)."""
         return self.path / "records.jsonl"

@@ -23,6 +23,7 @@ from megatron_cpt.runs.durable import write_durably, write_json
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
+from megatron_cpt.train import start_check
 from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.loop import train
@@ -65,6 +66,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
     config = plan.config
     groups.join_world()
+    checked = start_check.wanted(config, folder)
+    reference = start_check.reference_of(config, plan, folder) if checked else None
     run = assemble(config, plan, folder)
     if groups.rank() == 0:
         write_durably(folder.config, dump_config(config))
@@ -73,6 +76,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_json(folder.lineage, lineage(config, plan.steps))
     journal = Journal(run)
     journal.say(f"kernels: {choose_kernels()}")
+    if checked:
+        journal.say(start_check.compare_start(run, reference))
     journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")
     journal.status("running", run.first_step)
     stop = train(run, journal, request)

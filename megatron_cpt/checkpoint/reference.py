@@ -1,0 +1,60 @@
+"""transformers' own model of a Hugging Face folder: what our model of it is compared with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.size import parameter_count
+
+# Beside the weights: activations and logits of a sequence, what the loader holds for a moment, the allocator's own.
+HEADROOM = 1.25
+
+
+@contextmanager
+def reference_model(hf_folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator[Any]:
+    """transformers' model, whole, on one device, given up at the end. No code of the folder is executed."""
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    try:
+        yield model.eval().to(device)
+    finally:
+        del model
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """transformers' logits on the CPU: tokens int64 [b, s] to float32 [b, s, vocabulary]."""
+    with reference_model(hf_folder, dtype, torch.device("cpu")) as model:
+        logits: Tensor = model(tokens).logits
+        return logits.float()
+
+
+@torch.no_grad()
+def transformers_losses(hf_folder: Path, windows: Tensor, dtype: torch.dtype, device: torch.device) -> list[float]:
+    """transformers' mean loss of each sequence, in nats per token: windows int64 [b, s + 1]."""
+    with reference_model(hf_folder, dtype, device) as model:
+        return [
+            float(cross_entropy(model(window[None, :-1]).logits[0].float(), window[1:]))
+            for window in windows.to(device)
+        ]
+
+
+def room_for_reference(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> torch.device | None:
+    """Where the whole model fits now: on the device, else in this machine's memory, else nowhere (None)."""
+    needed = HEADROOM * parameter_count(shape) * dtype.itemsize
+    if device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu") if needed <= psutil.virtual_memory().available else None

@@ -1,0 +1,193 @@
+"""The loss before the first update, beside transformers' own: faults of weights, positions or norms show here.
+
+1. Before our model takes the memory, rank 0 computes with transformers the loss of the first sequences of the run,
+   or reads what an earlier run recorded. Where the model fits neither the memory of its GPU nor that of its machine,
+   nothing is compared, and the log says so.
+2. Once it is assembled, the model that will be trained computes the same sequences on all ranks.
+3. Beyond the tolerance the run is refused. Within it, both stand in RUN/start_check.json.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import torch
+
+from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
+from megatron_cpt.checkpoint.hf_weights import check_tensors
+from megatron_cpt.checkpoint.reference import room_for_reference, transformers_losses
+from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.data.dataset import windows
+from megatron_cpt.evaluate.validate import ValidationSet, evaluate
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import DTYPES
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import all_agree, first_on_rank_zero
+from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.runs.durable import write_json
+from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.train.assemble import Run
+
+SEQUENCES = 8
+# A processor computes 8 sequences of 1,024 tokens of an 8B model in a few minutes; a fault shows within far fewer.
+LONGEST = 1024
+# Nats per token of one sequence: rounding of another order of sums, and of bf16.
+TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The loss of the first sequences of a run as transformers computes it."""
+
+    sequences: str
+    """SHA-256 of their tokens."""
+    model: str
+    """Fingerprint of the Hugging Face folder (fingerprint)."""
+    precision: str
+    """fp32 or bf16."""
+    losses: list[float]
+    """Nats per token of each sequence."""
+
+    def belongs_to(self, config: RunConfig, opening: npt.NDArray[np.int64]) -> bool:
+        """Whether it is of these sequences and of the model and the precision of a run."""
+        own = (hash_of(opening), fingerprint(Path(config.model.hf)), config.training.precision)
+        return own == (self.sequences, self.model, self.precision)
+
+
+@dataclass(frozen=True)
+class OpeningText:
+    """The first sequences of a run, end to end: what `evaluate` reads."""
+
+    tokens: npt.NDArray[np.int64]
+    """[sequences * length]."""
+
+    def read(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens start to start + length."""
+        return self.tokens[start : start + length]
+
+
+def wanted(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run is still before its first update and starts from a Hugging Face folder."""
+    begun = any(folder.checkpoints.glob("step-*/complete.json"))
+    return config.model.weights == "hf" and config.model.start_check.enabled and not begun
+
+
+def first_windows(config: RunConfig, plan: RunPlan) -> npt.NDArray[np.int64]:
+    """The first sequences of the run, cut to at most LONGEST tokens: int64 [sequences, tokens]."""
+    place = plan.blend.order.locate(np.arange(min(SEQUENCES, plan.blend.total_sequences)))
+    streams = [TokenStream(config.data.sources[name].paths) for name in plan.blend.sources]
+    return windows(streams, place.source, place.sequence, config.data.sequence_length)[
+        :, : min(LONGEST, config.data.sequence_length)
+    ]
+
+
+def reference_of(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Reference | None:
+    """What our loss is to be, on rank 0; None on the others and where it cannot be had. Every rank calls it.
+
+    Raises:
+        BadInput: the recording that the config names is not of these sequences, this model and this precision.
+    """
+    with first_on_rank_zero():
+        if groups.rank() != 0:
+            return None
+        named = config.model.start_check.recorded
+        found = read_recording(Path(named) if named else folder.start_check)
+        if found and found.belongs_to(config, first_windows(config, plan)):
+            return found
+        if named:
+            rule = "is not a recording of the first sequences, the model and the precision of this run."
+            remedy = "Name the start_check.json of a run that begins as this one does, or take it out."
+            raise BadInput(Fault(f"model.start_check.recorded = {named}", rule, remedy))
+        return compute_reference(config, plan)
+
+
+def compute_reference(config: RunConfig, plan: RunPlan) -> Reference | None:
+    """What transformers says, in this process; None where the model does not fit. Raises BadInput as loading does."""
+    hf_folder, dtype = Path(config.model.hf), DTYPES[config.training.precision]
+    shape = read_shape(hf_folder)
+    with open_hf_tensors(hf_folder) as tensors:
+        check_tensors(tensors, shape)  # transformers draws what is missing at random
+    device = room_for_reference(shape, dtype, groups.device())
+    if device is None:
+        return None
+    opening = first_windows(config, plan)
+    losses = transformers_losses(hf_folder, torch.from_numpy(opening), dtype, device)
+    return Reference(hash_of(opening), fingerprint(hf_folder), config.training.precision, losses)
+
+
+def compare_start(run: Run, reference: Reference | None) -> str:
+    """Compares the assembled model with the reference; returns a line for the log. Every rank calls it.
+
+    Raises:
+        NumericsFault: a sequence's loss differs by more than the tolerance.
+    """
+    if not all_agree(reference is not None or groups.rank() != 0):
+        return (
+            "start check: NOT MADE, the whole model fits neither the memory of rank 0's GPU nor that of its machine; "
+            "record it where it fits (megatron-cpt convert record) and name it in model.start_check.recorded"
+        )
+    opening = first_windows(run.config, run.plan)
+    ours = evaluate(run.model, [opening_set(opening)], run.config.training.micro_batch_size)[0]
+    losses = (ours.sequence_nats / ours.scored_tokens).tolist()
+    line, fine = "", True
+    if reference is not None:
+        settings, precision = run.config.model.start_check, run.config.training.precision
+        tolerance = settings.tolerance or TOLERANCES[precision]
+        worst = max(abs(a - b) for a, b in zip(losses, reference.losses, strict=True))
+        fine = worst <= tolerance  # False for a NaN, too
+        line = (
+            f"start check: {len(losses)} sequences, loss {np.mean(losses):.5f}, transformers' "
+            f"{np.mean(reference.losses):.5f}; largest difference of one {worst:.2g} (tolerance {tolerance:g})"
+        )
+        if fine:
+            write_json(run.folder.start_check, asdict(reference) | {"ours": losses, "tolerance": tolerance})
+    if not all_agree(fine):
+        raise NumericsFault(
+            f"{line}: before the first update this is not the model that transformers reads from "
+            f"{run.config.model.hf}. Compare them with `megatron-cpt convert verify`."
+        )
+    return line
+
+
+def opening_set(opening: npt.NDArray[np.int64]) -> ValidationSet:
+    """The first sequences as a set to evaluate; the last token of each has no label."""
+    count, length = opening.shape
+    scored = np.full(count, length - 1)
+    return ValidationSet("start check", "domain", OpeningText(opening.ravel()), length, scored, None, "")
+
+
+def read_recording(path: Path) -> Reference | None:
+    """A recording, or None where there is none that can be read."""
+    try:
+        values: dict[str, Any] = orjson.loads(path.read_bytes())
+        names = ("sequences", "model", "precision", "losses")
+        return Reference(**{name: values[name] for name in names})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def hash_of(opening: npt.NDArray[np.int64]) -> str:
+    """SHA-256 of the tokens of the first sequences."""
+    return hashlib.sha256(opening.tobytes()).hexdigest()
+
+
+def fingerprint(hf_folder: Path) -> str:
+    """Hash of config.json and of samples of the weights: size, and 64 KiB at both ends and the middle of each file.
+
+    All bytes of a large model take minutes to read, which a check before every run should not take.
+    """
+    digest = hashlib.sha256((hf_folder / "config.json").read_bytes())
+    for path in sorted(hf_folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(size - 65_536, 0)):
+                file.seek(start)
+                digest.update(file.read(65_536))
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Before the first update the loss is transformers' own, or the run is refused."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_cpt.checkpoint import hf_weights, reference
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.errors import BadInput, NumericsFault
+from tests.ranks import Ranks
+from tests.train.runs import LAYOUTS, train
+from tests.workshop import Workshop, write_model, write_tokenizer_of
+
+ONE_STEP = (
+    "training.tokens=1 steps",
+    "schedule.kind=constant",
+    "schedule.warmup=null",
+    "checkpoint.every=1 steps",
+    "validation.sets={}",
+)
+
+
+@pytest.mark.parametrize("layout", ["tensor 2", "pipeline 2", "data 2"])
+def test_both_losses_stand_in_the_run(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str) -> None:
+    run = tmp_path / "run"
+    two_ranks.call(train, path=workshop.write_config(run), overrides=(*ONE_STEP, *LAYOUTS[layout]))
+    found = orjson.loads((run / "start_check.json").read_bytes())
+    assert len(found["losses"]) == 8
+    # Random weights, but not tiny ones: no sequence has the loss of another.
+    assert len({round(loss, 4) for loss in found["losses"]}) == 8
+    assert found["ours"] == pytest.approx(found["losses"], abs=1e-5)
+    assert "start check: 8 sequences" in (run / "log.txt").read_text()
+
+
+def train_a_spoiled_model(path: Path, overrides: tuple[str, ...]) -> str:
+    """Job: a conversion that swaps two matrices of one size; what the run says."""
+    fill = hf_weights.fill
+
+    def spoil(parameter: torch.Tensor, rule: hf_weights.Rule, *rest: object) -> None:
+        fill(parameter, rule, *rest)
+        if rule.names[0].endswith("linear_proj.weight"):
+            parameter.copy_(parameter.flip(0))
+
+    hf_weights.fill = spoil
+    try:
+        train(path, overrides)
+        return "trained"
+    except NumericsFault as fault:
+        return str(fault)
+    finally:
+        hf_weights.fill = fill
+
+
+def test_a_model_that_is_converted_wrongly_is_refused(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    for said in two_ranks.call(train_a_spoiled_model, path=path, overrides=ONE_STEP):
+        assert "before the first update this is not the model" in said
+    assert not (tmp_path / "run/start_check.json").exists()
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def train_without_room(path: Path, overrides: tuple[str, ...]) -> str | None:
+    """Job: a run on a machine whose memory transformers' model does not fit; what a refusal says."""
+    headroom = reference.HEADROOM
+    reference.HEADROOM = 1e9
+    try:
+        train(path, overrides)
+        return None
+    except BadInput as fault:
+        return str(fault)
+    finally:
+        reference.HEADROOM = headroom
+
+
+def test_a_model_that_does_not_fit_is_compared_with_a_recording(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    run, recording = tmp_path / "run", tmp_path / "recorded.json"
+    path = workshop.write_config(run)
+    [refused] = one_rank.call(train_without_room, path=path, overrides=ONE_STEP)
+    assert refused is None
+    assert "start check: NOT MADE" in (run / "log.txt").read_text()
+    assert not (run / "start_check.json").exists()
+
+    assert main(["convert", "record", str(path), str(recording), *ONE_STEP]) == 0
+    other = workshop.write_config(tmp_path / "other")
+    named = (*ONE_STEP, f"model.start_check.recorded={recording}")
+    assert one_rank.call(train_without_room, path=other, overrides=named) == [None]
+    assert "(tolerance 0.001)" in (tmp_path / "other/log.txt").read_text()
+
+    elsewhere = workshop.write_config(tmp_path / "elsewhere")
+    [refused] = one_rank.call(train_without_room, path=elsewhere, overrides=(*named, "run.seed=6"))
+    assert refused is not None
+    assert "is not a recording of the first sequences" in refused
+
+
+def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> None:
+    write_model(tmp_path / "hf")
+    write_tokenizer_of(workshop, tmp_path / "hf")
+    path = workshop.write_config(tmp_path / "run", model={"hf": str(tmp_path / "hf")})
+    prints = []
+    for change in (0.0, 1.0):
+        weights = load_file(tmp_path / "hf/model.safetensors")
+        weights["model.norm.weight"][0] += change
+        save_file(weights, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+        assert main(["convert", "record", str(path), str(tmp_path / "recorded.json"), *ONE_STEP]) == 0
+        prints.append(orjson.loads((tmp_path / "recorded.json").read_bytes())["model"])
+    assert prints[0] != prints[1]

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import orjson
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, export_hf
 from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.integrity import is_complete, seal
+from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.checkpoint.reference import transformers_logits
-from megatron_cpt.checkpoint.sharded import load_weights, model_state
+from megatron_cpt.checkpoint.sharded import load_weights, model_state, read_position
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import (
     DataSettings,
@@ -74,9 +76,14 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
     seal(output)
 
 
-def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None) -> None:
+def hf_from_checkpoint(
+    checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes the model of a checkpoint as a Hugging Face folder. Every rank calls it.
 
+    Args:
+        dtype: of the weights; None: that of the folder that the checkpoint's model came from.
+        shard_bytes: bytes of tensors in one file, about.
     Raises:
         BadInput: it is no complete checkpoint, or there is something at `output` already.
         IntegrityFault: its bytes are not those that were written.
@@ -87,7 +94,22 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None)
     shape = read_shape(checkpoint / "hf")
     # fp32 holds every precision that a run may have trained in, whatever its parent was stored in.
     model = load_model(checkpoint, shape, "fp32")
-    export_hf(model, shape, checkpoint / "hf", output, dtype)
+    card = card_of(checkpoint, output.name)
+    export_hf(model, shape, checkpoint / "hf", output, dtype, card=card, shard_bytes=shard_bytes)
+
+
+def card_of(checkpoint: Path, name: str) -> str:
+    """The model card of a checkpoint; what its run folder tells beside it is used where it is still there."""
+    try:
+        history = orjson.loads((checkpoint.parents[1] / "lineage.json").read_bytes())
+        parent = Path(history["parent"]).name
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        history, parent = None, "not known"
+    if not (checkpoint / "position.json").is_file():
+        return model_card(parent, name, None, None)
+    position = read_position(checkpoint)
+    training = training_of(position.step, position.tokens, position.order, position.source_sequences)
+    return model_card(parent, name, training, history)
 
 
 def load_model(source: Path, shape: ModelShape, precision: Precision) -> GPTModel:

@@ -26,7 +26,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.weights import Place, Rule
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
-from megatron_cpt.runs.durable import sync_folder, write_json
+from megatron_cpt.runs.durable import sync_folder, write_durably, write_json
 
 SHARD_BYTES = 4 * 1024**3
 Weight = tuple[Tensor, Rule, Place]
@@ -39,6 +39,7 @@ def export_hf(
     output: Path,
     dtype: str | None = None,
     lineage: dict[str, Any] | None = None,
+    card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes the model as a Hugging Face folder that is absent or whole. Every rank calls it.
@@ -48,9 +49,11 @@ def export_hf(
         hf_folder: where config.json, tokenizer and generation config are taken from.
         dtype: float32, bfloat16 or float16; None: that of hf_folder, or of the model where it states none.
         lineage: content of lineage.json; None writes none.
+        card: README.md (model_card.py); None writes none.
         shard_bytes: bytes of tensors in one file, about; a single parameter is never divided.
     Raises:
         BadInput: there is something at `output` already.
+        NumericsFault: a weight is too large for float16.
     """
     name = dtype or shape.dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
     if name not in DTYPES:
@@ -72,6 +75,8 @@ def export_hf(
                 shutil.copyfile(hf_folder / companion, partial / companion)
         if lineage is not None:
             write_json(partial / "lineage.json", lineage)
+        if card is not None:
+            write_durably(partial / "README.md", card)
         sync_folder(partial)
         partial.rename(output)
         sync_folder(output.parent)

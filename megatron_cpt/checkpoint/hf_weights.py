@@ -18,7 +18,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_folder import READABLE, HFTensors, open_hf_tensors
-from megatron_cpt.config.errors import Fault, refuse
+from megatron_cpt.config.errors import Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
@@ -170,6 +170,8 @@ def join_shards(
         for piece in pieces(rule, shape, rank, len(shards)):
             target = whole[piece.tensor].narrow(piece.axis, piece.start, piece.length)
             target.copy_(shard.narrow(piece.axis, piece.local, piece.length))
+    if dtype is torch.float16 and not all(full.isfinite().all() for full in whole):
+        raise NumericsFault(f"{place.name(rule.tensors[0].name)}: a weight beyond 65,504 is too large for float16")
     return {place.name(tensor.name): full for tensor, full in zip(rule.tensors, whole, strict=True)}
 
 

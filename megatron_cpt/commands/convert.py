@@ -30,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: the parent's)"
     )
 
+    to_hf.add_argument(
+        "--shard-gib", type=float, default=4.0, help="size of a file of weights, in GiB, about (default: %(default)s)"
+    )
+
     record = actions.add_parser("record", help="transformers' loss of a run's first sequences, for its start check")
     record.add_argument("config", metavar="RUN.yaml", help="the run")
     record.add_argument("output", type=Path, metavar="OUTPUT.json", help="the recording to write")
@@ -54,7 +58,7 @@ def main(arguments: list[str]) -> int:
             checkpoint_from_hf(options.hf, options.output)
             print(f"wrote {options.output}")
         elif options.action == "to-hf":
-            hf_from_checkpoint(options.checkpoint, options.output, options.dtype)
+            hf_from_checkpoint(options.checkpoint, options.output, options.dtype, int(options.shard_gib * 1024**3))
             print(f"wrote {options.output}")
         elif options.action == "record":
             record_start(options.config, options.overrides, options.output)

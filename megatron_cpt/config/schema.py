@@ -249,6 +249,8 @@ class ExportSettings:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
+    every: Span | None = None
+    """Write one each time so much is trained, in tokens or steps, into RUN/hf_steps/step-N. None: none on the way."""
     end: bool = True
     """Write one after the last update, into RUN/hf."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -270,7 +272,7 @@ class CheckpointSettings:
     asynchronous: bool = False
     """Save while training goes on."""
     export_hf: ExportSettings | None = None
-    """Write a Hugging Face folder at the end."""
+    """Hugging Face folders. None: the run writes none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,10 @@ class RunFolder:
         """The exported Hugging Face folder."""
         return self.path / "hf"
 
+    def hf_of_step(self, step: int) -> Path:
+        """The Hugging Face folder that was exported after a step on the way."""
+        return self.path / "hf_steps" / f"step-{step:08}"
+
     @property
     def report(self) -> Path:
         """The page that `megatron-cpt report` writes."""

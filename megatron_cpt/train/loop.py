@@ -10,6 +10,7 @@ from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import largest
 from megatron_cpt.train.assemble import Run, layout
+from megatron_cpt.train.export import export_due, export_step
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.marks import evaluate_marks
 from megatron_cpt.train.step import StepOutcome, train_step
@@ -54,6 +55,8 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
             skipped += 1
             bad_step(run, journal, step, rate, outcome, skipped)
         evaluate_marks(run, journal, step)
+        if export_due(run, step):
+            export_step(run, step)
         stop = agreed_stop(run, step, request)
         if stop or checkpoint_due(run, step):
             journal.sync()

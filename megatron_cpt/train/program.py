@@ -10,11 +10,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.model.build import unwrap
 from megatron_cpt.model.specs import choose_kernels
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier
@@ -24,7 +22,8 @@ from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
 from megatron_cpt.train import start_check
-from megatron_cpt.train.assemble import Run, assemble
+from megatron_cpt.train.assemble import assemble
+from megatron_cpt.train.export import export_end
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.loop import train
 from megatron_cpt.train.provenance import lineage, versions
@@ -88,25 +87,11 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         journal.close()
         barrier()
         return ExitCode.PREEMPTED
-    export(run)
+    export_end(run)
+    barrier()
     journal.status("done", plan.steps, exit_code=int(ExitCode.DONE))
     journal.close()
     return ExitCode.DONE
-
-
-def export(run: Run) -> None:
-    """Writes the Hugging Face folder of the trained model, if the config asks for it and it is not there."""
-    settings = run.config.checkpoint.export_hf
-    if settings is not None and settings.end and not run.folder.hf.exists():
-        export_hf(
-            unwrap(run.model),
-            run.shape,
-            run.hf_folder,
-            run.folder.hf,
-            settings.dtype,
-            lineage(run.config, run.plan.steps),
-        )
-    barrier()
 
 
 def tell(error: Exception, folder: RunFolder | None) -> None:

@@ -1,0 +1,64 @@
+"""Hugging Face folders that a run writes on its way and at its end."""
+
+from pathlib import Path
+
+import orjson
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel import groups
+from tests.checkpoint.hf_models import all_tensors, assert_same_tensors
+from tests.ranks import Ranks
+from tests.train.runs import train
+from tests.workshop import Workshop
+
+SETTINGS = ("training.tokens=4 steps", "checkpoint.export_hf.every=2 steps", "validation.sets={}", "parallel.tensor=2")
+
+
+def to_hf(checkpoint: Path, output: Path) -> None:
+    """Job: a checkpoint to a folder, on one process."""
+    groups.divide_world(ParallelSettings())
+    hf_from_checkpoint(checkpoint, output, shard_bytes=20_000)
+
+
+def test_a_run_exports_on_its_way_and_at_its_end(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run)
+    two_ranks.call(train, path=path, overrides=SETTINGS)
+    assert sorted(folder.name for folder in (run / "hf_steps").iterdir()) == ["step-00000002", "step-00000004"]
+    assert_same_tensors(run / "hf_steps/step-00000004", run / "hf")
+    half_way, end = all_tensors(run / "hf_steps/step-00000002"), all_tensors(run / "hf")
+    assert not torch.equal(half_way["model.norm.weight"], end["model.norm.weight"])
+    lineage = orjson.loads((run / "hf_steps/step-00000002/lineage.json").read_bytes())
+    assert lineage["tokens"] == 2 * 8 * 32
+
+    model = AutoModelForCausalLM.from_pretrained(run / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(run / "hf")
+    assert model(tokenizer("the river ran", return_tensors="pt").input_ids).logits.isfinite().all()
+
+    one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000004", output=tmp_path / "later")
+    assert_same_tensors(tmp_path / "later", run / "hf")
+    assert len(list((tmp_path / "later").glob("*.safetensors"))) > 3
+    for folder, name in ((run / "hf", "run"), (tmp_path / "later", "later")):
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: transformers\n")
+        assert f"# {name}\n" in card
+        assert "1,024 tokens in 4 steps" in card
+        assert "Learning rate: peak 0.002, at the end 0.0001." in card
+        assert "| domain | 704 | 68.8% |" in card
+        assert "| general | 320 | 31.2% |" in card
+
+
+def test_an_export_that_is_there_is_not_written_again(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run)
+    settings = ("training.tokens=2 steps", "validation.sets={}", "schedule.warmup=null")
+    one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.dtype=bfloat16"))
+    before = (run / "hf/model.safetensors").stat().st_mtime_ns
+    assert {tensor.dtype for tensor in all_tensors(run / "hf").values()} == {torch.bfloat16}
+    one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.every=1 steps"))
+    assert (run / "hf/model.safetensors").stat().st_mtime_ns == before

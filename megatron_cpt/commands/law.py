@@ -12,9 +12,12 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.status import ExitCode
-from megatron_cpt.scaling_law.candidates import CONTINUAL, LAWS, Law
-from megatron_cpt.scaling_law.fit import Errors, Fit, errors_on, fit_law, mean_errors
-from megatron_cpt.scaling_law.points import Curve, read_csv, read_run
+from megatron_cpt.scaling_law.candidates import LAWS
+from megatron_cpt.scaling_law.continual import CONTINUAL
+from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.foreign import read_csv
+from megatron_cpt.scaling_law.heldout import Errors, errors_on, mean_errors
+from megatron_cpt.scaling_law.points import Curve, read_run
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +68,7 @@ def _compare(options: argparse.Namespace) -> int:
     for law in LAWS.values():
         if law is CONTINUAL:  # a law of curves that begin from a base
             continue
-        fit = fit_law(law, fitted, decay_freed(law, fitted))
+        fit = fit_law(law, fitted)
         rows.append((fit, mean_errors([errors_on(fit, curve) for curve in others])))
     if options.json:
         print(orjson.dumps({"laws": [_row(*row) for row in rows]}, option=orjson.OPT_INDENT_2).decode())
@@ -78,8 +81,7 @@ def _fit(options: argparse.Namespace) -> int:
     curves = _curves(options.curves, options)
     default = CONTINUAL.name if Path(options.curves[0]).is_dir() else "annealing"
     law = LAWS[options.law or default]
-    held = decay_freed(law, curves) if law is not CONTINUAL else continual_fixed(curves)
-    fit = fit_law(law, curves, held | _fixed(options.fix))
+    fit = fit_law(law, curves, _fixed(options.fix))
     write_json(Path(options.output), document(fit))
     print(fit_text(fit))
     print(f"  on the fitted curves: {errors_text(mean_errors([errors_on(fit, curve) for curve in curves]))}")
@@ -98,30 +100,6 @@ def _predict(options: argparse.Namespace) -> int:
     if options.output:
         Path(options.output).write_text("\n".join(lines) + "\n")
     return ExitCode.DONE
-
-
-def decay_freed(law: Law, curves: Sequence[Curve]) -> dict[str, float]:
-    """What to hold of a pretraining law: its own choice, save that curves too short for its decay have it fitted.
-
-    A decay of 0.999 shows after 2 / (1 - 0.999) = 2,000 updates; with less, another one fits as well.
-    """
-    decay = law.fixed.get("decay")
-    longest = max(int(curve.steps[-1]) for curve in curves)
-    short = decay is not None and longest < 2 / (1 - decay)
-    return {name: value for name, value in law.fixed.items() if not (short and name == "decay")}
-
-
-def continual_fixed(curves: Sequence[Curve]) -> dict[str, float]:
-    """What curves of continual pretraining cannot tell, held: the gain of a base's annealing where all share one
-    base (it is in the floor), the bend where all have one replay ratio, S1 of the base where it is recorded."""
-    held = decay_freed(CONTINUAL, curves)
-    if len({curve.base_annealing_area for curve in curves}) == 1:
-        held["base_gain"] = 0.0
-    if len({curve.domain_share for curve in curves}) == 1:
-        held["bend"] = 0.0
-    if all(curve.base_forward_area is not None for curve in curves):
-        held["base_forward_area"] = float(np.mean([curve.base_forward_area or 0.0 for curve in curves]))
-    return held
 
 
 def document(fit: Fit) -> dict[str, Any]:

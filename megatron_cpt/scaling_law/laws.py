@@ -60,11 +60,11 @@ def continual_law(
     annealing_area: np.ndarray,
     base_forward_area: float | np.ndarray,
     base_annealing_area: float | np.ndarray,
-    floor: float,
+    floor: float | np.ndarray,
     amplitude: float,
     exponent: float,
-    base_gain: float,
-    gain: float,
+    base_gain: float | np.ndarray,
+    gain: float | np.ndarray,
     shift_size: float,
     shift_speed: float,
     shift_exponent: float,
@@ -88,6 +88,30 @@ def continual_law(
     moved = shift(forward_area, shift_size, shift_speed, shift_exponent) * replay_factor(domain_share, bend)
     total = base_forward_area + forward_area
     return floor + amplitude * total**-exponent - base_gain * base_annealing_area - gain * annealing_area + moved
+
+
+def at_size(
+    model_size: float | np.ndarray,
+    floor: float,
+    base_gain: float,
+    gain: float,
+    size_amplitude: float,
+    size_exponent: float,
+    base_gain_growth: float,
+    gain_growth: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """L0 + F N^-gamma3, C1 N^gamma1 and C2 N^gamma2: what of `continual_law` depends on size (arXiv:2505.07796 Eq. 7).
+
+    The shift does not depend on it.
+
+    Args:
+        model_size: N, parameters without embeddings, in millions as the printed constants have it.
+        floor, base_gain, gain: L0 (nats), C1 and C2 (nats per unit of S2), at the size where the powers are 1.
+        size_amplitude, size_exponent: F (nats), gamma3.
+        base_gain_growth, gain_growth: gamma1, gamma2.
+    """
+    size = np.asarray(model_size, dtype=float)
+    return floor + size_amplitude * size**-size_exponent, base_gain * size**base_gain_growth, gain * size**gain_growth
 
 
 def multi_power_law(

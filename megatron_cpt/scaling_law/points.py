@@ -1,23 +1,19 @@
-"""What the laws are fitted to: loss curves with the learning rate of every update, from CSV files and run folders.
+"""What the laws are fitted to: loss curves with the learning rate of every update, from run folders.
 
-A loss that is missing is left out, never 0; its learning rate still counts.
+A loss that is missing is left out, never 0; its learning rate still counts. Logs of other systems: foreign.py.
 """
 
-import csv
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.config.errors import Fault, IntegrityFault, refuse
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.records import read_records
-
-COLUMNS = ("step", "lr", "loss")
 
 
 @dataclass(frozen=True)
@@ -40,59 +36,21 @@ class Curve:
     """Last learning rate of the base's pretraining; None where its history is not known."""
     domain_share: float = 1.0
     """Share of new data among the training tokens: 1 - replay ratio."""
+    start_loss: float | None = None
+    """Loss before the first update, nats per token; None where it was not measured."""
+    model_size: float | None = None
+    """Parameters without embeddings; None where it is not known."""
 
     def after(self, step: int) -> "Curve":
         """The curve without its points before a step; the rates stay."""
         kept = self.steps >= step
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Curve(**values | {"steps": self.steps[kept], "losses": self.losses[kept]})
+        return replace(self, steps=self.steps[kept], losses=self.losses[kept])
 
 
-def read_csv(path: str | Path, warmup_steps: int | None = None) -> Curve:
-    """A curve from a CSV file of another system, with a heading that names step, lr and loss.
-
-    Between rows the rate runs straight, save that a change between two level stretches is a jump at the later
-    row. Before the first row it is taken to have risen from 0: to the first row, or in `warmup_steps` updates
-    and level from there. `step` is the number of the update whose rate `lr` is, with the loss at it; rows at step 0
-    and rows without a loss give a rate, no point.
-
-    Raises:
-        BadInput: the file cannot be read, a column is missing, a value is no number, steps do not rise, a loss or
-            the rates cannot be.
-    """
-    rows = _rows(Path(path))
-    steps = np.array([row[0] for row in rows], dtype=np.int64)
-    rates = np.array([row[1] for row in rows])
-    losses = np.array([row[2] for row in rows])
-    kept = np.isfinite(losses) & (steps > 0)
-    return Curve(
-        name=Path(path).stem,
-        rates=rates_of_every_update(steps, rates, warmup_steps),
-        steps=steps[kept],
-        losses=losses[kept],
-    )
-
-
-def rates_of_every_update(steps: np.ndarray, rates: np.ndarray, warmup_steps: int | None = None) -> np.ndarray:
-    """The rate of each update 1, 2, ..., steps[-1], from those logged at some (`read_csv` says how).
-
-    Args:
-        steps: int64 [rows], rising.
-        rates: float64 [rows].
-        warmup_steps: updates of the rise from 0 before the first row; None: up to the first row.
-    """
-    updates = np.arange(1, steps[-1] + 1)
-    filled = np.interp(updates, steps, rates)
-    level = np.diff(rates) == 0
-    for row in np.flatnonzero(~level):
-        from_level = row == 0 or level[row - 1]
-        to_level = row + 1 == len(level) or level[row + 1]
-        if from_level and to_level and len(level) > 2:
-            filled[steps[row] : steps[row + 1] - 1] = rates[row]
-    rise = max(1, steps[0] if warmup_steps is None else min(warmup_steps, steps[0]))
-    early = updates < steps[0]
-    filled[early] = rates[0] * np.minimum(1.0, updates[early] / rise)
-    return filled
+def sets_of(path: str | Path) -> list[str]:
+    """The validation sets that a run folder has losses of, in the order of its records."""
+    records = read_records(RunFolder(path).records)
+    return list(dict.fromkeys(record["set"] for record in records if record.get("kind") == "validation"))
 
 
 def read_run(path: str | Path, validation_set: str) -> Curve:
@@ -108,7 +66,7 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
     refuse(_run_faults(path, records, rates, marks, validation_set))
     points = {mark["step"]: mark.get("loss") for mark in marks if mark.get("identity") == marks[-1].get("identity")}
     measured = sorted(step for step, loss in points.items() if step > 0 and loss is not None)
-    lineage = _read_object(folder.lineage)
+    lineage, plan = _read_object(folder.lineage), _read_object(folder.plan)
     return Curve(
         name=Path(path).name,
         rates=np.array([rates[step] for step in sorted(rates)], dtype=np.float64),
@@ -117,46 +75,10 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         base_forward_area=lineage.get("parent_forward_area"),
         base_annealing_area=lineage.get("parent_annealing_area"),
         base_final_rate=lineage.get("parent_final_learning_rate"),
-        domain_share=_domain_share(_read_object(folder.plan)),
+        domain_share=_domain_share(plan),
+        start_loss=points.get(0),
+        model_size=plan.get("model", {}).get("non_embedding_parameters"),
     )
-
-
-def _rows(path: Path) -> list[tuple[int, float, float]]:
-    """(step, rate, loss) of each row, loss NaN where it is missing."""
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            table = [] if missing else list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(Fault(str(path), f"cannot be read: {error}.", "Give a CSV file of step, lr, loss.")) from error
-    if missing or not table:
-        rule = f"has no column {', '.join(missing)}." if missing else "has no rows."
-        raise BadInput(Fault(str(path), rule, "The first line names the columns: step,lr,loss."))
-    rows: list[tuple[int, float, float]] = []
-    faults = []
-    for line, cells in enumerate(table, start=2):
-        try:
-            row = (_whole(cells["step"]), float(cells["lr"]), float(cells["loss"] or "nan"))
-        except (TypeError, ValueError):
-            faults.append(Fault(f"{path}, line {line}", "is not step, lr and loss as numbers.", "Mend the line."))
-            continue
-        if not (math.isfinite(row[1]) and row[1] >= 0) or row[2] <= 0 or row[0] < 0:
-            faults.append(Fault(f"{path}, line {line}", "step, lr or loss is out of range.", "Mend the line."))
-        elif rows and row[0] <= rows[-1][0]:
-            faults.append(Fault(f"{path}, line {line}", "its step does not come after the one before.", "Sort them."))
-        rows.append(row)
-    refuse(faults[:5])
-    if rows[-1][0] == 0 or not any(rate > 0 for _, rate, _ in rows):
-        raise BadInput(Fault(str(path), "has no update with a learning rate above 0.", "Give a curve of training."))
-    return rows
-
-
-def _whole(text: str) -> int:
-    number = float(text)
-    if number != int(number):
-        raise ValueError(text)
-    return int(number)
 
 
 def _run_faults(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from megatron_cpt.scaling_law.laws import annealing_law, continual_law, multi_power_law, replay_factor, shift
+from megatron_cpt.scaling_law.laws import annealing_law, at_size, continual_law, multi_power_law, replay_factor, shift
 
 
 def test_annealing_law_by_hand():
@@ -74,3 +74,15 @@ def test_multi_power_law_is_the_sum_of_the_paper():
         expected.append(floor + amplitude * rates[:step].sum() ** -exponent - size * reduction)
     found = multi_power_law(rates, steps, floor, amplitude, exponent, size, speed, drop_exponent, rate_exponent)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_size_of_the_model_as_printed():
+    # arXiv:2505.07796 Fig. 15 at 106M: 1.829 + 3.072 * 106^-0.195 is the 3.066 of its fit at that size alone.
+    floor, base_gain, gain = at_size(106.0, 1.829, 0.090, 0.103, 3.072, 0.195, 0.235, 0.199)
+    assert [float(floor), float(base_gain), float(gain)] == pytest.approx([3.0663, 0.26927, 0.26052], abs=2e-4)
+
+
+def test_a_negative_bend_has_the_first_per_cents_of_replay_take_most_of_the_shift():
+    # arXiv:2403.08763, to German: 1 % of replay leaves 47 % of the forgetting.
+    assert float(replay_factor(0.99, -75.0)) == pytest.approx(0.4724, abs=1e-4)
+    assert float(replay_factor(0.95, -75.0)) < 0.03

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.scaling_law.points import rates_of_every_update, read_csv, read_run
+from megatron_cpt.scaling_law.foreign import rates_of_every_update, read_csv, read_tensorboard
+from megatron_cpt.scaling_law.points import read_run
 
 
 def write(path: Path, text: str) -> Path:
@@ -72,6 +74,7 @@ def test_a_run_folder_gives_the_rates_that_were_used(tmp_path: Path):
     assert (curve.steps.tolist(), curve.losses.tolist()) == ([3], [2.5])
     assert (curve.base_forward_area, curve.base_annealing_area, curve.base_final_rate) == (5.0, None, 1e-5)
     assert curve.domain_share == 0.75
+    assert curve.start_loss == 3.0
 
 
 def test_another_set_and_a_missing_rate_are_refused(tmp_path: Path):
@@ -80,3 +83,16 @@ def test_another_set_and_a_missing_rate_are_refused(tmp_path: Path):
         read_run(folder, "code")
     with pytest.raises(BadInput, match="learning rate"):
         read_run(folder, "general")
+
+
+def test_tensorboard_scalars_give_a_curve(tmp_path: Path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(1, 9):
+            writer.add_scalar("lr", 1e-3 * step, step)
+        for step in (2, 4):
+            writer.add_scalar("valid", 3.0 - step / 10, step)
+    curve = read_tensorboard(tmp_path, "valid", "lr")
+    assert curve.steps.tolist() == [2, 4] and curve.losses.tolist() == pytest.approx([2.8, 2.6])
+    assert curve.rates.tolist() == pytest.approx([1e-3 * step for step in range(1, 9)])
+    with pytest.raises(BadInput, match="valid"):
+        read_tensorboard(tmp_path, "loss", "lr")

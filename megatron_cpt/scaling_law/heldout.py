@@ -1,0 +1,58 @@
+"""How far a fitted law is from curves that it has not seen, and fits that leave one curve out after another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.points import Curve
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a law is from a curve that it has not seen, as arXiv:2503.12811 measures it."""
+
+    r2: float
+    """1 - squared errors over squared deviations from the mean."""
+    mae: float
+    """Mean absolute error, nats."""
+    rmse: float
+    """Root of the mean squared error, nats."""
+    prede: float
+    """Mean of error over loss."""
+    worste: float
+    """Largest error over loss."""
+
+
+def errors_on(fit: Fit, curve: Curve) -> Errors:
+    """Errors of the predicted loss of one curve."""
+    difference = fit.predict(curve) - curve.losses
+    spread = float(np.sum((curve.losses - curve.losses.mean()) ** 2))
+    relative = np.abs(difference) / curve.losses
+    return Errors(
+        r2=1 - float(np.sum(difference**2)) / spread if spread > 0 else float("nan"),
+        mae=float(np.abs(difference).mean()),
+        rmse=float(np.sqrt(np.mean(difference**2))),
+        prede=float(relative.mean()),
+        worste=float(relative.max()),
+    )
+
+
+def mean_errors(errors: Sequence[Errors]) -> Errors:
+    """The mean of each figure over curves."""
+    return Errors(*np.mean([[e.r2, e.mae, e.rmse, e.prede, e.worste] for e in errors], axis=0).tolist())
+
+
+def left_out_errors(fit: Fit, curves: Sequence[Curve]) -> list[Errors]:
+    """Errors on each curve of the law fitted to all others, with the parameters held that the fit holds.
+
+    An error estimate from the fitted curves alone, and what choices of a fit should be made by. A parameter that the
+    others cannot tell without the curve is held at the value it has in the fit of all.
+    """
+    errors = []
+    for number, curve in enumerate(curves):
+        others = [*curves[:number], *curves[number + 1 :]]
+        untold = {name: fit.parameters[name] for name in fit.law.held(others)}
+        errors.append(errors_on(fit_law(fit.law, others, untold | fit.held), curve))
+    return errors

@@ -15,18 +15,19 @@ from torch import Tensor
 from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, export_hf
 from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.checkpoint.integrity import is_complete, seal
+from megatron_cpt.checkpoint.integrity import is_complete, leave_hashes, seal
 from megatron_cpt.checkpoint.model_card import model_card, training_of
+from megatron_cpt.checkpoint.position import read_position
 from megatron_cpt.checkpoint.reference import transformers_logits
-from megatron_cpt.checkpoint.sharded import load_weights, model_state, read_position
+from megatron_cpt.checkpoint.sharded import load_weights, model_state
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.rates import ScheduleSettings
 from megatron_cpt.config.schema import (
     DataSettings,
     ModelSettings,
     ParallelSettings,
     RunConfig,
     RunSettings,
-    ScheduleSettings,
     TrainingSettings,
 )
 from megatron_cpt.config.units import Duration
@@ -73,6 +74,7 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
                 shutil.copyfile(hf_folder / name, output / "hf" / name)
     barrier()
     dist_checkpointing.save(model_state(model), str(output / "shards"))
+    leave_hashes(output, groups.rank())
     seal(output)
 
 

@@ -1,8 +1,9 @@
 """A checkpoint is complete or absent, and its bytes are those that were written.
 
-Each rank hashes the files that it wrote (`hashes-RANK.json`); when all have, rank 0 joins the hashes
-into `complete.json`, whose rename makes the folder a checkpoint. At load the ranks share the files
-out, hash them again and agree on the result. A folder without the marker is a save that was cut short.
+Each rank hashes the shards that it wrote (`hashes-RANK.json`); when all have, rank 0 joins the hashes,
+with those of the small files, into `complete.json`, whose rename makes the folder a checkpoint. At load
+the ranks share the files out, hash them again and agree on the result. A folder without the marker is a
+save that was cut short.
 """
 
 import hashlib
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import orjson
 
-from megatron_cpt.config.errors import IntegrityFault
+from megatron_cpt.config.errors import IntegrityFault, StorageFault
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree, barrier
-from megatron_cpt.runs.durable import sync_folder, write_json
+from megatron_cpt.runs.durable import sync_file, sync_folder, write_json
 
 MARKER = "complete.json"
 
@@ -29,31 +30,40 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def leave_hashes(checkpoint: Path, rank: int) -> None:
+    """Writes the hashes of the shards that a rank wrote, from any process of that rank."""
+    shards = sorted((checkpoint / "shards").glob(f"__{rank}_*"))
+    write_json(
+        checkpoint / f"hashes-{rank:05}.json", {str(path.relative_to(checkpoint)): file_hash(path) for path in shards}
+    )
+
+
 def seal(checkpoint: Path) -> None:
-    """Marks a folder as complete once every rank has written its files. Every rank calls it."""
-    write_json(checkpoint / f"hashes-{groups.rank():05}.json", hash_own_files(checkpoint))
+    """Marks a folder as complete once every rank has left its hashes. Every rank calls it.
+
+    Raises:
+        StorageFault: a rank has left none.
+    """
     barrier()
+    parts = [checkpoint / f"hashes-{rank:05}.json" for rank in range(groups.world_size())]
+    missing = [rank for rank, part in enumerate(parts) if not part.is_file()]
+    if not all_agree(not missing):
+        raise StorageFault(
+            f"{checkpoint}: ranks {missing} left no hashes of their shards; the checkpoint before it is whole"
+        )
     if groups.rank() == 0:
-        parts = sorted(checkpoint.glob("hashes-*.json"))
         hashes = {name: digest for part in parts for name, digest in orjson.loads(part.read_bytes()).items()}
         for part in parts:
             part.unlink()
+        for path in sorted(checkpoint.rglob("*")):
+            if path.is_file() and path.suffix != ".distcp":
+                sync_file(path)
+                hashes[str(path.relative_to(checkpoint))] = file_hash(path)
+        sync_folder(checkpoint / "shards")
+        sync_folder(checkpoint / "hf")
         write_json(checkpoint / MARKER, {"sha256": dict(sorted(hashes.items()))})
         sync_folder(checkpoint.parent)
     barrier()
-
-
-def hash_own_files(checkpoint: Path) -> dict[str, str]:
-    """Hashes of the files that this rank wrote: its shards, and on rank 0 all that is not a shard."""
-    shard = f"__{groups.rank()}_"
-    own = (
-        path
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file()
-        and (path.name.startswith(shard) or (groups.rank() == 0 and path.suffix != ".distcp"))
-        and not path.name.startswith(("hashes-", ".hashes-"))
-    )
-    return {str(path.relative_to(checkpoint)): file_hash(path) for path in own}
 
 
 def verify(checkpoint: Path) -> None:

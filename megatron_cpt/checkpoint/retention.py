@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from megatron_cpt.checkpoint.integrity import MARKER, is_complete
-from megatron_cpt.checkpoint.sharded import complete_checkpoints
+from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.runs.durable import sync_folder
 
 

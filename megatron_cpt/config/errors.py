@@ -47,6 +47,10 @@ class NumericsFault(Exception):
     """A loss or a gradient is not finite."""
 
 
+class StorageFault(Exception):
+    """What had to be written could not be: a full or failing disk, a writing process that was killed."""
+
+
 def refuse(faults: Sequence[Fault]) -> None:
     """Raises BadInput with all the faults, if there are any."""
     if faults:

@@ -10,7 +10,7 @@ from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.marks import LOG_MARKS_GRAMMAR, parse_log_marks
 from megatron_cpt.config.megatron_names import DDP, OPTIMIZER, TRANSFORMER, contradictions
 from megatron_cpt.config.names import name_faults, path_faults
-from megatron_cpt.config.schedule import decay_tokens
+from megatron_cpt.config.schedule_faults import schedule_faults
 from megatron_cpt.config.schema import MarksSettings, RunConfig
 
 
@@ -75,38 +75,6 @@ def layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
         )
 
 
-def schedule_faults(config: RunConfig) -> Iterator[Fault]:
-    """A learning-rate schedule that does not fit the run."""
-    schedule, total, step = config.schedule, config.total_tokens, config.tokens_per_step
-    if schedule.kind != "constant" and schedule.final > schedule.peak:
-        yield Fault(
-            f"schedule.final = {schedule.final:g}",
-            f"it should not be above schedule.peak = {schedule.peak:g}.",
-            "Lower it, or raise the peak.",
-        )
-    warmup = schedule.warmup.tokens(step) if schedule.warmup else 0
-    if warmup > total:
-        yield Fault(
-            f"schedule.warmup = {schedule.warmup}",
-            f"it is longer than the run of {total} tokens ({config.total_steps} steps).",
-            "Shorten the warm-up, or train longer.",
-        )
-    elif schedule.kind != "constant" and warmup == total:
-        yield Fault(
-            f"schedule.warmup = {schedule.warmup}",
-            f"it takes the whole run: nothing is left to bring the rate to {schedule.final:g}.",
-            "Shorten the warm-up, or use `schedule.kind: constant`.",
-        )
-    if schedule.decay and schedule.kind != "wsd":
-        rule = f"a separate decay belongs to `wsd`, and schedule.kind is {schedule.kind}."
-        yield Fault(f"schedule.decay = {schedule.decay}", rule, "Take it out, or use `schedule.kind: wsd`.")
-    decay = decay_tokens(schedule, total, step) if schedule.kind == "wsd" else 0
-    if warmup < total < warmup + decay:
-        shown = schedule.decay or f"a tenth of the run, {decay} tokens"
-        rule = f"warm-up and decay together ({warmup + decay} tokens) are longer than the run ({total} tokens)."
-        yield Fault(f"schedule.decay = {shown}", rule, "Shorten one of them, or train longer.")
-
-
 def optimizer_faults(config: RunConfig) -> Iterator[Fault]:
     """Decays of moments with which AdamW divides by 0."""
     for name in ("beta1", "beta2"):
@@ -154,9 +122,6 @@ def task_faults(config: RunConfig) -> Iterator[Fault]:
 def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
     """Checkpoints at distances that do not fit each other."""
     checkpoint, step = config.checkpoint, config.tokens_per_step
-    if checkpoint.asynchronous:
-        rule = "asynchronous saves are not supported in this version."
-        yield Fault("checkpoint.asynchronous = true", rule, "Set it to false.")
     if checkpoint.keep_every is None:
         return
     shown = f"checkpoint.keep_every = {checkpoint.keep_every}"

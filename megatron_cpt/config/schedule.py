@@ -7,7 +7,7 @@ update is not 0 and the last update of a run has the final rate.
 import math
 from collections.abc import Iterable
 
-from megatron_cpt.config.schema import ScheduleSettings
+from megatron_cpt.config.rates import DecayShape, ScheduleSettings
 
 # arXiv:2408.11029 section 3 and arXiv:2505.07796 Eq. 1: the same decay in all their fits.
 ANNEALING_DECAY = 0.999
@@ -16,30 +16,66 @@ ANNEALING_DECAY = 0.999
 def learning_rate(schedule: ScheduleSettings, tokens: int, total_tokens: int, tokens_per_step: int) -> float:
     """The learning rate of one update.
 
+    Each kind begins with a linear warm-up from `initial` to `peak`, if there is one; then:
+
+    - `constant`: the peak.
+    - `linear`, `cosine`: decay to `final` over the rest of the run. With a warm-up it is the re-warming and
+      re-decaying of arXiv:2403.08763; from the base run's final rate, without warm-up and to a
+      hundredth of it, the restart of arXiv:2407.07263.
+    - `wsd`: the peak, then over the last `decay` tokens down to `final` (arXiv:2404.06395).
+    - `infinite`: down to `plateau` over `cooldown` tokens in the shape of a cosine, the plateau, then over the
+      last `decay` tokens down to `final` (arXiv:2403.08763, its infinite schedule).
+    - `stairs`: the peak, then the rate of each step of `stairs` from its place on (two stages: arXiv:2503.12811).
+
     Args:
         tokens: tokens consumed after the update (the first update: `tokens_per_step`).
         total_tokens: tokens of the whole run.
         tokens_per_step: tokens of one update, for durations given in steps.
     """
+    peak, final = schedule.peak, schedule.final
     warmup = schedule.warmup.tokens(tokens_per_step) if schedule.warmup else 0
     if tokens < warmup:
-        return schedule.peak * tokens / warmup
+        return between(schedule.initial, peak, 1 - tokens / warmup)
     match schedule.kind:
         case "constant":
-            return schedule.peak
+            return peak
+        case "linear" | "cosine":
+            return decayed(peak, final, schedule.kind, _progress(tokens, warmup, total_tokens))
+        case "stairs":
+            passed = [stair.rate for stair in schedule.stairs if tokens > stair.from_tokens.tokens(tokens_per_step)]
+            return passed[-1] if passed else peak
+    annealed_from = total_tokens - decay_tokens(schedule, total_tokens, tokens_per_step)
+    high = peak
+    if schedule.kind == "infinite" and schedule.plateau is not None:
+        cooldown = schedule.cooldown.tokens(tokens_per_step) if schedule.cooldown else 0
+        high = decayed(peak, schedule.plateau, "cosine", _progress(tokens, warmup, warmup + cooldown))
+    shape = schedule.decay_shape or ("exponential" if schedule.kind == "infinite" else "linear")
+    return decayed(high, final, shape, _progress(tokens, annealed_from, total_tokens))
+
+
+def decayed(high: float, low: float, shape: DecayShape, progress: float) -> float:
+    """A rate on its way from `high` (progress 0) to `low` (progress 1), both reached exactly.
+
+    `1-sqrt` is that of arXiv:2405.18392, `exponential` (a straight line in the logarithm) that of arXiv:2403.08763.
+    """
+    match shape:
         case "linear":
-            remaining = 1 - _progress(tokens, warmup, total_tokens)
+            return between(low, high, progress)
         case "cosine":
-            remaining = 0.5 * (1 + math.cos(math.pi * _progress(tokens, warmup, total_tokens)))
-        case "wsd":
-            decay = decay_tokens(schedule, total_tokens, tokens_per_step)
-            remaining = 1 - _progress(tokens, total_tokens - decay, total_tokens)
-    # This form, not final + (peak - final) * remaining, gives both ends exactly.
-    return schedule.peak * remaining + schedule.final * (1 - remaining)
+            return between(low, high, 1 - 0.5 * (1 + math.cos(math.pi * progress)))
+        case "1-sqrt":
+            return between(low, high, math.sqrt(progress))
+        case "exponential":
+            return float(high ** (1 - progress) * low**progress)
+
+
+def between(low: float, high: float, share: float) -> float:
+    """A share of `low`, the rest of `high`. This form, not low + (high - low) * ..., gives both ends exactly."""
+    return high * (1 - share) + low * share
 
 
 def decay_tokens(schedule: ScheduleSettings, total_tokens: int, tokens_per_step: int) -> int:
-    """Tokens of the final decay of `wsd`: what is set, else a tenth of the run and at least one update."""
+    """Tokens of the final decay of `wsd` and `infinite`: what is set, else a tenth of the run, at least one update."""
     if schedule.decay:
         return schedule.decay.tokens(tokens_per_step)
     return max(total_tokens // 10, tokens_per_step)

@@ -3,7 +3,7 @@
 A run is one RunConfig, made by load.py from a YAML file and `section.key=value` words, and written
 resolved into the run folder, from which it can be repeated. Tokens are tokens of the model's input;
 durations take suffixes (`300M`, `5B`) or, where said, steps (`100 steps`). docs/configuration.md is
-written from this file and from blend.py, the section `data`.
+written from this file, from blend.py (the section `data`) and from rates.py (`schedule`).
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from megatron_cpt.config.blend import DataSettings
+from megatron_cpt.config.rates import ScheduleSettings
 from megatron_cpt.config.strict import STRICT
 from megatron_cpt.config.units import (
     Count,
@@ -90,24 +91,6 @@ class TrainingSettings:
     on_bad_step: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite, always before the update: `stop` ends the run with exit code 4;
     `skip` leaves the update out and goes on with the next sequences, ten times in a row at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
-    """The learning rate as a function of tokens trained (schedule.py)."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    kind: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """Shape after warm-up. wsd: warm-up, stable, decay."""
-    peak: Positive
-    """Peak learning rate."""
-    final: NotNegative = 0.0
-    """Learning rate at the end of the run (not used by `constant`)."""
-    warmup: Span | None = None
-    """Length of the linear warm-up from 0, in tokens or steps. None: none."""
-    decay: Span | None = None
-    """wsd alone: length of the final decay, in tokens or steps. None: a tenth of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +253,7 @@ class CheckpointSettings:
     keep_every: Span | None = None
     """Checkpoints at multiples of this are kept, in the sharding that loads into any layout."""
     asynchronous: bool = False
-    """Save while training goes on."""
+    """Write while training goes on: training waits only until the state is taken."""
     export_hf: ExportSettings | None = None
     """Hugging Face folders. None: the run writes none."""
 

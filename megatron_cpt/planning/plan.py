@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from megatron_cpt.config.errors import refuse
-from megatron_cpt.config.faults import schedule_faults
+from megatron_cpt.config.schedule_faults import schedule_faults
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Duration
 from megatron_cpt.families.shape import ModelShape

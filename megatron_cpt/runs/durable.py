@@ -52,6 +52,12 @@ def write_json(path: Path, value: Any) -> None:
     write_durably(path, orjson.dumps(value, option=options))
 
 
+def sync_file(path: Path) -> None:
+    """Waits until a file's bytes are on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames and removals in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

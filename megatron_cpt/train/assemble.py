@@ -16,24 +16,23 @@ from pathlib import Path
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_cpt.checkpoint import sharded
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.data.sampler import Slots
 from megatron_cpt.data.training_data import TrainingData
 from megatron_cpt.evaluate.validate import ValidationSet, open_set
 from megatron_cpt.families.shape import ModelShape, read_shape
-from megatron_cpt.mixture.plan import differences
-from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
+from megatron_cpt.model.build import build_model, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task
-from megatron_cpt.train.optimizer import build_optimizer, mend_after_load
+from megatron_cpt.train.optimizer import build_optimizer
+from megatron_cpt.train.resume import resume
 from megatron_cpt.train.step import StepShape
 from megatron_cpt.train.weight_updates import StartWeights
 
@@ -85,7 +84,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf))
     bare_model = build_model(shape, config)
-    checkpoints = sharded.complete_checkpoints(folder.checkpoints)
+    checkpoints = complete_checkpoints(folder.checkpoints)
     keeps_start = config.validation.weight_updates
     if config.model.weights == "hf" and (keeps_start or not checkpoints):
         load_hf_weights(bare_model, shape, Path(config.model.hf))
@@ -119,42 +118,6 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         tasks=plan.inputs.tasks,
         start_weights=start_weights,
         first_step=first_step,
-    )
-
-
-def resume(
-    checkpoint: Path,
-    model: DistributedDataParallel,
-    optimizer: MegatronOptimizer,
-    config: RunConfig,
-    plan: RunPlan,
-) -> int:
-    """Loads a checkpoint and returns its step. Raises BadInput where the data order is no longer the same."""
-    position = sharded.read_position(checkpoint)
-    blend, sequences = plan.blend, position.sequences
-    changed = differences(position.order, blend.describe(sequences))
-    if blend.fingerprint(sequences) != position.order_fingerprint:
-        raise BadInput(
-            Fault(
-                f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
-                "a run goes on with the datasets, blend, sequence length and seed that it began with.",
-                "Restore them (config.yaml in the run folder has them), or start a new run in another folder.",
-            )
-        )
-    if blend.source_sequences(sequences) != position.source_sequences:
-        raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
-    sharded.load(checkpoint, unwrap(model), optimizer, layout(config))
-    mend_after_load(optimizer)
-    return position.step
-
-
-def layout(config: RunConfig) -> sharded.Layout:
-    """The layout of this run, as its checkpoints name it."""
-    return sharded.Layout(
-        groups.world_size(),
-        config.parallel.tensor,
-        config.parallel.pipeline,
-        config.parallel.distributed_optimizer,
     )
 
 

@@ -3,16 +3,15 @@
 import time
 from dataclasses import dataclass
 
-from megatron_cpt.checkpoint import retention, sharded
 from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import largest
-from megatron_cpt.train.assemble import Run, layout
+from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.export import export_due, export_step
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.marks import evaluate_marks
+from megatron_cpt.train.saving import Saver
 from megatron_cpt.train.step import StepOutcome, train_step
 from megatron_cpt.train.stop import StopRequest, reason
 
@@ -34,7 +33,8 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
     """Takes a run from where it stands to its end, and returns None; or as far as it may go, and returns a Stop.
 
     At each step: update, record, evaluate, and then, once the records are on disk, checkpoint. A resume
-    therefore finds every record up to its checkpoint, and drops what a killed run wrote beyond it.
+    therefore finds every record up to its checkpoint, and drops what a killed run wrote beyond it. An
+    asynchronous save is whole some steps later; a run does not end before it is.
     A stop leaves no record: stopped and resumed, a run has the records of one that never was.
     """
     config, shape = run.config, run.step_shape
@@ -43,26 +43,27 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
     if run.first_step == 0:
         evaluate_marks(run, journal, step=0)
     skipped = 0  # updates left out in a row
-    for step in range(run.first_step + 1, run.plan.steps + 1):
-        started = time.perf_counter()
-        rate = rate_of(run, step)
-        batches = run.data.global_batch((step - 1) * config.training.global_batch_size, groups.device())
-        outcome = train_step(run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay)
-        if outcome.updated:
-            skipped = 0
-            journal.trained(step, rate, outcome, time.perf_counter() - started)
-        else:
-            skipped += 1
-            bad_step(run, journal, step, rate, outcome, skipped)
-        evaluate_marks(run, journal, step)
-        if export_due(run, step):
-            export_step(run, step)
-        stop = agreed_stop(run, step, request)
-        if stop or checkpoint_due(run, step):
-            journal.sync()
-            save_checkpoint(run, step)
-        if stop:
-            return stop
+    with Saver(run, journal) as saver:
+        for step in range(run.first_step + 1, run.plan.steps + 1):
+            started = time.perf_counter()
+            rate = rate_of(run, step)
+            batches = run.data.global_batch((step - 1) * config.training.global_batch_size, groups.device())
+            outcome = train_step(run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay)
+            if outcome.updated:
+                skipped = 0
+                journal.trained(step, rate, outcome, time.perf_counter() - started)
+            else:
+                skipped += 1
+                bad_step(run, journal, step, rate, outcome, skipped)
+            evaluate_marks(run, journal, step)
+            if export_due(run, step):
+                export_step(run, step)
+            stop = agreed_stop(run, step, request)
+            saver.finish()
+            if stop or saver.due(step):
+                saver.save(step)
+            if stop:
+                return stop
     journal.sync()
     return None
 
@@ -95,32 +96,3 @@ def rate_of(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
     per_step = run.config.tokens_per_step
     return learning_rate(run.config.schedule, step * per_step, run.config.total_tokens, per_step)
-
-
-def checkpoint_due(run: Run, step: int) -> bool:
-    """Whether the run saves after this step: at regular distances, and at the end."""
-    every = run.config.checkpoint.every
-    regular = every is not None and step % every.steps(run.config.tokens_per_step) == 0
-    return regular or step == run.plan.steps
-
-
-def save_checkpoint(run: Run, step: int) -> None:
-    """Saves after a step, then removes what need not stay."""
-    config = run.config
-    keep_every = config.checkpoint.keep_every
-    keep_steps = keep_every.steps(config.tokens_per_step) if keep_every else None
-    kept = step == run.plan.steps or (keep_steps is not None and step % keep_steps == 0)
-    sequences = step * config.training.global_batch_size
-    position = sharded.Position(
-        step=step,
-        tokens=step * config.tokens_per_step,
-        sequences=sequences,
-        order=run.plan.blend.describe(sequences),
-        order_fingerprint=run.plan.blend.fingerprint(sequences),
-        source_sequences=run.plan.blend.source_sequences(sequences),
-        layout=layout(config),
-        sharding=sharded.KEPT if kept else sharded.FREQUENT,
-    )
-    sharded.save(run.folder.checkpoints, unwrap(run.model), run.optimizer, position, run.hf_folder)
-    if groups.rank() == 0:
-        retention.prune(run.folder.checkpoints, config.checkpoint.keep_last, keep_steps)

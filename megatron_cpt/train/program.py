@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault
+from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.specs import choose_kernels
@@ -29,7 +29,7 @@ from megatron_cpt.train.loop import train
 from megatron_cpt.train.provenance import lineage, versions
 from megatron_cpt.train.stop import StopRequest
 
-EXPECTED = (BadInput, IntegrityFault, NumericsFault)
+EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
 
 
 def main(arguments: Sequence[str], request: StopRequest) -> int:

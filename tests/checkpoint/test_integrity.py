@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint.integrity import MARKER, is_complete, read_hashes, seal, verify
+from megatron_cpt.checkpoint.integrity import MARKER, is_complete, leave_hashes, read_hashes, seal, verify
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
@@ -26,6 +26,7 @@ def write_and_seal(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name.startswith(f"__{groups.rank()}_") or (groups.rank() == 0 and path.suffix != ".distcp"):
             path.write_text(content)
+    leave_hashes(folder, groups.rank())
     seal(folder)
 
 

@@ -65,8 +65,8 @@ def unknown_key(workshop: Workshop, folder: Path) -> Sections:
     return {"training": {"micro_batchsize": 2}}
 
 
-def later_features(workshop: Workshop, folder: Path) -> Sections:
-    return {"parallel": {"virtual_pipeline": 2}, "checkpoint": {"asynchronous": True}}
+def several_at_once(workshop: Workshop, folder: Path) -> Sections:
+    return {"parallel": {"virtual_pipeline": 2}, "checkpoint": {"keep_every": "3 steps"}}
 
 
 CASES: list[tuple[Callable[[Workshop, Path], Sections], int, list[str]]] = [
@@ -80,7 +80,7 @@ CASES: list[tuple[Callable[[Workshop, Path], Sections], int, list[str]]] = [
     (heads_not_shared_evenly, 3, ["parallel.tensor = 3", "4"]),
     (layers_not_shared_evenly, 3, ["parallel.pipeline = 3", "4"]),
     (unknown_key, 1, ["training.micro_batchsize", "micro_batch_size"]),
-    (later_features, 1, ["parallel.virtual_pipeline", "checkpoint.asynchronous"]),
+    (several_at_once, 1, ["parallel.virtual_pipeline", "checkpoint.keep_every"]),
 ]
 
 

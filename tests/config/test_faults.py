@@ -80,7 +80,6 @@ CASES: list[tuple[dict[str, Any], str]] = [
         " The nearest are 32 and 64.",
     ),
     ({"parallel__virtual_pipeline": 2}, "parallel.virtual_pipeline = 2: interleaved pipelines are not supported"),
-    ({"checkpoint__asynchronous": True}, "checkpoint.asynchronous = true: asynchronous saves are not supported"),
     (
         {"checkpoint__keep_every": "120 steps"},
         "checkpoint.keep_every = 120 steps: 120 steps are not a multiple of checkpoint.every, 50 steps."
@@ -96,7 +95,25 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"schedule__warmup": "250 steps"}, "schedule.warmup = 250 steps: it takes the whole run"),
     ({"schedule__final": 0.1}, "schedule.final = 0.1: it should not be above schedule.peak = 0.001."),
-    ({"schedule__decay": "5M"}, "schedule.decay = 5000000 tokens: a separate decay belongs to `wsd`"),
+    ({"schedule__initial": 1e-4, "schedule__warmup": None}, "schedule.initial = 0.0001: there is no warm-up"),
+    ({"schedule": {"kind": "infinite", "peak": 1, "final": 0.1}}, "schedule.plateau: `infinite` cools down to a rate"),
+    (
+        {"schedule": {"kind": "infinite", "peak": 1, "final": 0.1, "plateau": 2}},
+        "schedule.plateau = 2: it should lie between schedule.final = 0.1 and schedule.peak = 1.",
+    ),
+    (
+        {"schedule": {"kind": "wsd", "peak": 1, "decay_shape": "exponential"}},
+        "schedule.final = 0: an exponential decay never reaches 0.",
+    ),
+    ({"schedule": {"kind": "stairs", "peak": 1}}, "schedule.stairs is empty"),
+    (
+        {"schedule": {"kind": "stairs", "peak": 1, "stairs": [{"from_tokens": "250 steps", "rate": 0.1}]}},
+        "schedule.stairs.0.from_tokens = 250 steps: it is not reached",
+    ),
+    (
+        {"schedule__decay": "5M"},
+        "schedule.decay = 5000000 tokens: it belongs to `wsd` or `infinite`, and schedule.kind is cosine.",
+    ),
     (
         {"schedule": {"kind": "wsd", "peak": 1, "warmup": "11 steps", "decay": "240 steps"}},
         "schedule.decay = 240 steps: warm-up and decay together (1028096 tokens) are longer than the run",

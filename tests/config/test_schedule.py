@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_cpt.config.rates import ScheduleSettings, StairSettings
 from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
-from megatron_cpt.config.schema import ScheduleSettings
 from megatron_cpt.config.units import Duration
 
 STEP = 100  # tokens of an update
@@ -48,6 +48,75 @@ def test_wsd_decays_over_a_tenth_of_the_run_unless_told() -> None:
     schedule = ScheduleSettings(kind="wsd", peak=1.0)
     assert rates(schedule, 20)[-4:] == pytest.approx([1.0, 1.0, 0.5, 0.0])
     assert rates(schedule, 3) == [1.0, 1.0, 0.0]
+
+
+QUARTERS = [0.8535534, 0.5, 0.1464466, 0.0]  # half of 1 + cos(pi p) at p = 1/4, 1/2, 3/4, 1
+
+
+def test_rewarming_and_redecaying() -> None:
+    """arXiv:2403.08763: linear from the base run's final rate to a new peak, then a cosine over the new budget."""
+    schedule = ScheduleSettings(kind="cosine", peak=1.0, final=0.1, initial=0.1, warmup=Duration(3, "steps"))
+    assert rates(schedule, 7) == pytest.approx([0.4, 0.7, 1.0, 0.8681981, 0.55, 0.2318019, 0.1])
+
+
+def test_restarting_without_rewarming() -> None:
+    """arXiv:2407.07263: from the base run's final rate, 4.5e-5, by a cosine to a hundredth of it."""
+    schedule = ScheduleSettings(kind="cosine", peak=4.5e-5, final=4.5e-7)
+    assert rates(schedule, 4) == pytest.approx([3.847580e-5, 2.2725e-5, 6.974196e-6, 4.5e-7])
+    # Its second blend begins where the rate has come down to a fifth: at 71.1 % of the run.
+    assert rates(schedule, 1000)[710] == pytest.approx(9e-6, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "final", "expected"),
+    [
+        ("linear", 0.0, [0.75, 0.5, 0.25, 0.0]),
+        ("cosine", 0.0, QUARTERS),
+        ("exponential", 1e-4, [0.1, 0.01, 0.001, 1e-4]),
+        ("1-sqrt", 0.0, [0.5, 0.2928932, 0.1339746, 0.0]),
+    ],
+)
+def test_shapes_of_the_final_decay(shape: str, final: float, expected: list[float]) -> None:
+    """arXiv:2404.06395 (wsd), arXiv:2405.18392 (1-sqrt)."""
+    schedule = ScheduleSettings(
+        kind="wsd",
+        peak=1.0,
+        final=final,
+        decay=Duration(4, "steps"),
+        decay_shape=shape,  # type: ignore[arg-type]
+    )
+    assert rates(schedule, 6) == pytest.approx([1.0, 1.0, *expected])
+
+
+def test_infinite_warms_cools_down_stays_and_anneals() -> None:
+    """arXiv:2403.08763: the annealing is exponential, so half of its way is the geometric mean of its ends."""
+    schedule = ScheduleSettings(
+        kind="infinite",
+        peak=1.0,
+        plateau=0.1,
+        final=0.01,
+        warmup=Duration(2, "steps"),
+        cooldown=Duration(4, "steps"),
+        decay=Duration(2, "steps"),
+    )
+    expected = [0.5, 1.0, 0.8681981, 0.55, 0.2318019, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0316228, 0.01]
+    assert rates(schedule, 12) == pytest.approx(expected)
+
+
+def test_stairs_drop_at_their_places() -> None:
+    """Two stages, as in the curves of arXiv:2503.12811: 3e-4, and 9e-5 from the fourth update on."""
+    stairs = [StairSettings(from_tokens=Duration(3, "steps"), rate=9e-5)]
+    schedule = ScheduleSettings(kind="stairs", peak=3e-4, warmup=Duration(2, "steps"), stairs=stairs)
+    assert rates(schedule, 5) == pytest.approx([1.5e-4, 3e-4, 3e-4, 9e-5, 9e-5])
+
+
+def test_a_longer_run_goes_on_with_a_schedule_whose_past_does_not_depend_on_its_end() -> None:
+    """Stopped after 6 updates of a planned 12 and continued to 20: the first 6 rates are the same."""
+    infinite = ScheduleSettings(
+        kind="infinite", peak=1.0, plateau=0.5, final=0.1, cooldown=Duration(4, "steps"), decay=Duration(2, "steps")
+    )
+    assert rates(infinite, 12)[:6] == rates(infinite, 20)[:6]
+    assert rates(infinite, 20)[9:18] == [0.5] * 9
 
 
 @given(

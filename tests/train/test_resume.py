@@ -7,7 +7,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from tests.ranks import Ranks
-from tests.train.runs import LAYOUTS, records_of, train
+from tests.train.runs import LAYOUTS, column, records_of, train
 from tests.workshop import Workshop
 
 # Dropout draws from the random states that a checkpoint keeps; evaluations and saves lie between.
@@ -25,7 +25,9 @@ def cut_back(run: Path, step: int, to: Path) -> None:
 
 def resumes_exactly(ranks: Ranks, workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    ranks.call(train, path=workshop.write_config(straight), overrides=(*SETTINGS, *overrides))
+    # Written while training goes on: what is saved is the state of the step, not what became of it.
+    saved = (*SETTINGS, "checkpoint.asynchronous=true")
+    ranks.call(train, path=workshop.write_config(straight), overrides=(*saved, *overrides))
     for step in (4, 8):  # dp_reshardable and fully_reshardable
         cut_back(straight, step, resumed)
         ranks.call(train, path=workshop.write_config(resumed), overrides=(*SETTINGS, *overrides))
@@ -97,9 +99,55 @@ def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Worksho
     assert "phases.1.first_sequence: 48 before, 88 now" in said
 
 
-def test_another_layout_is_refused(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
-    path = workshop.write_config(tmp_path / "run")
-    one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))
-    said = one_rank.call(refusal, path=path, overrides=("parallel.distributed_optimizer=true",))[0]
-    assert "a plain optimizer" in said
-    assert "a distributed optimizer" in said
+def equal_to_rounding(resumed: Path, straight: Path) -> None:
+    """The same records but for rounding: the same data, losses within 2e-6."""
+    ours, theirs = (records_of(run, "train") for run in (resumed, straight))
+    assert [record["source_tokens"] for record in ours] == [record["source_tokens"] for record in theirs]
+    assert column(ours, "loss") == pytest.approx(column(theirs, "loss"), abs=2e-6)
+    ours, theirs = (records_of(run, "validation") for run in (resumed, straight))
+    assert [(record["set"], record["step"]) for record in ours] == [
+        (record["set"], record["step"]) for record in theirs
+    ]
+    assert column(ours, "loss") == pytest.approx(column(theirs, "loss"), abs=2e-6)
+
+
+DISTRIBUTED = ("parallel.distributed_optimizer=true", "checkpoint.keep_every=4 steps")
+# Ranks and settings that wrote the checkpoint, ranks and settings that go on from it.
+RESHARDED: dict[str, tuple[int, tuple[str, ...], int, tuple[str, ...]]] = {
+    "data 2 to 1": (2, (), 1, ()),
+    "tensor 1 to 2": (1, (), 2, ("parallel.tensor=2",)),
+    "pipeline 2 to tensor 2": (2, ("parallel.pipeline=2",), 2, ("parallel.tensor=2",)),
+    "data 2 to 1, distributed": (2, DISTRIBUTED, 1, DISTRIBUTED),
+    "tensor 1 to 2, distributed": (1, DISTRIBUTED, 2, (*DISTRIBUTED, "parallel.tensor=2")),
+    "data 2 to pipeline 2, distributed": (2, DISTRIBUTED, 2, (*DISTRIBUTED, "parallel.pipeline=2")),
+    "data 2 to 1, dp_reshardable": (2, DISTRIBUTED[:1], 1, DISTRIBUTED[:1]),
+}
+
+
+@pytest.mark.parametrize("case", RESHARDED)
+def test_another_layout_goes_on_with_the_same_data_and_losses(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, case: str
+) -> None:
+    ranks = {1: one_rank, 2: two_ranks}
+    writers, written, readers, read = RESHARDED[case]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    shared = ("checkpoint.keep_last=9",)
+    ranks[writers].call(train, path=workshop.write_config(straight), overrides=(*shared, *written))
+    cut_back(straight, 4, resumed)
+    ranks[readers].call(train, path=workshop.write_config(resumed), overrides=(*shared, *read))
+    assert "resumed after step 4" in (resumed / "log.txt").read_text()
+    equal_to_rounding(resumed, straight)
+
+
+def test_a_layout_that_the_optimizer_state_does_not_fit_is_refused(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run)
+    distributed = "parallel.distributed_optimizer=true"
+    one_rank.call(train, path=path, overrides=("training.tokens=8 steps", distributed))
+    shutil.rmtree(run / "checkpoints" / "step-00000008")  # the last, which any layout could go on from
+    said = two_ranks.call(refusal, path=path, overrides=(distributed, "parallel.tensor=2"))
+    assert all("saved as dp_reshardable" in text and "`checkpoint.keep_every`" in text for text in said)
+    said = one_rank.call(refusal, path=path, overrides=())
+    assert "Go on with parallel.distributed_optimizer=true" in said[0]

@@ -1,0 +1,133 @@
+"""Saving a checkpoint, while training goes on if asked.
+
+1. Every rank plans what it writes, and rank 0 writes the small files. Training waits for this.
+2. Each rank forks a process that writes its shards from the memory as it was at the fork (copy on write; from
+   a GPU, a copy on the host) and leaves their hashes. A synchronous save waits here, an asynchronous one does not.
+3. When the processes of all ranks have ended, the table of contents is written and the folder sealed: only
+   then is it a checkpoint. All ranks look together, after each step.
+A process that fails or is killed is an error of the run: the folder stays without its marker.
+"""
+
+import inspect
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_cpt.checkpoint.hf_folder import COMPANIONS
+from megatron_cpt.checkpoint.integrity import leave_hashes, seal
+from megatron_cpt.checkpoint.position import Position, checkpoint_name
+from megatron_cpt.checkpoint.sharded import model_state, optimizer_state, quiet, random_object
+from megatron_cpt.config.errors import StorageFault
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.parallel.seed import random_state
+from megatron_cpt.runs.durable import write_json
+from megatron_cpt.runs.lifeline import children, die_with_parent
+
+HF_FILES = ("config.json", "lineage.json", *COMPANIONS)
+# From Megatron-Core 0.17 on another package may write, unless it is told not to.
+OWN_WRITER = (
+    {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
+)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run into one folder, one at a time. Every rank calls each method alike."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._queue = AsyncCallsQueue(persistent=False)  # persistent workers die on a CPU, and training then hangs
+        self._pending: Path | None = None
+
+    def begin(self, model: GPTModel, optimizer: MegatronOptimizer, position: Position, hf_folder: Path) -> float:
+        """Takes the state as it is and starts writing it. An earlier save must have ended.
+
+        Returns:
+            Seconds that this rank waited.
+        """
+        assert self._pending is None, "one save at a time"
+        started = time.perf_counter()
+        checkpoint = self._folder / checkpoint_name(position.step)
+        if groups.rank() == 0:
+            make_folder(checkpoint, position, hf_folder)
+        barrier()
+        content = model_state(model)
+        content["optimizer"] = optimizer_state(optimizer, content["model"], position.sharding)
+        content["random"] = random_object(random_state())
+        with quiet():
+            request = dist_checkpointing.save(
+                content, str(checkpoint / "shards"), async_sharded_save=True, **OWN_WRITER
+            )
+            if request.async_fn is None:
+                leave_hashes(checkpoint, groups.rank())
+            else:
+                request = request._replace(
+                    async_fn=partial(write_and_hash, request.async_fn, checkpoint, groups.rank())
+                )
+            self._queue.schedule_async_request(request)
+        self._pending = checkpoint
+        return time.perf_counter() - started
+
+    def finish(self, wait: bool) -> Path | None:
+        """The checkpoint that has become whole, if one has: now, or, if waited for, when it is written.
+
+        Raises:
+            StorageFault: it could not be written.
+        """
+        if self._pending is None:
+            return None
+        try:
+            with quiet():
+                ended = self._queue.maybe_finalize_async_calls(blocking=wait)
+        except CheckpointException as error:
+            told = "; ".join(str(failure) for failure, _ in error.failures.values()) or "rank 0 says why"
+            raise StorageFault(
+                f"{self._pending}: could not be written ({told}): is its disk full? The checkpoint before it is whole"
+            ) from error
+        if not ended:
+            return None
+        checkpoint, self._pending = self._pending, None
+        seal(checkpoint)
+        return checkpoint
+
+
+def make_folder(checkpoint: Path, position: Position, hf_folder: Path) -> None:
+    """The folder with all that is not tensors. One rank calls it."""
+    shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
+    (checkpoint / "shards").mkdir(parents=True)
+    (checkpoint / "hf").mkdir()
+    for name in HF_FILES:
+        if (hf_folder / name).is_file():
+            shutil.copyfile(hf_folder / name, checkpoint / "hf" / name)
+    write_json(checkpoint / "position.json", asdict(position))
+
+
+def write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *arguments: Any) -> None:
+    """What a rank's writing process does. It and the processes that it starts do not outlive the rank."""
+    die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)
+    # Megatron-Core would wait for ever for a process of its own that was killed (by the kernel, for memory).
+    signal.signal(signal.SIGCHLD, end_with_killed_child)
+    write(*arguments)
+    leave_hashes(checkpoint, rank)
+
+
+def end_with_killed_child(number: int, frame: FrameType | None) -> None:
+    """Ends this process if one that it started was killed, without taking note of those that ended well."""
+    for pid in children(os.getpid()):
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None and ended.si_code != os.CLD_EXITED:
+            os._exit(1)

@@ -1,0 +1,81 @@
+"""When a run saves, what a checkpoint says of it, and which checkpoints stay."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from megatron_cpt.checkpoint import retention
+from megatron_cpt.checkpoint.position import FREQUENT, KEPT, Position
+from megatron_cpt.checkpoint.writer import CheckpointWriter
+from megatron_cpt.config.errors import NumericsFault
+from megatron_cpt.model.build import unwrap
+from megatron_cpt.parallel import groups
+from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.resume import layout
+
+
+class Saver:
+    """Saves a run after some of its steps. At the end of its context all that was begun is whole."""
+
+    def __init__(self, run: Run, journal: Journal) -> None:
+        self._run, self._journal = run, journal
+        self._writer = CheckpointWriter(run.folder.checkpoints)
+        every, keep_every = run.config.checkpoint.every, run.config.checkpoint.keep_every
+        self._every = every.steps(run.config.tokens_per_step) if every else None
+        self._keep_every = keep_every.steps(run.config.tokens_per_step) if keep_every else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Waits for a save that is under way, save after an error that only this rank may have met."""
+        if kind is None or issubclass(kind, NumericsFault):
+            self.finish(wait=True)
+
+    def due(self, step: int) -> bool:
+        """Whether the run saves after this step: at regular distances, and at the end."""
+        return step == self._run.plan.steps or (self._every is not None and step % self._every == 0)
+
+    def save(self, step: int) -> None:
+        """Saves after a step. Returns when the state is taken or, without `checkpoint.asynchronous`, when it is whole.
+
+        The records up to the step are on disk before.
+
+        Raises:
+            StorageFault: this checkpoint, or the one before it, could not be written.
+        """
+        run = self._run
+        self._journal.sync()
+        started = time.perf_counter()
+        self.finish(wait=True)
+        waited = time.perf_counter() - started
+        planned = self._writer.begin(unwrap(run.model), run.optimizer, self._position(step), run.hf_folder)
+        if not run.config.checkpoint.asynchronous:
+            self.finish(wait=True)
+        stalled = time.perf_counter() - started
+        self._journal.say(
+            f"step {step}: saving; training waited {stalled:.2f} s"
+            f" (for the save before {waited:.2f} s, to take the state {planned:.2f} s)"
+        )
+
+    def finish(self, wait: bool = False) -> None:
+        """Seals a checkpoint whose writing has ended, and then removes what need not stay."""
+        checkpoint = self._writer.finish(wait)
+        if checkpoint is not None and groups.rank() == 0:
+            retention.prune(checkpoint.parent, self._run.config.checkpoint.keep_last, self._keep_every)
+
+    def _position(self, step: int) -> Position:
+        run, config = self._run, self._run.config
+        round_distance = self._keep_every is not None and step % self._keep_every == 0
+        sequences = step * config.training.global_batch_size
+        return Position(
+            step=step,
+            tokens=step * config.tokens_per_step,
+            sequences=sequences,
+            order=run.plan.blend.describe(sequences),
+            order_fingerprint=run.plan.blend.fingerprint(sequences),
+            source_sequences=run.plan.blend.source_sequences(sequences),
+            layout=layout(config),
+            sharding=KEPT if round_distance or step == run.plan.steps else FREQUENT,
+        )

@@ -16,7 +16,8 @@ Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](
 
 A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
 name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
-a duration (`Span`; `SpanOrZero` may be 0) is in tokens unless it says `steps` (`100 steps`). `Count` is a whole number
+a duration (`Span`; `SpanOrZero` may be 0) is in tokens unless it says `steps` (`100 steps`); `ShareOfPeak` reads
+`0.2 of peak`, `EpochsOfSource` `2 of NAME`. `Count` is a whole number
 above 0, `Share` a number from 0 to 1, `Positive` one above 0. The resolved configuration is written to `config.yaml`
 in the run folder, from which alone the run can be repeated.
 """
@@ -28,23 +29,26 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page: one table for each section, those of `data` first."""
+    """The whole page: one table for each section, in the order of the root, outer sections first."""
     trees = [ast.parse(Path(inspect.getfile(module)).read_text()) for module in (blend, schema)]
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     root = classes.pop("RunConfig")
     names = {annotation(item).removesuffix(" | None"): item.target.id for item in fields(root)}
-    names |= nested_names(classes, names)
-    tables = [table(names[name], node) for name, node in classes.items()]
+    sections = list(names.values())
+    while nested := nested_names(classes, names):
+        names |= nested
+    ordered = sorted(classes, key=lambda name: (sections.index(names[name].split(".")[0]), names[name]))
+    tables = [table(names[name], classes[name]) for name in ordered]
     return "\n".join([INTRODUCTION, *tables])
 
 
 def nested_names(classes: dict[str, ast.ClassDef], names: dict[str, str]) -> dict[str, str]:
-    """Dotted names of sections inside sections, such as `data.sources.NAME`."""
+    """Dotted names of sections inside sections that are not in `names` yet, such as `data.sources.NAME`."""
     found: dict[str, str] = {}
     for outer, node in classes.items():
         for item in fields(node):
             for inner in classes:
-                if inner in annotation(item) and outer in names:
+                if inner in annotation(item) and outer in names and inner not in names:
                     kind = annotation(item).split("[")[0]
                     step = item.target.id + {"dict": ".NAME", "list": ".N"}.get(kind, "")
                     found.setdefault(inner, f"{names[outer]}.{step}")

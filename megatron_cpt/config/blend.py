@@ -9,7 +9,53 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from megatron_cpt.config.strict import STRICT
-from megatron_cpt.config.units import Count, NotNegative, Positive, Share, SpanOrZero
+from megatron_cpt.config.units import (
+    Count,
+    EpochsOfSource,
+    NotNegative,
+    Positive,
+    Share,
+    ShareOfPeak,
+    Span,
+    SpanOrZero,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualitySettings:
+    """A source divided by a score of its documents, best first: each bucket is a stream with epochs of its own.
+
+    One of `epochs`, `shares` and `temperature` says what the buckets give. They are named SOURCE.1 (the best),
+    SOURCE.2, ... in plans and records.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    score: str
+    """Name of the score: `PREFIX.SCORE.npy` beside each dataset, one number a document (`megatron-cpt score`)."""
+    best: Literal["lowest", "highest"] = "lowest"
+    """Which scores are best: `lowest` for perplexities, `highest` for classifiers."""
+    buckets: list[Share] = field(default_factory=lambda: [tenth / 10 for tenth in range(11)])
+    """Bounds of the buckets as shares of the source's tokens, the best first, from 0 to 1. Default: tenths."""
+    epochs: list[NotNegative] | None = None
+    """Passes over each bucket, a target as `epochs` of a source is; 0 drops it."""
+    shares: list[NotNegative] | None = None
+    """Shares of the source's tokens that each bucket gives, relative to one another; 0 drops it."""
+    temperature: Positive | None = None
+    """A bucket gives tokens by its size times the mean of exp(z / temperature) over its tokens, z the score in standard
+    deviations from its mean, better being higher (the weighting of arXiv:2402.09739, in whole buckets)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """A part of the source for each epoch of a mixture (strategy III of arXiv:2406.14833)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tokens: Count
+    """Tokens of a draw: chosen at random, in whole sequences, none twice within a draw."""
+    resample: Literal["fixed", "each_epoch"] = "each_epoch"
+    """`fixed`: the same draw in every epoch, in another order; `each_epoch`: each epoch draws anew from the source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,30 +69,57 @@ class SourceSettings:
     role: Literal["domain", "replay"] = "domain"
     """`domain`: what is learnt; `replay`: what the model knew. `data.replay_ratio` divides the run among them."""
     weight: NotNegative = 1.0
-    """Share relative to the other sources of its role, or, without a replay ratio, to all sources."""
+    """Share relative to the other sources of its role, or, without a replay ratio, to all sources. It multiplies a
+    target in tokens or epochs."""
+    tokens: Count | None = None
+    """Target: tokens that the source is to give, its weight and its limit at once. Sources that share a role, or
+    without a replay ratio all, have targets or none has."""
+    epochs: Positive | None = None
+    """Target in passes over the source, in place of `tokens`."""
     max_epochs: Positive | None = None
     """Passes over the source that the run may make; `data.when_exhausted` says what happens beyond."""
+    quality: QualitySettings | None = None
+    """Buckets by score. None: all documents alike."""
+    draw: DrawSettings | None = None
+    """Read a draw of the source in each epoch of a mixture. None: the whole source, in true epochs."""
+
+    @property
+    def has_target(self) -> bool:
+        """Whether tokens or epochs say what it gives."""
+        return bool(self.tokens or self.epochs or (self.quality and self.quality.epochs))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
     """A stretch of training with a blend of its own. What it leaves out is that of `data`.
 
-    A run goes on with phases appended that begin after what it has trained on: every source goes on where it stood.
+    A phase begins at one of `from_tokens`, `from_lr` and `from_epoch`, rounded to whole steps, and lasts until the
+    next; the first begins at 0 tokens. A run goes on with phases appended that begin after what it has trained on:
+    every source goes on where it stood.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    from_tokens: SpanOrZero
-    """Where it begins, in tokens or steps, rounded to whole steps; it lasts until the next. The first begins at 0."""
+    from_tokens: SpanOrZero | None = None
+    """Where it begins, in tokens or steps."""
+    from_lr: ShareOfPeak | None = None
+    """It begins once the learning rate, after its highest, has fallen to this: `0.2 of peak` (arXiv:2407.07263)."""
+    from_epoch: EpochsOfSource | None = None
+    """It begins once a source has been read this often: `2 of law`."""
+    ramp: Span | None = None
+    """Shares go from those of the phase before to its own over so many tokens or steps. None: at once."""
+    ramp_block: Span | None = None
+    """A ramp is stairs; length of a stair, in tokens or steps. None: a 32nd of the ramp, at least a step."""
     replay_ratio: Share | None = None
     """Share of its tokens that `replay` sources give. None: `data.replay_ratio`."""
     weights: dict[str, NotNegative] = field(default_factory=dict)
     """Weights by the name of the source. A source that is not named keeps the weight it has in `data.sources`."""
 
-    def first_step(self, tokens_per_step: int) -> int:
-        """Steps before the phase begins."""
-        return self.from_tokens.steps(tokens_per_step) if self.from_tokens.amount else 0
+    @property
+    def beginning(self) -> str:
+        """Where it begins, as it is configured: `from_lr = 0.2 of peak`."""
+        ways = {"from_tokens": self.from_tokens, "from_lr": self.from_lr, "from_epoch": self.from_epoch}
+        return ", ".join(f"{name} = {value}" for name, value in ways.items() if value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +137,9 @@ class DataSettings:
     phases: list[PhaseSettings] = field(default_factory=list)
     """Stretches of training with other blends. Empty: one blend for the whole run."""
     when_exhausted: Literal["error", "redistribute", "stop"] = "error"
-    """When a source reaches its `max_epochs`: the run is refused, or its share goes to the other sources of its role
-    (without a replay ratio, to all others), or the run ends with the last whole step before."""
+    """When a source reaches its `max_epochs` or its target: the run is refused, or its share goes to the other sources
+    of its role (without a replay ratio, to all others), or the run ends with the last whole step before, and its
+    schedule and marks with it."""
 
     def in_phase(self, phase: PhaseSettings) -> "DataSettings":
         """The settings that hold during a phase: a single blend. Names of the phase that are no sources are ignored."""

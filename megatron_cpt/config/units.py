@@ -4,6 +4,7 @@ Annotated types for the fields of schema.py. A bool is never a number, and YAML'
 to PyYAML) is one.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Two digits of exponent: `1e999999999` would otherwise be computed, exactly.
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([KMBT]?)\s*", re.IGNORECASE)
 _WALL_TIME = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
+_OF_PEAK = re.compile(r"\s*([0-9.e+-]+)\s+of\s+peak\s*")
+_OF_SOURCE = re.compile(r"\s*([0-9.e+-]+)\s+of\s+([\w-]+)\s*")
 _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens"}
 
 
@@ -76,6 +79,10 @@ class Duration:
             return max(1, self.amount)
         return max(1, (self.amount + tokens_per_step // 2) // tokens_per_step)
 
+    def whole_steps(self, tokens_per_step: int) -> int:
+        """Steps before a place in the run: the nearest, 0 for the beginning alone."""
+        return self.steps(tokens_per_step) if self.amount else 0
+
     def __str__(self) -> str:
         return f"{self.amount} {self.unit}"
 
@@ -117,6 +124,32 @@ def parse_wall_time(value: Any) -> str:
     return str(value)
 
 
+def share_of_peak(text: str) -> float:
+    """0.2 from `0.2 of peak`. Raises ValueError for anything else."""
+    match = _OF_PEAK.fullmatch(text)
+    if match is None or not 0 < (share := parse_number(match[1])) < 1:
+        raise ValueError(f"{text!r} is no share of the peak learning rate; write one as 0.2 of peak")
+    return share
+
+
+def epochs_of_source(text: str) -> tuple[float, str]:
+    """(2.0, "law") from `2 of law`: passes and the name of a source. Raises ValueError for anything else."""
+    match = _OF_SOURCE.fullmatch(text)
+    if match is None or not 0 < (epochs := parse_number(match[1])) < math.inf:
+        raise ValueError(f"{text!r} is no epoch of a source; write one as 2 of NAME")
+    return epochs, match[2]
+
+
+def _parse_share_of_peak(value: Any) -> str:
+    share_of_peak(str(value))
+    return str(value)
+
+
+def _parse_epochs_of_source(value: Any) -> str:
+    epochs_of_source(str(value))
+    return str(value)
+
+
 def _positive(duration: Duration) -> Duration:
     if duration.amount <= 0:
         raise ValueError("should be greater than 0; raise it")
@@ -131,3 +164,5 @@ Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1, allow_
 WallTime = Annotated[str, BeforeValidator(parse_wall_time)]
 Span = Annotated[Duration, BeforeValidator(parse_duration), AfterValidator(_positive)]
 SpanOrZero = Annotated[Duration, BeforeValidator(parse_duration)]
+ShareOfPeak = Annotated[str, BeforeValidator(_parse_share_of_peak)]
+EpochsOfSource = Annotated[str, BeforeValidator(_parse_epochs_of_source)]

@@ -142,9 +142,14 @@ def load_selection(name: str | Path) -> Selection:
 def whole_dataset(prefix: str | Path) -> SelectedDataset:
     """Every document of a dataset, as a selection sees it."""
     dataset = IndexedDataset(prefix)
+    return all_documents(dataset, manifest_of(dataset))
+
+
+def all_documents(dataset: IndexedDataset, manifest: Manifest) -> SelectedDataset:
+    """whole_dataset of a dataset that is open already."""
     starts = dataset.document_starts
     documents = np.arange(dataset.documents, dtype=np.int64)
-    return SelectedDataset(dataset, manifest_of(dataset), documents, starts[:-1], np.diff(starts))
+    return SelectedDataset(dataset, manifest, documents, starts[:-1], np.diff(starts))
 
 
 def refuse_overlap(parts: Sequence[SelectedDataset]) -> None:

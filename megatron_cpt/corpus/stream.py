@@ -27,9 +27,9 @@ from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,
     Selection,
+    all_documents,
     load_selection,
     refuse_overlap,
-    whole_dataset,
 )
 
 HELD_OUT = ".validation"
@@ -89,9 +89,10 @@ class TokenStream:
     where one is corrupt.
     """
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], only: Sequence[SelectedDataset] | None = None) -> None:
+        """Opens what the paths name, or of that `only` some documents that are open already."""
         self.paths = expand_paths([str(path) for path in paths])
-        opened = [_open(path) for path in self.paths]
+        opened = [_open(path) for path in self.paths] if only is None else [_chosen(part) for part in only]
         self._parts: list[_Part] = [part for parts, _ in opened for part in parts if part.tokens]
         _refuse_shared(self._parts)
         self._ends = list(accumulate(part.tokens for part in self._parts))
@@ -101,6 +102,10 @@ class TokenStream:
         """The manifest of each dataset read, also of those behind selections."""
         self.identity = hashlib.sha256("\n".join(name for _, name in opened).encode()).hexdigest()
         """Hash of what is read and in which order; not of where it lies."""
+
+    def documents(self) -> list[SelectedDataset]:
+        """The documents of the stream in its order, by dataset; datasets without tokens are left out."""
+        return [part.documents() for part in self._parts]
 
     @property
     def document_sets(self) -> tuple[DocumentSet, ...]:
@@ -142,7 +147,7 @@ class _WholeDataset:
         out[:] = self._ids[position : position + len(out)]
 
     def documents(self) -> SelectedDataset:
-        return whole_dataset(self._dataset.prefix)
+        return all_documents(self._dataset, self.manifest)
 
     def document_set(self) -> DocumentSet:
         return DocumentSet(self._dataset.prefix, self.manifest.data_sha256, self.manifest.documents, None)
@@ -194,6 +199,11 @@ def _open(path: Path) -> tuple[list[_Part], str]:
         return parts, f"selection {selection.sha256} of {data}"
     dataset = _WholeDataset(path)
     return [dataset], f"dataset {dataset.manifest.data_sha256} {dataset.manifest.dtype}"
+
+
+def _chosen(part: SelectedDataset) -> tuple[list[_Part], str]:
+    numbers = hashlib.sha256(np.ascontiguousarray(part.documents, "<i8").data).hexdigest()
+    return [_SelectedDocuments(part)], f"documents {numbers} of {part.manifest.data_sha256}"
 
 
 def _refuse_shared(parts: Sequence[_Part]) -> None:

@@ -9,7 +9,10 @@
    Epoch e owns the sequences that start in it, s in [ceil(e T / L), ceil((e + 1) T / L)), and reads them in
    the order of a keyed permutation (permutation.py), the key made of seed, source name and epoch.
 
-So nothing is dropped, every token is read k times before any is read k + 1 times (the one sequence across
+4. A source that is read in draws of K sequences gives the first K of epoch d's permutation for draw d, or, where
+   one draw is repeated, the first K of epoch 0's, in the order of a permutation keyed by the number of the pass.
+
+Without draws nothing is dropped, every token is read k times before any is read k + 1 times (the one sequence across
 the edge of an epoch aside), the cut into sequences moves from epoch to epoch by itself, and sources shorter
 than a sequence work. Nothing depends on the length of the run, on batch sizes, ranks or workers.
 
@@ -29,6 +32,19 @@ from megatron_cpt.mixture.weight_tree import Integers, WeightTree
 TOKEN_LIMIT = 2**62
 """Runs and sources are shorter than this, in tokens."""
 
+_REPEATED = 2**63
+"""Keys the orders of a draw that is repeated apart from those of epochs, which are fewer."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A source is read in draws: so many of the sequences of an epoch, chosen at random."""
+
+    sequences: int
+    """Sequences of a draw; the source has as many tokens."""
+    anew: bool
+    """Whether each draw is made anew from the whole source; otherwise the first is repeated in other orders."""
+
 
 @dataclass(frozen=True)
 class SourceStream:
@@ -38,6 +54,8 @@ class SourceStream:
     """Part of the permutation's key: a renamed source is another source."""
     tokens: int
     """Tokens of one pass over the source."""
+    draw: Draw | None = None
+    """The draws that it is read in; None: whole epochs."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class Located:
     source: npt.NDArray[np.int32]
     """Number of the source."""
     epoch: Integers
-    """Epoch of the source, from 0."""
+    """Epoch of the source, or number of its draw, from 0."""
     sequence: Integers
     """s: the sequence is tokens [s L, s L + L) of the source's endless stream."""
 
@@ -77,6 +95,8 @@ class SampleOrder:
         names = [source.name for source in sources]
         self._tokens = np.array([source.tokens for source in sources], np.int64)
         self._keys = np.array([key_of("order", seed, name) for name in names], np.uint64)
+        self._drawn = np.array([source.draw.sequences if source.draw else 0 for source in sources], np.int64)
+        self._anew = np.array([source.draw is None or source.draw.anew for source in sources])
         self._starts = np.array([phase.first_sequence for phase in phases], np.int64)
         self._trees = [WeightTree(phase.weights, names) for phase in phases]
         self._carried = np.zeros((len(phases), len(sources)), np.int64)
@@ -107,10 +127,24 @@ class SampleOrder:
         """The sequence read in the place of each source's position-th, within the same epoch."""
         length, tokens = self.sequence_length, self._tokens[source]
         epoch = position * length // tokens
-        first = _ceil_divide(epoch * tokens, length)
-        size = _ceil_divide((epoch + 1) * tokens, length) - first
-        place = permute(position - first, size, derive(self._keys[source], epoch))
+        cut, within = epoch, position - _ceil_divide(epoch * tokens, length)
+        drawn = np.flatnonzero(self._drawn[source])
+        if drawn.size:
+            cut = epoch.copy()
+            epoch[drawn], cut[drawn], within[drawn] = self._in_draws(source[drawn], position[drawn])
+        first = _ceil_divide(cut * tokens, length)
+        size = _ceil_divide((cut + 1) * tokens, length) - first
+        place = permute(within, size, derive(self._keys[source], np.where(self._anew[source], epoch, 0)))
         return Located(source.astype(np.int32), epoch, first + place.astype(np.int64))
+
+    def _in_draws(self, source: Integers, position: Integers) -> tuple[Integers, Integers, Integers]:
+        """The draw of each position, the epoch whose cut into sequences it takes, and the place in its permutation."""
+        draw, within = np.divmod(position, self._drawn[source])
+        again = np.flatnonzero(~self._anew[source])
+        keys = derive(derive(self._keys[source[again]], _REPEATED), draw[again])
+        within[again] = permute(within[again], self._drawn[source[again]], keys).astype(np.int64)
+        # The cuts of epochs e and e + L are the same; the smaller of them stays inside 64 bits.
+        return draw, np.where(self._anew[source], draw % self.sequence_length, 0), within
 
 
 def _check(sources: Sequence[SourceStream], phases: Sequence[Phase], sequence_length: int) -> None:
@@ -121,8 +155,11 @@ def _check(sources: Sequence[SourceStream], phases: Sequence[Phase], sequence_le
         raise ValueError("two sources of an order have the same name")
     read = {number for phase in phases for number, weight in enumerate(phase.weights) if weight}
     for number in read:
-        if not 0 < sources[number].tokens < TOKEN_LIMIT:
-            raise ValueError(f"source {sources[number].name} is read, but has no tokens or more than 2^62")
+        source = sources[number]
+        if not 0 < source.tokens < TOKEN_LIMIT:
+            raise ValueError(f"source {source.name} is read, but has no tokens or more than 2^62")
+        if source.draw and not 0 < source.draw.sequences <= source.tokens // sequence_length:
+            raise ValueError(f"a draw of {source.draw.sequences} sequences from source {source.name} is not whole")
 
 
 def _ceil_divide(numerator: Integers, denominator: int) -> Integers:

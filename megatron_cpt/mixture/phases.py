@@ -1,28 +1,31 @@
-"""The phases of a run: those of the configuration, and those that begin where a source is exhausted.
+"""The phases of a run: those configured, the stairs of ramps, and those that begin where a stream is exhausted.
 
-A source is exhausted once it has given all sequences that begin within its `max_epochs` passes. Where its share
-is to be redistributed, a phase begins at exactly that index of the run, in which the source has no weight and its
-share is divided among the others of its role; `due_shares` of what is left gives that, so that the replay ratio
-holds before and after. Phases depend on what came before them alone: a longer run or a phase appended later changes
-none of them.
+A stream is exhausted once it has given all sequences that it may (streams.py). Where its share is to be redistributed,
+a phase begins at exactly that index of the run, in which its share is divided among the others of its role in
+proportion, so that the replay ratio holds before and after. A phase that begins with an epoch of a source begins with
+the first whole step after it. All of them depend on what came before them alone: a longer run or a phase appended later
+changes none.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_cpt.config.blend import DataSettings, PhaseSettings
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.units import Duration
-from megatron_cpt.mixture.shares import decimal, due_shares, integer_weights
+from megatron_cpt.config.units import Duration, epochs_of_source
+from megatron_cpt.mixture.shares import due_shares, integer_weights, source_of
+from megatron_cpt.mixture.streams import BlendStream
 from megatron_cpt.mixture.weight_tree import Integers, WeightTree
 
-UNLIMITED = 2**62
-"""Stands for the limit of a source without `max_epochs`; runs are shorter."""
+Shares = tuple[Fraction, ...]
+STAIRS = 32
+"""Stairs of a ramp whose blocks the configuration does not size."""
 
 
 @dataclass(frozen=True)
@@ -31,103 +34,178 @@ class BlendPhase:
 
     first_sequence: int
     """Index of its first sequence; it lasts until the next phase begins."""
-    shares: tuple[Fraction, ...]
-    """Share of its sequences due to each source, in the order of the sources; they sum to 1."""
+    shares: Shares
+    """Share of its sequences due to each stream, in the order of the streams; they sum to 1."""
     exhausted: tuple[str, ...] = ()
-    """Sources that are no longer read, because they have reached their `max_epochs`."""
+    """Streams that are no longer read, because they have given what they may."""
+    number: int = 0
+    """Number of the configured phase that it is of."""
 
 
-def allowed_sequences(data: DataSettings, stream_tokens: Mapping[str, int]) -> Integers:
-    """Sequences that begin within `max_epochs` passes over each source, shape [sources]."""
-    return np.array(
-        [
-            UNLIMITED
-            if source.max_epochs is None
-            else min(UNLIMITED, ceil(decimal(source.max_epochs) * stream_tokens[name] / data.sequence_length))
-            for name, source in data.sources.items()
-        ],
-        np.int64,
-    )
-
-
-def configured_phases(data: DataSettings, step_sequences: int) -> list[BlendPhase]:
-    """The phases that the configuration names; one where it names none.
+def blend_phases(
+    data: DataSettings,
+    streams: Sequence[BlendStream],
+    total_sequences: int,
+    step_sequences: int,
+    starts: Sequence[int | None],
+) -> list[BlendPhase]:
+    """The phases that a run of `total_sequences` reaches.
 
     Args:
         step_sequences: sequences of an optimizer step.
+        starts: steps before each configured phase; None for one that begins with an epoch of a source.
+
+    Raises BadInput where nothing is left to take over a share, because all streams of a role are exhausted, or where
+    an epoch that begins a phase comes after the phase that follows.
     """
-    return [BlendPhase(first, tuple(due_shares(settings).values())) for first, settings in _spans(data, step_sequences)]
+    walk = _Walk(data, streams, step_sequences)
+    phases, starts = (data.phases, starts) if data.phases else ([PhaseSettings(from_tokens=Duration(0))], [0])
+    total = max(1, total_sequences)
+    for number, phase in enumerate(phases):
+        if walk.position >= total:
+            break
+        known = [step * step_sequences for step in starts[number + 1 :] if step is not None]
+        end = min([*known, total])
+        following = phases[number + 1] if number + 1 < len(phases) else None
+        goal = _goal(following, data, streams) if following is not None and starts[number + 1] is None else None
+        if not walk.take(number, phase, end, goal) and goal is not None and end < total:
+            rule = f"it has not come by token {end * data.sequence_length:,}, where a later phase begins."
+            where = f"data.phases.{number + 1}.{phases[number + 1].beginning}"
+            raise BadInput(Fault(where, rule, "List phases in the order of training, or begin the later one later."))
+    return walk.phases
 
 
-def redistributed_phases(
-    data: DataSettings, stream_tokens: Mapping[str, int], total_sequences: int, step_sequences: int
-) -> list[BlendPhase]:
-    """The phases of a run of `total_sequences` in which exhausted sources leave their share to others.
+@dataclass(frozen=True)
+class _Goal:
+    """Sequences of a source that a phase waits for."""
 
-    Raises BadInput where nothing is left to take over a share: all sources of a role are exhausted.
-    """
-    allowed, names = allowed_sequences(data, stream_tokens), list(data.sources)
-    spans = [span for span in _spans(data, step_sequences) if span[0] < total_sequences] or [(0, data)]
-    given = np.zeros(len(names), np.int64)
-    phases: list[BlendPhase] = []
-    for (first, settings), end in zip(spans, [*(first for first, _ in spans[1:]), total_sequences], strict=True):
-        while first < end:
-            exhausted = frozenset(names[number] for number in np.flatnonzero(given >= allowed))
-            left = _without(settings, exhausted)
-            role = _role_without_sources(left)
-            if role is not None:
-                raise BadInput(_nothing_left(role, first, step_sequences, data.sequence_length))
-            shares = tuple(due_shares(left).values())
-            out = tuple(name for name in names if name in exhausted and settings.sources[name].weight)
-            phases.append(BlendPhase(first, shares, out))
-            tree = WeightTree(integer_weights(shares), names)
-            length = _until_exhausted(tree, allowed - given, shares, end - first)
-            given += tree.counts(length)
-            first += length
-    return phases
+    streams: npt.NDArray[np.bool_]
+    """Which streams are of the source, bool[streams]."""
+    sequences: int
+    """Sequences that they are to have given together."""
 
 
-def _spans(data: DataSettings, step_sequences: int) -> list[tuple[int, DataSettings]]:
-    """The first sequence of each configured phase, and the settings that hold in it."""
-    phases = data.phases or [PhaseSettings(from_tokens=Duration(0))]
-    tokens_per_step = step_sequences * data.sequence_length
-    return [(phase.first_step(tokens_per_step) * step_sequences, data.in_phase(phase)) for phase in phases]
+def _goal(phase: PhaseSettings, data: DataSettings, streams: Sequence[BlendStream]) -> _Goal:
+    epochs, source = epochs_of_source(phase.from_epoch or "")
+    tokens = sum(stream.once for stream in streams if source_of(stream.name) == source)
+    of_source = np.array([source_of(stream.name) == source for stream in streams])
+    return _Goal(of_source, ceil(Fraction(repr(epochs)) * tokens / data.sequence_length))
 
 
-def _without(data: DataSettings, exhausted: frozenset[str]) -> DataSettings:
-    """The settings once some sources are no longer read."""
-    if not exhausted:
-        return data
-    sources = {
-        name: replace(source, weight=0.0) if name in exhausted else source for name, source in data.sources.items()
-    }
-    return replace(data, sources=sources)
+@dataclass
+class _Walk:
+    """Lays phase after phase, counting what each stream has given where that decides where phases begin."""
+
+    data: DataSettings
+    streams: Sequence[BlendStream]
+    step_sequences: int
+    phases: list[BlendPhase] = field(default_factory=list)
+    position: int = 0
+    """Sequences of the run laid so far."""
+
+    def __post_init__(self) -> None:
+        self._names = [stream.name for stream in self.streams]
+        self._roles = [stream.role for stream in self.streams]
+        self._rooms = np.array([stream.room for stream in self.streams], np.int64)
+        self._given: Integers = np.zeros(len(self.streams), np.int64)
+        self._redistributes = self.data.when_exhausted == "redistribute"
+        self._counts = self._redistributes or any(phase.from_epoch for phase in self.data.phases)
+        self._shares: Shares | None = None
+        """Shares due at the end of what is laid, before any is redistributed."""
+
+    def take(self, number: int, phase: PhaseSettings, end: int, goal: _Goal | None) -> bool:
+        """Lays a configured phase up to an index, or to the step after its goal is met; returns whether it was met."""
+        blend, self._number = self.data.in_phase(phase), number
+        shares = tuple(due_shares(blend, {stream.name: stream.scale for stream in self.streams}).values())
+        roles = self._roles if blend.replay_ratio is not None else ["all"] * len(self._roles)
+        for stair, length in self._stairs(shares, phase):
+            self._shares = stair
+            stair_end = end if length is None else min(end, self.position + length)
+            if self._lay(stair, roles, stair_end, goal):
+                return True
+        return False
+
+    def _stairs(self, shares: Shares, phase: PhaseSettings) -> Iterator[tuple[Shares, int | None]]:
+        """The blends of a phase and their lengths in sequences; the last lasts to its end.
+
+        A stair has the share that a straight ramp has in its middle, so that both give as many tokens.
+        """
+        before = self._shares
+        if phase.ramp is not None and before is not None:
+            tokens_per_step = self.step_sequences * self.data.sequence_length
+            steps = phase.ramp.steps(tokens_per_step)
+            block = phase.ramp_block.steps(tokens_per_step) if phase.ramp_block else ceil(steps / STAIRS)
+            for first in range(0, steps, block):
+                length = min(block, steps - first)
+                part = Fraction(2 * first + length, 2 * steps)
+                stair = tuple(old + part * (new - old) for old, new in zip(before, shares, strict=True))
+                yield stair, length * self.step_sequences
+        yield shares, None
+
+    def _lay(self, shares: Shares, roles: Sequence[str], end: int, goal: _Goal | None) -> bool:
+        """Lays one blend, less what is exhausted, up to an index or a goal; returns whether the goal was met."""
+        while self.position < end:
+            exhausted = self._given >= self._rooms if self._redistributes else np.zeros(len(shares), np.bool_)
+            left = self._redistributed(shares, roles, exhausted)
+            gone = zip(self._names, shares, exhausted.tolist(), strict=True)
+            out = tuple(name for name, share, is_exhausted in gone if share and is_exhausted)
+            self.phases.append(BlendPhase(self.position, left, out, self._number))
+            if not self._counts:
+                self.position = end
+                return False
+            tree, length = WeightTree(integer_weights(left), self._names), end - self.position
+            if self._redistributes:
+                length = self._until_exhausted(left, tree, length)
+            met = self._until(goal, tree, length) if goal else None
+            length = length if met is None else met
+            self._given = self._given + tree.counts(length)
+            self.position += length
+            if met is not None:
+                return True
+        return False
+
+    def _until_exhausted(self, shares: Shares, tree: WeightTree, most: int) -> int:
+        """Sequences until the first stream that is read has given all it may; `most` if none does before."""
+        read, room = np.array([share > 0 for share in shares]), self._rooms - self._given
+        return _first(most, lambda length: bool(np.any((tree.counts(length) >= room) & read)))
+
+    def _until(self, goal: _Goal, tree: WeightTree, most: int) -> int | None:
+        """Sequences to the end of the step in which a goal is met, at least one step; None: not within so many."""
+        missing = goal.sequences - int(self._given[goal.streams].sum())
+        length = _first(most, lambda n: int(tree.counts(n)[goal.streams].sum()) >= missing)
+        if int(tree.counts(length)[goal.streams].sum()) < missing:
+            return None
+        first = self.phases[-1].first_sequence
+        ends = ceil((first + max(1, length)) / self.step_sequences) * self.step_sequences
+        return ends - first if ends - first <= most else None
+
+    def _redistributed(self, shares: Shares, roles: Sequence[str], exhausted: npt.NDArray[np.bool_]) -> Shares:
+        """The shares once some streams are no longer read: those of each role in proportion."""
+        if not exhausted.any():
+            return shares
+        left = [Fraction(0) if gone else share for share, gone in zip(shares, exhausted, strict=True)]
+        factors = {}
+        for role in set(roles):
+            due = sum((share for share, own in zip(shares, roles, strict=True) if own == role), Fraction(0))
+            kept = sum((share for share, own in zip(left, roles, strict=True) if own == role), Fraction(0))
+            if due and not kept:
+                raise BadInput(self._nothing_left(role))
+            factors[role] = due / kept if kept else Fraction(0)
+        return tuple(share * factors[role] for share, role in zip(left, roles, strict=True))
+
+    def _nothing_left(self, role: str) -> Fault:
+        whose = "every source" if role == "all" else f"every source of role `{role}`"
+        whole_steps = self.position // self.step_sequences * self.step_sequences
+        tokens = whole_steps * self.data.sequence_length
+        shorter = f"Train on at most {tokens:,} tokens, " if tokens else ""
+        return Fault(
+            "data.when_exhausted = redistribute",
+            f"after {self.position * self.data.sequence_length:,} tokens {whose} has given what its max_epochs or "
+            "target allows, and nothing is left to take over its share.",
+            f"{shorter}{'raise' if shorter else 'Raise'} the limit, or give the role another source.",
+        )
 
 
-def _role_without_sources(data: DataSettings) -> str | None:
-    """A role (or `all`) that is to give tokens and has no source left to give them."""
-    weighted = {source.role for source in data.sources.values() if source.weight}
-    if data.replay_ratio is None:
-        return None if weighted else "all"
-    for role, share in (("domain", 1 - data.replay_ratio), ("replay", data.replay_ratio)):
-        if share and role not in weighted:
-            return role
-    return None
-
-
-def _until_exhausted(tree: WeightTree, room: Integers, shares: Sequence[Fraction], limit: int) -> int:
-    """Sequences of a phase until the first source that is read in it has filled its room; `limit` if none does."""
-    read = np.array([share > 0 for share in shares])
-    return bisect_left(range(limit), True, key=lambda length: bool(np.any((tree.counts(length) >= room) & read)))
-
-
-def _nothing_left(role: str, first: int, step_sequences: int, sequence_length: int) -> Fault:
-    whose = "every source" if role == "all" else f"every source of role `{role}`"
-    tokens = first // step_sequences * step_sequences * sequence_length
-    shorter = f"Train on at most {tokens:,} tokens, " if tokens else ""
-    return Fault(
-        "data.when_exhausted = redistribute",
-        f"after {first * sequence_length:,} tokens {whose} has reached its max_epochs, and nothing is left to take "
-        "over its share.",
-        f"{shorter}{'raise' if shorter else 'Raise'} max_epochs, or give the role another source.",
-    )
+def _first(most: int, reached: Callable[[int], bool]) -> int:
+    """The smallest of the lengths up to `most` that has reached something, else `most`; what is reached stays so."""
+    return bisect_left(range(most), True, key=reached)

@@ -1,24 +1,23 @@
 """What each source gives to a run, counted exactly before training begins."""
 
-from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
 from itertools import pairwise
-from math import ceil, floor
+from math import ceil
 from typing import Any
 
-import numpy as np
 import orjson
 
 from megatron_cpt.config.blend import DataSettings
-from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
-from megatron_cpt.mixture.phases import BlendPhase, allowed_sequences, configured_phases, redistributed_phases
-from megatron_cpt.mixture.repetition import effective_unique_tokens
+from megatron_cpt.config.errors import refuse
+from megatron_cpt.mixture.limits import empty_faults, longest, repetition_faults, stopped_at_once
+from megatron_cpt.mixture.order import Phase, SampleOrder
+from megatron_cpt.mixture.phases import BlendPhase, blend_phases
+from megatron_cpt.mixture.repetition import effective_unique_tokens, expected_unique
 from megatron_cpt.mixture.shares import integer_weights
-from megatron_cpt.mixture.weight_tree import Integers
+from megatron_cpt.mixture.streams import BlendStream
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,20 @@ class BlendPlan:
     """Which sequence comes when."""
     total_sequences: int
     """Sequences of the run; fewer than asked for where an exhausted source ends it (`when_exhausted: stop`)."""
-    identities: tuple[str, ...]
-    """What each source reads (TokenStream.identity), in the order of the sources."""
-    roles: tuple[str, ...]
-    """Role of each source."""
+    streams: tuple[BlendStream, ...]
+    """The sources, a source with quality buckets as one stream a bucket; their places are the order's numbers."""
     phases: tuple[BlendPhase, ...]
-    """The phases that the run reaches, with the share due to each source."""
+    """The phases that the run reaches, with the share due to each stream."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the sources; their places here are the source numbers of the order."""
-        return tuple(source.name for source in self.order.sources)
+        """Names of the streams."""
+        return tuple(stream.name for stream in self.streams)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Role of each stream."""
+        return tuple(stream.role for stream in self.streams)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -100,8 +102,8 @@ class BlendPlan:
         """Passes over each source after the first `sequences` of the run; 0 where it has no tokens."""
         counts = self.order.counts(sequences).tolist()
         return {
-            source.name: count * self.order.sequence_length / source.tokens if source.tokens else 0.0
-            for source, count in zip(self.order.sources, counts, strict=True)
+            stream.name: count * self.order.sequence_length / stream.once if stream.once else 0.0
+            for stream, count in zip(self.streams, counts, strict=True)
         }
 
     def describe(self, sequences: int) -> dict[str, Any]:
@@ -119,10 +121,7 @@ class BlendPlan:
         return {
             "seed": self.order.seed,
             "sequence_length": self.order.sequence_length,
-            "sources": {
-                name: {"identity": self.identities[number], "tokens": self.order.sources[number].tokens}
-                for name, number in read
-            },
+            "sources": {name: _described(self.streams[number]) for name, number in read},
             "phases": [
                 {
                     "first_sequence": phase.first_sequence,
@@ -137,68 +136,66 @@ class BlendPlan:
         return sha256(orjson.dumps(self.describe(sequences))).hexdigest()
 
     def _row(self, number: int, count: int, due_share: float) -> SourcePlan:
-        source, length = self.order.sources[number], self.order.sequence_length
+        stream, tokens = self.streams[number], count * self.order.sequence_length
+        unique = stream.once
+        if stream.draw is not None and stream.draw.anew:
+            unique = ceil(expected_unique(stream.tokens, stream.draw.sequences * self.order.sequence_length, tokens))
         return SourcePlan(
-            name=source.name,
-            role=self.roles[number],
-            source_tokens=source.tokens,
+            name=stream.name,
+            role=stream.role,
+            source_tokens=stream.tokens,
             due_share=due_share,
             sequences=count,
-            tokens=count * length,
+            tokens=tokens,
             share=count / self.total_sequences,
-            epochs=count * length / source.tokens if source.tokens else 0.0,
-            effective_unique_tokens=effective_unique_tokens(source.tokens, count * length),
+            epochs=tokens / stream.once if stream.once else 0.0,
+            effective_unique_tokens=effective_unique_tokens(unique, tokens),
         )
 
 
 def plan_blend(
     data: DataSettings,
-    stream_tokens: Mapping[str, int],
+    streams: Sequence[BlendStream],
     total_sequences: int,
     seed: int,
-    identities: Mapping[str, str] | None = None,
     step_sequences: int = 1,
+    starts: Sequence[int | None] | None = None,
 ) -> BlendPlan:
     """The blend of a run of `total_sequences`.
 
     Args:
         data: the sources, their weights and limits, and the phases.
-        stream_tokens: tokens of one pass over each source, by name.
+        streams: what the sources read (`blend_streams`).
         seed: seed of the order.
-        identities: what each source reads, by name (TokenStream.identity). None: names and tokens alone
-            tell sources apart in the fingerprint.
         step_sequences: sequences of an optimizer step: phases begin and runs end at whole steps.
+        starts: steps before each configured phase, None for one that begins with an epoch (config/phase_starts.py).
+            Without it, phases begin at tokens or epochs alone.
 
     Raises:
-        BadInput: sources without tokens, sources read more often than `max_epochs`, or exhausted with nothing to
-            take their share.
-        ValueError: weights that make no shares; config/faults.py has the messages for users.
+        BadInput: streams without tokens or shorter than a draw, streams read more often than they may be, or
+            exhausted with nothing to take their share.
+        ValueError: weights that make no shares; config/blend_faults.py has the messages for users.
     """
-    refuse(_empty_sources(data, stream_tokens))
-    if data.when_exhausted == "redistribute":
-        phases = redistributed_phases(data, stream_tokens, total_sequences, step_sequences)
-    else:
-        configured = configured_phases(data, step_sequences)
-        phases = [phase for phase in configured if phase.first_sequence < max(1, total_sequences)]
+    refuse(empty_faults(data, streams))
+    tokens_per_step = step_sequences * data.sequence_length
+    if starts is None:
+        starts = [
+            None if phase.from_tokens is None else phase.from_tokens.whole_steps(tokens_per_step)
+            for phase in data.phases
+        ]
+    phases = blend_phases(data, streams, total_sequences, step_sequences, starts)
     order = SampleOrder(
-        sources=[SourceStream(name, stream_tokens[name]) for name in data.sources],
+        sources=[stream.for_order for stream in streams],
         phases=[Phase(phase.first_sequence, integer_weights(phase.shares)) for phase in phases],
         sequence_length=data.sequence_length,
         seed=seed,
     )
-    allowed = allowed_sequences(data, stream_tokens)
     if data.when_exhausted == "stop":
-        total_sequences = _longest(order, allowed, total_sequences) // step_sequences * step_sequences
-        refuse(_stopped_at_once(data, order, allowed, total_sequences))
-    blend = BlendPlan(
-        order=order,
-        total_sequences=total_sequences,
-        identities=tuple((identities or {}).get(name, "") for name in data.sources),
-        roles=tuple(source.role for source in data.sources.values()),
-        phases=tuple(phase for phase in phases if phase.first_sequence < max(1, total_sequences)),
-    )
-    refuse(_repeated_too_often(data, blend, allowed, step_sequences))
-    return blend
+        total_sequences = longest(order, streams, total_sequences) // step_sequences * step_sequences
+        refuse(stopped_at_once(streams, total_sequences))
+    reached = tuple(phase for phase in phases if phase.first_sequence < max(1, total_sequences))
+    refuse(repetition_faults(order, streams, total_sequences, step_sequences))
+    return BlendPlan(order, total_sequences, tuple(streams), reached)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
@@ -216,57 +213,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = 
     return lines
 
 
-def _empty_sources(data: DataSettings, stream_tokens: Mapping[str, int]) -> list[Fault]:
-    blends = [data.in_phase(phase) for phase in data.phases] or [data]
-    weights = [{name: source.weight for name, source in blend.sources.items()} for blend in blends]
-    return [
-        Fault(
-            f"data.sources.{name}",
-            "its datasets hold no tokens.",
-            "Prepare them from documents with text, or take the source out.",
-        )
-        for name, source in data.sources.items()
-        if not stream_tokens[name] and any(weight_in[name] for weight_in in weights)
-    ]
-
-
-def _longest(order: SampleOrder, allowed: Integers, total_sequences: int) -> int:
-    """The longest prefix of the order, up to a length, in which no source gives more than it may."""
-    lengths = range(total_sequences + 1)
-    return bisect_right(lengths, False, key=lambda length: bool(np.any(order.counts(length) > allowed))) - 1
-
-
-def _stopped_at_once(data: DataSettings, order: SampleOrder, allowed: Integers, sequences: int) -> list[Fault]:
-    if sequences:
-        return []
-    short = [source.name for source, room in zip(order.sources, allowed.tolist(), strict=True) if room < 2**62]
-    rule = f"a source with max_epochs ({', '.join(short)}) is exhausted within the first step."
-    return [Fault(f"data.when_exhausted = {data.when_exhausted}", rule, "Raise its max_epochs, or add text to it.")]
-
-
-def _repeated_too_often(data: DataSettings, blend: BlendPlan, allowed: Integers, step_sequences: int) -> list[Fault]:
-    faults = []
-    for number, (row, source) in enumerate(zip(blend.rows, data.sources.values(), strict=True)):
-        room = int(allowed[number])
-        if source.max_epochs is not None and row.sequences > room:
-            faults.append(_repetition_fault(blend, number, row, source.max_epochs, room, step_sequences))
-    return faults
-
-
-def _repetition_fault(
-    blend: BlendPlan, number: int, row: SourcePlan, max_epochs: float, allowed: int, step_sequences: int
-) -> Fault:
-    """Names the numbers and the ways out; `allowed` is the number of sequences that begin within the limit."""
-    lengths = range(blend.total_sequences + 1)
-    longest = bisect_right(lengths, allowed, key=lambda sequences: int(blend.order.counts(sequences)[number])) - 1
-    tokens = longest // step_sequences * step_sequences * blend.order.sequence_length
-    shorter = f"Train on at most {tokens:,} tokens; or, " if tokens else "Train on fewer tokens; or, "
-    share = floor(10_000 * allowed / blend.total_sequences) / 100
-    epochs = ceil(100 * row.epochs) / 100
-    return Fault(
-        f"data.sources.{row.name}.max_epochs = {max_epochs:g}",
-        f"this run reads {row.tokens:,} tokens of a source of {row.source_tokens:,}, {row.epochs:.2f} epochs.",
-        f"{shorter}in a run as long as this, give it at most {share:.2f} % of the tokens (now {100 * row.share:.2f} %) "
-        f"by weight or data.replay_ratio; or set data.when_exhausted; or raise max_epochs to {epochs:g}, or add text "
-        "to the source.",
-    )
+def _described(stream: BlendStream) -> dict[str, Any]:
+    """What of a stream determines its sequences."""
+    known: dict[str, Any] = {"identity": stream.identity, "tokens": stream.tokens}
+    if stream.draw is not None:
+        known["draw"] = {"sequences": stream.draw.sequences, "anew": stream.draw.anew}
+    return known

@@ -13,6 +13,16 @@ CHEAP_EPOCHS = 4
 """Up to here repeated tokens are worth almost as much as new ones (arXiv:2305.16264, abstract)."""
 
 
+def expected_unique(source_tokens: int, draw_tokens: int, tokens_read: int) -> float:
+    """Tokens of a source that draws, each made anew from all of it, are expected to have read at least once.
+
+    A token is missed by a draw with probability 1 - draw_tokens / source_tokens.
+    """
+    draws, rest = divmod(tokens_read, draw_tokens)
+    missed = (1 - draw_tokens / source_tokens) ** draws * (1 - rest / source_tokens)
+    return source_tokens * (1 - missed)
+
+
 def effective_unique_tokens(source_tokens: int, tokens_read: int) -> float:
     """D' = U + U R* (1 - exp(-R / R*)): fresh tokens that would do as much as the tokens read.
 

@@ -4,7 +4,7 @@ A float counts as the decimal number that it prints as (0.3 is 3/10), so that sh
 and the integers the same on every machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
@@ -12,19 +12,32 @@ from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.mixture.weight_tree import LARGEST_WEIGHT_SUM
 
 
-def due_shares(data: DataSettings) -> dict[str, Fraction]:
-    """Each source's exact share of the training tokens, by name; they sum to 1.
+def due_shares(data: DataSettings, scales: Mapping[str, Fraction] | None = None) -> dict[str, Fraction]:
+    """Each stream's exact share of the training tokens, by name; they sum to 1.
 
-    Raises ValueError where a role is to give tokens and has no weight; config/faults.py has told the user.
+    Args:
+        scales: what the weight of its source is multiplied by for each stream, by the stream's name. None: the
+            streams are the sources.
+
+    Raises ValueError where a role is to give tokens and has no weight; config/blend_faults.py has told the user.
     """
+    weights = {
+        name: decimal(data.sources[source_of(name)].weight) * scale
+        for name, scale in (scales or dict.fromkeys(data.sources, Fraction(1))).items()
+    }
     shares: dict[str, Fraction] = {}
     for role, ratio in _role_shares(data).items():
-        members = {name: source for name, source in data.sources.items() if role in (None, source.role)}
-        total = sum(decimal(source.weight) for source in members.values())
+        members = [name for name in weights if role in (None, data.sources[source_of(name)].role)]
+        total = sum(weights[name] for name in members)
         if ratio and not total:
             raise ValueError(f"{role or 'all'} sources are to give {ratio} of the tokens and have no weight")
-        shares |= {name: ratio * decimal(source.weight) / (total or 1) for name, source in members.items()}
-    return {name: shares[name] for name in data.sources}
+        shares |= {name: ratio * weights[name] / (total or 1) for name in members}
+    return {name: shares[name] for name in weights}
+
+
+def source_of(stream: str) -> str:
+    """The source of a stream: names of sources have no dots, buckets of a source are named SOURCE.N."""
+    return stream.partition(".")[0]
 
 
 def integer_weights(shares: Sequence[Fraction]) -> tuple[int, ...]:

@@ -10,10 +10,13 @@ from math import gcd
 from megatron_cpt.config.blend_faults import phase_faults, share_faults, source_faults
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.faults import config_faults
+from megatron_cpt.config.phase_starts import phase_steps
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
+from megatron_cpt.mixture.shares import source_of
+from megatron_cpt.mixture.streams import blend_streams
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.shared_text import shared_faults
@@ -49,17 +52,22 @@ def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
 
     Raises BadInput as plan_blend does.
     """
-    if set(inputs.sources) != set(config.data.sources):
+    if {source_of(name) for name in inputs.sources} != set(config.data.sources):
         return None
     if [*source_faults(config), *phase_faults(config), *share_faults(config.data)]:
         return None
     return plan_blend(
         config.data,
-        {name: stream.tokens for name, stream in inputs.sources.items()},
+        blend_streams(
+            config.data,
+            {name: stream.tokens for name, stream in inputs.sources.items()},
+            {name: stream.identity for name, stream in inputs.sources.items()},
+            inputs.portions,
+        ),
         total_sequences=config.total_steps * config.training.global_batch_size,
         seed=config.run.seed,
-        identities={name: stream.identity for name, stream in inputs.sources.items()},
         step_sequences=config.training.global_batch_size,
+        starts=phase_steps(config),
     )
 
 
@@ -107,28 +115,27 @@ def tokenizer_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
     Datasets made elsewhere do not say; planning/plan.py warns of them.
     """
     faults = []
-    for name, stream in _named_streams(inputs).items():
-        for manifest in stream.manifests:
-            made_with = manifest.tokenizer_folder or "another tokenizer"
-            if inputs.tokenizer and manifest.tokenizer not in (None, inputs.tokenizer.identity):
-                faults.append(
-                    Fault(
-                        f"{name}: tokenized with {made_with}",
-                        f"the tokenizer of model.hf = {config.model.hf} is another one, so the ids mean other text.",
-                        f"Prepare the dataset again with `--tokenizer {config.model.hf}`, or name the model that "
-                        "belongs to it.",
-                    )
+    for name, manifest in inputs.manifests():
+        made_with = manifest.tokenizer_folder or "another tokenizer"
+        if inputs.tokenizer and manifest.tokenizer not in (None, inputs.tokenizer.identity):
+            faults.append(
+                Fault(
+                    f"{name}: tokenized with {made_with}",
+                    f"the tokenizer of model.hf = {config.model.hf} is another one, so the ids mean other text.",
+                    f"Prepare the dataset again with `--tokenizer {config.model.hf}`, or name the model that "
+                    "belongs to it.",
                 )
-            if inputs.shape and (manifest.vocabulary_size or 0) > inputs.shape.vocabulary:
-                faults.append(
-                    Fault(
-                        f"{name}: ids up to {(manifest.vocabulary_size or 0) - 1}",
-                        f"the vocabulary of model.hf = {config.model.hf} has {inputs.shape.vocabulary} entries, "
-                        "too small for them.",
-                        "Prepare the dataset with the model's own tokenizer, or give the model an embedding of "
-                        f"at least {manifest.vocabulary_size} rows.",
-                    )
+            )
+        if inputs.shape and (manifest.vocabulary_size or 0) > inputs.shape.vocabulary:
+            faults.append(
+                Fault(
+                    f"{name}: ids up to {(manifest.vocabulary_size or 0) - 1}",
+                    f"the vocabulary of model.hf = {config.model.hf} has {inputs.shape.vocabulary} entries, "
+                    "too small for them.",
+                    "Prepare the dataset with the model's own tokenizer, or give the model an embedding of "
+                    f"at least {manifest.vocabulary_size} rows.",
                 )
+            )
     return faults
 
 
@@ -143,11 +150,6 @@ def validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) -> 
             rule = f"a validation set is at least one sequence of {length} tokens and the label of the last."
             faults.append(Fault(f"validation.sets.{name}: {found}", rule, remedy))
     return faults
-
-
-def _named_streams(inputs: RunInputs) -> dict[str, TokenStream]:
-    sources = {f"data.sources.{name}": stream for name, stream in inputs.sources.items()}
-    return sources | {f"validation.sets.{name}": stream for name, stream in inputs.validation_sets.items()}
 
 
 def _divisors(number: int) -> list[int]:

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.families.shape import ModelShape, read_shape
+from megatron_cpt.mixture.quality import open_source
+from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.tasks.task import Task, open_tasks
 
 Opened = TypeVar("Opened")
@@ -25,13 +29,26 @@ class RunInputs:
     tokenizer: Tokenizer | None
     """The model's tokenizer."""
     sources: Mapping[str, TokenStream]
-    """Streams of the training sources, by name."""
+    """Streams of the training sources by name, a stream for each bucket of a source with `quality`."""
+    portions: Mapping[str, Fraction]
+    """Part of its source's weight that each stream has, by its name."""
     validation_sets: Mapping[str, TokenStream]
     """Streams of the validation sets, by name."""
     tasks: Mapping[str, Sequence[Task]]
     """The tasks of each file, by the file's name in the config."""
     faults: tuple[Fault, ...]
     """One for everything that is missing or unreadable."""
+
+    def manifests(self) -> list[tuple[str, Manifest]]:
+        """What every dataset says of itself, with the setting that names it; those of a source's buckets once."""
+        streams = [(f"data.sources.{source_of(name)}", stream) for name, stream in self.sources.items()]
+        streams += [(f"validation.sets.{name}", stream) for name, stream in self.validation_sets.items()]
+        found = {
+            (name, each.data_sha256, each.index_sha256): (name, each)
+            for name, stream in streams
+            for each in stream.manifests
+        }
+        return list(found.values())
 
 
 def open_inputs(config: RunConfig) -> RunInputs:
@@ -49,16 +66,31 @@ def open_inputs(config: RunConfig) -> RunInputs:
         rule = "there is no such folder."
         remedy = "Give a local Hugging Face model folder, with config.json, tokenizer and weights."
         faults.append(Fault(f"model.hf = {config.model.hf}", rule, remedy))
-    sources = {name: source.paths for name, source in config.data.sources.items()}
+    sources, portions = _open_sources(config, faults)
     sets = {name: validation_set.paths for name, validation_set in config.validation.sets.items()}
     return RunInputs(
         shape,
         tokenizer,
-        _open_streams("data.sources", sources, faults),
+        sources,
+        portions,
         _open_streams("validation.sets", sets, faults),
         _open_tasks(config, shape, tokenizer, faults),
         tuple(faults),
     )
+
+
+def _open_sources(config: RunConfig, faults: list[Fault]) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
+    sources: dict[str, TokenStream] = {}
+    portions: dict[str, Fraction] = {}
+    for name, settings in config.data.sources.items():
+        try:
+            streams, parts = open_source(name, settings)
+        except BadInput as error:
+            faults += _path_faults(f"data.sources.{name}.paths", settings.paths, error)
+        else:
+            sources |= streams
+            portions |= parts
+    return sources, portions
 
 
 def _open_streams(section: str, paths: Mapping[str, Sequence[str]], faults: list[Fault]) -> dict[str, TokenStream]:
@@ -67,11 +99,13 @@ def _open_streams(section: str, paths: Mapping[str, Sequence[str]], faults: list
         try:
             streams[name] = TokenStream(its_paths)
         except BadInput as error:
-            faults += [
-                Fault(f"{section}.{name}.paths: {fault.value}", fault.rule, fault.remedy)
-                for fault in _faults_of_each(its_paths) or error.faults
-            ]
+            faults += _path_faults(f"{section}.{name}.paths", its_paths, error)
     return streams
+
+
+def _path_faults(setting: str, paths: Sequence[str], error: BadInput) -> list[Fault]:
+    found = _faults_of_each(paths) or error.faults
+    return [Fault(f"{setting}: {fault.value}", fault.rule, fault.remedy) for fault in found]
 
 
 def _open_tasks(

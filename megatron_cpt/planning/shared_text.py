@@ -12,6 +12,7 @@ from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.stream import DocumentSet, TokenStream
+from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.planning.inputs import RunInputs
 
 Pair = tuple[str, str]
@@ -72,7 +73,7 @@ def _by_data(streams: Mapping[str, TokenStream]) -> dict[str, list[tuple[str, Do
     readers: dict[str, list[tuple[str, DocumentSet]]] = defaultdict(list)
     for name, stream in streams.items():
         for documents in stream.document_sets:
-            readers[documents.data_sha256].append((name, documents))
+            readers[documents.data_sha256].append((source_of(name), documents))
     return readers
 
 

@@ -10,12 +10,16 @@ from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.shared_text import shared_warnings
 from megatron_cpt.planning.text import quantity
 
+MISSED_BY = 0.99
+"""A source that gives less of its target than this is named."""
+
 
 def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
     """Everything that a person should know before the run is paid for, a sentence each."""
     return (
         *blend_warnings(config, blend),
         *length_warnings(config, blend),
+        *target_warnings(blend),
         *shared_warnings(config, inputs),
         *evaluation_warnings(config),
         *origin_warnings(inputs),
@@ -53,9 +57,20 @@ def length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
             f"the run stops after {steps:,} of {config.total_steps:,} steps ({quantity(tokens)} tokens), before a "
             "source passes its max_epochs; schedule and marks end there too."
         )
+    reached = {phase.number for phase in blend.phases}
     for number, phase in enumerate(config.data.phases):
-        if phase.first_step(config.tokens_per_step) >= steps:
-            yield f"phase {number}, from {phase.from_tokens}, is not reached: the run has {steps:,} steps."
+        if number not in reached:
+            yield f"phase {number}, {phase.beginning}, is not reached: the run has {steps:,} steps."
+
+
+def target_warnings(blend: BlendPlan) -> Iterator[str]:
+    """Sources that give clearly less than their target."""
+    for stream, row in zip(blend.streams, blend.rows, strict=True):
+        if stream.target is not None and row.tokens < MISSED_BY * stream.target:
+            yield (
+                f"source {row.name} gives {quantity(row.tokens)} of its target of {quantity(float(stream.target))} "
+                "tokens: the run is shorter than the targets together, or weights or ratio leave it less."
+            )
 
 
 def evaluation_warnings(config: RunConfig) -> Iterator[str]:
@@ -81,14 +96,7 @@ def evaluation_warnings(config: RunConfig) -> Iterator[str]:
 
 def origin_warnings(inputs: RunInputs) -> Iterator[str]:
     """Datasets that do not say which tokenizer made them."""
-    unknown = Counter(
-        name
-        for section, streams in (("data.sources", inputs.sources), ("validation.sets", inputs.validation_sets))
-        for name, manifest in (
-            (f"{section}.{name}", manifest) for name, stream in streams.items() for manifest in stream.manifests
-        )
-        if manifest.tokenizer is None
-    )
+    unknown = Counter(name for name, manifest in inputs.manifests() if manifest.tokenizer is None)
     for name, count in unknown.items():
         datasets = "a dataset" if count == 1 else f"{count} datasets"
         yield f"{name}: {datasets} made elsewhere; whether the model's tokenizer made them cannot be checked."

@@ -22,7 +22,6 @@ from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.checkpoint.reference import room_for_reference, transformers_losses
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.dataset import windows
 from megatron_cpt.evaluate.validate import ValidationSet, evaluate
 from megatron_cpt.families.shape import read_shape
@@ -81,7 +80,7 @@ def wanted(config: RunConfig, folder: RunFolder) -> bool:
 def first_windows(config: RunConfig, plan: RunPlan) -> npt.NDArray[np.int64]:
     """The first sequences of the run, cut to at most LONGEST tokens: int64 [sequences, tokens]."""
     place = plan.blend.order.locate(np.arange(min(SEQUENCES, plan.blend.total_sequences)))
-    streams = [TokenStream(config.data.sources[name].paths) for name in plan.blend.sources]
+    streams = [plan.inputs.sources[name] for name in plan.blend.sources]
     return windows(streams, place.source, place.sequence, config.data.sequence_length)[
         :, : min(LONGEST, config.data.sequence_length)
     ]

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.faults import config_faults
 from tests.config.examples import config_with
 
@@ -193,3 +194,69 @@ def test_what_megatron_core_alone_decides_may_be_passed() -> None:
 @pytest.mark.parametrize("ratio", [0, 1])
 def test_a_sweep_may_switch_a_role_off_by_the_ratio_alone(ratio: int) -> None:
     assert config_faults(config_with(data__replay_ratio=ratio)) == []
+
+
+LAW = {"paths": ["data/law"]}
+QUALITY = {"score": "ngram", "buckets": [0, 0.5, 1]}
+BLENDS: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": "1B", "epochs": 2}, "data.sources.law: tokens = 1000000000, epochs = 2.0: are targets, and a source"),
+    ({"epochs": 2}, "data.sources: code without a target: other sources of role `domain` have targets"),
+    ({"draw": {"tokens": 10}}, "data.sources.law.draw.tokens = 10: a draw holds at least one sequence of 256 tokens."),
+    (
+        {"draw": {"tokens": "1M"}, "quality": {**QUALITY, "shares": [1, 2]}},
+        "data.sources.law.draw.tokens = 1000000: buckets of a source are read in epochs of their own, not in draws.",
+    ),
+    ({"quality": QUALITY}, "data.sources.law.quality: no curve: one of `epochs`, `shares` and `temperature` says"),
+    (
+        {"quality": {**QUALITY, "shares": [1, 2], "temperature": 1}},
+        "data.sources.law.quality: shares, temperature: one of `epochs`, `shares` and `temperature` says",
+    ),
+    ({"quality": {**QUALITY, "shares": [1]}}, "data.sources.law.quality.shares = [1.0]: there are 2 buckets and 1"),
+    ({"quality": {**QUALITY, "shares": [0, 0]}}, "data.sources.law.quality.shares = [0.0, 0.0]: every bucket is"),
+    (
+        {"quality": {"score": "ngram", "buckets": [0, 0.7, 0.5], "temperature": 1}},
+        "data.sources.law.quality.buckets = [0.0, 0.7, 0.5]: bounds rise from 0 to 1.",
+    ),
+]
+PHASES: list[tuple[list[dict[str, Any]], str]] = [
+    ([{}], "data.phases.0: a phase begins at one of `from_tokens`, `from_lr` and `from_epoch`."),
+    ([{"from_lr": "0.5 of peak"}], "data.phases.0.from_lr = 0.5 of peak: the first phase begins with the run."),
+    (
+        [{"from_tokens": 0}, {"from_tokens": "9 steps", "from_epoch": "1 of code"}],
+        "data.phases.1.from_tokens = 9 steps, from_epoch = 1 of code: a phase begins at one of",
+    ),
+    (
+        [{"from_tokens": 0}, {"from_epoch": "1 of coed"}],
+        "data.phases.1.from_epoch = 1 of coed: there is no such",
+    ),
+    ([{"from_tokens": 0, "ramp": "9 steps"}], "data.phases.0.ramp = 9 steps: there is no phase before the first."),
+    (
+        [{"from_tokens": 0}, {"from_tokens": "9 steps", "ramp_block": "1 step"}],
+        "data.phases.1.ramp_block = 1 steps: there is no ramp.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "expected"), BLENDS)
+def test_sources_at_odds_with_themselves(source: dict[str, Any], expected: str) -> None:
+    faults = config_faults(config_with(data__sources__law={**LAW, **source}))
+    assert str(faults[0]).startswith(expected)
+
+
+@pytest.mark.parametrize(("phases", "expected"), PHASES)
+def test_phases_that_begin_nowhere(phases: list[dict[str, Any]], expected: str) -> None:
+    [fault] = config_faults(config_with(data__phases=phases))
+    assert str(fault).startswith(expected)
+
+
+def test_a_rate_that_is_never_reached_or_depends_on_the_end() -> None:
+    phases = [{"from_tokens": 0}, {"from_lr": "0.2 of peak"}]
+    constant = config_with(data__phases=phases, schedule={"kind": "constant", "peak": 1e-3})
+    [fault] = config_faults(constant)
+    assert str(fault).startswith("data.phases.1.from_lr = 0.2 of peak: the learning rate never falls to it (schedule.")
+    [fault] = config_faults(config_with(data__phases=phases, data__when_exhausted="stop"))
+    assert "would depend on each other" in str(fault)
+    with pytest.raises(BadInput, match="is no share of the peak learning rate"):
+        config_with(data__phases=[{"from_tokens": 0}, {"from_lr": "20 %"}])
+    with pytest.raises(BadInput, match="is no epoch of a source"):
+        config_with(data__phases=[{"from_tokens": 0}, {"from_epoch": 2}])

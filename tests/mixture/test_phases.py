@@ -15,6 +15,7 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.units import Duration
 from megatron_cpt.mixture.phases import BlendPhase
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
+from megatron_cpt.mixture.streams import blend_streams
 
 TOKENS = {"law": 10_000, "code": 5_000, "web": 1_000_000, "books": 50_000}
 HALF, TENTH = Fraction(1, 2), Fraction(1, 10)
@@ -48,7 +49,7 @@ def phase(steps: int, replay_ratio: float | None = None, **weights: float) -> Ph
 
 def blend_of(data: DataSettings, sequences: int = 800) -> BlendPlan:
     """Steps of eight sequences."""
-    return plan_blend(data, TOKENS, sequences, seed=3, step_sequences=8)
+    return plan_blend(data, blend_streams(data, TOKENS), sequences, seed=3, step_sequences=8)
 
 
 def test_phases_begin_at_whole_steps_and_have_their_own_shares() -> None:
@@ -56,7 +57,7 @@ def test_phases_begin_at_whole_steps_and_have_their_own_shares() -> None:
     blend = blend_of(data_of(phase(0), tokens))
     assert blend.phases == (
         BlendPhase(0, (HALF / 2, HALF / 2, HALF / 2, HALF / 2)),
-        BlendPhase(328, (Fraction(27, 40), Fraction(9, 40), TENTH / 2, TENTH / 2)),
+        BlendPhase(328, (Fraction(27, 40), Fraction(9, 40), TENTH / 2, TENTH / 2), number=1),
     )
     assert blend.source_sequences(328) == {"law": 82, "code": 82, "web": 82, "books": 82}
     assert blend.counts == (401, 188, 105, 106)
@@ -123,8 +124,9 @@ def test_nothing_left_to_take_over_is_refused_and_the_way_out_works() -> None:
     with pytest.raises(BadInput) as refusal:
         blend_of(data_of(when="redistribute", code=1, law=1))
     assert str(refusal.value) == (
-        "data.when_exhausted = redistribute: after 29,800 tokens every source of role `domain` has reached its "
-        "max_epochs, and nothing is left to take over its share. Train on at most 29,600 tokens, raise max_epochs, "
+        "data.when_exhausted = redistribute: after 29,800 tokens every source of role `domain` has given what its "
+        "max_epochs or target allows, and nothing is left to take over its share. Train on at most 29,600 "
+        "tokens, raise the limit, "
         "or give the role another source."
     )
     assert blend_of(data_of(when="redistribute", code=1, law=1), 296).counts[1] == 50
@@ -139,7 +141,7 @@ def test_a_run_stops_with_the_last_whole_step_before_the_limit_is_passed() -> No
 
 
 def test_a_run_that_would_stop_at_once_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"code\) is exhausted within the first step"):
+    with pytest.raises(BadInput, match=r"\(code: max_epochs = 0.001\) is exhausted within the first step"):
         blend_of(data_of(when="stop", code=0.001))
 
 
@@ -175,7 +177,7 @@ def test_limits_are_met_exactly_and_every_phase_keeps_the_replay_ratio(
     case: tuple[DataSettings, dict[str, int]],
 ) -> None:
     data, tokens = case
-    blend = plan_blend(data, tokens, 400, seed=1, step_sequences=4)
+    blend = plan_blend(data, blend_streams(data, tokens), 400, seed=1, step_sequences=4)
     allowed = {
         name: ceil(Fraction(repr(source.max_epochs)) * tokens[name] / data.sequence_length)
         for name, source in data.sources.items()
@@ -185,7 +187,9 @@ def test_limits_are_met_exactly_and_every_phase_keeps_the_replay_ratio(
     ends = [*(phase.first_sequence for phase in blend.phases[1:]), 400]
     for phase_, end in zip(blend.phases, ends, strict=True):
         settings_ = [
-            each for each in data.phases if each.first_step(4 * data.sequence_length) * 4 <= phase_.first_sequence
+            each
+            for each in data.phases
+            if each.from_tokens.whole_steps(4 * data.sequence_length) * 4 <= phase_.first_sequence
         ]
         ratio = settings_[-1].replay_ratio or data.replay_ratio
         replayed = [share for share, role in zip(phase_.shares, blend.roles, strict=True) if role == "replay"]
@@ -205,7 +209,7 @@ def test_limits_are_met_exactly_and_every_phase_keeps_the_replay_ratio(
 @given(limited(), st.integers(1, 99))
 def test_a_longer_run_begins_with_the_shorter_one(case: tuple[DataSettings, dict[str, int]], steps: int) -> None:
     data, tokens = case
-    short = plan_blend(data, tokens, 4 * steps, seed=1, step_sequences=4)
-    long = plan_blend(data, tokens, 400, seed=1, step_sequences=4)
+    short = plan_blend(data, blend_streams(data, tokens), 4 * steps, seed=1, step_sequences=4)
+    long = plan_blend(data, blend_streams(data, tokens), 400, seed=1, step_sequences=4)
     assert short.fingerprint(4 * steps) == long.fingerprint(4 * steps)
     assert short.source_sequences(4 * steps) == long.source_sequences(4 * steps)

@@ -9,6 +9,7 @@ from megatron_cpt.config.blend import DataSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
 from megatron_cpt.mixture.plan import BlendPlan, differences, plan_blend
+from megatron_cpt.mixture.streams import blend_streams
 
 TOKENS = {"law": 10_000, "web": 1_000_000}
 
@@ -24,8 +25,14 @@ def settings(max_epochs: float | None = None, replay_ratio: float = 0.3) -> Data
     )
 
 
+def planned(
+    data: DataSettings, tokens: dict[str, int], sequences: int, seed: int, identities: dict[str, str] | None = None
+) -> BlendPlan:
+    return plan_blend(data, blend_streams(data, tokens, identities), sequences, seed)
+
+
 def blend_of(sequences: int = 1000, **changes: float) -> BlendPlan:
-    return plan_blend(settings(**changes), TOKENS, sequences, seed=7, identities={"law": "L", "web": "W"})
+    return planned(settings(**changes), TOKENS, sequences, 7, {"law": "L", "web": "W"})
 
 
 def test_the_table_is_counted_from_the_order() -> None:
@@ -65,19 +72,19 @@ def test_all_limits_that_are_broken_are_named_at_once() -> None:
     data = settings(max_epochs=1)
     both = replace(data, sources={name: replace(source, max_epochs=0.01) for name, source in data.sources.items()})
     with pytest.raises(BadInput) as refusal:
-        plan_blend(both, TOKENS, 1000, seed=7)
+        planned(both, TOKENS, 1000, seed=7)
     assert len(refusal.value.faults) == 2
 
 
 def test_a_source_without_tokens_is_refused_only_if_it_is_to_be_read() -> None:
     with pytest.raises(BadInput, match=r"data.sources.web: its datasets hold no tokens"):
-        plan_blend(settings(), {"law": 10_000, "web": 0}, 100, seed=7)
+        planned(settings(), {"law": 10_000, "web": 0}, 100, seed=7)
 
 
 def test_a_longer_run_and_listing_order_leave_the_fingerprint() -> None:
     blend, data = blend_of(), settings()
     listed_otherwise = replace(data, sources=dict(reversed(data.sources.items())))
-    other = plan_blend(listed_otherwise, TOKENS, 5000, seed=7, identities={"law": "L", "web": "W"})
+    other = planned(listed_otherwise, TOKENS, 5000, 7, {"law": "L", "web": "W"})
     assert other.sources == ("web", "law")
     assert other.fingerprint(400) == blend.fingerprint(400) == blend.fingerprint(1000)
 
@@ -90,7 +97,8 @@ def test_an_appended_phase_and_its_new_source_leave_the_fingerprint_of_what_was_
         100,
         seed=7,
     )
-    after = replace(before, order=order, identities=("L", "W", "B"))
+    books = replace(before.streams[1], name="books", tokens=500, identity="B")
+    after = replace(before, order=order, streams=(*before.streams, books))
     assert after.fingerprint(400) == before.fingerprint(400)
     assert after.fingerprint(401) != before.fingerprint(401)
 
@@ -99,9 +107,9 @@ def test_whatever_changes_the_order_changes_the_fingerprint_and_is_named() -> No
     blend = blend_of()
     tokens = {**TOKENS, "law": 9_999}
     changed = {
-        "seed: 7 before, 8 now": plan_blend(settings(), TOKENS, 1000, 8, {"law": "L", "web": "W"}),
-        "sources.web.identity: W before, V now": plan_blend(settings(), TOKENS, 1000, 7, {"law": "L", "web": "V"}),
-        "sources.law.tokens: 10000 before, 9999 now": plan_blend(settings(), tokens, 1000, 7, {"law": "L", "web": "W"}),
+        "seed: 7 before, 8 now": planned(settings(), TOKENS, 1000, 8, {"law": "L", "web": "W"}),
+        "sources.web.identity: W before, V now": planned(settings(), TOKENS, 1000, 7, {"law": "L", "web": "V"}),
+        "sources.law.tokens: 10000 before, 9999 now": planned(settings(), tokens, 1000, 7, {"law": "L", "web": "W"}),
         "phases.0.weights.law: 7 before, 2 now": blend_of(replay_ratio=0.6),
     }
     for line, other in changed.items():

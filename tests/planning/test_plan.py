@@ -86,7 +86,7 @@ def test_phases_are_shown_and_those_not_reached_are_named(sections: dict[str, An
     shares = [phase["shares"] for phase in plan.to_dict()["blend"]["phases"]]
     assert shares == [{"law": 0.75, "web": 0.25}, {"law": 0.5, "web": 0.5}]
     sections["training"]["tokens"] = "40 steps"
-    assert plan_of(sections).warnings == ("phase 1, from 40 steps, is not reached: the run has 40 steps.",)
+    assert plan_of(sections).warnings == ("phase 1, from_tokens = 40 steps, is not reached: the run has 40 steps.",)
 
 
 def test_a_run_that_an_exhausted_source_ends(sections: dict[str, Any]) -> None:

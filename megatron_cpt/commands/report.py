@@ -1,14 +1,16 @@
 """`megatron-cpt report RUN_FOLDER_OR_LOG...`: one page and the gap figures, from what the runs recorded."""
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count
 from megatron_cpt.gap.foreign import ForeignSettings, MappedSet
-from megatron_cpt.gap.summary import gap_document, summary_line
+from megatron_cpt.gap.summary import MeasuredFolder, gap_document, summary_line
 from megatron_cpt.report.comparison import compare
+from megatron_cpt.report.export import export_figures
 from megatron_cpt.report.figures import write_headline
 from megatron_cpt.report.page import report_page
 from megatron_cpt.report.runs import ReportedRun, read_runs
@@ -17,28 +19,39 @@ from megatron_cpt.runs.status import ExitCode
 
 
 def main(arguments: list[str]) -> int:
-    """Writes report.html and gap.json, and prints where they are and what they show.
+    """Writes report.html and gap.json, and prints where they are and what they show; once, or until the runs end.
 
     Raises BadInput for a folder without records, a log that cannot be read as asked, or an output folder
     that cannot be made.
     """
     options = _parser().parse_intermixed_args(arguments)
+    foreign = _foreign(options)
+    while write_report(options, foreign):
+        time.sleep(options.watch)
+    return ExitCode.DONE
+
+
+def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
+    """Writes the report as the runs stand. Returns whether they are watched and one still goes on."""
     control_path = None if options.control is None else Path(options.control).resolve()
-    runs = read_runs([*options.runs, *([control_path] if control_path else [])], _foreign(options))
+    runs = read_runs([*options.runs, *([control_path] if control_path else [])], foreign)
+    goes_on = options.watch is not None and any(run.status and run.status.state == "running" for run in runs)
     comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
     output = _output_folder(options.output, runs)
-    write_durably(output / "report.html", report_page(runs, comparison))
-    measured = [(run.name, str(run.folder), run.validation) for run in runs]
+    write_durably(output / "report.html", report_page(runs, comparison, options.watch if goes_on else None))
+    measured = [MeasuredFolder(run.name, str(run.folder), run.validation, run.tasks) for run in runs]
     write_json(
         output / "gap.json",
         gap_document(measured, comparison.arms, comparison.differences, comparison.control, comparison.splits),
     )
     if options.png:
         write_headline(runs, output / "report.png")
-    print(f"report: {output / 'report.html'}")
+    if options.figures is not None:
+        print(f"figures: {len(export_figures(runs, options.figures))} in {options.figures}")
+    print(f"report: {output / 'report.html'}", flush=True)
     for run in runs:
-        print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}))
-    return ExitCode.DONE
+        print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}), flush=True)
+    return goes_on
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
     parser.add_argument("--png", action="store_true", help="write the first figure as report.png too")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG and PNG")
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=30,
+        metavar="SECONDS",
+        help="write the report again and again while a run goes on (default: every 30); a browser loads it anew",
+    )
     parser.add_argument(
         "--control",
         metavar="RUN",

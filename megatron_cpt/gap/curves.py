@@ -1,4 +1,4 @@
-"""Loss curves from the validation records of a run.
+"""Loss curves from the validation and task records of a run.
 
 A curve is one validation set at its marks. Marks are comparable only on the same sequences, so where
 a set was changed during a run (another identity), the curve is that of the latest sequences alone.
@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 
 from megatron_cpt.config.errors import IntegrityFault
+
+NATS = "nats per token"
+WRONG = "share of questions answered wrongly"
+"""Units of a loss. An accuracy is turned around, so that a rise is a loss of ability with both."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,11 @@ class LossCurve:
     losses: np.ndarray
     """float64 [marks]: nats per token. NaN where the recorded loss was not finite."""
     sequence_nats: np.ndarray | None = None
-    """float64 [marks, sequences]: summed nats of each sequence; None where they were not recorded."""
+    """float64 [marks, sequences]: summed nats of each sequence, or 0 and 1 of each question; None: not recorded."""
     sequence_tokens: np.ndarray | None = None
     """int64 [sequences]: scored tokens of each sequence, the same at every mark."""
+    unit: str = NATS
+    """Of the losses: NATS or WRONG."""
 
     @property
     def has_baseline(self) -> bool:
@@ -46,11 +52,28 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     Records of other kinds are passed over. Raises IntegrityFault for a validation record without one of
     its fields, and for sequences whose token counts change between marks.
     """
+    return _curves([record for record in records if record["kind"] == "validation"])
+
+
+def task_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
+    """The curves of the downstream tasks of a run, in the order of `loss_curves`, and with its errors."""
+    try:
+        marks = [
+            dict(record)
+            | {"set": record["task"], "sequence_nats": record["item_losses"], "sequence_tokens": record["item_weights"]}
+            for record in records
+            if record["kind"] == "task"
+        ]
+    except KeyError as error:
+        raise IntegrityFault(f"records.jsonl: a task record has no field {error}") from error
+    return _curves(marks)
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     by_set: dict[str, list[Mapping[str, Any]]] = {}
     try:
         for record in records:
-            if record["kind"] == "validation":
-                by_set.setdefault(record["set"], []).append(record)
+            by_set.setdefault(record["set"], []).append(record)
         curves = [_curve(name, marks) for name, marks in by_set.items()]
     except KeyError as error:
         raise IntegrityFault(f"records.jsonl: a validation record has no field {error}") from error
@@ -70,6 +93,7 @@ def _curve(name: str, records: Sequence[Mapping[str, Any]]) -> LossCurve:
         steps=np.array([mark["step"] for mark in marks], dtype=np.int64),
         tokens=np.array([mark["tokens"] for mark in marks], dtype=np.int64),
         losses=np.array(losses, dtype=np.float64),
+        unit=WRONG if str(latest.get("metric", "")).endswith("accuracy") else NATS,
         sequence_nats=sequence_nats,
         sequence_tokens=sequence_tokens,
     )

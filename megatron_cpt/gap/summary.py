@@ -1,10 +1,11 @@
 """What gap figures say: gap.json for programs, one line a run for people."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_cpt.gap.arms import Arm
+from megatron_cpt.gap.continual import continual_measures
 from megatron_cpt.gap.control import ControlSplit
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.differences import ArmDifference
@@ -14,6 +15,8 @@ UNITS = {
     "baseline, depth, final, improvement, transient, *_standard_error": "nats per token",
     "*_tokens": "tokens trained since the start of the run",
     "area": "nats per token times tokens trained",
+    "tasks.*": "as of a set; with unit `share of questions answered wrongly` the figures are of 1 - accuracy",
+    "continual": "accuracies, 0 to 1 (arXiv:2205.13452); windowed_*: by the width of the window in evaluations",
     "p_value": "probability; of a run or a split: family-wise over the marks of the set; of a difference "
     "between arms: of this pair alone, `adjusted_p_value` over all pairs",
     "mean, sd, runs": "over the seeds of an arm (sd: n - 1), with the runs that have the figure",
@@ -23,8 +26,22 @@ UNITS = {
 """The units of gap.json, by key."""
 
 
+@dataclass(frozen=True)
+class MeasuredFolder:
+    """A run as gap.json names it."""
+
+    name: str
+    """Its name in the report."""
+    folder: str
+    """Where it was read."""
+    sets: Sequence[tuple[LossCurve, GapFigures]]
+    """Its validation sets with their figures."""
+    tasks: Sequence[tuple[LossCurve, GapFigures]] = ()
+    """Its downstream tasks, likewise."""
+
+
 def gap_document(
-    runs: Sequence[tuple[str, str, Sequence[tuple[LossCurve, GapFigures]]]],
+    runs: Sequence[MeasuredFolder],
     arms: Sequence[Arm] = (),
     differences: Sequence[ArmDifference] = (),
     control: str | None = None,
@@ -33,7 +50,6 @@ def gap_document(
     """The content of gap.json.
 
     Args:
-        runs: (name, folder, curves with their figures) of each run.
         arms, differences: the runs grouped over seeds, and every two arms compared.
         control: name of the control run, where there is one.
         splits: {run: {set: the rise split by the control}}.
@@ -42,20 +58,23 @@ def gap_document(
         "units": UNITS,
         "runs": [
             {
-                "name": name,
-                "folder": folder,
-                "sets": {
-                    curve.name: {"role": curve.role, "identity": curve.identity, **asdict(figures)}
-                    for curve, figures in curves
-                },
+                "name": run.name,
+                "folder": run.folder,
+                "sets": {curve.name: _figures(curve, figures) for curve, figures in run.sets},
+                "tasks": {curve.name: {"unit": curve.unit, **_figures(curve, figures)} for curve, figures in run.tasks},
+                "continual": asdict(continual_measures([curve for curve, _ in run.tasks])),
             }
-            for name, folder, curves in runs
+            for run in runs
         ],
         "arms": [asdict(arm) for arm in arms],
         "differences": [asdict(difference) for difference in differences],
         "control": control,
         "splits": {run: {name: asdict(split) for name, split in sets.items()} for run, sets in (splits or {}).items()},
     }
+
+
+def _figures(curve: LossCurve, figures: GapFigures) -> dict[str, Any]:
+    return {"role": curve.role, "identity": curve.identity, **asdict(figures)}
 
 
 def summary_line(run: str, sets: Mapping[str, tuple[str, GapFigures]]) -> str:

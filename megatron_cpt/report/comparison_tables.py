@@ -8,7 +8,7 @@ from megatron_cpt.gap.control import ControlSplit, SplitRise
 from megatron_cpt.gap.differences import ArmDifference
 from megatron_cpt.gap.summary import short_count
 from megatron_cpt.report.figures import set_title
-from megatron_cpt.report.tables import number, table, with_error
+from megatron_cpt.report.tables import group_row, number, table, with_error
 
 UNTESTED = '<span class="missing">not testable</span>'
 ARM_COLUMNS = (
@@ -49,7 +49,7 @@ def arm_table(arms: Sequence[Arm]) -> str:
     rows = []
     for name in dict.fromkeys(name for arm in arms for name in arm.sets):
         having = [arm for arm in arms if name in arm.sets]
-        rows.append(_group(set_title(having[0].sets[name].role, name), len(ARM_COLUMNS) + 1))
+        rows.append(group_row(set_title(having[0].sets[name].role, name), len(ARM_COLUMNS) + 1))
         rows += [_arm_row(arm, arm.sets[name]) for arm in having]
     return table("<th>Arm</th>" + _headers(ARM_COLUMNS), rows)
 
@@ -60,7 +60,7 @@ def difference_table(differences: Sequence[ArmDifference]) -> str:
     for item in differences:
         title = f"{item.set}: {FIGURE_NAMES[item.figure]}"
         if title != group:
-            rows.append(_group(title, len(DIFFERENCE_COLUMNS)))
+            rows.append(group_row(title, len(DIFFERENCE_COLUMNS)))
             group = title
         error = "" if item.standard_error is None else f' <span class="error">± {item.standard_error:.4g}</span>'
         rows.append(
@@ -76,7 +76,7 @@ def split_table(splits: Mapping[str, Mapping[str, ControlSplit]]) -> str:
     """The rise of every run on every general set, split by the control."""
     rows = []
     for name in dict.fromkeys(name for sets in splits.values() for name in sets):
-        rows.append(_group(set_title("replay", name), len(SPLIT_COLUMNS) + 1))
+        rows.append(group_row(set_title("replay", name), len(SPLIT_COLUMNS) + 1))
         for run, sets in splits.items():
             if name in sets:
                 rows += _split_rows(run, sets[name])
@@ -140,10 +140,6 @@ def _split_row(name: str, words: str, rise: SplitRise, judged: str) -> str:
         judged if words == "largest shift" else "",
     ]
     return f"<tr>{name}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _group(title: str, columns: int) -> str:
-    return f'<tr><th colspan="{columns}" scope="rowgroup">{escape(title)}</th></tr>'
 
 
 def _headers(columns: Sequence[tuple[str, str]]) -> str:

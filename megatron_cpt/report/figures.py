@@ -33,11 +33,17 @@ class RunCurve:
         return LIGHT[run_series(self.index)]
 
 
-def curves_by_set(runs: Sequence[ReportedRun]) -> dict[tuple[str, str], list[RunCurve]]:
-    """The curves of all runs, by (role, set name); general sets first."""
+CurvesBySet = dict[tuple[str, str], list[RunCurve]]
+
+
+def curves_by_set(measured: Sequence[Sequence[tuple[LossCurve, GapFigures]]]) -> CurvesBySet:
+    """The curves of all runs, by (role, name of the set or task); general ones first.
+
+    `measured`: of each run, its validation sets or its tasks.
+    """
     by_set: dict[tuple[str, str], list[RunCurve]] = {}
-    for index, run in enumerate(runs):
-        for curve, gap in run.validation:
+    for index, of_run in enumerate(measured):
+        for curve, gap in of_run:
             by_set.setdefault((curve.role, curve.name), []).append(RunCurve(index, curve, gap))
     return dict(sorted(by_set.items(), key=lambda item: item[0][0] == "domain"))
 
@@ -73,7 +79,7 @@ def write_headline(runs: Sequence[ReportedRun], path: Path) -> None:
     A side that no run has is left out; without validation sets at all nothing is written.
     """
     by_role: dict[str, tuple[str, list[RunCurve]]] = {}
-    for (role, name), curves in curves_by_set(runs).items():
+    for (role, name), curves in curves_by_set([run.validation for run in runs]).items():
         by_role.setdefault(role, (name, curves))
     if not by_role:
         return
@@ -89,9 +95,9 @@ def write_headline(runs: Sequence[ReportedRun], path: Path) -> None:
         write_png(figure, path)
 
 
-def set_title(role: str, name: str) -> str:
+def set_title(role: str, name: str, what: str = "text") -> str:
     """`General text: history`, or `Domain text: medicine`; the set's own name alone where that says it."""
-    kind = "Domain text" if role == "domain" else "General text"
+    kind = f"Domain {what}" if role == "domain" else f"General {what}"
     return kind if name.lower() in kind.lower() else f"{kind}: {name}"
 
 

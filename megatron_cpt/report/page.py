@@ -22,6 +22,7 @@ from megatron_cpt.report.elements import (
 from megatron_cpt.report.figures import RunCurve, change_figure, curves_by_set, loss_figure, set_title
 from megatron_cpt.report.panels import drawing
 from megatron_cpt.report.runs import ReportedRun
+from megatron_cpt.report.sections import events_section, signals_section, tasks_section, time_section
 from megatron_cpt.report.style import STYLE
 from megatron_cpt.report.tables import MINUS, gap_table, mixture_table, plan_tables
 from megatron_cpt.report.training_figures import (
@@ -38,9 +39,14 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
 
 
-def report_page(runs: Sequence[ReportedRun], comparison: Comparison | None = None) -> str:
-    """The whole page of one or several runs; they are compared without a control where no comparison is given."""
-    by_set, compared = curves_by_set(runs), comparison or compare(runs)
+def report_page(
+    runs: Sequence[ReportedRun], comparison: Comparison | None = None, refresh_seconds: int | None = None
+) -> str:
+    """The whole page of one or several runs; they are compared without a control where no comparison is given.
+
+    `refresh_seconds`: how often a browser that shows the page is to load it again; None: never.
+    """
+    by_set, compared = curves_by_set([run.validation for run in runs]), comparison or compare(runs)
     with drawing():
         sections = [
             _head(runs),
@@ -49,8 +55,12 @@ def report_page(runs: Sequence[ReportedRun], comparison: Comparison | None = Non
             _gap(runs, by_set),
             _control(compared),
             _arms(compared),
+            tasks_section(runs),
             _training(runs),
+            signals_section(runs),
             _mixture(runs),
+            time_section(runs),
+            events_section(runs),
             _plans(runs),
             _configurations(runs),
         ]
@@ -59,10 +69,15 @@ def report_page(runs: Sequence[ReportedRun], comparison: Comparison | None = Non
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{_refresh(refresh_seconds)}"
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{title} · megatron_cpt report</title><style>{STYLE}</style></head>\n"
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
+
+
+def _refresh(seconds: int | None) -> str:
+    return "" if seconds is None else f'<meta http-equiv="refresh" content="{seconds}">'
 
 
 def _head(runs: Sequence[ReportedRun]) -> str:

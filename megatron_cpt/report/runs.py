@@ -12,9 +12,10 @@ import numpy as np
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.gap.curves import LossCurve, loss_curves
+from megatron_cpt.gap.curves import LossCurve, loss_curves, task_curves
 from megatron_cpt.gap.figures import GapFigures, gap_figures
 from megatron_cpt.gap.foreign import ForeignSettings, foreign_curves, is_foreign
+from megatron_cpt.report.signals import Signals, signals
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.records import Record, read_records
 from megatron_cpt.runs.status import Status, read_status
@@ -58,8 +59,14 @@ class ReportedRun:
     """Where it was read from."""
     validation: list[tuple[LossCurve, GapFigures]]
     """Each validation set with its gap figures, general sets first."""
+    tasks: list[tuple[LossCurve, GapFigures]]
+    """Each downstream task, likewise; an accuracy as the share of wrong answers."""
+    chances: dict[str, float]
+    """Accuracy of guessing, by task."""
     training: TrainingHistory
     """Empty arrays where there are no training records."""
+    signals: Signals
+    """What was recorded beside the losses."""
     status: Status | None
     """How the run stands."""
     config: str | None
@@ -132,7 +139,10 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         name=name,
         folder=path,
         validation=[(curve, gap_figures(curve)) for curve in loss_curves(records)],
+        tasks=[(curve, gap_figures(curve)) for curve in task_curves(records)],
+        chances={line["task"]: line["chance"] for line in records if line["kind"] == "task" and "chance" in line},
         training=training_history(records),
+        signals=signals(records),
         status=read_status(folder.status),
         config=folder.config.read_text(errors="replace") if folder.config.is_file() else None,
         plan=_read_plan(folder.plan),
@@ -145,7 +155,10 @@ def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
         name=name,
         folder=path,
         validation=[(curve, gap_figures(curve)) for curve in curves],
+        tasks=[],
+        chances={},
         training=training_history([]),
+        signals=signals([]),
         status=None,
         config=None,
         plan=None,

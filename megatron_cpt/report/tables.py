@@ -35,8 +35,7 @@ def gap_table(by_set: Mapping[tuple[str, str], Sequence[RunCurve]], runs: Sequen
     headers = "".join(f"<th>{name}<small>{unit}</small></th>" for name, unit in GAP_COLUMNS)
     rows = []
     for (role, name), curves in by_set.items():
-        title = escape(set_title(role, name))
-        rows.append(f'<tr><th colspan="{len(GAP_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>')
+        rows.append(group_row(set_title(role, name), len(GAP_COLUMNS) + 1))
         rows += [_gap_row(runs[item.index].name, item.gap) for item in curves]
     return table(f"<th>Run</th>{headers}", rows)
 
@@ -149,6 +148,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{escape(str(name))}: {_plain(item)}" for name, item in value.items())
     return escape(str(value))
+
+
+def group_row(title: str, columns: int) -> str:
+    """A row of a table that heads those below it."""
+    return f'<tr><th colspan="{columns}" scope="rowgroup">{escape(title)}</th></tr>'
 
 
 def table(headers: str, rows: Sequence[str]) -> str:

@@ -9,9 +9,10 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_cpt.evaluate.tasks import Rate, TaskScore
 from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
 from megatron_cpt.families.size import flops_per_token
+from megatron_cpt.gap.running import RunningGap
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.log import RunLog, progress_bar, progress_line
-from megatron_cpt.runs.records import RecordWriter, drop_records_after
+from megatron_cpt.runs.records import RecordWriter, drop_records_after, read_records
 from megatron_cpt.runs.status import Status, write_status
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.assemble import Run
@@ -33,8 +34,12 @@ class Journal:
         self._peak = peak_flops()
         if not self._writes:
             return
+        self._gap = RunningGap()
         if run.first_step:
             drop_records_after(run.folder.records, run.first_step)
+            for record in read_records(run.folder.records):
+                if record["kind"] == "validation":
+                    self._gap.add(record)
         else:
             run.folder.records.unlink(missing_ok=True)
         self._records = RecordWriter(run.folder.records)
@@ -102,24 +107,28 @@ class Journal:
         """Records one evaluation of one set."""
         if not self._writes:
             return
-        self._records.append(
-            {
-                "kind": "validation",
-                "step": step,
-                "tokens": step * self._run.config.tokens_per_step,
-                "set": validation_set.name,
-                "role": validation_set.role,
-                "loss": loss.loss,
-                "bits_per_byte": loss.bits_per_byte,
-                "scored_tokens": int(loss.scored_tokens.sum()),
-                "scored_bytes": loss.scored_bytes,
-                "identity": validation_set.identity,
-                "sequence_nats": loss.sequence_nats.tolist(),
-                "sequence_tokens": loss.scored_tokens.tolist(),
-                "seconds": seconds,
-            }
-        )
-        self._board.add_scalar(f"loss/validation/{validation_set.name}", loss.loss, step)
+        record = {
+            "kind": "validation",
+            "step": step,
+            "tokens": step * self._run.config.tokens_per_step,
+            "set": validation_set.name,
+            "role": validation_set.role,
+            "loss": loss.loss,
+            "bits_per_byte": loss.bits_per_byte,
+            "scored_tokens": int(loss.scored_tokens.sum()),
+            "scored_bytes": loss.scored_bytes,
+            "identity": validation_set.identity,
+            "sequence_nats": loss.sequence_nats.tolist(),
+            "sequence_tokens": loss.scored_tokens.tolist(),
+            "seconds": seconds,
+        }
+        self._records.append(record)
+        name = validation_set.name
+        self._board.add_scalar(f"loss/validation/{name}", loss.loss, step)
+        if loss.bits_per_byte is not None:
+            self._board.add_scalar(f"bits_per_byte/{name}", loss.bits_per_byte, step)
+        for figure, value in self._gap.add(record).items():
+            self._board.add_scalar(f"gap/{name}/{figure}", value, step)
         self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token ({seconds:.1f} s)")
 
     def moved(self, step: int, updates: Mapping[str, WeightUpdate]) -> None:

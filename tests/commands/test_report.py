@@ -7,6 +7,7 @@ import pytest
 
 from megatron_cpt.commands import report
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.runs.status import Status, write_status
 from tests.report.synthetic import write_run
 
 
@@ -81,3 +82,26 @@ def test_a_log_of_another_system_beside_a_run(tmp_path: Path, capsys: pytest.Cap
     assert report.main([*words, str(write_run(tmp_path / "naive", False))]) == 0
     with pytest.raises(BadInput, match="NAME=COLUMN"):
         report.main([str(log), "--map", "general"])
+
+
+def test_every_figure_is_exported(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", True, names=("general", "a/b <c>"))
+    assert report.main([str(run), "--figures", str(tmp_path / "figures")]) == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"loss-general.svg", "loss-general.png", "loss-a-b-c-.svg", "weight-update.png", "speed.svg"} <= names
+    assert len(names) == 2 * 16
+
+
+def test_a_watched_report_is_written_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", True)
+    write_status(run / "status.json", Status("running", None, None, 5, 50))
+    seen = []
+
+    def ends_meanwhile(seconds: float) -> None:
+        seen.append((seconds, 'http-equiv="refresh"' in (run / "report.html").read_text()))
+        write_status(run / "status.json", Status("done", 0, None, 5, 50))
+
+    monkeypatch.setattr("time.sleep", ends_meanwhile)
+    assert report.main([str(run), "--watch", "7"]) == 0
+    assert seen == [(7, True)]
+    assert 'http-equiv="refresh"' not in (run / "report.html").read_text()

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_cpt.gap.figures import GapFigures, Recovery
-from megatron_cpt.gap.summary import gap_document, short_count, summary_line
+from megatron_cpt.gap.summary import MeasuredFolder, gap_document, short_count, summary_line
 from tests.gap.test_figures import curve
 
 RECOVERED = GapFigures(
@@ -40,7 +40,7 @@ def test_a_line_says_what_is_missing_and_what_is_noise():
 
 
 def test_the_document_keeps_none_as_none():
-    document = gap_document([("a", "runs/a", [(curve([4.0, 4.1]), FORGOTTEN)])])
+    document = gap_document([MeasuredFolder("a", "runs/a", [(curve([4.0, 4.1]), FORGOTTEN)])])
     figures = document["runs"][0]["sets"]["general"]
     assert figures["role"] == "replay" and figures["depth"] == 0.55
     assert figures["recovery"] == "not_recovered" and figures["recovery_tokens"] is None

@@ -25,6 +25,11 @@ def write_run(folder: Path, mitigated: bool, names: tuple[str, str] = ("general"
         if step in MARKS:
             records.append(_validation(step, general, "replay", _general(step, mitigated), noise))
             records.append(_validation(step, domain, "domain", _domain(step, mitigated), noise))
+            records += [_stability(step, general), _weights(step)]
+        if step % 64 == 0:
+            records += [_task(step, f"{general} task", "replay", 0.6 - 0.2 * (step > 0) * (not mitigated), noise)]
+            records += [_task(step, f"{domain} task", "domain", 0.3 + 0.001 * step, noise), _group(step, general)]
+    records.append(_at(40, "event") | {"event": "skipped_not_finite", "loss": None, "<b>reason": "<script>"})
     writer = RecordWriter(folder / "records.jsonl")
     for record in records:
         writer.append(record)
@@ -55,6 +60,31 @@ def _validation(step: int, name: str, role: str, loss: float, noise: np.random.G
         "scored_bytes": None, "identity": f"identity of {name}", "sequence_nats": nats.tolist(),
         "sequence_tokens": SEQUENCE_TOKENS, "seconds": 0.2,
     }  # fmt: skip
+
+
+def _at(step: int, kind: str) -> dict:
+    return {"kind": kind, "step": step, "tokens": step * STEP_TOKENS}
+
+
+def _stability(step: int, name: str) -> dict:
+    return _at(step, "stability") | {"set": name, "gradient_norm": 0.2 + step / 500, "seconds": 0.3}
+
+
+def _weights(step: int) -> dict:
+    ends = {"bottom": 0.02 * step, "top": 0.015 * step, "bottom_over_top": 4 / 3 if step else None}
+    return _at(step, "weights") | {"mean_relative": ends, "norm_ratio": ends}
+
+
+def _task(step: int, name: str, role: str, accuracy: float, noise: np.random.Generator) -> dict:
+    wrong = (noise.random(100) > accuracy).astype(int)
+    return _at(step, "task") | {
+        "task": name, "role": role, "metric": "accuracy", "identity": name, "chance": 0.25, "loss": wrong.mean(),
+        "score": 1 - wrong.mean(), "item_losses": wrong.tolist(), "item_weights": [1] * 100, "seconds": 0.5,
+    }  # fmt: skip
+
+
+def _group(step: int, general: str) -> dict:
+    return _at(step, "task_group") | {"group": f"{general} mean", "score": 0.5, "standard_error": 0.05}
 
 
 def _train(step: int, mitigated: bool, names: tuple[str, str], noise: np.random.Generator) -> dict:

@@ -16,7 +16,7 @@ def texts(figure: Figure) -> list[str]:
 
 def test_the_peaks_of_both_runs_are_labelled_with_their_height(tmp_path: Path):
     runs = read_runs([write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)])
-    by_set = curves_by_set(runs)
+    by_set = curves_by_set([run.validation for run in runs])
     assert list(by_set) == [("replay", "general"), ("domain", "code")]
     with drawing():
         assert texts(loss_figure(by_set["replay", "general"])) == ["+0.55", "+0.16"]
@@ -29,7 +29,7 @@ def test_without_a_baseline_there_is_no_change_to_draw(tmp_path: Path):
     folder = write_run(tmp_path / "naive", False)
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     (folder / "records.jsonl").write_text("".join(line for line in lines if '"step":0,' not in line))
-    curves = curves_by_set(read_runs([folder]))["replay", "general"]
+    curves = curves_by_set([run.validation for run in read_runs([folder])])["replay", "general"]
     with drawing():
         assert change_figure(curves) is None
         assert texts(loss_figure(curves)) == []

@@ -52,9 +52,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_is_well_formed_and_has_every_section(page: str):
     parsed = Balance(page)
     assert parsed.open == []
-    for title in ("Validation loss", "The first steps", "Gap figures", "Training", "Mixture", "Plan", "Configuration"):
+    for title in (
+        "Validation loss", "The first steps", "Gap figures", "Downstream tasks", "Training", "Plasticity and stability",
+        "Mixture", "Speed", "Events", "Plan", "Configuration",
+    ):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
-    assert page.count("<figure>") == 2 + 2 + 2 + 2 + 4
+    # Loss, change, tasks and their group, training loss, rate and norm, signals, mixture and epochs, speed.
+    assert page.count("<figure>") == 2 + 2 + 3 + 2 + 2 + 3 + 4 + 1
 
 
 def test_the_page_loads_and_runs_nothing(page: str):
@@ -85,6 +89,14 @@ def test_what_is_missing_is_shown_as_missing(tmp_path: Path):
     assert Balance(page).open == []
     assert "No validation set was evaluated." in page
     assert page.count("not recorded") >= 4  # state, sources, plan, config
+    for missing in ("No task was scored", "Neither was recorded", "No times were recorded", "None was recorded"):
+        assert missing in page
+
+
+def test_a_page_that_is_watched_asks_to_be_loaded_again(tmp_path: Path):
+    runs = read_runs([write_run(tmp_path / "run", True)])
+    assert '<meta http-equiv="refresh" content="30">' in report_page(runs, refresh_seconds=30)
+    assert 'http-equiv="refresh"' not in report_page(runs)
 
 
 def test_a_set_with_other_sequences_in_another_run_is_named(tmp_path: Path):

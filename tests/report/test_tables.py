@@ -10,7 +10,7 @@ from tests.report.synthetic import write_run
 
 def test_gap_figures_of_both_runs_side_by_side(tmp_path: Path):
     runs = read_runs([write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)])
-    table = gap_table(curves_by_set(runs), runs)
+    table = gap_table(curves_by_set([run.validation for run in runs]), runs)
     assert table.count("not recovered") == 1
     assert table.count("328K") == 1  # the recovery of the mitigated run: 80 steps of 4,096 tokens
     assert table.count("yes <span") == 2 and table.count("no <span") == 2

@@ -1,0 +1,172 @@
+"""Sections of the page on what is measured beside the losses: tasks, signals, time, events.
+
+A section of which no run recorded anything says so; it is not left out.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from megatron_cpt.gap.continual import ContinualMeasures, continual_measures
+from megatron_cpt.gap.curves import WRONG
+from megatron_cpt.gap.figures import GapFigures
+from megatron_cpt.gap.summary import recovery_words, short_count
+from megatron_cpt.report.elements import figure, missing_section, panels, run_heading, run_legend, section
+from megatron_cpt.report.figures import RunCurve, curves_by_set, loss_figure, set_title
+from megatron_cpt.report.runs import ReportedRun
+from megatron_cpt.report.signal_figures import (
+    accuracy_figure,
+    group_figure,
+    speed_figure,
+    stability_figure,
+    update_figure,
+    update_ratio_figure,
+)
+from megatron_cpt.report.tables import group_row, number, table, with_error
+
+MOST_EVENTS = 200
+"""Events of a run that are listed; of more, the last ones."""
+
+
+def tasks_section(runs: Sequence[ReportedRun]) -> str:
+    """Accuracy of every task and group against tokens, and what it lost on the way."""
+    by_task = curves_by_set([run.tasks for run in runs])
+    if not by_task:
+        return missing_section("Downstream tasks", "No task was scored (tasks.sets).")
+    chances = {name: chance for run in runs for name, chance in run.chances.items()}
+    figures = [figure(set_title(role, name, "tasks"), accuracy_figure(curves, chances.get(name))
+                      if curves[0].curve.unit == WRONG else loss_figure(curves))
+               for (role, name), curves in by_task.items()]  # fmt: skip
+    for name in dict.fromkeys(name for run in runs for name in run.signals.groups):
+        having = [(index, run.signals.groups[name]) for index, run in enumerate(runs) if name in run.signals.groups]
+        figures.append(figure(f"Mean of {name}", group_figure(having)))
+    return section(
+        "Downstream tasks",
+        "Accuracy by log-likelihood, with two standard errors over the questions; the dotted line is guessing. A "
+        "change is tested question by question against the start.",
+        run_legend([run.name for run in runs]) + panels(figures) + _task_table(by_task, runs) + _continual(runs),
+    )
+
+
+def signals_section(runs: Sequence[ReportedRun]) -> str:
+    """Plasticity and stability: how far the weights moved, and the gradient of held-out text."""
+    of_runs = [run.signals for run in runs]
+    if not any(one.updates or one.stability for one in of_runs):
+        what = "Neither was recorded (validation.weight_updates, validation.stability_gradient)."
+        return missing_section("Plasticity and stability", what)
+    drawn = [
+        ("Update of the bottom (bold) and top layers: ratio of norms", update_figure(of_runs, "norm_ratio")),
+        ("Bottom over top: mean relative update, as in arXiv:2406.14833",
+         update_ratio_figure(of_runs, "mean_relative")),
+    ]  # fmt: skip
+    for name in dict.fromkeys(name for one in of_runs for name in one.stability):
+        having = [(index, one.stability[name]) for index, one in enumerate(of_runs) if name in one.stability]
+        drawn.append((f"Stability gradient: {name}", stability_figure(having)))
+    return section(
+        "Plasticity and stability",
+        "How far the weights of the bottom and the top layers are from the start, and the norm of the gradient on "
+        "held-out text of which no update is made.",
+        run_legend([run.name for run in runs]) + panels([figure(title, one) for title, one in drawn]),
+    )
+
+
+def time_section(runs: Sequence[ReportedRun]) -> str:
+    """Speed, and where the time went."""
+    if not any(run.signals.seconds for run in runs):
+        return missing_section("Speed", "No times were recorded.")
+    headers = "<th>Run</th><th>Tokens per second<small>median</small></th><th>Updates<small>seconds</small></th>"
+    headers += "<th>Evaluations<small>seconds</small></th><th>of the time<small>evaluations</small></th>"
+    drawn = figure("Tokens per second", speed_figure([run.signals for run in runs]))
+    note = "Of updates and evaluations; start-up, checkpoints and waiting are not in it."
+    legend = run_legend([run.name for run in runs])
+    return section("Speed", note, legend + panels([drawn]) + table(headers, [_time_row(run) for run in runs]))
+
+
+def events_section(runs: Sequence[ReportedRun]) -> str:
+    """What happened besides: steps that were skipped, sources that ended, phases, stops."""
+    if not any(run.signals.events for run in runs):
+        return missing_section("Events", "None was recorded.")
+    parts = []
+    for index, run in enumerate(runs):
+        events = run.signals.events
+        if not events:
+            continue
+        more = f"<p class='note'>The last {MOST_EVENTS} of {len(events):,}.</p>" if len(events) > MOST_EVENTS else ""
+        rows = [
+            f"<tr><td>{number(event.step, '{:,}')}</td><td>{short_count(event.tokens)}</td>"
+            f"<td class='words'>{escape(event.name.replace('_', ' '))}</td>"
+            f"<td class='words'>{escape(', '.join(f'{name}: {value}' for name, value in event.details.items()))}</td>"
+            "</tr>"
+            for event in events[-MOST_EVENTS:]
+        ]
+        headers = "<th>Step</th><th>Tokens</th><th class='words'>What</th><th class='words'>Details</th>"
+        parts.append(run_heading(index, run.name) + more + table(headers, rows))
+    return section("Events", "What happened besides updates and evaluations.", "".join(parts))
+
+
+def _task_table(by_task: dict[tuple[str, str], list[RunCurve]], runs: Sequence[ReportedRun]) -> str:
+    headers = ("Start", "End", "End minus start<small>± SE</small>", "Largest fall<small>± SE</small>", "Recovery",
+               "Significant fall<small>family-wise 5 %</small>")  # fmt: skip
+    rows = []
+    for (role, name), curves in by_task.items():
+        unit = "accuracy" if curves[0].curve.unit == WRONG else "nats per token, rise instead of fall"
+        rows.append(group_row(f"{set_title(role, name, 'tasks')} ({unit})", len(headers) + 1))
+        rows += [_task_row(runs[item.index].name, item.gap, item.curve.unit == WRONG) for item in curves]
+    return table("<th>Run</th>" + "".join(f"<th>{header}</th>" for header in headers), rows)
+
+
+def _task_row(run: str, gap: GapFigures, accuracy: bool) -> str:
+    name = f"<td class='words'>{escape(run)}</td>"
+    if gap.missing is not None or gap.baseline is None or gap.final is None or gap.depth is None:
+        return f"<tr>{name}<td colspan='6' class='words missing'>{escape(gap.missing or 'not recorded')}</td></tr>"
+    start, end = gap.baseline, gap.baseline + gap.final
+    judged = '<span class="missing">not testable</span>' if gap.significant is None else "no"
+    cells = [
+        number(1 - start if accuracy else start, "{:.4f}"),
+        number(1 - end if accuracy else end, "{:.4f}"),
+        with_error(0.0 - gap.final if accuracy else gap.final, gap.final_standard_error),
+        with_error(0.0 - gap.depth if accuracy else gap.depth, gap.depth_standard_error),
+        recovery_words(gap),
+        "yes" if gap.significant else judged,
+    ]
+    return f"<tr>{name}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _continual(runs: Sequence[ReportedRun]) -> str:
+    measured = [(run.name, continual_measures([curve for curve, _ in run.tasks])) for run in runs]
+    if all(one.min_accuracy is None for _, one in measured):
+        return ""
+    widths = list(measured[0][1].windowed_forgetting)
+    headers = "<th>Run</th><th>min-ACC</th><th>WC-ACC</th>"
+    for width in widths:
+        headers += f"<th>WF<small>w = {width}</small></th><th>WP<small>w = {width}</small></th>"
+    note = (
+        "Of De Lange et al. (arXiv:2205.13452): the lowest accuracy of the general tasks on average, the same with the "
+        "domain tasks' last one, and the largest fall (WF) and gain (WP) within w equally spaced evaluations."
+    )
+    title = f'<h3 class="run">Continual evaluation</h3><p class="note">{note}</p>'
+    return title + table(headers, [_continual_row(name, one, widths) for name, one in measured])
+
+
+def _continual_row(run: str, measures: ContinualMeasures, widths: Sequence[str]) -> str:
+    values = [measures.min_accuracy, measures.worst_case_accuracy]
+    for width in widths:
+        values += [measures.windowed_forgetting[width], measures.windowed_plasticity[width]]
+    cells = ['<span class="missing">too few marks</span>' if value is None else f"{value:.4f}" for value in values]
+    return f"<tr><td class='words'>{escape(run)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _time_row(run: ReportedRun) -> str:
+    seconds = run.signals.seconds
+    training = seconds.get("train")
+    evaluations = sum(value for kind, value in seconds.items() if kind != "train")
+    speed = run.signals.speed.values[np.isfinite(run.signals.speed.values)]
+    share = evaluations / (training + evaluations) if training else None
+    cells = [
+        number(float(np.median(speed)) if len(speed) else None, "{:,.0f}"),
+        number(training, "{:,.1f}"),
+        number(evaluations, "{:,.1f}"),
+        number(None if share is None else 100 * share, "{:.1f} %"),
+    ]
+    return f"<tr><td class='words'>{escape(run.name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

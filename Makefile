@@ -1,6 +1,7 @@
 # make install      .venv with everything in it
 # make quickstart   the main job, end to end, on text that every machine has
 # make test         the test suite (test-all: with the long tests)
+# make parity       every way to share the work against one process, as a table
 # make check        lint, types, rooms
 #
 # TORCH=system      keep the torch that the container brings (NGC images): .venv sees the system's packages
@@ -12,10 +13,10 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check clean
+.PHONY: help install quickstart test test-all parity check clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | head -8
+	@sed -n 's/^# \?//p' Makefile | head -9
 
 install: .venv/.installed
 
@@ -31,6 +32,9 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -m ""
+
+parity: install
+	$(BIN)/python -m tests.parallel.matrix
 
 check: install
 	$(BIN)/ruff check .

@@ -1,20 +1,25 @@
 """Training speed on this machine: our trainer against plain PyTorch and against a bare Megatron-Core loop.
 
-    python benchmarks/train_step.py
+    python benchmarks/train_step.py             four shapes on this processor, within five minutes
+    python benchmarks/train_step.py --all       4x128, 6x256, 8x512; vocabulary 4k, 32k; sequences of 512, 1,024
+    python benchmarks/train_step.py --gpu       1B and 8B Llama shapes in bf16: tokens/s, MFU, memory
 
-In one process, with the same threads, the three take turns on each shape, round after round; a speed is the
+In one process, with the same threads, the variants take turns on each shape, round after round; a speed is the
 median over rounds. Ours is the whole trainer: data read from disk, source losses, records, TensorBoard.
-Plain is a Llama in plain PyTorch with scaled_dot_product_attention and fused AdamW, on a batch in memory.
-Bare is Megatron-Core's model, schedule and optimizer with our kernels, on a batch in memory.
-The ratio is ours over plain, the worst of the shapes.
+Plain is a Llama in plain PyTorch with scaled_dot_product_attention and fused AdamW, on a batch in memory;
+compiled is the same under torch.compile. Bare is Megatron-Core's model, schedule and optimizer with our kernels,
+on a batch in memory. The ratio is ours over plain, the worst of the shapes. At the end, where the time of a step
+of ours goes on the first shape.
 """
 
+import argparse
+import copy
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +32,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.indexed import IndexedWriter
+from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.families.size import flops_per_token
+from megatron_cpt.model.specs import choose_kernels
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.train.assemble import Run, assemble
-from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.journal import Journal, peak_flops
+from megatron_cpt.train.optimizer import clear_gradients
 from megatron_cpt.train.step import train_step
 
 LEARNING_RATE = 1e-4
@@ -51,7 +60,13 @@ class Shape:
     sequences: int
     """Sequences of a step, in one micro batch."""
     rounds: int
-    """Steps that are timed, after one that is not."""
+    """Steps that are timed, after two that are not."""
+    ffn_hidden: int = 0
+    """Width inside the MLP; 0: 11/4 of the hidden width."""
+    head_dim: int = 32
+    """Width of a head."""
+    query_groups: int = 0
+    """Key and value heads; 0: half the heads."""
 
     @property
     def name(self) -> str:
@@ -60,49 +75,131 @@ class Shape:
 
 SHAPES = (
     Shape(4, 128, 4096, 512, 4, 12),
-    Shape(6, 256, 4096, 1024, 2, 8),
-    Shape(8, 512, 32768, 1024, 1, 4),
+    Shape(4, 128, 32768, 512, 4, 6),
+    Shape(6, 256, 4096, 1024, 2, 6),
+    Shape(8, 512, 32768, 1024, 1, 3),
+)
+ALL_SHAPES = tuple(
+    Shape(layers, hidden, vocabulary, length, sequences, 6)
+    for layers, hidden, sequences in ((4, 128, 4), (6, 256, 2), (8, 512, 1))
+    for vocabulary in (4096, 32768)
+    for length in (512, 1024)
+)
+# Llama 3.2 1B and Llama 3.1 8B, sequences of 4,096 tokens.
+GPU_SHAPES = (
+    Shape(16, 2048, 128256, 4096, 4, 10, ffn_hidden=8192, head_dim=64, query_groups=8),
+    Shape(32, 4096, 128256, 4096, 1, 10, ffn_hidden=14336, head_dim=128, query_groups=8),
 )
 
 
 def main() -> None:
-    """Measures all shapes and prints the table and the result."""
+    """Measures the shapes and prints the table and the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="all twelve shapes")
+    parser.add_argument("--gpu", action="store_true", help="1B and 8B in bf16 on a GPU")
+    options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     groups.join_world()
-    print(machine())
-    print(f"{'shape':<48} {'plain':>9} {'bare':>9} {'ours':>9}  tokens/s   ours/plain  ours/bare")
+    print(machine(), f"kernels: {choose_kernels()}", sep="\n")
+    if options.gpu:
+        measure_gpu()
+    else:
+        measure_cpu(ALL_SHAPES if options.all else SHAPES)
+
+
+def measure_cpu(shapes: tuple[Shape, ...]) -> None:
+    """All variants on each shape, in fp32."""
+    print(f"{'tokens/s':<48} {'plain':>9} {'compiled':>9} {'bare':>9} {'ours':>9}  ours/plain  ours/bare")
     worst, details = float("inf"), {}
-    for shape in SHAPES:
+    for shape in shapes:
         with tempfile.TemporaryDirectory() as folder:
-            speeds = measure(shape, Path(folder))
+            speeds = measure(shape, Path(folder), profiled=shape is shapes[0])
         over_plain, over_bare = speeds["ours"] / speeds["plain"], speeds["ours"] / speeds["bare"]
-        columns = " ".join(f"{speeds[name]:>9.0f}" for name in ("plain", "bare", "ours"))
-        print(f"{shape.name:<48} {columns} {over_plain:>20.3f} {over_bare:>10.3f}", flush=True)
+        columns = " ".join(f"{speeds[name]:>9.0f}" for name in ("plain", "compiled", "bare", "ours"))
+        print(f"{shape.name:<48} {columns} {over_plain:>11.3f} {over_bare:>10.3f}", flush=True)
         details[shape.name] = {name: round(speed, 1) for name, speed in speeds.items()}
         worst = min(worst, over_plain)
     print_result("train_step", worst, "eager plain PyTorch, SDPA, fused AdamW; the worst shape", details)
 
 
-def measure(shape: Shape, folder: Path) -> dict[str, float]:
+def measure_gpu() -> None:
+    """Our trainer alone in bf16, with as many layers as fit. MFU: causal attention at half, no recomputation."""
+    assert torch.cuda.is_available(), "--gpu needs a GPU"
+    details, worst = {}, float("inf")
+    for shape in GPU_SHAPES:
+        with tempfile.TemporaryDirectory() as folder:
+            config = write_inputs(shape, Path(folder), "bf16")
+            largest = 0.9 * torch.cuda.get_device_properties(0).total_memory
+            while memory_per_rank(read_shape(config.model.hf), config, 1).total > largest:
+                shape = replace(shape, layers=shape.layers - 1)
+                config = write_inputs(shape, Path(folder), "bf16")
+            model = read_shape(config.model.hf)
+            step = our_step(start(config))
+            seconds = []
+            for _ in range(shape.rounds + 2):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                step()
+                torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - began)
+        per_step = statistics.median(seconds[2:])
+        speed = shape.sequences * shape.length / per_step
+        flops, peak = flops_per_token(model, shape.length), peak_flops()
+        mfu = speed * flops / peak if peak else float("nan")
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{shape.name}: {speed:,.0f} tokens/s, {per_step:.3f} s a step, MFU {mfu:.1%}, {memory:.1f} GiB")
+        details[shape.name] = {"tokens_per_second": speed, "mfu": mfu, "memory_gib": memory}
+        worst = min(worst, mfu)
+    print_result("train_step_gpu", worst, "dense bf16 peak of the GPU (MFU); the worst shape", details)
+
+
+def start(config: RunConfig) -> Run:
+    """A run, ready for its first step."""
+    folder = RunFolder(config.run.folder)
+    folder.create()
+    return assemble(config, make_plan(config), folder)
+
+
+def measure(shape: Shape, folder: Path, profiled: bool) -> dict[str, float]:
     """Tokens per second of each variant: median over interleaved rounds."""
-    config = write_inputs(shape, folder)
-    run_folder = RunFolder(config.run.folder)
-    run_folder.create()
-    run = assemble(config, make_plan(config), run_folder)
-    steps = {"plain": plain_step(shape, folder), "bare": bare_step(run, shape), "ours": our_step(run)}
+    run = start(write_inputs(shape, folder, "fp32"))
+    plain = PlainLlama(read_shape(folder / "hf"), shape.length)
+    compiled = torch.compile(copy.deepcopy(plain))
+    steps = {
+        "plain": plain_step(plain, shape),
+        "compiled": plain_step(compiled, shape),
+        "bare": bare_step(run, shape),
+        "ours": our_step(run),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(shape.rounds + 1):
+    for _ in range(shape.rounds + 2):
         for name, step in steps.items():
             started = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - started)
+    if profiled:
+        print_profile({name: steps[name] for name in ("plain", "bare", "ours")})
     tokens = shape.sequences * shape.length
-    return {name: tokens / statistics.median(times[1:]) for name, times in seconds.items()}
+    return {name: tokens / statistics.median(times[2:]) for name, times in seconds.items()}
 
 
-def plain_step(shape: Shape, folder: Path) -> Callable[[], None]:
+def print_profile(steps: dict[str, Callable[[], None]], repeats: int = 4) -> None:
+    """Where the processor's time of one step goes, by operation, in milliseconds; and what is not in any of them."""
+    found: dict[str, dict[str, float]] = {}
+    for name, step in steps.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(repeats):
+                step()
+        found[name] = {row.key: row.self_cpu_time_total / 1000 / repeats for row in profile.key_averages()}
+    keys = sorted(found["ours"], key=lambda key: -found["ours"][key])[:12]
+    print(f"\n{'milliseconds of a step, under the profiler':<44} {'plain':>8} {'bare':>8} {'ours':>8}")
+    for key in keys:
+        print(f"  {key[:42]:<42} " + " ".join(f"{times.get(key, 0.0):>8.1f}" for times in found.values()))
+    print(f"  {'all operations':<42} " + " ".join(f"{sum(times.values()):>8.1f}" for times in found.values()) + "\n")
+
+
+def plain_step(model: torch.nn.Module, shape: Shape) -> Callable[[], None]:
     """A step of plain PyTorch."""
-    model = PlainLlama(read_shape(folder / "hf"), shape.length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens, labels = random_batch(shape)
 
@@ -127,12 +224,11 @@ def bare_step(run: Run, shape: Shape) -> Callable[[], None]:
         return model(tokens, positions, None, labels=labels), lambda nats: (nats.sum(), count.clone(), nats.detach())
 
     def step() -> None:
-        run.model.zero_grad_buffer()
-        run.optimizer.zero_grad()
+        clear_gradients(run.model, run.optimizer)
         get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=None,
-            model=run.model,
+            model=list(run.model),
             num_microbatches=1,
             seq_length=shape.length,
             micro_batch_size=shape.sequences,
@@ -165,19 +261,19 @@ def random_batch(shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def write_inputs(shape: Shape, folder: Path) -> RunConfig:
+def write_inputs(shape: Shape, folder: Path, precision: str) -> RunConfig:
     """A model folder without weights, a dataset of random tokens, and the config of a run on them."""
     hf = folder / "hf"
-    hf.mkdir()
+    hf.mkdir(exist_ok=True)
     write_json(
         hf / "config.json",
         {
             "model_type": "llama",
             "hidden_size": shape.hidden,
-            "intermediate_size": shape.hidden * 11 // 4,
+            "intermediate_size": shape.ffn_hidden or shape.hidden * 11 // 4,
             "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.hidden // 32,
-            "num_key_value_heads": shape.hidden // 64,
+            "num_attention_heads": shape.hidden // shape.head_dim,
+            "num_key_value_heads": shape.query_groups or shape.hidden // shape.head_dim // 2,
             "vocab_size": shape.vocabulary,
             "max_position_embeddings": shape.length,
             "tie_word_embeddings": False,
@@ -191,7 +287,9 @@ def write_inputs(shape: Shape, folder: Path) -> RunConfig:
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(hf / "tokenizer.json"))
     write_json(hf / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
-    with IndexedWriter(folder / "data", np.uint16, shape.vocabulary) as writer:
+    with IndexedWriter(
+        folder / "data", np.int32 if shape.vocabulary > 65_500 else np.uint16, shape.vocabulary
+    ) as writer:
         writer.add(np.random.default_rng(0).integers(1, shape.vocabulary, 100_000))
     return config_from_dict(
         {
@@ -202,7 +300,7 @@ def write_inputs(shape: Shape, folder: Path) -> RunConfig:
                 "tokens": "1000 steps",
                 "global_batch_size": shape.sequences,
                 "micro_batch_size": shape.sequences,
-                "precision": "fp32",
+                "precision": precision,
             },
             "schedule": {"kind": "constant", "peak": LEARNING_RATE},
         }

@@ -15,7 +15,13 @@ import torch
 import yaml
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from megatron_cpt.corpus.job import PrepareSettings
 from megatron_cpt.corpus.prepare import prepare
@@ -38,6 +44,14 @@ class Workshop:
     def prefix(self, corpus: str) -> str:
         """Prefix of a corpus's dataset; its validation part is beside it."""
         return str(self.folder / corpus)
+
+    def hf_with_experts(self) -> Path:
+        """Hugging Face folder of a model of the same size with four experts a layer, made when first asked for."""
+        folder = self.folder / "hf-experts"
+        if not folder.exists():
+            write_model_with_experts(folder)
+            write_tokenizer_of(self, folder)
+        return folder
 
     @property
     def tasks(self) -> dict[str, Any]:
@@ -158,3 +172,25 @@ def write_model(folder: Path, **changes: Any) -> None:
         "eos_token_id": 0,
     }
     LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
+
+
+def write_model_with_experts(folder: Path) -> None:
+    """A Qwen3 with four experts a layer, two of them for each token."""
+    torch.manual_seed(0)
+    settings = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        moe_intermediate_size=24,
+        num_experts=4,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=0.01,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    Qwen3MoeForCausalLM(settings).save_pretrained(folder)

@@ -114,7 +114,7 @@ def card_of(checkpoint: Path, name: str) -> str:
     return model_card(parent, name, training, history)
 
 
-def load_model(source: Path, shape: ModelShape, precision: Precision) -> GPTModel:
+def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[GPTModel]:
     """The model of a checkpoint or of a Hugging Face folder, without the wrappers of training."""
     if is_complete(source):
         model = build_bare(shape, source / "hf", precision)
@@ -125,7 +125,7 @@ def load_model(source: Path, shape: ModelShape, precision: Precision) -> GPTMode
     return model
 
 
-def build_bare(shape: ModelShape, hf_folder: Path, precision: Precision) -> GPTModel:
+def build_bare(shape: ModelShape, hf_folder: Path, precision: Precision) -> list[GPTModel]:
     """The model of a shape, on the layout that this process is in, its weights not yet set."""
     config = RunConfig(
         run=RunSettings(folder=str(hf_folder)),
@@ -164,11 +164,12 @@ def verify(source: Path, hf_folder: Path, sequences: int = 2, length: int = 64) 
 
 
 @torch.no_grad()
-def megatron_logits(model: GPTModel, shape: ModelShape, tokens: Tensor) -> Tensor | None:
+def megatron_logits(chunks: list[GPTModel], shape: ModelShape, tokens: Tensor) -> Tensor | None:
     """Megatron-Core's logits under any layout: tokens int64 [b, s] to float32 [b, s, vocabulary] on the CPU.
 
     Every rank calls it with the same tokens; the last pipeline stage has the logits, the others None.
     """
+    (model,) = chunks
     tokens = tokens.to(groups.device())
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     stage, pipeline = groups.pipeline_rank(), groups.pipeline_group()

@@ -9,6 +9,7 @@ The folder must be on a file system that all ranks share.
 """
 
 import shutil
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Weight = tuple[Tensor, Rule, Place]
 
 
 def export_hf(
-    model: GPTModel,
+    model: Sequence[GPTModel],
     shape: ModelShape,
     hf_folder: Path,
     output: Path,
@@ -45,7 +46,7 @@ def export_hf(
     """Writes the model as a Hugging Face folder that is absent or whole. Every rank calls it.
 
     Args:
-        model: this rank's part, without the wrappers of training.
+        model: this rank's chunks, without the wrappers of training.
         hf_folder: where config.json, tokenizer and generation config are taken from.
         dtype: float32, bfloat16 or float16; None: that of hf_folder, or of the model where it states none.
         lineage: content of lineage.json; None writes none.
@@ -55,7 +56,7 @@ def export_hf(
         BadInput: there is something at `output` already.
         NumericsFault: a weight is too large for float16.
     """
-    name = dtype or shape.dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
+    name = dtype or shape.dtype or str(next(model[0].parameters()).dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise BadInput(Fault(f"dtype {name}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
     partial = output.with_name(f".{output.name}.partial")
@@ -93,13 +94,13 @@ def make_partial(output: Path, partial: Path) -> None:
 
 
 def write_weights(
-    model: GPTModel, shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
+    model: Sequence[GPTModel], shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
 ) -> dict[str, list[str]]:
     """Writes all safetensors; every rank calls it. Returns the tensors of every file."""
     exported = [weight for weight in weights_of(model, shape) if weight[1].exported]
     # Experts have replicas of their own, and files of their own: other ranks share them.
     shards: list[list[Weight]] = []
-    if groups.data_rank() == 0:
+    if groups.token_rank() == 0:
         shards += fill_shards([weight for weight in exported if not weight[1].of_expert], shape, dtype, shard_bytes)
     if groups.expert_data_rank() == 0:
         shards += fill_shards([weight for weight in exported if weight[1].of_expert], shape, dtype, shard_bytes)

@@ -7,7 +7,7 @@ soon as it is full. Numbers are copied, never computed, so there and back is bit
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
@@ -27,11 +27,11 @@ from megatron_cpt.parallel import groups
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_hf_weights(model: GPTModel, shape: ModelShape, folder: Path) -> None:
+def load_hf_weights(model: Sequence[GPTModel], shape: ModelShape, folder: Path) -> None:
     """Fills this rank's part of a model from the safetensors of a folder, in the model's dtype, in place.
 
     Args:
-        model: what this rank owns of it (one pipeline stage or a chunk of one), not yet wrapped for training.
+        model: the chunks that this rank owns, not yet wrapped for training.
         shape: the folder's shape, with which the model was built.
     Raises:
         BadInput: pickles; tensors missing, surplus, of another size or dtype, not finite.
@@ -101,13 +101,14 @@ def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_of(model: GPTModel, shape: ModelShape) -> Iterator[tuple[Tensor, Rule, Place]]:
+def weights_of(model: Sequence[GPTModel], shape: ModelShape) -> Iterator[tuple[Tensor, Rule, Place]]:
     """The parameters of this rank, each with its rule and its place in the whole model, in their order."""
     table = name_table(shape)
-    for name, parameter in model.named_parameters():
-        whole_name = global_name(model, name)
-        assert whole_name in table, f"the name table of {shape.family} has no {whole_name}"
-        yield parameter.data, *table[whole_name]
+    for chunk in model:
+        for name, parameter in chunk.named_parameters():
+            whole_name = global_name(chunk, name)
+            assert whole_name in table, f"the name table of {shape.family} has no {whole_name}"
+            yield parameter.data, *table[whole_name]
 
 
 def global_name(model: GPTModel, name: str) -> str:

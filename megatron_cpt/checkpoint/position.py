@@ -26,10 +26,23 @@ class Layout:
     """Pipeline stages."""
     distributed_optimizer: bool
     """Whether optimizer state was sharded over replicas."""
+    virtual_pipeline: int = 1
+    """Model chunks of a stage."""
+    context: int = 1
+    """Ranks that shared a sequence."""
+    expert: int = 1
+    """Ranks that shared the experts of a layer."""
 
     def __str__(self) -> str:
         optimizer = "a distributed" if self.distributed_optimizer else "a plain"
-        return f"{self.world} ranks, tensor {self.tensor}, pipeline {self.pipeline}, {optimizer} optimizer"
+        further = {"chunks of a stage": self.virtual_pipeline, "context": self.context, "expert": self.expert}
+        sizes = "".join(f", {name} {size}" for name, size in further.items() if size > 1)
+        return f"{self.world} ranks, tensor {self.tensor}, pipeline {self.pipeline}{sizes}, {optimizer} optimizer"
+
+    @property
+    def model_sizes(self) -> tuple[int, ...]:
+        """What decides which parameters a rank holds."""
+        return self.tensor, self.pipeline, self.virtual_pipeline, self.expert
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ def layout_faults(checkpoint: Path, position: Position, now: Layout) -> list[Fau
         rule = "the state of one kind of optimizer cannot be turned into that of the other."
         setting = f"parallel.distributed_optimizer={str(before.distributed_optimizer).lower()}"
         return [Fault(shown, rule, f"Go on with {setting}.")]
-    model_differs = (before.tensor, before.pipeline) != (now.tensor, now.pipeline)
+    model_differs = before.model_sizes != now.model_sizes
     if before.distributed_optimizer and position.sharding == FREQUENT and model_differs:
         rule = f"optimizer state saved as {FREQUENT} loads with the same tensor and pipeline sizes alone."
         remedy = (

@@ -10,7 +10,7 @@ checkpoints/step-00000400/
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from megatron_cpt.parallel.collectives import all_agree
 from megatron_cpt.parallel.seed import restore_random_state
 
 
-def load(checkpoint: Path, model: GPTModel, optimizer: MegatronOptimizer, layout: Layout) -> Position:
+def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimizer, layout: Layout) -> Position:
     """Puts model, optimizer and, on the layout that wrote them, random states back. Every rank calls it.
 
     The caller mends the optimizer afterwards (train/optimizer.py). On another layout the random states stay as
@@ -43,24 +43,24 @@ def load(checkpoint: Path, model: GPTModel, optimizer: MegatronOptimizer, layout
     refuse(layout_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
     content = model_state(model)
-    content["optimizer"] = optimizer_state(optimizer, content["model"], position.sharding, is_loading=True)
+    content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
     if position.layout == layout:
         content["random"] = random_object({})
     with quiet():
         loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
-    model.load_state_dict(loaded["model"])
+    load_model_state(model, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
     if position.layout == layout:
         restore_random_state(loaded["random"])
     return position
 
 
-def load_weights(checkpoint: Path, model: GPTModel) -> None:
+def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
     with quiet():
         loaded = dist_checkpointing.load(model_state(model), str(checkpoint / "shards"))
-    model.load_state_dict(loaded["model"])
+    load_model_state(model, loaded)
 
 
 def verify_and_vet(checkpoint: Path) -> None:
@@ -78,9 +78,20 @@ def verify_and_vet(checkpoint: Path) -> None:
         raise fault or IntegrityFault(f"{checkpoint}: refused by rank 0")
 
 
-def model_state(model: GPTModel) -> dict[str, Any]:
-    """The model's part of a checkpoint, with its tensors in place."""
-    return {"model": model.sharded_state_dict()}
+def model_state(model: Sequence[GPTModel]) -> dict[str, Any]:
+    """The model's part of a checkpoint, with its tensors in place: an entry for each chunk, as in Megatron-LM."""
+    return {name: chunk.sharded_state_dict() for name, chunk in zip(chunk_names(model), model, strict=True)}
+
+
+def load_model_state(model: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
+    """Puts what was loaded into the chunks."""
+    for name, chunk in zip(chunk_names(model), model, strict=True):
+        chunk.load_state_dict(loaded[name])
+
+
+def chunk_names(model: Sequence[GPTModel]) -> list[str]:
+    """Under which names the chunks of this rank stand in a checkpoint."""
+    return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
 
 
 def optimizer_state(

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,9 @@ class CheckpointWriter:
         self._queue = AsyncCallsQueue(persistent=False)  # persistent workers die on a CPU, and training then hangs
         self._pending: Path | None = None
 
-    def begin(self, model: GPTModel, optimizer: MegatronOptimizer, position: Position, hf_folder: Path) -> float:
+    def begin(
+        self, model: Sequence[GPTModel], optimizer: MegatronOptimizer, position: Position, hf_folder: Path
+    ) -> float:
         """Takes the state as it is and starts writing it. An earlier save must have ended.
 
         Returns:
@@ -65,7 +67,7 @@ class CheckpointWriter:
             make_folder(checkpoint, position, hf_folder)
         barrier()
         content = model_state(model)
-        content["optimizer"] = optimizer_state(optimizer, content["model"], position.sharding)
+        content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding)
         content["random"] = random_object(random_state())
         with quiet():
             request = dist_checkpointing.save(

@@ -134,6 +134,9 @@ class DataSettings:
     """The sources by name. The name is part of the order: a renamed source is another source."""
     replay_ratio: Share | None = None
     """Share of all training tokens that `replay` sources give. None: weights alone decide."""
+    attention: Literal["across_documents", "within_documents"] = "across_documents"
+    """Whether a token sees what stands before it in its sequence, as in Megatron-LM, or in its own document alone.
+    Validation sets are read alike, and a set's identity says so."""
     phases: list[PhaseSettings] = field(default_factory=list)
     """Stretches of training with other blends. Empty: one blend for the whole run."""
     when_exhausted: Literal["error", "redistribute", "stop"] = "error"

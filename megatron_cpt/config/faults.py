@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from megatron_cpt.config.blend_faults import phase_faults, share_faults, source_faults
 from megatron_cpt.config.errors import Fault
+from megatron_cpt.config.layout_faults import layout_faults, nearest_multiples
 from megatron_cpt.config.marks import LOG_MARKS_GRAMMAR, parse_log_marks
 from megatron_cpt.config.megatron_names import DDP, OPTIMIZER, TRANSFORMER, contradictions
 from megatron_cpt.config.names import name_faults, path_faults
@@ -45,34 +46,6 @@ def run_faults(config: RunConfig) -> Iterator[Fault]:
     ):
         if not folder.strip():
             yield Fault(f"{name} = '{folder}'", "a folder needs a name.", remedy)
-
-
-def layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
-    """Batches and model parts that the ranks cannot share evenly."""
-    parallel, training = config.parallel, config.training
-    if parallel.virtual_pipeline > 1:
-        yield Fault(
-            f"parallel.virtual_pipeline = {parallel.virtual_pipeline}",
-            "interleaved pipelines are not supported in this version.",
-            "Set it to 1.",
-        )
-    model_ranks = parallel.tensor * parallel.pipeline
-    if world_size is not None and world_size % model_ranks:
-        yield Fault(
-            f"{world_size} ranks",
-            f"each copy of the model takes parallel.tensor * parallel.pipeline = {model_ranks} ranks.",
-            f"Start a multiple of {model_ranks} ranks, or lower those sizes.",
-        )
-        return
-    replicas = 1 if world_size is None else world_size // model_ranks
-    forward = training.micro_batch_size * replicas
-    if training.global_batch_size % forward:
-        factors = "training.micro_batch_size" + (" * data-parallel ranks" if replicas > 1 else "")
-        yield Fault(
-            f"training.global_batch_size = {training.global_batch_size}",
-            f"it should be a multiple of {factors} = {forward}.",
-            f"The nearest are {_nearest_multiples(training.global_batch_size, forward)}.",
-        )
 
 
 def optimizer_faults(config: RunConfig) -> Iterator[Fault]:
@@ -132,7 +105,7 @@ def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
     kept, every = checkpoint.keep_every.steps(step), checkpoint.every.steps(step)
     if kept % every:
         rule = f"{kept} steps are not a multiple of checkpoint.every, {every} steps."
-        yield Fault(shown, rule, f"The nearest are {_nearest_multiples(kept, every)} steps.")
+        yield Fault(shown, rule, f"The nearest are {nearest_multiples(kept, every)} steps.")
 
 
 def _mark_faults(name: str, marks: MarksSettings) -> Iterator[Fault]:
@@ -142,8 +115,3 @@ def _mark_faults(name: str, marks: MarksSettings) -> Iterator[Fault]:
         parse_log_marks(marks.log)
     except ValueError:
         yield Fault(f"{name}.log = '{marks.log}'", f"it should read like {LOG_MARKS_GRAMMAR}.", "Rewrite it.")
-
-
-def _nearest_multiples(number: int, factor: int) -> str:
-    below = number // factor * factor
-    return f"{below} and {below + factor}" if below else f"{factor} and {2 * factor}"

@@ -42,6 +42,10 @@ TRANSFORMER = {
         ("params_dtype", "pipeline_dtype", "bf16", "fp16", "enable_autocast", "autocast_dtype"), _PRECISION
     ),
     "tensor_model_parallel_size": "`parallel.tensor`",
+    "sequence_parallel": "`parallel.sequence`",
+    "context_parallel_size": "`parallel.context`",
+    "expert_model_parallel_size": "`parallel.expert`",
+    **dict.fromkeys(("recompute_granularity", "recompute_method", "recompute_num_layers"), "`training.recompute`"),
     "pipeline_model_parallel_size": "`parallel.pipeline`",
     **dict.fromkeys(
         (
@@ -55,10 +59,7 @@ TRANSFORMER = {
     ),
     **dict.fromkeys(
         (
-            "sequence_parallel",
-            "context_parallel_size",
             "hierarchical_context_parallel_sizes",
-            "expert_model_parallel_size",
             "expert_tensor_parallel_size",
             "calculate_per_token_loss",
             "variable_seq_lengths",
@@ -67,6 +68,7 @@ TRANSFORMER = {
             "no_sync_func",
             "grad_sync_func",
             "param_sync_func",
+            "moe_layer_recompute",
             "timers",
         )
     ),
@@ -87,6 +89,8 @@ OPTIMIZER = {
 }
 DDP = {
     "use_distributed_optimizer": "`parallel.distributed_optimizer`",
+    "overlap_grad_reduce": "`parallel.overlap_gradient_reduce`",
+    "overlap_param_gather": "`parallel.overlap_parameter_gather`",
     **dict.fromkeys(("grad_reduce_in_fp32", "average_in_collective", "use_megatron_fsdp", "use_custom_fsdp")),
 }
 

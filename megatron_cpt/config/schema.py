@@ -88,6 +88,9 @@ class TrainingSettings:
     """Sequences of one forward pass of one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model. bf16 keeps fp32 main parameters; CPUs without bf16 units want fp32."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass in place of being kept: `selective` those of the MLP or the
+    experts (of attention where a layer computes both side by side), `full` those of whole layers."""
     on_bad_step: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite, always before the update: `stop` ends the run with exit code 4;
     `skip` leaves the update out and goes on with the next sequences, ten times in a row at most."""
@@ -119,12 +122,24 @@ class ParallelSettings:
 
     tensor: Count = 1
     """Tensor-parallel size."""
+    sequence: bool = False
+    """Divides sequences over the tensor-parallel ranks between attention and MLP (sequence parallelism): less memory
+    for the same traffic."""
     pipeline: Count = 1
     """Pipeline-parallel size (stages)."""
     virtual_pipeline: Count = 1
-    """Model chunks of a stage (interleaved pipeline)."""
+    """Model chunks of a stage (interleaved pipeline): less idle time, more traffic."""
+    context: Count = 1
+    """Context-parallel size: ranks that share each sequence, for sequences too long for one."""
+    expert: Count = 1
+    """Expert-parallel size: ranks among which the experts of a layer are divided. They are ranks that would otherwise
+    hold the same experts (data and context parallel), so it takes no further ranks."""
     distributed_optimizer: bool = False
     """Shards optimizer state over data-parallel ranks (ZeRO-1)."""
+    overlap_gradient_reduce: bool = False
+    """Sums gradients over data-parallel ranks while the backward pass goes on."""
+    overlap_parameter_gather: bool = False
+    """Gathers parameters that the distributed optimizer updated while the next forward pass goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)

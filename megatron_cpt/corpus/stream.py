@@ -129,6 +129,23 @@ class TokenStream:
             position = (position + count) % self.tokens
         return out
 
+    def document_starts(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """Where documents begin in [start, start + length) of the endless stream, counted from start, ascending."""
+        found = [np.empty(0, np.int64)]
+        filled, position = 0, start % self.tokens
+        while filled < length:
+            number = bisect_right(self._ends, position)
+            part = self._parts[number]
+            offset = position - (self._ends[number] - part.tokens)
+            count = min(length - filled, part.tokens - offset)
+            begins = part.document_starts
+            inside = begins[begins.searchsorted(offset) : begins.searchsorted(offset + count)]
+            found.append(inside - offset + filled)
+            filled += count
+            position = (position + count) % self.tokens
+        # Documents without tokens begin where the next one does.
+        return np.unique(np.concatenate(found))
+
 
 class _WholeDataset:
     """All tokens of a dataset."""
@@ -141,6 +158,10 @@ class _WholeDataset:
     @cached_property
     def _ids(self) -> npt.NDArray[Any]:
         return np.asarray(self._dataset.tokens)
+
+    @cached_property
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        return self._dataset.document_starts[:-1]
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -165,6 +186,10 @@ class _SelectedDocuments:
     @cached_property
     def _ids(self) -> npt.NDArray[Any]:
         return np.asarray(self._part.dataset.tokens)
+
+    @cached_property
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        return self._ends - self._part.lengths
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from megatron_cpt.corpus.stream import TokenStream
@@ -33,6 +34,8 @@ class TrainingData:
     """Tokens of a sequence."""
     seed: int
     """Seed of the run."""
+    within_documents: bool = False
+    """Whether attention stays within documents."""
 
     def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro batches of the global batch that begins at an index of the order."""
@@ -40,4 +43,13 @@ class TrainingData:
             indices = micro_batch_indices(self.slots, first_index, micro_batch, self.seed)
             place = self.order.locate(indices)
             tokens = windows(self.streams, place.source, place.sequence, self.sequence_length)
-            yield make_batch(tokens, np.full(len(indices), self.sequence_length), place.source, device)
+            starts = self._document_starts(place.source, place.sequence) if self.within_documents else None
+            yield make_batch(tokens, np.full(len(indices), self.sequence_length), place.source, device, starts)
+
+    def _document_starts(
+        self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64]
+    ) -> list[npt.NDArray[np.int64]]:
+        return [
+            self.streams[source].document_starts(sequence * self.sequence_length, self.sequence_length)
+            for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True)
+        ]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_cpt.data.batches import Batch
-from megatron_cpt.model.build import unwrap
+from megatron_cpt.model.build import inner_model
 from megatron_cpt.parallel import groups
 
 
@@ -28,7 +28,7 @@ def score(batch: Batch, model: torch.nn.Module, logits: Tensor) -> tuple[Tensor,
     logits: [b, s, v].
     """
     # Megatron-Core's own cross entropy, the same as in training.
-    nats = unwrap(model).compute_language_model_loss(batch.labels, logits.transpose(0, 1).contiguous()).float()
+    nats = inner_model(model).compute_language_model_loss(batch.labels, logits.transpose(0, 1).contiguous()).float()
     unlikely = (likeliest(logits) != batch.labels) * batch.loss_mask
     kept = torch.stack([(nats * batch.loss_mask).sum(1, dtype=torch.float64), unlikely.sum(1, dtype=torch.float64)])
     return kept[0].sum(), batch.loss_mask.sum().to(torch.int), kept

@@ -30,7 +30,7 @@ SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 class MegatronLM(TemplateLM):
     """What the harness asks of a model."""
 
-    def __init__(self, model: GPTModel, hf_folder: Path, longest: int, micro_batch_size: int) -> None:
+    def __init__(self, model: Sequence[GPTModel], hf_folder: Path, longest: int, micro_batch_size: int) -> None:
         super().__init__()
         self.tokenizer = AutoTokenizer.from_pretrained(hf_folder)
         self._model, self._longest, self._micro_batch_size = model, longest, micro_batch_size

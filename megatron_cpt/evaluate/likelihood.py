@@ -12,12 +12,10 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 import torch
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_cpt.data.batches import Batch
 from megatron_cpt.evaluate.greedy import choice_step
-from megatron_cpt.model.forward import run_schedule
+from megatron_cpt.model.forward import run_schedule, without_dropout
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
 from megatron_cpt.tasks.requests import Continuation
@@ -41,7 +39,7 @@ class Likelihoods:
 
 @torch.no_grad()
 def log_likelihoods(
-    model: GPTModel | DistributedDataParallel,
+    model: Sequence[torch.nn.Module],
     continuations: Sequence[Continuation],
     micro_batch_size: int,
     longest: int,
@@ -53,17 +51,13 @@ def log_likelihoods(
     """
     # Of each: nats, and scored tokens that are not the likeliest. Empty sequences all go to the last place.
     found = torch.zeros(2, len(continuations) + 1, dtype=torch.float64, device=groups.device())
-    training = model.training
-    model.eval()
-    try:
+    with without_dropout(model):
         for length, rounds in by_length(continuations, micro_batch_size * groups.data_size(), longest):
             mine = [part[groups.data_rank() :: groups.data_size()] for part in rounds]
             batches = (make_batch(continuations, part, length) for part in mine)
             kept = run_schedule(choice_step, model, batches, len(mine), micro_batch_size, length, backward=False)
             if kept:
                 found[:, torch.tensor(mine, device=found.device).flatten()] = torch.cat(kept, dim=1)
-    finally:
-        model.train(training)
     if groups.is_last_stage():
         sum_over_replicas(found)
     from_last_stage(found)
@@ -80,7 +74,9 @@ def by_length(continuations: Sequence[Continuation], per_round: int, longest: in
     def padded(part: Round) -> int:
         # The last id is a label alone, never an input.
         inputs = len(continuations[part[0]].ids) - 1
-        return min(longest, -(-inputs // LENGTH_STEP) * LENGTH_STEP)
+        # Ranks that divide sequences share them evenly, also those of the greatest length.
+        parts = groups.tensor_size() * 2 * groups.context_size()
+        return -(-min(longest, -(-inputs // LENGTH_STEP) * LENGTH_STEP) // parts) * parts
 
     for length, same in groupby(rounds, key=padded):
         yield length, list(same)

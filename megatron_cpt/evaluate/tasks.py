@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt.gpt_model import GPTModel
+import torch
 
 from megatron_cpt.evaluate.likelihood import log_likelihoods
 from megatron_cpt.tasks.questions import Question, Text
@@ -111,7 +110,7 @@ TaskScore = ChoiceScore | TextScore
 
 
 def score_tasks(
-    model: GPTModel | DistributedDataParallel, tasks: Sequence[Task], longest: int, micro_batch_size: int
+    model: Sequence[torch.nn.Module], tasks: Sequence[Task], longest: int, micro_batch_size: int
 ) -> dict[str, TaskScore]:
     """The scores of a model on tasks, by name, in one pass over all their requests.
 

@@ -17,12 +17,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from megatron.core.distributed import DistributedDataParallel
 
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.data.batches import Batch, make_batch
-from megatron_cpt.model.forward import run_micro_batches
+from megatron_cpt.model.forward import run_micro_batches, without_dropout
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
 
@@ -51,6 +50,8 @@ class ValidationSet:
     """UTF-8 bytes of all scored tokens; None where the tokenizer does not tell."""
     identity: str
     """Hash of the sequences and of what decides their loss."""
+    within_documents: bool = False
+    """Whether attention stays within documents."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def open_set(
     sequence_length: int,
     budget: int | None,
     token_bytes: npt.NDArray[np.int64] | None,
+    attention: str = "across_documents",
 ) -> ValidationSet:
     """Fixes the sequences of a set.
 
@@ -91,19 +93,21 @@ def open_set(
         stream: at least two tokens long.
         budget: tokens to score at most, in whole sequences; None for the whole stream.
         token_bytes: UTF-8 bytes of each token id, where known.
+        attention: `data.attention`.
     """
     scored = scored_tokens(stream.tokens, sequence_length, budget)
     targets = int(scored.sum())
     scored_bytes = None if token_bytes is None else int(token_bytes[stream.read(1, targets)].sum())
-    # Attention crosses documents and EOD counts, as in Megatron: part of what the loss means.
-    described = f"{stream.identity} {sequence_length} {targets} attention=across_documents eod=scored"
+    # What attention sees, and that EOD counts, as in Megatron: part of what the loss means.
+    described = f"{stream.identity} {sequence_length} {targets} attention={attention} eod=scored"
     identity = hashlib.sha256(described.encode()).hexdigest()
-    return ValidationSet(name, role, stream, sequence_length, scored, scored_bytes, identity)
+    within = attention == "within_documents"
+    return ValidationSet(name, role, stream, sequence_length, scored, scored_bytes, identity, within)
 
 
 @torch.no_grad()
 def evaluate(
-    model: DistributedDataParallel, sets: Sequence[ValidationSet], micro_batch_size: int
+    model: Sequence[torch.nn.Module], sets: Sequence[ValidationSet], micro_batch_size: int
 ) -> list[ValidationLoss]:
     """The loss of each set under the model as it stands, in one pass. Every rank calls it and gets the same.
 
@@ -111,14 +115,10 @@ def evaluate(
     """
     sequences = [(a_set, number) for a_set in sets for number in range(len(a_set.scored_tokens))]
     mine = deal(len(sequences), micro_batch_size)
-    training = model.training
-    model.eval()
-    try:
+    with without_dropout(model):
         losses = run_micro_batches(
             model, micro_batches(sequences, mine), len(mine), micro_batch_size, sets[0].sequence_length, backward=False
         )
-    finally:
-        model.train(training)
     nats = torch.zeros(len(mine) * micro_batch_size * groups.data_size(), dtype=torch.float64, device=groups.device())
     if losses is not None:
         nats[torch.from_numpy(np.concatenate(mine)).to(nats.device)] = losses.nats
@@ -144,14 +144,18 @@ def micro_batches(
     sequences: Sequence[tuple[ValidationSet, int]], parts: Sequence[npt.NDArray[np.int64]]
 ) -> Iterator[Batch]:
     """The micro batches of the sequences at the given places; places beyond the last are empty sequences."""
-    length = sequences[0][0].sequence_length
+    length, within = sequences[0][0].sequence_length, sequences[0][0].within_documents
     for places in parts:
         tokens = np.zeros((len(places), length + 1), dtype=np.int64)
         scored = np.zeros(len(places), dtype=np.int64)
+        starts = [np.zeros(1, dtype=np.int64)] * len(places)
         for row, place in enumerate(places.tolist()):
             if place < len(sequences):
                 a_set, number = sequences[place]
                 scored[row] = a_set.scored_tokens[number]
                 found = a_set.stream.read(number * length, int(scored[row]) + 1)
                 tokens[row, : len(found)] = found
-        yield make_batch(tokens, scored, np.zeros(len(places), dtype=np.int64), groups.device())
+                if within:
+                    starts[row] = a_set.stream.document_starts(number * length, int(scored[row]))
+        sources = np.zeros(len(places), dtype=np.int64)
+        yield make_batch(tokens, scored, sources, groups.device(), starts if within else None)

@@ -5,8 +5,9 @@ keeps no matrix: flash attention on CUDA and on CPU, at any length.
 """
 
 import contextlib
-from typing import Any
 
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
@@ -14,6 +15,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
+
+from megatron_cpt.parallel.context import with_keys_before
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -31,10 +35,6 @@ class ScaledDotProductAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError(
-                "ScaledDotProductAttention sees one rank's part of a sequence: context_parallel_size must be 1"
-            )
         if attn_mask_type is not AttnMaskType.causal:
             raise ValueError(f"ScaledDotProductAttention is causal; the layer asks for {attn_mask_type}")
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -48,25 +48,54 @@ class ScaledDotProductAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Attends each position to itself and those before it.
 
-        query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d].
+        query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d]. Where ranks share
+        sequences, s is this rank's part (parallel/context.py). With packed sequences all are [t, heads, d]: b
+        documents of any length, end to end.
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise ValueError("ScaledDotProductAttention takes no mask, bias or packed sequences: it is causal")
+        if attention_mask is not None or attention_bias is not None:
+            raise ValueError("ScaledDotProductAttention takes no mask and no bias: it is causal")
         dropout = self.dropout if self.training else 0.0
         # Heads are split over tensor-parallel ranks, so each rank draws from its own random state, as Megatron does.
         random_state = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with random_state:
-            context = functional.scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),  # [b, heads, s, d]
-                key.permute(1, 2, 0, 3),
-                value.permute(1, 2, 0, 3),
-                is_causal=True,
-                dropout_p=dropout,
-                scale=self.scale,
-                enable_gqa=key.size(2) != query.size(2),
-            )
+            if packed_seq_params is not None:
+                return self.attend_documents(query, key, value, packed_seq_params, dropout)
+            if self.config.context_parallel_size > 1:
+                return torch.cat(
+                    [
+                        self.attend(part, keys, values, dropout)
+                        for part, keys, values in with_keys_before(query, key, value)
+                    ]
+                )
+            return self.attend(query, key, value, dropout)
+
+    def attend_documents(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: PackedSeqParams, dropout: float
+    ) -> Tensor:
+        """Each document by itself. query: [t, heads, d]; key and value: [t, groups, d]. Returns [t, heads * d]."""
+        lengths = documents.cu_seqlens_q.diff().tolist()
+        queries, keys, values = (states.unsqueeze(1).split(lengths) for states in (query, key, value))
+        parts = zip(queries, keys, values, strict=True)
+        return torch.cat([self.attend(query, key, value, dropout) for query, key, value in parts]).squeeze(1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """The last query to all keys, the one before to all but the last, and so on.
+
+        query: [q, b, heads, d]; key and value: [k, b, groups, d], k >= q. Returns [q, b, heads * d].
+        """
+        whole = len(query) == len(key)
+        context = functional.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),  # [b, heads, q, d]
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=None if whole else causal_lower_right(len(query), len(key)),
+            is_causal=whole,
+            dropout_p=dropout,
+            scale=self.scale,
+            enable_gqa=key.size(2) != query.size(2),
+        )
         return context.permute(2, 0, 1, 3).flatten(2)

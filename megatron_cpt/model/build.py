@@ -1,7 +1,7 @@
 """From a model's shape and a run's settings to Megatron-Core's GPTModel, wrapped for training."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable
@@ -97,8 +97,11 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
         "tensor_model_parallel_size": config.parallel.tensor,
-        "pipeline_model_parallel_size": config.parallel.pipeline,
-        "sequence_parallel": False,
+        "sequence_parallel": config.parallel.sequence,
+        "context_parallel_size": config.parallel.context,
+        "expert_model_parallel_size": config.parallel.expert,
+        **pipeline_fields(config.parallel),
+        **recompute_fields(shape, config.training.recompute),
         # Random weights are drawn whole on the CPU and then sliced, so that tensor-parallel sizes agree.
         "use_cpu_initialization": not on_gpu,
         # Also where weights are loaded next: without it 0.16.1 leaves out the tensor-parallel marks of the weights,
@@ -143,20 +146,52 @@ def expert_fields(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
-    """This rank's part of the model, in fp32 or bf16, on its device, without the wrappers of training.
+def pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
+    """What TransformerConfig is told of pipeline stages."""
+    fields: dict[str, Any] = {"pipeline_model_parallel_size": parallel.pipeline}
+    if parallel.virtual_pipeline > 1:
+        fields |= {
+            "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
+            # With gloo and two stages the other way, batched and not overlapped, gives wrong losses in silence.
+            "overlap_p2p_comm": True,
+            "batch_p2p_comm": False,
+        }
+    return fields
 
-    Its weights are random, or unset where `model.weights` is `hf`: load them next.
+
+def recompute_fields(shape: ModelShape, recompute: str) -> dict[str, Any]:
+    """What TransformerConfig is told of activations that are computed again."""
+    match recompute:
+        case "full":
+            return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        case "selective" if shape.parallel_residual:
+            return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        case "selective":
+            # Attention keeps no scores, so most of a layer's activations are the MLP's.
+            return {"recompute_granularity": "selective", "recompute_modules": ["mlp", "moe"]}
+    return {}
+
+
+def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
+    """The chunks of the model that this rank holds, without the wrappers of training: one, unless it interleaves.
+
+    They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
-    scaling = shape.rope_scaling or {}
     transformer = transformer_config(shape, config)
+    return [build_chunk(shape, config, transformer, chunk) for chunk in groups.virtual_stages()]
+
+
+def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
+    """One chunk of the model; None is all that this rank holds."""
+    scaling = shape.rope_scaling or {}
     model = GPTModel(
         config=transformer,
-        transformer_layer_spec=block_spec(shape, transformer),
+        transformer_layer_spec=block_spec(shape, transformer, chunk),
         vocab_size=padded_vocabulary(shape, config.parallel.tensor),
         max_sequence_length=config.data.sequence_length,
-        pre_process=groups.is_first_stage(),
-        post_process=groups.is_last_stage(),
+        pre_process=groups.is_first_stage(chunk),
+        post_process=groups.is_last_stage(chunk),
+        vp_stage=chunk,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_percent=shape.rotary_share,
@@ -168,23 +203,51 @@ def build_model(shape: ModelShape, config: RunConfig) -> GPTModel:
     return model.to(groups.device())
 
 
-def wrap_for_training(model: GPTModel, config: RunConfig) -> DistributedDataParallel:
+def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[DistributedDataParallel]:
     """Adds mixed precision and the gradient buffers of data parallelism. Weights are loaded before."""
-    wrapped = Float16Module(model.config, model) if model.config.bf16 else model
     ours = {
         "use_distributed_optimizer": config.parallel.distributed_optimizer,
+        "overlap_grad_reduce": config.parallel.overlap_gradient_reduce,
+        "overlap_param_gather": config.parallel.overlap_parameter_gather,
         "grad_reduce_in_fp32": True,
         "average_in_collective": False,
     }
     settings = megatron_config(DistributedDataParallelConfig, ours, config.megatron.ddp, "megatron.ddp")
-    replica = DistributedDataParallel(model.config, settings, wrapped)
-    replica.broadcast_params()
-    return replica
+    transformer = model[0].config
+    replicas = [
+        # Buckets are there to overlap; only those of the chunk whose backward pass is the last can.
+        DistributedDataParallel(
+            transformer,
+            settings,
+            Float16Module(transformer, chunk) if transformer.bf16 else chunk,
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(model)
+    ]
+    for replica in replicas:
+        replica.broadcast_params()
+    if settings.overlap_grad_reduce:
+        # Only the last micro batch of a step may set off the reduction.
+        hold_back = [replica.no_sync for replica in replicas]
+        transformer.no_sync_func = hold_back if len(hold_back) > 1 else hold_back[0]
+    return replicas
 
 
-def unwrap(model: torch.nn.Module) -> GPTModel:
-    """The GPTModel inside the wrappers of training."""
-    inner: Any = model
+def gather_parameters(model: Sequence[DistributedDataParallel]) -> None:
+    """Makes parameters whole that the next forward pass would gather: before they are saved or exported."""
+    for replica in model:
+        if replica.ddp_config.overlap_param_gather:
+            replica.start_param_sync(force_sync=True)
+
+
+def unwrap(model: Sequence[torch.nn.Module]) -> list[GPTModel]:
+    """The chunks inside the wrappers of training."""
+    return [inner_model(chunk) for chunk in model]
+
+
+def inner_model(chunk: torch.nn.Module) -> GPTModel:
+    """The GPTModel inside the wrappers of one chunk."""
+    inner: Any = chunk
     while not isinstance(inner, GPTModel):
         inner = inner.module
     return inner

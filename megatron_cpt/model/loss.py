@@ -14,9 +14,9 @@ class SequenceLosses:
     """Losses of some sequences, on the rank that computed them."""
 
     nats: Tensor
-    """float64 [n]: summed over the scored tokens of each sequence."""
+    """float64 [n]: summed over the scored tokens of each sequence, of its part where ranks share it."""
     tokens: Tensor
-    """int64 [n]: scored tokens of each."""
+    """int64 [n]: scored tokens of each, or of its part."""
     sources: Tensor
     """int64 [n]: which source each is from."""
 

@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention
 from megatron_cpt.model.layers import ParallelResidualLayer
+from megatron_cpt.model.norm import Norm
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def choose_kernels() -> Kernels:
     return Kernels(
         layers="Megatron-Core local",
         attention="torch scaled_dot_product_attention",
-        norm="torch",
+        norm="torch RMSNorm and LayerNorm (fused)",
         optimizer="apex FusedAdam" if apex else "torch AdamW (fused)",
     )
 
@@ -67,7 +68,7 @@ def block_spec(
     count = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return TransformerBlockSubmodules(
         layer_specs=[layer_spec(shape, layer) for layer in range(first, first + count)],
-        layer_norm=LayerNormImpl,
+        layer_norm=LayerNormImpl if transformer_engine_usable() else Norm,
     )
 
 
@@ -83,7 +84,11 @@ def layer_spec(shape: ModelShape, layer: int = 0) -> ModuleSpec:
             num_experts=experts, normalization=shape.normalization, qk_layernorm=shape.query_key_norm
         )
         spec = copy.deepcopy(local)
-        spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+        attention = spec.submodules.self_attention.submodules
+        attention.core_attention = ScaledDotProductAttention
+        if shape.query_key_norm:
+            attention.q_layernorm = attention.k_layernorm = Norm
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
         if experts:
             # The norm before experts is never fused with them: its name in a checkpoint is its own, as it is in
             # Transformer Engine's spec.

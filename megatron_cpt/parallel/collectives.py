@@ -10,8 +10,8 @@ from megatron_cpt.parallel import groups
 
 
 def sum_over_replicas(values: torch.Tensor) -> torch.Tensor:
-    """Sum over the data-parallel ranks, in place. Shape and dtype as given."""
-    dist.all_reduce(values, group=groups.data_group())
+    """Sum over the ranks that see other tokens (data and context parallel), in place. Shape and dtype as given."""
+    dist.all_reduce(values, group=groups.token_group())
     return values
 
 

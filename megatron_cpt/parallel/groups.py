@@ -1,7 +1,8 @@
 """The ranks of a run and their groups: the one file that names Megatron-Core's parallel_state.
 
-World size = tensor x pipeline x data. Ranks are laid out as Megatron-Core does: tensor-parallel
-neighbours first, then data parallel, then pipeline stages.
+World size = tensor x context x data x pipeline. Ranks are laid out as Megatron-Core does: tensor-parallel
+neighbours first, then those that share a sequence, then data parallel, then pipeline stages. Experts are
+divided among the ranks of context and data parallel.
 """
 
 import os
@@ -44,7 +45,11 @@ def divide_world(parallel: ParallelSettings) -> None:
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
     )
 
 
@@ -121,26 +126,52 @@ def last_stage_rank() -> int:
     return parallel_state.get_pipeline_model_parallel_last_rank()
 
 
-def is_first_stage() -> bool:
-    """Whether this rank reads tokens."""
-    return parallel_state.is_pipeline_first_stage()
+def virtual_stages() -> list[int | None]:
+    """The model chunks that this rank holds; [None] where pipelines are not interleaved."""
+    chunks = parallel_state.get_virtual_pipeline_model_parallel_world_size()
+    return [None] if chunks is None else list(range(chunks))
 
 
-def is_last_stage() -> bool:
-    """Whether this rank has the loss."""
-    return parallel_state.is_pipeline_last_stage()
+def is_first_stage(chunk: int | None = None) -> bool:
+    """Whether this rank, or its model chunk, reads tokens."""
+    return parallel_state.is_pipeline_first_stage(ignore_virtual=chunk is None, vp_stage=chunk)
+
+
+def is_last_stage(chunk: int | None = None) -> bool:
+    """Whether this rank, or its model chunk, has the loss."""
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=chunk is None, vp_stage=chunk)
 
 
 def data_rank() -> int:
-    """Rank among the replicas of the model."""
+    """Rank among those that read other sequences."""
     return parallel_state.get_data_parallel_rank()
 
 
 def data_size() -> int:
-    """Replicas of the model."""
+    """Replicas that read other sequences; one may be several ranks that share them."""
     return parallel_state.get_data_parallel_world_size()
 
 
-def data_group() -> dist.ProcessGroup:
-    """The replicas of this rank's part of the model."""
-    return parallel_state.get_data_parallel_group()
+def context_rank() -> int:
+    """Rank among those that share each sequence."""
+    return parallel_state.get_context_parallel_rank()
+
+
+def context_size() -> int:
+    """Ranks that share each sequence."""
+    return parallel_state.get_context_parallel_world_size()
+
+
+def context_group() -> dist.ProcessGroup:
+    """The ranks that share each sequence."""
+    return parallel_state.get_context_parallel_group()
+
+
+def token_rank() -> int:
+    """Rank among all that hold the same parameters, experts apart, and see other tokens."""
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
+
+
+def token_group() -> dist.ProcessGroup:
+    """The ranks that hold the same parameters, experts apart, and see other tokens: data and context parallel."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)

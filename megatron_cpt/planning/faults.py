@@ -98,14 +98,24 @@ def layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
         for what, count in divided.items()
         if count % parallel.tensor
     ]
-    if shape.experts and parallel.tensor > 1:
-        rule = "layers with experts are trained with tensor parallelism only where sequences are divided too, which"
-        rule += " is not supported in this version."
-        faults.append(Fault(f"parallel.tensor = {parallel.tensor}", rule, "Set it to 1."))
+    if shape.experts and parallel.tensor > 1 and not parallel.sequence:
+        rule = "layers with experts are trained with tensor parallelism only where sequences are divided too."
+        faults.append(Fault(f"parallel.tensor = {parallel.tensor}", rule, "Set parallel.sequence=true, or this to 1."))
+    if parallel.expert > 1 and not shape.experts:
+        faults.append(Fault(f"parallel.expert = {parallel.expert}", "the model has no experts.", "Set it to 1."))
+    elif shape.experts % parallel.expert:
+        rule = f"the {shape.experts} experts of a layer cannot be divided evenly among {parallel.expert} ranks."
+        remedy = f"Use {_one_of(_divisors(shape.experts))}."
+        faults.append(Fault(f"parallel.expert = {parallel.expert}", rule, remedy))
     if shape.layers % parallel.pipeline:
         rule = f"the model's {shape.layers} layers cannot be divided evenly among {parallel.pipeline} stages."
         remedy = f"Use {_one_of(_divisors(shape.layers))}."
         faults.append(Fault(f"parallel.pipeline = {parallel.pipeline}", rule, remedy))
+    elif shape.layers // parallel.pipeline % parallel.virtual_pipeline:
+        of_stage = shape.layers // parallel.pipeline
+        rule = f"the {of_stage} layers of a stage cannot be divided evenly among {parallel.virtual_pipeline} chunks."
+        remedy = f"Use {_one_of(_divisors(of_stage))}."
+        faults.append(Fault(f"parallel.virtual_pipeline = {parallel.virtual_pipeline}", rule, remedy))
     return faults
 
 

@@ -7,12 +7,11 @@ from megatron_cpt.config.errors import refuse
 from megatron_cpt.config.schedule_faults import schedule_faults
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Duration
+from megatron_cpt.families.memory import MemoryEstimate, memory_per_rank
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.families.size import (
-    MemoryEstimate,
     active_parameter_count,
     flops_per_token,
-    memory_per_rank,
     non_embedding_parameter_count,
     parameter_count,
 )

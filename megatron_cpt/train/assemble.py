@@ -45,7 +45,8 @@ class Run:
     plan: RunPlan
     folder: RunFolder
     shape: ModelShape
-    model: DistributedDataParallel
+    model: list[DistributedDataParallel]
+    """The chunks of the model that this rank holds: one, unless pipelines are interleaved."""
     optimizer: MegatronOptimizer
     data: TrainingData
     validation_sets: list[ValidationSet]
@@ -105,6 +106,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         ),
         sequence_length=config.data.sequence_length,
         seed=config.run.seed,
+        within_documents=config.data.attention == "within_documents",
     )
     return Run(
         config=config,
@@ -132,6 +134,7 @@ def open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[Validatio
             config.data.sequence_length,
             settings.tokens,
             token_bytes,
+            config.data.attention,
         )
         for name, settings in config.validation.sets.items()
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.checkpoint.model_card import model_card, training_of
-from megatron_cpt.model.build import unwrap
+from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel.collectives import all_agree
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.provenance import lineage
@@ -40,6 +40,7 @@ def export(run: Run, step: int, output: Path) -> None:
         step, step * run.config.tokens_per_step, blend.describe(sequences), blend.source_sequences(sequences)
     )
     assert run.config.checkpoint.export_hf is not None
+    gather_parameters(run.model)
     export_hf(
         unwrap(run.model),
         run.shape,

@@ -8,6 +8,7 @@ every update then advances once per parameter (the bias correction is off and no
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.build import DTYPES, megatron_config
 
 
-def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
+def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig) -> MegatronOptimizer:
     """AdamW over the model's parameters, its state allocated, matrices decayed, norms and biases not."""
     settings = config.optimizer
     ours = {
@@ -40,9 +41,9 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
         "use_distributed_optimizer": config.parallel.distributed_optimizer,
     }
     optimizer = get_megatron_optimizer(
-        megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"), [model]
+        megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"), list(model)
     )
-    model.config.grad_scale_func = optimizer.scale_loss
+    model[0].config.grad_scale_func = optimizer.scale_loss
     for part in parts(optimizer):
         inner = part.optimizer
         if isinstance(inner, torch.optim.AdamW):
@@ -52,6 +53,13 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
             if isinstance(part, DistributedOptimizer):
                 part._set_main_param_and_optimizer_states = partial(set_parameter_state, part)
     return optimizer
+
+
+def clear_gradients(model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Empties the gradient buffers, as a step begins."""
+    for chunk in model:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
 
 
 def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:

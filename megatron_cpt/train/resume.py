@@ -1,5 +1,6 @@
 """Going on from a checkpoint of the same run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
@@ -19,7 +20,7 @@ from megatron_cpt.train.optimizer import mend_after_load
 
 def resume(
     checkpoint: Path,
-    model: DistributedDataParallel,
+    model: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     config: RunConfig,
     plan: RunPlan,
@@ -52,9 +53,13 @@ def resume(
 
 def layout(config: RunConfig) -> Layout:
     """The layout of this run, as its checkpoints name it."""
+    parallel = config.parallel
     return Layout(
-        groups.world_size(),
-        config.parallel.tensor,
-        config.parallel.pipeline,
-        config.parallel.distributed_optimizer,
+        world=groups.world_size(),
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual_pipeline=parallel.virtual_pipeline,
+        context=parallel.context,
+        expert=parallel.expert,
+        distributed_optimizer=parallel.distributed_optimizer,
     )

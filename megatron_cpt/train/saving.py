@@ -8,7 +8,7 @@ from megatron_cpt.checkpoint import retention
 from megatron_cpt.checkpoint.position import FREQUENT, KEPT, Position
 from megatron_cpt.checkpoint.writer import CheckpointWriter
 from megatron_cpt.config.errors import NumericsFault
-from megatron_cpt.model.build import unwrap
+from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.journal import Journal
@@ -50,6 +50,7 @@ class Saver:
         started = time.perf_counter()
         self.finish(wait=True)
         waited = time.perf_counter() - started
+        gather_parameters(run.model)
         planned = self._writer.begin(unwrap(run.model), run.optimizer, self._position(step), run.hf_folder)
         if not run.config.checkpoint.asynchronous:
             self.finish(wait=True)

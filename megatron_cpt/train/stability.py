@@ -5,16 +5,18 @@ second is about 0 when the text changes, and grows as the loss on old text rises
 the gradient of the mean loss of fixed sequences that are never trained on; no update is made of it.
 """
 
+from collections.abc import Sequence
+
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.evaluate.validate import ValidationSet, deal, micro_batches
-from megatron_cpt.model.forward import run_micro_batches
-from megatron_cpt.train.optimizer import gather_gradients
+from megatron_cpt.model.forward import run_micro_batches, without_dropout
+from megatron_cpt.train.optimizer import clear_gradients, gather_gradients
 
 
 def gradient_norm(
-    model: DistributedDataParallel,
+    model: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     validation_set: ValidationSet,
     sequences: int,
@@ -26,11 +28,8 @@ def gradient_norm(
     """
     chosen = [(validation_set, number) for number in range(min(sequences, len(validation_set.scored_tokens)))]
     parts = deal(len(chosen), micro_batch_size)
-    training = model.training
-    model.eval()
-    model.zero_grad_buffer()
-    optimizer.zero_grad()
-    try:
+    clear_gradients(model, optimizer)
+    with without_dropout(model):
         run_micro_batches(
             model,
             micro_batches(chosen, parts),
@@ -39,9 +38,6 @@ def gradient_norm(
             validation_set.sequence_length,
             backward=True,
         )
-        norm, _ = gather_gradients(optimizer)
-    finally:
-        model.train(training)
-        model.zero_grad_buffer()
-        optimizer.zero_grad()
+    norm, _ = gather_gradients(optimizer)
+    clear_gradients(model, optimizer)
     return norm

@@ -21,6 +21,7 @@ from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
 from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.checkpoint.reference import room_for_reference, transformers_losses
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
+from megatron_cpt.config.layout_faults import sequence_parts
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.dataset import windows
 from megatron_cpt.evaluate.validate import ValidationSet, evaluate
@@ -81,8 +82,9 @@ def first_windows(config: RunConfig, plan: RunPlan) -> npt.NDArray[np.int64]:
     """The first sequences of the run, cut to at most LONGEST tokens: int64 [sequences, tokens]."""
     place = plan.blend.order.locate(np.arange(min(SEQUENCES, plan.blend.total_sequences)))
     streams = [plan.inputs.sources[name] for name in plan.blend.sources]
+    longest = LONGEST - LONGEST % sequence_parts(config.parallel)
     return windows(streams, place.source, place.sequence, config.data.sequence_length)[
-        :, : min(LONGEST, config.data.sequence_length)
+        :, : min(longest, config.data.sequence_length)
     ]
 
 

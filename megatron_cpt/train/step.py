@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward over the micro batches, then the update."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.model.loss import source_sums
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree
-from megatron_cpt.train.optimizer import gather_gradients, set_rates, update
+from megatron_cpt.train.optimizer import clear_gradients, gather_gradients, set_rates, update
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StepOutcome:
 
 
 def train_step(
-    model: DistributedDataParallel,
+    model: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     batches: Iterator[Batch],
     shape: StepShape,
@@ -58,8 +58,7 @@ def train_step(
     weight_decay: float,
 ) -> StepOutcome:
     """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made."""
-    model.zero_grad_buffer()
-    optimizer.zero_grad()
+    clear_gradients(model, optimizer)
     losses = run_micro_batches(
         model, batches, shape.micro_batches, shape.micro_batch_size, shape.sequence_length, backward=True
     )

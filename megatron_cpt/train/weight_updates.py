@@ -8,7 +8,7 @@ Weights are the optimizer's fp32 main parameters, where the model computes in bf
 are lost in its rounding. Each number is summed over the ranks that hold a part of a layer, each part once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +38,13 @@ class WeightUpdate:
 class StartWeights:
     """The weights of the bottom and top layers as they were before the first update, kept in host memory."""
 
-    def __init__(self, model: DistributedDataParallel) -> None:
+    def __init__(self, model: Sequence[DistributedDataParallel]) -> None:
         """Copies what this rank counts. The optimizer is built, and no checkpoint is loaded yet."""
-        self._layers = edge_layers(unwrap(model).config.num_layers)
+        self._layers = edge_layers(model[0].config.num_layers)
         self._start = [part.detach().to("cpu", torch.float32, copy=True) for _, part in self._parts(model)]
 
     @torch.no_grad()
-    def updates(self, model: DistributedDataParallel) -> dict[str, WeightUpdate]:
+    def updates(self, model: Sequence[DistributedDataParallel]) -> dict[str, WeightUpdate]:
         """The update of the bottom and of the top layers. Every rank calls it and gets the same."""
         # Of each end: weights that were not 0, sum of relative changes, squared norms of change and start.
         sums = torch.zeros(len(ENDS), 4, dtype=torch.float64, device=groups.device())
@@ -58,12 +58,11 @@ class StartWeights:
         sum_over_world(sums)
         return {name: _update(*sums[end].tolist()) for end, name in enumerate(ENDS)}
 
-    def _parts(self, model: DistributedDataParallel) -> Iterator[tuple[int, Tensor]]:
+    def _parts(self, model: Sequence[DistributedDataParallel]) -> Iterator[tuple[int, Tensor]]:
         """What this rank counts of the bottom (0) and top (1) layers, in a fixed order."""
-        inner = unwrap(model)
-        for layer in inner.decoder.layers:
+        for layer in (layer for chunk in unwrap(model) for layer in chunk.decoder.layers):
             bottom = layer.layer_number <= self._layers
-            if bottom or layer.layer_number > inner.config.num_layers - self._layers:
+            if bottom or layer.layer_number > model[0].config.num_layers - self._layers:
                 for parameter in layer.parameters():
                     part = counted_part(parameter)
                     if part is not None:
@@ -85,7 +84,9 @@ def counted_part(parameter: torch.nn.Parameter) -> Tensor | None:
         return None
     if getattr(parameter, "main_param_sharded", False):
         return getattr(parameter, "main_param", None)  # None where the shard is another rank's
-    return None if groups.data_rank() else getattr(parameter, "main_param", parameter)
+    # Megatron-Core's mark of an expert's parameters: their replicas are fewer.
+    replica = groups.token_rank() if getattr(parameter, "allreduce", True) else groups.expert_data_rank()
+    return None if replica else getattr(parameter, "main_param", parameter)
 
 
 def _update(weights: float, relative: float, change: float, start: float) -> WeightUpdate:

@@ -17,6 +17,15 @@ def complaints(world_size: int | None = None, **changes: Any) -> list[str]:
 def test_a_right_configuration_has_no_fault() -> None:
     assert complaints() == complaints(world_size=4) == []
     assert complaints(world_size=8, parallel={"tensor": 2, "pipeline": 2}) == []
+    assert complaints(world_size=4, parallel={"pipeline": 2, "virtual_pipeline": 2}) == []
+
+
+def test_an_interleaved_pipeline_takes_whole_rounds_of_micro_batches() -> None:
+    layout = {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "training__global_batch_size": 24}
+    assert complaints(world_size=4, **layout) == [
+        "3 micro batches in a step: an interleaved pipeline takes a multiple of parallel.pipeline = 2 of them."
+        " Raise training.global_batch_size, lower training.micro_batch_size, or set parallel.virtual_pipeline to 1."
+    ]
     assert complaints(schedule={"kind": "wsd", "peak": 1e-3, "warmup": "10 steps", "decay": "240 steps"}) == []
     assert complaints(schedule={"kind": "constant", "peak": 1e-3, "warmup": "250 steps"}) == []
     assert complaints(checkpoint={"every": "50 steps", "keep_every": "100 steps"}) == []
@@ -80,7 +89,30 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "training.global_batch_size = 16: it should be a multiple of training.micro_batch_size = 32."
         " The nearest are 32 and 64.",
     ),
-    ({"parallel__virtual_pipeline": 2}, "parallel.virtual_pipeline = 2: interleaved pipelines are not supported"),
+    ({"parallel__virtual_pipeline": 2}, "parallel.virtual_pipeline = 2: a pipeline of one stage has nothing to"),
+    ({"parallel__sequence": True}, "parallel.sequence = true: it divides sequences over tensor-parallel ranks"),
+    (
+        {"parallel": {"tensor": 3, "sequence": True}},
+        "data.sequence_length = 256: ranks that share sequences share them evenly: it should be a multiple of"
+        " parallel.tensor = 3. The nearest are 255 and 258.",
+    ),
+    (
+        {"parallel": {"context": 2}, "data__attention": "within_documents"},
+        "parallel.context = 2: ranks that share a sequence cannot keep attention within documents",
+    ),
+    (
+        {"parallel": {"context": 3}},
+        "data.sequence_length = 256: ranks that share sequences share them evenly: it should be a multiple of"
+        " 2 * parallel.context = 6. The nearest are 252 and 258.",
+    ),
+    (
+        {"parallel__overlap_parameter_gather": True},
+        "parallel.overlap_parameter_gather = true: parameters are gathered only where the distributed optimizer",
+    ),
+    (
+        {"parallel": {"distributed_optimizer": True, "overlap_parameter_gather": True}},
+        "parallel.overlap_parameter_gather = true: Megatron-Core overlaps the gathering of parameters only together",
+    ),
     (
         {"checkpoint__keep_every": "120 steps"},
         "checkpoint.keep_every = 120 steps: 120 steps are not a multiple of checkpoint.every, 50 steps."
@@ -142,7 +174,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     (
         {"megatron__transformer": {"sequence_parallel": True}},
         "megatron.transformer.sequence_parallel = True: megatron-cpt sets this field itself."
-        " Take it out; it cannot be chosen.",
+        " Take it out and use `parallel.sequence`.",
     ),
     ({"megatron__optimizer": {"lr": 1}}, "megatron.optimizer.lr = 1: megatron-cpt sets this field itself."),
     (
@@ -188,7 +220,7 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_what_megatron_core_alone_decides_may_be_passed() -> None:
-    assert complaints(megatron={"transformer": {"recompute_granularity": "full"}, "ddp": {"bucket_size": 10}}) == []
+    assert complaints(megatron={"transformer": {"recompute_modules": ["core_attn"]}, "ddp": {"bucket_size": 10}}) == []
 
 
 @pytest.mark.parametrize("ratio", [0, 1])

@@ -134,7 +134,11 @@ def test_every_fault_is_listed_in_plain_words(tmp_path: Path) -> None:
         ("sequence_length=8", "The nearest is `data.sequence_length`."),
         ("optimizer.peak=1", "The nearest is `schedule.peak`."),
         ("data.max_epochs=1", "The nearest is `data.sources.NAME.max_epochs`."),
-        ("parallel.zzz=1", "Known here: tensor, pipeline, virtual_pipeline, distributed_optimizer."),
+        (
+            "parallel.zzz=1",
+            "Known here: tensor, sequence, pipeline, virtual_pipeline, context, expert, "
+            "distributed_optimizer, overlap_gradient_reduce, overlap_parameter_gather.",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest(tmp_path: Path, override: str, nearest: str) -> None:

@@ -44,6 +44,8 @@ def test_a_read_is_a_slice_of_the_endless_stream(
     tokens = stream.read(start, length)
     assert tokens.dtype == np.int64
     assert tokens.tolist() == [expected[(start + i) % len(expected)] for i in range(length)]
+    begins = {1000 * n + sum(documents[:i]) for n, documents in enumerate(lengths) for i in range(len(documents))}
+    assert stream.document_starts(start, length).tolist() == [i for i in range(length) if int(tokens[i]) in begins]
 
 
 def test_nothing_but_the_index_is_read_before_the_first_token(tmp_path: Path) -> None:

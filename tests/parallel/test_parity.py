@@ -1,12 +1,15 @@
 """Whatever the layout, the same data and the same numbers: losses to 2e-6, gradient norms to 1e-5 relative."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.parallel import matrix
 from tests.ranks import Ranks
-from tests.train.runs import LAYOUTS, column, records_of, train
+from tests.train.runs import column, records_of
 from tests.workshop import Workshop
 
 TWENTY_STEPS = (
@@ -17,12 +20,21 @@ TWENTY_STEPS = (
 )
 
 
+Reference = Callable[[str], Path]
+"""The run of one process, by name (matrix.BASES)."""
+
+
 @pytest.fixture(scope="module")
-def one_process(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process from the shared Hugging Face weights."""
-    run = tmp_path_factory.mktemp("parity") / "one"
-    one_rank.call(train, path=workshop.write_config(run, tasks=workshop.tasks), overrides=TWENTY_STEPS)
-    return run
+def one_process(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The runs of one process from the shared Hugging Face weights, each made when it is first asked for."""
+
+    @cache
+    def reference(base: str) -> Path:
+        run = tmp_path_factory.mktemp("parity") / base
+        matrix.run_row(one_rank, workshop, run, matrix.Row(1, (), base))
+        return run
+
+    return reference
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
@@ -57,25 +69,27 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert records_of(run, "task_group") == records_of(reference, "task_group") != []
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_give_what_one_gives(
-    two_ranks: Ranks, workshop: Workshop, one_process: Path, tmp_path: Path, layout: str
+# One row for each kind of sharing; the others, which are parts or mixtures of these, take longer than they tell.
+SHORT = (
+    "tensor 2, sequence",
+    "pipeline 2 x 2 chunks",
+    "data 2, distributed optimizer, both overlaps",
+    "tensor 2, pipeline 2",
+    "context 2",
+    "experts, expert 2",
+    "recomputation, selective",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in matrix.ROWS]
+)
+def test_a_row_of_the_matrix(
+    request: pytest.FixtureRequest, workshop: Workshop, one_process: Reference, tmp_path: Path, name: str
 ) -> None:
-    path = workshop.write_config(tmp_path / "two", tasks=workshop.tasks)
-    two_ranks.call(train, path=path, overrides=(*TWENTY_STEPS, *LAYOUTS[layout]))
-    assert_same_run(tmp_path / "two", one_process)
-
-
-def test_tensor_and_pipeline_together_give_what_one_gives(
-    four_ranks: Ranks, workshop: Workshop, one_process: Path, tmp_path: Path
-) -> None:
-    path = workshop.write_config(tmp_path / "four", tasks=workshop.tasks)
-    overrides = (*TWENTY_STEPS, "parallel.tensor=2", "parallel.pipeline=2")
-    four_ranks.call(train, path=path, overrides=overrides)
-    assert_same_run(tmp_path / "four", one_process)
-
-
-def test_micro_batches_change_nothing(one_rank: Ranks, workshop: Workshop, one_process: Path, tmp_path: Path) -> None:
-    path = workshop.write_config(tmp_path / "small", tasks=workshop.tasks)
-    one_rank.call(train, path=path, overrides=(*TWENTY_STEPS, "training.micro_batch_size=1"))
-    assert_same_run(tmp_path / "small", one_process)
+    row = matrix.ROWS[name]
+    pool: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[row.ranks])
+    matrix.run_row(pool, workshop, tmp_path / "run", row)
+    reference = one_process(row.base)
+    assert_same_run(tmp_path / "run", reference)
+    assert matrix.differences(tmp_path / "run", reference).passed

@@ -61,12 +61,12 @@ def put_nan(run: Run, name: str, steps: tuple[int, ...]) -> None:
         spoiled.view(-1)[3] = torch.nan
         return spoiled
 
-    next(value for key, value in run.model.named_parameters() if key.endswith(name)).register_hook(spoil)
+    next(value for key, value in run.model[0].named_parameters() if key.endswith(name)).register_hook(spoil)
 
 
 def hash_of(run: Run) -> str:
     content = hashlib.sha256()
-    for parameter in run.model.parameters():
+    for parameter in run.model[0].parameters():
         assert torch.isfinite(parameter).all()
         content.update(parameter.detach().float().numpy().tobytes())
     return content.hexdigest()

@@ -1,0 +1,97 @@
+"""What a configuration alone gets wrong about how ranks share the work."""
+
+from collections.abc import Iterator
+from math import prod
+
+from megatron_cpt.config.errors import Fault
+from megatron_cpt.config.schema import ParallelSettings, RunConfig
+
+
+def layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
+    """Batches and model parts that the ranks cannot share evenly, and settings that lack what they rest on."""
+    parallel, training = config.parallel, config.training
+    yield from dependence_faults(config)
+    sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    model_ranks = prod(sizes.values())
+    if world_size is not None and world_size % model_ranks:
+        factors = " * ".join(f"parallel.{name}" for name, size in sizes.items() if name != "context" or size > 1)
+        yield Fault(
+            f"{world_size} ranks",
+            f"each copy of the model takes {factors} = {model_ranks} ranks.",
+            f"Start a multiple of {model_ranks} ranks, or lower those sizes.",
+        )
+        return
+    replicas = 1 if world_size is None else world_size // model_ranks
+    forward = training.micro_batch_size * replicas
+    if training.global_batch_size % forward:
+        factors = "training.micro_batch_size" + (" * data-parallel ranks" if replicas > 1 else "")
+        yield Fault(
+            f"training.global_batch_size = {training.global_batch_size}",
+            f"it should be a multiple of {factors} = {forward}.",
+            f"The nearest are {nearest_multiples(training.global_batch_size, forward)}.",
+        )
+    elif world_size is not None:
+        yield from interleaving_faults(parallel, training.global_batch_size // forward)
+    if world_size is not None and replicas * parallel.context % parallel.expert:
+        yield Fault(
+            f"parallel.expert = {parallel.expert}",
+            f"experts are divided among the {replicas * parallel.context} ranks that would hold the same ones.",
+            f"Use a divisor of {replicas * parallel.context}, or start more ranks.",
+        )
+
+
+def dependence_faults(config: RunConfig) -> Iterator[Fault]:
+    """Settings that mean nothing without another one."""
+    parallel, length = config.parallel, config.data.sequence_length
+    if parallel.sequence and parallel.tensor == 1:
+        rule = "it divides sequences over tensor-parallel ranks, and parallel.tensor is 1."
+        yield Fault("parallel.sequence = true", rule, "Raise parallel.tensor, or take it out.")
+    parts = sequence_parts(parallel)
+    if length % parts:
+        names = [f"parallel.tensor = {parallel.tensor}"] if parallel.sequence else []
+        names += [f"2 * parallel.context = {2 * parallel.context}"] if parallel.context > 1 else []
+        yield Fault(
+            f"data.sequence_length = {length}",
+            f"ranks that share sequences share them evenly: it should be a multiple of {' times '.join(names)}.",
+            f"The nearest are {nearest_multiples(length, parts)}.",
+        )
+    if parallel.context > 1 and config.data.attention == "within_documents":
+        yield Fault(
+            f"parallel.context = {parallel.context}",
+            "ranks that share a sequence cannot keep attention within documents in this version.",
+            "Set it to 1, or data.attention=across_documents.",
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        rule = "a pipeline of one stage has nothing to interleave."
+        yield Fault(
+            f"parallel.virtual_pipeline = {parallel.virtual_pipeline}", rule, "Raise parallel.pipeline, or set it to 1."
+        )
+    if parallel.overlap_parameter_gather and not parallel.distributed_optimizer:
+        rule = "parameters are gathered only where the distributed optimizer divides them."
+        yield Fault(
+            "parallel.overlap_parameter_gather = true", rule, "Set parallel.distributed_optimizer, or take it out."
+        )
+    elif parallel.overlap_parameter_gather and not parallel.overlap_gradient_reduce:
+        rule = "Megatron-Core overlaps the gathering of parameters only together with the reduction of gradients."
+        yield Fault("parallel.overlap_parameter_gather = true", rule, "Set parallel.overlap_gradient_reduce as well.")
+
+
+def sequence_parts(parallel: ParallelSettings) -> int:
+    """Equal parts that the ranks cut each sequence into."""
+    return (parallel.tensor if parallel.sequence else 1) * (2 * parallel.context if parallel.context > 1 else 1)
+
+
+def interleaving_faults(parallel: ParallelSettings, micro_batches: int) -> Iterator[Fault]:
+    """Micro batches of a step that do not fill rounds of an interleaved pipeline."""
+    if parallel.virtual_pipeline > 1 and parallel.pipeline > 1 and micro_batches % parallel.pipeline:
+        yield Fault(
+            f"{micro_batches} micro batches in a step",
+            f"an interleaved pipeline takes a multiple of parallel.pipeline = {parallel.pipeline} of them.",
+            "Raise training.global_batch_size, lower training.micro_batch_size, or set parallel.virtual_pipeline to 1.",
+        )
+
+
+def nearest_multiples(number: int, factor: int) -> str:
+    """The multiples of a factor on both sides of a number, in words."""
+    below = number // factor * factor
+    return f"{below} and {below + factor}" if below else f"{factor} and {2 * factor}"

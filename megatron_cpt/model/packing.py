@@ -1,0 +1,35 @@
+"""Documents apart: a micro batch as one row of documents, none of which sees another.
+
+Megatron-Core and Transformer Engine know such rows as packed sequences (`thd`): rotary positions begin anew with
+every document, and attention is computed for each by itself, so that no mask is there to be forgotten.
+"""
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from megatron_cpt.data.batches import Batch
+
+
+def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """The nats of each label, [b, s], of a micro batch whose documents are kept apart."""
+    output: Tensor = model(
+        batch.tokens.view(1, -1),
+        batch.positions.reshape(1, -1),
+        None,
+        labels=batch.labels.view(1, -1),
+        packed_seq_params=packed_parameters(batch),
+    )
+    # The last pipeline stage has nats, the others pass hidden states on, [b s, 1, h].
+    return output.view(batch.tokens.shape) if output.dim() == 2 else output
+
+
+def packed_parameters(batch: Batch) -> PackedSeqParams:
+    """Where the documents of a micro batch begin and end."""
+    assert batch.document_lengths is not None, "the batch says where documents begin"
+    lengths = torch.tensor((0, *batch.document_lengths), dtype=torch.int32, device=batch.tokens.device)
+    ends = lengths.cumsum(0, dtype=torch.int32)
+    longest = max(batch.document_lengths)
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
+    )

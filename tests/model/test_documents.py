@@ -1,0 +1,92 @@
+"""`attention: within_documents`: no token sees another document, whatever the layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.data.batches import Batch, lengths_between, make_batch
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import build_model
+from megatron_cpt.model.forward import loss_step
+from megatron_cpt.parallel import groups
+from tests.checkpoint.hf_models import write_model
+from tests.families.folders import MODELS
+from tests.ranks import Ranks
+
+LENGTH = 24
+STARTS = [np.array([0, 5, 17]), np.array([3, 4, 20])]  # the second sequence begins inside a document
+DOCUMENTS = ((0, 0, 5), (0, 5, 17), (0, 17, 24), (1, 0, 3), (1, 3, 4), (1, 4, 20), (1, 20, 24))
+"""Sequence, begin and end of each document."""
+
+
+def batch_of(windows: Tensor, starts: list[np.ndarray] | None) -> Batch:
+    count = len(windows)
+    scored, sources = np.full(count, windows.shape[1] - 1), np.zeros(count, dtype=np.int64)
+    return make_batch(windows.numpy(), scored, sources, groups.device(), starts)
+
+
+def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.ndarray]:
+    """A job: the nats of all labels, of each document alone, and which embeddings each document's loss depends on."""
+    config = config_from_dict(
+        {
+            "run": {"folder": "run"},
+            "model": {"hf": str(folder)},
+            "data": {"sequence_length": LENGTH, "sources": {"text": {"paths": ["text"]}}},
+            "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": "fp32", "recompute": recompute},
+            "schedule": {"peak": 1e-5},
+            # The balance of experts is a loss over all tokens: no token sees another through it.
+            "megatron": {"transformer": {"moe_aux_loss_coeff": 0.0}},
+        }
+    )
+    groups.divide_world(config.parallel)
+    shape = read_shape(folder)
+    (model,) = build_model(shape, config)
+    load_hf_weights([model], shape, folder)
+    embedded: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, given: object, output: Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)  # one row of all documents, [b s, 1, h]
+
+    model.embedding.register_forward_hook(keep)
+    seen = np.zeros((len(DOCUMENTS), len(windows), LENGTH), dtype=bool)
+    alone = []
+    for number, (row, begin, end) in enumerate(DOCUMENTS):
+        nats, _ = loss_step(iter([batch_of(windows, STARTS)]), model)
+        nats[row, begin:end].sum().backward()
+        seen[number] = embedded[-1].grad.view(len(windows), LENGTH, -1).abs().sum(-1).numpy() > 0
+        by_itself, _ = loss_step(iter([batch_of(windows[row : row + 1, begin : end + 1], None)]), model)
+        alone.append(by_itself[0].detach().numpy())
+    crossing, _ = loss_step(iter([batch_of(windows, None)]), model)
+    return {
+        "nats": nats.detach().numpy(),
+        "alone": np.concatenate(alone),
+        "seen": seen,
+        "crossing": crossing.detach().numpy(),
+    }
+
+
+@pytest.mark.parametrize(("kind", "recompute"), [("llama", "none"), ("qwen3", "full"), ("qwen3_moe", "selective")])
+def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:
+    folder = write_model(tmp_path / "hf", MODELS[kind])
+    windows = torch.randint(101, (len(STARTS), LENGTH + 1), generator=torch.Generator().manual_seed(3))
+    (found,) = one_rank.call(look_around, folder=folder, windows=windows, recompute=recompute)
+    for seen, (row, begin, end) in zip(found["seen"], DOCUMENTS, strict=True):
+        own = np.zeros_like(seen)
+        own[row, begin:end] = True
+        np.testing.assert_array_equal(seen, own)
+    # Each document's losses are those of the document by itself, and not those of attention across documents.
+    np.testing.assert_allclose(found["nats"].ravel(), found["alone"], rtol=0, atol=2e-6)
+    assert np.abs(found["nats"] - found["crossing"])[0, 5:].max() > 1e-3
+    np.testing.assert_allclose(found["nats"][0, :5], found["crossing"][0, :5], rtol=0, atol=2e-6)
+
+
+def test_lengths_of_documents_in_sequences_laid_end_to_end() -> None:
+    assert lengths_between(STARTS, LENGTH) == (5, 12, 7, 3, 1, 16, 4)
+    assert lengths_between([np.array([0, LENGTH])], LENGTH) == (LENGTH,)
+    assert lengths_between([np.array([], dtype=np.int64)], LENGTH) == (LENGTH,)

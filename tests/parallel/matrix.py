@@ -1,0 +1,184 @@
+"""The loss-equality matrix: every way to share the work must give the numbers of one process.
+
+    python -m tests.parallel.matrix [ROW...]
+
+All rows start from one Hugging Face folder of weights and train 20 steps on the same data in fp32. A row passes
+when its losses (training and validation) are within 2e-6 of the one process's, gradient norms within 1e-5 of
+them in proportion, and the exported parameters within PARAMETERS at the end. The last line counts rows.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tests.checkpoint.hf_models import all_tensors
+from tests.ranks import Ranks
+from tests.train.runs import column, records_of, train
+from tests.workshop import Workshop, build
+
+LOSS = 2e-6
+"""Nats per token."""
+GRADIENT_NORM = 1e-5
+"""In proportion."""
+PARAMETERS = 2e-5
+"""Weights, of size 0.02 to 1, at a learning rate of 2e-3: Adam divides by a gradient's own size, so that an entry
+whose gradient is rounding alone may go either way."""
+BASES = {"dense": (), "experts": (), "documents": ("data.attention=within_documents",)}
+"""Runs of one process, and their settings; that of `experts` has another model."""
+STEPS = (
+    "training.tokens=20 steps",
+    "checkpoint.every=null",
+    "validation.weight_updates=true",
+    "validation.stability_gradient=general",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to share the work."""
+
+    ranks: int
+    """Processes."""
+    overrides: tuple[str, ...]
+    """Settings, `section.key=value`."""
+    base: str = "dense"
+    """The run of one process that it is held to, by name."""
+
+    def named(self, **parallel: object) -> "Row":
+        """The row with further settings of `parallel`."""
+        settings = (f"parallel.{name}={value}" for name, value in parallel.items())
+        return replace(self, overrides=(*self.overrides, *settings))
+
+
+def row(ranks: int, **parallel: object) -> Row:
+    """A row by its settings of `parallel`."""
+    return Row(ranks, ()).named(**parallel)
+
+
+OVERLAPS = {"distributed_optimizer": "true", "overlap_gradient_reduce": "true", "overlap_parameter_gather": "true"}
+ROWS = {
+    "tensor 2": row(2, tensor=2),
+    "tensor 2, sequence": row(2, tensor=2, sequence="true"),
+    "pipeline 2": row(2, pipeline=2),
+    "pipeline 2 x 2 chunks": row(2, pipeline=2, virtual_pipeline=2),
+    "data 2": row(2),
+    "data 2, overlapped reduction": row(2, overlap_gradient_reduce="true"),
+    "data 2, distributed optimizer": row(2, distributed_optimizer="true"),
+    "data 2, distributed optimizer, both overlaps": row(2, **OVERLAPS),
+    "tensor 2, pipeline 2": row(4, tensor=2, pipeline=2),
+    "tensor 2, sequence, data 2, distributed optimizer": row(
+        4, tensor=2, sequence="true", distributed_optimizer="true"
+    ),
+    "pipeline 2 x 2 chunks, data 2, both overlaps": row(4, pipeline=2, virtual_pipeline=2, **OVERLAPS),
+    "context 2": row(2, context=2),
+    "context 2, tensor 2, sequence": row(4, context=2, tensor=2, sequence="true"),
+    "context 2, pipeline 2": row(4, context=2, pipeline=2),
+    "context 2, data 2, distributed optimizer": row(4, context=2, distributed_optimizer="true"),
+    "experts, data 2": Row(2, (), base="experts"),
+    "experts, expert 2": Row(2, (), base="experts").named(expert=2),
+    "experts, expert 2, distributed optimizer, both overlaps": Row(2, (), base="experts").named(expert=2, **OVERLAPS),
+    "experts, expert 2, tensor 2, sequence": Row(4, (), base="experts").named(expert=2, tensor=2, sequence="true"),
+    "experts, expert 2, context 2": Row(2, (), base="experts").named(expert=2, context=2),
+    "experts, expert 2, pipeline 2 x 2 chunks": Row(4, (), base="experts").named(
+        expert=2, pipeline=2, virtual_pipeline=2
+    ),
+    "experts, recomputation, selective": Row(1, ("training.recompute=selective",), base="experts"),
+    "within documents, pipeline 2 x 2 chunks": Row(2, (), base="documents").named(pipeline=2, virtual_pipeline=2),
+    "within documents, tensor 2, sequence": Row(2, (), base="documents").named(tensor=2, sequence="true"),
+    "recomputation, selective": Row(1, ("training.recompute=selective",)),
+    "recomputation, full": Row(1, ("training.recompute=full",)),
+    "tensor 2, sequence, recomputation, full": Row(2, ("training.recompute=full",)).named(tensor=2, sequence="true"),
+    "8 micro batches accumulated in place of 4": Row(1, ("training.micro_batch_size=1",)),
+    "pipeline 2, 8 micro batches": Row(2, ("training.micro_batch_size=1",)).named(pipeline=2),
+}
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The largest differences of a run from the one process's."""
+
+    loss: float
+    """Nats per token, training and validation."""
+    gradient_norm: float
+    """In proportion."""
+    parameters: float
+    """Of one weight, at the end."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all are within their bounds."""
+        return self.loss <= LOSS and self.gradient_norm <= GRADIENT_NORM and self.parameters <= PARAMETERS
+
+
+def run_row(ranks: Ranks, workshop: Workshop, run: Path, chosen: Row) -> None:
+    """Trains a row, and exports what it trained."""
+    hf = workshop.hf_with_experts() if chosen.base == "experts" else workshop.hf
+    path = workshop.write_config(
+        run, tasks=workshop.tasks, model={"hf": str(hf)}, checkpoint={"export_hf": {"end": True}}
+    )
+    ranks.call(train, timeout=900, path=path, overrides=(*STEPS, *BASES[chosen.base], *chosen.overrides))
+
+
+def differences(run: Path, reference: Path) -> Differences:
+    """Compares two runs."""
+    ours, theirs = records_of(run, "train"), records_of(reference, "train")
+    norms = np.array(column(theirs, "grad_norm"))
+    tensors, expected = all_tensors(run / "hf"), all_tensors(reference / "hf")
+    assert set(tensors) == set(expected)
+    return Differences(
+        loss=max(
+            largest(column(records_of(run, kind), "loss"), column(records_of(reference, kind), "loss"))
+            for kind in ("train", "validation")
+        ),
+        gradient_norm=largest(column(ours, "grad_norm") / norms, np.ones_like(norms)),
+        parameters=max(float((tensors[name] - expected[name]).abs().max()) for name in expected),
+    )
+
+
+def largest(ours: object, theirs: object) -> float:
+    """The largest difference of two lists of numbers."""
+    return float(np.abs(np.subtract(ours, theirs)).max())
+
+
+def main() -> int:
+    """Prints the table. Returns 0 if every row passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
+    names = parser.parse_args().rows or list(ROWS)
+    pools = {size: Ranks(size) for size in (1, 2, 4)}
+    passed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        workshop = build(folder / "workshop")
+        references = {base: folder / base for base in {ROWS[name].base for name in names}}
+        for base, reference in references.items():
+            run_row(pools[1], workshop, reference, Row(1, (), base))
+        print(f"{'':<56} ranks  loss     gradient norm  parameters  seconds")
+        for number, name in enumerate(names):
+            started = time.perf_counter()
+            try:
+                run_row(pools[ROWS[name].ranks], workshop, folder / str(number), ROWS[name])
+                found = differences(folder / str(number), references[ROWS[name].base])
+            except AssertionError as error:
+                print(f"{name:<56} {ROWS[name].ranks:>5}  FAILED: {str(error).strip().splitlines()[-1]}", flush=True)
+                continue
+            passed += found.passed
+            print(
+                f"{name:<56} {ROWS[name].ranks:>5}  {found.loss:.1e}  {found.gradient_norm:.1e}"
+                f"        {found.parameters:.1e}     {time.perf_counter() - started:5.1f}"
+                f"  {'passed' if found.passed else 'FAILED'}",
+                flush=True,
+            )
+    for pool in pools.values():
+        pool.stop()
+    print(f"{passed} rows passed, {len(names) - passed} failed")
+    return 0 if passed == len(names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -42,6 +42,9 @@ def _settings(words: argparse.Namespace, key: str) -> PrepareSettings:
         eod=words.eod,
         bos=words.bos,
         parse_special=words.parse_special,
+        split_sentences=words.split_sentences,
+        keep_newlines=words.keep_newlines,
+        language=words.lang,
         order=words.order,
         seed=words.seed,
         holdout=share,
@@ -59,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "corpus", nargs="+", help="files, folders, globs: .jsonl, .txt (.gz, .zst), .parquet; - for stdin"
     )
-    parser.add_argument("--tokenizer", required=True, metavar="HF_DIR", help="folder with tokenizer.json")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="PATH", help="Hugging Face folder, sentencepiece .model, tiktoken ranks"
+    )
     parser.add_argument("--output", required=True, metavar="PREFIX")
     parser.add_argument(
         "--text-key",
@@ -75,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--bos", choices=["auto", "always", "never"], default=defaults.bos, help="auto: as the tokenizer does"
     )
     parser.add_argument("--parse-special", action="store_true", help="control tokens in the text become such tokens")
+    parser.add_argument("--split-sentences", action="store_true", help="a sequence for each sentence, by nltk's Punkt")
+    parser.add_argument("--keep-newlines", action="store_true", help="blanks between sentences stay")
+    parser.add_argument("--lang", default=defaults.language, help="of the sentences (default english)")
     parser.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
     parser.add_argument(

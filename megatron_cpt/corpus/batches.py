@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.corpus.documents import Document, Rejected
+from megatron_cpt.corpus.encoded import Encoded
 from megatron_cpt.corpus.holdout import content_hash, holdout_keys
 from megatron_cpt.corpus.sorted_run import RECORD, TokenizedDocuments, shuffle_keys
-from megatron_cpt.corpus.tokenize import Encoded, Tokenizer
+from megatron_cpt.corpus.tokenize import Tokenizer
 
 BATCH_DOCUMENTS = 2048
 BATCH_CHARACTERS = 1_000_000

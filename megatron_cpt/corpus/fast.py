@@ -1,6 +1,6 @@
 """Ids from the gigatoken library, a hundred times faster, where it is proven to give the same ones.
 
-The tokenizers library decides what is right. gigatoken is compared with it on real text of the input
+The tokenizer's own library decides what is right. gigatoken is compared with it on real text of the input
 and on text that tokenizers trip over; one difference and it is not used. It reads control tokens out
 of plain text, so where they are to stay plain text it is given a tokenizer that has none.
 """
@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from megatron_cpt.corpus.tokenize import Encoded, Tokenizer
+from megatron_cpt.corpus.encoded import Encoded
+from megatron_cpt.corpus.huggingface import HuggingFace
+from megatron_cpt.corpus.sentencepiece_model import SentencePiece
+from megatron_cpt.corpus.tokenize import Tokenizer
 
 ODD_TEXTS = (
     "",
@@ -43,14 +46,14 @@ Encoder = Callable[[Sequence[str]], Encoded]
 
 
 def encoder_for(tokenizer: Tokenizer, sample: Callable[[], list[str]], fast: bool) -> Encoder:
-    """gigatoken where it is there and gives the same ids on a sample; else the tokenizers library, with a warning."""
+    """gigatoken where it is there and gives the same ids on a sample; else its own library, with a warning."""
     if not fast or importlib.util.find_spec("gigatoken") is None:
         return tokenizer.encode_flat
     try:
         return FastTokenizer(tokenizer, sample()).encode_flat
     except NotEqual as error:
         warnings.warn(
-            f"gigatoken is not used: {error}. The tokenizers library does the same some tens of times slower.",
+            f"gigatoken is not used: {error}. The tokenizer's own library does the same some tens of times slower.",
             stacklevel=3,
         )
         return tokenizer.encode_flat
@@ -60,21 +63,14 @@ class FastTokenizer:
     """gigatoken in the place of a tokenizer. Raises NotEqual where it cannot be loaded or differs."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-        # An optional library.
-        import gigatoken  # noqa: PLC0415
-
-        content: dict[str, Any] = orjson.loads((tokenizer.folder / "tokenizer.json").read_bytes())
-        added = content.get("added_tokens") or []
-        content["added_tokens"] = [token for token in added if tokenizer.parses_special or not token["special"]]
-        # What both must leave alone: BOS and EOD are put by prepare, nothing is cut or padded.
-        content["post_processor"] = content["truncation"] = content["padding"] = None
         try:
-            self._backend = gigatoken.Tokenizer.from_json(orjson.dumps(content))
+            self._backend, added = _loaded(tokenizer)
+        except NotEqual:
+            raise
         # The library raises several kinds for what it does not know.
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise NotEqual(f"it cannot load {tokenizer.folder / 'tokenizer.json'} ({reason})") from error
-        probes = [f"a{token['content']}b {token['content']} c" for token in added]
+            raise NotEqual(f"it cannot load {tokenizer.folder} ({str(error).splitlines()[0]})") from error
+        probes = [f"a{token}b {token} c" for token in added]
         self._prove(tokenizer, [*ODD_TEXTS, *probes, *texts])
 
     def _prove(self, tokenizer: Tokenizer, texts: list[str]) -> None:
@@ -90,3 +86,21 @@ class FastTokenizer:
         offsets = np.asarray(ragged.offsets.data, np.int64)
         tokens = np.asarray(ragged.content.data)[offsets[0] : offsets[-1]]
         return Encoded(tokens.astype(np.int32), np.diff(offsets))
+
+
+def _loaded(tokenizer: Tokenizer) -> tuple[Any, list[str]]:
+    """gigatoken's tokenizer, and the added and control tokens that must be proven to be treated alike."""
+    # An optional library.
+    import gigatoken  # noqa: PLC0415
+
+    library = tokenizer.library
+    if isinstance(library, SentencePiece):
+        return gigatoken.Tokenizer.from_sentencepiece(library.path), tokenizer.control_names()
+    if not isinstance(library, HuggingFace):
+        raise NotEqual("it is used for tokenizer.json and sentencepiece models alone")
+    content: dict[str, Any] = orjson.loads(library.backend.to_str())
+    added = content.get("added_tokens") or []
+    content["added_tokens"] = [token for token in added if tokenizer.parses_special or not token["special"]]
+    # What both must leave alone: BOS and EOD are put by prepare, nothing is cut or padded.
+    content["post_processor"] = content["truncation"] = content["padding"] = None
+    return gigatoken.Tokenizer.from_json(orjson.dumps(content)), [token["content"] for token in added]

@@ -114,6 +114,16 @@ class IndexedDataset:
         return _IndexLayout(idx_path(self.prefix)).document_starts()
 
     @cached_property
+    def sequence_lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each sequence: int32[sequences], on disk."""
+        return _IndexLayout(idx_path(self.prefix)).lengths()
+
+    @cached_property
+    def document_bounds(self) -> npt.NDArray[np.int64]:
+        """The sequence at which each document begins, and the end: int64[documents + 1], on disk."""
+        return _IndexLayout(idx_path(self.prefix)).bounds()
+
+    @cached_property
     def tokens(self) -> npt.NDArray[Any]:
         """All ids as one array on disk: dtype[token_count], read-only."""
         if self.token_count == 0:

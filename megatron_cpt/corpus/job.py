@@ -41,6 +41,12 @@ class PrepareSettings:
     """Whether BOS opens each document: `auto` does what the tokenizer itself does."""
     parse_special: bool = False
     """Whether control tokens written in the text become control tokens."""
+    split_sentences: bool = False
+    """Whether each sentence is a sequence of its own (sentences.py)."""
+    language: str = "english"
+    """Of the sentences."""
+    keep_newlines: bool = False
+    """Whether blanks between sentences stay with the one before."""
     order: Literal["shuffled", "as_read"] = "shuffled"
     """Order of the documents in the dataset."""
     seed: int = 1234

@@ -92,7 +92,10 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
         else:
             length = source.path.stat().st_size
             step = size if source.kind in ("json_lines", "text_lines") else max(1, length)
-            cuts = [(start, min(start + step, length), step) for start in range(0, max(1, length), step)]
+            cuts = [
+                (start, min(start + step, length), min(step, length - start))
+                for start in range(0, max(1, length), step)
+            ]
         found += [Span(Piece(file, n, source.path, a, b), False, text) for n, (a, b, text) in enumerate(cuts)]
     return found
 

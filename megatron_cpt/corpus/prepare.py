@@ -43,6 +43,7 @@ from megatron_cpt.corpus.piecework import (
 )
 from megatron_cpt.corpus.progress import Progress
 from megatron_cpt.corpus.sample import sample
+from megatron_cpt.corpus.sentences import SentenceSplitter, sentence_splitter
 from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.corpus.workers import Workers
 
@@ -82,7 +83,7 @@ class ShardDone:
 
 def prepare(
     inputs: Sequence[str],
-    tokenizer_folder: str | Path,
+    tokenizer: str | Path | Tokenizer,
     output: str | Path,
     settings: PrepareSettings | None = None,
     *,
@@ -93,24 +94,25 @@ def prepare(
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
     left out: PREFIX.rejected.jsonl, PREFIX.duplicates.jsonl.
 
-    `workers` defaults to the cores. `fast` lets gigatoken tokenize where it is installed and proven equal
-    (fast.py): the bytes are the same. Raises BadInput for unusable inputs or tokenizers, too many rejected
-    documents, or a part (training or held-out) that got no document; WorkerDied where a worker was killed.
+    `tokenizer` is one that is open, or what Tokenizer.load reads. `workers` defaults to the cores. `fast` lets
+    gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same. Raises BadInput for
+    unusable inputs or tokenizers, too many rejected documents, or a part (training or held-out) that got no
+    document; WorkerDied where a worker was killed.
     """
-    job, tokenizer = _described(inputs, tokenizer_folder, Path(output), settings or PrepareSettings())
+    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings())
     there = _reusable(job)
     if there is not None:
         return there
     begin(job, shared=False)
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
-    _tokenize(job, tokenizer, found, workers, progress, fast)
+    _tokenize(job, opened, found, workers, progress, fast)
     # What was found filed was checked then.
     return _join(job, check=False)
 
 
 def prepare_shard(
     inputs: Sequence[str],
-    tokenizer_folder: str | Path,
+    tokenizer: str | Path | Tokenizer,
     output: str | Path,
     settings: PrepareSettings | None,
     shard: Shard,
@@ -123,10 +125,10 @@ def prepare_shard(
     where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
     if str(STANDARD_INPUT) in inputs:
         raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
-    job, tokenizer = _described(inputs, tokenizer_folder, Path(output), settings or PrepareSettings())
+    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings())
     begin(job, shared=True)
     found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
-    _tokenize(job, tokenizer, found, workers, progress, fast)
+    _tokenize(job, opened, found, workers, progress, fast)
     pieces = _filed(job, found, check=False)
     return ShardDone(
         len(pieces),
@@ -146,10 +148,11 @@ def merge(output: str | Path) -> Prepared:
 
 
 def _described(
-    inputs: Sequence[str], folder: str | Path, output: Path, settings: PrepareSettings
+    inputs: Sequence[str], tokenizer: str | Path | Tokenizer, output: Path, settings: PrepareSettings
 ) -> tuple[Job, Tokenizer]:
     files = input_files(inputs, settings.document_per_line)
-    tokenizer = Tokenizer.load(folder, settings.eod, settings.parse_special)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)
     output.parent.mkdir(parents=True, exist_ok=True)
     _sweep(output)
     return Job.describe(output, settings, files, tokenizer), tokenizer
@@ -197,20 +200,34 @@ def _tokenize(
         first = next(pieces, None)
         if first is None:
             return
+        text = partial(sample, job, found, first)
         framing = Framing(
             tokenizer=tokenizer,
-            encode=encoder_for(tokenizer, partial(sample, job, found, first), fast),
+            encode=encoder_for(tokenizer, text, fast),
             bos=job.bos,
             eod=job.eod,
             seed=settings.seed if settings.order == "shuffled" else None,
             control_tokens=settings.parse_special,
-            split=None,
+            split=_splitter(job),
         )
         with Workers(count, partial(_work, job, framing, bar)) as pool:
             bar.show()
             for _ in pool.map(chain([first], pieces)):
                 pass
     unchanged(job)
+
+
+def _splitter(job: Job) -> SentenceSplitter | None:
+    """From all inputs, whatever part of them is this shard's: all shards split alike."""
+    settings = job.settings
+    if not settings.split_sentences:
+        return None
+    if job.reads_standard_input:
+        rule = "learns from the input before it is read, which standard input does not allow."
+        raise BadInput(Fault("--split-sentences", rule, "Give files."))
+    everything = spans(job.inputs, job.piece_size, settings.text_key)
+    text = partial(sample, job, everything)
+    return sentence_splitter(settings.language, settings.keep_newlines, text)
 
 
 @contextmanager

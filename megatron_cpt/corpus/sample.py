@@ -16,7 +16,7 @@ SAMPLED_CHARACTERS = 128_000
 """Of real text in all: a fifth of a second of the tokenizers library."""
 
 
-def sample(job: Job, found: Sequence[Span], first: Piece) -> list[str]:
+def sample(job: Job, found: Sequence[Span], first: Piece | None = None) -> list[str]:
     """Beginnings of documents from stretches spread over the inputs, SAMPLED_CHARACTERS at most.
 
     Of standard input only the `first` piece can be looked at, once it is unpacked.
@@ -35,12 +35,12 @@ def sample(job: Job, found: Sequence[Span], first: Piece) -> list[str]:
     return texts
 
 
-def _beginnings(job: Job, span: Span, first: Piece) -> Iterator[str]:
+def _beginnings(job: Job, span: Span, first: Piece | None) -> Iterator[str]:
     """Texts from the beginning of a stretch."""
     file = span.piece.file
     source = job.inputs[file]
     keys = Keys(job.settings.text_key)
-    if first.file == file and source.streamed:
+    if first is not None and first.file == file and source.streamed:
         yield from _texts(first, source.kind, keys)
     elif not span.streamed:
         yield from _texts(span.piece, source.kind, keys)

@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from megatron_cpt.corpus.encoded import Encoded
 from megatron_cpt.corpus.fast import FastTokenizer, NotEqual
+from megatron_cpt.corpus.huggingface import HuggingFace
 from megatron_cpt.corpus.job import PrepareSettings
 from megatron_cpt.corpus.prepare import prepare
 from megatron_cpt.corpus.tokenize import Tokenizer
@@ -63,20 +66,26 @@ def test_a_sentencepiece_model_is_equal_or_refused(texts: list[str]) -> None:
 
 def test_a_tokenizer_that_it_cannot_load_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, unigram("▁ab", ["<unk>", "</s>"]), {"eos_token": "</s>"})
-    with pytest.raises(NotEqual, match=r"cannot load .*tokenizer\.json"):
+    with pytest.raises(NotEqual, match="cannot load "):
         FastTokenizer(Tokenizer.load(tmp_path), ["ab"])
 
 
-def test_one_different_id_refuses_it(tokenizer_folder: Path, texts: list[str]) -> None:
+class Differing(HuggingFace):
+    """The library as it is, but for texts with a certain word."""
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        ids = super().encode(texts).each()
+        return Encoded.of([found[::-1] if "quick" in text else found for text, found in zip(texts, ids, strict=True)])
+
+
+def test_one_different_text_refuses_it(tokenizer_folder: Path, texts: list[str]) -> None:
     tokenizer = Tokenizer.load(tokenizer_folder)
-    # A pre-tokenizer that cuts at "q" gives other ids only where "q" stands between letters.
-    tokenizer._backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split("quick", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    assert isinstance(tokenizer.library, HuggingFace)
+    other = replace(tokenizer, library=Differing(tokenizer.library.backend))
     plain = [text for text in texts if "quick" not in text]
-    FastTokenizer(tokenizer, plain)
+    FastTokenizer(other, plain)
     with pytest.raises(NotEqual, match="other ids for 'thequickening'"):
-        FastTokenizer(tokenizer, [*plain, "thequickening"])
+        FastTokenizer(other, [*plain, "thequickening"])
 
 
 def test_the_bytes_do_not_tell_which_library_made_them(

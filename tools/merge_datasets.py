@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Megatron-LM's `tools/merge_datasets.py` over this package: the same flags and the same bytes.
+
+    python tools/merge_datasets.py --input FOLDER --output-prefix merged
+
+writes every pair PREFIX.bin, PREFIX.idx of a folder, by name, one behind the other, with a manifest beside them.
+Broken pairs, and pairs of different tokenizers, are refused.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.concatenate import concatenate, datasets_in
+from megatron_cpt.runs.status import ExitCode, exit_code_of
+
+
+def main(arguments: list[str]) -> int:
+    """Merges; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, type=Path, help="folder of pairs")
+    parser.add_argument("--output-prefix", required=True)
+    parser.add_argument("--multimodal", action="store_true", help="refused: only text datasets are read")
+    words = parser.parse_args(arguments)
+    try:
+        if words.multimodal:
+            raise BadInput(Fault("--multimodal", "is not read here.", "Merge text datasets."))
+        if not words.input.is_dir():
+            raise BadInput(Fault(f"--input {words.input}", "is no folder.", "Give the folder of the pairs."))
+        manifest = concatenate(datasets_in(words.input), words.output_prefix)
+    except (BadInput, IntegrityFault) as error:
+        print(f"merge_datasets.py: {error}", file=sys.stderr)
+        return exit_code_of(error)
+    print(f"{words.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

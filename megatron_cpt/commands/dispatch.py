@@ -18,7 +18,8 @@ COMMANDS = {
     "train": "start torchrun on this machine and train; the exit code is the run's",
     "report": "one self-contained report.html and gap.json from run folders",
     "evaluate": "multiple-choice tasks on a checkpoint or a Hugging Face folder: tasks.json",
-    "law": "fit laws of the loss along a schedule, compare and predict with them",
+    "law": "laws of the loss: fit, compare, predict; choose peak rate, replay ratio, steps, schedule",
+    "sweep": "overrides times seeds of one run: configurations and one resumable script",
     "convert": "Hugging Face in and out: from-hf, to-hf, verify",
     "doctor": "what this machine has, and which kernels will be used",
 }

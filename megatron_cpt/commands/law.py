@@ -1,23 +1,11 @@
-"""`megatron-cpt law compare|fit|predict`: laws of the loss along a learning-rate schedule, from curves."""
+"""`megatron-cpt law compare|fit|predict|choose|sweep`: laws of the loss along a learning-rate schedule."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import orjson
-
-from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.commands.law_actions import choose, compare, fit, predict, sweep
 from megatron_cpt.scaling_law.candidates import LAWS
-from megatron_cpt.scaling_law.continual import CONTINUAL
-from megatron_cpt.scaling_law.fit import Fit, fit_law
-from megatron_cpt.scaling_law.foreign import read_csv
-from megatron_cpt.scaling_law.heldout import Errors, errors_on, mean_errors
-from megatron_cpt.scaling_law.points import Curve, read_run
+
+KINDS = ("constant", "linear", "cosine", "wsd")
 
 
 def main(arguments: list[str]) -> int:
@@ -28,146 +16,82 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megatron-cpt law", description=__doc__)
-    actions = parser.add_subparsers(required=True, metavar="compare|fit|predict")
-
-    compare = actions.add_parser("compare", help="fit every pretraining law on some curves, score it on others")
-    compare.add_argument("--csv", nargs="+", required=True, metavar="FIT.csv", help="curves to fit: step,lr,loss")
-    compare.add_argument("--predict", nargs="+", required=True, metavar="OTHER.csv", help="curves to predict")
-    compare.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_choices(compare)
-    compare.set_defaults(action=_compare)
-
-    fit = actions.add_parser("fit", help="fit one law; of run folders the law of continual pretraining")
-    fit.add_argument("curves", nargs="+", metavar="RUN_OR_CSV", help="run folders, or CSV files: step,lr,loss")
-    fit.add_argument("--law", choices=sorted(LAWS), help="default: continual for run folders, else annealing")
-    fit.add_argument("--set", help="validation set of the run folders")
-    fit.add_argument("--fix", nargs="*", default=[], metavar="NAME=VALUE", help="parameters not to be fitted")
-    fit.add_argument("--output", default="law.json", help="file to write (default law.json)")
-    _add_choices(fit)
-    fit.set_defaults(action=_fit)
-
-    predict = actions.add_parser("predict", help="the loss of other curves, from a fitted law")
-    predict.add_argument("law", metavar="LAW.json", help="written by `megatron-cpt law fit`")
-    predict.add_argument("curves", nargs="+", metavar="RUN_OR_CSV", help="run folders, or CSV files: step,lr,loss")
-    predict.add_argument("--set", help="validation set of the run folders")
-    predict.add_argument("--output", metavar="FILE.csv", help="write curve,step,loss,predicted here")
-    _add_choices(predict)
-    predict.set_defaults(action=_predict)
+    actions = parser.add_subparsers(required=True, metavar="compare|fit|predict|choose|sweep")
+    _add_compare(actions.add_parser("compare", help="fit every pretraining law on some curves, score it on others"))
+    _add_fit(actions.add_parser("fit", help="fit one law; of run folders the law of continual pretraining"))
+    _add_predict(actions.add_parser("predict", help="the loss of other curves or of a schedule, from a fitted law"))
+    _add_choose(actions.add_parser("choose", help="peak rate, replay ratio, steps and schedule, from a fitted law"))
+    _add_sweep(actions.add_parser("sweep", help="write the pilot runs that a law is fitted to"))
     return parser
 
 
-def _add_choices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--warmup", type=int, metavar="STEPS", help="of CSV curves (default: up to the first row)")
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", nargs="+", required=True, metavar="FIT.csv", help="curves to fit: step,lr,loss")
+    parser.add_argument("--predict", nargs="+", required=True, metavar="OTHER.csv", help="curves to predict")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_reading(parser)
+    parser.set_defaults(action=compare)
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("curves", nargs="+", metavar="RUN_OR_LOG", help="run folders, CSV files, TensorBoard folders")
+    parser.add_argument("--law", choices=sorted(LAWS), help="default: continual for run folders, else annealing")
+    parser.add_argument("--set", action="append", dest="sets", help="validation set (default: all that the runs share)")
+    parser.add_argument("--fix", nargs="*", default=[], metavar="NAME=VALUE", help="parameters not to be fitted")
+    parser.add_argument("--free", nargs="*", default=[], metavar="NAME", help="parameters to fit that would be held")
+    parser.add_argument("--draws", type=int, default=40, metavar="N", help="refits of the bootstrap (default 40)")
+    parser.add_argument("--output", default="law.json", help="file to write (default law.json)")
+    parser.add_argument("--html", default="law.html", help="page to write (default law.html)")
+    _add_reading(parser)
+    parser.set_defaults(action=fit)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("law", metavar="LAW.json", help="written by `megatron-cpt law fit`")
+    parser.add_argument("curves", nargs="*", metavar="RUN_OR_LOG", help="measured curves, to be scored")
+    parser.add_argument("--set", action="append", dest="sets", help="validation set (default: all of the law)")
+    parser.add_argument("--schedule", choices=KINDS, help="instead of curves: the shape of the learning rate")
+    parser.add_argument("--peak-lr", type=float, metavar="RATE")
+    parser.add_argument("--steps", type=int, metavar="N")
+    parser.add_argument("--replay", type=float, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
+    parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
+    parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")
+    _add_reading(parser)
+    parser.set_defaults(action=predict)
+
+
+def _add_choose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("law", metavar="LAW.json", help="written by `megatron-cpt law fit`, of all sets named here")
+    parser.add_argument(
+        "--minimise", nargs="+", required=True, metavar="SET[=WEIGHT]", help="weighted sum of final losses"
+    )
+    parser.add_argument(
+        "--bound", nargs="*", default=[], metavar="SET=NATS", help="most that a set may rise above its start"
+    )
+    parser.add_argument("--replay", metavar="RATIOS", help="such as 0,0.01,0.05 (default: 41 over the fitted range)")
+    parser.add_argument("--peak-lr", metavar="RATES", help="default: 9 over the fitted range")
+    parser.add_argument("--steps", metavar="STEPS", help="default: that of the longest fitted curve")
+    parser.add_argument("--schedule", default="cosine,wsd", metavar="KINDS", help="of " + ", ".join(KINDS))
+    parser.add_argument("--show", type=int, default=5, metavar="N", help="recipes to print (default 5)")
+    parser.add_argument("--output", default="choice.json", help="file to write (default choice.json)")
+    parser.add_argument("--html", default="choice.html", help="page to write (default choice.html)")
+    parser.set_defaults(action=choose)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="RUN.yaml", help="the run whose law is wanted")
+    parser.add_argument("--replay", metavar="RATIOS", help="such as 0,0.01,0.05,0.2,0.5")
+    parser.add_argument("--peak-lr", metavar="RATES", help="such as 1e-4,3e-4")
+    parser.add_argument("--schedule", metavar="KINDS", help="such as cosine,constant,wsd: two tell the annealing")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each arm (default 1)")
+    parser.add_argument("--fit-steps", type=int, required=True, metavar="N", help="length of each run")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
+    parser.add_argument("--output", default="sweep", metavar="FOLDER", help="folder to write into (default sweep)")
+    parser.set_defaults(action=sweep)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--warmup", type=int, metavar="STEPS", help="of logs (default: up to the first row)")
     parser.add_argument("--from-step", type=int, default=1, metavar="STEP", help="leave earlier points out (default 1)")
-
-
-def _compare(options: argparse.Namespace) -> int:
-    fitted = _curves(options.csv, options)
-    others = _curves(options.predict, options)
-    rows = []
-    for law in LAWS.values():
-        if law is CONTINUAL:  # a law of curves that begin from a base
-            continue
-        fit = fit_law(law, fitted)
-        rows.append((fit, mean_errors([errors_on(fit, curve) for curve in others])))
-    if options.json:
-        print(orjson.dumps({"laws": [_row(*row) for row in rows]}, option=orjson.OPT_INDENT_2).decode())
-    else:
-        print("\n\n".join(f"{fit_text(fit)}\n  held out: {errors_text(errors)}" for fit, errors in rows))
-    return ExitCode.DONE
-
-
-def _fit(options: argparse.Namespace) -> int:
-    curves = _curves(options.curves, options)
-    default = CONTINUAL.name if Path(options.curves[0]).is_dir() else "annealing"
-    law = LAWS[options.law or default]
-    fit = fit_law(law, curves, _fixed(options.fix))
-    write_json(Path(options.output), document(fit))
-    print(fit_text(fit))
-    print(f"  on the fitted curves: {errors_text(mean_errors([errors_on(fit, curve) for curve in curves]))}")
-    print(f"  written: {options.output}")
-    return ExitCode.DONE
-
-
-def _predict(options: argparse.Namespace) -> int:
-    fit = read_fit(Path(options.law))
-    lines = ["curve,step,loss,predicted"]
-    for curve in _curves(options.curves, options):
-        predicted = fit.predict(curve)
-        print(f"{curve.name}: {predicted[-1]:.4f} at step {curve.steps[-1]}; {errors_text(errors_on(fit, curve))}")
-        cells = zip(curve.steps, curve.losses, predicted, strict=True)
-        lines += [f"{curve.name},{step},{loss:.6g},{value:.6g}" for step, loss, value in cells]
-    if options.output:
-        Path(options.output).write_text("\n".join(lines) + "\n")
-    return ExitCode.DONE
-
-
-def document(fit: Fit) -> dict[str, Any]:
-    """The content of law.json."""
-    errors = {name: error if np.isfinite(error) else None for name, error in fit.standard_errors.items()}
-    return {
-        "law": fit.law.name,
-        "parameters": fit.parameters,
-        "standard_errors": errors,
-        "weakly_identified": list(fit.weak),
-        "objective": fit.objective,
-        "points": fit.points,
-    }
-
-
-def read_fit(path: Path) -> Fit:
-    """A fitted law from law.json. Raises BadInput for a file that is none."""
-    try:
-        content = orjson.loads(path.read_bytes())
-        law = LAWS[content["law"]]
-        values = {parameter.name: float(content["parameters"][parameter.name]) for parameter in law.parameters}
-        return Fit(law, values, float(content["objective"]), int(content["points"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fault = Fault(str(path), "is no fitted law.", "Give a law.json written by `megatron-cpt law fit`.")
-        raise BadInput(fault) from error
-
-
-def fit_text(fit: Fit) -> str:
-    """A fit as lines of text, weakly identified parameters marked."""
-    lines = [f"{fit.law.name}: {fit.points} points, objective {fit.objective:.3g}"]
-    for name, value in fit.parameters.items():
-        error = fit.standard_errors.get(name)
-        told = "fixed" if error is None else f"+- {error:.2g}" + (", weakly identified" if name in fit.weak else "")
-        lines.append(f"  {name:<20} {value:>12.6g}  {told}")
-    return "\n".join(lines)
-
-
-def errors_text(errors: Errors) -> str:
-    """Errors as one line."""
-    return ", ".join(f"{name} {value:.5f}" for name, value in asdict(errors).items())
-
-
-def _row(fit: Fit, errors: Errors) -> dict[str, Any]:
-    return {"law": fit.law.name, "parameters": fit.parameters, "heldout": asdict(errors)}
-
-
-def _curves(paths: Sequence[str], options: argparse.Namespace) -> list[Curve]:
-    curves = []
-    for path in paths:
-        if Path(path).is_dir():
-            if not options.set:
-                raise BadInput(Fault(path, "is a run folder with sets of its own.", "Name one: --set NAME."))
-            curve = read_run(path, options.set)
-        else:
-            curve = read_csv(path, options.warmup)
-        curve = curve.after(options.from_step)
-        if not len(curve.steps):
-            raise BadInput(Fault(path, "has no loss to use.", "Give a curve with losses, or a lower --from-step."))
-        curves.append(curve)
-    return curves
-
-
-def _fixed(words: Sequence[str]) -> dict[str, float]:
-    fixed = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            fixed[name] = float(value)
-        except ValueError as error:
-            raise BadInput(Fault(f"--fix {word}", "is not NAME=NUMBER.", "Write, say, decay=0.99.")) from error
-    return fixed
+    parser.add_argument("--loss-tag", default="loss", help="TensorBoard: tag of the loss (default loss)")
+    parser.add_argument("--rate-tag", default="lr", help="TensorBoard: tag of the learning rate (default lr)")

@@ -20,10 +20,10 @@ from megatron_cpt.report.elements import (
     source_legend,
 )
 from megatron_cpt.report.figures import RunCurve, change_figure, curves_by_set, loss_figure, set_title
+from megatron_cpt.report.html import html_page
 from megatron_cpt.report.panels import drawing
 from megatron_cpt.report.runs import ReportedRun
 from megatron_cpt.report.sections import events_section, signals_section, tasks_section, time_section
-from megatron_cpt.report.style import STYLE
 from megatron_cpt.report.tables import MINUS, gap_table, mixture_table, plan_tables
 from megatron_cpt.report.training_figures import (
     epochs_figure,
@@ -32,9 +32,6 @@ from megatron_cpt.report.training_figures import (
     mixture_figure,
     training_loss_figure,
 )
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""Content-Security-Policy: the page's own style sheet and no more."""
 
 Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
 
@@ -64,20 +61,7 @@ def report_page(
             _plans(runs),
             _configurations(runs),
         ]
-    title = escape(" · ".join(run.name for run in runs))
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{_refresh(refresh_seconds)}"
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{title} · megatron_cpt report</title><style>{STYLE}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _refresh(seconds: int | None) -> str:
-    return "" if seconds is None else f'<meta http-equiv="refresh" content="{seconds}">'
+    return html_page(" · ".join(run.name for run in runs), sections, refresh_seconds)
 
 
 def _head(runs: Sequence[ReportedRun]) -> str:

@@ -32,6 +32,8 @@ class Curve:
     """S1 of the base's pretraining; None where its history is not known."""
     base_annealing_area: float | None = None
     """S2 of the base's pretraining; None where its history is not known."""
+    base_peak_rate: float | None = None
+    """Highest learning rate of the base's pretraining; None where its history is not known."""
     base_final_rate: float | None = None
     """Last learning rate of the base's pretraining; None where its history is not known."""
     domain_share: float = 1.0
@@ -74,6 +76,7 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         losses=np.array([points[step] for step in measured], dtype=np.float64),
         base_forward_area=lineage.get("parent_forward_area"),
         base_annealing_area=lineage.get("parent_annealing_area"),
+        base_peak_rate=lineage.get("parent_peak_learning_rate"),
         base_final_rate=lineage.get("parent_final_learning_rate"),
         domain_share=_domain_share(plan),
         start_loss=points.get(0),

@@ -10,11 +10,21 @@ import pytest
 from megatron_cpt.commands import law
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.areas import annealing_areas, forward_areas
+from megatron_cpt.scaling_law.choose import Base, Recipe
+from megatron_cpt.scaling_law.continual import CONTINUAL, SIZE_TERMS
+from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.laws import annealing_law
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLIC = SHARED / "data" / "loss_curves_mpl"
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
+HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999, "rate_power": 0.0, "gain_bend": 0.0, **SIZE_TERMS}
+PLANTED = {
+    "general": dict(floor=3.0, amplitude=0.3, exponent=0.5, gain=0.2, shift_size=0.3, shift_speed=20.0,
+                    shift_exponent=0.2, bend=-25.0, **HELD),
+    "domain": dict(floor=2.6, amplitude=0.3, exponent=0.5, gain=0.2, shift_size=-0.6, shift_speed=50.0,
+                   shift_exponent=0.15, bend=3.0, **HELD),
+}  # fmt: skip
 UNSEEN = ("constant_72000", "cosine_72000", "wsd_20000_24000", "wsdld_20000_24000", "wsdcon_3", "wsdcon_18")
 
 
@@ -24,6 +34,10 @@ def write_curve(path: Path, rates: np.ndarray, every: int = 100) -> Path:
     rows = [f"{step},{rates[step - 1]},{losses[step - 1]}" for step in range(1, len(rates) + 1, every)]
     path.write_text("\n".join(["step,lr,loss", *rows]) + "\n")
     return path
+
+
+def outputs(folder: Path) -> list[str]:
+    return ["--output", str(folder / "law.json"), "--html", str(folder / "law.html")]
 
 
 def cosine(steps: int) -> np.ndarray:
@@ -48,19 +62,92 @@ def test_compare_prints_every_law_with_its_errors(tmp_path: Path, capsys: pytest
 def test_fit_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     curve = write_curve(tmp_path / "a.csv", cosine(4001))
     fitted = str(tmp_path / "law.json")
-    assert law.main(["fit", str(curve), "--law", "annealing", "--output", fitted]) == 0
+    page = tmp_path / "law.html"
+    assert law.main(["fit", str(curve), "--law", "annealing", "--output", fitted, "--html", str(page)]) == 0
+    assert "Fit and residuals" in page.read_text()
     assert law.main(["predict", fitted, str(curve), "--output", str(tmp_path / "out.csv")]) == 0
     rows = (tmp_path / "out.csv").read_text().splitlines()
-    assert rows[0] == "curve,step,loss,predicted" and len(rows) == 42
-    _, _, loss, predicted = rows[-1].split(",")
+    assert rows[0] == "curve,set,step,loss,predicted,low,high" and len(rows) == 42
+    _, _, _, loss, predicted, low, high = rows[-1].split(",")
+    assert float(low) <= float(predicted) <= float(high)
     assert float(predicted) == pytest.approx(float(loss), abs=1e-4)
     assert "weakly identified" not in capsys.readouterr().out
 
 
 def test_a_study_too_short_for_the_decay_has_it_fitted(tmp_path: Path):
     short = write_curve(tmp_path / "a.csv", cosine(1001), every=20)
-    law.main(["fit", str(short), "--law", "annealing", "--output", str(tmp_path / "law.json")])
-    assert "decay" in orjson.loads((tmp_path / "law.json").read_bytes())["standard_errors"]
+    law.main(["fit", str(short), "--law", "annealing", *outputs(tmp_path)])
+    fitted = orjson.loads((tmp_path / "law.json").read_bytes())["sets"]["loss"]
+    assert "decay" in fitted["standard_errors"]
+
+
+RATIOS = (0.0, 0.05, 0.3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Run folders of two sets that follow the continual law: new text is learnt less with replay, old kept better."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = Base(forward_area=2.0, annealing_area=0.0, peak_rate=1e-3, final_rate=1e-4)
+    made = []
+    for kind, ratio in [("cosine", RATIOS[0]), ("constant", RATIOS[1]), ("cosine", RATIOS[2])]:
+        curve = Recipe(kind, 1e-3, 2400, ratio).curve(base, points=40)
+        run = folder / f"{kind}-{ratio}"
+        run.mkdir()
+        records = [
+            {"kind": "train", "step": n, "learning_rate": rate} for n, rate in enumerate(curve.rates.tolist(), 1)
+        ]
+        for name, constants in PLANTED.items():
+            start = constants["floor"] + constants["amplitude"] * 2.0 ** -constants["exponent"]
+            losses = Fit(CONTINUAL, constants, 0.0, 0).predict(curve).tolist()
+            for step, loss in [(0, start), *zip(curve.steps.tolist(), losses, strict=True)]:
+                records.append({"kind": "validation", "set": name, "identity": name, "step": step, "loss": loss})
+        (run / "records.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+        sources = [{"role": "domain", "sequences": 1000 - ratio * 1000}, {"role": "replay", "sequences": ratio * 1000}]
+        (run / "plan.json").write_bytes(orjson.dumps({"blend": {"sources": sources}}))
+        lineage = {f"parent_{name}": value for name, value in (("forward_area", 2.0), ("annealing_area", 0.0))}
+        lineage |= {"parent_peak_learning_rate": 1e-3, "parent_final_learning_rate": 1e-4}
+        (run / "lineage.json").write_bytes(orjson.dumps(lineage))
+        made.append(run)
+    return made
+
+
+def test_runs_are_fitted_and_the_best_recipe_is_chosen(runs: list[Path], tmp_path: Path):
+    fitted, choice = str(tmp_path / "law.json"), tmp_path / "choice.json"
+    words = ["fit", *map(str, runs), "--draws", "4", "--output", fitted, "--html", str(tmp_path / "law.html")]
+    assert law.main(words) == 0
+    document = orjson.loads(Path(fitted).read_bytes())
+    assert set(document["sets"]) == {"general", "domain"}
+    assert document["fitted"]["replay_ratio"] == pytest.approx([0, 0.3]) and document["fitted"]["steps"] == 2400
+    told = ["--output", str(choice), "--html", str(tmp_path / "choice.html")]
+    chosen = ["choose", fitted, "--minimise", "domain", "--bound", "general=0.02", "--schedule", "cosine", *told]
+    assert law.main(chosen) == 0
+    best = orjson.loads(choice.read_bytes())["choice"]
+    # The bound is met as tightly as the grid of ratios allows: with less replay it breaks.
+    truth = [planted_rise("general", ratio) for ratio in np.linspace(0, 0.3, 41)]
+    first = float(np.linspace(0, 0.3, 41)[np.flatnonzero(np.array(truth) <= 0.02)[0]])
+    assert best["recipe"]["replay_ratio"] == pytest.approx(first, abs=0.0076)
+    assert best["broken"] == [] and best["beyond"] == []
+    assert "Final loss against the replay ratio" in (tmp_path / "choice.html").read_text()
+
+
+def planted_rise(name: str, ratio: float) -> float:
+    base = Base(forward_area=2.0, annealing_area=0.0, peak_rate=1e-3, final_rate=1e-4)
+    constants = PLANTED[name]
+    end = Fit(CONTINUAL, constants, 0.0, 0).predict(Recipe("cosine", 1e-3, 2400, ratio).curve(base))[-1]
+    return float(end - constants["floor"] - constants["amplitude"] * 2.0 ** -constants["exponent"])
+
+
+def test_a_schedule_nobody_ran_is_predicted_and_extrapolation_is_said(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    law.main(["fit", *map(str, runs), "--draws", "0", "--set", "general", *outputs(tmp_path)])
+    words = ["--schedule", "wsd", "--peak-lr", "1e-3", "--steps", "4800", "--replay", "0.4"]
+    assert law.main(["predict", str(tmp_path / "law.json"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "replay ratio 0.4 (fitted 0 to 0.3)" in said and "4800 steps (fitted up to 2400)" in said
+    with pytest.raises(BadInput, match="--steps"):
+        law.main(["predict", str(tmp_path / "law.json"), "--schedule", "wsd", "--peak-lr", "1e-3"])
 
 
 def test_bad_curves_are_refused(tmp_path: Path):

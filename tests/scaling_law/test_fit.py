@@ -56,12 +56,17 @@ def schedule(kind: str, steps: int, peak: float = 2e-4) -> np.ndarray:
     return rates * np.minimum(1.0, np.arange(1, steps + 1) / 200)
 
 
+def history(base: tuple[float, float, float]) -> tuple[float, float, float, float]:
+    """S1, S2, peak and last rate of a base."""
+    return base[0], base[1], 2e-4, base[2]
+
+
 def planted(kind: str, steps: int, share: float, noise: float, seed: int, base: tuple[float, float, float]) -> Curve:
     points = np.arange(100, steps + 1, 100)
-    curve = Curve(f"{kind}-{share}", schedule(kind, steps), points, np.ones(len(points)), *base, share)
+    curve = Curve(f"{kind}-{share}", schedule(kind, steps), points, np.ones(len(points)), *history(base), share)
     losses = Fit(CONTINUAL, PRINTED, 0.0, 0).predict(curve)
     noisy = losses + np.random.default_rng(seed).normal(0.0, noise, len(points))
-    return Curve(curve.name, curve.rates, points, noisy, *base, share)
+    return Curve(curve.name, curve.rates, points, noisy, *history(base), share)
 
 
 ANNEALED, UNANNEALED = (6.0, 0.19, 0.0), (6.0, 0.0, 2e-4)

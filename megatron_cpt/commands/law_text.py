@@ -1,0 +1,61 @@
+"""What `megatron-cpt law` prints: fits, errors, choices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from megatron_cpt.scaling_law.choose import Laws, Outcome
+from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.heldout import Errors
+
+
+def fit_text(fit: Fit) -> str:
+    """A fit as lines of text, weakly identified parameters marked."""
+    lines = [f"{fit.law.name}: {fit.points} points, objective {fit.objective:.3g}"]
+    for name, value in fit.parameters.items():
+        error, interval = fit.standard_errors.get(name), fit.intervals.get(name)
+        told = "held" if error is None else f"+- {error:.2g}"
+        told = told if interval is None else f"[{interval[0]:.4g}, {interval[1]:.4g}]"
+        lines.append(f"  {name:<20} {value:>12.6g}  {told}{', weakly identified' if name in fit.weak else ''}")
+    return "\n".join(lines)
+
+
+def errors_text(errors: Errors) -> str:
+    """Errors as one line."""
+    return ", ".join(f"{name} {value:.5f}" for name, value in asdict(errors).items())
+
+
+def choice_text(
+    outcomes: Sequence[Outcome], laws: Laws, length: int | None, critical: Mapping[str, float | None]
+) -> str:
+    """The best recipes as a table, and what else the laws say."""
+    sets = list(laws.fits)
+    heads = "".join(f"{name + ' (95 %)':>30}" for name in sets)
+    lines = [f"{'schedule':<10}{'peak':>10}{'steps':>9}{'replay':>9}{heads}"]
+    for outcome in outcomes:
+        recipe = outcome.recipe
+        cells = ""
+        for name in sets:
+            told = outcome.sets[name]
+            cells += f"{f'{told.loss:.4f} [{told.low:.4f}, {told.high:.4f}]':>30}"
+        lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}")
+    best = outcomes[0]
+    lines += [f"WARNING: no recipe keeps {name} within its bound; the nearest is shown" for name in best.broken]
+    lines += [f"WARNING: the upper end of the band breaks the bound on {name}" for name in best.unsure]
+    lines += [f"WARNING: extrapolates: {words}" for words in best.beyond]
+    if length is not None:
+        never = "the weighted loss never rises above its start" if length == 0 else f"turning length: {length} steps"
+        lines.append(never)
+    else:
+        lines.append("turning length: none found; the weighted loss does not come back, or its start is not known")
+    for name, point in critical.items():
+        weak = "not told by these curves (B, beta or L0 weakly identified)"
+        lines.append(f"critical point of {name}: {weak if point is None else f'{point:.4f} nats'}")
+    potential = laws.base.loss_potential
+    lines.append(f"loss potential of the base: {'not known' if potential is None else f'{100 * potential:.3g} %'}")
+    return "\n".join(lines)
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """An outcome for choice.json."""
+    return asdict(outcome)

@@ -1,0 +1,76 @@
+"""What the words of `megatron-cpt law` mean: curves by validation set, lists of numbers, NAME=VALUE."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.scaling_law.foreign import is_tensorboard, read_csv, read_tensorboard
+from megatron_cpt.scaling_law.points import Curve, read_run, sets_of
+
+LOG_SET = "loss"
+"""What the one curve of a log of another system is called."""
+
+
+def curves_of(paths: Sequence[str], sets: Sequence[str] | None, options: argparse.Namespace) -> dict[str, list[Curve]]:
+    """The curves by validation set; those of logs of other systems are `loss`.
+
+    Without sets, all that every run folder has. Raises BadInput for what cannot be read and for a mixture of run
+    folders and logs, which no law describes.
+    """
+    runs = [path for path in paths if Path(path).is_dir() and not is_tensorboard(path)]
+    if runs and len(runs) < len(paths):
+        other = next(path for path in paths if path not in runs)
+        raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or logs, not both."))
+    if not runs:
+        return {LOG_SET: [_usable(path, _log(path, options), options) for path in paths]}
+    shared = list(sets or [name for name in sets_of(runs[0]) if all(name in sets_of(path) for path in runs)])
+    if not shared:
+        raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
+    return {name: [_usable(path, read_run(path, name), options) for path in runs] for name in shared}
+
+
+def fixed(words: Sequence[str]) -> dict[str, float]:
+    """`NAME=NUMBER` words."""
+    return named(words, None)
+
+
+def named(words: Sequence[str], default: float | None) -> dict[str, float]:
+    """`NAME=NUMBER` words; a name alone has the default, where there is one."""
+    values = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        try:
+            values[name] = default if not equals and default is not None else float(value)
+        except ValueError as error:
+            raise BadInput(Fault(word, "is not NAME=NUMBER.", "Write, say, general=0.02.")) from error
+    return values
+
+
+def numbers(words: str | None, flag: str) -> list[float]:
+    """Numbers between commas; empty where nothing was given."""
+    try:
+        return [float(word) for word in words.split(",")] if words else []
+    except ValueError as error:
+        raise BadInput(Fault(f"{flag} {words}", "is no list of numbers.", "Write, say, 0,0.01,0.05.")) from error
+
+
+def wholes(words: str | None, flag: str) -> list[int]:
+    """Whole numbers from 1 on, between commas."""
+    values = numbers(words, flag)
+    if any(value < 1 or value != int(value) for value in values):
+        raise BadInput(Fault(f"{flag} {words}", "is no list of whole numbers.", "Write, say, 5000,20000."))
+    return [int(value) for value in values]
+
+
+def _log(path: str, options: argparse.Namespace) -> Curve:
+    if is_tensorboard(path):
+        return read_tensorboard(path, options.loss_tag, options.rate_tag, options.warmup)
+    return read_csv(path, options.warmup)
+
+
+def _usable(path: str, curve: Curve, options: argparse.Namespace) -> Curve:
+    kept = curve.after(options.from_step)
+    if not len(kept.steps):
+        raise BadInput(Fault(path, "has no loss to use.", "Give a curve with losses, or a lower --from-step."))
+    return kept

@@ -1,0 +1,28 @@
+"""`megatron-cpt sweep ARMS.yaml`: configurations and one resumable script for overrides times seeds."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.scaling_law.sweep import SCRIPT, Sweep, read_sweep, write_sweep
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the sweep and prints how to run it. Raises BadInput with every fault of the file and of every arm."""
+    parser = argparse.ArgumentParser(prog="megatron-cpt sweep", description=__doc__)
+    parser.add_argument("arms", metavar="ARMS.yaml", help="config, folder, seeds, and arms or grid of overrides")
+    sweep = read_sweep(Path(parser.parse_args(arguments).arms))
+    print(sweep_text(sweep, write_sweep(sweep)))
+    return ExitCode.DONE
+
+
+def sweep_text(sweep: Sweep, configs: Sequence[Path]) -> str:
+    """What was written, and how it is run."""
+    script = sweep.folder / SCRIPT
+    return (
+        f"{len(configs)} runs: {len(sweep.arms)} arms, {len(sweep.seeds)} seeds; "
+        f"configurations in {configs[0].parent}\n"
+        f"bash {script}      # here, one after another; called again it goes on\n"
+        f"sbatch {script}    # one task a run"
+    )

@@ -1,0 +1,263 @@
+"""From fitted laws to a choice: predicted loss of any schedule, length and replay ratio, and the best of many.
+
+Laws of several validation sets (general, domain) are taken together. What is predicted has a band; where a recipe
+lies outside what was fitted, the outcome says so: a law is trusted only near its curves.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.config.schema import ScheduleSettings
+from megatron_cpt.config.units import Duration
+from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.intervals import Band, band
+from megatron_cpt.scaling_law.points import Curve
+
+Kind = Literal["constant", "linear", "cosine", "wsd"]
+
+POINTS = 100
+"""Points of a predicted curve."""
+LENGTHS_PER_DOUBLING = 8
+"""Lengths that are tried in the search for the turning length: it is known to 9 %."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretraining that the runs begin from; None where it is not known."""
+
+    forward_area: float | None = None
+    """S1."""
+    annealing_area: float | None = None
+    """S2."""
+    peak_rate: float | None = None
+    """Highest learning rate."""
+    final_rate: float | None = None
+    """Last learning rate."""
+    model_size: float | None = None
+    """Parameters without embeddings."""
+
+    @property
+    def loss_potential(self) -> float | None:
+        """Last rate over peak rate (arXiv:2505.07796 section 5.1): 0 is fully annealed, 1 not at all."""
+        if self.final_rate is None or not self.peak_rate:
+            return None
+        return self.final_rate / self.peak_rate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to continue: what can be chosen."""
+
+    kind: Kind
+    """Shape of the learning rate after the warm-up."""
+    peak: float
+    """Highest learning rate."""
+    steps: int
+    """Updates."""
+    replay_ratio: float
+    """Share of replay among the tokens."""
+    final: float = 0.1
+    """Last learning rate, as a share of the peak; not used by `constant`."""
+    warmup: float = 0.01
+    """Linear rise from 0, as a share of the run."""
+    decay: float = 0.1
+    """wsd alone: the final decay, as a share of the run."""
+
+    def rates(self) -> np.ndarray:
+        """The learning rate of every update: float64 [steps]."""
+        schedule = ScheduleSettings(
+            kind=self.kind,
+            peak=self.peak,
+            final=self.final * self.peak,
+            warmup=_stretch(self.warmup, self.steps),
+            decay=_stretch(self.decay, self.steps),
+        )
+        return np.array([learning_rate(schedule, step, self.steps, 1) for step in range(1, self.steps + 1)])
+
+    def curve(self, base: Base, points: int = POINTS) -> Curve:
+        """A curve to be predicted, its losses unknown (NaN)."""
+        steps = np.unique(np.linspace(1, self.steps, min(points, self.steps)).round().astype(np.int64))
+        return Curve(
+            name=f"{self.kind}, peak {self.peak:g}, {self.steps} steps, replay {self.replay_ratio:g}",
+            rates=self.rates(),
+            steps=steps,
+            losses=np.full(len(steps), np.nan),
+            base_forward_area=base.forward_area,
+            base_annealing_area=base.annealing_area,
+            base_final_rate=base.final_rate,
+            domain_share=1 - self.replay_ratio,
+            model_size=base.model_size,
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The range that laws were fitted on: low and high of each."""
+
+    replay_ratio: tuple[float, float]
+    peak: tuple[float, float]
+    steps: int
+    """Of the longest curve."""
+    forward_area: float
+    """S1 of the curve that has most."""
+
+    def beyond(self, recipe: Recipe) -> tuple[str, ...]:
+        """In what a recipe lies outside, in words."""
+        found = []
+        for name, value, (low, high) in (
+            ("replay ratio", recipe.replay_ratio, self.replay_ratio),
+            ("peak rate", recipe.peak, self.peak),
+        ):
+            if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
+                found.append(f"{name} {value:g} (fitted {low:g} to {high:g})")
+        if recipe.steps > self.steps:
+            found.append(f"{recipe.steps} steps (fitted up to {self.steps})")
+        area = float(np.sum(recipe.rates()))
+        if area > self.forward_area * 1.01:
+            found.append(f"S1 of {area:.3g} (fitted up to {self.forward_area:.3g})")
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The final loss of one validation set, nats per token."""
+
+    loss: float
+    low: float
+    """Lower end of the 95 % band."""
+    high: float
+    """Upper end of the 95 % band."""
+    rise: float | None
+    """Loss minus the loss before the first update; None where that was not measured."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the laws say of a recipe."""
+
+    recipe: Recipe
+    sets: dict[str, Prediction]
+    objective: float
+    """The weighted sum of losses that is made small."""
+    broken: tuple[str, ...]
+    """Sets whose predicted rise is above its bound."""
+    unsure: tuple[str, ...]
+    """Sets whose rise is within its bound while the upper end of the band is above it."""
+    beyond: tuple[str, ...]
+    """In what the recipe lies outside of what was fitted."""
+
+
+@dataclass(frozen=True)
+class Laws:
+    """The fitted laws of the validation sets of the same runs."""
+
+    fits: dict[str, Fit]
+    """By validation set."""
+    start_losses: dict[str, float | None]
+    """Loss before the first update, by set."""
+    base: Base
+    fitted: Fitted
+
+    def outcome(
+        self, recipe: Recipe, weights: Mapping[str, float], bounds: Mapping[str, float] | None = None
+    ) -> Outcome:
+        """The final losses of a recipe and how they stand to weights and bounds."""
+        curve = recipe.curve(self.base, points=2)
+        sets = {name: self._prediction(name, band(fit, curve)) for name, fit in self.fits.items()}
+        broken, unsure = [], []
+        for name, most in (bounds or {}).items():
+            start = self.start_losses[name]
+            rise = sets[name].rise
+            if start is None or rise is None or rise > most:
+                broken.append(name)
+            elif sets[name].high - start > most:
+                unsure.append(name)
+        return Outcome(
+            recipe=recipe,
+            sets=sets,
+            objective=sum(weight * sets[name].loss for name, weight in weights.items()),
+            broken=tuple(broken),
+            unsure=tuple(unsure),
+            beyond=self.fitted.beyond(recipe),
+        )
+
+    def _prediction(self, name: str, predicted: Band) -> Prediction:
+        start = self.start_losses.get(name)
+        loss = float(predicted.middle[-1])
+        rise = None if start is None else loss - start
+        return Prediction(loss, float(predicted.low[-1]), float(predicted.high[-1]), rise)
+
+
+def recipes(
+    kinds: Sequence[Kind], peaks: Sequence[float], steps: Sequence[int], replay_ratios: Sequence[float]
+) -> list[Recipe]:
+    """All combinations."""
+    return [Recipe(*values) for values in product(kinds, peaks, steps, replay_ratios)]
+
+
+def ranked(
+    laws: Laws,
+    candidates: Iterable[Recipe],
+    weights: Mapping[str, float],
+    bounds: Mapping[str, float] | None = None,
+) -> list[Outcome]:
+    """The outcomes of all candidates, the best first: those within all bounds, by their weighted sum of losses.
+
+    Where none is within its bounds the one that breaks them least comes first; `broken` says so. A set without a
+    measured start counts as breaking its bound: a rise cannot be told.
+    """
+
+    def order(outcome: Outcome) -> tuple[float, float]:
+        excess = sum((outcome.sets[name].rise or 0.0) - (bounds or {})[name] for name in outcome.broken)
+        return (excess if outcome.broken else -np.inf, outcome.objective)
+
+    return sorted((laws.outcome(recipe, weights, bounds) for recipe in candidates), key=order)
+
+
+def turning_length(laws: Laws, weights: Mapping[str, float], like: Recipe, longest: int) -> int | None:
+    """The fewest updates after which a weighted sum of losses is back at its start (arXiv:2505.07796 section 5).
+
+    Each length is a run of its own, with the schedule of `like` stretched to it. 0 where the sum never rises above
+    the start; None where it does not come back within `longest` updates, or a start was not measured.
+    """
+    starts = [self_start for name in weights if (self_start := laws.start_losses.get(name)) is not None]
+    if len(starts) < len(weights):
+        return None
+    start = sum(weight * value for weight, value in zip(weights.values(), starts, strict=True))
+    count = max(2, int(np.log2(longest) * LENGTHS_PER_DOUBLING))
+    lengths = np.unique(np.geomspace(2, longest, count).round().astype(int))
+    sums = np.array([_weighted_end(laws, weights, like, int(length)) for length in lengths])
+    above = np.flatnonzero(sums > start)
+    if not len(above):
+        return 0
+    if above[-1] + 1 == len(lengths):
+        return None
+    return int(lengths[above[-1] + 1])
+
+
+def critical_point(fit: Fit) -> float | None:
+    """L0 + B, where the general loss of endless training on the new data alone ends (arXiv:2505.07796 section 5.2).
+
+    A base whose general loss is above it will come back below its start, given enough updates; one below it will not.
+    None where the curves do not tell B or beta: a small beta with a large B looks the same and means nothing.
+    """
+    told = {"shift_size", "shift_exponent", "floor"} - set(fit.weak)
+    if len(told) < 3:
+        return None
+    return fit.parameters["floor"] + fit.parameters["shift_size"]
+
+
+def _weighted_end(laws: Laws, weights: Mapping[str, float], like: Recipe, steps: int) -> float:
+    recipe = Recipe(like.kind, like.peak, steps, like.replay_ratio, like.final, like.warmup, like.decay)
+    curve = recipe.curve(laws.base, points=2)
+    return sum(weight * float(laws.fits[name].predict(curve)[-1]) for name, weight in weights.items())
+
+
+def _stretch(share: float, steps: int) -> Duration | None:
+    amount = round(share * steps)
+    return Duration(amount, "steps") if amount else None

@@ -1,0 +1,172 @@
+"""Arms of one base configuration, overrides times seeds, as configurations and one script that runs them.
+
+The script is resumable: each arm is `megatron-cpt train`, which goes on where it was and passes over what is done.
+The same script runs on this machine, one arm after another, and as a Slurm array, one arm a task.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import yaml
+
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.load import dump_config, load_config, read_yaml
+from megatron_cpt.config.schedule import ANNEALING_DECAY
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.runs.durable import write_durably
+
+KEYS = {"config", "folder", "arms", "grid", "seeds", "nproc"}
+"""What an ARMS.yaml may hold."""
+PILOT_MARKS = 50
+"""Evaluations of a pilot run: enough points for a fit."""
+SCRIPT = "run.sh"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be run."""
+
+    config: Path
+    """Base configuration."""
+    folder: Path
+    """Where configurations, run folders and the script go."""
+    arms: tuple[dict[str, Any], ...]
+    """Overrides of each arm: `section.key` to value. One empty arm is the base itself."""
+    seeds: tuple[int, ...]
+    """Each arm is run with each of them (`run.seed`)."""
+    nproc: int = 1
+    """Processes of one run."""
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep from ARMS.yaml: `config`, `folder`, `seeds`, `nproc`, and `arms` (a list of overrides) or `grid`
+    (`section.key` to a list of values, all combinations). Paths are as the command's own working folder has them.
+
+    Raises BadInput for a file that cannot be read, an unknown key, or neither or both of `arms` and `grid`.
+    """
+    content = read_yaml(path)
+    faults = [
+        Fault(f"{path}: {key}", "is not a key of a sweep.", f"Use {', '.join(sorted(KEYS))}.")
+        for key in content.keys() - KEYS
+    ]
+    faults += [
+        Fault(f"{path}: {key}", "is missing.", f"Say {what}.")
+        for key, what in (("config", "which RUN.yaml the arms change"), ("folder", "where the sweep is written"))
+        if not isinstance(content.get(key), str)
+    ]
+    arms, grid, seeds, nproc = (content.get(key) for key in ("arms", "grid", "seeds", "nproc"))
+    if (arms is None) == (grid is None):
+        faults.append(Fault(str(path), "gives neither or both of `arms` and `grid`.", "Give one of them."))
+    elif arms is not None and not (isinstance(arms, list) and arms and all(isinstance(arm, dict) for arm in arms)):
+        faults.append(Fault(f"{path}: arms", "is not a list of overrides.", "Write `- {data.replay_ratio: 0.1}`."))
+    elif grid is not None and not (isinstance(grid, dict) and all(isinstance(v, list) and v for v in grid.values())):
+        faults.append(Fault(f"{path}: grid", "is not names with lists.", "Write `data.replay_ratio: [0, 0.1]`."))
+    seeds = [1] if seeds is None else seeds
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        faults.append(Fault(f"{path}: seeds", "is not a list of whole numbers.", "Write `seeds: [1, 2]`."))
+    if nproc is not None and (type(nproc) is not int or nproc < 1):
+        faults.append(Fault(f"{path}: nproc", "is not a number of processes.", "Write `nproc: 1`."))
+    refuse(faults)
+    chosen: list[dict[str, Any]] = grid_arms(grid) if grid is not None else content["arms"]
+    return Sweep(Path(content["config"]), Path(content["folder"]), tuple(chosen), tuple(seeds), nproc or 1)
+
+
+def grid_arms(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations of the values, the last name changing fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def pilot_sweep(
+    config: Path, folder: Path, grid: Mapping[str, Sequence[Any]], seeds: int, fit_steps: int, nproc: int = 1
+) -> Sweep:
+    """Pilot runs to fit the law to: every combination, `fit_steps` long, with marks enough for a fit."""
+    length = {
+        "training.tokens": f"{fit_steps} steps",
+        "validation.marks.every": f"{max(1, fit_steps // PILOT_MARKS)} steps",
+    }
+    return Sweep(config, folder, tuple(arm | length for arm in grid_arms(grid)), tuple(range(1, seeds + 1)), nproc)
+
+
+def decay_is_fitted(fit_steps: int) -> bool:
+    """Whether runs are so short that a decay of 0.999 an update does not show and is fitted with the rest."""
+    return fit_steps < 2 / (1 - ANNEALING_DECAY)
+
+
+def write_sweep(sweep: Sweep) -> list[Path]:
+    """Writes FOLDER/configs/ARM.yaml for every arm and seed and FOLDER/run.sh; returns the configurations.
+
+    Each arm is checked as `megatron-cpt train` would; every fault of every arm is raised at once, and then nothing is
+    written. A sweep that is written again over its own runs leaves them as they are.
+    """
+    varied = [key for key in dict.fromkeys(itertools.chain(*sweep.arms)) if len(_values(sweep, key)) > 1]
+    configs: dict[str, RunConfig] = {}
+    faults: list[Fault] = []
+    for arm, seed in itertools.product(sweep.arms, sweep.seeds):
+        name = arm_name({key: arm[key] for key in varied if key in arm}, seed)
+        if name in configs:
+            faults.append(Fault(name, "two arms have this name.", "Give each arm other values."))
+        overrides = {"run.folder": str(sweep.folder / "runs" / name), "run.seed": seed} | arm
+        try:
+            configs[name] = load_config(sweep.config, [f"{key}={_text(value)}" for key, value in overrides.items()])
+        except BadInput as error:
+            faults += error.faults
+    refuse(list(dict.fromkeys(faults)))
+    folder = sweep.folder / "configs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fault = Fault(str(folder), f"cannot be made: {error.strerror}.", "Give another folder.")
+        raise BadInput(fault) from error
+    paths = [folder / f"{name}.yaml" for name in configs]
+    for path, config in zip(paths, configs.values(), strict=True):
+        write_durably(path, dump_config(config))
+    script = sweep.folder / SCRIPT
+    write_durably(script, script_text(paths, sweep.nproc))
+    script.chmod(0o755)
+    return paths
+
+
+def arm_name(values: Mapping[str, Any], seed: int) -> str:
+    """A file name such as `replay_ratio-0.05-peak-0.0003-seed-1`, from what differs between the arms."""
+    words = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([*words, f"seed-{seed}"]))
+
+
+def script_text(configs: Sequence[Path], nproc: int) -> str:
+    """The script: all arms one after another, or, in a Slurm array, the arm of the task."""
+    listed = "\n".join(f"  {quote(str(path))}" for path in configs)
+    return f"""#!/bin/bash
+#SBATCH --array=0-{len(configs) - 1}
+#SBATCH --requeue
+# {len(configs)} runs, from the folder that the sweep was written in: `bash {SCRIPT}` here, `sbatch {SCRIPT}`
+# on Slurm (add partition, GPUs and time). Called again it goes on with what is not done.
+configs=(
+{listed}
+)
+if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
+  exec megatron-cpt train "${{configs[$SLURM_ARRAY_TASK_ID]}}" --nproc {nproc}
+fi
+failed=0
+for config in "${{configs[@]}}"; do
+  megatron-cpt train "$config" --nproc {nproc}
+  code=$?
+  [ $code = 75 ] && exit 75  # stopped from outside and saved: the rest waits
+  [ $code = 0 ] || {{ echo "$config: exit code $code" >&2; failed=$code; }}
+done
+exit $failed
+"""
+
+
+def _values(sweep: Sweep, key: str) -> set[str]:
+    return {_text(arm.get(key)) for arm in sweep.arms}
+
+
+def _text(value: Any) -> str:
+    """A value as one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")

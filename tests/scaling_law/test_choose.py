@@ -1,0 +1,85 @@
+"""What is said of recipes, from constants that are known."""
+
+import numpy as np
+import pytest
+
+from megatron_cpt.scaling_law.choose import (
+    Base,
+    Fitted,
+    Laws,
+    Recipe,
+    critical_point,
+    ranked,
+    recipes,
+    turning_length,
+)
+from megatron_cpt.scaling_law.continual import CONTINUAL, SIZE_TERMS
+from megatron_cpt.scaling_law.fit import Fit
+
+HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999, "rate_power": 0.0, "gain_bend": 0.0} | SIZE_TERMS
+GENERAL = HELD | {
+    "floor": 3.0, "amplitude": 0.6, "exponent": 0.5, "gain": 0.0,
+    "shift_size": 0.2, "shift_speed": 20.0, "shift_exponent": 1.0, "bend": -25.0,
+}  # fmt: skip
+DOMAIN = GENERAL | {"floor": 2.8, "shift_size": -0.5, "bend": 3.0}
+BASE = Base(forward_area=2.0, annealing_area=0.0, peak_rate=1e-3, final_rate=1e-4)
+
+
+def laws() -> Laws:
+    start = {name: values["floor"] + 0.6 * 2**-0.5 for name, values in (("general", GENERAL), ("domain", DOMAIN))}
+    fits = {"general": Fit(CONTINUAL, GENERAL, 0.0, 0), "domain": Fit(CONTINUAL, DOMAIN, 0.0, 0)}
+    return Laws(fits, start, BASE, Fitted((0.0, 0.5), (1e-4, 1e-3), 2000, 2.0))
+
+
+def test_rates_of_recipes():
+    rates = Recipe("cosine", 1e-3, 100, 0.0).rates()
+    assert rates[0] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-4)
+    wsd = Recipe("wsd", 1.0, 10, 0.0, final=0.0, warmup=0.2, decay=0.2).rates()
+    assert wsd.tolist() == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 0.5, 0])
+
+
+def test_a_constant_run_by_hand():
+    # S1 of 1: 3 + 0.6 / sqrt(3) + 0.2 (1 - 1 / 21); the rise from the base's last rate has no effect, gain being 0.
+    curve = Recipe("constant", 1e-3, 1000, 0.0, warmup=0.0).curve(BASE)
+    assert laws().fits["general"].predict(curve)[-1] == pytest.approx(3 + 0.6 / 3**0.5 + 0.2 * 20 / 21, abs=1e-9)
+
+
+def test_the_turning_length_is_where_the_law_crosses_its_start():
+    like = Recipe("constant", 1e-3, 1000, 0.0, warmup=0.0)
+    found = turning_length(laws(), {"general": 1.0}, like, 20_000)
+    assert found is not None
+
+    def rise(steps: int) -> float:
+        area = steps * 1e-3
+        return 0.6 * (2 + area) ** -0.5 - 0.6 * 2**-0.5 + 0.2 * (1 - 1 / (1 + 20 * area))
+
+    assert rise(found) <= 0 < rise(int(found / 1.1))
+    assert turning_length(laws(), {"general": 1.0}, like, 1000) is None
+    assert turning_length(laws(), {"domain": 1.0}, like, 1000) == 0
+
+
+def test_a_bound_decides_and_what_lies_outside_is_said():
+    ratios = np.linspace(0, 0.2, 41).tolist()
+    outcomes = ranked(laws(), recipes(["constant"], [1e-3], [500], ratios), {"domain": 1.0}, {"general": 0.0})
+    best = outcomes[0]
+    assert not best.broken and best.sets["general"].rise <= 0
+    less = [outcome for outcome in outcomes if outcome.recipe.replay_ratio < best.recipe.replay_ratio]
+    assert less and all(outcome.broken == ("general",) for outcome in less)
+    assert best.beyond == ()
+    assert laws().outcome(Recipe("cosine", 2e-3, 9000, 0.6), {"domain": 1.0}).beyond[0].startswith("replay ratio 0.6")
+
+
+def test_nothing_within_its_bound_shows_the_nearest():
+    best = ranked(laws(), recipes(["constant"], [1e-3], [50], [0.0, 0.01]), {"domain": 1.0}, {"general": -1.0})[0]
+    assert best.broken == ("general",) and best.recipe.replay_ratio == 0.01
+
+
+def test_critical_point_only_where_it_is_told():
+    known = Fit(CONTINUAL, GENERAL, 0.0, 0)
+    assert critical_point(known) == pytest.approx(3.2)
+    assert critical_point(Fit(CONTINUAL, GENERAL, 0.0, 0, standard_errors={"shift_size": 9.0})) is None
+
+
+def test_loss_potential():
+    assert BASE.loss_potential == pytest.approx(0.1)
+    assert Base().loss_potential is None

@@ -1,0 +1,105 @@
+"""Sweeps: every arm checked before anything is written, one script that goes on where it was."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_cpt.commands import sweep as command
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.load import load_config
+from megatron_cpt.scaling_law.sweep import arm_name, decay_is_fitted, pilot_sweep, read_sweep, script_text, write_sweep
+
+RUN = {
+    "run": {"folder": "unused"},
+    "model": {"hf": "base"},
+    "data": {
+        "sequence_length": 128,
+        "sources": {"new": {"paths": ["new"]}, "old": {"paths": ["old"], "role": "replay"}},
+        "replay_ratio": 0.1,
+    },
+    "training": {"tokens": "10 steps", "global_batch_size": 8},
+    "schedule": {"peak": 1e-3},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump(RUN))
+    return tmp_path
+
+
+def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
+    grid = {"data.replay_ratio": [0, 0.05], "schedule.peak": ["1e-3", "2e-3"]}
+    Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "grid": grid, "seeds": [1, 2]}))
+    assert command.main(["arms.yaml"]) == 0
+    assert "8 runs: 4 arms, 2 seeds" in capsys.readouterr().out
+    configs = sorted(Path("out/configs").glob("*.yaml"))
+    assert len(configs) == 8
+    one = load_config("out/configs/replay_ratio-0.05-peak-2e-3-seed-2.yaml")
+    assert (one.data.replay_ratio, one.schedule.peak, one.run.seed) == (0.05, 2e-3, 2)
+    assert one.run.folder == "out/runs/replay_ratio-0.05-peak-2e-3-seed-2"
+    assert len({load_config(path).run.folder for path in configs}) == 8
+
+
+def test_faults_of_every_arm_come_at_once_and_nothing_is_written(here: Path):
+    arms = [{"data.replay_ratio": 1.5}, {"schedule.peak": -1}, {"schedule.kind": "cosine"}]
+    Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "arms": arms}))
+    with pytest.raises(BadInput) as error:
+        write_sweep(read_sweep(Path("arms.yaml")))
+    assert "replay_ratio" in str(error.value) and "peak" in str(error.value)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"config": "run.yaml", "folder": "out"},
+        {"config": "run.yaml", "folder": "out", "arms": [{}], "grid": {"a": [1]}},
+        {"config": "run.yaml", "folder": "out", "arms": [{}], "sedes": [1]},
+        {"config": "run.yaml", "folder": "out", "arms": [{}], "seeds": 2},
+        {"folder": "out", "arms": [{}]},
+    ],
+)
+def test_files_that_are_no_sweep(here: Path, content: dict):
+    Path("arms.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(BadInput):
+        read_sweep(Path("arms.yaml"))
+
+
+def test_pilot_runs(here: Path):
+    sweep = pilot_sweep(Path("run.yaml"), Path("out"), {"data.replay_ratio": [0, 0.5]}, seeds=2, fit_steps=5000)
+    configs = [load_config(path) for path in write_sweep(sweep)]
+    assert [config.data.replay_ratio for config in configs] == [0, 0, 0.5, 0.5]
+    assert {config.total_steps for config in configs} == {5000}
+    assert str(configs[0].validation.marks.every) == "100 steps"
+    assert decay_is_fitted(1999) and not decay_is_fitted(2001)
+
+
+def run_script(here: Path, codes: str, **environment: str) -> tuple[int, list[str]]:
+    """Runs the script with a megatron-cpt that notes its words and answers with the next code."""
+    tool = here / "bin" / "megatron-cpt"
+    tool.parent.mkdir(exist_ok=True)
+    (here / "codes").write_text(codes)
+    tool.write_text('#!/bin/bash\necho "$@" >> said\nread code < codes; sed -i 1d codes; exit $code\n')
+    tool.chmod(0o755)
+    (here / "run.sh").write_text(script_text([Path("a.yaml"), Path("b c.yaml")], 2))
+    (here / "said").unlink(missing_ok=True)
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    code = subprocess.run(["bash", "run.sh"], cwd=here, env={"PATH": path, **environment}, capture_output=True)
+    return code.returncode, (here / "said").read_text().splitlines()
+
+
+def test_the_script_here_and_on_slurm(here: Path):
+    both = ["train a.yaml --nproc 2", "train b c.yaml --nproc 2"]
+    assert run_script(here, "0\n0\n") == (0, both)
+    assert run_script(here, "2\n0\n") == (2, both)
+    assert run_script(here, "75\n0\n") == (75, both[:1])
+    assert run_script(here, "0\n", SLURM_ARRAY_TASK_ID="1") == (0, both[1:])
+
+
+def test_names_are_file_names():
+    assert arm_name({"data.replay_ratio": 0.05, "model.hf": "a/b c"}, 3) == "replay_ratio-0.05-hf-a_b_c-seed-3"

@@ -27,7 +27,7 @@ else
         .venv/bin/pip install --progress-bar off -c constraints.txt --index-url "$TORCH_INDEX" torch
     fi
 fi
-.venv/bin/pip install --progress-bar off -q -c "$constraints" -e '.[dev,fast]'
+.venv/bin/pip install --progress-bar off -q -c "$constraints" -e '.[dev,fast,quality]'
 
 .venv/bin/python - <<'PY'
 import torch

@@ -11,6 +11,7 @@ from megatron_cpt.runs.status import ExitCode, exit_code_of
 COMMANDS = {
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
     "merge": "join what the shards of a prepare on many machines left",
+    "score": "one number a document: perplexity, importance, class",
     "select": "choose documents of datasets by budget and score, without copying tokens",
     "inspect": "look at a dataset: text, counts, integrity",
     "plan": "what a run will do: blend, steps, marks, FLOPs, memory, warnings",

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.corpus.sorted_run import mixed
+
 Keep = Literal["lowest", "highest", "middle", "random", "gumbel"]
 KEEPS: tuple[str, ...] = get_args(Keep)
 
@@ -60,15 +62,12 @@ def gumbel_noise(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
 def pseudo_random(seed: int, content: str, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """64 pseudo-random bits a document: of the seed, the hexadecimal hash of its dataset, and its number.
 
-    The mixing is splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195, with the constants of
-    Vigna's splitmix64.c), whose numbers no library can change.
+    The mixing is splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195), whose numbers no
+    library can change.
     """
-    start = (int(content[:16], 16) ^ _mixed(np.array([seed], np.uint64)).item()) % 2**64
-    return _mixed(np.uint64(start) + numbers.astype(np.uint64))
+    start = (int(content[:16], 16) ^ _splitmix(np.array([seed], np.uint64)).item()) % 2**64
+    return _splitmix(np.uint64(start) + numbers.astype(np.uint64))
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    values = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _splitmix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    return mixed((values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))

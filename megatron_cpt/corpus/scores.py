@@ -99,6 +99,13 @@ def read_record(prefix: str | Path, name: str) -> ScoreRecord | None:
         raise IntegrityFault(f"{path}: is not the record of a score ({error}). Score the dataset again.") from error
 
 
+def whole_record(prefix: str | Path, name: str) -> ScoreRecord:
+    """The record of a score that is known to be there."""
+    record = read_record(prefix, name)
+    assert record is not None, f"no record of {name} beside {prefix}"
+    return record
+
+
 def write_score(
     prefix: str | Path, name: str, manifest: Manifest, chunks: Iterable[npt.NDArray[np.float32]], how: dict[str, Any]
 ) -> ScoreRecord:

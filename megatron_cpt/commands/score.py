@@ -1,0 +1,90 @@
+"""`megatron-cpt score PREFIX... --by ngram --reference REF...`: one number a document, beside each dataset."""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Sequence
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.field import score_by_field
+from megatron_cpt.corpus.importance import importance_method
+from megatron_cpt.corpus.perplexity import ngram_method
+from megatron_cpt.corpus.reference import open_references
+from megatron_cpt.corpus.score import Method, Scored, open_datasets, score
+from megatron_cpt.corpus.selection import SelectedDataset
+
+METHODS = ("ngram", "classifier", "importance", "field")
+
+
+def main(arguments: list[str]) -> int:
+    words = _parser().parse_args(arguments)
+    datasets = open_datasets(words.datasets)
+    name = words.name or words.by
+    for done in _scored(words, name, datasets):
+        print(_told(name, done))
+    return 0
+
+
+def _scored(words: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored]:
+    if words.by == "field":
+        if words.field is None:
+            raise BadInput(Fault("--by field", "needs a field.", "Name it: --field quality."))
+        return score_by_field(datasets, name, words.field, words.text_key, words.input)
+    method = _method(words, datasets)
+    return score(datasets, name, method, workers=words.workers, progress=not words.quiet)
+
+
+def _method(words: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Method:
+    manifest, text_key = datasets[0].manifest, words.text_key or "text"
+    if words.by == "ngram":
+        references = open_references("--reference", words.reference, manifest)
+        return ngram_method(manifest, references, words.order, text_key)
+    if words.by == "importance":
+        references = open_references("--reference", words.reference, manifest)
+        return importance_method(datasets, references, words.buckets, text_key, words.workers)
+    if importlib.util.find_spec("sklearn") is None:
+        rule = "needs scikit-learn, which is not installed."
+        raise BadInput(Fault("--by classifier", rule, "pip install 'megatron-cpt[quality]'."))
+    # An optional library.
+    from megatron_cpt.corpus.classifier import Sides, classifier_method  # noqa: PLC0415
+
+    sides = Sides(
+        open_references("--positive", words.positive, manifest), open_references("--negative", words.negative, manifest)
+    )
+    return classifier_method(manifest, sides, words.seed, text_key)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron-cpt score", description="Score every document of datasets: PREFIX.NAME.npy beside each."
+    )
+    parser.add_argument("datasets", nargs="+", metavar="PREFIX", help="or globs")
+    parser.add_argument("--by", choices=METHODS, required=True, help="docs/quality.md says what each is good for")
+    parser.add_argument("--name", help="name of the score (default: the method)")
+    references = "datasets, selections or files of text"
+    parser.add_argument("--reference", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}")
+    parser.add_argument("--positive", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
+    parser.add_argument("--negative", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
+    parser.add_argument("--field", metavar="KEY", help="field: key of the number in the JSON lines, or its column")
+    parser.add_argument("--input", nargs="+", default=[], metavar="FILE", help="field: the files, where they moved")
+    parser.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
+    parser.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
+    parser.add_argument("--buckets", type=_positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
+    parser.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _told(name: str, done: Scored) -> str:
+    record = done.record
+    scores = "no documents" if record.lowest is None else f"{record.lowest:.6g} to {record.highest:.6g}"
+    reused = " (there already, made in the same way)" if done.reused else ""
+    return f"{done.prefix}: {name} of {record.documents:,} documents, {scores}{reused}"

@@ -55,6 +55,8 @@ def kernels() -> list[tuple[str, str]]:
         ("attention", chosen.attention),
         ("norm", chosen.norm),
         ("optimizer", chosen.optimizer),
+        ("sequences on several ranks", chosen.context),
+        ("experts", chosen.experts),
     ]
 
 

@@ -119,7 +119,9 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "bias_dropout_fusion": on_gpu,
         # Megatron-Core's kernel for an MLP without a gate computes GELU by tanh, whatever was asked for.
         "bias_activation_fusion": on_gpu and shape.gated_mlp,
-        "apply_rope_fusion": False,
+        "apply_rope_fusion": transformer_engine_usable(),
+        # Megatron-Core's fused kernel gives gradients in bf16, whatever the precision.
+        "cross_entropy_loss_fusion": on_gpu and dtype is torch.bfloat16,
     }
     if shape.experts:
         defaults |= {

@@ -40,6 +40,10 @@ class Kernels:
     """Normalisation."""
     optimizer: str
     """Optimizer update."""
+    context: str
+    """How ranks that share sequences see each other's keys."""
+    experts: str
+    """How a rank computes its experts."""
 
 
 def transformer_engine_usable() -> bool:
@@ -51,12 +55,21 @@ def choose_kernels() -> Kernels:
     """The best kernels of this machine."""
     apex = torch.cuda.is_available() and importlib.util.find_spec("apex") is not None
     if transformer_engine_usable():
-        return Kernels("Transformer Engine", "Transformer Engine", "Transformer Engine", "Transformer Engine FusedAdam")
+        return Kernels(
+            layers="Transformer Engine",
+            attention="Transformer Engine",
+            norm="Transformer Engine",
+            optimizer="Transformer Engine FusedAdam",
+            context="Transformer Engine",
+            experts="Transformer Engine grouped",
+        )
     return Kernels(
         layers="Megatron-Core local",
         attention="torch scaled_dot_product_attention",
         norm="torch RMSNorm and LayerNorm (fused)",
         optimizer="apex FusedAdam" if apex else "torch AdamW (fused)",
+        context="keys and values gathered",
+        experts="one after the other",
     )
 
 

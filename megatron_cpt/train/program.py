@@ -10,9 +10,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault
+from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault, refuse
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.model.machine import machine_faults
 from megatron_cpt.model.specs import choose_kernels
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier
@@ -64,6 +65,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     """
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
     config = plan.config
+    refuse(list(machine_faults(config)))
     groups.join_world()
     checked = start_check.wanted(config, folder)
     reference = start_check.reference_of(config, plan, folder) if checked else None

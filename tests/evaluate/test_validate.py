@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import LlamaForCausalLM
 
 from megatron_cpt.corpus.stream import TokenStream
@@ -57,6 +58,15 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     scores = column(records_of(often, "task"), "score")
     assert means == [np.mean(scores[0:2]), np.mean(scores[3:5])]
     assert {*column(records_of(never), "kind")} == {"train"}
+    board = EventAccumulator(str(often / "tensorboard")).Reload()
+    losses = [event.value for event in board.Scalars("loss/validation/general")]
+    general = [record["loss"] for record in records_of(often, "validation") if record["set"] == "general"]
+    np.testing.assert_allclose(losses, general, rtol=1e-6)
+    depths = [event.value for event in board.Scalars("gap/general/depth")]
+    np.testing.assert_allclose(depths, np.maximum.accumulate(np.array(general) - general[0])[1:], atol=1e-6)
+    others = {"gap/domain/change", "task/first/accuracy", "task/texts/bits_per_byte", "task_group/both"}
+    others |= {"stability_gradient/general", "weight_update/norm_ratio/bottom", "bits_per_byte/domain"}
+    assert others <= set(board.Tags()["scalars"])
 
 
 def test_a_set_is_the_same_whatever_the_micro_batch(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

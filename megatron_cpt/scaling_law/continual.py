@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_cpt.scaling_law.areas import forward_areas
-from megatron_cpt.scaling_law.laws import at_size, continual_law
+from megatron_cpt.scaling_law.laws import at_size, continual_law, injection_factor
 from megatron_cpt.scaling_law.parameters import (
     AMPLITUDE,
     DECAY,
@@ -20,6 +20,8 @@ from megatron_cpt.scaling_law.parameters import (
 )
 from megatron_cpt.scaling_law.points import Curve
 
+ON_DEMAND = {"rate_power": 0.0, "gain_bend": 0.0, "injection_gain": 0.0, "injection_exponent": 0.0}
+"""Terms that are fitted on demand alone, at the value that leaves them out."""
 SIZE_TERMS = {"size_amplitude": 0.0, "size_exponent": 0.19, "base_gain_growth": 0.0, "gain_growth": 0.0}
 """What the terms of arXiv:2505.07796 Eq. 7 are held at: no dependence on size; the exponent is what it prints."""
 
@@ -32,7 +34,8 @@ def _continual(curve: Curve) -> Model:
 
     def model(values: np.ndarray) -> np.ndarray:
         floor, amplitude, exponent, base_gain, gain, shift_size, shift_speed, shift_exponent, bend = values[:9]
-        base_area, decay, rate_power, gain_bend, *size_terms = values[9:]
+        base_area, decay, rate_power, gain_bend, injection_gain, injection_exponent, *size_terms = values[9:]
+        kept = injection_factor(1 - curve.domain_share, injection_gain, injection_exponent)
         floor, base_gain, gain = at_size(millions, floor, base_gain, gain, *size_terms)
         return continual_law(
             forward,
@@ -44,7 +47,7 @@ def _continual(curve: Curve) -> Model:
             exponent,
             base_gain,
             gain * np.exp(gain_bend * (1 - curve.domain_share)),
-            shift_size,
+            shift_size * kept,
             shift_speed,
             shift_exponent,
             curve.domain_share,
@@ -58,10 +61,10 @@ def held_of_continual(curves: Sequence[Curve]) -> dict[str, float]:
     """What these curves cannot tell, at the value that leaves it out of the law.
 
     The gain of a base's annealing where all begin from one base (it is in the floor), the bend where all have one
-    replay ratio, S1 of the base where it is recorded, the terms of size where all have one size, and the weight of the
-    rate in S2 and the effect of replay on the gain, which are fitted on demand alone.
+    replay ratio, S1 of the base where it is recorded, the terms of size where all have one size, and what is
+    fitted on demand alone: the weight of the rate in S2, the effect of replay on the gain, and the injection factor.
     """
-    held = {"rate_power": 0.0, "gain_bend": 0.0}
+    held = dict(ON_DEMAND)
     if len({curve.base_annealing_area for curve in curves}) == 1:
         held["base_gain"] = 0.0
     if len({curve.domain_share for curve in curves}) == 1:
@@ -92,6 +95,8 @@ CONTINUAL = Law(
         DECAY,
         RATE_POWER,
         Parameter("gain_bend", -5.0, 5.0, (-0.5, 0.5)),
+        Parameter("injection_gain", 0.0, 1e5, (10.0, 1000.0)),
+        Parameter("injection_exponent", 0.0, 5.0, (0.1, 1.0)),
         Parameter("size_amplitude", 0.0, 1e3, linear=True),
         Parameter("size_exponent", 0.01, 2.0, (0.05, 0.5), logarithmic=True),
         Parameter("base_gain_growth", -1.0, 1.0, (0.0, 0.3)),

@@ -1,11 +1,11 @@
-"""How far a fitted law is from curves that it has not seen, and fits that leave one curve out after another."""
+"""How far a fitted law is from curves that it has not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.points import Curve
 
 
@@ -42,17 +42,3 @@ def errors_on(fit: Fit, curve: Curve) -> Errors:
 def mean_errors(errors: Sequence[Errors]) -> Errors:
     """The mean of each figure over curves."""
     return Errors(*np.mean([[e.r2, e.mae, e.rmse, e.prede, e.worste] for e in errors], axis=0).tolist())
-
-
-def left_out_errors(fit: Fit, curves: Sequence[Curve]) -> list[Errors]:
-    """Errors on each curve of the law fitted to all others, with the parameters held that the fit holds.
-
-    An error estimate from the fitted curves alone, and what choices of a fit should be made by. A parameter that the
-    others cannot tell without the curve is held at the value it has in the fit of all.
-    """
-    errors = []
-    for number, curve in enumerate(curves):
-        others = [*curves[:number], *curves[number + 1 :]]
-        untold = {name: fit.parameters[name] for name in fit.law.held(others)}
-        errors.append(errors_on(fit_law(fit.law, others, untold | fit.held), curve))
-    return errors

@@ -55,6 +55,15 @@ def replay_factor(domain_share: float | np.ndarray, bend: complex) -> np.ndarray
     return np.expm1(-bend * share) / np.expm1(-bend)
 
 
+def injection_factor(replay_ratio: float | np.ndarray, gain: complex, exponent: complex) -> np.ndarray:
+    """(1 + B p)^-nu, the part of the shift that remains with a share p of old text among the tokens.
+
+    The effective capacity of arXiv:2502.06042, 1 + B p, put to the shift of arXiv:2505.07796 Eq. 3: unlike
+    `replay_factor` it falls steeply over the first per cents and slowly after. A gain B or exponent nu of 0 gives 1.
+    """
+    return (1 + gain * np.asarray(replay_ratio)) ** -exponent
+
+
 def continual_law(
     forward_area: np.ndarray,
     annealing_area: np.ndarray,

@@ -11,14 +11,14 @@ from megatron_cpt.commands import law
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.areas import annealing_areas, forward_areas
 from megatron_cpt.scaling_law.choose import Base, Recipe
-from megatron_cpt.scaling_law.continual import CONTINUAL, SIZE_TERMS
+from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.laws import annealing_law
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLIC = SHARED / "data" / "loss_curves_mpl"
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
-HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999, "rate_power": 0.0, "gain_bend": 0.0, **SIZE_TERMS}
+HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999, **ON_DEMAND, **SIZE_TERMS}
 PLANTED = {
     "general": dict(floor=3.0, amplitude=0.3, exponent=0.5, gain=0.2, shift_size=0.3, shift_speed=20.0,
                     shift_exponent=0.2, bend=-25.0, **HELD),

@@ -13,10 +13,10 @@ from megatron_cpt.scaling_law.choose import (
     recipes,
     turning_length,
 )
-from megatron_cpt.scaling_law.continual import CONTINUAL, SIZE_TERMS
+from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit
 
-HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999, "rate_power": 0.0, "gain_bend": 0.0} | SIZE_TERMS
+HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999} | ON_DEMAND | SIZE_TERMS
 GENERAL = HELD | {
     "floor": 3.0, "amplitude": 0.6, "exponent": 0.5, "gain": 0.0,
     "shift_size": 0.2, "shift_speed": 20.0, "shift_exponent": 1.0, "bend": -25.0,

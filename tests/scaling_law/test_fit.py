@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.scaling_law.continual import CONTINUAL, SIZE_TERMS
+from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit, fit_law, huber_objective
 from megatron_cpt.scaling_law.foreign import read_csv
 from megatron_cpt.scaling_law.heldout import errors_on, mean_errors
@@ -39,8 +39,7 @@ PRINTED = {
     "bend": -3.238,
     "base_forward_area": 6.0,
     "decay": 0.999,
-    "rate_power": 0.0,
-    "gain_bend": 0.0,
+    **ON_DEMAND,
     **SIZE_TERMS,
 }
 

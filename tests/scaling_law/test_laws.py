@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from megatron_cpt.scaling_law.laws import annealing_law, at_size, continual_law, multi_power_law, replay_factor, shift
+from megatron_cpt.scaling_law.laws import (
+    annealing_law,
+    at_size,
+    continual_law,
+    injection_factor,
+    multi_power_law,
+    replay_factor,
+    shift,
+)
 
 
 def test_annealing_law_by_hand():
@@ -86,3 +94,10 @@ def test_a_negative_bend_has_the_first_per_cents_of_replay_take_most_of_the_shif
     # arXiv:2403.08763, to German: 1 % of replay leaves 47 % of the forgetting.
     assert float(replay_factor(0.99, -75.0)) == pytest.approx(0.4724, abs=1e-4)
     assert float(replay_factor(0.95, -75.0)) < 0.03
+
+
+def test_injection_is_steep_at_first_and_slow_after():
+    # The same measurements at 1, 5 and 25 %: 47, 29 and 12 % of the forgetting, which no single bend meets.
+    left = injection_factor(np.array([0.0, 0.01, 0.05, 0.25]), 500.0, 0.42)
+    assert left.tolist() == pytest.approx([1.0, 0.4712, 0.2545, 0.1312], abs=1e-3)
+    assert injection_factor(0.3, 0.0, 0.0) == 1

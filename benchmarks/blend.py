@@ -4,8 +4,8 @@
 Both blend 1, 100 and 1,000 sources that hold 10^7 sequences in all, for a run that reads them all once, and deliver
 the first global batch as tensors. Each measurement is a process of its own; imports are done before its clock starts.
 
-- ours: the configuration is read, every dataset is opened and its index checked (twice, as the training program does
-  in planning and on the rank), the blend is planned, and rank 0 of 1 reads its batch;
+- ours: the configuration is read, every dataset is opened, its index checked and hashed, the blend is planned, and
+  rank 0 of 1 reads its batch;
 - Megatron-Core: BlendedMegatronDatasetBuilder with GPTDataset, no cache to begin with, one building thread a core;
   then the same again with the cache that the first left.
 
@@ -43,6 +43,7 @@ from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.sampler import Slots
 from megatron_cpt.data.training_data import TrainingData
 from megatron_cpt.mixture.plan import plan_blend
+from megatron_cpt.mixture.streams import blend_streams
 
 SEQUENCES = 10**7
 LENGTH = 512
@@ -139,10 +140,11 @@ def measure_ours(prefixes: list[str]) -> dict[str, float]:
     planned = {name: TokenStream(source.paths) for name, source in config.data.sources.items()}
     tokens = {name: stream.tokens for name, stream in planned.items()}
     identities = {name: stream.identity for name, stream in planned.items()}
-    blend = plan_blend(config.data, tokens, config.total_steps * BATCH, config.run.seed, identities, BATCH)
+    streams = blend_streams(config.data, tokens, identities)
+    blend = plan_blend(config.data, streams, config.total_steps * BATCH, config.run.seed, BATCH)
     data = TrainingData(
         order=blend.order,
-        streams=[TokenStream(config.data.sources[name].paths) for name in blend.sources],
+        streams=[planned[name] for name in blend.sources],
         slots=Slots(BATCH, BATCH, 0, 1),
         sequence_length=LENGTH,
         seed=config.run.seed,

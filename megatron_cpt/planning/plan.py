@@ -20,6 +20,7 @@ from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, 
 from megatron_cpt.planning.faults import blend_of, input_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
+from megatron_cpt.planning.picture import picture_lines
 from megatron_cpt.planning.text import columns, percent, quantity, size
 from megatron_cpt.planning.warnings import plan_warnings
 
@@ -120,7 +121,11 @@ class RunPlan:
 
     def table(self) -> str:
         """The plan as plain text."""
-        parts = [self._summary(), ["Blend", *_indented(self._blend_lines())]]
+        parts = [
+            self._summary(),
+            ["Blend", *_indented(self._blend_lines())],
+            ["Share by source, from the beginning of the run to its end", *_indented(picture_lines(self.blend))],
+        ]
         if len(self.blend.phases) > 1:
             parts.append(["Phases", *_indented(phase_lines(self.blend))])
         if self.evaluations:

@@ -1,0 +1,29 @@
+"""picture.py: what is drawn is what the order gives."""
+
+from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
+from megatron_cpt.config.units import Duration
+from megatron_cpt.mixture.plan import BlendPlan, plan_blend
+from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.planning.picture import picture_lines
+
+
+def blend_of(phases: list[PhaseSettings], **weights: float) -> BlendPlan:
+    sources = {name: SourceSettings(paths=[name], weight=weight) for name, weight in weights.items()}
+    data = DataSettings(sequence_length=1, sources=sources, phases=phases)
+    return plan_blend(data, blend_streams(data, dict.fromkeys(sources, 10**6)), 4800, seed=1)
+
+
+def test_a_switch_is_seen_where_it_is() -> None:
+    switch = PhaseSettings(from_tokens=Duration(1200), weights={"a": 1, "long": 3})
+    assert picture_lines(blend_of([PhaseSettings(from_tokens=Duration(0)), switch], a=1, long=0)) == [
+        f"a     |{'█' * 12}{'▂' * 36}|  100.00 % to 25.00 %",
+        f"long  |{' ' * 12}{'▆' * 36}|    0.00 % to 75.00 %",
+    ]
+
+
+def test_many_sources_are_shown_by_those_that_give_most() -> None:
+    lines = picture_lines(blend_of([], **{f"s{number}": number for number in range(40)}))
+    assert len(lines) == 12
+    assert lines[0].startswith("s29")
+    assert lines[-1].startswith("29 others")
+    assert lines[-1].endswith("%")

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     hf_folder = words.source / "hf" if is_complete(words.source) else words.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = read_tasks(words, tokenizer, shape)
-    refuse([*_layout_faults(words), *_harness_faults(words)])
+    refuse([*layout_faults(words), *_harness_faults(words)])
     # The harness's libraries read at their import whether the network may be used.
     offline = not words.harness or OFFLINE.keys() <= os.environ.keys()
     if "WORLD_SIZE" not in os.environ and (words.nproc > 1 or not offline):
@@ -100,7 +100,8 @@ def read_tasks(words: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShap
     return list(tasks.values())
 
 
-def _layout_faults(words: argparse.Namespace) -> list[Fault]:
+def layout_faults(words: argparse.Namespace) -> list[Fault]:
+    """What is wrong with --tensor and --pipeline for so many processes."""
     ranks = int(os.environ.get("WORLD_SIZE", words.nproc))
     if words.tensor * words.pipeline and ranks % (words.tensor * words.pipeline) == 0:
         return []

@@ -13,14 +13,23 @@ from megatron_cpt.corpus.reference import open_references
 from megatron_cpt.corpus.score import Method, Scored, open_datasets, score
 from megatron_cpt.corpus.selection import SelectedDataset
 
-METHODS = ("ngram", "classifier", "importance", "field")
+METHODS = ("ngram", "classifier", "importance", "model", "field")
 
 
 def main(arguments: list[str]) -> int:
     words = _parser().parse_args(arguments)
     datasets = open_datasets(words.datasets)
     name = words.name or words.by
-    for done in _scored(words, name, datasets):
+    if words.by == "model":
+        # Only a model needs torch.
+        from megatron_cpt.commands.score_by_model import score_by_model  # noqa: PLC0415
+
+        scored = score_by_model(words, name, datasets)
+        if isinstance(scored, int):
+            return scored
+    else:
+        scored = _scored(words, name, datasets)
+    for done in scored:
         print(_told(name, done))
     return 0
 
@@ -70,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
     parser.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
     parser.add_argument("--buckets", type=_positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
+    parser.add_argument(
+        "--checkpoint", metavar="CHECKPOINT_OR_HF", help="model: RUN/checkpoints/step-..., or HF folder"
+    )
+    parser.add_argument("--micro-batch-size", type=_positive, default=8, metavar="N", help="model: windows at a time")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="model: of its weights")
+    parser.add_argument("--nproc", type=_positive, default=1, metavar="N", help="model: processes on this machine")
+    parser.add_argument("--tensor", type=_positive, default=1, metavar="N", help="model: tensor-parallel size")
+    parser.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="model: pipeline stages")
     parser.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,0 +1,59 @@
+"""The part of `megatron-cpt score` that needs a model: `--by model --checkpoint CHECKPOINT_OR_HF`."""
+
+import argparse
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.integrity import is_complete
+from megatron_cpt.commands.evaluate import layout_faults
+from megatron_cpt.commands.train import environment, launcher
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.corpus.score import Scored
+from megatron_cpt.corpus.selection import SelectedDataset
+from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.parallel import groups
+
+
+def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored] | int:
+    """Scores under torchrun where --nproc is more than 1, and returns its exit code then."""
+    if words.checkpoint is None:
+        raise BadInput(Fault("--by model", "needs a model.", "Give --checkpoint CHECKPOINT_OR_HF."))
+    refuse(layout_faults(words))
+    source = Path(words.checkpoint)
+    hf_folder = source / "hf" if is_complete(source) else source
+    shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
+    if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):
+        rule = f"has another tokenizer than {datasets[0].prefix}."
+        raise BadInput(Fault(f"--checkpoint {source}", rule, "Prepare the text with the model's own tokenizer."))
+    if words.nproc > 1 and "WORLD_SIZE" not in os.environ:
+        command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "score", *for_ranks(words, name)]
+        return subprocess.call(command, env=environment(words.nproc))
+    how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.longest_sequence}
+    groups.join_world()
+    try:
+        groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
+        loaded = load_model(source, shape, words.precision)
+        model = ScoringModel(loaded, words.micro_batch_size, shape.longest_sequence, tokenizer.vocabulary_size)
+        done = score_documents(model, datasets, name, how)
+        return done if groups.rank() == 0 else []
+    finally:
+        groups.leave_world()
+
+
+def for_ranks(words: argparse.Namespace, name: str) -> list[str]:
+    """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
+    names = ("by", "checkpoint", "micro_batch_size", "tensor", "pipeline", "precision")
+    options = [f"--{option.replace('_', '-')}={getattr(words, option)}" for option in names]
+    return [*words.datasets, f"--name={name}", *options]
+
+
+def _files(source: Path) -> list[list[str | int]]:
+    """Name, size and time of the files that hold the weights: another training is another score."""
+    files = sorted(file for file in source.rglob("*") if file.suffix in (".safetensors", ".distcp"))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

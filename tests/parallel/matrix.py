@@ -82,7 +82,6 @@ ROWS = {
     "experts, data 2": Row(2, (), base="experts"),
     "experts, expert 2": Row(2, (), base="experts").named(expert=2),
     "experts, expert 2, distributed optimizer, both overlaps": Row(2, (), base="experts").named(expert=2, **OVERLAPS),
-    "experts, expert 2, tensor 2, sequence": Row(4, (), base="experts").named(expert=2, tensor=2, sequence="true"),
     "experts, expert 2, context 2": Row(2, (), base="experts").named(expert=2, context=2),
     "experts, expert 2, pipeline 2 x 2 chunks": Row(4, (), base="experts").named(
         expert=2, pipeline=2, virtual_pipeline=2

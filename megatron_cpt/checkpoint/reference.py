@@ -24,7 +24,12 @@ def reference_model(hf_folder: Path, dtype: torch.dtype, device: torch.device) -
     """transformers' model, whole, on one device, given up at the end. No code of the folder is executed."""
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        hf_folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        hf_folder,
+        dtype=dtype,
+        attn_implementation="eager",  # the one that knows every family's mathematics: others leave out soft caps
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     try:
         yield model.eval().to(device)

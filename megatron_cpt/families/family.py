@@ -50,6 +50,26 @@ class ModelShape:
     """Whether every projection of attention and MLP adds a bias."""
     query_key_norm: bool = False
     """Whether each head's query and key pass a norm of their own before rotation (arXiv:2302.05442)."""
+    all_heads_norm: bool = False
+    """Whether all heads' queries, and all heads' keys, pass one norm together before rotation."""
+    pre_norm: bool = True
+    """Whether attention and MLP read a normed input."""
+    post_norm: bool = False
+    """Whether what attention and MLP give is normed before it is added to the residual stream."""
+    zero_centered_norms: bool = False
+    """Whether norms multiply by 1 + their weight."""
+    attention_scale: float | None = None
+    """Factor of the attention scores; None: the root of head_dim, inverted."""
+    attention_soft_cap: float | None = None
+    """None, or c of c * tanh(score / c)."""
+    logit_soft_cap: float | None = None
+    """None, or c of c * tanh(logit / c)."""
+    embedding_scale: float = 1.0
+    """Factor of the embeddings as the first layer reads them."""
+    local_window: int | None = None
+    """Tokens that a position sees in a local layer, itself included; computed at any length."""
+    local_layers: frozenset[int] = frozenset()
+    """The local layers, counted from 0."""
     rotary_share: float = 1.0
     """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
     parallel_residual: bool = False
@@ -67,7 +87,7 @@ class ModelShape:
     router_balance: float = 0.0
     """Weight of the loss that keeps experts equally busy in training, as config.json states it."""
     sliding_window: int | None = None
-    """None, or how many tokens a position sees, itself included, in some layers or in all."""
+    """None, or tokens that a position sees, itself included, in some layers; longer sequences are refused."""
     dtype: str | None = None
     """dtype of the folder's weights as its config states it: `float32`, `bfloat16`, `float16`, or None."""
 

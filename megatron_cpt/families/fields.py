@@ -70,6 +70,14 @@ class ConfigFields:
         self.fault(name, value, "must be a number above 0.", "Mend config.json.")
         return default
 
+    def optional_positive(self, name: str, default: float | None) -> float | None:
+        """A number above 0, or None where the field is null. Missing: the default."""
+        if name not in self._left:
+            return default
+        if self._left[name] is None:
+            return self.take(name)
+        return self.positive(name, default or 1.0)
+
     def not_negative(self, name: str, default: float) -> float:
         """A number of at least 0. A fault is noted, and the default returned, for anything else."""
         value = self.take(name, default)

@@ -31,6 +31,7 @@ def read_llama_like(
     head_dim: int | None = None,
     norm_epsilon: float = 1e-6,
     rope_base: float = 10_000.0,
+    tied_embeddings: bool = False,
 ) -> ModelShape:
     """The shape of a family whose config.json has a Llama's fields, and perhaps more.
 
@@ -39,7 +40,8 @@ def read_llama_like(
         max_positions: transformers' default of `max_position_embeddings` in this family.
         key_value_heads: its default of `num_key_value_heads`; None: as many as query heads.
         head_dim: its default of `head_dim`; None: the width divided by the query heads.
-        norm_epsilon, rope_base: its defaults of `rms_norm_eps` and `rope_theta`.
+        norm_epsilon, rope_base, tied_embeddings: its defaults of `rms_norm_eps`, `rope_theta` and
+            `tie_word_embeddings`.
     """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     query_groups = fields.optional_integer("num_key_value_heads", key_value_heads) or heads
@@ -57,7 +59,7 @@ def read_llama_like(
         norm_epsilon=fields.positive("rms_norm_eps", norm_epsilon),
         rope_base=rope.base,
         rope_scaling=rope.scaling,
-        tied_embeddings=fields.boolean("tie_word_embeddings", False),
+        tied_embeddings=fields.boolean("tie_word_embeddings", tied_embeddings),
         dtype=fields.take("dtype", fields.take("torch_dtype")),
     )
     if heads % query_groups:

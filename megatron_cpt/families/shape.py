@@ -7,10 +7,12 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.gemma2 import GEMMA2
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA
 from megatron_cpt.families.mistral import MISTRAL
 from megatron_cpt.families.mixtral import MIXTRAL
+from megatron_cpt.families.olmo2 import OLMO2
 from megatron_cpt.families.qwen2 import QWEN2
 from megatron_cpt.families.qwen3 import QWEN3
 from megatron_cpt.families.qwen3_moe import QWEN3_MOE
@@ -19,8 +21,11 @@ from megatron_cpt.families.weights import Place, Rule, places
 __all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, MIXTRAL, QWEN3_MOE)
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, MIXTRAL, QWEN3_MOE, OLMO2, GEMMA2)
 }
+
+# Layers, or experts of a layer: a name table holds them all, so that an absurd number must end before it.
+MOST = 10_000
 
 
 def read_shape(folder: str | Path) -> ModelShape:
@@ -38,6 +43,9 @@ def read_shape(folder: str | Path) -> ModelShape:
         fields.fault("model_type", model_type, "is not a family known here.", f"Known families: {known}.")
         raise BadInput(*fields.faults)
     shape = FAMILIES[model_type].read(fields)
+    for name, count in (("num_hidden_layers", shape.layers), ("num_experts", shape.experts)):
+        if count > MOST:
+            fields.fault(name, count, f"no model has more than {MOST}.", "Mend config.json.")
     fields.refuse_left(model_type)
     refuse(fields.faults)
     return shape

@@ -5,6 +5,7 @@ keeps no matrix: flash attention on CUDA and on CPU, at any length.
 """
 
 import contextlib
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -18,6 +19,9 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from megatron_cpt.parallel.context import with_keys_before
+
+# Queries whose scores stand in memory at once where scores are computed one by one.
+QUERIES_AT_ONCE = 1024
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -99,3 +103,46 @@ class ScaledDotProductAttention(MegatronModule):
             enable_gqa=key.size(2) != query.size(2),
         )
         return context.permute(2, 0, 1, 3).flatten(2)
+
+
+class SoftCappedAttention(ScaledDotProductAttention):
+    """Causal attention whose scores are soft-capped, and that may see no further back than a window.
+
+    (arXiv:2408.00118, section 2.) No kernel of torch's computes a soft cap: the scores of a block of queries stand in
+    memory, in fp32, as those of transformers do.
+    """
+
+    def __init__(self, *given: Any, soft_cap: float | None = None, window: int | None = None, **named: Any) -> None:
+        """Takes what ScaledDotProductAttention takes.
+
+        Args:
+            soft_cap: c of c * tanh(score / c); None: scores are not capped.
+            window: tokens that a position sees, itself included; None: all before it.
+        """
+        super().__init__(*given, **named)
+        self.soft_cap, self.window = soft_cap, window
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """As above; query: [q, b, heads, d]; key and value: [k, b, groups, d], k >= q. Returns [q, b, heads * d]."""
+        repeats, before = query.size(2) // key.size(2), len(key) - len(query)
+        keys = key.permute(1, 2, 3, 0).repeat_interleave(repeats, dim=1)  # [b, heads, d, k]
+        values = value.permute(1, 2, 0, 3).repeat_interleave(repeats, dim=1)  # [b, heads, k, d]
+        queries = query.permute(1, 2, 0, 3)
+        parts = [
+            self.attend_block(queries[:, :, start : start + QUERIES_AT_ONCE], keys, values, before + start, dropout)
+            for start in range(0, len(query), QUERIES_AT_ONCE)
+        ]
+        return torch.cat(parts, dim=2).permute(2, 0, 1, 3).flatten(2)
+
+    def attend_block(self, queries: Tensor, keys: Tensor, values: Tensor, start: int, dropout: float) -> Tensor:
+        """The outputs, [b, heads, q, d], of q queries from position `start` on."""
+        stop = start + queries.size(2)
+        scores = (queries @ keys[..., :stop]) * (queries.size(-1) ** -0.5 if self.scale is None else self.scale)
+        if self.soft_cap is not None:
+            scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
+        distance = torch.arange(start, stop, device=scores.device)[:, None] - torch.arange(stop, device=scores.device)
+        hidden = distance < 0
+        if self.window is not None:
+            hidden = hidden | (distance >= self.window)
+        weights = scores.float().masked_fill(hidden, float("-inf")).softmax(dim=-1).to(queries.dtype)
+        return functional.dropout(weights, dropout) @ values[:, :, :stop]

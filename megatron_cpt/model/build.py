@@ -19,6 +19,7 @@ from torch.nn import functional
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable
 from megatron_cpt.parallel import groups
@@ -88,6 +89,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "add_bias_linear": shape.linear_bias,
         "add_qkv_bias": shape.query_key_value_bias or shape.linear_bias,
         "qk_layernorm": shape.query_key_norm,
+        "softmax_scale": shape.attention_scale,
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": ACTIVATIONS[shape.activation],
         **(expert_fields(shape) if shape.experts else {}),
@@ -117,8 +119,8 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_gpu,
-        # Megatron-Core's kernel for an MLP without a gate computes GELU by tanh, whatever was asked for.
-        "bias_activation_fusion": on_gpu and shape.gated_mlp,
+        # Megatron-Core's kernels of GELU compute it as they will, whatever was asked for.
+        "bias_activation_fusion": on_gpu and shape.activation == "silu",
         "apply_rope_fusion": transformer_engine_usable(),
         # Megatron-Core's fused kernel gives gradients in bf16, whatever the precision.
         "cross_entropy_loss_fusion": on_gpu and dtype is torch.bfloat16,
@@ -201,6 +203,8 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
         rope_scaling=bool(scaling),
         **({"rope_scaling_factor": scaling["factor"]} if scaling else {}),
     )
+    scale_embeddings(model, shape)
+    cap_logits(model, shape)
     hide_padding(model, shape)
     return model.to(groups.device())
 

@@ -7,12 +7,14 @@ spec with scaled_dot_product_attention as its core attention.
 import copy
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     LayerNormImpl,
@@ -23,9 +25,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.model.attention import ScaledDotProductAttention
-from megatron_cpt.model.layers import ParallelResidualLayer
+from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention
+from megatron_cpt.model.layers import ParallelResidualLayer, PostNormLayer
 from megatron_cpt.model.norm import Norm
+from megatron_cpt.model.own_norms import AllHeadsRMSNorm, ZeroCenteredRMSNorm
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,14 @@ def block_spec(
     count = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return TransformerBlockSubmodules(
         layer_specs=[layer_spec(shape, layer) for layer in range(first, first + count)],
-        layer_norm=LayerNormImpl if transformer_engine_usable() else Norm,
+        layer_norm=norm_of(shape),
     )
 
 
 def layer_spec(shape: ModelShape, layer: int = 0) -> ModuleSpec:
     """The spec of a transformer layer of a model of this shape, by the layer's number in the whole model, from 0."""
     experts = shape.experts if layer in shape.sparse_layers else None
-    if transformer_engine_usable():
+    if transformer_engine_usable() and not has_own_parts(shape):
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=experts, moe_grouped_gemm=True, qk_layernorm=shape.query_key_norm
         )
@@ -108,4 +111,36 @@ def layer_spec(shape: ModelShape, layer: int = 0) -> ModuleSpec:
             spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
+    if has_own_parts(shape):
+        put_own_parts(spec, shape, layer)
     return spec
+
+
+def has_own_parts(shape: ModelShape) -> bool:
+    """Whether layers have norms or attention that neither Transformer Engine's nor Megatron-Core's spec has."""
+    capped = shape.attention_soft_cap is not None or bool(shape.local_layers)
+    return shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms or capped
+
+
+def put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
+    """Puts them into Megatron-Core's local spec of a layer."""
+    norm = norm_of(shape) if shape.pre_norm else IdentityOp
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
+    if shape.post_norm:
+        spec.module = PostNormLayer
+        spec.params = {"post_norm": norm_of(shape)}
+    attention = spec.submodules.self_attention.submodules
+    if shape.all_heads_norm:
+        attention.q_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.heads})
+        attention.k_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.query_groups})
+    if shape.attention_soft_cap is not None or shape.local_layers:
+        window = shape.local_window if layer in shape.local_layers else None
+        given = {"soft_cap": shape.attention_soft_cap, "window": window}
+        attention.core_attention = ModuleSpec(SoftCappedAttention, params=given)
+
+
+def norm_of(shape: ModelShape) -> Any:
+    """The norm at the end, and of layers that have parts of ours."""
+    if shape.zero_centered_norms:
+        return ZeroCenteredRMSNorm
+    return LayerNormImpl if transformer_engine_usable() else Norm

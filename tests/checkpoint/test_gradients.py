@@ -60,7 +60,7 @@ def gradients(
 
 def transformers_gradients(folder: Path, windows: Tensor, scratch: Path) -> dict[str, np.ndarray]:
     """The gradients of the mean loss by transformers' own model, under the names in its folders."""
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     logits = reference(windows[:, :-1]).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
     # transformers renames and joins tensors as it loads; saved in the weights' place, gradients have the first names.

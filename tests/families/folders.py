@@ -39,6 +39,7 @@ NEOX: dict[str, Any] = {
     "rotary_pct": 0.375,
     "rotary_emb_base": 5000,
 }
+SMALL_BY_WIDTH = {name: value for name, value in SMALL.items() if name != "head_dim"}
 QWEN3_MOE = SMALL | {
     "model_type": "qwen3_moe",
     "num_experts": 6,
@@ -53,12 +54,26 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": SMALL | {"model_type": "mistral", "sliding_window": 48},
     "mistral_tied": SMALL | TIED | {"model_type": "mistral", "sliding_window": None, "head_dim": 6},
     "qwen2": SMALL | {"model_type": "qwen2"},
-    "qwen2_tied": {name: SMALL[name] for name in SMALL if name != "head_dim"} | TIED | {"model_type": "qwen2"},
+    "qwen2_tied": SMALL_BY_WIDTH | TIED | {"model_type": "qwen2"},
     "qwen3": SMALL | {"model_type": "qwen3"},
     "qwen3_tied": SMALL | TIED | {"model_type": "qwen3", "head_dim": 12},
     "mixtral": SMALL | {"model_type": "mixtral", "num_local_experts": 3},
     "qwen3_moe": QWEN3_MOE,
     "qwen3_moe_mixed": QWEN3_MOE | TIED | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": True},
+    # transformers gives the embedding of a padding token no gradient; its default is one of the few tokens here.
+    "olmo2": SMALL_BY_WIDTH | {"model_type": "olmo2", "pad_token_id": None},
+    "olmo2_tied": SMALL_BY_WIDTH | TIED | {"model_type": "olmo2", "num_key_value_heads": 4, "pad_token_id": None},
+    # Scores and logits reach the caps; the window is shorter than the sequences of the tests.
+    "gemma2": SMALL
+    | {
+        "model_type": "gemma2",
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 12,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 6.0,
+        "pad_token_id": None,
+    },
+    "gemma2_tied": SMALL | TIED | {"model_type": "gemma2", "attn_logit_softcapping": None, "head_dim": 12},
     "gpt_neox": NEOX,
     "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
 }

@@ -28,7 +28,7 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
     assert shape.query_groups == (4 if family == "gpt_neox" else 2)
     assert shape.vocabulary == config.vocab_size
     assert shape.max_positions == config.max_position_embeddings
-    assert shape.head_dim == (128 if family == "qwen3" else 16)
+    assert shape.head_dim == {"qwen3": 128, "gemma2": 256}.get(family, 16)
     assert shape.sliding_window == (4096 if family == "mistral" else None)
     assert shape.rope_base == config.rope_parameters["rope_theta"]
 
@@ -44,7 +44,7 @@ def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: 
     assert shape.head_dim == (getattr(config, "head_dim", None) or 8)
     assert shape.max_positions == config.max_position_embeddings
     assert shape.norm_epsilon == (config.layer_norm_eps if family == "gpt_neox" else config.rms_norm_eps)
-    assert shape.sliding_window == getattr(config, "sliding_window", None)
+    assert (shape.sliding_window or shape.local_window) == getattr(config, "sliding_window", None)
     assert shape.rotary_share == config.rope_parameters.get("partial_rotary_factor", 1.0)
     assert shape.tied_embeddings == config.tie_word_embeddings
 

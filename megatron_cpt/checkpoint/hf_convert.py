@@ -17,7 +17,7 @@ from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.integrity import is_complete, leave_hashes, seal
 from megatron_cpt.checkpoint.model_card import model_card, training_of
-from megatron_cpt.checkpoint.position import read_position
+from megatron_cpt.checkpoint.position import complete_checkpoints, read_position
 from megatron_cpt.checkpoint.reference import transformers_logits
 from megatron_cpt.checkpoint.sharded import load_weights, model_state
 from megatron_cpt.config.errors import BadInput, Fault
@@ -52,6 +52,8 @@ class LogitDifference:
     """Positions compared."""
     same_choice: float
     """Share of positions at which both give the same token the highest logit."""
+    divergence: float
+    """Kullback-Leibler divergence of the second's distributions from the first's, mean over positions, in nats."""
 
 
 def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
@@ -143,24 +145,38 @@ def stored_precision(shape: ModelShape) -> Precision:
     return "bf16" if shape.dtype == "bfloat16" else "fp32"
 
 
-def verify(source: Path, hf_folder: Path, sequences: int = 2, length: int = 64) -> LogitDifference | None:
-    """Compares Megatron-Core's logits with transformers' on the same random tokens, both in fp32.
+def verify(
+    source: Path, hf_folder: Path, precision: Precision = "fp32", sequences: int = 2, length: int = 64
+) -> tuple[LogitDifference, LogitDifference | None] | None:
+    """Compares Megatron-Core's logits with transformers' in fp32 on the same random tokens.
 
-    Every rank calls it. fp32 arithmetic, whatever the weights' dtype, leaves nothing but rounding
-    between two models that are the same.
+    Every rank calls it. fp32 arithmetic, whatever the weights' dtype, leaves nothing but rounding between two models
+    that are the same. In bf16 rounding is large, and how large is seen in transformers' own bf16.
 
     Args:
-        source: a checkpoint of ours, or a Hugging Face folder, for Megatron-Core.
+        source: a checkpoint of ours, a run folder (its newest checkpoint) or a Hugging Face folder, for Megatron-Core.
         hf_folder: the folder for transformers; its config.json is the shape of both.
+        precision: Megatron-Core's arithmetic.
     Returns:
-        The difference, on the ranks of the last pipeline stage; None on the others.
+        The difference of Megatron-Core from transformers in fp32 and, in bf16, that of transformers' own bf16; on the
+        ranks of the last pipeline stage, None on the others.
+    Raises:
+        BadInput: there is no model at `source`.
     """
+    if (source / "checkpoints").is_dir():
+        complete = complete_checkpoints(source / "checkpoints")
+        if not complete:
+            raise BadInput(Fault(str(source), "the run has no complete checkpoint.", "Name another run, or a folder."))
+        source = complete[-1]
     shape = read_shape(hf_folder)
     generator = torch.Generator().manual_seed(1234)
     tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.longest_sequence)), generator=generator)
     reference = transformers_logits(hf_folder, tokens)
-    logits = megatron_logits(load_model(source, shape, "fp32"), shape, tokens)
-    return None if logits is None else compare(reference, logits)
+    logits = megatron_logits(load_model(source, shape, precision), shape, tokens)
+    if logits is None:
+        return None
+    own = compare(reference, transformers_logits(hf_folder, tokens, torch.bfloat16)) if precision == "bf16" else None
+    return compare(reference, logits), own
 
 
 @torch.no_grad()
@@ -191,9 +207,11 @@ def compare(reference: Tensor, logits: Tensor) -> LogitDifference:
     """The difference of two models' logits, [b, s, vocabulary] each."""
     difference = (reference - logits).abs()
     same = reference.argmax(dim=-1) == logits.argmax(dim=-1)
+    ours, theirs = logits.double().log_softmax(dim=-1), reference.double().log_softmax(dim=-1)
     return LogitDifference(
         largest=difference.max().item(),
         mean=difference.mean(dtype=torch.float64).item(),
         positions=same.numel(),
         same_choice=same.double().mean().item(),
+        divergence=(theirs.exp() * (theirs - ours)).sum(dim=-1).mean().item(),
     )

@@ -105,7 +105,7 @@ def read_index(folder: Path) -> dict[str, Path]:
         if not places:
             raise IntegrityFault(f"{folder / INDEX}: its weight_map is empty")
         for name, path in places.items():
-            if path.parent != folder or path.suffix != ".safetensors" or not path.is_file():
+            if path.parent != folder or path.suffix != ".safetensors" or not is_file(path):
                 raise BadInput(
                     Fault(
                         f"{folder / INDEX}: {name} in {index[name]!r}",
@@ -117,6 +117,14 @@ def read_index(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE).is_file():
         return {}
     raise BadInput(no_safetensors(folder))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def no_safetensors(folder: Path) -> Fault:

@@ -40,9 +40,9 @@ def read_local_layers(fields: ConfigFields, layers: int) -> frozenset[int]:
     kinds = fields.take("layer_types")
     if kinds is None:
         return frozenset(range(0, layers, 2))
-    known = {"sliding_attention", "full_attention"}
-    if not (isinstance(kinds, list) and len(kinds) == layers and set(kinds) <= known):
-        rule = f"must name one of {' and '.join(sorted(known))} for each of {layers} layers."
+    known = ["full_attention", "sliding_attention"]
+    if not (isinstance(kinds, list) and len(kinds) == layers and all(kind in known for kind in kinds)):
+        rule = f"must name one of {' and '.join(known)} for each of {layers} layers."
         fields.fault("layer_types", kinds, rule, "Mend config.json.")
         return frozenset()
     return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")

@@ -25,7 +25,7 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     rope = read_rope(fields, "gpt_neox", "rotary_emb_base", "rotary_pct", share=0.25)
     activation = fields.take("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
+    if activation not in list(ACTIVATIONS):  # a list: JSON may hold what no dictionary can be asked for
         known = " or ".join(map(repr, ACTIVATIONS))
         fields.fault("hidden_act", activation, f"only {known} is supported.", "Use a model that has it so.")
     shape = ModelShape(
@@ -44,7 +44,7 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
         rotary_share=rope.share,
         tied_embeddings=fields.boolean("tie_word_embeddings", False),
         normalization="LayerNorm",
-        activation=ACTIVATIONS.get(activation, "gelu"),
+        activation=ACTIVATIONS.get(str(activation), "gelu"),
         gated_mlp=False,
         linear_bias=True,
         parallel_residual=fields.boolean("use_parallel_residual", True),

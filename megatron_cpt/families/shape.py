@@ -38,11 +38,13 @@ def read_shape(folder: str | Path) -> ModelShape:
     path = Path(folder) / "config.json"
     fields = ConfigFields(str(path), _read_object(path))
     model_type = fields.take("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         fields.fault("model_type", model_type, "is not a family known here.", f"Known families: {known}.")
         raise BadInput(*fields.faults)
     shape = FAMILIES[model_type].read(fields)
+    if not isinstance(shape.dtype, str | None):
+        fields.fault("dtype", shape.dtype, "must be a word.", "Mend config.json.")
     for name, count in (("num_hidden_layers", shape.layers), ("num_experts", shape.experts)):
         if count > MOST:
             fields.fault(name, count, f"no model has more than {MOST}.", "Mend config.json.")

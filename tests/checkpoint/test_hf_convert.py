@@ -1,5 +1,6 @@
 """Whole conversions: a folder to a checkpoint and back, and the comparison with transformers."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron_cpt.checkpoint.hf_convert import (
     verify,
 )
 from megatron_cpt.checkpoint.hf_folder import SINGLE
+from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
@@ -50,7 +52,8 @@ def to_hf(checkpoint: Path, output: Path, dtype: str | None = None) -> type[Exce
 def difference(source: Path, hf: Path) -> LogitDifference | None:
     """A job: verify on one process."""
     groups.divide_world(ParallelSettings())
-    return verify(source, hf)
+    found = verify(source, hf)
+    return found and found[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -111,7 +114,10 @@ def test_the_figures_of_a_difference() -> None:
     reference = torch.tensor([[[1.0, 2.0], [3.0, 1.0]]])
     logits = torch.tensor([[[1.0, 2.5], [1.0, 1.5]]])
     found = compare(reference, logits)
-    assert found == LogitDifference(largest=2.0, mean=0.75, positions=2, same_choice=0.5)
+    # Softmax of (1, 2), (1, 2.5), (3, 1) and (1, 1.5).
+    first = 0.268941 * math.log(0.268941 / 0.182426) + 0.731059 * math.log(0.731059 / 0.817574)
+    second = 0.880797 * math.log(0.880797 / 0.377541) + 0.119203 * math.log(0.119203 / 0.622459)
+    assert found == LogitDifference(2.0, 0.75, 2, 0.5, divergence=pytest.approx((first + second) / 2, rel=1e-4))
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the real model stories260K is not on this machine")
@@ -132,3 +138,14 @@ def test_the_command_prints_the_difference_and_fails_beyond_the_tolerance(tmp_pa
     assert found.returncode == 4
     assert "at 128 positions" in found.stdout
     assert "the models differ by" in found.stderr
+
+
+def test_bf16_is_judged_beside_transformers_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, other = write_llama(tmp_path / "hf"), write_llama(tmp_path / "other")
+    assert main(["convert", "verify", str(folder), str(other), "--precision", "bf16"]) == 0
+    assert "transformers in bf16: divergence" in capsys.readouterr().out
+    tensors = all_tensors(other)
+    tensors["model.layers.2.self_attn.v_proj.weight"][3] += 1.0
+    save_file(tensors, other / SINGLE, metadata={"format": "pt"})
+    assert main(["convert", "verify", str(folder), str(other), "--precision", "bf16"]) == 4
+    assert "more than bf16 explains" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Hugging Face to Megatron-Core and back, beside reading, hashing and writing the same files twice.
+
+A Llama of 553M random parameters in bf16 (1.1 GB in files of 256 MB) goes through `convert from-hf` and `convert
+to-hf`; the baseline reads each file, takes its SHA-256 and writes a copy that is synced to disk, and the copies once
+more. Both begin when the interpreter has imported what it needs: start-up is given apart. Files come from the page
+cache where the machine has one that holds them. `ratio` is our time over the baseline's; peak memory is that of the
+process above what it had after start-up. What comes back is compared tensor by tensor with what went in.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint
+from megatron_cpt.checkpoint.hf_folder import INDEX
+from megatron_cpt.checkpoint.hf_weights import hf_sizes
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.parallel import groups
+
+SHARD_BYTES = 256 * 1024**2
+BLOCK = 8 * 1024**2
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 1280,
+    "intermediate_size": 3456, "num_hidden_layers": 24, "num_attention_heads": 20, "num_key_value_heads": 10,
+    "max_position_embeddings": 2048, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "tie_word_embeddings": False, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Makes the model, runs both sides in processes of their own, prints a table and the result."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        total = make_model(folder / "hf")
+        baseline = measure("copy", folder)
+        ours = measure("convert", folder)
+        compare(folder / "hf", folder / "out")
+    ratio = ours["seconds"] / baseline["seconds"]
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(f"model: {total / 1e9:.2f} GB in files of {SHARD_BYTES / 1e6:.0f} MB")
+    print("side                                  seconds  start-up  peak memory above start-up")
+    for title, found in (("read, hash, write; twice", baseline), ("from-hf, to-hf", ours)):
+        peak = f"{found['peak_bytes'] / 1e9:.2f} GB"
+        print(f"{title:36}  {found['seconds']:7.2f}  {found['startup']:8.2f}  {peak}")
+    details = {"bytes": total, "baseline": baseline, "ours": ours, "largest_file_bytes": SHARD_BYTES}
+    print(
+        json.dumps(
+            {"benchmark": "convert", "ratio": ratio, "baseline": "read, hash and write, twice", "details": details}
+        )
+    )
+
+
+def make_model(folder: Path) -> int:
+    """Writes the random model; returns its bytes."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    torch.manual_seed(0)
+    places: dict[str, str] = {}
+    pending: dict[str, torch.Tensor] = {}
+    total = number = 0
+    sizes = hf_sizes(read_shape(folder))
+    for name, size in sizes.items():
+        pending[name] = torch.randn(size, dtype=torch.float32).mul_(0.02).bfloat16()
+        total += pending[name].nbytes
+        if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES or len(places) + len(pending) == len(sizes):
+            file = f"model-{number:05}.safetensors"
+            save_file(pending, folder / file, metadata={"format": "pt"})
+            places |= dict.fromkeys(pending, file)
+            pending, number = {}, number + 1
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}))
+    return total
+
+
+def measure(side: str, folder: Path) -> dict[str, float]:
+    """Runs one side in a fresh process and returns what it measured."""
+    started = time.time()
+    command = [sys.executable, __file__, side, str(folder), str(started)]
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
+def work(side: str, folder: Path, started: float) -> None:
+    """One side, in the process that `measure` started."""
+    if side == "convert":
+        groups.join_world()
+        groups.divide_world(ParallelSettings())
+    before, begun, startup = peak_bytes(), time.perf_counter(), time.time() - started
+    if side == "convert":
+        checkpoint_from_hf(folder / "hf", folder / "checkpoint")
+        hf_from_checkpoint(folder / "checkpoint", folder / "out", shard_bytes=SHARD_BYTES)
+    else:
+        copy_hashed(folder / "hf", folder / "first")
+        copy_hashed(folder / "first", folder / "second")
+    seconds = time.perf_counter() - begun
+    print(json.dumps({"seconds": seconds, "startup": startup, "peak_bytes": peak_bytes() - before}))
+    if side == "convert":
+        groups.leave_world()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had, in bytes (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def copy_hashed(source: Path, target: Path) -> None:
+    """Reads, hashes and writes every file of a folder, each synced to disk."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        digest = hashlib.sha256()
+        with path.open("rb") as read, (target / path.name).open("wb") as written:
+            while block := read.read(BLOCK):
+                digest.update(block)
+                written.write(block)
+            written.flush()
+            os.fsync(written.fileno())
+
+
+def compare(before: Path, after: Path) -> None:
+    """Fails unless all tensors came back bit for bit."""
+    seen = {}
+    for path in before.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            seen |= {name: (path, hashlib.sha256(bits(file.get_tensor(name))).digest()) for name in file.keys()}  # noqa: SIM118
+    for path in after.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                assert seen.pop(name)[1] == hashlib.sha256(bits(file.get_tensor(name))).digest(), name
+    assert not seen, f"did not come back: {sorted(seen)}"
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor."""
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        work(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
+    else:
+        main()

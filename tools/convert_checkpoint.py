@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Megatron-LM's `tools/checkpoint/convert.py` over this package: Hugging Face folders in, checkpoints out, and back.
+
+    python tools/convert_checkpoint.py --model-type GPT --loader hf --saver core --load-dir HF_DIR --save-dir CHECKPOINT
+    python tools/convert_checkpoint.py --model-type GPT --loader core --saver hf --load-dir CHECKPOINT --save-dir HF_DIR
+
+A checkpoint of ours loads into any layout, so that no target sizes need be named: those flags are accepted, and change
+nothing. Families and their names are docs/families.md's; `megatron-cpt convert` does the same and more.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel import groups
+from megatron_cpt.runs.status import ExitCode, exit_code_of
+
+HF_LOADERS = ("hf", "llama_mistral")  # Megatron-LM's name of the loader of Hugging Face folders
+
+
+def main(arguments: list[str]) -> int:
+    """Converts in one process; returns the exit code."""
+    words = _parser().parse_args(arguments)
+    groups.join_world()
+    groups.divide_world(ParallelSettings())
+    try:
+        if words.loader in HF_LOADERS and words.saver == "core":
+            checkpoint_from_hf(words.load_dir, words.save_dir)
+        elif words.loader == "core" and words.saver == "hf":
+            hf_from_checkpoint(words.load_dir, words.save_dir)
+        else:
+            rule = "is no conversion between Hugging Face and Megatron-Core."
+            remedy = "Use --loader hf --saver core, or --loader core --saver hf."
+            raise BadInput(Fault(f"--loader {words.loader} --saver {words.saver}", rule, remedy))
+    except (BadInput, IntegrityFault, NumericsFault) as error:
+        print(f"convert_checkpoint.py: {error}", file=sys.stderr)
+        return exit_code_of(error)
+    finally:
+        groups.leave_world()
+    print(f"wrote {words.save_dir}")
+    return ExitCode.DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-type", required=True, choices=["GPT"], help="GPT: every family is one")
+    parser.add_argument("--loader", required=True, choices=["core", *HF_LOADERS], help="kind of what is read")
+    parser.add_argument("--saver", required=True, choices=["core", "hf"], help="kind of what is written")
+    parser.add_argument("--load-dir", required=True, type=Path, help="folder to read")
+    parser.add_argument("--save-dir", required=True, type=Path, help="folder to write")
+    for size in ("tensor", "pipeline"):
+        parser.add_argument(f"--target-{size}-parallel-size", type=int, help="accepted; not needed")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -43,13 +43,14 @@ def gradients(
     bare = build_model(shape, config)
     load_hf_weights(bare, shape, folder)
     model = wrap_for_training(bare, config)
-    model.zero_grad_buffer()
+    for chunk in model:
+        chunk.zero_grad_buffer()
     sources = np.zeros(1, dtype=np.int64)
     scored = np.array([LENGTH])
     batches = (make_batch(window[None].numpy(), scored, sources, groups.device()) for window in windows)
     run_micro_batches(model, batches, SEQUENCES, 1, LENGTH, backward=True)
     # Gradients have the layout of the weights: in their place, they are gathered as weights are.
-    for parameter in bare.parameters():
+    for parameter in (parameter for chunk in bare for parameter in chunk.parameters()):
         parameter.data.copy_(parameter.main_grad)
     found: dict[str, Tensor] = {}
     for parameter, rule, place in weights_of(unwrap(model), shape):

@@ -1,6 +1,5 @@
 """Whole conversions: a folder to a checkpoint, a checkpoint to a folder, and whether two models agree."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,18 +7,17 @@ from typing import Literal
 import orjson
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, export_hf
-from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.checkpoint.integrity import is_complete, leave_hashes, seal
+from megatron_cpt.checkpoint.integrity import is_complete
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.checkpoint.position import complete_checkpoints, read_position
 from megatron_cpt.checkpoint.reference import transformers_logits
-from megatron_cpt.checkpoint.sharded import load_weights, model_state
+from megatron_cpt.checkpoint.sharded import load_weights
+from megatron_cpt.checkpoint.writer import save_weights
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.rates import ScheduleSettings
 from megatron_cpt.config.schema import (
@@ -35,7 +33,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
+from megatron_cpt.parallel.collectives import first_on_rank_zero
 
 Precision = Literal["fp32", "bf16"]
 
@@ -68,16 +66,7 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
             raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
     shape = read_shape(hf_folder)
     model = load_model(hf_folder, shape, stored_precision(shape))
-    if groups.rank() == 0:
-        (output / "shards").mkdir(parents=True)
-        (output / "hf").mkdir()
-        for name in ("config.json", *COMPANIONS):
-            if (hf_folder / name).is_file():
-                shutil.copyfile(hf_folder / name, output / "hf" / name)
-    barrier()
-    dist_checkpointing.save(model_state(model), str(output / "shards"))
-    leave_hashes(output, groups.rank())
-    seal(output)
+    save_weights(output, model, hf_folder)
 
 
 def hf_from_checkpoint(

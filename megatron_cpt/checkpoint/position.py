@@ -1,6 +1,6 @@
 """Where a run was when a checkpoint was written, in JSON: all of a checkpoint that is not tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,18 @@ class Position:
     """The ranks that wrote it."""
     sharding: str
     """How optimizer state is laid out: dp_reshardable or fully_reshardable."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Losses of the validation sets at this very step, nats per token, by name."""
+    left_out: list[list[int]] = field(default_factory=list)
+    """Ranges of the order, [first sequence, end), that no update was made of: skipped, or rewound over."""
+    left_out_in_a_row: int = 0
+    """Steps left out since the last update."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the last updates, by which spikes are judged."""
+    begun_at: int = 0
+    """Steps done when the run began: more than 0 where it went on counting another run's."""
+    schedule_shift: int = 0
+    """Tokens by which the schedule is ahead of the run's own count: more than 0 where it goes on from another run."""
 
 
 def layout_faults(checkpoint: Path, position: Position, now: Layout) -> list[Fault]:

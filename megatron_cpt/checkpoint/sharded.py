@@ -22,7 +22,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.integrity import is_complete, verify
 from megatron_cpt.checkpoint.position import Layout, Position, layout_faults, read_position
-from megatron_cpt.checkpoint.vetting import vet
+from megatron_cpt.checkpoint.vetting import read_table, vet
 from megatron_cpt.config.errors import IntegrityFault, refuse
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree
@@ -42,7 +42,7 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
     position = read_position(checkpoint)
     refuse(layout_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
-    content = model_state(model)
+    content = model_state(model, has_layers_apart(checkpoint))
     content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
     if position.layout == layout:
         content["random"] = random_object({})
@@ -59,7 +59,8 @@ def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
     with quiet():
-        loaded = dist_checkpointing.load(model_state(model), str(checkpoint / "shards"))
+        content = model_state(model, has_layers_apart(checkpoint))
+        loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
     load_model_state(model, loaded)
 
 
@@ -78,9 +79,17 @@ def verify_and_vet(checkpoint: Path) -> None:
         raise fault or IntegrityFault(f"{checkpoint}: refused by rank 0")
 
 
-def model_state(model: Sequence[GPTModel]) -> dict[str, Any]:
-    """The model's part of a checkpoint, with its tensors in place: an entry for each chunk, as in Megatron-LM."""
-    return {name: chunk.sharded_state_dict() for name, chunk in zip(chunk_names(model), model, strict=True)}
+def model_state(model: Sequence[GPTModel], layers_apart: bool = False) -> dict[str, Any]:
+    """The model's part of a checkpoint, with its tensors in place: an entry for each chunk, as in Megatron-LM.
+
+    Args:
+        layers_apart: each layer under names of its own, not as a slice of one tensor for all layers: where some
+            layers are frozen, optimizer state would fill only a part of that.
+    """
+    metadata = {"non_homogeneous_layers": True} if layers_apart else None
+    return {
+        name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in zip(chunk_names(model), model, strict=True)
+    }
 
 
 def load_model_state(model: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
@@ -92,6 +101,11 @@ def load_model_state(model: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
 def chunk_names(model: Sequence[GPTModel]) -> list[str]:
     """Under which names the chunks of this rank stand in a checkpoint."""
     return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
+
+
+def has_layers_apart(checkpoint: Path) -> bool:
+    """Whether a checkpoint, vetted before, names its layers one by one."""
+    return any(".layers.0." in name for name in read_table(checkpoint / "shards").state_dict_metadata)
 
 
 def optimizer_state(

@@ -32,12 +32,12 @@ from megatron_cpt.checkpoint.position import Position, checkpoint_name
 from megatron_cpt.checkpoint.sharded import model_state, optimizer_state, quiet, random_object
 from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.parallel.collectives import any_rank, barrier
 from megatron_cpt.parallel.seed import random_state
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.lifeline import children, die_with_parent
 
-HF_FILES = ("config.json", "lineage.json", *COMPANIONS)
+HF_FILES = ("config.json", *COMPANIONS)
 # From Megatron-Core 0.17 on another package may write, unless it is told not to.
 OWN_WRITER = (
     {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
@@ -51,12 +51,21 @@ class CheckpointWriter:
         self._folder = folder
         self._queue = AsyncCallsQueue(persistent=False)  # persistent workers die on a CPU, and training then hangs
         self._pending: Path | None = None
+        self._checked: set[str] = set()
 
     def begin(
-        self, model: Sequence[GPTModel], optimizer: MegatronOptimizer, position: Position, hf_folder: Path
+        self,
+        model: Sequence[GPTModel],
+        optimizer: MegatronOptimizer,
+        position: Position,
+        hf_folder: Path,
+        lineage: dict[str, Any],
     ) -> float:
         """Takes the state as it is and starts writing it. An earlier save must have ended.
 
+        Args:
+            hf_folder: where config.json and tokenizer are taken from.
+            lineage: the parent and the learning-rate history up to here, content of lineage.json.
         Returns:
             Seconds that this rank waited.
         """
@@ -64,15 +73,25 @@ class CheckpointWriter:
         started = time.perf_counter()
         checkpoint = self._folder / checkpoint_name(position.step)
         if groups.rank() == 0:
-            make_folder(checkpoint, position, hf_folder)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
+            make_folder(checkpoint, hf_folder)
+            write_json(checkpoint / "hf" / "lineage.json", lineage)
+            write_json(checkpoint / "position.json", asdict(position))
         barrier()
-        content = model_state(model)
+        frozen = any(not value.requires_grad for chunk in model for value in chunk.parameters())
+        content = model_state(model, layers_apart=any_rank(frozen))
         content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding)
         content["random"] = random_object(random_state())
         with quiet():
             request = dist_checkpointing.save(
-                content, str(checkpoint / "shards"), async_sharded_save=True, **OWN_WRITER
+                content,
+                str(checkpoint / "shards"),
+                # That each part is written once: a question to all ranks, whose answer does not change in a run.
+                validate_access_integrity=position.sharding not in self._checked,
+                async_sharded_save=True,
+                **OWN_WRITER,
             )
+            self._checked.add(position.sharding)
             if request.async_fn is None:
                 leave_hashes(checkpoint, groups.rank())
             else:
@@ -106,15 +125,24 @@ class CheckpointWriter:
         return checkpoint
 
 
-def make_folder(checkpoint: Path, position: Position, hf_folder: Path) -> None:
-    """The folder with all that is not tensors. One rank calls it."""
-    shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
+def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -> None:
+    """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it."""
+    if groups.rank() == 0:
+        make_folder(checkpoint, hf_folder)
+    barrier()
+    with quiet():
+        dist_checkpointing.save(model_state(model), str(checkpoint / "shards"))
+    leave_hashes(checkpoint, groups.rank())
+    seal(checkpoint)
+
+
+def make_folder(checkpoint: Path, hf_folder: Path) -> None:
+    """The folder of a checkpoint with what makes it a model: config and tokenizer. One rank calls it."""
     (checkpoint / "shards").mkdir(parents=True)
     (checkpoint / "hf").mkdir()
     for name in HF_FILES:
         if (hf_folder / name).is_file():
             shutil.copyfile(hf_folder / name, checkpoint / "hf" / name)
-    write_json(checkpoint / "position.json", asdict(position))
 
 
 def write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *arguments: Any) -> None:

@@ -4,7 +4,7 @@ import importlib
 import sys
 import traceback
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, WorkerDied
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied
 from megatron_cpt.runs.status import ExitCode, exit_code_of
 
 # name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
@@ -22,6 +22,7 @@ COMMANDS = {
     "law": "laws of the loss: fit, compare, predict; choose peak rate, replay ratio, steps, schedule",
     "sweep": "overrides times seeds of one run: configurations and one resumable script",
     "convert": "Hugging Face in and out: from-hf, to-hf, verify",
+    "average": "one model out of several checkpoints, or on the way back to the base",
     "doctor": "what this machine has, and which kernels will be used",
 }
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
         return int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
-    except (BadInput, IntegrityFault, NumericsFault, WorkerDied) as error:
+    except (BadInput, IntegrityFault, NumericsFault, StorageFault, WorkerDied) as error:
         print(f"megatron-cpt {name}: {error}", file=sys.stderr)
         return exit_code_of(error)
     except KeyboardInterrupt:

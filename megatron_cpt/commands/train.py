@@ -28,7 +28,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", metavar="RUN.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
+    parser.add_argument("--profile", metavar="STEPS", help="traces of steps, such as 10-12, into RUN/profile")
     words = parser.parse_intermixed_args(arguments)
+    if words.profile is not None:
+        words.overrides.append(f"run.profile={words.profile}")
     config = load_config(words.config, words.overrides)
     folder = RunFolder(config.run.folder)
     folder.create()

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from megatron_cpt.config.blend_faults import phase_faults, share_faults, source_faults
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.layout_faults import layout_faults, nearest_multiples
-from megatron_cpt.config.marks import LOG_MARKS_GRAMMAR, parse_log_marks
+from megatron_cpt.config.marks import LOG_MARKS_GRAMMAR, mark_steps, parse_log_marks
 from megatron_cpt.config.megatron_names import DDP, OPTIMIZER, TRANSFORMER, contradictions
 from megatron_cpt.config.names import name_faults, path_faults
+from megatron_cpt.config.profile import profiled_steps
 from megatron_cpt.config.schedule_faults import schedule_faults
 from megatron_cpt.config.schema import MarksSettings, RunConfig
 
@@ -39,7 +40,11 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
 
 
 def run_faults(config: RunConfig) -> Iterator[Fault]:
-    """Empty names of folders."""
+    """Empty names of folders, and steps to profile that are none."""
+    try:
+        config.run.profile is None or profiled_steps(config.run.profile)
+    except ValueError as error:
+        yield Fault(f"run.profile = '{config.run.profile}'", f"{error}.", "Write a step or two: `10` or `10-12`.")
     for name, folder, remedy in (
         ("run.folder", config.run.folder, "Name the folder that the run is to be written to."),
         ("model.hf", config.model.hf, "Name a folder with a Hugging Face model."),
@@ -93,7 +98,8 @@ def task_faults(config: RunConfig) -> Iterator[Fault]:
 
 
 def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
-    """Checkpoints at distances that do not fit each other."""
+    """Checkpoints at distances that do not fit each other, and a best one that nothing would show."""
+    yield from _best_faults(config)
     checkpoint, step = config.checkpoint, config.tokens_per_step
     if checkpoint.keep_every is None:
         return
@@ -106,6 +112,25 @@ def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
     if kept % every:
         rule = f"{kept} steps are not a multiple of checkpoint.every, {every} steps."
         yield Fault(shown, rule, f"The nearest are {nearest_multiples(kept, every)} steps.")
+
+
+def _best_faults(config: RunConfig) -> Iterator[Fault]:
+    best, step = config.checkpoint.keep_best, config.tokens_per_step
+    if best is None:
+        return
+    shown = f"checkpoint.keep_best = {best}"
+    if best not in config.validation.sets:
+        known = ", ".join(config.validation.sets) or "none"
+        yield Fault(shown, f"there is no such validation set (there are: {known}).", "Name one of `validation.sets`.")
+        return
+    marks = config.validation.sets[best].marks or config.validation.marks
+    if marks.log is not None and [*_mark_faults("", marks)]:
+        return
+    every = config.checkpoint.every.steps(step) if config.checkpoint.every else config.total_steps
+    saved = {*range(every, config.total_steps + 1, every), config.total_steps}
+    if not saved & set(mark_steps(marks, config.total_steps, step)):
+        rule = f"`{best}` is evaluated at none of the steps that are saved."
+        yield Fault(shown, rule, "Set `every` of its marks to a multiple of `checkpoint.every`.")
 
 
 def _mark_faults(name: str, marks: MarksSettings) -> Iterator[Fault]:

@@ -59,6 +59,8 @@ def rate_faults(config: RunConfig) -> Iterator[Fault]:
 def length_faults(config: RunConfig) -> Iterator[Fault]:
     """Parts of the schedule that are together longer than the run."""
     schedule, total, step = config.schedule, config.total_tokens, config.tokens_per_step
+    if "kept" in (config.start.schedule, config.start.data):
+        return  # its length is not that of the run
     warmup = schedule.warmup.tokens(step) if schedule.warmup else 0
     if warmup > total:
         yield Fault(

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 
 from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.config.rates import ScheduleSettings
+from megatron_cpt.config.start import StartSettings
 from megatron_cpt.config.strict import STRICT
 from megatron_cpt.config.units import (
     Count,
@@ -27,6 +28,18 @@ from megatron_cpt.config.units import (
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """The scalars of TensorBoard, on Weights & Biases too (needs the package `wandb`)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    project: str
+    """The project there."""
+    mode: Literal["online", "offline"] = "online"
+    """offline: into RUN/wandb, for `wandb sync` later; nothing is sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Where a run lives and what makes it repeatable."""
 
@@ -38,6 +51,12 @@ class RunSettings:
     """Seed of the data order, of dropout and of random weights."""
     log_every: Span = field(default=Duration(10, "steps"))
     """How often the progress line is written to the log, in tokens or steps."""
+    profile: str | None = None
+    """Steps of which a torch profiler trace is written into RUN/profile, one file a rank: `10` or `10-12`."""
+    peak_flops: Positive | None = None
+    """FLOP/s of one rank's device at its best, for MFU. None: the dense bf16 peak of a GPU that is known."""
+    wandb: WandbSettings | None = None
+    """Weights & Biases. None: not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +78,20 @@ class StartCheckSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrozenSettings:
+    """Parts of the model that keep their weights."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    bottom: CountOrZero = 0
+    """So many layers next to the input."""
+    top: CountOrZero = 0
+    """So many layers next to the output."""
+    embeddings: bool = False
+    """Embedding and output layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The model, always described by a Hugging Face folder."""
 
@@ -72,6 +105,8 @@ class ModelSettings:
     """Dropout of hidden states and of attention. Continual pretraining uses 0."""
     start_check: StartCheckSettings = field(default_factory=StartCheckSettings)
     """The check before the first update of a run that starts from the folder's weights."""
+    frozen: FrozenSettings = field(default_factory=FrozenSettings)
+    """Parts that are not trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +126,18 @@ class TrainingSettings:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass in place of being kept: `selective` those of the MLP or the
     experts (of attention where a layer computes both side by side), `full` those of whole layers."""
-    on_bad_step: Literal["stop", "skip"] = "stop"
+    on_bad_step: Literal["stop", "skip", "rewind"] = "stop"
     """A loss or gradient that is not finite, always before the update: `stop` ends the run with exit code 4;
-    `skip` leaves the update out and goes on with the next sequences, ten times in a row at most."""
+    `skip` leaves the update out and goes on with the next sequences; `rewind` goes back to the last checkpoint and
+    leaves out all sequences since. Ten times in a row at most."""
+    on_spike: Literal["go_on", "stop", "skip", "rewind"] = "go_on"
+    """A loss spike, before the update: `go_on` trains on it, the others are those of `on_bad_step`."""
+    spike_deviations: Positive = 6.0
+    """A loss is a spike above the mean of the updates before it plus so many of their standard deviations."""
+    spike_window: Count = 128
+    """Updates that mean and deviation are taken of; a spike is seen once half of them are there."""
+    unscored_tokens: list[CountOrZero] = field(default_factory=list)
+    """Token ids that are no targets: a label of one of them does not count in the training loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +156,11 @@ class OptimizerSettings:
     """Weight decay per step and unit of learning rate; norms and biases are left out."""
     clip_gradient: NotNegative = 1.0
     """Largest gradient norm; 0 switches clipping off."""
+    fill_moments: CountOrZero = 0
+    """Steps at rate 0 before the first update, on its sequences and those after: they fill Adam's moments, which a
+    Hugging Face folder has none of, and change no weight."""
+    embedding_rate: NotNegative = 1.0
+    """Learning rate of embedding and output layer, relative to the others'; 0 holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +316,8 @@ class CheckpointSettings:
     """Older ones are removed once a newer one is whole."""
     keep_every: Span | None = None
     """Checkpoints at multiples of this are kept, in the sharding that loads into any layout."""
+    keep_best: str | None = None
+    """A validation set: of the checkpoints at its marks, the one with its lowest loss is kept."""
     asynchronous: bool = False
     """Write while training goes on: training waits only until the state is taken."""
     export_hf: ExportSettings | None = None
@@ -308,6 +359,7 @@ class RunConfig:
     data: DataSettings
     training: TrainingSettings
     schedule: ScheduleSettings
+    start: StartSettings = field(default_factory=StartSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)

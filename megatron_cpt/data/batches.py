@@ -1,7 +1,7 @@
 """Micro batches as the model takes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,3 +65,11 @@ def lengths_between(document_starts: Sequence[np.ndarray], length: int) -> tuple
     """
     cuts = (np.unique(np.concatenate([[0], starts[starts < length], [length]])) for starts in document_starts)
     return tuple(int(number) for ends in cuts for number in np.diff(ends))
+
+
+def without_targets(batch: Batch, tokens: Sequence[int]) -> Batch:
+    """The batch with labels of these token ids left out of the loss."""
+    if not tokens:
+        return batch
+    target = ~torch.isin(batch.labels, torch.tensor(tokens, device=batch.labels.device))
+    return replace(batch, loss_mask=batch.loss_mask * target)

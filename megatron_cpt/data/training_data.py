@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.batches import Batch, make_batch
+from megatron_cpt.data.batches import Batch, make_batch, without_targets
 from megatron_cpt.data.dataset import windows
 from megatron_cpt.data.sampler import Slots, micro_batch_indices
 from megatron_cpt.mixture.order import SampleOrder
@@ -36,6 +36,8 @@ class TrainingData:
     """Seed of the run."""
     within_documents: bool = False
     """Whether attention stays within documents."""
+    unscored_tokens: tuple[int, ...] = ()
+    """Token ids that are no targets."""
 
     def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro batches of the global batch that begins at an index of the order."""
@@ -44,7 +46,8 @@ class TrainingData:
             place = self.order.locate(indices)
             tokens = windows(self.streams, place.source, place.sequence, self.sequence_length)
             starts = self._document_starts(place.source, place.sequence) if self.within_documents else None
-            yield make_batch(tokens, np.full(len(indices), self.sequence_length), place.source, device, starts)
+            batch = make_batch(tokens, np.full(len(indices), self.sequence_length), place.source, device, starts)
+            yield without_targets(batch, self.unscored_tokens)
 
     def _document_starts(
         self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64]

@@ -20,6 +20,7 @@ from megatron_cpt.mixture.streams import blend_streams
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.shared_text import shared_faults
+from megatron_cpt.planning.start_faults import frozen_faults, start_faults
 
 
 def run_faults(config: RunConfig, world_size: int | None) -> list[Fault]:
@@ -36,6 +37,8 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     if inputs.shape is not None:
         faults += shape_faults(config, inputs.shape)
         faults += layout_faults(config.parallel, inputs.shape)
+        faults += frozen_faults(config, inputs.shape)
+    faults += start_faults(config, inputs.shape)
     faults += tokenizer_faults(config, inputs)
     faults += validation_faults(config, inputs.validation_sets)
     faults += shared_faults(config, inputs)

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        """Folder of profiler traces."""
+        return self.path / "profile"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints to resume from."""
         return self.path / "checkpoints"

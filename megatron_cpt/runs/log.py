@@ -36,6 +36,8 @@ def progress_line(record: Record, total_steps: int) -> str:
         f"lr {record['learning_rate']:.2e}",
         f"grad norm {record['grad_norm']:.2f}",
         f"{speed:,.0f} tokens/s",
+        *([f"MFU {record['mfu']:.1%}"] if record.get("mfu") is not None else []),
+        *([f"{record['memory_bytes'] / 2**30:.1f} GiB"] if record.get("memory_bytes") else []),
         f"{short_time((total_tokens - tokens) / speed)} left",
     ]
     return " | ".join(parts)

@@ -2,8 +2,8 @@
 
 1. plan (torch-free): blend, steps, marks; every fault of the input is raised here, all at once
 2. ranks: process groups, seeds
-3. model: built, weights read from the Hugging Face folder or drawn, wrapped; optimizer
-4. resume: the newest whole checkpoint, if there is one, is loaded over all that
+3. model: built, weights read from the Hugging Face folder or a checkpoint, or drawn; wrapped; optimizer
+4. beginning: the newest whole checkpoint, if there is one, is loaded over all that
 5. data and validation sets, opened lazily; tasks
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.tokenize import Tokenizer
@@ -25,14 +24,15 @@ from megatron_cpt.data.training_data import TrainingData
 from megatron_cpt.evaluate.validate import ValidationSet, open_set
 from megatron_cpt.families.shape import ModelShape, read_shape
 from megatron_cpt.model.build import build_model, wrap_for_training
+from megatron_cpt.model.frozen import freeze
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task
+from megatron_cpt.train.beginning import Beginning, begin, load_start_weights
 from megatron_cpt.train.optimizer import build_optimizer
-from megatron_cpt.train.resume import resume
 from megatron_cpt.train.step import StepShape
 from megatron_cpt.train.weight_updates import StartWeights
 
@@ -54,8 +54,13 @@ class Run:
     """The tasks of each file, by the file's name in the config."""
     start_weights: StartWeights | None
     """The weights before the first update, where updates are measured from them."""
-    first_step: int
-    """Steps done before: 0, or the step of the checkpoint it goes on from."""
+    beginning: Beginning
+    """Where it stands."""
+
+    @property
+    def first_step(self) -> int:
+        """Steps done before: 0, or the step of the checkpoint it goes on from."""
+        return self.beginning.first_step
 
     @property
     def hf_folder(self) -> Path:
@@ -87,14 +92,15 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     bare_model = build_model(shape, config)
     checkpoints = complete_checkpoints(folder.checkpoints)
     keeps_start = config.validation.weight_updates
-    if config.model.weights == "hf" and (keeps_start or not checkpoints):
-        load_hf_weights(bare_model, shape, Path(config.model.hf))
+    if keeps_start or not checkpoints:
+        load_start_weights(bare_model, shape, config)
+    freeze(bare_model, shape, config.model.frozen)
     model = wrap_for_training(bare_model, config)
     optimizer = build_optimizer(model, config)
     start_weights = StartWeights(model) if keeps_start else None
     # From here on, dropout draws; weights drawn at random above must not shift it.
     seed_everything(config.run.seed + 1)
-    first_step = resume(checkpoints[-1], model, optimizer, config, plan) if checkpoints else 0
+    beginning = begin(checkpoints, model, optimizer, config, plan)
     data = TrainingData(
         order=plan.blend.order,
         streams=[plan.inputs.sources[name] for name in plan.blend.sources],
@@ -107,6 +113,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         sequence_length=config.data.sequence_length,
         seed=config.run.seed,
         within_documents=config.data.attention == "within_documents",
+        unscored_tokens=tuple(config.training.unscored_tokens),
     )
     return Run(
         config=config,
@@ -119,7 +126,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         validation_sets=open_validation_sets(config, plan.inputs),
         tasks=plan.inputs.tasks,
         start_weights=start_weights,
-        first_step=first_step,
+        beginning=beginning,
     )
 
 

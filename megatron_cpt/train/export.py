@@ -7,7 +7,7 @@ from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel.collectives import all_agree
 from megatron_cpt.train.assemble import Run
-from megatron_cpt.train.provenance import lineage
+from megatron_cpt.train.provenance import run_lineage
 
 
 def export_due(run: Run, step: int) -> bool:
@@ -35,7 +35,7 @@ def export(run: Run, step: int, output: Path) -> None:
     if not all_agree(not output.exists()):
         return
     sequences = step * run.config.training.global_batch_size
-    blend, history = run.plan.blend, lineage(run.config, step)
+    blend, history = run.plan.blend, run_lineage(run, step)
     training = training_of(
         step, step * run.config.tokens_per_step, blend.describe(sequences), blend.source_sequences(sequences)
     )

@@ -1,10 +1,10 @@
 """What a run tells while it goes on: records, TensorBoard, the log, the progress bar. One rank writes."""
 
 from collections.abc import Mapping, Sequence
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from megatron_cpt.evaluate.tasks import Rate, TaskScore
 from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
@@ -16,6 +16,7 @@ from megatron_cpt.runs.records import RecordWriter, drop_records_after, read_rec
 from megatron_cpt.runs.status import Status, write_status
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.boards import Boards
 from megatron_cpt.train.step import StepOutcome
 from megatron_cpt.train.weight_updates import ENDS, WeightUpdate
 
@@ -31,7 +32,7 @@ class Journal:
         self._run = run
         self._writes = groups.rank() == 0
         self._flops_per_token = flops_per_token(run.shape, run.config.data.sequence_length)
-        self._peak = peak_flops()
+        self._peak = run.config.run.peak_flops or peak_flops()
         if not self._writes:
             return
         self._gap = RunningGap()
@@ -43,7 +44,7 @@ class Journal:
         else:
             run.folder.records.unlink(missing_ok=True)
         self._records = RecordWriter(run.folder.records)
-        self._board = SummaryWriter(str(run.folder.tensorboard), purge_step=run.first_step + 1)
+        self._board = Boards(run.config, run.folder, run.first_step)
         self._log = RunLog(run.folder.log)
         self._bar = progress_bar(run.plan.steps, "step", initial=run.first_step)
 
@@ -71,7 +72,7 @@ class Journal:
             "seconds": seconds,
             "tokens_per_second": per_second,
             "mfu": self._flops_per_token * per_second / (self._peak * groups.world_size()) if self._peak else None,
-            "memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "memory_bytes": most_memory(),
         }
         self._records.append(record)
         for name in ("learning_rate", "loss", "grad_norm", "tokens_per_second", "mfu"):
@@ -89,22 +90,55 @@ class Journal:
             self._log.write(progress_line(record, run.plan.steps))
             self.sync()
 
+    def introduce(self) -> None:
+        """Says how MFU is computed."""
+        if self._peak is None:
+            self.say("MFU: not given, for the peak of this device is not known (run.peak_flops)")
+            return
+        self.say(
+            f"MFU = {self._flops_per_token:.4g} FLOPs a token (forward and backward, nothing recomputed) x tokens/s"
+            f" / ({groups.world_size()} ranks x {self._peak:.4g} FLOP/s)"
+        )
+
     def not_updated(self, step: int, rate: float, outcome: StepOutcome, what: str) -> None:
         """Records an event in place of an update that was not made: `skipped` or `stopped`."""
+        if self._writes:
+            self._records.append(self._event(f"{what}_{cause(outcome)}", step, rate, outcome))
+            self._bar.update()
+            self._log.write(f"step {step}: {what}: {described(outcome)}")
+
+    def rewound(self, to_step: int, step: int, rate: float, outcome: StepOutcome) -> None:
+        """Drops what was recorded after the step that the run went back to, and records that it did."""
         if not self._writes:
             return
-        record = {
+        self._records.close()
+        drop_records_after(self._run.folder.records, to_step)
+        self._records = RecordWriter(self._run.folder.records)
+        self._board.go_back(to_step)
+        size = self._run.config.training.global_batch_size
+        left_out = {"to_step": to_step, "left_out_sequences": [to_step * size, step * size]}
+        self._records.append(self._event(f"rewound_{cause(outcome)}", step, rate, outcome) | left_out)
+        self._bar.update()
+        self._log.write(
+            f"step {step}: {described(outcome)}: back to the weights of step {to_step}; "
+            f"steps {to_step + 1} to {step} are left out"
+        )
+
+    def filled(self, number: int, outcome: StepOutcome) -> None:
+        """Records a step at rate 0 before the first update."""
+        if self._writes:
+            self._records.append(self._event("moments_filled", self._run.first_step, 0.0, outcome) | {"number": number})
+
+    def _event(self, what: str, step: int, rate: float, outcome: StepOutcome) -> dict[str, Any]:
+        return {
             "kind": "event",
-            "event": f"{what}_not_finite",
+            "event": what,
             "step": step,
             "tokens": step * self._run.config.tokens_per_step,
             "learning_rate": rate,
             "loss": outcome.loss,
             "grad_norm": outcome.gradient_norm,
         }
-        self._records.append(record)
-        self._bar.update()
-        self._log.write(f"step {step}: {what}: loss {outcome.loss}, gradient norm {outcome.gradient_norm}, not finite")
 
     def validated(self, step: int, validation_set: ValidationSet, loss: ValidationLoss, seconds: float) -> None:
         """Records one evaluation of one set."""
@@ -228,10 +262,28 @@ class Journal:
             self._board.close()
 
 
+def cause(outcome: StepOutcome) -> str:
+    """Why a step had no update, as event names have it."""
+    return "spike" if outcome.finite else "not_finite"
+
+
+def described(outcome: StepOutcome) -> str:
+    """Why a step had no update, in words."""
+    why = "a spike" if outcome.finite else "not finite"
+    return f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}, {why}"
+
+
 def source_losses(names: Sequence[str], outcome: StepOutcome) -> dict[str, float | None]:
     """Nats per token of each source in a step; None for a source that gave no token."""
     sums = zip(names, outcome.nats.tolist(), outcome.tokens.tolist(), strict=True)
     return {name: nats / tokens if tokens else None for name, nats, tokens in sums}
+
+
+def most_memory() -> int:
+    """Bytes that this rank held at most: of its GPU, or of the machine's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024  # in kibibytes, on Linux
 
 
 def peak_flops() -> float | None:

@@ -3,20 +3,18 @@
 import time
 from dataclasses import dataclass
 
-from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import largest
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.export import export_due, export_step
 from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.leaving_out import leave_out
 from megatron_cpt.train.marks import evaluate_marks
+from megatron_cpt.train.profile import profiled
 from megatron_cpt.train.saving import Saver
-from megatron_cpt.train.step import StepOutcome, train_step
+from megatron_cpt.train.step import train_step
 from megatron_cpt.train.stop import StopRequest, reason
-
-# Updates that `on_bad_step: skip` leaves out in a row: with weights that are broken, all would be.
-MOST_SKIPPED = 10
 
 
 @dataclass(frozen=True)
@@ -37,48 +35,48 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
     asynchronous save is whole some steps later; a run does not end before it is.
     A stop leaves no record: stopped and resumed, a run has the records of one that never was.
     """
-    config, shape = run.config, run.step_shape
+    config, shape, history = run.config, run.step_shape, run.beginning.history
     if stop := agreed_stop(run, run.first_step, request):
         return stop
-    if run.first_step == 0:
-        evaluate_marks(run, journal, step=0)
-    skipped = 0  # updates left out in a row
+    if run.first_step == run.beginning.begun_at:
+        evaluate_marks(run, journal, run.first_step)
+        fill_moments(run, journal)
     with Saver(run, journal) as saver:
         for step in range(run.first_step + 1, run.plan.steps + 1):
             started = time.perf_counter()
             rate = rate_of(run, step)
             batches = run.data.global_batch((step - 1) * config.training.global_batch_size, groups.device())
-            outcome = train_step(run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay)
+            limit = history.loss_limit(config.training)
+            with profiled(run, step):
+                outcome = train_step(
+                    run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay, limit
+                )
             if outcome.updated:
-                skipped = 0
+                history = history.with_update(outcome.loss, config.training)
                 journal.trained(step, rate, outcome, time.perf_counter() - started)
             else:
-                skipped += 1
-                bad_step(run, journal, step, rate, outcome, skipped)
-            evaluate_marks(run, journal, step)
+                history = leave_out(run, journal, saver, history, step, rate, outcome)
+            losses = evaluate_marks(run, journal, step)
             if export_due(run, step):
                 export_step(run, step)
             stop = agreed_stop(run, step, request)
             saver.finish()
             if stop or saver.due(step):
-                saver.save(step)
+                saver.save(step, history, losses)
             if stop:
                 return stop
     journal.sync()
     return None
 
 
-def bad_step(run: Run, journal: Journal, step: int, rate: float, outcome: StepOutcome, in_a_row: int) -> None:
-    """Records a step whose update was not made. Raises NumericsFault unless it may be left out."""
-    skip = run.config.training.on_bad_step == "skip" and in_a_row <= MOST_SKIPPED
-    journal.not_updated(step, rate, outcome, "skipped" if skip else "stopped")
-    if not skip:
-        journal.sync()
-        again = f", {in_a_row} times in a row" if in_a_row > 1 else ""
-        raise NumericsFault(
-            f"step {step}: loss {outcome.loss}, gradient norm {outcome.gradient_norm}: not finite on some rank{again};"
-            " no parameter was changed"
-        )
+def fill_moments(run: Run, journal: Journal) -> None:
+    """Steps at rate 0: they fill Adam's moments and change no weight. Training then begins with the same sequences."""
+    settings = run.config.optimizer
+    size = run.config.training.global_batch_size
+    for number in range(settings.fill_moments):
+        batches = run.data.global_batch((run.first_step + number) * size, groups.device())
+        outcome = train_step(run.model, run.optimizer, batches, run.step_shape, 0.0, settings.weight_decay)
+        journal.filled(number + 1, outcome)
 
 
 def agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
@@ -94,5 +92,6 @@ def agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
 
 def rate_of(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
-    per_step = run.config.tokens_per_step
-    return learning_rate(run.config.schedule, step * per_step, run.config.total_tokens, per_step)
+    config, shift = run.config, run.beginning.schedule_shift
+    tokens = step * config.tokens_per_step
+    return learning_rate(config.schedule, tokens + shift, config.total_tokens + shift, config.tokens_per_step)

@@ -10,25 +10,30 @@ from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.stability import gradient_norm
 
 
-def evaluate_marks(run: Run, journal: Journal, step: int) -> None:
-    """Measures all that has a mark at this step, each kind in one pass."""
-    evaluate_sets(run, journal, step)
+def evaluate_marks(run: Run, journal: Journal, step: int) -> dict[str, float]:
+    """Measures all that has a mark at this step, each kind in one pass.
+
+    Returns the losses of the validation sets among it, in nats per token, by name.
+    """
+    losses = evaluate_sets(run, journal, step)
     measure_updates(run, journal, step)
     measure_stability(run, journal, step)
     evaluate_tasks(run, journal, step)
+    return losses
 
 
-def evaluate_sets(run: Run, journal: Journal, step: int) -> None:
-    """The validation sets; each is recorded with its part of the time, by its sequences."""
+def evaluate_sets(run: Run, journal: Journal, step: int) -> dict[str, float]:
+    """The losses of the validation sets; each is recorded with its part of the time, by its sequences."""
     due = [one for one in run.validation_sets if step in run.plan.marks[one.name]]
     if not due:
-        return
+        return {}
     started = time.perf_counter()
     micro_batch_size = run.config.validation.micro_batch_size or run.config.training.micro_batch_size
     losses = evaluate(run.model, due, micro_batch_size)
     per_sequence = (time.perf_counter() - started) / sum(len(loss.sequence_nats) for loss in losses)
     for validation_set, loss in zip(due, losses, strict=True):
         journal.validated(step, validation_set, loss, per_sequence * len(loss.sequence_nats))
+    return {one.name: loss.loss for one, loss in zip(due, losses, strict=True)}
 
 
 def measure_updates(run: Run, journal: Journal, step: int) -> None:

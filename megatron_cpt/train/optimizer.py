@@ -18,8 +18,9 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.schema import OptimizerSettings, RunConfig
 from megatron_cpt.model.build import DTYPES, megatron_config
 
 
@@ -41,7 +42,9 @@ def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig)
         "use_distributed_optimizer": config.parallel.distributed_optimizer,
     }
     optimizer = get_megatron_optimizer(
-        megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"), list(model)
+        megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"),
+        list(model),
+        **group_options(settings),
     )
     model[0].config.grad_scale_func = optimizer.scale_loss
     for part in parts(optimizer):
@@ -60,6 +63,26 @@ def clear_gradients(model: Sequence[DistributedDataParallel], optimizer: Megatro
     for chunk in model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+
+
+def group_options(settings: OptimizerSettings) -> dict[str, Any]:
+    """What get_megatron_optimizer is told of parameter groups: nothing, where all have one learning rate."""
+    if settings.embedding_rate == 1:
+        return {}
+    return {
+        "config_overrides": {
+            # As Megatron-Core's own: no weight decay on what has one dimension.
+            ParamKey(name="*.bias", predicate=ParamPredicate(name="one dimension", fn=has_one_dimension)): {
+                "wd_mult": 0.0
+            },
+            ParamKey(attr="is_embedding_or_output_parameter"): {"lr_mult": settings.embedding_rate},
+        }
+    }
+
+
+def has_one_dimension(parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter is a bias or the weight of a norm."""
+    return parameter.dim() == 1
 
 
 def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:

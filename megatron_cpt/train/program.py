@@ -27,7 +27,7 @@ from megatron_cpt.train.assemble import assemble
 from megatron_cpt.train.export import export_end
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.loop import train
-from megatron_cpt.train.provenance import lineage, versions
+from megatron_cpt.train.provenance import changed_rate, run_lineage, versions
 from megatron_cpt.train.stop import StopRequest
 
 EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
@@ -74,12 +74,15 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_durably(folder.config, dump_config(config))
         write_json(folder.plan, plan.to_dict())
         write_json(folder.versions, versions())
-        write_json(folder.lineage, lineage(config, plan.steps))
+        write_json(folder.lineage, run_lineage(run, plan.steps))
     journal = Journal(run)
     journal.say(f"kernels: {choose_kernels()}")
     if checked:
         journal.say(start_check.compare_start(run, reference))
     journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")
+    journal.introduce()
+    if changed := changed_rate(run):
+        journal.say(changed)
     journal.status("running", run.first_step)
     stop = train(run, journal, request)
     if stop is not None:

@@ -9,9 +9,11 @@ from typing import Any
 import orjson
 import torch
 
+from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.specs import choose_kernels
+from megatron_cpt.train.assemble import Run
 
 PACKAGES = ("megatron-cpt", "torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
 HISTORY = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate", "tokens")
@@ -36,28 +38,62 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def lineage(config: RunConfig, steps: int) -> dict[str, Any]:
+def run_lineage(run: Run, step: int) -> dict[str, Any]:
+    """The lineage of a run up to a step."""
+    return lineage(run.config, step, run.beginning.begun_at, run.beginning.schedule_shift)
+
+
+def changed_rate(run: Run) -> str | None:
+    """A sentence, where the last step before a resume was trained at another rate than the schedule now says."""
+    checkpoints = complete_checkpoints(run.folder.checkpoints)
+    if not checkpoints:
+        return None
+    before = read_history(checkpoints[-1] / "hf").get("final_learning_rate")
+    now = run_lineage(run, run.first_step)["final_learning_rate"]
+    if before is None or before == now:
+        return None
+    return (
+        f"the schedule has changed: step {run.first_step} was trained at rate {before:.6g}, and would now be at"
+        f" {now:.6g}; the rate jumps there, and lineage.json tells of the schedule as it is now"
+    )
+
+
+def lineage(config: RunConfig, steps: int, begun_at: int = 0, schedule_shift: int = 0) -> dict[str, Any]:
     """The parent of a run and the learning-rate history of both, which the laws of CPT loss need.
 
     forward_area is S1 and annealing_area S2 of arXiv:2408.11029 (Eq. 1 of arXiv:2505.07796) over all updates
-    of the run; the parent's figures come from the lineage.json that our exports carry, and are null elsewhere.
+    of the run; the parent's figures come from the lineage.json that our exports and checkpoints carry, and are null
+    elsewhere.
 
     Args:
-        steps: updates that the plan gives the run; fewer than configured where an exhausted source ends it.
+        steps: the last step told of; fewer than configured where an exhausted source ends the run.
+        begun_at: steps of another run that this one goes on counting; their updates are the parent's.
+        schedule_shift: tokens by which the schedule is ahead of the run's own count.
     """
     per_step = config.tokens_per_step
+    horizon = config.total_tokens + schedule_shift
     rates = [
-        learning_rate(config.schedule, step * per_step, config.total_tokens, per_step) for step in range(1, steps + 1)
+        learning_rate(config.schedule, step * per_step + schedule_shift, horizon, per_step)
+        for step in range(begun_at + 1, steps + 1)
     ]
-    parent = read_history(Path(config.model.hf)) if config.model.weights == "hf" else {}
+    folder = parent_folder(config)
+    parent = read_history(folder) if folder is not None else {}
     own = {
         "forward_area": forward_area(rates),
         "annealing_area": annealing_area(rates, previous_rate=parent.get("final_learning_rate")),
         "peak_learning_rate": max(rates),
         "final_learning_rate": rates[-1],
-        "tokens": steps * per_step,
+        "tokens": len(rates) * per_step,
     }
-    return {"parent": config.model.hf} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own
+    shown = config.start.checkpoint or config.model.hf
+    return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own
+
+
+def parent_folder(config: RunConfig) -> Path | None:
+    """The Hugging Face folder of the weights that a run starts from; None where they are drawn at random."""
+    if config.start.checkpoint is not None:
+        return Path(config.start.checkpoint) / "hf"
+    return Path(config.model.hf) if config.model.weights == "hf" else None
 
 
 def read_history(folder: Path) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_cpt.checkpoint.position import Layout, read_position
+from megatron_cpt.checkpoint.position import Layout, Position, read_position
 from megatron_cpt.checkpoint.sharded import load
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.mixture.plan import differences
+from megatron_cpt.mixture.plan import BlendPlan, differences
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
@@ -24,17 +24,26 @@ def resume(
     optimizer: MegatronOptimizer,
     config: RunConfig,
     plan: RunPlan,
-) -> int:
-    """Loads a checkpoint and returns its step.
+) -> Position:
+    """Loads a checkpoint of this run, or of one whose data order this run goes on with, and returns its position.
 
     Raises:
         BadInput: the data order is no longer the same, or the optimizer state does not load into this layout.
         IntegrityFault: the checkpoint is not what was written.
     """
     position = read_position(checkpoint)
-    blend, sequences = plan.blend, position.sequences
-    changed = differences(position.order, blend.describe(sequences))
-    if blend.fingerprint(sequences) != position.order_fingerprint:
+    check_order(checkpoint, position, plan.blend)
+    # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
+    seed_everything(config.run.seed + 1 + position.step)
+    load(checkpoint, unwrap(model), optimizer, layout(config))
+    mend_after_load(optimizer)
+    return position
+
+
+def check_order(checkpoint: Path, position: Position, blend: BlendPlan) -> None:
+    """Raises BadInput where a run would go on with other data, IntegrityFault where the position contradicts itself."""
+    changed = differences(position.order, blend.describe(position.sequences))
+    if blend.fingerprint(position.sequences) != position.order_fingerprint:
         raise BadInput(
             Fault(
                 f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
@@ -42,13 +51,8 @@ def resume(
                 "Restore them (config.yaml in the run folder has them), or start a new run in another folder.",
             )
         )
-    if blend.source_sequences(sequences) != position.source_sequences:
+    if blend.source_sequences(position.sequences) != position.source_sequences:
         raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
-    # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
-    seed_everything(config.run.seed + 1 + position.step)
-    load(checkpoint, unwrap(model), optimizer, layout(config))
-    mend_after_load(optimizer)
-    return position.step
 
 
 def layout(config: RunConfig) -> Layout:

@@ -11,7 +11,9 @@ from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.history import History
 from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.provenance import run_lineage
 from megatron_cpt.train.resume import layout
 
 
@@ -24,6 +26,7 @@ class Saver:
         every, keep_every = run.config.checkpoint.every, run.config.checkpoint.keep_every
         self._every = every.steps(run.config.tokens_per_step) if every else None
         self._keep_every = keep_every.steps(run.config.tokens_per_step) if keep_every else None
+        self._wanted: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -34,14 +37,21 @@ class Saver:
             self.finish(wait=True)
 
     def due(self, step: int) -> bool:
-        """Whether the run saves after this step: at regular distances, and at the end."""
-        return step == self._run.plan.steps or (self._every is not None and step % self._every == 0)
+        """Whether the run saves after this step: at regular distances, at the end, and where it was asked for."""
+        regular = self._every is not None and step % self._every == 0
+        return regular or step in (self._run.plan.steps, self._wanted)
 
-    def save(self, step: int) -> None:
+    def save_next(self, step: int) -> None:
+        """Asks for a save after this step."""
+        self._wanted = step
+
+    def save(self, step: int, history: History, losses: dict[str, float]) -> None:
         """Saves after a step. Returns when the state is taken or, without `checkpoint.asynchronous`, when it is whole.
 
         The records up to the step are on disk before.
 
+        Args:
+            losses: of the validation sets that were evaluated at this step, by name.
         Raises:
             StorageFault: this checkpoint, or the one before it, could not be written.
         """
@@ -51,7 +61,13 @@ class Saver:
         self.finish(wait=True)
         waited = time.perf_counter() - started
         gather_parameters(run.model)
-        planned = self._writer.begin(unwrap(run.model), run.optimizer, self._position(step), run.hf_folder)
+        planned = self._writer.begin(
+            unwrap(run.model),
+            run.optimizer,
+            self._position(step, history, losses),
+            run.hf_folder,
+            run_lineage(run, step),
+        )
         if not run.config.checkpoint.asynchronous:
             self.finish(wait=True)
         stalled = time.perf_counter() - started
@@ -64,9 +80,10 @@ class Saver:
         """Seals a checkpoint whose writing has ended, and then removes what need not stay."""
         checkpoint = self._writer.finish(wait)
         if checkpoint is not None and groups.rank() == 0:
-            retention.prune(checkpoint.parent, self._run.config.checkpoint.keep_last, self._keep_every)
+            settings = self._run.config.checkpoint
+            retention.prune(checkpoint.parent, settings.keep_last, self._keep_every, settings.keep_best)
 
-    def _position(self, step: int) -> Position:
+    def _position(self, step: int, history: History, losses: dict[str, float]) -> Position:
         run, config = self._run, self._run.config
         round_distance = self._keep_every is not None and step % self._keep_every == 0
         sequences = step * config.training.global_batch_size
@@ -79,4 +96,10 @@ class Saver:
             source_sequences=run.plan.blend.source_sequences(sequences),
             layout=layout(config),
             sharding=KEPT if round_distance or step == run.plan.steps else FREQUENT,
+            validation=losses,
+            left_out=[list(span) for span in history.left_out],
+            left_out_in_a_row=history.in_a_row,
+            recent_losses=list(history.losses),
+            begun_at=run.beginning.begun_at,
+            schedule_shift=run.beginning.schedule_shift,
         )

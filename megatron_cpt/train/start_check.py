@@ -75,7 +75,8 @@ class OpeningText:
 def wanted(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run is still before its first update and starts from a Hugging Face folder."""
     begun = any(folder.checkpoints.glob("step-*/complete.json"))
-    return config.model.weights == "hf" and config.model.start_check.enabled and not begun
+    from_folder = config.model.weights == "hf" and config.start.checkpoint is None
+    return from_folder and config.model.start_check.enabled and not begun
 
 
 def first_windows(config: RunConfig, plan: RunPlan) -> npt.NDArray[np.int64]:

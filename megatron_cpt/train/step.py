@@ -1,5 +1,6 @@
 """One optimizer step: forward and backward over the micro batches, then the update."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,8 +41,10 @@ class StepOutcome:
     """float64 [sources]: scored tokens of each source."""
     gradient_norm: float
     """Norm of the whole gradient, before clipping."""
+    finite: bool
+    """Whether loss and gradients were finite on all ranks."""
     updated: bool
-    """False where the loss or a gradient was not finite on some rank: no parameter and no moment was changed."""
+    """False where they were not, or the loss was a spike: no parameter and no moment was changed."""
 
     @property
     def loss(self) -> float:
@@ -56,16 +59,22 @@ def train_step(
     shape: StepShape,
     learning_rate: float,
     weight_decay: float,
+    loss_limit: float = math.inf,
 ) -> StepOutcome:
-    """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made."""
+    """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made.
+
+    Args:
+        loss_limit: nats per token above which it must not.
+    """
     clear_gradients(model, optimizer)
     losses = run_micro_batches(
         model, batches, shape.micro_batches, shape.micro_batch_size, shape.sequence_length, backward=True
     )
     nats, tokens = source_sums(losses, shape.sources, groups.device())
     gradient_norm, finite = gather_gradients(optimizer)
-    updated = all_agree(finite and bool(torch.isfinite(nats).all()))
+    finite = all_agree(finite and bool(torch.isfinite(nats).all()))
+    updated = finite and (loss_limit == math.inf or all_agree(float(nats.sum() / tokens.sum()) <= loss_limit))
     if updated:
         set_rates(optimizer, learning_rate, weight_decay)
         update(optimizer, gradient_norm)
-    return StepOutcome(nats, tokens, gradient_norm, updated)
+    return StepOutcome(nats, tokens, gradient_norm, finite, updated)

@@ -50,6 +50,26 @@ def test_bf16_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_path: Pat
     resumes_exactly(one_rank, workshop, tmp_path, ("training.precision=bf16",))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_resume_of_a_resume_is_the_run(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str) -> None:
+    """20 steps against 7 and 13, and those 13 again cut after 14: records and weights are equal to the last bit."""
+    straight, once, twice = (tmp_path / name for name in ("straight", "once", "twice"))
+    overrides = (
+        *("training.tokens=20 steps", "checkpoint.every=7 steps", "checkpoint.keep_last=9", "model.dropout=0.1"),
+        *("checkpoint.asynchronous=true", "checkpoint.export_hf.end=true", *LAYOUTS[layout]),
+    )
+    two_ranks.call(train, path=workshop.write_config(straight), overrides=overrides)
+    for before, run, step in ((straight, once, 7), (once, twice, 14)):
+        cut_back(before, step, run)
+        shutil.rmtree(run / "hf")
+        two_ranks.call(train, path=workshop.write_config(run), overrides=overrides)
+        assert f"resumed after step {step}" in (run / "log.txt").read_text()
+        assert records_of(run) == records_of(straight)
+        weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (run, straight)]
+        assert weights[0] == weights[1]
+
+
 def refusal(path: Path, overrides: tuple[str, ...]) -> str:
     """Job: what a run that must not go on says."""
     with pytest.raises(BadInput) as error:
@@ -80,6 +100,14 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(one_rank: Ranks, workshop:
     one_rank.call(train, path=path, overrides=(*constant, "training.tokens=6 steps"))
     one_rank.call(train, path=path, overrides=constant)
     assert records_of(extended) == records_of(whole)
+
+
+def test_a_longer_run_is_told_that_its_rate_jumps(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))
+    one_rank.call(train, path=path, overrides=("training.tokens=6 steps",))
+    # A cosine from 2e-3 at step 3 to 1e-4: its end at step 4 of 4, a third of the way at step 4 of 6.
+    assert "step 4 was trained at rate 0.0001, and would now be at 0.001525" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

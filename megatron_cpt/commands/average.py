@@ -1,0 +1,32 @@
+"""`megatron-cpt average`: one model out of several checkpoints, or on the way back to the base."""
+
+import argparse
+from pathlib import Path
+
+from megatron_cpt.checkpoint.average import average
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel import groups
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="megatron-cpt average", description=__doc__)
+    top.add_argument("sources", type=Path, nargs="+", metavar="CHECKPOINT_OR_HF", help="models of one shape")
+    top.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the checkpoint to write")
+    top.add_argument(
+        "--shares", type=float, nargs="+", metavar="SHARE", help="of each source; scaled to 1 (default: all alike)"
+    )
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Averages in this process."""
+    options = parser().parse_args(arguments)
+    groups.join_world()
+    groups.divide_world(ParallelSettings())
+    try:
+        average(options.sources, options.shares or [1.0] * len(options.sources), options.output)
+        print(f"wrote {options.output}")
+    finally:
+        groups.leave_world()
+    return 0

@@ -1,0 +1,90 @@
+"""What a run cannot take from another run's checkpoint, and parts of a model that cannot be left untrained."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.shape import ModelShape, read_shape
+
+# What two folders of one model may say differently.
+NOT_THE_MODEL = ("dtype", "max_positions", "longest_sequence", "rope_base", "rope_scaling")
+
+
+def start_faults(config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:
+    """Everything wrong with the section `start`."""
+    start = config.start
+    if start.checkpoint is None:
+        for name, value in (("optimizer", start.optimizer), ("schedule", start.schedule), ("data", start.data)):
+            if value == "kept":
+                rule = "there is no checkpoint that it could be kept of."
+                yield Fault(f"start.{name} = kept", rule, "Set `start.checkpoint`, or take it out.")
+        return
+    shown = f"start.checkpoint = {start.checkpoint}"
+    checkpoint = Path(start.checkpoint)
+    if not (checkpoint / "complete.json").is_file():
+        rule = "is not a complete checkpoint."
+        yield Fault(shown, rule, "Name one, such as RUN/checkpoints/step-00000400, or leave it out and set `model.hf`.")
+        return
+    yield from shape_differences(shown, checkpoint, shape)
+    if "kept" in (start.schedule, start.data) and any(phase.from_lr is not None for phase in config.data.phases):
+        rule = "a phase that begins at a learning rate needs a schedule that begins with the run."
+        yield Fault(shown, rule, "Give the phase `from_tokens`, or leave `start.schedule` and `start.data` new.")
+    if "kept" in (start.optimizer, start.schedule, start.data):
+        yield from position_faults(config, shown, checkpoint)
+
+
+def shape_differences(shown: str, checkpoint: Path, shape: ModelShape | None) -> Iterator[Fault]:
+    """A checkpoint of another model than `model.hf` describes."""
+    try:
+        theirs = read_shape(checkpoint / "hf")
+    except BadInput as error:
+        yield from error.faults
+        return
+    names = [field.name for field in fields(theirs) if field.name not in NOT_THE_MODEL]
+    differing = [name for name in names if shape is not None and getattr(theirs, name) != getattr(shape, name)]
+    if differing:
+        rule = f"is of another model than model.hf describes: they differ in {', '.join(differing)}."
+        yield Fault(shown, rule, f"Set `model.hf` to {checkpoint / 'hf'}.")
+
+
+def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator[Fault]:
+    """A checkpoint that has nothing to be kept, or that the run cannot go on counting from."""
+    path = checkpoint / "position.json"
+    if not path.is_file():
+        rule = "holds weights alone: no run wrote it."
+        remedy = "Leave `optimizer` fresh, `schedule` new and `data` new."
+        yield Fault(shown, rule, remedy)
+        return
+    position = orjson.loads(path.read_bytes())
+    if config.start.data == "new":
+        return
+    size = config.training.global_batch_size
+    if position["step"] * size != position["sequences"]:
+        before = position["sequences"] // max(1, position["step"])
+        rule = f"was trained with {before} sequences a step: with data kept, the steps go on counting."
+        yield Fault(f"training.global_batch_size = {size}; {shown}", rule, f"Set it to {before}.")
+    if config.total_tokens <= position["tokens"]:
+        rule = (
+            f"with data kept, it counts from the beginning, and the checkpoint stands at {position['tokens']} tokens."
+        )
+        yield Fault(f"training.tokens = {config.training.tokens}", rule, "Raise it, or set `start.data: new`.")
+
+
+def frozen_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
+    """Frozen parts that leave nothing to train, on the whole model or on a pipeline stage."""
+    frozen, stages = config.model.frozen, config.parallel.pipeline
+    shown = f"model.frozen = {frozen.bottom} bottom and {frozen.top} top layers"
+    if frozen.bottom + frozen.top > shape.layers:
+        yield Fault(shown, f"the model has {shape.layers} layers.", "Freeze fewer.")
+    elif stages > 1 and not shape.layers % stages:
+        of_stage = shape.layers // stages
+        if frozen.bottom >= of_stage or frozen.top >= of_stage:
+            rule = f"it leaves nothing to train on a pipeline stage of {of_stage} layers."
+            yield Fault(shown, rule, f"Freeze fewer than {of_stage} at each end, or use fewer stages.")
+    if frozen.embeddings and stages > 1 and shape.tied_embeddings:
+        rule = "an embedding that the first and the last stage share cannot be frozen."
+        yield Fault("model.frozen.embeddings = true", rule, "Use one pipeline stage, or `optimizer.embedding_rate: 0`.")

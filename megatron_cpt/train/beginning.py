@@ -1,0 +1,88 @@
+"""Where a run begins: at its own newest checkpoint, with what it takes of another run's, or at nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights
+from megatron_cpt.checkpoint.position import Position, read_position
+from megatron_cpt.checkpoint.sharded import load, load_weights
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.start import StartSettings
+from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.model.build import unwrap
+from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.train.history import History
+from megatron_cpt.train.optimizer import mend_after_load
+from megatron_cpt.train.resume import check_order, layout, resume
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run stands before its next step."""
+
+    first_step: int
+    """Steps done before: 0, or the step of the checkpoint it goes on from."""
+    begun_at: int
+    """Steps that were done when the run began: more than 0 where it goes on counting another run's."""
+    schedule_shift: int
+    """Tokens by which the schedule is ahead of the run's own count."""
+    history: History
+    """What the run remembers of its past."""
+
+
+def load_start_weights(model: Sequence[GPTModel], shape: ModelShape, config: RunConfig) -> None:
+    """Gives a model the weights that the config starts from; without any, it keeps its random ones."""
+    if config.start.checkpoint is not None:
+        load_weights(Path(config.start.checkpoint), model)
+    elif config.model.weights == "hf":
+        load_hf_weights(model, shape, Path(config.model.hf))
+
+
+def begin(
+    checkpoints: Sequence[Path],
+    model: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    config: RunConfig,
+    plan: RunPlan,
+) -> Beginning:
+    """Loads what the run goes on from; the weights that it starts from are in the model.
+
+    Args:
+        checkpoints: the run's own, oldest first.
+    Raises:
+        BadInput: other data than before, or a layout that the optimizer state does not load into.
+        IntegrityFault: a checkpoint is not what was written.
+    """
+    if checkpoints:
+        position = resume(checkpoints[-1], model, optimizer, config, plan)
+        return Beginning(position.step, position.begun_at, position.schedule_shift, History.of(position))
+    start = config.start
+    if start.checkpoint is None or {start.optimizer, start.schedule, start.data} == {"fresh", "new"}:
+        return Beginning(0, 0, 0, History())
+    checkpoint = Path(start.checkpoint)
+    position = read_position(checkpoint)
+    shift = schedule_shift(start, position)
+    if start.data == "new":
+        if start.optimizer == "kept":
+            load(checkpoint, unwrap(model), optimizer, layout(config))
+            mend_after_load(optimizer)
+            seed_everything(config.run.seed + 1)
+        return Beginning(0, 0, shift, History())
+    if start.optimizer == "kept":
+        resume(checkpoint, model, optimizer, config, plan)
+    else:
+        check_order(checkpoint, position, plan.blend)
+    return Beginning(position.step, position.step, shift, History.of(position))
+
+
+def schedule_shift(start: StartSettings, position: Position) -> int:
+    """Tokens to add to the run's own count for the schedule, so that it goes on or begins as the switches say."""
+    if start.schedule == "kept":
+        return position.schedule_shift + (position.tokens if start.data == "new" else 0)
+    return -position.tokens if start.data == "kept" else 0

@@ -1,0 +1,48 @@
+"""A mean of models is their weighted mean, weight by weight, and a checkpoint like any other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from megatron_cpt.checkpoint.average import average
+from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel import groups
+from tests.ranks import Ranks
+from tests.train.runs import train
+from tests.workshop import Workshop
+
+
+def averaged(sources: list[Path], shares: list[float], output: Path) -> None:
+    """Job: averages, and exports the mean."""
+    groups.divide_world(ParallelSettings(tensor=groups.world_size()))
+    average(sources, shares, output)
+    hf_from_checkpoint(output, output.with_name("exported"))
+
+
+def refusal(sources: list[Path], shares: list[float], output: Path) -> str:
+    """Job: what a mean that cannot be taken says."""
+    with pytest.raises(BadInput) as error:
+        averaged(sources, shares, output)
+    return str(error.value)
+
+
+def test_a_step_back_towards_the_base(one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("training.tokens=4 steps", "checkpoint.export_hf.end=true", "validation.sets={}")
+    one_rank.call(train, path=workshop.write_config(run), overrides=settings)
+    checkpoint = run / "checkpoints" / "step-00000004"
+    two_ranks.call(averaged, sources=[checkpoint, workshop.hf], shares=[3.0, 1.0], output=tmp_path / "mean")
+    trained, base, mean = (
+        load_file(folder / "model.safetensors") for folder in (run / "hf", workshop.hf, tmp_path / "exported")
+    )
+    assert mean.keys() == trained.keys()
+    for name, value in mean.items():
+        torch.testing.assert_close(value, 0.75 * trained[name] + 0.25 * base[name], rtol=0, atol=1e-7)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    said = one_rank.call(refusal, sources=[checkpoint, workshop.hf], shares=[1.0], output=tmp_path / "other")[0]
+    assert "is no list of 2 shares" in said

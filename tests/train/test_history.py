@@ -1,0 +1,33 @@
+"""What a run remembers: the limit of a spike, and what was left out."""
+
+import math
+
+import pytest
+
+from megatron_cpt.train.history import History
+from tests.config.examples import config_with
+
+SETTINGS = config_with(training__on_spike="skip", training__spike_window=4, training__spike_deviations=3).training
+
+
+def test_the_limit_is_mean_plus_deviations_of_the_last_updates() -> None:
+    history = History()
+    for loss in (9.0, 1.0, 2.0, 3.0, 4.0):
+        history = history.with_update(loss, SETTINGS)
+    assert history.losses == (1.0, 2.0, 3.0, 4.0)
+    # mean 2.5; the squares of -1.5, -0.5, 0.5, 1.5 have the mean 1.25
+    assert history.loss_limit(SETTINGS) == pytest.approx(2.5 + 3 * math.sqrt(1.25))
+
+
+def test_there_is_no_limit_before_half_the_window_nor_without_a_policy() -> None:
+    assert History((1.0,)).loss_limit(SETTINGS) == math.inf
+    assert History((1.0, 1.0)).loss_limit(SETTINGS) == 1.0
+    going_on = config_with().training
+    assert History((1.0,) * 128).loss_limit(going_on) == math.inf
+    assert History().with_update(1.0, going_on).losses == ()
+
+
+def test_ranges_left_out_join_where_they_touch() -> None:
+    history = History().without(16, 24, 1).without(24, 32, 2).with_update(1.0, SETTINGS).without(40, 48, 1)
+    assert history.left_out == ((16, 32), (40, 48))
+    assert history.in_a_row == 1

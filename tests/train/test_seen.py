@@ -1,0 +1,53 @@
+"""What is seen of a run: boards, traces of steps, the log, and the best checkpoint."""
+
+import gzip
+from pathlib import Path
+
+import orjson
+import pytest
+
+from megatron_cpt.config.profile import profiled_steps
+from tests.ranks import Ranks
+from tests.train.runs import records_of, train
+from tests.workshop import Workshop
+
+
+def test_a_trace_of_chosen_steps_and_the_best_checkpoint(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = (
+        "run.profile=3-4",
+        "run.peak_flops=1e12",
+        "run.log_every=4 steps",
+        "checkpoint.keep_last=1",
+        "checkpoint.keep_best=general",
+        "validation.marks.every=4 steps",
+    )
+    one_rank.call(train, path=workshop.write_config(run), overrides=words)
+    traces = sorted((run / "profile").iterdir())
+    assert [path.name for path in traces] == [f"step-0000000{step}-rank-00000.json.gz" for step in (3, 4)]
+    assert orjson.loads(gzip.decompress(traces[0].read_bytes()))["traceEvents"]
+    log = (run / "log.txt").read_text()
+    assert "MFU = " in log
+    assert " ranks x 1e+12 FLOP/s)" in log
+    assert "MFU 0.0%" in log
+    losses = {record["step"]: record["loss"] for record in records_of(run, "validation") if record["set"] == "general"}
+    best = min((4, 8, 12), key=losses.__getitem__)
+    kept = [int(path.name.removeprefix("step-")) for path in sorted((run / "checkpoints").iterdir())]
+    assert kept == sorted({best, 12})
+
+
+def test_steps_to_profile() -> None:
+    assert list(profiled_steps("7")) == [7]
+    assert list(profiled_steps("10-12")) == [10, 11, 12]
+    for text in ("", "0", "12-10", "a", "1-2-3"):
+        with pytest.raises(ValueError, match="no steps"):
+            profiled_steps(text)
+
+
+def test_weights_and_biases_offline(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="optional: pip install wandb")
+    run = tmp_path / "run"
+    words = ("run.wandb={project: test, mode: offline}", "training.tokens=4 steps", "validation.sets={}")
+    one_rank.call(train, path=workshop.write_config(run), overrides=words)
+    [written] = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"train/loss" in written.read_bytes()

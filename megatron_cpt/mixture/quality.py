@@ -4,7 +4,7 @@
 2. A document is in the bucket in which its middle token falls, the bounds being shares of the source's tokens.
 3. Each bucket has its part of the source's weight, from its epochs, its share or a temperature.
 
-Ranking takes memory by document, not by token, on every rank: about 80 bytes a document while it is done, 32 after.
+Ranking takes memory by document, not by token, on every rank.
 Where that is too much, `megatron-cpt select` makes the buckets once, as selections that are mapped from disk.
 """
 
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from megatron_cpt.config.blend import QualitySettings, SourceSettings
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.columns import read_column
+from megatron_cpt.corpus.columns import column_path
+from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.shares import decimal
@@ -94,7 +95,7 @@ def bucket_portions(
 def _by_temperature(
     temperature: float, scores: Floats, lengths: Integers, buckets: Integers, count: int
 ) -> list[Fraction]:
-    """The sum over each bucket's tokens of exp(z / temperature), to six digits: the same on every machine."""
+    """The sum over each bucket's tokens of exp(z / temperature), to six digits, so that machines agree but for a sum on a rounding edge."""
     everything = float(lengths.sum()) or 1.0
     mean = float(scores @ lengths) / everything
     spread = float(np.sqrt(((scores - mean) ** 2) @ lengths / everything)) or 1.0
@@ -106,10 +107,9 @@ def _by_temperature(
 
 def _scores(part: SelectedDataset, quality: QualitySettings) -> Floats:
     """Scores of the documents of a part, lower is better."""
-    column = read_column(part.prefix, quality.score, part.manifest.documents)
-    scores = np.asarray(column[part.documents], np.float64) if column.dtype.kind in "fiu" else np.empty(0)
-    if len(scores) != len(part.documents) or not np.isfinite(scores).all():
-        shown = f"{part.prefix}.{quality.score}.npy"
+    scores = np.asarray(read_score(part.prefix, quality.score, part.manifest)[part.documents], np.float64)
+    if not np.isfinite(scores).all():
+        shown = str(column_path(part.prefix, quality.score))
         raise BadInput(Fault(shown, "does not have a finite number for each document.", "Score the dataset again."))
     return -scores if quality.best == "highest" else scores
 

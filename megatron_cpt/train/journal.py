@@ -38,7 +38,8 @@ class Journal:
         self._gap = RunningGap()
         if run.first_step:
             drop_records_after(run.folder.records, run.first_step)
-            for record in read_records(run.folder.records):
+            # A run that goes on from another run's checkpoint has no records yet.
+            for record in read_records(run.folder.records) if run.folder.records.exists() else ():
                 if record["kind"] == "validation":
                     self._gap.add(record)
         else:

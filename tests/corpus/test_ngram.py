@@ -1,4 +1,4 @@
-"""The n-gram model against a direct evaluation of its definition, and against numbers of lmplz."""
+"""The n-gram model against a direct evaluation of its definition."""
 
 import math
 from collections import Counter

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.units import parse_count
+from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.job import PrepareSettings, duplicates_path, rejected_path, validation_prefix
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.prepare import Prepared, Shard, prepare, prepare_shard
@@ -130,12 +130,9 @@ def _holdout(text: str) -> tuple[float, int | None]:
 def _share(name: str, text: str) -> float:
     """A share of 0 to 1 from `0.5%` or `0.005`."""
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise BadInput(Fault(f"{name} {text}", "is not a share.", "Write a percentage such as 0.5%."))
-    return share
+        return parse_share(text)
+    except ValueError as error:
+        raise BadInput(Fault(f"{name} {text}", "is not a share.", "Write a percentage such as 0.5%.")) from error
 
 
 def told(prepared: Prepared, output: Path) -> str:

@@ -95,7 +95,10 @@ def bucket_portions(
 def _by_temperature(
     temperature: float, scores: Floats, lengths: Integers, buckets: Integers, count: int
 ) -> list[Fraction]:
-    """The sum over each bucket's tokens of exp(z / temperature), to six digits, so that machines agree but for a sum on a rounding edge."""
+    """The sum over each bucket's tokens of exp(z / temperature).
+
+    To six digits, so that machines agree, but for a sum on a rounding edge.
+    """
     everything = float(lengths.sum()) or 1.0
     mean = float(scores @ lengths) / everything
     spread = float(np.sqrt(((scores - mean) ** 2) @ lengths / everything)) or 1.0

@@ -101,8 +101,8 @@ def test_another_score_is_another_stream(tmp_path: Path) -> None:
     ("column", "complaint"),
     [
         (None, "is not there"),
-        (np.array([1.0, np.nan]), "does not have a finite number for each document"),
-        (np.array(["a", "b"]), "does not have a finite number for each document"),
+        (np.array([1.0, np.nan]), "is not a number for 1 documents"),
+        (np.array(["a", "b"]), "has no numbers"),
     ],
 )
 def test_scores_that_are_missing_or_no_numbers(tmp_path: Path, column: np.ndarray | None, complaint: str) -> None:

@@ -189,6 +189,7 @@ def test_a_group_is_the_plain_mean_of_its_tasks() -> None:
     assert group_rates({"g": ["a"], "h": ["a", "b"]}, scores) == {"g": Rate(1.0, None)}
 
 
+@pytest.mark.slow
 def test_the_command_scores_a_folder_on_two_ranks(workshop: Workshop, file: Path, texts: Path, tmp_path: Path) -> None:
     output = tmp_path / "tasks.json"
     words = [str(workshop.hf), "--tasks", str(file), str(texts), "--output", str(output), "--nproc", "2"]

@@ -148,6 +148,7 @@ def test_the_same_library_gives_the_same_bytes(library: Path, tmp_path: Path) ->
     assert line["text"] == next(domain_documents(library)).text
 
 
+@pytest.mark.slow
 def test_this_python_gives_enough_of_both() -> None:
     library = standard_library()
     general = list(general_documents(library))

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.checkpoint.hf_models import assert_same_tensors, write_llama
 
 SCRIPT = Path(__file__).parents[2] / "tools/convert_checkpoint.py"
@@ -14,6 +16,7 @@ def convert(loader: str, saver: str, source: Path, target: Path, *more: str) -> 
     return subprocess.run([sys.executable, SCRIPT, *words, *more], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_folder_goes_in_and_out(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf")
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "out"

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.rope import RopeScaling
 from megatron_cpt.families.weights import Rule
 
 
@@ -34,8 +35,8 @@ class ModelShape:
     """Added to the mean square (RMSNorm) or the variance (LayerNorm) before its root."""
     rope_base: float
     """Base of the rotary embedding's wavelengths (`rope_theta`)."""
-    rope_scaling: dict[str, Any] | None = None
-    """None, or the Llama-3 rescaling of long wavelengths: `factor` is its one free number."""
+    rope_scaling: RopeScaling | None = None
+    """How the wavelengths were changed for longer sequences; None: they were not."""
     tied_embeddings: bool = False
     """Whether the output layer is the embedding."""
     normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
-from megatron_cpt.families.rope import read_rope
+from megatron_cpt.families.rope import YarnScaling, read_rope
 from megatron_cpt.families.weights import ColumnParallel, Replicated, RowParallel, Rule, Tensor, VocabularyParallel
 
 # transformers' names of activations; three of them are one approximation.
@@ -57,6 +57,9 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
     if rope.share > 1 or turned < 2 or turned % 2:
         rule = f"must turn an even number of the {shape.head_dim} dimensions of a head."
         fields.fault("rotary_pct", rope.share, rule, "Mend config.json.")
+    if isinstance(rope.scaling, YarnScaling) and turned < shape.head_dim:
+        rule = "YaRN multiplies what is turned, and here a part of each head is not."
+        fields.fault("rope_type", "yarn", rule, "Use a model without this kind of RoPE scaling.")
     fields.require("attention_bias", [True], True)
     fields.take("classifier_dropout")  # of a classifier that is no part of a language model
     return shape

@@ -6,7 +6,7 @@ such as TinyLlama and OpenLLaMA (arXiv:2302.13971, arXiv:2407.21783).
 
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
-from megatron_cpt.families.rope import read_rope
+from megatron_cpt.families.rope import Rope, YarnScaling, read_rope
 from megatron_cpt.families.weights import (
     GatedUp,
     QueryKeyValue,
@@ -55,7 +55,7 @@ def read_llama_like(
         query_groups=query_groups,
         head_dim=fields.optional_integer("head_dim", head_dim) or max(hidden // heads, 1),
         vocabulary=fields.integer("vocab_size"),
-        max_positions=fields.integer("max_position_embeddings", max_positions),
+        max_positions=read_positions(fields, rope, max_positions),
         norm_epsilon=fields.positive("rms_norm_eps", norm_epsilon),
         rope_base=rope.base,
         rope_scaling=rope.scaling,
@@ -72,6 +72,12 @@ def read_llama_like(
     fields.require("attention_bias", [False], False)
     fields.require("mlp_bias", [False], False)
     return shape
+
+
+def read_positions(fields: ConfigFields, rope: Rope, default: int) -> int:
+    """`max_position_embeddings`, or what YaRN made of the original positions: folders state the one or the other."""
+    stated = fields.integer("max_position_embeddings", default)
+    return max(stated, rope.scaling.positions) if isinstance(rope.scaling, YarnScaling) else stated
 
 
 def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:

@@ -1,12 +1,60 @@
-"""Rotary positions (arXiv:2104.09864) in config.json, in the two forms that transformers has written them."""
+"""Rotary positions (arXiv:2104.09864) in config.json, in the two forms that transformers has written them.
 
+How a scaling changes the frequencies is in model/rotary.py.
+"""
+
+import math
 from dataclasses import dataclass
-from typing import Any
 
 from megatron_cpt.families.fields import ConfigFields
 
-# The one rescaling that Megatron-Core's RotaryEmbedding knows, with these numbers built in.
-LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Every wavelength longer by the same factor (arXiv:2306.15595)."""
+
+    factor: float
+    """By how much."""
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Long wavelengths longer, short ones as they were (arXiv:2407.21783, section 3.4.2; transformers' `llama3`)."""
+
+    factor: float
+    """By how much the long ones."""
+    low_frequency_factor: float
+    """A wavelength is long from original_positions / low_frequency_factor tokens on."""
+    high_frequency_factor: float
+    """It is short up to original_positions / high_frequency_factor tokens."""
+    original_positions: int
+    """Longest sequence before the scaling, in tokens."""
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """Long wavelengths longer, short ones as they were, and sharper attention (YaRN, arXiv:2309.00071)."""
+
+    factor: float
+    """By how much the long ones."""
+    original_positions: int
+    """Longest sequence before the scaling, in tokens."""
+    fast: float
+    """A wavelength is short that turns at least so many times within original_positions."""
+    slow: float
+    """It is long where it turns at most so many times."""
+    attention_factor: float
+    """Factor of queries and of keys."""
+    whole_dimensions: bool
+    """Whether the dimensions of `fast` and `slow` are rounded to whole ones, away from each other."""
+
+    @property
+    def positions(self) -> int:
+        """Longest sequence with it, in tokens."""
+        return int(self.factor * self.original_positions)
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
 @dataclass(frozen=True)
@@ -15,8 +63,8 @@ class Rope:
 
     base: float
     """Base of the wavelengths."""
-    scaling: dict[str, Any] | None
-    """None, or the Llama-3 rescaling of long wavelengths."""
+    scaling: RopeScaling | None
+    """How the wavelengths were changed for longer sequences; None: they were not."""
     share: float
     """Part of each head that is turned."""
 
@@ -63,17 +111,51 @@ def read_rope(
     return Rope(base, scaling, outer_share)
 
 
-def _read_scaling(fields: ConfigFields, kind: str) -> dict[str, Any] | None:
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        fields.fault(
-            "rope_type",
-            kind,
-            "only 'default' and 'llama3' can be computed by Megatron-Core's GPTModel.",
-            "Use a model without this kind of RoPE scaling.",
-        )
-        return None
-    for name, built_in in LLAMA3_SCALING.items():
-        fields.require(name, [built_in], None)
-    return {"rope_type": "llama3", "factor": fields.positive("factor", 8.0), **LLAMA3_SCALING}
+def _read_scaling(fields: ConfigFields, kind: object) -> RopeScaling | None:
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return LinearScaling(fields.positive("factor", 1.0))
+        case "llama3":
+            scaling = Llama3Scaling(
+                factor=fields.positive("factor", 8.0),
+                low_frequency_factor=fields.positive("low_freq_factor", 1.0),
+                high_frequency_factor=fields.positive("high_freq_factor", 4.0),
+                original_positions=fields.integer("original_max_position_embeddings", 8192),
+            )
+            if scaling.high_frequency_factor <= scaling.low_frequency_factor:
+                rule = f"must be above low_freq_factor ({scaling.low_frequency_factor})."
+                fields.fault("high_freq_factor", scaling.high_frequency_factor, rule, "Mend config.json.")
+            return scaling
+        case "yarn":
+            return _read_yarn(fields)
+    fields.fault(
+        "rope_type",
+        kind,
+        "only 'default', 'linear', 'llama3' and 'yarn' are known.",
+        "Use a model without this kind of RoPE scaling.",
+    )
+    return None
+
+
+def _read_yarn(fields: ConfigFields) -> YarnScaling:
+    factor = fields.positive("factor", 1.0)
+    numerator = fields.optional_positive("mscale", None)
+    denominator = fields.optional_positive("mscale_all_dim", None)
+    implied = yarn_attention_factor(factor)
+    if numerator and denominator:
+        implied = yarn_attention_factor(factor, numerator) / yarn_attention_factor(factor, denominator)
+    return YarnScaling(
+        factor=factor,
+        original_positions=fields.integer("original_max_position_embeddings"),
+        fast=fields.positive("beta_fast", 32.0),
+        slow=fields.positive("beta_slow", 1.0),
+        attention_factor=fields.optional_positive("attention_factor", None) or implied,
+        whole_dimensions=fields.boolean("truncate", True),
+    )
+
+
+def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
+    """What queries and keys are multiplied by (arXiv:2309.00071, section 3.4), 1 where nothing is scaled."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

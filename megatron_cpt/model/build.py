@@ -21,6 +21,7 @@ from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
+from megatron_cpt.model.rotary import scale_positions, score_scale
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable
 from megatron_cpt.parallel import groups
 
@@ -89,7 +90,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "add_bias_linear": shape.linear_bias,
         "add_qkv_bias": shape.query_key_value_bias or shape.linear_bias,
         "qk_layernorm": shape.query_key_norm,
-        "softmax_scale": shape.attention_scale,
+        "softmax_scale": score_scale(shape),
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": ACTIVATIONS[shape.activation],
         **(expert_fields(shape) if shape.experts else {}),
@@ -187,7 +188,6 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
 
 def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
     """One chunk of the model; None is all that this rank holds."""
-    scaling = shape.rope_scaling or {}
     model = GPTModel(
         config=transformer,
         transformer_layer_spec=block_spec(shape, transformer, chunk),
@@ -200,9 +200,8 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
         position_embedding_type="rope",
         rotary_percent=shape.rotary_share,
         rotary_base=shape.rope_base,
-        rope_scaling=bool(scaling),
-        **({"rope_scaling_factor": scaling["factor"]} if scaling else {}),
     )
+    scale_positions(model, shape)
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     hide_padding(model, shape)

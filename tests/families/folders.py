@@ -27,6 +27,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+# Short enough for the tests' sequences to meet all of it: short, long and blended wavelengths.
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0}
 TIED = {"tie_word_embeddings": True}
 NEOX: dict[str, Any] = {
     "model_type": "gpt_neox",
@@ -51,6 +53,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
     "llama_tied": SMALL | TIED,
     "llama3_rope": SMALL | {"rope_parameters": LLAMA3_ROPE, "max_position_embeddings": 9000},
+    "llama3_rope_short": SMALL
+    | {
+        "rope_parameters": LLAMA3_ROPE
+        | {"factor": 4.0, "high_freq_factor": 3.0, "original_max_position_embeddings": 16}
+    },
+    "linear_rope": SMALL | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    "qwen2_yarn": SMALL | {"model_type": "qwen2", "rope_parameters": YARN},
     "mistral": SMALL | {"model_type": "mistral", "sliding_window": 48},
     "mistral_tied": SMALL | TIED | {"model_type": "mistral", "sliding_window": None, "head_dim": 6},
     "qwen2": SMALL | {"model_type": "qwen2"},

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import FAMILIES, read_shape
-from tests.families.folders import MODELS, NEOX, SMALL, write_fields
+from tests.families.folders import MODELS, NEOX, SMALL, YARN, write_fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -83,7 +83,8 @@ def test_both_forms_of_the_rotary_fields_of_a_pythia(tmp_path: Path) -> None:
         (SMALL | {"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0"),
         (SMALL | {"model_type": "qwen2", "layer_types": [SLIDING] * 4}, "although use_sliding_window is off"),
         (SMALL | {"model_type": "qwen2", "use_mrope": True}, "use_mrope"),
-        (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
+        (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),
+        (NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}}, "'yarn'"),
         (SMALL | {"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
         (SMALL | {"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
         (NEOX | {"hidden_act": "relu"}, "hidden_act = 'relu'"),

@@ -1,9 +1,11 @@
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.families.rope import LinearScaling, Llama3Scaling, YarnScaling
 from megatron_cpt.families.shape import ModelShape, name_table, read_shape
 from megatron_cpt.families.weights import Place
 from tests.families.folders import write_config
@@ -65,8 +67,33 @@ def test_both_places_of_the_rotary_base_are_known(tmp_path: Path, fields: dict[s
 def test_llama3_scaling_is_read_in_both_places(tmp_path: Path, fields: dict[str, Any]) -> None:
     shape = read_shape(write_config(tmp_path, **fields))
     assert shape.rope_base == 5e5
-    assert shape.rope_scaling is not None
-    assert shape.rope_scaling["factor"] == 32.0
+    assert shape.rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"type": "linear", "factor": 4}, LinearScaling(4.0)),
+        # 0.1 ln 4 + 1
+        ({"factor": 4}, YarnScaling(4.0, 32, 32.0, 1.0, 1.138629436111989, True)),
+        ({"factor": 4, "attention_factor": 0.5, "truncate": False}, YarnScaling(4.0, 32, 32.0, 1.0, 0.5, False)),
+        # (0.1 ln 4 + 1) / (0.05 ln 4 + 1)
+        (
+            {"factor": 4, "mscale": 1, "mscale_all_dim": 0.5, "beta_fast": 16, "beta_slow": 2},
+            YarnScaling(4.0, 32, 16.0, 2.0, 1.0648216253695715, True),
+        ),
+    ],
+)
+def test_kinds_of_scaling(tmp_path: Path, given: dict[str, Any], expected: LinearScaling | YarnScaling) -> None:
+    scaling = {"type": "yarn", "original_max_position_embeddings": 32} | given
+    if scaling["type"] == "linear":
+        del scaling["original_max_position_embeddings"]
+    shape = read_shape(write_config(tmp_path, rope_scaling=scaling))
+    found = shape.rope_scaling
+    assert type(found) is type(expected)
+    assert asdict(found) == pytest.approx(asdict(expected), rel=1e-7)
+    # Folders state the positions before YaRN, or those with it: 4 * 32 here.
+    assert shape.max_positions == (128 if scaling["type"] == "yarn" else 64)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +103,10 @@ def test_llama3_scaling_is_read_in_both_places(tmp_path: Path, fields: dict[str,
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
-        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 8.0}}, "high_freq_factor = 8.0"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "original_max_position_embeddings = None"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, "high_freq_factor = 0.5"),
         ({"rope_scaling": LLAMA3 | {"attention_factor": 2.0}}, "attention_factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": LLAMA3, "rope_parameters": LLAMA3}, "both given"),

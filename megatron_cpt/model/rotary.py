@@ -1,0 +1,82 @@
+"""Rotary frequencies of scaled positions, for Megatron-Core's RotaryEmbedding.
+
+Megatron-Core 0.16.1 has Llama 3's scaling with built-in numbers, and YaRN in an embedding of its own, which turns whole
+heads only and whose factor of attention fused kernels refuse. Here every scaling is a change of the frequencies, and
+that factor one of the scores. Frequencies are computed in fp32, operation by operation as transformers computes them:
+at position 100,000 one unit in the last place of a frequency turns a head by 0.01 radians.
+"""
+
+import math
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+
+
+def scale_positions(model: GPTModel, shape: ModelShape) -> None:
+    """Gives a chunk of the model the frequencies of its shape's scaling."""
+    if shape.rope_scaling is not None:
+        turned = int(shape.head_dim * shape.rotary_share)
+        model.rotary_pos_emb.inv_freq = frequencies(shape.rope_base, turned, shape.rope_scaling)
+
+
+def score_scale(shape: ModelShape) -> float | None:
+    """Factor of the attention scores; None: the root of head_dim, inverted.
+
+    YaRN multiplies queries and keys by its factor, and so scores by its square.
+    """
+    if not isinstance(shape.rope_scaling, YarnScaling):
+        return shape.attention_scale
+    return (shape.attention_scale or shape.head_dim**-0.5) * shape.rope_scaling.attention_factor**2
+
+
+def frequencies(base: float, turned: int, scaling: RopeScaling | None = None) -> Tensor:
+    """Radians a token of each pair of dimensions, fp32 [turned / 2].
+
+    Args:
+        base: base of the wavelengths.
+        turned: dimensions of a head that are turned.
+        scaling: how the wavelengths are changed.
+    """
+    lengths = base ** (torch.arange(0, turned, 2, dtype=torch.int64).float() / turned)
+    match scaling:
+        case None:
+            return 1.0 / lengths
+        case LinearScaling():
+            return (1.0 / lengths) / scaling.factor
+        case Llama3Scaling():
+            return llama3_frequencies(1.0 / lengths, scaling)
+        case YarnScaling():
+            return yarn_frequencies(lengths, base, turned, scaling)
+
+
+def llama3_frequencies(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Those of long wavelengths divided by the factor, those between blended (arXiv:2407.21783, section 3.4.2)."""
+    wavelengths = 2 * math.pi / plain
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    long = wavelengths > scaling.original_positions / low
+    between = ~(wavelengths < scaling.original_positions / high) & ~long
+    scaled = torch.where(long, plain / scaling.factor, plain)
+    share = (scaling.original_positions / wavelengths - low) / (high - low)
+    return torch.where(between, (1 - share) * scaled / scaling.factor + share * scaled, scaled)
+
+
+def yarn_frequencies(lengths: Tensor, base: float, turned: int, scaling: YarnScaling) -> Tensor:
+    """Those of long wavelengths divided by the factor, those between blended by dimension (arXiv:2309.00071, 3.2)."""
+
+    def dimension(turns: float) -> float:
+        """The pair of dimensions that turns so many times within the original positions."""
+        return turned * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = dimension(scaling.fast), dimension(scaling.slow)
+    if scaling.whole_dimensions:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, turned - 1)
+    if first == last:
+        last += 0.001  # as transformers has it
+    ramp = torch.clamp((torch.arange(turned // 2, dtype=torch.float32) - first) / (last - first), 0, 1)
+    kept = 1 - ramp
+    return 1.0 / (scaling.factor * lengths) * (1 - kept) + 1.0 / lengths * kept

@@ -71,6 +71,8 @@ class ModelShape:
     """Tokens that a position sees in a local layer, itself included; computed at any length."""
     local_layers: frozenset[int] = frozenset()
     """The local layers, counted from 0."""
+    local_rope_base: float | None = None
+    """Base of the rotary embedding in local layers, whose wavelengths are never rescaled; None: that of the others."""
     rotary_share: float = 1.0
     """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
     parallel_residual: bool = False

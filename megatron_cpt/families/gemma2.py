@@ -31,15 +31,15 @@ def read_gemma2(fields: ConfigFields) -> ModelShape:
         logit_soft_cap=fields.optional_positive("final_logit_softcapping", 30.0),
         embedding_scale=float(shape.hidden) ** 0.5,
         local_window=window,
-        local_layers=read_local_layers(fields, shape.layers) if window else frozenset(),
+        local_layers=read_local_layers(fields, shape.layers, period=2) if window else frozenset(),
     )
 
 
-def read_local_layers(fields: ConfigFields, layers: int) -> frozenset[int]:
-    """The layers that `layer_types` names local; where it is not written, the first and then every other one."""
+def read_local_layers(fields: ConfigFields, layers: int, period: int) -> frozenset[int]:
+    """The layers that `layer_types` names local; where it is not written, all but the last of every `period`."""
     kinds = fields.take("layer_types")
     if kinds is None:
-        return frozenset(range(0, layers, 2))
+        return frozenset(layer for layer in range(layers) if (layer + 1) % period)
     known = ["full_attention", "sliding_attention"]
     if not (isinstance(kinds, list) and len(kinds) == layers and all(kind in known for kind in kinds)):
         rule = f"must name one of {' and '.join(known)} for each of {layers} layers."

@@ -32,6 +32,7 @@ def read_llama_like(
     norm_epsilon: float = 1e-6,
     rope_base: float = 10_000.0,
     tied_embeddings: bool = False,
+    rope: Rope | None = None,
 ) -> ModelShape:
     """The shape of a family whose config.json has a Llama's fields, and perhaps more.
 
@@ -42,10 +43,11 @@ def read_llama_like(
         head_dim: its default of `head_dim`; None: the width divided by the query heads.
         norm_epsilon, rope_base, tied_embeddings: its defaults of `rms_norm_eps`, `rope_theta` and
             `tie_word_embeddings`.
+        rope: its rotary positions, where it writes them in a way of its own.
     """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     query_groups = fields.optional_integer("num_key_value_heads", key_value_heads) or heads
-    rope = read_rope(fields, family, base=rope_base)
+    rope = rope or read_rope(fields, family, base=rope_base)
     shape = ModelShape(
         family=family,
         layers=fields.integer("num_hidden_layers"),

@@ -19,16 +19,18 @@ def read_qwen3(fields: ConfigFields) -> ModelShape:
 
 
 def qwen3_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """A Llama's name table, and the norms of queries and keys; all heads share one weight."""
-    return (
-        *llama_weights(shape),
-        *(
-            Replicated(
-                (f"decoder.layers.{{layer}}.self_attention.{letter}_layernorm.weight",),
-                (Tensor(f"model.layers.{{layer}}.self_attn.{letter}_norm.weight", ("head_dim",)),),
-            )
-            for letter in ("q", "k")
-        ),
+    """A Llama's name table, and the norms of queries and keys."""
+    return (*llama_weights(shape), *head_norms())
+
+
+def head_norms() -> tuple[Rule, ...]:
+    """The norms of queries and keys; all heads share one weight."""
+    return tuple(
+        Replicated(
+            (f"decoder.layers.{{layer}}.self_attention.{letter}_layernorm.weight",),
+            (Tensor(f"model.layers.{{layer}}.self_attn.{letter}_norm.weight", ("head_dim",)),),
+        )
+        for letter in ("q", "k")
     )
 
 

@@ -8,6 +8,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.gemma2 import GEMMA2
+from megatron_cpt.families.gemma3 import GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA
 from megatron_cpt.families.mistral import MISTRAL
@@ -21,7 +22,8 @@ from megatron_cpt.families.weights import Place, Rule, places
 __all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, MIXTRAL, QWEN3_MOE, OLMO2, GEMMA2)
+    family.model_type: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, MIXTRAL, QWEN3_MOE, OLMO2, GEMMA2, GEMMA3)
 }
 
 # Layers, or experts of a layer: a name table holds them all, so that an absurd number must end before it.
@@ -39,8 +41,11 @@ def read_shape(folder: str | Path) -> ModelShape:
     fields = ConfigFields(str(path), _read_object(path))
     model_type = fields.take("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        fields.fault("model_type", model_type, "is not a family known here.", f"Known families: {known}.")
+        rule, remedy = "is not a family known here.", f"Known families: {', '.join(sorted(FAMILIES))}."
+        if fields.take("text_config") is not None:
+            rule = "reads more than text, and only a language model is trained here."
+            remedy = "Save its language model as a folder of its own (docs/families.md). " + remedy
+        fields.fault("model_type", model_type, rule, remedy)
         raise BadInput(*fields.faults)
     shape = FAMILIES[model_type].read(fields)
     if not isinstance(shape.dtype, str | None):

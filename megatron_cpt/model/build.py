@@ -20,6 +20,7 @@ from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.model.ends import cap_logits, scale_embeddings
+from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.rotary import scale_positions, score_scale
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable
@@ -183,7 +184,17 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
     transformer = transformer_config(shape, config)
-    return [build_chunk(shape, config, transformer, chunk) for chunk in groups.virtual_stages()]
+    device = groups.device()
+    return [build_chunk(shape, config, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
+
+
+def build_outline(shape: ModelShape, config: RunConfig) -> GPTModel:
+    """The whole model without its weights: names and sizes alone, on torch's meta device."""
+    transformer = transformer_config(shape, config)
+    # Else parameters ask for the GPU by name, and are drawn at random.
+    transformer.use_cpu_initialization, transformer.perform_initialization = True, False
+    with torch.device("meta"):
+        return build_chunk(shape, config, transformer, None)
 
 
 def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
@@ -201,11 +212,12 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
         rotary_percent=shape.rotary_share,
         rotary_base=shape.rope_base,
     )
+    pair_rotary(model, shape)
     scale_positions(model, shape)
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     hide_padding(model, shape)
-    return model.to(groups.device())
+    return model
 
 
 def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[DistributedDataParallel]:

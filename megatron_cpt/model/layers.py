@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.model.local_rotary import own_angles
 
 # Megatron-Core recomputes these inside the forward pass that is replaced here; core_attn recomputes itself.
 SERIAL_ONLY = {"layernorm", "mlp"}
@@ -49,8 +50,8 @@ class ParallelResidualLayer(TransformerLayer):
 class PostNormLayer(TransformerLayer):
     """y = x + norm(attention(n(x))), then y + norm(MLP(n(y))), where n is a norm or nothing.
 
-    As in OLMo 2 (arXiv:2501.00656, without n) and Gemma 2 (arXiv:2408.00118, with n). Megatron-Core 0.16.1 has no norm
-    between a projection and the residual stream.
+    As in OLMo 2 (arXiv:2501.00656, without n), Gemma 2 (arXiv:2408.00118) and Gemma 3 (arXiv:2503.19786), with n.
+    Megatron-Core 0.16.1 has no norm between a projection and the residual stream.
     """
 
     def __init__(
@@ -58,16 +59,21 @@ class PostNormLayer(TransformerLayer):
         config: TransformerConfig,
         submodules: TransformerLayerSubmodules,
         post_norm: type[torch.nn.Module] | None = None,
+        is_local: bool | None = None,
         **named: Any,
     ) -> None:
-        """Takes what TransformerLayer takes, and the kind of the norms after attention and MLP.
+        """Takes what TransformerLayer takes, and more.
 
+        Args:
+            post_norm: kind of the norms after attention and MLP.
+            is_local: whether the layer turns positions as local ones do; None: all layers turn them alike.
         Raises:
             BadInput: `megatron.transformer` asks for a recomputation that this layer does not have.
         """
         refuse_partial_recomputation(config, "norms after attention and MLP")
         super().__init__(config, submodules, **named)
         assert post_norm is not None
+        self.is_local = is_local
         size, epsilon = config.hidden_size, config.layernorm_epsilon
         self.post_attention_layernorm = post_norm(config=config, hidden_size=size, eps=epsilon)
         self.post_mlp_layernorm = post_norm(config=config, hidden_size=size, eps=epsilon)
@@ -77,6 +83,8 @@ class PostNormLayer(TransformerLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h]; the rest is what self-attention takes. Returns [s, b, h], and no context."""
         refuse_context(named, "PostNormLayer")
+        if self.is_local is not None:
+            named["rotary_pos_emb"] = own_angles(named["rotary_pos_emb"], self.is_local)
         fused = self.config.bias_dropout_fusion
         attended, bias = self.self_attention(self.input_layernorm(hidden_states), attention_mask, **named)
         normed = self.post_attention_layernorm(attended if bias is None else attended + bias)

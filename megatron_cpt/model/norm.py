@@ -17,7 +17,7 @@ class Norm:
         cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
     ) -> torch.nn.Module:
         """A norm over the last dimension, of width `hidden_size`."""
-        norm = NORMS[config.normalization](hidden_size, eps=eps)
+        norm = NORMS[config.normalization](hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
         return norm

@@ -128,8 +128,11 @@ def put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
     if shape.post_norm:
         spec.module = PostNormLayer
-        spec.params = {"post_norm": norm_of(shape)}
+        two_bases = shape.local_rope_base is not None
+        spec.params = {"post_norm": norm_of(shape), "is_local": layer in shape.local_layers if two_bases else None}
     attention = spec.submodules.self_attention.submodules
+    if shape.query_key_norm:
+        attention.q_layernorm = attention.k_layernorm = norm_of(shape)
     if shape.all_heads_norm:
         attention.q_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.heads})
         attention.k_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.query_groups})

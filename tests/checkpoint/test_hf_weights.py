@@ -19,7 +19,7 @@ from tests.families.folders import MODELS
 from tests.ranks import Ranks
 
 # One of each kind of layer, where what is tried does not hang on the family.
-KINDS = ["llama_tied", "gpt_neox", "qwen3_moe_mixed", "olmo2", "gemma2"]
+KINDS = ["llama_tied", "gpt_neox", "qwen3_moe_mixed", "olmo2", "gemma2", "gemma3"]
 
 
 @pytest.fixture(scope="module", params=list(MODELS))

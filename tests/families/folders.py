@@ -83,6 +83,29 @@ MODELS: dict[str, dict[str, Any]] = {
         "pad_token_id": None,
     },
     "gemma2_tied": SMALL | TIED | {"model_type": "gemma2", "attn_logit_softcapping": None, "head_dim": 12},
+    # A period of two in place of six, so that both stages of a pipeline have both kinds of layers.
+    "gemma3": SMALL
+    | {
+        "model_type": "gemma3_text",
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "query_pre_attn_scalar": 96,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "final_logit_softcapping": 6.0,
+        "pad_token_id": None,
+    },
+    "gemma3_tied": SMALL
+    | TIED
+    | {
+        "model_type": "gemma3_text",
+        "head_dim": 12,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 2,
+        "pad_token_id": None,
+    },
     "gpt_neox": NEOX,
     "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
 }

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import FAMILIES, read_shape
+from tests.families.folders import LLAMA3_ROPE as LLAMA3
 from tests.families.folders import MODELS, NEOX, SMALL, YARN, write_fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -28,9 +29,11 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
     assert shape.query_groups == (4 if family == "gpt_neox" else 2)
     assert shape.vocabulary == config.vocab_size
     assert shape.max_positions == config.max_position_embeddings
-    assert shape.head_dim == {"qwen3": 128, "gemma2": 256}.get(family, 16)
+    assert shape.head_dim == {"qwen3": 128, "gemma2": 256, "gemma3_text": 256}.get(family, 16)
     assert shape.sliding_window == (4096 if family == "mistral" else None)
-    assert shape.rope_base == config.rope_parameters["rope_theta"]
+    rope = config.rope_parameters
+    assert shape.rope_base == rope.get(FULL, rope)["rope_theta"]
+    assert shape.local_rope_base == (rope[SLIDING]["rope_theta"] if SLIDING in rope else None)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -76,6 +79,35 @@ def test_both_forms_of_the_rotary_fields_of_a_pythia(tmp_path: Path) -> None:
     assert read_shape(write_fields(tmp_path, newer)) == older
 
 
+GEMMA3 = SMALL | {"model_type": "gemma3_text", "num_hidden_layers": 8}
+
+
+def test_five_layers_of_six_of_a_gemma_3_are_local(tmp_path: Path) -> None:
+    assert read_shape(write_fields(tmp_path, GEMMA3)).local_layers == {0, 1, 2, 3, 4, 6, 7}
+    assert read_shape(write_fields(tmp_path, GEMMA3 | {"sliding_window_pattern": 3})).local_layers == {0, 1, 3, 4, 6, 7}
+    assert (
+        AutoConfig.for_model("gemma3_text", num_hidden_layers=8).layer_types == [SLIDING] * 5 + [FULL] + [SLIDING] * 2
+    )
+
+
+def test_both_forms_of_the_rotary_fields_of_a_gemma_3(tmp_path: Path) -> None:
+    older = {"rope_theta": 5e5, "rope_local_base_freq": 5e3, "rope_scaling": {"rope_type": "default"}}
+    newer = {
+        FULL: {"rope_type": "default", "rope_theta": 5e5},
+        SLIDING: {"rope_type": "default", "rope_theta": 5e3},
+    }
+    shape = read_shape(write_fields(tmp_path, GEMMA3 | older))
+    assert (shape.rope_base, shape.local_rope_base) == (5e5, 5e3)
+    assert read_shape(write_fields(tmp_path, GEMMA3 | {"rope_parameters": newer})) == shape
+    assert AutoConfig.for_model("gemma3_text", **older).rope_parameters == newer
+
+
+def test_a_model_that_also_sees_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"'gemma3'.*reads more than text") as error:
+        read_shape(write_fields(tmp_path, {"model_type": "gemma3", "text_config": GEMMA3}))
+    assert len(error.value.faults) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -87,6 +119,10 @@ def test_both_forms_of_the_rotary_fields_of_a_pythia(tmp_path: Path) -> None:
         (NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}}, "'yarn'"),
         (SMALL | {"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
         (SMALL | {"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
+        (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (GEMMA3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "full_attention and sliding"),
+        (GEMMA3 | {"rope_parameters": {SLIDING: LLAMA3}}, "never rescaled"),
         (NEOX | {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         (NEOX | {"attention_bias": False}, "attention_bias"),
         (NEOX | {"num_attention_heads": 3, "rotary_pct": 0.4}, "hidden_size = 32"),

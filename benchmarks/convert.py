@@ -1,24 +1,25 @@
 """Hugging Face to Megatron-Core and back, beside reading, hashing and writing the same files twice.
 
-A Llama of 553M random parameters in bf16 (1.1 GB in files of 256 MB) goes through `convert from-hf` and `convert
+A Llama of 518M random parameters in bf16 (1.04 GB in files of 256 MiB) goes through `convert from-hf` and `convert
 to-hf`; the baseline reads each file, takes its SHA-256 and writes a copy that is synced to disk, and the copies once
 more. Both begin when the interpreter has imported what it needs: start-up is given apart. Files come from the page
-cache where the machine has one that holds them. `ratio` is our time over the baseline's; peak memory is that of the
-process above what it had after start-up. What comes back is compared tensor by tensor with what went in.
+cache where the machine has one that holds them. `ratio` is our time over the baseline's. Peak memory is what the
+process held of its own, every 5 ms, above what it had after start-up; pages of files that it has mapped are not its
+own (the kernel takes them back when it needs them). What comes back is compared bit by bit with what went in.
 """
 
 import hashlib
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
+from machine import machine, print_result
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -48,18 +49,15 @@ def main() -> None:
         ours = measure("convert", folder)
         compare(folder / "hf", folder / "out")
     ratio = ours["seconds"] / baseline["seconds"]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(machine())
     print(f"model: {total / 1e9:.2f} GB in files of {SHARD_BYTES / 1e6:.0f} MB")
-    print("side                                  seconds  start-up  peak memory above start-up")
+    print("side                                  seconds  (first, second)  start-up  peak memory above start-up")
     for title, found in (("read, hash, write; twice", baseline), ("from-hf, to-hf", ours)):
         peak = f"{found['peak_bytes'] / 1e9:.2f} GB"
-        print(f"{title:36}  {found['seconds']:7.2f}  {found['startup']:8.2f}  {peak}")
+        halves = f"({found['first']:.2f}, {found['second']:.2f})"
+        print(f"{title:36}  {found['seconds']:7.2f}  {halves:>15}  {found['startup']:8.2f}  {peak}")
     details = {"bytes": total, "baseline": baseline, "ours": ours, "largest_file_bytes": SHARD_BYTES}
-    print(
-        json.dumps(
-            {"benchmark": "convert", "ratio": ratio, "baseline": "read, hash and write, twice", "details": details}
-        )
-    )
+    print_result("convert", ratio, "read, hash and write, twice", details)
 
 
 def make_model(folder: Path) -> int:
@@ -96,22 +94,46 @@ def work(side: str, folder: Path, started: float) -> None:
     if side == "convert":
         groups.join_world()
         groups.divide_world(ParallelSettings())
-    before, begun, startup = peak_bytes(), time.perf_counter(), time.time() - started
-    if side == "convert":
-        checkpoint_from_hf(folder / "hf", folder / "checkpoint")
-        hf_from_checkpoint(folder / "checkpoint", folder / "out", shard_bytes=SHARD_BYTES)
-    else:
-        copy_hashed(folder / "hf", folder / "first")
-        copy_hashed(folder / "first", folder / "second")
-    seconds = time.perf_counter() - begun
-    print(json.dumps({"seconds": seconds, "startup": startup, "peak_bytes": peak_bytes() - before}))
+    startup = time.time() - started
+    with PeakMemory() as memory:
+        begun = time.perf_counter()
+        if side == "convert":
+            checkpoint_from_hf(folder / "hf", folder / "checkpoint")
+            half = time.perf_counter()
+            hf_from_checkpoint(folder / "checkpoint", folder / "out", shard_bytes=SHARD_BYTES)
+        else:
+            copy_hashed(folder / "hf", folder / "first")
+            half = time.perf_counter()
+            copy_hashed(folder / "first", folder / "second")
+        ended = time.perf_counter()
+    found = {"seconds": ended - begun, "first": half - begun, "second": ended - half, "startup": startup}
+    print(json.dumps(found | {"peak_bytes": memory.peak}))
     if side == "convert":
         groups.leave_world()
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has had, in bytes (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+class PeakMemory:
+    """Watches the memory of this process from a thread while a block runs."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.peak, self._before, self._done = 0, own_bytes(), threading.Event()
+        self._watch = threading.Thread(target=self._look)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._done.set()
+        self._watch.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, own_bytes() - self._before)
+
+
+def own_bytes() -> int:
+    """Bytes in memory that belong to this process alone (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon:")))
 
 
 def copy_hashed(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@
     python tools/convert_checkpoint.py --model-type GPT --loader hf --saver core --load-dir HF_DIR --save-dir CHECKPOINT
     python tools/convert_checkpoint.py --model-type GPT --loader core --saver hf --load-dir CHECKPOINT --save-dir HF_DIR
 
+The second takes a checkpoint of ours or, with `--hf-config DIR`, a torch_dist one of Megatron-LM or Megatron-Bridge.
 A checkpoint of ours loads into any layout, so that no target sizes need be named: those flags are accepted, and change
 nothing. Families and their names are docs/families.md's; `megatron-cpt convert` does the same and more.
 """
@@ -12,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint
+from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
@@ -29,8 +30,10 @@ def main(arguments: list[str]) -> int:
     try:
         if words.loader in HF_LOADERS and words.saver == "core":
             checkpoint_from_hf(words.load_dir, words.save_dir)
-        elif words.loader == "core" and words.saver == "hf":
+        elif words.loader == "core" and words.saver == "hf" and words.hf_config is None:
             hf_from_checkpoint(words.load_dir, words.save_dir)
+        elif words.loader == "core" and words.saver == "hf":
+            hf_from_megatron(words.load_dir, words.hf_config, words.save_dir)
         else:
             rule = "is no conversion between Hugging Face and Megatron-Core."
             remedy = "Use --loader hf --saver core, or --loader core --saver hf."
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--saver", required=True, choices=["core", "hf"], help="kind of what is written")
     parser.add_argument("--load-dir", required=True, type=Path, help="folder to read")
     parser.add_argument("--save-dir", required=True, type=Path, help="folder to write")
+    parser.add_argument("--hf-config", type=Path, help="config.json of the model, for Megatron-LM's checkpoints")
     for size in ("tensor", "pipeline"):
         parser.add_argument(f"--target-{size}-parallel-size", type=int, help="accepted; not needed")
     return parser

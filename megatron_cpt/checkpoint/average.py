@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from megatron_cpt.checkpoint.hf_convert import load_model, stored_precision
+from megatron_cpt.checkpoint.bare import stored_precision
+from megatron_cpt.checkpoint.hf_convert import load_model
 from megatron_cpt.checkpoint.integrity import is_complete
 from megatron_cpt.checkpoint.writer import save_weights
 from megatron_cpt.config.errors import BadInput, Fault

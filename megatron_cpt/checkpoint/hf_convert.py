@@ -1,8 +1,11 @@
 """Whole conversions: a folder to a checkpoint, a checkpoint to a folder, and whether two models agree."""
 
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import orjson
 import torch
@@ -10,32 +13,24 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, export_hf
-from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.checkpoint.integrity import is_complete
+from megatron_cpt.checkpoint.bare import Precision, build_bare
+from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, Weight, export_weights
+from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
+from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, hf_sizes, load_hf_weights
+from megatron_cpt.checkpoint.integrity import is_complete, leave_hashes, seal
+from megatron_cpt.checkpoint.megatron_lm import find_shards, match_places
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.checkpoint.position import complete_checkpoints, read_position
 from megatron_cpt.checkpoint.reference import transformers_logits
-from megatron_cpt.checkpoint.sharded import load_weights
-from megatron_cpt.checkpoint.writer import save_weights
+from megatron_cpt.checkpoint.sharded import has_layers_apart, load_weights, verify_and_vet
+from megatron_cpt.checkpoint.stored import Stored, StoredTensors, stored_places
+from megatron_cpt.checkpoint.streamed import write_streamed
+from megatron_cpt.checkpoint.writer import make_folder
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.rates import ScheduleSettings
-from megatron_cpt.config.schema import (
-    DataSettings,
-    ModelSettings,
-    ParallelSettings,
-    RunConfig,
-    RunSettings,
-    TrainingSettings,
-)
-from megatron_cpt.config.units import Duration
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.shape import read_shape
-from megatron_cpt.model.build import build_model
+from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import first_on_rank_zero
-
-Precision = Literal["fp32", "bf16"]
+from megatron_cpt.runs.durable import sync_folder
 
 
 @dataclass(frozen=True)
@@ -55,40 +50,118 @@ class LogitDifference:
 
 
 def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
-    """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it.
+    """Writes a checkpoint of weights alone, which loads into any layout. One process calls it.
+
+    A few parameters stand in memory at once, never the model.
 
     Raises:
         BadInput: there is something at `output` already, or the folder cannot be read.
         IntegrityFault: a torn or altered file.
     """
-    with first_on_rank_zero():
-        if groups.rank() == 0 and output.exists():
-            raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
+    if output.exists():
+        raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
     shape = read_shape(hf_folder)
-    model = load_model(hf_folder, shape, stored_precision(shape))
-    save_weights(output, model, hf_folder)
+    table = name_table(shape)
+    places, values = stored_places(shape)
+    with open_hf_tensors(hf_folder) as tensors:
+        check_tensors(tensors, shape)
+        # The precision that holds the weights exactly; fp16 does not fit into bf16.
+        dtype = torch.bfloat16 if {tensors.dtype(name) for name in hf_sizes(shape)} == {"BF16"} else torch.float32
+
+        def read(name: str) -> Tensor:
+            parameter = torch.empty(places[name].size, dtype=dtype)
+            fill(parameter, *table[name], shape, tensors, rank=0, ranks=1)
+            return parameter
+
+        with whole_or_absent(output) as folder:
+            make_folder(folder, hf_folder)
+            write_streamed(folder / "shards", places, values, dtype, read)
+            leave_hashes(folder, rank=0)
+            seal(folder)
+
+
+@contextmanager
+def whole_or_absent(output: Path) -> Iterator[Path]:
+    """Another name for a folder while it is written; it gets its own when it is whole, and is gone if it never is."""
+    unfinished = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        yield unfinished
+        unfinished.rename(output)
+        sync_folder(output.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def hf_from_checkpoint(
     checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes the model of a checkpoint as a Hugging Face folder. Every rank calls it.
+    """Writes the model of a checkpoint as a Hugging Face folder. One process calls it.
+
+    One file's tensors stand in memory at once, never the model.
 
     Args:
+        checkpoint: one, or a run folder: its newest.
         dtype: of the weights; None: that of the folder that the checkpoint's model came from.
         shard_bytes: bytes of tensors in one file, about.
     Raises:
         BadInput: it is no complete checkpoint, or there is something at `output` already.
         IntegrityFault: its bytes are not those that were written.
     """
+    checkpoint = newest_of_run(checkpoint)
     if not is_complete(checkpoint):
-        rule = "is not a complete checkpoint."
-        raise BadInput(Fault(str(checkpoint), rule, "Name one, such as RUN/checkpoints/step-00000400."))
+        rule = "is not a complete checkpoint." if checkpoint.is_dir() else "there is no such folder."
+        remedy = (
+            "Name one, such as RUN/checkpoints/step-00000400; of another program's (Megatron-LM, Megatron-Bridge), "
+            "give its model's config.json as well: --hf-config DIR."
+        )
+        raise BadInput(Fault(str(checkpoint), rule, remedy))
     shape = read_shape(checkpoint / "hf")
-    # fp32 holds every precision that a run may have trained in, whatever its parent was stored in.
-    model = load_model(checkpoint, shape, "fp32")
+    verify_and_vet(checkpoint)
+    stored = StoredTensors(checkpoint / "shards")
+    places, _ = stored_places(shape, has_layers_apart(checkpoint / "shards"))
+    weights, dtype = stored_weights(stored, places, shape), dtype or shape.dtype or "float32"
     card = card_of(checkpoint, output.name)
-    export_hf(model, shape, checkpoint / "hf", output, dtype, card=card, shard_bytes=shard_bytes)
+    export_weights(weights, shape, checkpoint / "hf", output, dtype, card=card, shard_bytes=shard_bytes)
+
+
+def hf_from_megatron(
+    folder: Path, hf_config: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes the model of a torch_dist checkpoint of Megatron-LM or Megatron-Bridge as a Hugging Face folder.
+
+    As hf_from_checkpoint, with the folder that says what model it is; its config and tokenizer are copied.
+
+    Raises:
+        BadInput: there is no such checkpoint, its tensors are not those of the config, or there is something at
+            `output` already.
+        IntegrityFault: it cannot be read, or not safely, or holds a NaN: it has no hashes to tell what was written.
+    """
+    shape, shards = read_shape(hf_config), find_shards(folder)
+    stored = StoredTensors(shards)
+    places, _ = stored_places(shape, has_layers_apart(shards))
+    found = match_places(places, stored.sizes, shape, shards)
+    weights, dtype = stored_weights(stored, found, shape), dtype or shape.dtype or "float32"
+    card = model_card(folder.name, output.name, None, None)
+    export_weights(weights, shape, hf_config, output, dtype, card=card, shard_bytes=shard_bytes)
+
+
+def stored_weights(stored: StoredTensors, places: Mapping[str, Stored], shape: ModelShape) -> list[Weight]:
+    """The parameters of a checkpoint that are exported, each to be read when it is needed."""
+    table = name_table(shape)
+    return [
+        Weight(*table[name], partial(stored.read, place)) for name, place in places.items() if table[name][0].exported
+    ]
+
+
+def newest_of_run(source: Path) -> Path:
+    """The newest whole checkpoint of a run folder; any other folder itself. Raises BadInput where a run has none."""
+    if not (source / "checkpoints").is_dir():
+        return source
+    complete = complete_checkpoints(source / "checkpoints")
+    if not complete:
+        raise BadInput(Fault(str(source), "the run has no complete checkpoint.", "Name another run, or a folder."))
+    return complete[-1]
 
 
 def card_of(checkpoint: Path, name: str) -> str:
@@ -107,31 +180,12 @@ def card_of(checkpoint: Path, name: str) -> str:
 
 def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[GPTModel]:
     """The model of a checkpoint or of a Hugging Face folder, without the wrappers of training."""
+    model = build_bare(shape, precision)
     if is_complete(source):
-        model = build_bare(shape, source / "hf", precision)
         load_weights(source, model)
-        return model
-    model = build_bare(shape, source, precision)
-    load_hf_weights(model, shape, source)
+    else:
+        load_hf_weights(model, shape, source)
     return model
-
-
-def build_bare(shape: ModelShape, hf_folder: Path, precision: Precision) -> list[GPTModel]:
-    """The model of a shape, on the layout that this process is in, its weights not yet set."""
-    config = RunConfig(
-        run=RunSettings(folder=str(hf_folder)),
-        model=ModelSettings(hf=str(hf_folder)),
-        data=DataSettings(sequence_length=shape.longest_sequence, sources={}),
-        training=TrainingSettings(tokens=Duration(1, "steps"), global_batch_size=1, precision=precision),
-        schedule=ScheduleSettings(kind="constant", peak=1.0),
-        parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),
-    )
-    return build_model(shape, config)
-
-
-def stored_precision(shape: ModelShape) -> Precision:
-    """The precision that holds a folder's weights exactly; fp16 does not fit into bf16."""
-    return "bf16" if shape.dtype == "bfloat16" else "fp32"
 
 
 def verify(
@@ -152,12 +206,7 @@ def verify(
     Raises:
         BadInput: there is no model at `source`.
     """
-    if (source / "checkpoints").is_dir():
-        complete = complete_checkpoints(source / "checkpoints")
-        if not complete:
-            raise BadInput(Fault(str(source), "the run has no complete checkpoint.", "Name another run, or a folder."))
-        source = complete[-1]
-    shape = read_shape(hf_folder)
+    source, shape = newest_of_run(source), read_shape(hf_folder)
     generator = torch.Generator().manual_seed(1234)
     tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.longest_sequence)), generator=generator)
     reference = transformers_logits(hf_folder, tokens)

@@ -9,7 +9,8 @@ The folder must be on a file system that all ranks share.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,18 @@ from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
 from megatron_cpt.runs.durable import sync_folder, write_durably, write_json
 
 SHARD_BYTES = 4 * 1024**3
-Weight = tuple[Tensor, Rule, Place]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter that is to be exported."""
+
+    rule: Rule
+    """The tensors that it becomes."""
+    place: Place
+    """Where in the model it is."""
+    read: Callable[[], Tensor]
+    """Gives this rank's part of it."""
 
 
 def export_hf(
@@ -47,8 +59,33 @@ def export_hf(
 
     Args:
         model: this rank's chunks, without the wrappers of training.
+        dtype: None: that of hf_folder, or of the model where it states none.
+        hf_folder, lineage, card, shard_bytes: as export_weights has them.
+    Raises:
+        BadInput: there is something at `output` already.
+        NumericsFault: a weight is too large for float16.
+    """
+    weights = [Weight(rule, place, value.detach) for value, rule, place in weights_of(model, shape) if rule.exported]
+    name = dtype or shape.dtype or str(next(model[0].parameters()).dtype).removeprefix("torch.")
+    export_weights(weights, shape, hf_folder, output, name, lineage, card, shard_bytes)
+
+
+def export_weights(
+    weights: Sequence[Weight],
+    shape: ModelShape,
+    hf_folder: Path,
+    output: Path,
+    dtype: str,
+    lineage: dict[str, Any] | None = None,
+    card: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes weights as a Hugging Face folder that is absent or whole. Every rank calls it.
+
+    Args:
+        weights: this rank's, those that are exported.
         hf_folder: where config.json, tokenizer and generation config are taken from.
-        dtype: float32, bfloat16 or float16; None: that of hf_folder, or of the model where it states none.
+        dtype: float32, bfloat16 or float16.
         lineage: content of lineage.json; None writes none.
         card: README.md (model_card.py); None writes none.
         shard_bytes: bytes of tensors in one file, about; a single parameter is never divided.
@@ -56,21 +93,20 @@ def export_hf(
         BadInput: there is something at `output` already.
         NumericsFault: a weight is too large for float16.
     """
-    name = dtype or shape.dtype or str(next(model[0].parameters()).dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise BadInput(Fault(f"dtype {name}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
+    if dtype not in DTYPES:
+        raise BadInput(Fault(f"dtype {dtype}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
     partial = output.with_name(f".{output.name}.partial")
     with first_on_rank_zero():
         if groups.rank() == 0:
             make_partial(output, partial)
-    files = write_weights(model, shape, partial, DTYPES[name], shard_bytes)
+    files = write_weights(weights, shape, partial, DTYPES[dtype], shard_bytes)
     barrier()
     if groups.rank() == 0:
         written = {tensor for names in files.values() for tensor in names}
         assert written == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ written)}"
         if set(files) != {SINGLE}:
-            write_index(partial, files, shape, DTYPES[name])
-        write_config(partial, hf_folder, name)
+            write_index(partial, files, shape, DTYPES[dtype])
+        write_config(partial, hf_folder, dtype)
         for companion in COMPANIONS:
             if (hf_folder / companion).is_file():
                 shutil.copyfile(hf_folder / companion, partial / companion)
@@ -94,17 +130,16 @@ def make_partial(output: Path, partial: Path) -> None:
 
 
 def write_weights(
-    model: Sequence[GPTModel], shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
+    weights: Sequence[Weight], shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
 ) -> dict[str, list[str]]:
     """Writes all safetensors; every rank calls it. Returns the tensors of every file."""
-    exported = [weight for weight in weights_of(model, shape) if weight[1].exported]
     # Experts have replicas of their own, and files of their own: other ranks share them.
     shards: list[list[Weight]] = []
     if groups.token_rank() == 0:
-        shards += fill_shards([weight for weight in exported if not weight[1].of_expert], shape, dtype, shard_bytes)
+        shards += fill_shards([weight for weight in weights if not weight.rule.of_expert], shape, dtype, shard_bytes)
     if groups.expert_data_rank() == 0:
-        shards += fill_shards([weight for weight in exported if weight[1].of_expert], shape, dtype, shard_bytes)
-    written = [shard for shard in shards if sharing_ranks(shard[0][1])[0] == 0]
+        shards += fill_shards([weight for weight in weights if weight.rule.of_expert], shape, dtype, shard_bytes)
+    written = [shard for shard in shards if sharing_ranks(shard[0].rule)[0] == 0]
     names = [[name for weight in shard for name in tensor_names(weight)] for shard in written]
     of_ranks: list[list[list[str]]] = [[]] * groups.world_size()
     dist.all_gather_object(of_ranks, names)
@@ -112,8 +147,8 @@ def write_weights(
     number = sum(len(of_rank) for of_rank in of_ranks[: groups.rank()])
     for shard in shards:
         tensors: dict[str, Tensor] = {}
-        for parameter, rule, place in shard:
-            tensors |= gather_hf_tensors(parameter, rule, place, shape, dtype)
+        for weight in shard:
+            tensors |= gather_hf_tensors(weight.read(), weight.rule, weight.place, shape, dtype)
         if tensors:
             write_shard(folder / file_name(number, len(contents)), tensors)
             number += 1
@@ -125,7 +160,7 @@ def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, sh
     shards: list[list[Weight]] = []
     filled = 0
     for weight in weights:
-        size = hf_bytes(weight[1], shape, dtype)
+        size = hf_bytes(weight.rule, shape, dtype)
         if not shards or filled + size > shard_bytes:
             shards.append([])
             filled = 0
@@ -136,8 +171,7 @@ def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, sh
 
 def tensor_names(weight: Weight) -> list[str]:
     """The Hugging Face names of one parameter."""
-    _, rule, place = weight
-    return [place.name(tensor.name) for tensor in rule.tensors]
+    return [weight.place.name(tensor.name) for tensor in weight.rule.tensors]
 
 
 def file_name(number: int, files: int) -> str:

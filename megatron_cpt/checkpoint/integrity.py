@@ -7,6 +7,7 @@ save that was cut short.
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
@@ -17,6 +18,8 @@ from megatron_cpt.parallel.collectives import all_agree, barrier
 from megatron_cpt.runs.durable import sync_file, sync_folder, write_json
 
 MARKER = "complete.json"
+# A rank writes two files of shards: Megatron-Core's writer has two processes.
+HASHED_AT_ONCE = 2
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -33,9 +36,10 @@ def file_hash(path: Path) -> str:
 def leave_hashes(checkpoint: Path, rank: int) -> None:
     """Writes the hashes of the shards that a rank wrote, from any process of that rank."""
     shards = sorted((checkpoint / "shards").glob(f"__{rank}_*"))
-    write_json(
-        checkpoint / f"hashes-{rank:05}.json", {str(path.relative_to(checkpoint)): file_hash(path) for path in shards}
-    )
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as threads:
+        digests = threads.map(file_hash, shards)
+        hashes = {str(path.relative_to(checkpoint)): digest for path, digest in zip(shards, digests, strict=True)}
+    write_json(checkpoint / f"hashes-{rank:05}.json", hashes)
 
 
 def seal(checkpoint: Path) -> None:
@@ -74,7 +78,9 @@ def verify(checkpoint: Path) -> None:
     """
     hashes = read_hashes(checkpoint)
     mine = list(hashes.items())[groups.rank() :: groups.world_size()]
-    broken = [name for name, digest in mine if not is_intact(checkpoint / name, digest)]
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as threads:
+        intact = threads.map(lambda entry: is_intact(checkpoint / entry[0], entry[1]), mine)
+        broken = [name for (name, _), found in zip(mine, intact, strict=True) if not found]
     if not all_agree(not broken):
         found = ", ".join(broken) or "found by another rank"
         raise IntegrityFault(

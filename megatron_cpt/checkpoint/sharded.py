@@ -42,7 +42,7 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
     position = read_position(checkpoint)
     refuse(layout_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
-    content = model_state(model, has_layers_apart(checkpoint))
+    content = model_state(model, has_layers_apart(checkpoint / "shards"))
     content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
     if position.layout == layout:
         content["random"] = random_object({})
@@ -59,7 +59,7 @@ def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
     with quiet():
-        content = model_state(model, has_layers_apart(checkpoint))
+        content = model_state(model, has_layers_apart(checkpoint / "shards"))
         loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
     load_model_state(model, loaded)
 
@@ -103,9 +103,9 @@ def chunk_names(model: Sequence[GPTModel]) -> list[str]:
     return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
 
 
-def has_layers_apart(checkpoint: Path) -> bool:
-    """Whether a checkpoint, vetted before, names its layers one by one."""
-    return any(".layers.0." in name for name in read_table(checkpoint / "shards").state_dict_metadata)
+def has_layers_apart(shards: Path) -> bool:
+    """Whether the torch_dist folder of a checkpoint names its layers one by one."""
+    return any(".layers.0." in name for name in read_table(shards).state_dict_metadata)
 
 
 def optimizer_state(

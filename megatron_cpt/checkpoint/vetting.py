@@ -50,7 +50,10 @@ ALLOWED = {
         "bool",
     },
     "collections": {"OrderedDict"},
-    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata"},
+    # Where it was written; a path does nothing.
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
 }
 
 
@@ -75,6 +78,14 @@ def read_table(shards: Path) -> Any:
         raise IntegrityFault(f"{path}: refused, not a table of contents: {error}") from error
 
 
+def inside(shards: Path, name: str) -> Path:
+    """A file of the folder. Raises IntegrityFault where the name leads out of it."""
+    path = shards / name
+    if path.parent != shards:
+        raise IntegrityFault(f"{shards}: refused, a value lies outside the folder: {name}")
+    return path
+
+
 def vet(shards: Path) -> None:
     """Refuses a torch_dist folder whose pickles hold anything but plain values and tensors.
 
@@ -85,9 +96,7 @@ def vet(shards: Path) -> None:
     for index, place in table.storage_data.items():
         if not isinstance(table.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
             continue
-        path = shards / place.relative_path
-        if path.parent != shards:
-            raise IntegrityFault(f"{shards}: refused, a value lies outside the folder: {place.relative_path}")
+        path = inside(shards, place.relative_path)
         try:
             with path.open("rb") as file:
                 file.seek(place.offset)

@@ -4,7 +4,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import Precision, checkpoint_from_hf, hf_from_checkpoint, verify
+from megatron_cpt.checkpoint.bare import Precision
+from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron, verify
 from megatron_cpt.checkpoint.vocabulary import extend_vocabulary
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.load import load_config
@@ -25,8 +26,14 @@ def parser() -> argparse.ArgumentParser:
     from_hf.add_argument("output", type=Path, metavar="OUTPUT", help="the checkpoint to write")
 
     to_hf = actions.add_parser("to-hf", help="a checkpoint to a Hugging Face folder")
-    to_hf.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step-...")
+    to_hf.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/step-..., or RUN")
     to_hf.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
+    to_hf.add_argument(
+        "--hf-config",
+        type=Path,
+        metavar="DIR",
+        help="for a torch_dist checkpoint of Megatron-LM or Megatron-Bridge: config.json and tokenizer of its model",
+    )
     to_hf.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: the parent's)"
     )
@@ -84,7 +91,7 @@ def main(arguments: list[str]) -> int:
             checkpoint_from_hf(options.hf, options.output)
             print(f"wrote {options.output}")
         elif options.action == "to-hf":
-            hf_from_checkpoint(options.checkpoint, options.output, options.dtype, int(options.shard_gib * 1024**3))
+            write_hf(options)
             print(f"wrote {options.output}")
         elif options.action == "record":
             record_start(options.config, options.overrides, options.output)
@@ -94,6 +101,15 @@ def main(arguments: list[str]) -> int:
     finally:
         groups.leave_world()
     return 0
+
+
+def write_hf(options: argparse.Namespace) -> None:
+    """The folder of a checkpoint of ours or, where a config is given beside it, of another program's."""
+    shard_bytes = int(options.shard_gib * 1024**3)
+    if options.hf_config is None:
+        hf_from_checkpoint(options.checkpoint, options.output, options.dtype, shard_bytes)
+    else:
+        hf_from_megatron(options.checkpoint, options.hf_config, options.output, options.dtype, shard_bytes)
 
 
 def record_start(run: str, overrides: list[str], output: Path) -> None:

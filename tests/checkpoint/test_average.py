@@ -18,10 +18,15 @@ from tests.workshop import Workshop
 
 
 def averaged(sources: list[Path], shares: list[float], output: Path) -> None:
-    """Job: averages, and exports the mean."""
+    """Job: averages."""
     groups.divide_world(ParallelSettings(tensor=groups.world_size()))
     average(sources, shares, output)
-    hf_from_checkpoint(output, output.with_name("exported"))
+
+
+def exported(checkpoint: Path, output: Path) -> None:
+    """Job: a checkpoint to a folder."""
+    groups.divide_world(ParallelSettings())
+    hf_from_checkpoint(checkpoint, output)
 
 
 def refusal(sources: list[Path], shares: list[float], output: Path) -> str:
@@ -37,6 +42,7 @@ def test_a_step_back_towards_the_base(one_rank: Ranks, two_ranks: Ranks, worksho
     one_rank.call(train, path=workshop.write_config(run), overrides=settings)
     checkpoint = run / "checkpoints" / "step-00000004"
     two_ranks.call(averaged, sources=[checkpoint, workshop.hf], shares=[3.0, 1.0], output=tmp_path / "mean")
+    one_rank.call(exported, checkpoint=tmp_path / "mean", output=tmp_path / "exported")
     trained, base, mean = (
         load_file(folder / "model.safetensors") for folder in (run / "hf", workshop.hf, tmp_path / "exported")
     )

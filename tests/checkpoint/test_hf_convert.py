@@ -15,12 +15,15 @@ from megatron_cpt.checkpoint.hf_convert import (
     checkpoint_from_hf,
     compare,
     hf_from_checkpoint,
+    load_model,
     verify,
 )
 from megatron_cpt.checkpoint.hf_folder import SINGLE
+from megatron_cpt.checkpoint.writer import save_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama, write_model
 from tests.families.folders import MODELS
@@ -30,10 +33,13 @@ STORIES = Path(__file__).parents[3] / "shared" / "data" / "model_stories260K" / 
 
 
 def to_checkpoint(hf: Path, output: Path, tensor: int = 1, pipeline: int = 1) -> type[Exception] | None:
-    """A job: from-hf on a layout. Returns the kind of error that the user would see."""
+    """A job: from-hf, or on another layout a save of the model. Returns the kind of error that the user would see."""
     groups.divide_world(ParallelSettings(tensor=tensor, pipeline=pipeline))
     try:
-        checkpoint_from_hf(hf, output)
+        if tensor == pipeline == 1:
+            checkpoint_from_hf(hf, output)
+        else:
+            save_weights(output, load_model(hf, read_shape(hf), "fp32"), hf)
     except (BadInput, IntegrityFault) as error:
         return type(error)
     return None

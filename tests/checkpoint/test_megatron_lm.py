@@ -1,0 +1,210 @@
+"""Checkpoints that another program wrote with Megatron-Core itself: read by their names, to the last bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_cpt.checkpoint.hf_convert import hf_from_megatron
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights
+from megatron_cpt.checkpoint.megatron_lm import TRACKER, alternatives, find_shards, match_places
+from megatron_cpt.checkpoint.stored import Stored
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.parallel import groups
+from tests.checkpoint.hf_models import assert_same_tensors, write_model
+from tests.families.folders import MODELS, write_config
+from tests.ranks import Ranks
+
+PADDED = 128
+
+
+def write_foreign(hf: Path, root: Path, tensor: int = 1, layers_apart: bool = False, norms_alone: bool = False) -> None:
+    """A job: the folder's weights in Megatron-Core's own GPTModel, saved as Megatron-LM saves it: iteration 100.
+
+    Its vocabulary is padded to 128 rows, and its common state holds a number that no reader of weights needs.
+    """
+    groups.divide_world(ParallelSettings(tensor=tensor))
+    shape = read_shape(hf)
+    config = TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn_hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.query_key_value_bias,
+        qk_layernorm=shape.query_key_norm,
+        tensor_model_parallel_size=tensor,
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=False,
+    )
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.query_key_norm)
+    model = GPTModel(
+        config,
+        spec,
+        vocab_size=PADDED,
+        max_sequence_length=64,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+    )
+    load_padded(model, hf)
+    content = model.sharded_state_dict(metadata={"non_homogeneous_layers": True} if layers_apart else None)
+    if norms_alone:
+        rename(content, "self_attention.linear_qkv.layer_norm_", "input_layernorm.")
+        rename(content, "mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
+    folder = root / "iter_0000100"
+    if groups.rank() == 0:
+        folder.mkdir(parents=True)
+        (root / TRACKER).write_text("100\n")
+    torch.distributed.barrier()
+    random = ShardedObject("rng_state", {"numpy": object}, (1,), (0,), replica_id=groups.rank())
+    step = ShardedTensor.from_rank_offsets("optimizer.state.step", torch.ones(1), replica_id=groups.rank())
+    dist_checkpointing.save({"model": content, "optimizer": step, "rng_state": random, "iteration": 100}, str(folder))
+
+
+def load_padded(model: GPTModel, hf: Path) -> None:
+    """Fills the model from the folder; the rows of its padding are left as they are."""
+    shape = read_shape(hf)
+    own = {name: value for name, value in model.named_parameters() if value.shape[0] == PADDED // groups.tensor_size()}
+    whole = {name: value.data for name, value in own.items()}
+    rows = -(-shape.vocabulary // groups.tensor_size())
+    for value in own.values():
+        value.data = value.data[:rows].clone()
+    load_hf_weights([model], shape, hf)
+    for name, value in own.items():
+        if groups.tensor_size() == 1:
+            whole[name][:rows] = value.data
+        value.data = whole[name]
+
+
+def rename(content: dict[str, Any], old: str, new: str) -> None:
+    """Saves tensors under other keys."""
+    for entry in content.values():
+        entry.key = entry.key.replace(old, new)
+
+
+def to_hf(folder: Path, hf_config: Path, output: Path) -> str | None:
+    """A job: the checkpoint of another program to a folder. Returns the error that the user would see."""
+    groups.divide_world(ParallelSettings())
+    try:
+        hf_from_megatron(folder, hf_config, output, shard_bytes=20_000)
+    except (BadInput, IntegrityFault) as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("layers_apart", [False, True])
+def test_a_checkpoint_of_megatron_core_itself_is_read_to_the_last_bit(
+    one_rank: Ranks, tmp_path: Path, kind: str, layers_apart: bool
+) -> None:
+    hf = write_model(tmp_path / "hf", MODELS[kind])
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run", layers_apart=layers_apart)
+    config = write_config_of(hf, tmp_path / "config")
+    assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=config, output=tmp_path / "out") == [None]
+    assert_same_tensors(tmp_path / "out", hf)
+
+
+def write_config_of(hf: Path, folder: Path) -> Path:
+    """A folder with the config alone: all that is needed beside the checkpoint."""
+    folder.mkdir()
+    shutil.copyfile(hf / "config.json", folder / "config.json")
+    return folder
+
+
+@pytest.mark.parametrize("layers_apart", [False, True])
+def test_norms_that_are_saved_alone_are_found(one_rank: Ranks, tmp_path: Path, layers_apart: bool) -> None:
+    hf = write_model(tmp_path / "hf", MODELS["llama"])
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run", layers_apart=layers_apart, norms_alone=True)
+    assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=hf, output=tmp_path / "out") == [None]
+    assert_same_tensors(tmp_path / "out", hf)
+
+
+def test_the_command_reads_an_iteration_by_name(one_rank: Ranks, tmp_path: Path) -> None:
+    hf = write_model(tmp_path / "hf", MODELS["llama"])
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run")
+    words = ["convert", "to-hf", str(tmp_path / "run/iter_0000100"), str(tmp_path / "out")]
+    assert main(words) == 2
+    assert main([*words, "--hf-config", str(hf)]) == 0
+    assert_same_tensors(tmp_path / "out", hf)
+
+
+def test_what_does_not_fit_is_told_in_full(one_rank: Ranks, tmp_path: Path) -> None:
+    hf = write_model(tmp_path / "hf", MODELS["qwen2"])
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run")
+    wrong = write_config(tmp_path / "wrong", model_type="qwen3", intermediate_size=46)
+    [told] = one_rank.call(to_hf, folder=tmp_path / "run", hf_config=wrong, output=tmp_path / "out")
+    assert "decoder.layers.mlp.linear_fc1.weight is (4, 88, 32)" in told
+    assert "config.json calls for (4, 92, 32)" in told
+    assert "q_layernorm.weight, decoder.layers.self_attention.k_layernorm.weight" in told
+    assert "tensors are missing that config.json calls for (2)" in told
+    assert "decoder.layers.self_attention.linear_qkv.bias" in told
+    assert "tensors are there that a qwen3 of this config.json does not have (1)" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_table_and_a_torn_file_are_refused(one_rank: Ranks, tmp_path: Path) -> None:
+    hf = write_model(tmp_path / "hf", MODELS["llama"])
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run")
+    shards = tmp_path / "run/iter_0000100"
+    for file in shards.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    [told] = one_rank.call(to_hf, folder=shards, hf_config=hf, output=tmp_path / "out")
+    assert "cannot be read" in told
+    (shards / ".metadata").write_bytes(b"no table")
+    [told] = one_rank.call(to_hf, folder=shards, hf_config=hf, output=tmp_path / "out")
+    assert "not a table of contents" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tracker_names_the_newest_iteration(tmp_path: Path) -> None:
+    for name in ("iter_0000007", "release"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".metadata").touch()
+    (tmp_path / TRACKER).write_text("7")
+    assert find_shards(tmp_path) == tmp_path / "iter_0000007"
+    assert find_shards(tmp_path / "release") == tmp_path / "release"
+    (tmp_path / TRACKER).write_text("release\n")
+    assert find_shards(tmp_path) == tmp_path / "release"
+    for word in ("8", "../iter_0000007", ""):
+        (tmp_path / TRACKER).write_text(word)
+        with pytest.raises(BadInput, match="Name one of its iteration folders"):
+            find_shards(tmp_path)
+
+
+def test_pickles_of_the_older_format_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000007/mp_rank_00").mkdir(parents=True)
+    (tmp_path / TRACKER).write_text("7")
+    with pytest.raises(BadInput, match="--ckpt-convert-format torch_dist"):
+        find_shards(tmp_path)
+
+
+def test_a_norm_has_two_names() -> None:
+    assert alternatives("decoder.layers.3.input_layernorm.weight") == [
+        "decoder.layers.3.input_layernorm.weight",
+        "decoder.layers.3.self_attention.linear_qkv.layer_norm_weight",
+    ]
+    assert alternatives("decoder.final_layernorm.weight") == ["decoder.final_layernorm.weight"]
+
+
+def test_more_rows_are_padding_and_fewer_are_another_model(tmp_path: Path) -> None:
+    shape = read_shape(write_config(tmp_path))
+    place = Stored("embedding.word_embeddings.weight", (101, 32), (0, 0), (101, 32), (101, 32))
+    places = {place.key: place}
+    assert match_places(places, {place.key: (128, 32)}, shape, tmp_path) == places
+    with pytest.raises(BadInput, match=r"is \(100, 32\)"):
+        match_places(places, {place.key: (100, 32)}, shape, tmp_path)

@@ -6,9 +6,11 @@
 2. Another ratio: the same fit, asked for cosine at ratios that it has not seen.
 3. The replay ratio: fitted on the grid of three schedules and three ratios, asked which of six ratios is best for a
    weighted sum of both losses; held against the measured sweep over two seeds.
+4. The forecast: the end of every run from its first 30, 50 and 70 %, by its own records alone.
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from matplotlib.figure import Figure
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.scaling_law.continual import CONTINUAL
 from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.forecast import forecast
 from megatron_cpt.scaling_law.heldout import errors_on
 from megatron_cpt.scaling_law.points import Curve, read_run
 
@@ -27,6 +30,8 @@ WEIGHTS = (0.1, 0.3, 0.5)
 """Of the general loss; the rest is the domain's."""
 LEAST_DIFFERENCE = 0.005
 """Nats below which two recipes count as equal."""
+SHARES = (0.3, 0.5, 0.7)
+"""Of a run, from which its end is forecast."""
 STARTS = 48
 
 # Two forms of what replay leaves of the shift: the bend of arXiv:2505.07796 Eq. 8, and with it the effective
@@ -57,6 +62,7 @@ def main() -> None:
             draw(panels[row][column], fit, fitted | wsd | unseen, f"{name}, {form}")
             every = [*fitted.values(), *wsd.values()]
             chosen[form][name] = fit_law(CONTINUAL, every, freed=freed, starts=STARTS)
+    result["forecast"] = forecasts(study)
     result["replay ratio"] = {form: choices(study, fits) for form, fits in chosen.items()}
     write_json(study / "errors.json", result)
     figure.savefig(study / "errors.png", dpi=80)
@@ -75,6 +81,32 @@ def error(fit: Fit, item: Curve) -> dict[str, float]:
     """Mean absolute error along the run, and predicted minus measured at its end, in nats."""
     end = float(fit.predict(item)[-1] - item.losses[-1])
     return {"mae": round(errors_on(fit, item).mae, 4), "end": round(end, 4)}
+
+
+def forecasts(study: Path) -> dict[str, dict]:
+    """By the share of the run that is known: how many are forecast, how far off they are, how many bands hold."""
+    runs = [(kind, ratio, 1) for kind in ("cosine", "constant", "wsd") for ratio in GRID_RATIOS]
+    runs += [("cosine", ratio, seed) for ratio in SWEEP_RATIOS for seed in SEEDS if (ratio, seed) not in
+             [(grid, 1) for grid in GRID_RATIOS]]  # fmt: skip
+    told = {}
+    for share in SHARES:
+        errors, held, widths, count = [], 0, [], 0
+        for (kind, ratio, seed), name in product(runs, ("general", "domain")):
+            whole = curve(study, kind, ratio, seed, name)
+            found = forecast(CONTINUAL, whole.until(round(share * whole.steps[-1])))
+            count += 1
+            if found.told:
+                errors.append(abs(float(found.middle[-1] - whole.losses[-1])))
+                held += bool(found.low[-1] <= whole.losses[-1] <= found.high[-1])
+                widths.append(float(found.high[-1] - found.low[-1]))
+        told[f"{share:.0%} of the run"] = {
+            "forecast": f"{len(errors)} of {count}",
+            "within the band": f"{held} of {len(errors)}",
+            "mean error": round(float(np.mean(errors)), 4) if errors else None,
+            "largest error": round(max(errors), 4) if errors else None,
+            "mean width of the band": round(float(np.mean(widths)), 4) if widths else None,
+        }
+    return told
 
 
 def choices(study: Path, fits: dict[str, Fit]) -> dict[str, dict]:

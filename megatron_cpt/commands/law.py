@@ -3,7 +3,9 @@
 import argparse
 
 from megatron_cpt.commands.law_actions import choose, compare, fit, predict, sweep
+from megatron_cpt.commands.law_tables import NAMES
 from megatron_cpt.scaling_law.candidates import LAWS
+from megatron_cpt.scaling_law.critical import TOLERANCE
 
 KINDS = ("constant", "linear", "cosine", "wsd")
 
@@ -35,11 +37,30 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("curves", nargs="+", metavar="RUN_OR_LOG", help="run folders, CSV files, TensorBoard folders")
-    parser.add_argument("--law", choices=sorted(LAWS), help="default: continual for run folders, else annealing")
+    parser.add_argument(
+        "--law",
+        choices=[*sorted(LAWS), *NAMES],
+        help="default: continual for run folders, else annealing; the last four are of final losses: of run folders, "
+        "or of one CSV table (columns tokens, replay_ratio or share:SOURCE, model_size, loss:SET, start:SET)",
+    )
     parser.add_argument("--set", action="append", dest="sets", help="validation set (default: all that the runs share)")
     parser.add_argument("--fix", nargs="*", default=[], metavar="NAME=VALUE", help="parameters not to be fitted")
     parser.add_argument("--free", nargs="*", default=[], metavar="NAME", help="parameters to fit that would be held")
     parser.add_argument("--draws", type=int, default=40, metavar="N", help="refits of the bootstrap (default 40)")
+    parser.add_argument(
+        "--combine", action="append", default=[], metavar="SET=OLD,NEW", help="the loss on SET as a sum of two others"
+    )
+    parser.add_argument("--profile", action="store_true", help="profile intervals of weakly identified parameters")
+    parser.add_argument(
+        "--cross-validate", action="store_true", help="choose delta and prior by leaving out each curve in turn"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="NATS",
+        help=f"critical-ratio: most that the loss may end above its start (default {TOLERANCE})",
+    )
     parser.add_argument("--output", default="law.json", help="file to write (default law.json)")
     parser.add_argument("--html", default="law.html", help="page to write (default law.html)")
     _add_reading(parser)
@@ -54,6 +75,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peak-lr", type=float, metavar="RATE")
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--replay", type=float, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
+    _add_sizes(parser)
     parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")
     _add_reading(parser)
@@ -72,6 +94,11 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peak-lr", metavar="RATES", help="default: 9 over the fitted range")
     parser.add_argument("--steps", metavar="STEPS", help="default: that of the longest fitted curve")
     parser.add_argument("--schedule", default="cosine,wsd", metavar="KINDS", help="of " + ", ".join(KINDS))
+    _add_sizes(parser)
+    parser.add_argument(
+        "--domain-tokens", metavar="COUNT", help="unique tokens of new text: repeated ones count as less"
+    )
+    parser.add_argument("--tokens-per-step", metavar="COUNT", help="of the fitted runs, for --domain-tokens")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="recipes to print (default 5)")
     parser.add_argument("--output", default="choice.json", help="file to write (default choice.json)")
     parser.add_argument("--html", default="choice.html", help="page to write (default choice.html)")
@@ -88,6 +115,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
     parser.add_argument("--output", default="sweep", metavar="FOLDER", help="folder to write into (default sweep)")
     parser.set_defaults(action=sweep)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", metavar="COUNT", help="laws of tables: tokens trained, such as 5B")
+    parser.add_argument("--model-size", metavar="COUNT", help="laws of tables: parameters without embeddings")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

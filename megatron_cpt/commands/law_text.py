@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from megatron_cpt.scaling_law.choose import Laws, Outcome
+from megatron_cpt.mixture.repetition import CHEAP_EPOCHS, effective_unique_tokens
+from megatron_cpt.scaling_law.choose import Laws, Outcome, Recipe
+from megatron_cpt.scaling_law.combination import Combination
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.heldout import Errors
 
@@ -25,11 +27,18 @@ def errors_text(errors: Errors) -> str:
     return ", ".join(f"{name} {value:.5f}" for name, value in asdict(errors).items())
 
 
+def combination_text(name: str, combined: Combination) -> str:
+    """A combination as two lines."""
+    law = f"{combined.old_weight:.4g} {combined.old} + {combined.new_weight:.4g} {combined.new}"
+    left = "" if combined.run_error is None else f", mae {combined.run_error:.5f} on runs left out in turn"
+    return f"{name}\n{law}: rmse {combined.error:.5f}{left}"
+
+
 def choice_text(
     outcomes: Sequence[Outcome], laws: Laws, length: int | None, critical: Mapping[str, float | None]
 ) -> str:
     """The best recipes as a table, and what else the laws say."""
-    sets = list(laws.fits)
+    sets = laws.sets
     heads = "".join(f"{name + ' (95 %)':>30}" for name in sets)
     lines = [f"{'schedule':<10}{'peak':>10}{'steps':>9}{'replay':>9}{heads}"]
     for outcome in outcomes:
@@ -54,6 +63,17 @@ def choice_text(
     potential = laws.base.loss_potential
     lines.append(f"loss potential of the base: {'not known' if potential is None else f'{100 * potential:.3g} %'}")
     return "\n".join(lines)
+
+
+def repetition_text(recipe: Recipe, domain_tokens: float, tokens_per_step: float) -> str:
+    """How often a recipe reads its new text, and what that is worth."""
+    read = recipe.steps * tokens_per_step * (1 - recipe.replay_ratio)
+    epochs, worth = read / domain_tokens, effective_unique_tokens(int(domain_tokens), int(read))
+    line = f"the new text is read {epochs:.2g} times"
+    if epochs <= 1:
+        return line
+    worse = f"WARNING: {line}: worth {worth / read:.0%} of as many fresh tokens (arXiv:2305.16264)"
+    return f"{worse}; the curves do not know it" if epochs > CHEAP_EPOCHS else f"{line}: almost as good as fresh"
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:

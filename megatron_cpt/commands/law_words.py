@@ -1,10 +1,12 @@
 """What the words of `megatron-cpt law` mean: curves by validation set, lists of numbers, NAME=VALUE."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.units import parse_count
+from megatron_cpt.scaling_law.combination import Combination, fit_combination
 from megatron_cpt.scaling_law.foreign import is_tensorboard, read_csv, read_tensorboard
 from megatron_cpt.scaling_law.points import Curve, read_run, sets_of
 
@@ -28,6 +30,24 @@ def curves_of(paths: Sequence[str], sets: Sequence[str] | None, options: argpars
     if not shared:
         raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
     return {name: [_usable(path, read_run(path, name), options) for path in runs] for name in shared}
+
+
+def combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]]) -> dict[str, Combination]:
+    """`SET=OLD,NEW` words, each fitted to the curves of the three sets."""
+    found = {}
+    for word in words:
+        name, _, two = word.partition("=")
+        old, comma, new = two.partition(",")
+        if not comma:
+            raise BadInput(Fault(f"--combine {word}", "is not SET=OLD,NEW.", "Write, say, books=general,domain."))
+        unknown = [one for one in (name, old, new) if one not in curves]
+        refuse([Fault(one, "is no set of these runs.", f"They share {', '.join(curves)}.") for one in unknown])
+        if len({name, old, new}) < 3:
+            raise BadInput(Fault(f"--combine {word}", "names a set twice.", "Name three different ones."))
+        found[name] = fit_combination(old, new, curves[name], curves[old], curves[new])
+    chained = [one for combined in found.values() for one in (combined.old, combined.new) if one in found]
+    refuse([Fault(one, "is a combination itself.", "Combine sets that a law is fitted to.") for one in chained])
+    return found
 
 
 def fixed(words: Sequence[str]) -> dict[str, float]:
@@ -61,6 +81,16 @@ def wholes(words: str | None, flag: str) -> list[int]:
     if any(value < 1 or value != int(value) for value in values):
         raise BadInput(Fault(f"{flag} {words}", "is no list of whole numbers.", "Write, say, 5000,20000."))
     return [int(value) for value in values]
+
+
+def count(flag: str, words: str | None) -> float | None:
+    """A count such as 5B; None where nothing was given."""
+    if words is None:
+        return None
+    try:
+        return float(parse_count(words))
+    except ValueError as error:
+        raise BadInput(Fault(f"{flag} {words}", f"{error}.", "Write, say, 5B.")) from error
 
 
 def _log(path: str, options: argparse.Namespace) -> Curve:

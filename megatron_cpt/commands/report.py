@@ -12,10 +12,12 @@ from megatron_cpt.gap.summary import MeasuredFolder, gap_document, summary_line
 from megatron_cpt.report.comparison import compare
 from megatron_cpt.report.export import export_figures
 from megatron_cpt.report.figures import write_headline
+from megatron_cpt.report.forecasts import forecast_line, forecasts_of
 from megatron_cpt.report.page import report_page
 from megatron_cpt.report.runs import ReportedRun, read_runs
 from megatron_cpt.runs.durable import write_durably, write_json
 from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.scaling_law.document import read_laws
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +40,9 @@ def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
     goes_on = options.watch is not None and any(run.status and run.status.state == "running" for run in runs)
     comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
     output = _output_folder(options.output, runs)
-    write_durably(output / "report.html", report_page(runs, comparison, options.watch if goes_on else None))
+    forecasts = forecasts_of(runs, read_laws(Path(options.law)).fits if options.law else {})
+    page = report_page(runs, comparison, options.watch if goes_on else None, forecasts)
+    write_durably(output / "report.html", page)
     measured = [MeasuredFolder(run.name, str(run.folder), run.validation, run.tasks) for run in runs]
     write_json(
         output / "gap.json",
@@ -51,6 +55,8 @@ def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
     print(f"report: {output / 'report.html'}", flush=True)
     for run in runs:
         print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}), flush=True)
+        for curve, told in forecasts.get(run.name, []):
+            print(f"  forecast of {forecast_line(curve, told)}", flush=True)
     return goes_on
 
 
@@ -74,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         "--control",
         metavar="RUN",
         help="run with the same schedule on general text: splits rises into re-warming/shift",
+    )
+    parser.add_argument(
+        "--law",
+        metavar="LAW.json",
+        help="a law fitted on other runs (`megatron-cpt law fit`), for the forecast of a run that goes on",
     )
     logs = parser.add_argument_group("logs of other systems (CSV columns: step or tokens, and losses)")
     logs.add_argument(

@@ -12,6 +12,7 @@ from megatron_cpt.report.palette import LIGHT, run_dashes, run_series
 from megatron_cpt.report.panels import HEIGHT, WIDTH
 from megatron_cpt.scaling_law.choose import Outcome
 from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.forecast import Forecast
 from megatron_cpt.scaling_law.intervals import band
 from megatron_cpt.scaling_law.points import Curve
 
@@ -41,6 +42,19 @@ def band_figure(fit: Fit, curves: Sequence[Curve]) -> Figure:
         axes.fill_between(curve.steps, predicted.low, predicted.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve.steps, predicted.middle, color=colour, linestyle=run_dashes(index), linewidth=1.8)
         axes.plot(curve.steps, curve.losses, "o", markersize=3, color=colour)
+    axes.set_ylabel("loss, nats per token")
+    _step_axis(axes)
+    return figure
+
+
+def forecast_figure(curve: Curve, told: Forecast) -> Figure:
+    """Measured losses as dots, the rest of the run as a line with its 95 % band."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    colour = LIGHT["series0"]
+    axes.plot(curve.steps, curve.losses, "o", markersize=3, color=colour)
+    axes.fill_between(told.steps, told.low, told.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(told.steps, told.middle, color=colour, linestyle=(0, (4, 3)), linewidth=1.8)
     axes.set_ylabel("loss, nats per token")
     _step_axis(axes)
     return figure

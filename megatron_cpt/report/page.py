@@ -20,6 +20,7 @@ from megatron_cpt.report.elements import (
     source_legend,
 )
 from megatron_cpt.report.figures import RunCurve, change_figure, curves_by_set, loss_figure, set_title
+from megatron_cpt.report.forecasts import Forecasts, forecast_section
 from megatron_cpt.report.html import html_page
 from megatron_cpt.report.panels import drawing
 from megatron_cpt.report.runs import ReportedRun
@@ -37,17 +38,22 @@ Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
 
 
 def report_page(
-    runs: Sequence[ReportedRun], comparison: Comparison | None = None, refresh_seconds: int | None = None
+    runs: Sequence[ReportedRun],
+    comparison: Comparison | None = None,
+    refresh_seconds: int | None = None,
+    forecasts: Forecasts | None = None,
 ) -> str:
     """The whole page of one or several runs; they are compared without a control where no comparison is given.
 
-    `refresh_seconds`: how often a browser that shows the page is to load it again; None: never.
+    `refresh_seconds`: how often a browser that shows the page is to load it again; None: never. `forecasts`: of the
+    runs that go on.
     """
     by_set, compared = curves_by_set([run.validation for run in runs]), comparison or compare(runs)
     with drawing():
         sections = [
             _head(runs),
             _losses(runs, by_set),
+            forecast_section(forecasts or {}),
             _early(runs, by_set),
             _gap(runs, by_set),
             _control(compared),

@@ -5,7 +5,7 @@ lies outside what was fitted, the outcome says so: a law is trusted only near it
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
@@ -14,7 +14,8 @@ import numpy as np
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import ScheduleSettings
 from megatron_cpt.config.units import Duration
-from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.combination import Combination
+from megatron_cpt.scaling_law.fit import NORMAL_95, Fit
 from megatron_cpt.scaling_law.intervals import Band, band
 from megatron_cpt.scaling_law.points import Curve
 
@@ -159,9 +160,16 @@ class Laws:
     fits: dict[str, Fit]
     """By validation set."""
     start_losses: dict[str, float | None]
-    """Loss before the first update, by set."""
+    """Loss before the first update, by set, those of combinations too."""
     base: Base
     fitted: Fitted
+    combinations: dict[str, Combination] = field(default_factory=dict)
+    """Sets whose loss is a sum of two of the others."""
+
+    @property
+    def sets(self) -> list[str]:
+        """All sets that are predicted."""
+        return [*self.fits, *self.combinations]
 
     def outcome(
         self, recipe: Recipe, weights: Mapping[str, float], bounds: Mapping[str, float] | None = None
@@ -169,6 +177,8 @@ class Laws:
         """The final losses of a recipe and how they stand to weights and bounds."""
         curve = recipe.curve(self.base, points=2)
         sets = {name: self._prediction(name, band(fit, curve)) for name, fit in self.fits.items()}
+        for name, combined in self.combinations.items():
+            sets[name] = self._combined(name, combined, sets[combined.old], sets[combined.new])
         broken, unsure = [], []
         for name, most in (bounds or {}).items():
             start = self.start_losses[name]
@@ -191,6 +201,18 @@ class Laws:
         loss = float(predicted.middle[-1])
         rise = None if start is None else loss - start
         return Prediction(loss, float(predicted.low[-1]), float(predicted.high[-1]), rise)
+
+    def _combined(self, name: str, combined: Combination, old: Prediction, new: Prediction) -> Prediction:
+        """The widest band that the two allow, and what the combination itself leaves."""
+        loss = combined.loss(old.loss, new.loss)
+        down = abs(combined.old_weight) * (old.loss - old.low), abs(combined.new_weight) * (new.loss - new.low)
+        up = abs(combined.old_weight) * (old.high - old.loss), abs(combined.new_weight) * (new.high - new.loss)
+        below = [d if weight > 0 else u for d, u, weight in zip(down, up, combined.weights, strict=True)]
+        above = [u if weight > 0 else d for d, u, weight in zip(down, up, combined.weights, strict=True)]
+        own = NORMAL_95 * combined.error
+        start = self.start_losses.get(name)
+        rise = None if start is None else loss - start
+        return Prediction(loss, loss - sum(below) - own, loss + sum(above) + own, rise)
 
 
 def recipes(
@@ -255,7 +277,9 @@ def critical_point(fit: Fit) -> float | None:
 def _weighted_end(laws: Laws, weights: Mapping[str, float], like: Recipe, steps: int) -> float:
     recipe = Recipe(like.kind, like.peak, steps, like.replay_ratio, like.final, like.warmup, like.decay)
     curve = recipe.curve(laws.base, points=2)
-    return sum(weight * float(laws.fits[name].predict(curve)[-1]) for name, weight in weights.items())
+    ends = {name: float(fit.predict(curve)[-1]) for name, fit in laws.fits.items()}
+    ends |= {name: one.loss(ends[one.old], ends[one.new]) for name, one in laws.combinations.items()}
+    return sum(weight * ends[name] for name, weight in weights.items())
 
 
 def _stretch(share: float, steps: int) -> Duration | None:

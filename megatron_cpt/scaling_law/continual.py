@@ -17,6 +17,7 @@ from megatron_cpt.scaling_law.parameters import (
     Law,
     Model,
     Parameter,
+    held_decay,
 )
 from megatron_cpt.scaling_law.points import Curve
 
@@ -61,10 +62,11 @@ def held_of_continual(curves: Sequence[Curve]) -> dict[str, float]:
     """What these curves cannot tell, at the value that leaves it out of the law.
 
     The gain of a base's annealing where all begin from one base (it is in the floor), the bend where all have one
-    replay ratio, S1 of the base where it is recorded, the terms of size where all have one size, and what is
-    fitted on demand alone: the weight of the rate in S2, the effect of replay on the gain, and the injection factor.
+    replay ratio, S1 of the base where it is recorded, the terms of size where all have one size, the decay where
+    a curve is long enough to show it, and what is fitted on demand alone: the weight of the rate in S2, the effect of
+    replay on the gain, and the injection factor.
     """
-    held = dict(ON_DEMAND)
+    held = ON_DEMAND | held_decay(curves)
     if len({curve.base_annealing_area for curve in curves}) == 1:
         held["base_gain"] = 0.0
     if len({curve.domain_share for curve in curves}) == 1:

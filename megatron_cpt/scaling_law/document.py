@@ -11,11 +11,18 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.scaling_law.candidates import LAWS
 from megatron_cpt.scaling_law.choose import Base, Fitted, Laws
+from megatron_cpt.scaling_law.combination import Combination
 from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.method import Method
+from megatron_cpt.scaling_law.parameters import Law
 from megatron_cpt.scaling_law.points import Curve
 
 
-def laws_of(fits: Mapping[str, Fit], curves: Mapping[str, Sequence[Curve]]) -> Laws:
+def laws_of(
+    fits: Mapping[str, Fit],
+    curves: Mapping[str, Sequence[Curve]],
+    combinations: Mapping[str, Combination] | None = None,
+) -> Laws:
     """The fits of validation sets with base, range and start of the curves they were made from.
 
     A start is the mean over the runs that measured it; the base is that of the first curve.
@@ -43,15 +50,16 @@ def laws_of(fits: Mapping[str, Fit], curves: Mapping[str, Sequence[Curve]]) -> L
             steps=max(int(curve.steps[-1]) for curve in every),
             forward_area=max(float(curve.rates.sum()) for curve in every),
         ),
+        combinations=dict(combinations or {}),
     )
 
 
 def to_document(laws: Laws) -> dict[str, Any]:
     """The content of law.json."""
     return {
-        "sets": {
-            name: _fit_to_document(fit) | {"start_loss": laws.start_losses.get(name)} for name, fit in laws.fits.items()
-        },
+        "sets": {name: fit_to_document(fit) for name, fit in laws.fits.items()},
+        "starts": laws.start_losses,
+        "combinations": {name: asdict(combined) for name, combined in laws.combinations.items()},
         "base": asdict(laws.base),
         "fitted": asdict(laws.fitted),
     }
@@ -63,19 +71,21 @@ def read_laws(path: Path) -> Laws:
         content = orjson.loads(path.read_bytes())
         fitted = content["fitted"]
         return Laws(
-            fits={name: _fit_of_document(part) for name, part in content["sets"].items()},
-            start_losses={name: part["start_loss"] for name, part in content["sets"].items()},
+            fits={name: fit_of_document(part, LAWS[part["law"]]) for name, part in content["sets"].items()},
+            start_losses=dict(content["starts"]),
             base=Base(**content["base"]),
             fitted=Fitted(
                 tuple(fitted["replay_ratio"]), tuple(fitted["peak"]), fitted["steps"], fitted["forward_area"]
             ),
+            combinations={name: Combination(**part) for name, part in content["combinations"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fault = Fault(str(path), "is no fitted law.", "Give a law.json written by `megatron-cpt law fit`.")
         raise BadInput(fault) from error
 
 
-def _fit_to_document(fit: Fit) -> dict[str, Any]:
+def fit_to_document(fit: Fit) -> dict[str, Any]:
+    """A fit as JSON has it."""
     errors = {name: error if np.isfinite(error) else None for name, error in fit.standard_errors.items()}
     return {
         "law": fit.law.name,
@@ -87,12 +97,15 @@ def _fit_to_document(fit: Fit) -> dict[str, Any]:
         "objective": fit.objective,
         "points": fit.points,
         "noise": fit.noise,
+        "method": asdict(fit.method),
+        "profiles": fit.profiles,
+        "extremes": fit.extremes.tolist(),
         "draws": fit.draws.tolist(),
     }
 
 
-def _fit_of_document(content: Mapping[str, Any]) -> Fit:
-    law = LAWS[content["law"]]
+def fit_of_document(content: Mapping[str, Any], law: Law) -> Fit:
+    """What `fit_to_document` made. Raises KeyError, TypeError or ValueError for anything else."""
     errors = {name: np.inf if error is None else float(error) for name, error in content["standard_errors"].items()}
     return Fit(
         law=law,
@@ -103,4 +116,7 @@ def _fit_of_document(content: Mapping[str, Any]) -> Fit:
         at_bound=tuple(content["at_bound"]),
         draws=np.array(content["draws"], dtype=float).reshape(-1, len(law.parameters)),
         noise=float(content["noise"]),
+        method=Method(**content["method"]),
+        profiles={name: (float(low), float(high)) for name, (low, high) in content["profiles"].items()},
+        extremes=np.array(content["extremes"], dtype=float).reshape(-1, len(law.parameters)),
     )

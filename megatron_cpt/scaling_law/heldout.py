@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_cpt.scaling_law.fit import Fit
-from megatron_cpt.scaling_law.points import Curve
+from megatron_cpt.scaling_law.parameters import Observed
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Errors:
     """Largest error over loss."""
 
 
-def errors_on(fit: Fit, curve: Curve) -> Errors:
-    """Errors of the predicted loss of one curve."""
+def errors_on(fit: Fit[Observed], curve: Observed) -> Errors:
+    """Errors of the predicted loss of one curve or table."""
     difference = fit.predict(curve) - curve.losses
     spread = float(np.sum((curve.losses - curve.losses.mean()) ** 2))
     relative = np.abs(difference) / curve.losses

@@ -1,7 +1,11 @@
-"""What a law is to fit.py: parameters between bounds, and a model that turns their values into losses of a curve."""
+"""What a law is to fit.py: parameters between bounds, and a model that turns their values into losses of a curve.
+
+What a law is fitted to is a curve (points.py) or a table of final losses (table.py).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -9,8 +13,19 @@ from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.scaling_law.areas import annealing_areas
 from megatron_cpt.scaling_law.points import Curve
 
+
+class Measured(Protocol):
+    """A curve or a table."""
+
+    @property
+    def losses(self) -> np.ndarray:
+        """float64 [points or rows]: nats per token."""
+
+
+Observed = TypeVar("Observed", bound=Measured)
+
 Model = Callable[[np.ndarray], np.ndarray]
-"""From the values of a law's parameters, in order, to the loss at the points of one curve."""
+"""From the values of a law's parameters, in order, to the loss at the points of one curve or the rows of one table."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +48,25 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Law:
-    """A law that can be fitted to curves."""
+class Law(Generic[Observed]):
+    """A law that can be fitted to curves, or to tables."""
 
     name: str
     """As users type it."""
     parameters: tuple[Parameter, ...]
-    exact: Callable[[Curve], Model]
+    exact: Callable[[Observed], Model]
     """Takes every update by itself."""
-    quick: Callable[[Curve], Model]
+    quick: Callable[[Observed], Model]
     """May take neighbouring changes of the rate together, for the search."""
-    held: Callable[[Sequence[Curve]], dict[str, float]]
-    """Parameters that these curves cannot tell, or that are fitted on demand alone, and what they are held at."""
+    held: Callable[[Sequence[Observed]], dict[str, float]]
+    """What a fit to these curves holds unless it is told otherwise: parameters that they cannot tell, or that are
+    fitted on demand alone, and their values."""
 
-    def held_for(self, curves: Sequence[Curve]) -> dict[str, float]:
-        """What a fit to curves holds unless it is told otherwise.
 
-        A decay of 0.999 shows after 2 / (1 - 0.999) = 2,000 updates; where every curve is shorter it is fitted too.
-        """
-        held = self.held(curves)
-        short = max(int(curve.steps[-1]) for curve in curves) < 2 / (1 - ANNEALING_DECAY)
-        if not short and any(parameter.name == "decay" for parameter in self.parameters):
-            held["decay"] = ANNEALING_DECAY
-        return held
+def held_decay(curves: Sequence[Curve]) -> dict[str, float]:
+    """The decay of 0.999, held where a curve is long enough to show it, 2 / (1 - 0.999) = 2,000 updates."""
+    short = max(int(curve.steps[-1]) for curve in curves) < 2 / (1 - ANNEALING_DECAY)
+    return {} if short else {"decay": ANNEALING_DECAY}
 
 
 FLOOR = Parameter("floor", 0.0, 20.0, linear=True)

@@ -48,6 +48,11 @@ class Curve:
         kept = self.steps >= step
         return replace(self, steps=self.steps[kept], losses=self.losses[kept])
 
+    def until(self, step: int) -> "Curve":
+        """The curve without its points after a step; the rates stay."""
+        kept = self.steps <= step
+        return replace(self, steps=self.steps[kept], losses=self.losses[kept])
+
 
 def sets_of(path: str | Path) -> list[str]:
     """The validation sets that a run folder has losses of, in the order of its records."""
@@ -68,7 +73,7 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
     refuse(_run_faults(path, records, rates, marks, validation_set))
     points = {mark["step"]: mark.get("loss") for mark in marks if mark.get("identity") == marks[-1].get("identity")}
     measured = sorted(step for step, loss in points.items() if step > 0 and loss is not None)
-    lineage, plan = _read_object(folder.lineage), _read_object(folder.plan)
+    lineage, plan = read_object(folder.lineage), read_object(folder.plan)
     return Curve(
         name=Path(path).name,
         rates=np.array([rates[step] for step in sorted(rates)], dtype=np.float64),
@@ -78,7 +83,7 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         base_annealing_area=lineage.get("parent_annealing_area"),
         base_peak_rate=lineage.get("parent_peak_learning_rate"),
         base_final_rate=lineage.get("parent_final_learning_rate"),
-        domain_share=_domain_share(plan),
+        domain_share=domain_share(plan),
         start_loss=points.get(0),
         model_size=plan.get("model", {}).get("non_embedding_parameters"),
     )
@@ -101,7 +106,7 @@ def _run_faults(
     return []
 
 
-def _domain_share(plan: dict[str, Any]) -> float:
+def domain_share(plan: dict[str, Any]) -> float:
     """Tokens read from domain sources over all, of a plan.json; 1 where there is no plan."""
     sources = plan.get("blend", {}).get("sources", [])
     total = sum(source["sequences"] for source in sources)
@@ -109,7 +114,7 @@ def _domain_share(plan: dict[str, Any]) -> float:
     return domain / total if total else 1.0
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no file."""
     if not path.is_file():
         return {}

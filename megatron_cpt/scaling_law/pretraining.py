@@ -15,6 +15,7 @@ from megatron_cpt.scaling_law.parameters import (
     Law,
     Model,
     Parameter,
+    held_decay,
 )
 from megatron_cpt.scaling_law.points import Curve
 
@@ -23,8 +24,17 @@ GROUPED_UPDATES = 32
 
 
 def _annealing(curve: Curve) -> Model:
+    return _annealing_by(curve, after_warmup(curve.rates))
+
+
+def annealing_with_warmup(curve: Curve) -> Model:
+    """The annealing law with the rises of the warm-up counting negative in S2."""
+    return _annealing_by(curve, curve.rates)
+
+
+def _annealing_by(curve: Curve, annealed: np.ndarray) -> Model:
     forward = forward_areas(curve.rates)[curve.steps - 1]
-    annealing = AnnealingAreas(curve, None, after_warmup(curve.rates))
+    annealing = AnnealingAreas(curve, None, annealed)
 
     def model(values: np.ndarray) -> np.ndarray:
         floor, amplitude, exponent, gain, decay, power = values
@@ -96,7 +106,7 @@ ANNEALING = Law(
     parameters=(FLOOR, AMPLITUDE, EXPONENT, GAIN, DECAY, RATE_POWER),
     exact=_annealing,
     quick=_annealing,
-    held=lambda _: {"rate_power": 0.0},
+    held=lambda curves: {"rate_power": 0.0} | held_decay(curves),
 )
 
 RATE_WEIGHTED = Law(
@@ -104,11 +114,12 @@ RATE_WEIGHTED = Law(
     parameters=(FLOOR, AMPLITUDE, EXPONENT, GAIN, DECAY, RATE_POWER),
     exact=_annealing,
     quick=_annealing,
-    held=lambda _: {},
+    held=held_decay,
 )
 
 # The priors are near what arXiv:2503.12811 found at each of three sizes (C 2.03 to 2.13, beta 0.58 to 0.60, gamma
-# 0.64 to 0.66), and wide: two or three schedules leave a valley between the three along which the fit hardly changes.
+# 0.64 to 0.66): two or three schedules leave a valley between the three along which the fit hardly changes, and
+# schedules left out are predicted far worse without (method.py).
 MULTI_POWER = Law(
     name="multi-power",
     parameters=(

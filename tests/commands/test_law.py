@@ -1,6 +1,7 @@
 """`megatron-cpt law`, on curves made from known constants and, where they are, on public ones."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from megatron_cpt.commands import law
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.areas import annealing_areas, forward_areas
+from megatron_cpt.scaling_law.budgets import mixing_law
 from megatron_cpt.scaling_law.choose import Base, Recipe
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit
@@ -128,6 +130,8 @@ def test_runs_are_fitted_and_the_best_recipe_is_chosen(runs: list[Path], tmp_pat
     first = float(np.linspace(0, 0.3, 41)[np.flatnonzero(np.array(truth) <= 0.02)[0]])
     assert best["recipe"]["replay_ratio"] == pytest.approx(first, abs=0.0076)
     assert best["broken"] == [] and best["beyond"] == []
+    with pytest.raises(BadInput, match=r"(?s)cosin:.*1.5"):
+        law.main(["choose", fitted, "--minimise", "domain", "--schedule", "cosin", "--replay", "0,1.5"])
     assert "Final loss against the replay ratio" in (tmp_path / "choice.html").read_text()
 
 
@@ -170,3 +174,49 @@ def test_real_curves(size: int, multi_power: float, annealing: float, capsys: py
     errors = {row["law"]: row["heldout"]["mae"] for row in orjson.loads(capsys.readouterr().out)["laws"]}
     assert errors["multi-power"] < 1.1 * multi_power
     assert errors["annealing"] < 1.1 * annealing
+
+
+def test_a_law_of_a_table_is_fitted_asked_and_chosen_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ratios = np.linspace(0, 1, 9)
+    general = mixing_law(np.stack([1 - ratios, ratios], axis=1), 3.0, 0.4, np.array([0.0, -3.0]))
+    domain = mixing_law(np.stack([1 - ratios, ratios], axis=1), 2.0, 0.1, np.array([0.0, 2.0]))
+    rows = [f"{r},{g},3.2,{d}" for r, g, d in zip(ratios, general, domain, strict=True)]
+    table, fitted = tmp_path / "t.csv", str(tmp_path / "law.json")
+    table.write_text("\n".join(["replay_ratio,loss:general,start:general,loss:domain", *rows]) + "\n")
+    assert law.main(["fit", str(table), "--law", "mixing", "--draws", "3", "--output", fitted]) == 0
+    assert "rows left out" in capsys.readouterr().out
+    choice = tmp_path / "choice.json"
+    assert law.main(["choose", fitted, "--minimise", "domain", "--bound", "general=0", "--output", str(choice)]) == 0
+    # 3 + 0.4 e^(-3 r) is 3.2 at r = 0.231; the grid is of hundredths.
+    assert orjson.loads(choice.read_bytes())["choice"]["columns"]["replay_ratio"] == pytest.approx(0.24, abs=0.011)
+    assert law.main(["predict", fitted, "--replay", "0.5", "--set", "general"]) == 0
+    assert f"{3 + 0.4 * np.exp(-1.5):.3f}" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="tokens"):
+        law.main(["fit", str(table), "--law", "d-cpt"])
+    (tmp_path / "other.csv").write_text("share:web,loss:general\n0.5,2\n")
+    with pytest.raises(BadInput, match="add up to 1"):
+        law.main(["predict", fitted, str(tmp_path / "other.csv"), "--set", "general"])
+    with pytest.raises(BadInput, match="nope"):
+        law.main(["choose", fitted, "--minimise", "nope"])
+
+
+def test_a_third_set_is_combined_of_two_and_bounded(runs: list[Path], tmp_path: Path):
+    copies = []
+    for run in runs:
+        copy = tmp_path / run.name
+        shutil.copytree(run, copy)
+        lines = [orjson.loads(line) for line in (copy / "records.jsonl").read_bytes().splitlines()]
+        losses = {(line["set"], line["step"]): line["loss"] for line in lines if line["kind"] == "validation"}
+        lines += [line | {"set": "books", "loss": 0.6 * line["loss"] + 0.4 * losses["domain", line["step"]]}
+                  for line in lines if line.get("set") == "general"]  # fmt: skip
+        (copy / "records.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        copies.append(str(copy))
+    law.main(["fit", *copies, "--combine", "books=general,domain", "--draws", "0", *outputs(tmp_path)])
+    combined = orjson.loads((tmp_path / "law.json").read_bytes())["combinations"]["books"]
+    assert (combined["old_weight"], combined["new_weight"]) == pytest.approx((0.6, 0.4), abs=1e-6)
+    told = ["--output", str(tmp_path / "choice.json"), "--html", str(tmp_path / "choice.html")]
+    words = ["--minimise", "books", "--bound", "books=0.5", "--replay", "0,0.3", "--schedule", "cosine"]
+    assert law.main(["choose", str(tmp_path / "law.json"), *words, *told]) == 0
+    assert "books" in orjson.loads((tmp_path / "choice.json").read_bytes())["choice"]["sets"]
+    with pytest.raises(BadInput, match="twice"):
+        law.main(["fit", *copies, "--combine", "books=general,general"])

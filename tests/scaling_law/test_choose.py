@@ -1,8 +1,11 @@
 """What is said of recipes, from constants that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.choose import (
     Base,
     Fitted,
@@ -13,8 +16,11 @@ from megatron_cpt.scaling_law.choose import (
     recipes,
     turning_length,
 )
+from megatron_cpt.scaling_law.combination import fit_combination
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
-from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.document import laws_of
+from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.pretraining import ANNEALING
 
 HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999} | ON_DEMAND | SIZE_TERMS
 GENERAL = HELD | {
@@ -83,3 +89,25 @@ def test_critical_point_only_where_it_is_told():
 def test_loss_potential():
     assert BASE.loss_potential == pytest.approx(0.1)
     assert Base().loss_potential is None
+
+
+def test_a_third_set_as_a_sum_of_two_is_fitted_predicted_and_bounded():
+    curves = {name: [Recipe("cosine", 1e-3, 400, ratio).curve(Base()) for ratio in (0.0, 0.3)] for name in "gdt"}
+    losses = {"g": 3.0, "d": 2.0}
+    made = {
+        name: [replace(curve, losses=losses[name] + number * 0.1 + 0.01 * np.sqrt(curve.steps))
+               for number, curve in enumerate(curves[name])]
+        for name in "gd"
+    }  # fmt: skip
+    made["g"] = [replace(curve, losses=curve.losses + 1e-4 * curve.steps) for curve in made["g"]]
+    third = [replace(g, losses=0.7 * g.losses + 0.4 * d.losses) for g, d in zip(made["g"], made["d"], strict=True)]
+    combined = fit_combination("g", "d", third, made["g"], made["d"])
+    assert combined.weights == pytest.approx((0.7, 0.4)) and combined.error < 1e-9
+    assert combined.run_error == pytest.approx(0, abs=1e-9)
+    fits = {name: fit_law(ANNEALING, made[name], {"decay": 0.99}, starts=8) for name in "gd"}
+    laws = laws_of(fits, made | {"t": third}, {"t": combined})
+    told = laws.outcome(Recipe("cosine", 1e-3, 400, 0.0), {"t": 1.0}).sets
+    assert told["t"].loss == pytest.approx(0.7 * told["g"].loss + 0.4 * told["d"].loss)
+    assert told["t"].low <= told["t"].loss <= told["t"].high
+    with pytest.raises(BadInput, match="too few marks"):
+        fit_combination("g", "d", third[:1], [made["g"][0].until(1)], made["d"][:1])

@@ -2,13 +2,23 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
-from megatron_cpt.corpus.job import PrepareSettings, duplicates_path, rejected_path, validation_prefix
+from megatron_cpt.corpus.contamination import EvaluationSet, read_contamination
+from megatron_cpt.corpus.job import (
+    PrepareSettings,
+    contaminated_path,
+    duplicates_path,
+    near_duplicates_path,
+    rejected_path,
+    validation_prefix,
+)
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.prepare import Prepared, Shard, prepare, prepare_shard
+from megatron_cpt.tasks.evaluation_text import evaluation_sets
 
 
 def main(arguments: list[str]) -> int:
@@ -16,14 +26,17 @@ def main(arguments: list[str]) -> int:
     if len(words.text_key) > 1 and "-" in words.corpus:
         rule = "cannot be read once for each of several --text-key."
         raise BadInput(Fault("-", rule, "Give files, or one key a call."))
+    evaluation = evaluation_sets(words.decontaminate)
     for key in words.text_key:
         output = Path(words.output if len(words.text_key) == 1 else f"{words.output}_{key}")
-        print(_prepare(words, _settings(words, key), output))
+        print(_prepare(words, _settings(words, key), evaluation, output))
     return 0
 
 
-def _prepare(words: argparse.Namespace, settings: PrepareSettings, output: Path) -> str:
-    how = {"workers": words.workers, "progress": not words.quiet, "fast": words.fast}
+def _prepare(
+    words: argparse.Namespace, settings: PrepareSettings, evaluation: Sequence[EvaluationSet], output: Path
+) -> str:
+    how = {"evaluation": evaluation, "workers": words.workers, "progress": not words.quiet, "fast": words.fast}
     if words.shard is None:
         return told(prepare(words.corpus, words.tokenizer, output, settings, **how), output)
     done = prepare_shard(words.corpus, words.tokenizer, output, settings, words.shard, **how)
@@ -50,6 +63,8 @@ def _settings(words: argparse.Namespace, key: str) -> PrepareSettings:
         holdout=share,
         holdout_tokens=tokens,
         keep_duplicates=words.keep_duplicates,
+        near_duplicates=_share("--similarity", words.similarity) if words.dedup == "minhash" else None,
+        contaminated=words.decontaminate_action,
         max_rejected=_share("--max-rejected", words.max_rejected),
     )
 
@@ -89,6 +104,31 @@ def _parser() -> argparse.ArgumentParser:
         "--holdout", default="0%", metavar="HOW_MUCH", help="to PREFIX.validation: 0.5%%, or tokens: 2M"
     )
     parser.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
+    parser.add_argument(
+        "--dedup",
+        choices=["exact", "minhash"],
+        default="exact",
+        help="minhash: near duplicates leave too, held-out documents before others (needs rensa)",
+    )
+    parser.add_argument(
+        "--similarity",
+        default="0.75",
+        metavar="SHARE",
+        help="of runs of 5 words, from which on two documents are near duplicates (default 0.75)",
+    )
+    parser.add_argument(
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="EVAL",
+        help="task files (.jsonl) or prefixes of datasets: documents that share 13 words running with one leave",
+    )
+    parser.add_argument(
+        "--decontaminate-action",
+        choices=["remove", "count"],
+        default=defaults.contaminated,
+        help="count: such documents stay and are listed and counted (default remove)",
+    )
     parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
     parser.add_argument(
@@ -144,9 +184,31 @@ def told(prepared: Prepared, output: Path) -> str:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
     if prepared.training.duplicates:
         lines.append(f"left out {prepared.training.duplicates:,} exact copies, see {duplicates_path(output)}")
+    if prepared.training.near_duplicates:
+        lines.append(
+            f"left out {prepared.training.near_duplicates:,} near duplicates, see {near_duplicates_path(output)}"
+        )
+    lines += _overlap(prepared.training, output)
     if prepared.reused:
         lines.append("whole already, from the same inputs and settings: nothing was done")
     return "\n".join(lines)
+
+
+def _overlap(manifest: Manifest, output: Path) -> list[str]:
+    """What was found of evaluation sets."""
+    found = None if manifest.contaminated is None else read_contamination(output, manifest.data_sha256)
+    if found is None:
+        return []
+    lines = []
+    for one in found.sets:
+        left_out = f"{one.documents_left_out:,} documents left out" if one.documents_left_out else ""
+        kept = f"{one.documents_kept:,} documents kept" if one.documents_kept else ""
+        share = f"{one.items_left_out + one.items_kept:,} of {one.items:,} items"
+        what = ", ".join(filter(None, (left_out, kept)))
+        lines.append(f"overlap with {one.name}: " + (f"{share}, {what}" if what else "none"))
+    if any(one.documents_left_out or one.documents_kept for one in found.sets):
+        lines.append(f"the documents are listed in {contaminated_path(output)}")
+    return lines
 
 
 def _line(prefix: Path, manifest: Manifest) -> str:

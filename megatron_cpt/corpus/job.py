@@ -2,7 +2,7 @@
 
 PREFIX.pieces/job.json says what the pieces were made from. A call that finds pieces of the same inputs,
 tokenizer and settings goes on with them; what only decides how they are joined (held-out share, copies,
-rejected lines) may change in between.
+rejected lines, how near a near duplicate is) may change in between.
 """
 
 import shutil
@@ -57,6 +57,13 @@ class PrepareSettings:
     """Instead of a share: at least so many tokens go to PREFIX.validation."""
     keep_duplicates: bool = False
     """Whether exact copies of earlier documents stay."""
+    near_duplicates: float | None = None
+    """Documents of which at least this share, 0 to 1, of the runs of 5 words is in another that stays are left out
+    (minhash.py). None: not looked for."""
+    decontaminate: str | None = None
+    """Hash of the evaluation items that documents are compared with (contamination.py). None: with none."""
+    contaminated: Literal["remove", "count"] = "remove"
+    """What becomes of documents that overlap evaluation items."""
     max_rejected: float = 0.01
     """Share of documents, 0 to 1, that may be rejected before the whole call fails."""
 
@@ -65,8 +72,13 @@ class PrepareSettings:
         """Whether there is to be a PREFIX.validation."""
         return self.holdout > 0 or self.holdout_tokens is not None
 
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether texts are compared with others, beside being tokenized."""
+        return self.near_duplicates is not None or self.decontaminate is not None
 
-JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "max_rejected")
+
+JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "contaminated", "max_rejected")
 """Settings that decide nothing about the pieces."""
 
 
@@ -138,6 +150,8 @@ class Job:
         content = _content(self)
         for name in JOINING:
             del content["settings"][name]
+        # Signatures are in the pieces or not; how alike is decided when they are joined.
+        content["settings"]["near_duplicates"] = self.settings.near_duplicates is not None
         return content
 
     def difference(self, other: Self) -> str:
@@ -148,6 +162,11 @@ class Job:
     def save(self) -> None:
         """Says what the pieces of the workspace are."""
         write_json(self.workspace / "job.json", _content(self))
+
+    @property
+    def evaluation(self) -> Path:
+        """Names of the evaluation items that the pieces were compared with, for whoever joins them."""
+        return self.workspace / "evaluation.json"
 
 
 def _content(job: Job) -> dict[str, Any]:
@@ -228,6 +247,16 @@ def rejected_path(output: Path) -> Path:
 def duplicates_path(output: Path) -> Path:
     """Where exact copies that were left out are listed, with what they repeat."""
     return output.with_name(f"{output.name}.duplicates.jsonl")
+
+
+def near_duplicates_path(output: Path) -> Path:
+    """Where near duplicates that were left out are listed, with what they are like."""
+    return output.with_name(f"{output.name}.near_duplicates.jsonl")
+
+
+def contaminated_path(output: Path) -> Path:
+    """Where documents that overlap evaluation items are listed, with the items."""
+    return output.with_name(f"{output.name}.contaminated.jsonl")
 
 
 def ids_path(output: Path) -> Path:

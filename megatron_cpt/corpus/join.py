@@ -1,17 +1,16 @@
 """Finished pieces to a dataset: the last pass of a single run, and what `merge` does with shards.
 
-1. Rejected lines are listed; too many of them end the call here.
-2. Exact copies of earlier documents are found, listed and marked, a byte a document on disk (dedup.py).
-3. The bound is found below which documents are held out (holdout.py).
-4. Range by range of keys, one stretch of every run is read, sorted, and written to PREFIX or PREFIX.validation.
+1. What is left out is marked, a byte a document on disk, and listed (leaving.py).
+2. The bound is found below which documents are held out (holdout.py).
+3. Range by range of keys, one stretch of every run is read, sorted, and written to PREFIX or PREFIX.validation.
 
-Memory holds one range, whatever the size of the whole. What stood under PREFIX stays whole until step 4 ends.
+Memory holds one range, whatever the size of the whole. What stood under PREFIX stays whole until step 3 ends.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,31 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path
-from megatron_cpt.corpus.dedup import copies
+from megatron_cpt.corpus.contamination import NGRAM_WORDS, Contamination, contamination_path
+from megatron_cpt.corpus.findings import FoundRun
 from megatron_cpt.corpus.holdout import below, bound_of_share, bound_of_tokens
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, invalidate, manifest_path
-from megatron_cpt.corpus.job import Job, duplicates_path, ids_path, rejected_path, validation_prefix
+from megatron_cpt.corpus.job import (
+    Job,
+    contaminated_path,
+    duplicates_path,
+    ids_path,
+    near_duplicates_path,
+    validation_prefix,
+)
+from megatron_cpt.corpus.leaving import (
+    Places,
+    list_contaminated,
+    list_rejected,
+    mark_contaminated,
+    mark_copies,
+    mark_near_duplicates,
+)
 from megatron_cpt.corpus.manifest import Manifest, read_manifest, write_manifest
+from megatron_cpt.corpus.marks import Marks
 from megatron_cpt.corpus.piecework import Finished
 from megatron_cpt.corpus.sorted_run import SortedRun, TokenizedDocuments
-from megatron_cpt.runs.durable import durable_file
+from megatron_cpt.runs.durable import durable_file, write_json
 
 RANGE_BYTES = 128 << 20
 """Of token ids in a range of keys, about."""
@@ -49,105 +65,45 @@ def join(job: Job, pieces: Sequence[Finished]) -> Joined:
     Raises BadInput for too many rejected documents or a part (training or held-out) that would get none.
     """
     runs = [piece.run(job) for piece in pieces]
-    places = _Places(job, pieces)
-    rejected = _list_rejected(job, pieces, places)
-    with _Marks(job, runs) as marks:
-        duplicates = 0 if job.settings.keep_duplicates else _mark_copies(job, runs, places, marks)
+    found = [piece.found(job) for piece in pieces]
+    places = Places(job, pieces, runs)
+    rejected = list_rejected(job, pieces, places)
+    with Marks(job.workspace / "left_out", runs) as marks:
+        left_out = replace(_mark(job, runs, found, places, marks), rejected=rejected)
         bound = _holdout_bound(job, runs, marks)
-        return _write(job, runs, marks, bound, rejected, duplicates)
+        if job.settings.decontaminate is None:
+            return _write(job, runs, marks, bound, left_out)
+        evaluation = orjson.loads(job.evaluation.read_bytes())
+        sets = list_contaminated(job, evaluation, runs, found, places, marks, bound)
+        joined = _write(job, runs, marks, bound, left_out)
+    record = Contamination(ngram_words=NGRAM_WORDS, data_sha256=joined.training.data_sha256, sets=sets)
+    write_json(contamination_path(job.output), asdict(record))
+    return joined
 
 
-class _Places:
-    """Where a document stood: pieces count lines from their own beginning, people from the file's."""
+@dataclass(frozen=True)
+class _LeftOut:
+    """Counts of what is left out; None where it is not looked for."""
 
-    def __init__(self, job: Job, pieces: Sequence[Finished]) -> None:
-        self._job = job
-        self._pieces = pieces
-        self._before: list[int] = []
-        for number, piece in enumerate(pieces):
-            goes_on = number > 0 and pieces[number - 1].file == piece.file
-            self._before.append(self._before[-1] + pieces[number - 1].lines if goes_on else 0)
-
-    def tell(self, piece: int, line: int, name: str) -> dict[str, str | int]:
-        """File, line and, where there is one, id, for a list."""
-        place: dict[str, str | int] = {
-            "file": self._job.sources[self._pieces[piece].file].path,
-            "line": self._before[piece] + line,
-        }
-        return place | {"id": name} if name else place
+    duplicates: int
+    contaminated: int | None
+    near_duplicates: int | None
+    rejected: int = 0
 
 
-def _list_rejected(job: Job, pieces: Sequence[Finished], places: _Places) -> int:
-    """Lists every rejected line and returns how many there are. BadInput: more than are allowed."""
-    rejected = sum(len(piece.rejected) for piece in pieces)
-    if rejected == 0:
-        rejected_path(job.output).unlink(missing_ok=True)
-        return 0
-    with durable_file(rejected_path(job.output)) as listing:
-        for number, piece in enumerate(pieces):
-            for line in piece.rejected:
-                entry = places.tell(number, line.line, line.id) | {"reason": line.reason}
-                listing.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
-    read = sum(piece.lines for piece in pieces)
-    if rejected > job.settings.max_rejected * read:
-        raise BadInput(
-            Fault(
-                f"{rejected:,} of {read:,} documents",
-                f"were rejected, more than {job.settings.max_rejected:.2%}; "
-                f"{rejected_path(job.output)} lists them with reasons.",
-                "Mend them, or allow more with --max-rejected: what is tokenized already is used again.",
-            )
-        )
-    return rejected
+def _mark(job: Job, runs: Sequence[SortedRun], found: Sequence[FoundRun], places: Places, marks: Marks) -> _LeftOut:
+    settings = job.settings
+    duplicates = 0 if settings.keep_duplicates else mark_copies(job, runs, places, marks)
+    contaminated = near = None
+    # Before near duplicates are looked for: of two, the one that stays must not leave afterwards.
+    if settings.decontaminate is not None:
+        contaminated = mark_contaminated(found, marks) if settings.contaminated == "remove" else 0
+    if settings.near_duplicates is not None:
+        near = mark_near_duplicates(job, settings.near_duplicates, runs, found, places, marks)
+    return _LeftOut(duplicates, contaminated, near)
 
 
-class _Marks:
-    """Which documents are left out, a byte each, in a file that the system may hold in memory or not."""
-
-    def __init__(self, job: Job, runs: Sequence[SortedRun]) -> None:
-        self._path = job.workspace / "left_out"
-        self._first = np.cumsum([0, *(run.documents for run in runs)])
-
-    def __enter__(self) -> "_Marks":
-        self._marks = np.memmap(self._path, np.uint8, mode="w+", shape=(max(1, int(self._first[-1])),))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        del self._marks
-        self._path.unlink()
-
-    def mark(self, run: int, position: int) -> None:
-        self._marks[self._first[run] + position] = 1
-
-    def left_out(self, run: int, first: int, end: int) -> npt.NDArray[np.bool_]:
-        """Whether the documents of a stretch of a run are left out: bool[end - first]."""
-        start = self._first[run]
-        return np.array(self._marks[start + first : start + end], np.bool_)
-
-
-def _mark_copies(job: Job, runs: Sequence[SortedRun], places: _Places, marks: _Marks) -> int:
-    """Marks and lists every exact copy with what it repeats, and returns how many there are."""
-    count = 0
-    with durable_file(duplicates_path(job.output)) as listing:
-        for copy in copies(runs):
-            marks.mark(copy.run, copy.position)
-            again = _told(runs, places, copy.run, copy.position)
-            first = _told(runs, places, copy.first_run, copy.first_position)
-            entry = {**again, "reason": "exact copy", "of": first, "content_hash": f"{copy.content_hash:016x}"}
-            listing.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
-            count += 1
-    if count == 0:
-        duplicates_path(job.output).unlink()
-    return count
-
-
-def _told(runs: Sequence[SortedRun], places: _Places, run: int, position: int) -> dict[str, str | int]:
-    record = runs[run].records()[position]
-    name = runs[run].id_of(position) if record["id_bytes"] else ""
-    return places.tell(run, int(record["line"]), name)
-
-
-def _holdout_bound(job: Job, runs: Sequence[SortedRun], marks: _Marks) -> int:
+def _holdout_bound(job: Job, runs: Sequence[SortedRun], marks: Marks) -> int:
     """The key below which documents are held out."""
     if job.settings.holdout_tokens is None:
         return bound_of_share(job.settings.holdout)
@@ -160,7 +116,7 @@ def _holdout_bound(job: Job, runs: Sequence[SortedRun], marks: _Marks) -> int:
     return bound_of_tokens(documents, job.settings.holdout_tokens)
 
 
-def _chunks(job: Job, runs: Sequence[SortedRun], marks: _Marks) -> Iterator[TokenizedDocuments]:
+def _chunks(job: Job, runs: Sequence[SortedRun], marks: Marks) -> Iterator[TokenizedDocuments]:
     """Every document that is not left out, in the order of the dataset, some at a time."""
     if job.settings.order == "as_read":
         for number, run in enumerate(runs):
@@ -183,7 +139,7 @@ def _chunks(job: Job, runs: Sequence[SortedRun], marks: _Marks) -> Iterator[Toke
         yield whole.in_order(np.argsort(whole.records["key"], kind="stable"))
 
 
-def _stretch(run: SortedRun, number: int, first: int, end: int, marks: _Marks) -> TokenizedDocuments:
+def _stretch(run: SortedRun, number: int, first: int, end: int, marks: Marks) -> TokenizedDocuments:
     left_out = marks.left_out(number, first, end)
     documents = run.read(first, end)
     return documents.chosen(~left_out) if left_out.any() else documents
@@ -215,7 +171,7 @@ class _Part:
                 self._ids.write(orjson.dumps(content[end - length : end].decode(), option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _write(job: Job, runs: Sequence[SortedRun], marks: _Marks, bound: int, rejected: int, duplicates: int) -> Joined:
+def _write(job: Job, runs: Sequence[SortedRun], marks: Marks, bound: int, left_out: _LeftOut) -> Joined:
     with ExitStack() as files:
         # The training part is entered first, so that it appears last.
         training = _Part(job, job.output, files)
@@ -231,9 +187,8 @@ def _write(job: Job, runs: Sequence[SortedRun], marks: _Marks, bound: int, rejec
         # No moment has the new training part beside an old held-out one, or the reverse.
         invalidate(job.output)
         _remove_stale(job)
-    counts = {"rejected": rejected, "duplicates": duplicates}
-    validation = None if held_out is None else _declared(job, held_out, counts)
-    return Joined(_declared(job, training, counts), validation)
+    validation = None if held_out is None else _declared(job, held_out, left_out)
+    return Joined(_declared(job, training, left_out), validation)
 
 
 def _refuse_empty(job: Job, training: _Part, held_out: _Part | None) -> None:
@@ -247,10 +202,15 @@ def _refuse_empty(job: Job, training: _Part, held_out: _Part | None) -> None:
 
 def _remove_stale(job: Job) -> None:
     """What an earlier call left and this one does not write: its held-out documents may be in training now."""
-    if job.settings.keep_duplicates:
-        duplicates_path(job.output).unlink(missing_ok=True)
-    if not job.settings.id_key:
-        ids_path(job.output).unlink(missing_ok=True)
+    stale = {
+        duplicates_path(job.output): job.settings.keep_duplicates,
+        near_duplicates_path(job.output): job.settings.near_duplicates is None,
+        contaminated_path(job.output): job.settings.decontaminate is None,
+        contamination_path(job.output): True,
+        ids_path(job.output): not job.settings.id_key,
+    }
+    for path in (path for path, gone in stale.items() if gone):
+        path.unlink(missing_ok=True)
     prefix = validation_prefix(job.output)
     if not manifest_path(prefix).is_file() or read_manifest(prefix).settings is None:
         return
@@ -259,7 +219,7 @@ def _remove_stale(job: Job) -> None:
         path.unlink(missing_ok=True)
 
 
-def _declared(job: Job, part: _Part, counts: dict[str, int]) -> Manifest:
+def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
     writer = part.writer
     manifest = Manifest(
         documents=writer.documents,
@@ -275,8 +235,10 @@ def _declared(job: Job, part: _Part, counts: dict[str, int]) -> Manifest:
         seed=job.settings.seed,
         settings=asdict(job.settings),
         sources=job.sources,
-        rejected=counts["rejected"],
-        duplicates=counts["duplicates"],
+        rejected=left_out.rejected,
+        duplicates=left_out.duplicates,
+        near_duplicates=left_out.near_duplicates,
+        contaminated=left_out.contaminated,
         data_sha256=writer.data_sha256,
         index_sha256=writer.index_sha256,
         tool_version=job.version,

@@ -64,6 +64,10 @@ class Manifest:
     """Documents of those files that were left out, listed with reasons in PREFIX.rejected.jsonl."""
     duplicates: int | None = None
     """Documents left out as exact copies of an earlier one, listed in PREFIX.duplicates.jsonl."""
+    near_duplicates: int | None = None
+    """Documents left out as nearly another one, listed in PREFIX.near_duplicates.jsonl; None: not looked for."""
+    contaminated: int | None = None
+    """Documents left out because they overlap evaluation items (PREFIX.contaminated.jsonl); None: not compared."""
     data_sha256: str
     """SHA-256 of PREFIX.bin."""
     index_sha256: str

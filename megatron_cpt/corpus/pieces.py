@@ -15,7 +15,7 @@ from typing import BinaryIO
 from megatron_cpt.corpus.inputs import STANDARD_INPUT, Input
 
 SMALLEST_PIECE, LARGEST_PIECE = 2 << 20, 64 << 20
-"""Bytes of text. A worker holds the tokens of one piece."""
+"""Bytes of text."""
 PIECES = 1024
 """Of an input of 2 to 64 GB; smaller ones have fewer, larger ones more."""
 COMPRESSION = 4

@@ -1,6 +1,7 @@
 """What is done to one piece: read, tokenized, sorted, and filed so that it need never be done again."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.batches import Framing, batches
-from megatron_cpt.corpus.documents import Keys, Rejected, read_piece
+from megatron_cpt.corpus.documents import Document, Keys, Rejected, read_piece
+from megatron_cpt.corpus.findings import Findings, FoundRun, LookedFor, find, join_findings, write_findings
 from megatron_cpt.corpus.job import Job
+from megatron_cpt.corpus.minhash import BANDS
 from megatron_cpt.corpus.pieces import Piece, piece_name
 from megatron_cpt.corpus.sorted_run import RECORD, SortedRun, TokenizedDocuments, write_run
+from megatron_cpt.corpus.spool import TokenSpool
 from megatron_cpt.runs.durable import renamed_file
 
 
@@ -41,6 +45,19 @@ class Finished:
     """Hash of what was read from standard input; empty otherwise."""
     checksum: int
     """Of the sorted run."""
+    signatures: int
+    """Documents with a MinHash signature: all, or 0 where none are made."""
+    bands: int
+    """Bands of all signatures."""
+    overlaps: int
+    """Overlaps of a document with an evaluation item."""
+    found_checksum: int
+    """Of what the texts showed (findings.py); 0 where nothing was looked for."""
+
+    def found(self, job: Job) -> FoundRun:
+        """What the texts showed."""
+        path = _path(job, piece_name(self.file, self.number), "found")
+        return FoundRun(path, self.signatures, self.bands, self.overlaps)
 
     def run(self, job: Job) -> SortedRun:
         """The documents."""
@@ -64,48 +81,76 @@ def read_finished(job: Job, file: int, number: int, check: bool) -> Finished | N
     path = _path(job, piece_name(file, number), "json")
     try:
         content = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content["rejected"] = [Rejected(**line) for line in content["rejected"]]
+        done = Finished(**content)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    content["rejected"] = [Rejected(**line) for line in content["rejected"]]
-    found = Finished(**content)
-    return None if check and not found.run(job).is_whole(found.checksum) else found
+    return done if not check or _is_whole(job, done) else None
 
 
-def tokenize_piece(job: Job, framing: Framing, piece: Piece, counters: npt.NDArray[np.int64]) -> Finished:
+def _is_whole(job: Job, done: Finished) -> bool:
+    if job.settings.looks_at_text and not done.found(job).is_whole(done.found_checksum):
+        return False
+    return done.run(job).is_whole(done.checksum)
+
+
+def tokenize_piece(
+    job: Job, framing: Framing, looked_for: LookedFor | None, piece: Piece, counters: npt.NDArray[np.int64]
+) -> Finished:
     """Does a piece. `counters`, int64[3], are raised on the way by documents, bytes of text and tokens."""
     source = job.inputs[piece.file]
     keys = Keys(job.settings.text_key, job.settings.id_key)
     rejected: list[Rejected] = []
-    parts = [_nothing(job)]
-    for batch in batches(read_piece(piece, source.kind, keys), rejected):
-        part, unusable = framing.frame(piece.file, batch)
-        rejected += unusable
-        _check_ids(job, part)
-        # The ids of a whole piece are held in as few bytes as they will have on disk.
-        narrow = TokenizedDocuments(part.records, part.tokens.astype(job.dtype), part.sentences, part.ids)
-        parts.append(narrow)
-        counters += (len(part.records), int(part.records["bytes"].sum()), len(part.tokens))
-    whole = TokenizedDocuments.joined(parts)
-    del parts
-    checksum = write_run(_path(job, piece.name, "run"), whole, job.dtype)
+    parts = [_nothing()]
+    findings: list[Findings] = []
+    with TokenSpool(job.workspace, job.dtype) as tokens:
+        for batch in batches(read_piece(piece, source.kind, keys), rejected):
+            part, unusable = framing.frame(piece.file, batch)
+            rejected += unusable
+            _check_ids(job, part)
+            tokens.add(part.tokens)
+            parts.append(replace(part, tokens=_nothing().tokens))
+            if looked_for is not None:
+                findings.append(find(looked_for, _texts(batch, unusable)))
+            counters += (len(part.records), int(part.records["bytes"].sum()), len(part.tokens))
+        whole = TokenizedDocuments.joined(parts)
+        found = join_findings(findings, [len(part.records) for part in parts[1:]])
+        del parts, findings
+        found_checksum = 0 if looked_for is None else _write_found(job, piece, found, whole)
+        checksum = write_run(_path(job, piece.name, "run"), whole, tokens)
     done = Finished(
         file=piece.file,
         number=piece.number,
         lines=len(whole.records) + len(rejected),
         documents=len(whole.records),
-        tokens=len(whole.tokens),
+        tokens=tokens.count,
         sentences=len(whole.sentences),
         id_bytes=len(whole.ids),
         bytes=int(whole.records["bytes"].sum()),
         rejected=sorted(rejected, key=lambda line: line.line),
         digest=piece.digest,
         checksum=checksum,
+        signatures=len(found.signatures),
+        bands=int(found.signed.sum()) * BANDS,
+        overlaps=len(found.overlaps),
+        found_checksum=found_checksum,
     )
     # What has its record is done: the run came before.
     _note(_path(job, piece.name, "json"), asdict(done))
     if source.streamed:
         piece.path.unlink()
     return done
+
+
+def _write_found(job: Job, piece: Piece, found: Findings, whole: TokenizedDocuments) -> int:
+    order = np.argsort(whole.records["key"], kind="stable")
+    return write_findings(_path(job, piece.name, "found"), found, order)
+
+
+def _texts(batch: Sequence[Document], unusable: Sequence[Rejected]) -> list[str]:
+    """The texts of the documents that were tokenized."""
+    lines = {rejected.line for rejected in unusable}
+    return [document.text for document in batch if document.line not in lines]
 
 
 def _check_ids(job: Job, part: TokenizedDocuments) -> None:
@@ -115,8 +160,8 @@ def _check_ids(job: Job, part: TokenizedDocuments) -> None:
         raise BadInput(Fault(job.tokenizer_folder, rule, "Use a tokenizer whose vocabulary holds its own ids."))
 
 
-def _nothing(job: Job) -> TokenizedDocuments:
-    return TokenizedDocuments(np.empty(0, RECORD), np.empty(0, job.dtype), np.empty(0, np.int32), np.empty(0, np.uint8))
+def _nothing() -> TokenizedDocuments:
+    return TokenizedDocuments(np.empty(0, RECORD), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
 
 
 def end_stream(job: Job, file: int, pieces: int) -> None:

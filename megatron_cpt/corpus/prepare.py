@@ -14,38 +14,58 @@ workers and shards, and what stood under PREFIX stays whole until the end of ste
 import glob
 import os
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.corpus.batches import Framing
 from megatron_cpt.corpus.columns import DOCUMENTS, read_column
+from megatron_cpt.corpus.contamination import (
+    EvaluationSet,
+    evaluation_ngrams,
+    identity_of,
+    item_names,
+    read_contamination,
+)
 from megatron_cpt.corpus.fast import encoder_for
+from megatron_cpt.corpus.filed import filed, unfiled
+from megatron_cpt.corpus.findings import LookedFor
 from megatron_cpt.corpus.indexed import manifest_path
 from megatron_cpt.corpus.inputs import STANDARD_INPUT, input_files
 from megatron_cpt.corpus.job import Job, PrepareSettings, begin, load_job, unchanged, workspace_of
 from megatron_cpt.corpus.join import join
-from megatron_cpt.corpus.lines import decompressed
 from megatron_cpt.corpus.manifest import Manifest, load_manifest
-from megatron_cpt.corpus.pieces import Piece, Span, of_shard, spans, unpacked
+from megatron_cpt.corpus.minhash import refuse_without_rensa
+from megatron_cpt.corpus.pieces import Piece, Span, of_shard, spans
 from megatron_cpt.corpus.piecework import (
     Finished,
-    end_stream,
-    finished,
-    pieces_of_stream,
-    read_finished,
     tokenize_piece,
 )
 from megatron_cpt.corpus.progress import Progress
 from megatron_cpt.corpus.sample import sample
 from megatron_cpt.corpus.sentences import SentenceSplitter, sentence_splitter
 from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.corpus.words import hashed_words
 from megatron_cpt.corpus.workers import Workers
+from megatron_cpt.runs.durable import write_json
+
+WRITTEN = (
+    "bin",
+    "idx",
+    "manifest.json",
+    "documents.npy",
+    "ids.jsonl",
+    "rejected.jsonl",
+    "duplicates.jsonl",
+    "near_duplicates.jsonl",
+    "contaminated.jsonl",
+    "contamination.json",
+)
+"""Endings of the files of a dataset and of the lists beside it."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +107,27 @@ def prepare(
     output: str | Path,
     settings: PrepareSettings | None = None,
     *,
+    evaluation: Sequence[EvaluationSet] = (),
     workers: int | None = None,
     progress: bool = False,
     fast: bool = True,
 ) -> Prepared:
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
-    left out: PREFIX.rejected.jsonl, PREFIX.duplicates.jsonl.
+    left out: PREFIX.rejected.jsonl, .duplicates.jsonl, .near_duplicates.jsonl, .contaminated.jsonl.
 
-    `tokenizer` is one that is open, or what Tokenizer.load reads. `workers` defaults to the cores. `fast` lets
-    gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same. Raises BadInput for
-    unusable inputs or tokenizers, too many rejected documents, or a part (training or held-out) that got no
-    document; WorkerDied where a worker was killed.
+    `tokenizer` is one that is open, or what Tokenizer.load reads. `evaluation` is what documents are compared with,
+    which decides settings.decontaminate; PREFIX.contamination.json holds the counts. `workers` defaults to the cores.
+    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same. Raises
+    BadInput for unusable inputs or tokenizers, too many rejected documents, or a part (training or held-out) that got
+    no document; WorkerDied where a worker was killed.
     """
-    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings())
+    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     there = _reusable(job)
     if there is not None:
         return there
     begin(job, shared=False)
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
-    _tokenize(job, opened, found, workers, progress, fast)
+    _tokenize(job, opened, evaluation, found, workers, progress, fast)
     # What was found filed was checked then.
     return _join(job, check=False)
 
@@ -117,6 +139,7 @@ def prepare_shard(
     settings: PrepareSettings | None,
     shard: Shard,
     *,
+    evaluation: Sequence[EvaluationSet] = (),
     workers: int | None = None,
     progress: bool = False,
     fast: bool = True,
@@ -125,11 +148,11 @@ def prepare_shard(
     where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
     if str(STANDARD_INPUT) in inputs:
         raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
-    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings())
+    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     begin(job, shared=True)
     found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
-    _tokenize(job, opened, found, workers, progress, fast)
-    pieces = _filed(job, found, check=False)
+    _tokenize(job, opened, evaluation, found, workers, progress, fast)
+    pieces = filed(job, found, check=False)
     return ShardDone(
         len(pieces),
         sum(piece.documents for piece in pieces),
@@ -148,8 +171,14 @@ def merge(output: str | Path) -> Prepared:
 
 
 def _described(
-    inputs: Sequence[str], tokenizer: str | Path | Tokenizer, output: Path, settings: PrepareSettings
+    inputs: Sequence[str],
+    tokenizer: str | Path | Tokenizer,
+    output: Path,
+    settings: PrepareSettings,
+    evaluation: Sequence[EvaluationSet],
 ) -> tuple[Job, Tokenizer]:
+    settings = replace(settings, decontaminate=identity_of(evaluation) if evaluation else None)
+    refuse(_settings_faults(settings))
     files = input_files(inputs, settings.document_per_line)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)
@@ -158,9 +187,23 @@ def _described(
     return Job.describe(output, settings, files, tokenizer), tokenizer
 
 
+def _settings_faults(settings: PrepareSettings) -> list[Fault]:
+    threshold = settings.near_duplicates
+    if threshold is None:
+        return []
+    refuse_without_rensa()
+    faults = []
+    if not 0 < threshold <= 1:
+        faults.append(Fault(f"--similarity {threshold}", "must be above 0 and at most 1.", "0.75 is usual."))
+    if settings.keep_duplicates:
+        rule = "contradict each other: exact copies are near duplicates."
+        faults.append(Fault("--keep-duplicates and --dedup minhash", rule, "Give one of them."))
+    return faults
+
+
 def _sweep(output: Path) -> None:
     """Removes what a killed call left beside the dataset."""
-    for ending in ("bin", "idx", "manifest.json", "documents.npy", "ids.jsonl", "rejected.jsonl", "duplicates.jsonl"):
+    for ending in WRITTEN:
         for part in ("", ".validation"):
             for file in output.parent.glob(f".{glob.escape(output.name)}{part}.{ending}.partial-*"):
                 file.unlink()
@@ -179,15 +222,26 @@ def _reusable(job: Job) -> Prepared | None:
             read_column(prefix, DOCUMENTS, manifest.documents)
         except (BadInput, IntegrityFault):
             return None
-        made_by = (manifest.settings, manifest.sources, manifest.tokenizer, manifest.bos, manifest.eod)
-        if made_by != (asdict(job.settings), job.sources, job.tokenizer, job.bos, job.eod):
+        made_by = (manifest.sources, manifest.tokenizer, manifest.bos, manifest.eod)
+        if made_by != (job.sources, job.tokenizer, job.bos, job.eod):
+            return None
+        # A dataset of an earlier version does not know of settings that came later: they were at their defaults.
+        if manifest.settings is None or asdict(PrepareSettings()) | manifest.settings != asdict(job.settings):
             return None
         manifests.append(manifest)
+    if job.settings.decontaminate and read_contamination(job.output, manifests[-1].data_sha256) is None:
+        return None
     return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
 
 
 def _tokenize(
-    job: Job, tokenizer: Tokenizer, found: Sequence[Span], workers: int | None, progress: bool, fast: bool
+    job: Job,
+    tokenizer: Tokenizer,
+    evaluation: Sequence[EvaluationSet],
+    found: Sequence[Span],
+    workers: int | None,
+    progress: bool,
+    fast: bool,
 ) -> None:
     """Files every piece of the spans that is not filed yet."""
     count = workers or os.cpu_count() or 1
@@ -196,7 +250,8 @@ def _tokenize(
         _one_thread(),
         Progress(job.output.name, count, sum(span.size for span in found), progress) as bar,
     ):
-        pieces = _unfiled(job, found, bar)
+        looked_for = _looked_for(job, evaluation)
+        pieces = unfiled(job, found, bar)
         first = next(pieces, None)
         if first is None:
             return
@@ -210,7 +265,7 @@ def _tokenize(
             control_tokens=settings.parse_special,
             split=_splitter(job),
         )
-        with Workers(count, partial(_work, job, framing, bar)) as pool:
+        with Workers(count, partial(_work, job, framing, looked_for, bar)) as pool:
             bar.show()
             for _ in pool.map(chain([first], pieces)):
                 pass
@@ -232,98 +287,42 @@ def _splitter(job: Job) -> SentenceSplitter | None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps the tokenizers library from threads of its own, which would not survive a fork."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    """Keeps libraries from threads of their own, which would not survive a fork and are too many beside workers."""
+    settings = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-def _work(job: Job, framing: Framing, bar: Progress, worker: int, piece: Piece) -> Finished:
-    return tokenize_piece(job, framing, piece, bar.counters(worker))
-
-
-def _unfiled(job: Job, found: Iterable[Span], bar: Progress) -> Iterator[Piece]:
-    """The pieces that are not filed yet."""
-    for span in found:
-        if not span.streamed:
-            pieces: Iterable[Piece] = [span.piece]
-        elif _known(job, span.piece.file):
-            bar.skip(span.size)
-            continue
-        else:
-            pieces = _unpacked(job, span.piece.file)
-        for piece in pieces:
-            done = finished(job, piece)
-            if done is None:
-                yield piece
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
             else:
-                bar.skip(done.bytes)
-                if span.streamed:
-                    piece.path.unlink()
+                os.environ[name] = value
 
 
-def _known(job: Job, file: int) -> bool:
-    """Whether a stream need not be read again; of standard input that shows only when it is."""
-    return job.inputs[file].path != STANDARD_INPUT and _streamed(job, file, check=True) is not None
-
-
-def _unpacked(job: Job, file: int) -> Iterator[Piece]:
-    source = job.inputs[file]
-    standard = source.path == STANDARD_INPUT
-    number = 0
-    with (
-        sys.stdin.buffer if standard else source.path.open("rb") as raw,
-        decompressed(raw, job.sources[file].path, source.compression) as stream,
-    ):
-        for piece in unpacked(stream, file, source.kind == "text", standard, job.workspace, job.piece_size):
-            number += 1
-            yield piece
-    end_stream(job, file, number)
-
-
-def _streamed(job: Job, file: int, check: bool) -> list[Finished] | None:
-    """The pieces of a stream that was read to its end, if all are filed."""
-    count = pieces_of_stream(job, file)
-    if count is None:
+def _looked_for(job: Job, evaluation: Sequence[EvaluationSet]) -> LookedFor | None:
+    """What workers look for in texts; names of evaluation items are kept for the pass that joins the pieces."""
+    settings = job.settings
+    if not settings.looks_at_text:
         return None
-    pieces = [read_finished(job, file, number, check) for number in range(count)]
-    there = [piece for piece in pieces if piece is not None]
-    return there if len(there) == count else None
+    # So that its table of letters is built once, before workers are forked.
+    hashed_words([])
+    if settings.decontaminate is None:
+        return LookedFor(settings.near_duplicates is not None, None)
+    ngrams = evaluation_ngrams(evaluation)
+    write_json(job.evaluation, item_names(evaluation, ngrams))
+    return LookedFor(settings.near_duplicates is not None, ngrams)
 
 
-def _filed(job: Job, found: Sequence[Span], check: bool) -> list[Finished]:
-    """Every piece of the spans, in the order read. Raises BadInput where some are missing or, on a `check`, damaged."""
-    pieces: list[Finished] = []
-    missing: list[str] = []
-    for span in found:
-        file = span.piece.file
-        if span.streamed:
-            there = _streamed(job, file, check)
-        else:
-            piece = read_finished(job, file, span.piece.number, check)
-            there = None if piece is None else [piece]
-        if there is None:
-            missing.append(job.sources[file].path)
-        pieces += there or []
-    if missing:
-        raise BadInput(
-            Fault(
-                f"{len(missing):,} of {len(found):,} parts of the input",
-                f"are not tokenized yet or damaged, the first of {missing[0]}, the last of {missing[-1]}.",
-                "Run their shards again, then merge.",
-            )
-        )
-    return pieces
+def _work(
+    job: Job, framing: Framing, looked_for: LookedFor | None, bar: Progress, worker: int, piece: Piece
+) -> Finished:
+    return tokenize_piece(job, framing, looked_for, piece, bar.counters(worker))
 
 
 def _join(job: Job, check: bool) -> Prepared:
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
-    joined = join(job, _filed(job, found, check))
+    joined = join(job, filed(job, found, check))
     shutil.rmtree(job.workspace)
     return Prepared(joined.training, joined.validation, reused=False)

@@ -12,12 +12,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.corpus.spool import TokenSpool
 from megatron_cpt.runs.durable import renamed_file
 
 RECORD = np.dtype(
@@ -108,10 +110,11 @@ def shuffle_keys(seed: int, file: int, places: npt.NDArray[Any]) -> npt.NDArray[
     return mixed(mixed(places.astype(np.uint64) + stream))
 
 
-def write_run(path: Path, documents: TokenizedDocuments, dtype: npt.DTypeLike) -> int:
-    """Writes the documents of a piece, given in the order read, and returns the checksum by which `SortedRun.is_whole`
-    knows them again. Ids must fit the dtype (the caller's check)."""
-    whole = documents.in_order(np.argsort(documents.records["key"], kind="stable"))
+def write_run(path: Path, documents: TokenizedDocuments, tokens: TokenSpool) -> int:
+    """Writes the documents of a piece, given in the order read with their ids apart, and returns the checksum by which
+    `SortedRun.is_whole` knows them again."""
+    order = np.argsort(documents.records["key"], kind="stable")
+    whole = documents.in_order(order)
     records = whole.records.copy()
     for first, count in (("first_token", "tokens"), ("first_sentence", "sentences"), ("first_id_byte", "id_bytes")):
         records[first] = np.cumsum(records[count]) - records[count]
@@ -121,8 +124,10 @@ def write_run(path: Path, documents: TokenizedDocuments, dtype: npt.DTypeLike) -
     by_hash = by_hash[np.lexsort((by_hash["place"], by_hash["content_hash"]))]
     checksum = 0
     with renamed_file(path) as file:
-        for array in (records, by_hash, whole.tokens.astype(dtype, copy=False), whole.sentences, whole.ids):
-            content = array.tobytes()
+        stretches = tokens.in_order(documents.records["tokens"], order)
+        tables = (array.tobytes() for array in (records, by_hash))
+        rest = (array.tobytes() for array in (whole.sentences, whole.ids))
+        for content in chain(tables, stretches, rest):
             file.write(content)
             checksum = zlib.crc32(content, checksum)
     return checksum

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.corpus.lines import compression_of, decompressed
 
 MOST_FAULTS = 20
 """Lines of a file that an error names."""
@@ -49,10 +50,7 @@ def read_items(path: Path) -> dict[str, list[Item]]:
 
     Raises BadInput naming the lines that are neither, ids that stand twice, a task of both kinds, or an empty file.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise BadInput(Fault(str(path), f"cannot be read: {error.strerror}.", "Give a JSONL file.")) from error
+    lines = _lines(path)
     tasks: dict[str, list[Item]] = {}
     faults, seen = [], set()
     for number, line in enumerate(lines, start=1):
@@ -73,6 +71,18 @@ def read_items(path: Path) -> dict[str, list[Item]]:
     if not tasks:
         raise BadInput(Fault(str(path), "holds no question.", "Give a JSONL file with one question a line."))
     return tasks
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, plain, gzip or Zstandard. Raises IntegrityFault where it is cut short."""
+    try:
+        with path.open("rb") as raw:
+            compression = compression_of(raw.read(4))
+            raw.seek(0)
+            with decompressed(raw, str(path), compression) as content:
+                return content.read().splitlines()
+    except OSError as error:
+        raise BadInput(Fault(str(path), f"cannot be read: {error.strerror}.", "Give a JSONL file.")) from error
 
 
 def _item(line: Any, number: int) -> tuple[str, Item]:

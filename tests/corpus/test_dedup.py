@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from megatron_cpt.corpus import dedup
 from megatron_cpt.corpus.dedup import copies
 from megatron_cpt.corpus.sorted_run import RECORD, SortedRun, TokenizedDocuments, mixed, write_run
+from megatron_cpt.corpus.spool import TokenSpool
 
 HASHES = st.lists(st.sampled_from([0, 1, 2, 2**58, 2**63, 2**64 - 1, 12345678901234567]), max_size=60)
 
@@ -23,7 +24,7 @@ def runs_of(folder: Path, hashes: list[int], size: int) -> list[SortedRun]:
         records["bytes"] = first + np.arange(len(part))
         records["key"] = mixed(records["bytes"].astype(np.uint64))
         nothing = TokenizedDocuments(records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8))
-        write_run(folder / f"{first}.run", nothing, "<u2")
+        write_run(folder / f"{first}.run", nothing, TokenSpool(folder, np.dtype("<u2")))
         runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(part), 0, 0, 0))
     return runs
 

@@ -1,6 +1,7 @@
 """Runs that are killed, shared or given other workers: always the same bytes."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -8,13 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus import pieces
+from megatron_cpt.corpus.contamination import EvaluationItem, EvaluationSet
 from megatron_cpt.corpus.indexed import bin_path, idx_path
 from megatron_cpt.corpus.job import PrepareSettings
 from megatron_cpt.corpus.prepare import Shard, merge, prepare, prepare_shard
@@ -36,7 +40,7 @@ def corpus(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) ->
     lines = [json.dumps({"text": text, "id": f"n{number}"}) for number, text in enumerate(texts)]
     (folder / "a.jsonl").write_text("\n".join([*lines[:50], "{broken", "", *lines[10:20]]))
     (folder / "b.jsonl").write_text("\n".join(lines[40:]))
-    (folder / "d.txt").write_text(texts[0] * 2)
+    (folder / "d.txt").write_text(texts[3].upper() + " and more")
     (folder / "c.jsonl").write_text("\n".join(lines[:30] * 2 + ["[]"]))
     subprocess.run(["gzip", "c.jsonl"], cwd=folder, check=True)
     return [str(folder)]
@@ -47,22 +51,29 @@ def test_workers_and_shards_and_cuts_make_no_difference(
     tmp_path: Path,
     corpus: list[str],
     tokenizer_folder: Path,
-    order: str,
+    texts: list[str],
+    order: Literal["shuffled", "as_read"],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = PrepareSettings(**{**SETTINGS.__dict__, "order": order, "holdout": 0.0, "holdout_tokens": 3000})
+    near = 0.6 if importlib.util.find_spec("rensa") else None
+    settings = replace(SETTINGS, order=order, holdout=0.0, holdout_tokens=3000, near_duplicates=near)
+    items = tuple(EvaluationItem(f"q{number}", (text[200:600],)) for number, text in enumerate(texts[::9]))
+    evaluation = [EvaluationSet("planted", "planted.jsonl", "0", items)]
     single = tmp_path / "single"
-    prepared = prepare(corpus, tokenizer_folder, single / "x", settings, workers=1)
+    prepared = prepare(corpus, tokenizer_folder, single / "x", settings, evaluation=evaluation, workers=1)
     assert prepared.validation is not None and prepared.validation.tokens >= 3000
     assert prepared.training.rejected == 3 and prepared.training.duplicates == 80
+    assert prepared.training.contaminated and prepared.training.near_duplicates == (None if near is None else 1)
     expected = digests(single)
-    assert len(expected) == 12
-    prepare(corpus, tokenizer_folder, tmp_path / "many" / "x", settings, workers=4)
+    assert len(expected) == (14 if near is None else 15)
+    prepare(corpus, tokenizer_folder, tmp_path / "many" / "x", settings, evaluation=evaluation, workers=4)
     assert digests(tmp_path / "many") == expected
 
     for shard in (3, 1, 2):
         assert not (tmp_path / "shards" / "x.idx").exists()
-        done = prepare_shard(corpus, tokenizer_folder, tmp_path / "shards" / "x", settings, Shard(shard, 3), workers=1)
+        output = tmp_path / "shards" / "x"
+        part = Shard(shard, 3)
+        done = prepare_shard(corpus, tokenizer_folder, output, settings, part, evaluation=evaluation, workers=1)
         assert done.pieces > 0
     merged = merge(tmp_path / "shards" / "x")
     assert digests(tmp_path / "shards") == expected
@@ -70,7 +81,7 @@ def test_workers_and_shards_and_cuts_make_no_difference(
 
     # A piece that holds everything.
     monkeypatch.setattr(pieces, "SMALLEST_PIECE", 1 << 20)
-    prepare(corpus, tokenizer_folder, tmp_path / "whole" / "x", settings)
+    prepare(corpus, tokenizer_folder, tmp_path / "whole" / "x", settings, evaluation=evaluation)
     assert digests(tmp_path / "whole") == expected
 
 
@@ -133,10 +144,15 @@ def test_any_kill_loses_no_more_than_a_piece(
     corpus = str(write_jsonl("a.jsonl", [f"{number} {text}" for number in range(20) for text in texts]))
     output = tmp_path / "out"
     output.mkdir()
+    items = [json.dumps({"text": text[200:600]}) for text in texts[::9] if len(text) > 600]
+    (tmp_path / "items.jsonl").write_text("\n".join(items))
     words = [corpus, "--tokenizer", str(tokenizer_folder), "--output", str(output / "x"), "--holdout", "20%"]
+    words += ["--decontaminate", str(tmp_path / "items.jsonl"), "--decontaminate-action", "count"]
+    near = importlib.util.find_spec("rensa") is not None
+    words += ["--dedup", "minhash"] if near else []
     assert run([*words, "--workers", "1"]).wait(60) == 0
     expected = digests(output)
-    assert len(expected) == 8
+    assert len(expected) == 10 + near
     for path in output.iterdir():
         path.unlink()
 

@@ -145,6 +145,19 @@ def test_control_tokens_in_text_are_not_injected(
     assert decoded(tmp_path / "out", tokenizer_folder) == texts
 
 
+def test_control_tokens_in_text_are_meant_when_asked(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path
+) -> None:
+    corpus = [str(write_jsonl("a.jsonl", ["a <|endoftext|> b"]))]
+    settings = PrepareSettings(order="as_read", parse_special=True)
+    for name, fast in (("slow", False), ("fast", True)):
+        prepare(corpus, tokenizer_folder, tmp_path / name, settings, fast=fast)
+        ids = IndexedDataset(tmp_path / name).document(0)
+        tokenizer = Tokenizer.load(tokenizer_folder)
+        assert np.flatnonzero(ids == tokenizer.eod).tolist() == [2, len(ids) - 1]
+        assert tokenizer.decode(ids.tolist()) == "a <|endoftext|> b<|endoftext|>"
+
+
 def test_where_a_model_would_inject_them_the_document_is_rejected(tmp_path: Path, write_jsonl: WriteJsonl) -> None:
     folder = tmp_path / "unigram"
     save_tokenizer(folder, unigram("▁ab</s>", ["<unk>", "</s>"]), {"eos_token": "</s>"})

@@ -1,10 +1,13 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_cpt.corpus import spool
 from megatron_cpt.corpus.sorted_run import RECORD, SortedRun, TokenizedDocuments, mixed, shuffle_keys, write_run
+from megatron_cpt.corpus.spool import TokenSpool
 
 
 def documents(count: int, seed: int = 1) -> TokenizedDocuments:
@@ -23,8 +26,18 @@ def documents(count: int, seed: int = 1) -> TokenizedDocuments:
     )
 
 
+def write(path: Path, whole: TokenizedDocuments) -> int:
+    with TokenSpool(path.parent, np.dtype("<i4")) as tokens:
+        for part in np.array_split(whole.tokens, 7):
+            tokens.add(part)
+        assert tokens.count == len(whole.tokens)
+        checksum = write_run(path, replace(whole, tokens=whole.tokens[:0]), tokens)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    return checksum
+
+
 def written(path: Path, whole: TokenizedDocuments) -> SortedRun:
-    checksum = write_run(path, whole, "int32")
+    checksum = write(path, whole)
     sizes = len(whole.tokens), len(whole.sentences), len(whole.ids)
     run = SortedRun(path, np.dtype("<i4"), len(whole.records), *sizes)
     assert run.is_whole(checksum)
@@ -39,8 +52,13 @@ def assert_whole(part: TokenizedDocuments) -> None:
     assert (part.ids == np.repeat(numbers, part.records["id_bytes"]).astype(np.uint8)).all()
 
 
+@pytest.mark.parametrize("memory", [0, 30, 3000, 4 << 20])
 @pytest.mark.parametrize("cuts", [[0, 500], [0, 1, 250, 251, 500], list(range(0, 501, 10)), [0, 0, 500, 500]])
-def test_any_stretch_comes_back_in_the_order_of_keys(tmp_path: Path, cuts: list[int]) -> None:
+def test_any_stretch_comes_back_in_the_order_of_keys(
+    tmp_path: Path, cuts: list[int], memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the ids are on the way: in memory, in a scratch file, or in both."""
+    monkeypatch.setattr(spool, "MEMORY_BYTES", memory)
     whole = documents(500)
     run = written(tmp_path / "run", whole)
     parts = [run.read(first, end) for first, end in pairwise(cuts)]
@@ -67,7 +85,7 @@ def test_an_empty_run(tmp_path: Path) -> None:
 def test_a_run_that_is_not_what_was_written_is_found(tmp_path: Path, damage: str) -> None:
     whole = documents(100)
     path = tmp_path / "run"
-    checksum = write_run(path, whole, "int32")
+    checksum = write(path, whole)
     run = SortedRun(path, np.dtype("<i4"), 100, len(whole.tokens), len(whole.sentences), len(whole.ids))
     content = bytearray(path.read_bytes())
     content[5000] ^= 4

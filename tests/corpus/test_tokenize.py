@@ -1,3 +1,4 @@
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +146,29 @@ def test_gpt2_round_trips_real_text(unpack: Callable[[str], Path], tmp_path: Pat
         assert tokenizer.decode(ids) == text
         assert lengths[ids].sum() == len(text.encode())
         assert ids.dtype == np.int32
+
+
+def test_llama_3s_original_ranks(tmp_path: Path) -> None:
+    """The lines of its tokenizer.model: base64 and rank; BOS before each document, control tokens behind the ranks."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the", b"12", b"123"]
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    path = tmp_path / "tokenizer.model"
+    path.write_text("\n".join(lines))
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.vocabulary_size == len(tokens) + 256
+    assert (tokenizer.bos_for("auto"), tokenizer.eod) == (len(tokens), len(tokens) + 1)
+    # The pattern parts digits in threes and takes a blank to the word behind it.
+    [ids] = tokenizer.encode_batch(["the the1234"])
+    assert ids.tolist() == [257, 258, 260, ord("4")]
+    assert tokenizer.decode(ids.tolist()) == "the the1234"
+    assert tokenizer.token_bytes()[ids].tolist() == [3, 4, 3, 1]
+    literal = "a<|end_of_text|>"
+    [plain] = tokenizer.encode_batch([literal])
+    assert plain.max() < 256 and tokenizer.decode(plain.tolist()) == literal
+    [meant] = Tokenizer.load(path, parse_special=True).encode_batch([literal])
+    assert meant.tolist() == [ord("a"), tokenizer.eod]
+    folder = Tokenizer.load(tmp_path)
+    assert folder.identity == tokenizer.identity
+    path.write_text(path.read_text() + "\n!")
+    with pytest.raises(BadInput, match="holds no whole tiktoken ranks"):
+        Tokenizer.load(path)

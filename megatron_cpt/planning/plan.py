@@ -16,6 +16,7 @@ from megatron_cpt.families.size import (
     parameter_count,
 )
 from megatron_cpt.mixture.plan import BlendPlan
+from megatron_cpt.planning.contamination import SourceOverlap, overlap_warnings, source_overlaps
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.faults import blend_of, input_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
@@ -69,6 +70,8 @@ class RunPlan:
     """One for each validation set and each file of tasks."""
     model: ModelSize
     """Size and cost of the model."""
+    overlaps: tuple[SourceOverlap, ...]
+    """Every source against every task and validation set."""
     warnings: tuple[str, ...]
     """What works and looks unwise."""
 
@@ -115,6 +118,7 @@ class RunPlan:
                 "fingerprint": self.blend.fingerprint(self.blend.total_sequences),
             },
             "evaluations": [asdict(one) | {"compute_share": one.compute_share} for one in self.evaluations],
+            "contamination": [asdict(one) for one in self.overlaps],
             "model": asdict(self.model) | {"memory_per_rank": self.model.memory.total},
             "warnings": list(self.warnings),
         }
@@ -180,6 +184,7 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     warnings = plan_warnings(config, inputs, blend)
     config = to_its_end(config, blend)
     evaluations = plan_evaluations(config, inputs, config.total_steps)
+    overlaps = source_overlaps(config, inputs)
     return RunPlan(
         config=config,
         inputs=inputs,
@@ -191,7 +196,8 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
         blend=blend,
         evaluations=evaluations,
         model=measure(config, inputs.shape, world_size, config.total_steps),
-        warnings=(*warnings, *overhead_warnings(config, evaluations)),
+        overlaps=overlaps,
+        warnings=(*warnings, *overlap_warnings(overlaps), *overhead_warnings(config, evaluations)),
     )
 
 

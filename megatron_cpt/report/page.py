@@ -7,6 +7,7 @@ from megatron_cpt.gap.figures import GapFigures
 from megatron_cpt.gap.summary import recovery_words, short_count
 from megatron_cpt.report.comparison import Comparison, compare
 from megatron_cpt.report.comparison_tables import arm_table, difference_table, split_table
+from megatron_cpt.report.contamination import contamination_section
 from megatron_cpt.report.elements import (
     MISSING,
     figure,
@@ -64,6 +65,7 @@ def report_page(
             _mixture(runs),
             time_section(runs),
             events_section(runs),
+            contamination_section(runs),
             _plans(runs),
             _configurations(runs),
         ]

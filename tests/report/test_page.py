@@ -54,7 +54,7 @@ def test_the_page_is_well_formed_and_has_every_section(page: str):
     assert parsed.open == []
     for title in (
         "Validation loss", "The first steps", "Gap figures", "Downstream tasks", "Training", "Plasticity and stability",
-        "Mixture", "Speed", "Events", "Plan", "Configuration",
+        "Mixture", "Speed", "Events", "Contamination", "Plan", "Configuration",
     ):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
     # Loss, change, tasks and their group, training loss, rate and norm, signals, mixture and epochs, speed.

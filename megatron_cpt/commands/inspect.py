@@ -1,12 +1,15 @@
-"""`megatron-cpt inspect PREFIX`: counts, the first documents as text, integrity."""
+"""`megatron-cpt inspect PREFIX`: counts, lengths, scores, the first documents as text, integrity."""
 
 import argparse
 from dataclasses import asdict
 
 import numpy as np
 
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.corpus.histogram import histogram_lines
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import Manifest, load_manifest
+from megatron_cpt.corpus.scores import read_score, scores_beside
 from megatron_cpt.corpus.shown import shown, tokenizer_of
 from megatron_cpt.corpus.verify import verify_dataset
 
@@ -16,6 +19,8 @@ COUNTS = (
     "bytes",
     "rejected",
     "duplicates",
+    "near_duplicates",
+    "contaminated",
     "dtype",
     "vocabulary_size",
     "eod",
@@ -32,6 +37,8 @@ def main(arguments: list[str]) -> int:
     manifest = verify_dataset(words.prefix) if words.verify else load_manifest(words.prefix)
     dataset = IndexedDataset(words.prefix)
     print(_counts(manifest, dataset))
+    if words.histograms:
+        print(_histograms(words.prefix, manifest, dataset))
     tokenizer = tokenizer_of(manifest, words.tokenizer)
     for number in range(min(words.show, dataset.documents)):
         print(f"\n--- document {number}\n{shown(dataset.document(number), tokenizer, SHOWN_TOKENS)}")
@@ -45,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("prefix", metavar="PREFIX")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="documents to show (default 3)")
     parser.add_argument("--tokenizer", metavar="HF_DIR", help="to show text (default: the manifest's, if there)")
+    parser.add_argument(
+        "--histograms",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="how lengths and scores are spread (default: shown)",
+    )
     parser.add_argument("--verify", action="store_true", help="read everything and prove it whole")
     return parser
 
@@ -63,6 +76,18 @@ def _counts(manifest: Manifest, dataset: IndexedDataset) -> str:
     lines.append(f"{'tokenizer':<16} {manifest.tokenizer or 'unknown'}")
     lines.append(f"{'data sha256':<16} {manifest.data_sha256}")
     return "\n".join(lines)
+
+
+def _histograms(prefix: str, manifest: Manifest, dataset: IndexedDataset) -> str:
+    """Of lengths, and of every score beside the dataset."""
+    lengths = np.diff(dataset.document_starts)
+    parts = [("document tokens", histogram_lines(lengths))] if len(lengths) else []
+    for name in scores_beside(prefix):
+        try:
+            parts.append((f"score {name}", histogram_lines(read_score(prefix, name, manifest))))
+        except BadInput as error:
+            parts.append((f"score {name}", [fault.rule for fault in error.faults]))
+    return "\n".join(line for title, lines in parts for line in ["", title, *(f"  {line}" for line in lines)])
 
 
 def _shown(value: int | str | None) -> str:

@@ -9,6 +9,7 @@ A plain .npy array without a record, made elsewhere, is read as it is: only its 
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ class ScoreRecord:
 def record_path(prefix: str | Path, name: str) -> Path:
     """The file of a score's record."""
     return Path(f"{prefix}.{name}.score.json")
+
+
+def scores_beside(prefix: str | Path) -> list[str]:
+    """The names of the scores of a dataset, in alphabetical order."""
+    path = Path(prefix)
+    names = (file.name[len(path.name) + 1 : -len(".npy")] for file in path.parent.glob(f"{escape(path.name)}.*.npy"))
+    return sorted(name for name in names if _NAME.fullmatch(name) and name != DOCUMENTS)
 
 
 def check_name(name: str) -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -42,10 +43,45 @@ def test_prepare_select_inspect(words: list[str], tmp_path: Path, capsys: pytest
     told = capsys.readouterr().out
     assert "verified" in told
     assert "*****" in told
+    assert "score" not in told and told.count("#####") >= 1
+
+    np.save(tmp_path / "out.quality.npy", np.arange(manifest.documents, dtype=np.float32))
+    assert main(["inspect", str(tmp_path / "out"), "--show", "0"]) == 0
+    assert "score quality\n  0 to " in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "out"), "--show", "0", "--no-histograms"]) == 0
+    assert "#####" not in capsys.readouterr().out
 
     chosen = ["--tokens", "10K", "--keep", "random", "--output", str(tmp_path / "half")]
     assert main(["select", str(tmp_path / "out"), *chosen]) == 0
     assert "half.selection.json: " in capsys.readouterr().out
+
+
+def test_several_keys_give_a_dataset_each(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = tmp_path / "two.jsonl"
+    corpus.write_text("".join(json.dumps({"title": f"t{n}", "body": f"b{n} b"}) + "\n" for n in range(5)))
+    asked = [str(corpus), *words[1:-2], "--quiet", "--order", "as_read", "--no-fast"]
+    assert main(["prepare", *asked, "--text-key", "title", "body"]) == 0
+    assert capsys.readouterr().out.count("5 documents") == 2
+    for key in ("title", "body"):
+        assert main(["prepare", *asked, "--text-key", key]) == 0
+        for ending in ("bin", "idx", "documents.npy"):
+            of_key = (tmp_path / f"out_{key}.{ending}").read_bytes()
+            assert of_key == (tmp_path / f"out.{ending}").read_bytes()
+
+
+def test_evaluation_items_are_left_out_and_told(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [json.loads(line)["body"] for line in Path(words[0]).read_text().splitlines()]
+    lines = [{"task": "quiz", "question": text[:400], "choices": ["yes", "no"], "answer": 0} for text in texts[:3]]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = [*words, "--quiet", "--decontaminate", str(tmp_path / "quiz.jsonl")]
+    assert main(["prepare", *asked, "--decontaminate-action", "count"]) == 0
+    assert "overlap with quiz: 3 of 3 items, 3 documents kept" in capsys.readouterr().out
+    assert main(["prepare", *asked]) == 0
+    told = capsys.readouterr().out
+    assert "overlap with quiz: 3 of 3 items, 3 documents left out" in told and "out.contaminated.jsonl" in told
+    assert load_manifest(tmp_path / "out").contaminated == 3
 
 
 def test_a_progress_bar_shows_bytes_and_documents(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

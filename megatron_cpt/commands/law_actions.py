@@ -152,7 +152,7 @@ def choose(options: argparse.Namespace) -> int:
     outcomes = ranked(laws, _tried(options, laws), weights, bounds)
     best = outcomes[0]
     length = turning_length(laws, weights, best.recipe, TURNING_SEARCH * laws.fitted.steps)
-    points = {name: critical_point(fitting) for name, fitting in laws.fits.items()}
+    points = {name: critical_point(fit) for name, fit in laws.fits.items() if "shift_size" in fit.parameters}
     print(choice_text(outcomes[: options.show], laws, length, points))
     unique, size = count("--domain-tokens", options.domain_tokens), count("--tokens-per-step", options.tokens_per_step)
     if unique and size:

@@ -94,6 +94,8 @@ def choose_tables(options: argparse.Namespace) -> int:
     best = outcomes[0]
     for name in best.broken:
         print(f"WARNING: no mixture keeps {name} within its bound; the nearest is shown")
+    for name in best.unsure:
+        print(f"WARNING: the upper end of the band breaks the bound on {name}")
     for words in fits.beyond(best.columns):
         print(f"WARNING: extrapolates: {words}")
     if unique is not None and "tokens" in given and "replay_ratio" in best.columns:
@@ -112,8 +114,8 @@ def _tables(options: argparse.Namespace) -> dict[str, Table]:
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
     if not runs and len(options.curves) > 1:
         raise BadInput(Fault(options.curves[1], "is a second table.", "Put all rows into one file."))
-    along = options.law in (CRITICAL, D_CPT)
-    tables = tables_of_runs(runs, along) if runs else read_table(options.curves[0])
+    along_from = options.from_step if options.law in (CRITICAL, D_CPT) else None
+    tables = tables_of_runs(runs, along_from) if runs else read_table(options.curves[0])
     wanted = options.sets or list(tables)
     refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in wanted
             if name not in tables])  # fmt: skip

@@ -68,9 +68,9 @@ def _held(_: Sequence[Table]) -> dict[str, float]:
 CRITICAL_RATIO: Law[Table] = Law(
     CRITICAL,
     (
-        Parameter("amplitude", -100.0, 100.0, linear=True),
+        Parameter("amplitude", -1e6, 1e6, linear=True),
         Parameter("exponent", -3.0, 3.0, (-1.0, 1.0)),
-        Parameter("offset", -100.0, 100.0, linear=True),
+        Parameter("offset", -1e3, 1e3, linear=True),
     ),
     exact=_clipped,
     quick=_unclipped,

@@ -87,8 +87,8 @@ def read_table(path: str | Path, sets: Sequence[str] | None = None) -> dict[str,
     return _tables(sets, numbers, rows)
 
 
-def tables_of_runs(paths: Sequence[str], along: bool = False) -> dict[str, Table]:
-    """The tables of the validation sets that run folders share: a row a run, or, `along`, a row a mark of each.
+def tables_of_runs(paths: Sequence[str], along_from: int | None = None) -> dict[str, Table]:
+    """The tables of the validation sets that run folders share: a row a run, or a row a mark from a step on.
 
     Raises BadInput for runs without a set in common.
     """
@@ -102,7 +102,8 @@ def tables_of_runs(paths: Sequence[str], along: bool = False) -> dict[str, Table
         plan = read_object(RunFolder(path).plan)
         tokens = {r["step"]: r.get("tokens") for r in read_records(RunFolder(path).records) if r["kind"] == "train"}
         steps = set.intersection(*({int(step) for step in curve.steps} for curve in curves.values()))
-        for step in sorted(steps) if along else sorted(steps)[-1:]:
+        last = sorted(steps)[-1:]
+        for step in last if along_from is None else sorted(step for step in steps if step >= along_from) or last:
             values: dict[str, float | None] = {
                 "tokens": tokens.get(step),
                 "model_size": plan.get("model", {}).get("non_embedding_parameters"),
@@ -117,7 +118,7 @@ def tables_of_runs(paths: Sequence[str], along: bool = False) -> dict[str, Table
                 columns.setdefault(name, [0.0 if name.startswith(SHARE) else math.nan] * len(rows)).append(
                     (0.0 if name.startswith(SHARE) else math.nan) if value is None else float(value)
                 )
-            rows.append(Path(path).name + (f" at {step}" if along else ""))
+            rows.append(Path(path).name + ("" if along_from is None else f" at {step}"))
     return _tables(shared, {name: np.array(column) for name, column in columns.items()}, tuple(rows))
 
 

@@ -28,6 +28,8 @@ class MixtureOutcome:
     """The weighted sum of losses that is made small."""
     broken: tuple[str, ...]
     """Sets whose rise is above its bound."""
+    unsure: tuple[str, ...]
+    """Sets whose rise is within its bound while the upper end of the band is above it."""
 
 
 def ranked_mixtures(
@@ -52,9 +54,13 @@ def ranked_mixtures(
         losses = {name: (float(b.middle[row]), float(b.low[row]), float(b.high[row])) for name, b in bands.items()}
         starts = fits.starts
         broken = tuple(name for name, most in bounds.items() if losses[name][0] - (starts[name] or 0.0) > most)
+        unsure = tuple(
+            name for name, most in bounds.items()
+            if name not in broken and losses[name][2] - (starts[name] or 0.0) > most
+        )  # fmt: skip
         columns = {name: float(values[row]) for name, values in table.columns.items()} | dict(given)
         objective = sum(weight * losses[name][0] for name, weight in weights.items())
-        outcomes.append(MixtureOutcome(columns, losses, objective, broken))
+        outcomes.append(MixtureOutcome(columns, losses, objective, broken, unsure))
 
     def order(outcome: MixtureOutcome) -> tuple[float, float]:
         excess = sum(outcome.losses[n][0] - (fits.starts[n] or 0.0) - bounds[n] for n in outcome.broken)

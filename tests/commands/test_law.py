@@ -74,6 +74,12 @@ def test_fit_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert float(low) <= float(predicted) <= float(high)
     assert float(predicted) == pytest.approx(float(loss), abs=1e-4)
     assert "weakly identified" not in capsys.readouterr().out
+    told = ["--output", str(tmp_path / "choice.json"), "--html", str(tmp_path / "choice.html")]
+    words = ["--minimise", "loss", "--peak-lr", "3e-4", "--steps", "2000,4001", "--schedule", "cosine,constant"]
+    assert law.main(["choose", fitted, *words, *told]) == 0
+    best = orjson.loads((tmp_path / "choice.json").read_bytes())["choice"]["recipe"]
+    assert (best["kind"], best["steps"]) == ("cosine", 4001)
+    assert "critical point" not in capsys.readouterr().out
 
 
 def test_a_study_too_short_for_the_decay_has_it_fitted(tmp_path: Path):

@@ -42,6 +42,9 @@ from megatron_cpt.scaling_law.table_fits import is_table_document
 TURNING_SEARCH = 20
 """Times the fitted length up to which a turning length is looked for."""
 
+ROUNDING = 1e-6
+"""Relative difference below which two peak rates are one."""
+
 
 def compare(options: argparse.Namespace) -> int:
     """Fits every law of pretraining on some curves and scores it on others."""
@@ -210,7 +213,7 @@ def _tried(options: argparse.Namespace, laws: Laws) -> list[Recipe]:
     slow, fast = laws.fitted.peak
     return recipes(
         kinds,
-        peaks or np.unique(np.geomspace(slow, fast, 9)).tolist(),
+        peaks or (np.geomspace(slow, fast, 9).tolist() if fast > slow * (1 + ROUNDING) else [slow]),
         wholes(options.steps, "--steps") or [laws.fitted.steps],
         ratios or np.unique(np.linspace(low, high, 41)).tolist(),
     )

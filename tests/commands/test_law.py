@@ -78,7 +78,8 @@ def test_fit_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--minimise", "loss", "--peak-lr", "3e-4", "--steps", "2000,4001", "--schedule", "cosine,constant"]
     assert law.main(["choose", fitted, *words, *told]) == 0
     best = orjson.loads((tmp_path / "choice.json").read_bytes())["choice"]["recipe"]
-    assert (best["kind"], best["steps"]) == ("cosine", 4001)
+    # 3 + 0.5 S1^-0.5 at S1 = 1.2; the cosine's annealing makes up for less than half of what its smaller S1 costs.
+    assert (best["kind"], best["steps"]) == ("constant", 4001)
     assert "critical point" not in capsys.readouterr().out
 
 
@@ -136,6 +137,8 @@ def test_runs_are_fitted_and_the_best_recipe_is_chosen(runs: list[Path], tmp_pat
     first = float(np.linspace(0, 0.3, 41)[np.flatnonzero(np.array(truth) <= 0.02)[0]])
     assert best["recipe"]["replay_ratio"] == pytest.approx(first, abs=0.0076)
     assert best["broken"] == [] and best["beyond"] == []
+    recipes = [one["recipe"] for one in orjson.loads(choice.read_bytes())["others"]]
+    assert len({tuple(recipe.values()) for recipe in recipes}) == len({r["replay_ratio"] for r in recipes})
     with pytest.raises(BadInput, match=r"(?s)cosin:.*1.5"):
         law.main(["choose", fitted, "--minimise", "domain", "--schedule", "cosin", "--replay", "0,1.5"])
     assert "Final loss against the replay ratio" in (tmp_path / "choice.html").read_text()

@@ -25,14 +25,14 @@ from tests.checkpoint.hf_models import assert_same_tensors, write_model
 from tests.families.folders import MODELS, write_config
 from tests.ranks import Ranks
 
-PADDED = 128
-
 
 def write_foreign(hf: Path, root: Path, tensor: int = 1, layers_apart: bool = False, norms_alone: bool = False) -> None:
     """A job: the folder's weights in Megatron-Core's own GPTModel, saved as Megatron-LM saves it: iteration 100.
 
-    Its vocabulary is padded to 128 rows, and its common state holds a number that no reader of weights needs.
+    One process pads its vocabulary to 128 rows, as Megatron-LM does; beside the weights are an optimizer's tensor, a
+    random state that only a full unpickler would read, and a number.
     """
+    rows = 128 if tensor == 1 else 102
     groups.divide_world(ParallelSettings(tensor=tensor))
     shape = read_shape(hf)
     config = TransformerConfig(
@@ -56,12 +56,15 @@ def write_foreign(hf: Path, root: Path, tensor: int = 1, layers_apart: bool = Fa
     model = GPTModel(
         config,
         spec,
-        vocab_size=PADDED,
+        vocab_size=rows,
         max_sequence_length=64,
         position_embedding_type="rope",
         share_embeddings_and_output_weights=shape.tied_embeddings,
     )
-    load_padded(model, hf)
+    if tensor == 1:
+        load_padded(model, hf, rows)
+    else:
+        load_hf_weights([model], shape, hf)
     content = model.sharded_state_dict(metadata={"non_homogeneous_layers": True} if layers_apart else None)
     if norms_alone:
         rename(content, "self_attention.linear_qkv.layer_norm_", "input_layernorm.")
@@ -76,19 +79,16 @@ def write_foreign(hf: Path, root: Path, tensor: int = 1, layers_apart: bool = Fa
     dist_checkpointing.save({"model": content, "optimizer": step, "rng_state": random, "iteration": 100}, str(folder))
 
 
-def load_padded(model: GPTModel, hf: Path) -> None:
-    """Fills the model from the folder; the rows of its padding are left as they are."""
+def load_padded(model: GPTModel, hf: Path, rows: int) -> None:
+    """Fills a whole model from the folder; the rows of its padding are left as they are."""
     shape = read_shape(hf)
-    own = {name: value for name, value in model.named_parameters() if value.shape[0] == PADDED // groups.tensor_size()}
-    whole = {name: value.data for name, value in own.items()}
-    rows = -(-shape.vocabulary // groups.tensor_size())
-    for value in own.values():
-        value.data = value.data[:rows].clone()
+    padded = {value: value.data for value in model.parameters() if value.shape[0] == rows}
+    for value in padded:
+        value.data = value.data[: shape.vocabulary].clone()
     load_hf_weights([model], shape, hf)
-    for name, value in own.items():
-        if groups.tensor_size() == 1:
-            whole[name][:rows] = value.data
-        value.data = whole[name]
+    for value, whole in padded.items():
+        whole[: shape.vocabulary] = value.data
+        value.data = whole
 
 
 def rename(content: dict[str, Any], old: str, new: str) -> None:
@@ -124,6 +124,13 @@ def write_config_of(hf: Path, folder: Path) -> Path:
     folder.mkdir()
     shutil.copyfile(hf / "config.json", folder / "config.json")
     return folder
+
+
+def test_a_checkpoint_of_two_ranks_is_read_whole(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
+    hf = write_model(tmp_path / "hf", MODELS["qwen2"])
+    two_ranks.call(write_foreign, hf=hf, root=tmp_path / "run", tensor=2)
+    assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=hf, output=tmp_path / "out") == [None]
+    assert_same_tensors(tmp_path / "out", hf)
 
 
 @pytest.mark.parametrize("layers_apart", [False, True])

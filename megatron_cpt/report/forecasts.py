@@ -58,8 +58,8 @@ def forecast_section(forecasts: Forecasts) -> str:
             )
             if told.told:
                 drawn.append(figure(f"{curve.name}, {run}", forecast_figure(curve, told)))
-    headers = "<th>Run</th><th>Set</th><th>Now<small>nats per token</small></th><th>At the end</th>"
-    headers += "<th>95 %</th><th class='words'></th>"
+    headers = "<th class='words'>Run</th><th class='words'>Set</th><th>Now<small>nats per token</small></th>"
+    headers += "<th>At the end</th><th>95 %</th><th class='words'></th>"
     return section(
         "Forecast",
         "The law of the loss, fitted to the records so far (dots), along the schedule that is still to come. A band "

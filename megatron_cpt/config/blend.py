@@ -103,7 +103,9 @@ class PhaseSettings:
     from_tokens: SpanOrZero | None = None
     """Where it begins, in tokens or steps."""
     from_lr: ShareOfPeak | None = None
-    """It begins once the learning rate, after its highest, has fallen to this: `0.2 of peak` (arXiv:2407.07263)."""
+    """It begins once the learning rate, after its highest, has fallen to this: `0.2 of peak` (arXiv:2407.07263). Where
+    that is depends on the length of the run: one that is made longer after such a phase has begun goes on only with
+    the phase's place written as `from_tokens`, which the refusal names."""
     from_epoch: EpochsOfSource | None = None
     """It begins once a source has been read this often: `2 of law`."""
     ramp: Span | None = None

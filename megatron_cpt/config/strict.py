@@ -3,4 +3,4 @@
 from pydantic import ConfigDict
 
 # Without `extra="forbid"` pydantic drops unknown keys of a dataclass in silence.
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+STRICT = ConfigDict(extra="forbid")

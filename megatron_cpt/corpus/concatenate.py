@@ -14,7 +14,7 @@ import numpy as np
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path, read_column
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path
-from megatron_cpt.corpus.manifest import Manifest, manifest_of, tool_version, write_manifest
+from megatron_cpt.corpus.manifest import Manifest, open_dataset, tool_version, write_manifest
 
 CHUNK_DOCUMENTS = 1 << 14
 SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")
@@ -27,9 +27,9 @@ def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
     Raises BadInput where there is none, they differ in dtype or tokenizer, or the output is one of them;
     IntegrityFault where one is broken.
     """
-    datasets = [IndexedDataset(prefix) for prefix in prefixes]
+    opened = [open_dataset(prefix) for prefix in prefixes]
+    datasets, manifests = [dataset for dataset, _ in opened], [manifest for _, manifest in opened]
     _refuse_unlike(datasets, Path(output))
-    manifests = [manifest_of(dataset) for dataset in datasets]
     _refuse_other_tokenizers(datasets, manifests)
     described = all(column_path(dataset.prefix, DOCUMENTS).is_file() for dataset in datasets)
     with ExitStack() as files:

@@ -17,6 +17,7 @@ everything that an index can prove when it is opened, and keeps one descriptor, 
 """
 
 import hashlib
+import mmap
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -78,7 +79,8 @@ class IndexedDataset:
     do not fit each other or the format.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, checked: str | None = None) -> None:
+        """`checked`: SHA-256 of an index that was found consistent before; the same bytes are not proved again."""
         self.prefix = Path(prefix)
         for path in (idx_path(prefix), bin_path(prefix)):
             if not path.is_file():
@@ -96,10 +98,10 @@ class IndexedDataset:
         """Sequences; as many as documents unless sentences were split."""
         self.documents = layout.documents
         """Documents."""
-        self.token_count = layout.check()
-        """Tokens of all documents."""
         self.index_sha256 = layout.sha256()
         """SHA-256 of the .idx, of the same bytes that were checked."""
+        self.token_count = layout.end() if self.index_sha256 == checked else layout.check()
+        """Tokens of all documents."""
         size, expected = bin_path(prefix).stat().st_size, self.token_count * self.dtype.itemsize
         if size != expected:
             raise IntegrityFault(
@@ -128,7 +130,7 @@ class IndexedDataset:
         """All ids as one array on disk: dtype[token_count], read-only."""
         if self.token_count == 0:
             return np.empty(0, self.dtype)
-        return np.memmap(bin_path(self.prefix), self.dtype, mode="r", shape=(self.token_count,))
+        return _mapped(bin_path(self.prefix)).view(self.dtype)[: self.token_count]
 
     def document(self, number: int) -> npt.NDArray[Any]:
         """The ids of one document, counted from 0."""
@@ -146,7 +148,7 @@ class _IndexLayout:
         size = path.stat().st_size
         if size < HEADER.size:
             raise self.fault("is not a Megatron index (its first bytes are not MMIDIDX)")
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+        self._bytes = _mapped(path)
         head = self._bytes[: HEADER.size].tobytes()
         if not head.startswith(MAGIC):
             raise self.fault("is not a Megatron index (its first bytes are not MMIDIDX)")
@@ -181,6 +183,12 @@ class _IndexLayout:
 
     def bounds(self) -> npt.NDArray[np.int64]:
         return self._array("<i8", HEADER.size + 12 * self.sequences, self.documents + 1)
+
+    def end(self) -> int:
+        """The count of tokens that the last sequence tells."""
+        if not self.sequences:
+            return 0
+        return int(self.pointers()[-1]) // self.dtype.itemsize + int(self.lengths()[-1])
 
     def check(self) -> int:
         """Proves the arrays consistent and returns the count of tokens."""
@@ -219,6 +227,12 @@ class _IndexLayout:
         if self.sequences:
             pointers[-1] = pointers[-2] + int(self.lengths()[-1]) * self.dtype.itemsize
         return pointers[bounds] // self.dtype.itemsize
+
+
+def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+    """The bytes of a file that is not empty, on disk. np.memmap resolves the path, which takes longer than the rest."""
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 class IndexedWriter:

@@ -92,21 +92,25 @@ def load_manifest(prefix: str | Path) -> Manifest:
     Raises BadInput where a file of the pair is missing, IntegrityFault where manifest, index and data
     do not belong together.
     """
-    return manifest_of(IndexedDataset(prefix))
+    return open_dataset(prefix)[1]
 
 
-def manifest_of(dataset: IndexedDataset) -> Manifest:
-    """load_manifest of a dataset that is open already."""
-    prefix = dataset.prefix
+def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
+    """A dataset and its manifest. Raises as load_manifest does.
+
+    A manifest is written of an index that was proved consistent; one with the same hash is not proved again.
+    """
     if not manifest_path(prefix).is_file():
-        return _describe_foreign(dataset)
+        dataset = IndexedDataset(prefix)
+        return dataset, _describe_foreign(dataset)
     manifest = read_manifest(prefix)
+    dataset = IndexedDataset(prefix, checked=manifest.index_sha256)
     counted = (dataset.documents, dataset.token_count, dataset.dtype.name)
     if counted != (manifest.documents, manifest.tokens, manifest.dtype):
         raise _stale(prefix)
     if dataset.index_sha256 != manifest.index_sha256:
         raise _stale(prefix)
-    return manifest
+    return dataset, manifest
 
 
 def file_sha256(path: Path) -> str:

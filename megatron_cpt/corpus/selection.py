@@ -22,7 +22,7 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import Manifest, file_sha256, manifest_of, tool_version
+from megatron_cpt.corpus.manifest import Manifest, file_sha256, open_dataset, tool_version
 from megatron_cpt.runs.durable import durable_file, write_json
 
 SUFFIX = ".selection.json"
@@ -141,8 +141,7 @@ def load_selection(name: str | Path) -> Selection:
 
 def whole_dataset(prefix: str | Path) -> SelectedDataset:
     """Every document of a dataset, as a selection sees it."""
-    dataset = IndexedDataset(prefix)
-    return all_documents(dataset, manifest_of(dataset))
+    return all_documents(*open_dataset(prefix))
 
 
 def all_documents(dataset: IndexedDataset, manifest: Manifest) -> SelectedDataset:
@@ -189,8 +188,7 @@ def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
 
 def _checked_part(path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64], before: int) -> SelectedDataset:
     prefix = path.parent / entry["prefix"]
-    dataset = IndexedDataset(prefix)
-    manifest = manifest_of(dataset)
+    dataset, manifest = open_dataset(prefix)
     if (manifest.data_sha256, manifest.index_sha256) != (entry["data_sha256"], entry["index_sha256"]):
         raise BadInput(
             Fault(

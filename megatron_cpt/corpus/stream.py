@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import Manifest, manifest_of
+from megatron_cpt.corpus.manifest import open_dataset
 from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,
@@ -114,10 +113,15 @@ class TokenStream:
 
     def read(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Tokens [start, start + length) of the endless stream, as int64[length]."""
+        out = np.empty(length, np.int64)
+        self.copy(start, out)
+        return out
+
+    def copy(self, start: int, out: npt.NDArray[np.int64]) -> None:
+        """Fills `out` with the tokens of the endless stream from `start` on."""
         if self.tokens == 0:
             raise ValueError("a stream without tokens cannot be read")
-        out = np.empty(length, np.int64)
-        filled = 0
+        filled, length = 0, len(out)
         position = start % self.tokens
         while filled < length:
             number = bisect_right(self._ends, position)
@@ -127,7 +131,6 @@ class TokenStream:
             part.copy(offset, out[filled : filled + count])
             filled += count
             position = (position + count) % self.tokens
-        return out
 
     def document_starts(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Where documents begin in [start, start + length) of the endless stream, counted from start, ascending."""
@@ -151,8 +154,7 @@ class _WholeDataset:
     """All tokens of a dataset."""
 
     def __init__(self, prefix: Path) -> None:
-        self._dataset = IndexedDataset(prefix)
-        self.manifest: Manifest = manifest_of(self._dataset)
+        self._dataset, self.manifest = open_dataset(prefix)
         self.tokens = self.manifest.tokens
 
     @cached_property

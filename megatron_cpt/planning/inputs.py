@@ -1,12 +1,14 @@
 """What a run reads, opened without a GPU and without touching a token: model folder, datasets, selections."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from megatron_cpt.config.blend import SourceSettings
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.manifest import Manifest
@@ -18,6 +20,8 @@ from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.tasks.task import Task, open_tasks
 
 Opened = TypeVar("Opened")
+OPENERS = 8
+"""Sources opened at a time: indices are hashed outside Python's lock, and network file systems answer late."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def open_inputs(config: RunConfig) -> RunInputs:
         rule = "there is no such folder."
         remedy = "Give a local Hugging Face model folder, with config.json, tokenizer and weights."
         faults.append(Fault(f"model.hf = {config.model.hf}", rule, remedy))
-    sources, portions = _open_sources(config, faults)
+    sources, portions = open_sources(config, faults)
     sets = {name: validation_set.paths for name, validation_set in config.validation.sets.items()}
     return RunInputs(
         shape,
@@ -79,18 +83,28 @@ def open_inputs(config: RunConfig) -> RunInputs:
     )
 
 
-def _open_sources(config: RunConfig, faults: list[Fault]) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
+def open_sources(config: RunConfig, faults: list[Fault]) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
+    """The streams of the training sources by name and their portions; `faults` gets what is wrong.
+
+    Raises IntegrityFault where files are there and corrupt.
+    """
     sources: dict[str, TokenStream] = {}
     portions: dict[str, Fraction] = {}
-    for name, settings in config.data.sources.items():
-        try:
-            streams, parts = open_source(name, settings)
-        except BadInput as error:
-            faults += _path_faults(f"data.sources.{name}.paths", settings.paths, error)
-        else:
+    with ThreadPoolExecutor(OPENERS) as openers:
+        for streams, parts, found in openers.map(_open_source, config.data.sources, config.data.sources.values()):
             sources |= streams
             portions |= parts
+            faults += found
     return sources, portions
+
+
+def _open_source(
+    name: str, settings: SourceSettings
+) -> tuple[dict[str, TokenStream], dict[str, Fraction], list[Fault]]:
+    try:
+        return *open_source(name, settings), []
+    except BadInput as error:
+        return {}, {}, _path_faults(f"data.sources.{name}.paths", settings.paths, error)
 
 
 def _open_streams(section: str, paths: Mapping[str, Sequence[str]], faults: list[Fault]) -> dict[str, TokenStream]:

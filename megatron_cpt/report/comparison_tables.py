@@ -8,7 +8,7 @@ from megatron_cpt.gap.control import ControlSplit, SplitRise
 from megatron_cpt.gap.differences import ArmDifference
 from megatron_cpt.gap.summary import short_count
 from megatron_cpt.report.figures import set_title
-from megatron_cpt.report.tables import group_row, number, table, with_error
+from megatron_cpt.report.tables import MINUS, group_row, number, table, with_error
 
 UNTESTED = '<span class="missing">not testable</span>'
 ARM_COLUMNS = (
@@ -62,10 +62,10 @@ def difference_table(differences: Sequence[ArmDifference]) -> str:
         if title != group:
             rows.append(group_row(title, len(DIFFERENCE_COLUMNS)))
             group = title
-        error = "" if item.standard_error is None else f' <span class="error">± {item.standard_error:.4g}</span>'
+        shown = _signed_area if item.figure == "area" else with_error
         rows.append(
             f"<tr><td class='words'>{escape(item.arms[1])} against {escape(item.arms[0])}</td>"
-            f"<td>{number(item.difference, '{:+.4g}')}{error}</td>"
+            f"<td>{shown(item.difference, item.standard_error)}</td>"
             + "".join(f"<td>{_p_value(p)}</td>" for p in (item.p_value, item.adjusted_p_value))
             + f"<td>{UNTESTED if item.significant is None else 'yes' if item.significant else 'no'}</td></tr>"
         )
@@ -116,6 +116,12 @@ def _tokens(figure: Spread) -> str:
         return '<span class="missing">none</span>'
     margin = "" if figure.sd is None else f' <span class="error">± {short_count(figure.sd)}</span>'
     return short_count(figure.mean) + margin
+
+
+def _signed_area(value: float, error: float | None) -> str:
+    """An area in nats times tokens, in three digits like those of the arms."""
+    margin = "" if error is None else f' <span class="error">± {short_count(error)}</span>'
+    return f"{'+' if value >= 0 else MINUS}{short_count(abs(value))}{margin}"
 
 
 def _split_rows(run: str, split: ControlSplit) -> list[str]:

@@ -22,12 +22,13 @@ def drawn_sources(history: TrainingHistory) -> dict[str, SourceHistory]:
 def training_loss_figure(history: TrainingHistory) -> Figure:
     """Training loss of one run, and of each source."""
     figure, axes = new_panel("training loss, nats per token")
+    # Below the sources: where one gives nearly all tokens, the two lines are one.
+    axes.plot(*thin(history.tokens, history.losses), color=LIGHT["ink"], linewidth=2)
     for index, source in enumerate(drawn_sources(history).values()):
         # A step's loss counts as much as the tokens that the source gave to it.
         weights = np.diff(np.nan_to_num(source.tokens), prepend=0.0)
         tokens, losses = thin(history.tokens, source.losses, weights)
-        axes.plot(tokens, losses, color=LIGHT[source_series(index)], linewidth=1, alpha=0.9)
-    axes.plot(*thin(history.tokens, history.losses), color=LIGHT["ink"], linewidth=1.3)
+        axes.plot(tokens, losses, color=LIGHT[source_series(index)], linewidth=1)
     return figure
 
 

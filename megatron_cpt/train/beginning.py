@@ -77,7 +77,7 @@ def begin(
     if start.optimizer == "kept":
         resume(checkpoint, model, optimizer, config, plan)
     else:
-        check_order(checkpoint, position, plan.blend)
+        check_order(checkpoint, position, plan.blend, config)
     return Beginning(position.step, position.step, shift, History.of(position))
 
 

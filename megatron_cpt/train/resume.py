@@ -32,7 +32,7 @@ def resume(
         IntegrityFault: the checkpoint is not what was written.
     """
     position = read_position(checkpoint)
-    check_order(checkpoint, position, plan.blend)
+    check_order(checkpoint, position, plan.blend, config)
     # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
     seed_everything(config.run.seed + 1 + position.step)
     load(checkpoint, unwrap(model), optimizer, layout(config))
@@ -40,7 +40,7 @@ def resume(
     return position
 
 
-def check_order(checkpoint: Path, position: Position, blend: BlendPlan) -> None:
+def check_order(checkpoint: Path, position: Position, blend: BlendPlan, config: RunConfig) -> None:
     """Raises BadInput where a run would go on with other data, IntegrityFault where the position contradicts itself."""
     changed = differences(position.order, blend.describe(position.sequences))
     if blend.fingerprint(position.sequences) != position.order_fingerprint:
@@ -48,11 +48,23 @@ def check_order(checkpoint: Path, position: Position, blend: BlendPlan) -> None:
             Fault(
                 f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
                 "a run goes on with the datasets, blend, sequence length and seed that it began with.",
-                "Restore them (config.yaml in the run folder has them), or start a new run in another folder.",
+                f"{_pinned(position, blend, config)}Restore them (config.yaml in the run folder has them), or start "
+                "a new run in another folder.",
             )
         )
     if blend.source_sequences(position.sequences) != position.source_sequences:
         raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
+
+
+def _pinned(position: Position, blend: BlendPlan, config: RunConfig) -> str:
+    """What to write for a phase that has begun at a learning rate which this run, of another length, has elsewhere."""
+    for before, now in zip(position.order["phases"], blend.phases, strict=False):
+        if before["first_sequence"] != now.first_sequence and config.data.phases:
+            phase = config.data.phases[now.number]
+            tokens = before["first_sequence"] * config.data.sequence_length
+            found = f"Phase {now.number} follows the learning rate, which moves with the run's length, and has begun: "
+            return f"{found}write `from_tokens: {tokens}` for its `from_lr`. " if phase.from_lr else ""
+    return ""
 
 
 def layout(config: RunConfig) -> Layout:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from megatron_cpt.gap.differences import ArmDifference
+from megatron_cpt.report.comparison_tables import difference_table
 from megatron_cpt.report.figures import curves_by_set
 from megatron_cpt.report.runs import read_runs
 from megatron_cpt.report.tables import MINUS, gap_table, mixture_table, plan_tables
@@ -31,3 +33,10 @@ def test_a_plan_is_shown_as_it_is_and_escaped():
     assert "<h3 class='run'>blend.sources</h3>" in tables
     assert "&lt;b&gt;" in tables and "<b>" not in tables
     assert "none" in tables and "1.5" in tables
+
+
+def test_areas_of_arms_differ_in_counts_of_tokens_and_losses_in_nats() -> None:
+    area = ArmDifference("general", "area", ("a", "b"), -507_712.0, 1_200.0)
+    depth = ArmDifference("general", "depth", ("a", "b"), 0.39)
+    shown = difference_table([area, depth])
+    assert f"{MINUS}508K" in shown and "± 1.2K" in shown and "+0.3900" in shown

@@ -127,6 +127,20 @@ def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Worksho
     assert "phases.1.first_sequence: 48 before, 88 now" in said
 
 
+def test_a_longer_run_is_told_where_a_phase_that_followed_the_rate_began(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    follows = "data.phases=[{from_tokens: 0}, {from_lr: 0.5 of peak, replay_ratio: 0.75}]"
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
+    one_rank.call(train, path=path, overrides=("training.tokens=8 steps", follows))
+    said = one_rank.call(refusal, path=path, overrides=("training.tokens=16 steps", follows))[0]
+    assert "Phase 1 follows the learning rate" in said
+    tokens = int(said.split("write `from_tokens: ")[1].split("`")[0])
+    pinned = follows.replace("from_lr: 0.5 of peak", f"from_tokens: {tokens}")
+    one_rank.call(train, path=path, overrides=("training.tokens=16 steps", pinned))
+    assert len(records_of(tmp_path / "run", "train")) == 16
+
+
 def equal_to_rounding(resumed: Path, straight: Path) -> None:
     """The same records but for rounding: the same data, losses within 2e-6."""
     ours, theirs = (records_of(run, "train") for run in (resumed, straight))

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import manifest_of
+from megatron_cpt.corpus.manifest import open_dataset
 from megatron_cpt.corpus.shown import tokenizer_of
 from megatron_cpt.corpus.words import HashedWords, hashed_words
 
@@ -114,8 +113,7 @@ def identity_of(sets: Sequence[EvaluationSet]) -> str:
 
 def dataset_items(prefix: str) -> EvaluationSet:
     """The documents of a dataset as items. Raises BadInput where its tokenizer is no longer where it was."""
-    dataset = IndexedDataset(prefix)
-    manifest = manifest_of(dataset)
+    dataset, manifest = open_dataset(prefix)
     tokenizer = tokenizer_of(manifest)
     if tokenizer is None:
         rule = f"cannot be read as text: its tokenizer ({manifest.tokenizer_folder or 'unknown'}) is not there."

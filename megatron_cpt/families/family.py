@@ -68,7 +68,7 @@ class ModelShape:
     embedding_scale: float = 1.0
     """Factor of the embeddings as the first layer reads them."""
     local_window: int | None = None
-    """Tokens that a position sees in a local layer, itself included; computed at any length."""
+    """Tokens that a position sees in a local layer, itself included."""
     local_layers: frozenset[int] = frozenset()
     """The local layers, counted from 0."""
     local_rope_base: float | None = None
@@ -89,8 +89,6 @@ class ModelShape:
     """Whether the chosen experts are weighted among themselves, or by their share among all experts."""
     router_balance: float = 0.0
     """Weight of the loss that keeps experts equally busy in training, as config.json states it."""
-    sliding_window: int | None = None
-    """None, or tokens that a position sees, itself included, in some layers; longer sequences are refused."""
     dtype: str | None = None
     """dtype of the folder's weights as its config states it: `float32`, `bfloat16`, `float16`, or None."""
 
@@ -116,8 +114,8 @@ class ModelShape:
 
     @property
     def longest_sequence(self) -> int:
-        """Longest sequence, in tokens, that is computed as the model was made: no window cuts it off."""
-        return min(self.max_positions, self.sliding_window or self.max_positions)
+        """Longest sequence, in tokens, that the model was made for."""
+        return self.max_positions
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.llama import llama_weights, read_llama_like
 from megatron_cpt.families.olmo2 import post_norms
 from megatron_cpt.families.weights import Rule, Tensor
+from megatron_cpt.families.windows import read_layer_types
 
 
 def read_gemma2(fields: ConfigFields) -> ModelShape:
@@ -37,15 +38,8 @@ def read_gemma2(fields: ConfigFields) -> ModelShape:
 
 def read_local_layers(fields: ConfigFields, layers: int, period: int) -> frozenset[int]:
     """The layers that `layer_types` names local; where it is not written, all but the last of every `period`."""
-    kinds = fields.take("layer_types")
-    if kinds is None:
-        return frozenset(layer for layer in range(layers) if (layer + 1) % period)
-    known = ["full_attention", "sliding_attention"]
-    if not (isinstance(kinds, list) and len(kinds) == layers and all(kind in known for kind in kinds)):
-        rule = f"must name one of {' and '.join(known)} for each of {layers} layers."
-        fields.fault("layer_types", kinds, rule, "Mend config.json.")
-        return frozenset()
-    return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    marked = read_layer_types(fields, layers)
+    return frozenset(layer for layer in range(layers) if (layer + 1) % period) if marked is None else marked
 
 
 def gemma2_weights(shape: ModelShape) -> tuple[Rule, ...]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.llama import llama_weights, read_llama_like
+from megatron_cpt.families.windows import every_layer
 
 
 def read_mistral(fields: ConfigFields) -> ModelShape:
@@ -18,7 +19,7 @@ def read_mistral(fields: ConfigFields) -> ModelShape:
     """
     window = fields.optional_integer("sliding_window", 4096)
     shape = read_llama_like(fields, "mistral", max_positions=131_072, key_value_heads=8)
-    return replace(shape, sliding_window=window)
+    return replace(shape, local_window=window, local_layers=every_layer(window, shape.layers))
 
 
 MISTRAL = Family(model_type="mistral", read=read_mistral, weights=llama_weights)

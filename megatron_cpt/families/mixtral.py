@@ -7,6 +7,7 @@ from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.llama import llama_weights, read_llama_like
 from megatron_cpt.families.weights import Rule
+from megatron_cpt.families.windows import every_layer
 
 
 def read_mixtral(fields: ConfigFields) -> ModelShape:
@@ -24,7 +25,8 @@ def read_mixtral(fields: ConfigFields) -> ModelShape:
     fields.take("output_router_logits")  # what transformers returns beside the logits
     return replace(
         shape,
-        sliding_window=window,
+        local_window=window,
+        local_layers=every_layer(window, shape.layers),
         experts=experts,
         experts_per_token=chosen,
         expert_ffn_hidden=shape.ffn_hidden,

@@ -15,7 +15,7 @@ from megatron_cpt.families.weights import Replicated, Rule, Tensor
 def read_qwen3(fields: ConfigFields) -> ModelShape:
     """The shape of a Qwen3 from its config.json; defaults are transformers' own (Qwen3Config)."""
     shape = read_llama_like(fields, "qwen3", max_positions=32_768, key_value_heads=32, head_dim=128)
-    return replace(shape, query_key_norm=True, sliding_window=read_window(fields, shape.layers))
+    return read_window(fields, replace(shape, query_key_norm=True))
 
 
 def qwen3_weights(shape: ModelShape) -> tuple[Rule, ...]:

@@ -27,9 +27,8 @@ def read_qwen3_moe(fields: ConfigFields) -> ModelShape:
         fields.fault("norm_topk_prob", True, rule, "Set it to false, or use another model.")
     fields.take("output_router_logits")  # what transformers returns beside the logits
     return replace(
-        shape,
+        read_window(fields, shape),
         query_key_norm=True,
-        sliding_window=read_window(fields, shape.layers),
         experts=experts,
         experts_per_token=chosen,
         expert_ffn_hidden=fields.integer("moe_intermediate_size", 768),

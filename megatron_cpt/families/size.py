@@ -35,15 +35,19 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     """Floating-point operations of one training token, forward and backward.
 
     6 per weight of every matrix that multiplies a token (the output layer does, the embedding and experts
-    that it is not sent to do not), plus 6 L q s for attention, with L layers, query width q and sequence
-    length s: scores and values take 2 x 2 q s a layer, backward twice that again, and causality halves it all.
+    that it is not sent to do not), plus 12 q for each key that a query sees, with query width q: scores and values
+    take 2 x 2 q, backward twice that again. Of s tokens a query sees s / 2 in the mean, and w - w^2 / 2 s in a layer
+    with a window of w.
     """
     matrices = sum(
         _parameters(rule, shape) * _active_copies(rule, shape)
         for rule in weight_rules(shape)
         if len(rule.tensors[0].size) > 1 and rule.names != embedding_rule(shape).names
     )
-    return 6.0 * matrices + 6.0 * shape.layers * shape.query_width * sequence_length
+    window = min(shape.local_window or sequence_length, sequence_length)
+    local, whole = len(shape.local_layers), shape.layers - len(shape.local_layers)
+    keys = whole * sequence_length / 2 + local * (window - window**2 / (2 * sequence_length))
+    return 6.0 * matrices + 12.0 * shape.query_width * keys
 
 
 def weight_rules(shape: ModelShape) -> Iterator[Rule]:

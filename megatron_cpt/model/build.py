@@ -23,7 +23,7 @@ from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.rotary import scale_positions, score_scale
-from megatron_cpt.model.specs import block_spec, transformer_engine_usable
+from megatron_cpt.model.specs import block_spec, transformer_engine_usable, window_fields
 from megatron_cpt.parallel import groups
 
 ACTIVATIONS = {
@@ -92,6 +92,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "add_qkv_bias": shape.query_key_value_bias or shape.linear_bias,
         "qk_layernorm": shape.query_key_norm,
         "softmax_scale": score_scale(shape),
+        **window_fields(shape),
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": ACTIVATIONS[shape.activation],
         **(expert_fields(shape) if shape.experts else {}),

@@ -75,13 +75,11 @@ def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
 
 
 def shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
-    """Sequences longer than the model was made for, or than its attention's window."""
+    """Sequences longer than the model was made for."""
     length = config.data.sequence_length
     if length <= shape.longest_sequence:
         return []
     rule = f"the model was made for at most {shape.max_positions} tokens (max_position_embeddings)."
-    if shape.longest_sequence < shape.max_positions:
-        rule = f"attention within a window of {shape.longest_sequence} tokens (sliding_window) is not supported."
     return [Fault(f"data.sequence_length = {length}", rule, f"Use {shape.longest_sequence} or fewer.")]
 
 

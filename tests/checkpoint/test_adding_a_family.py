@@ -17,7 +17,7 @@ from tests.families.folders import SMALL
 from tests.ranks import Ranks
 
 PAGE = Path(__file__).parents[2] / "docs/families.md"
-MODEL = SMALL | {"model_type": "ministral", "sliding_window": 48}
+MODEL = SMALL | {"model_type": "ministral", "sliding_window": 7}
 
 
 def test_the_page_names_every_family_and_no_other() -> None:

@@ -41,6 +41,7 @@ NEOX: dict[str, Any] = {
     "rotary_pct": 0.375,
     "rotary_emb_base": 5000,
 }
+MIXED_LAYERS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
 SMALL_BY_WIDTH = {name: value for name, value in SMALL.items() if name != "head_dim"}
 QWEN3_MOE = SMALL | {
     "model_type": "qwen3_moe",
@@ -60,7 +61,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "linear_rope": SMALL | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
     "qwen2_yarn": SMALL | {"model_type": "qwen2", "rope_parameters": YARN},
-    "mistral": SMALL | {"model_type": "mistral", "sliding_window": 48},
+    # Windows shorter than the sequences of the tests.
+    "mistral": SMALL | {"model_type": "mistral", "sliding_window": 7},
+    "qwen2_window": SMALL
+    | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    "qwen3_window": SMALL
+    | {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 12, "layer_types": MIXED_LAYERS},
     "mistral_tied": SMALL | TIED | {"model_type": "mistral", "sliding_window": None, "head_dim": 6},
     "qwen2": SMALL | {"model_type": "qwen2"},
     "qwen2_tied": SMALL_BY_WIDTH | TIED | {"model_type": "qwen2"},

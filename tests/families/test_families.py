@@ -30,7 +30,8 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
     assert shape.vocabulary == config.vocab_size
     assert shape.max_positions == config.max_position_embeddings
     assert shape.head_dim == {"qwen3": 128, "gemma2": 256, "gemma3_text": 256}.get(family, 16)
-    assert shape.sliding_window == (4096 if family == "mistral" else None)
+    if family == "mistral":
+        assert (shape.local_window, shape.local_layers) == (4096, {0, 1, 2})
     rope = config.rope_parameters
     assert shape.rope_base == rope.get(FULL, rope)["rope_theta"]
     assert shape.local_rope_base == (rope[SLIDING]["rope_theta"] if SLIDING in rope else None)
@@ -47,28 +48,28 @@ def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: 
     assert shape.head_dim == (getattr(config, "head_dim", None) or 8)
     assert shape.max_positions == config.max_position_embeddings
     assert shape.norm_epsilon == (config.layer_norm_eps if family == "gpt_neox" else config.rms_norm_eps)
-    assert (shape.sliding_window or shape.local_window) == getattr(config, "sliding_window", None)
+    assert shape.local_window == getattr(config, "sliding_window", None)
     assert shape.rotary_share == config.rope_parameters.get("partial_rotary_factor", 1.0)
     assert shape.tied_embeddings == config.tie_word_embeddings
 
 
 @pytest.mark.parametrize(
-    ("changes", "window"),
+    ("changes", "layers"),
     [
-        ({"sliding_window": 16}, None),
-        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 4}, None),
-        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 3}, 16),
-        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, 16),
-        ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, None),
-        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": [FULL] * 4}, None),
-        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": [FULL] * 3 + [SLIDING]}, 16),
+        ({"sliding_window": 16}, set()),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 4}, set()),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 3}, {3}),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, {0, 1, 2, 3}),
+        ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, set()),
+        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": [FULL] * 4}, set()),
+        ({"use_sliding_window": True, "sliding_window": 16, "layer_types": [FULL, SLIDING] * 2}, {1, 3}),
     ],
 )
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_the_window_of_a_qwen(tmp_path: Path, family: str, changes: dict[str, Any], window: int | None) -> None:
+def test_the_window_of_a_qwen(tmp_path: Path, family: str, changes: dict[str, Any], layers: set[int]) -> None:
     shape = read_shape(write_fields(tmp_path, SMALL | {"model_type": family} | changes))
-    assert shape.sliding_window == window
-    assert shape.longest_sequence == (window or 64)
+    assert (shape.local_window, shape.local_layers) == (16 if layers else None, layers)
+    assert shape.longest_sequence == 64
 
 
 def test_both_forms_of_the_rotary_fields_of_a_pythia(tmp_path: Path) -> None:
@@ -114,6 +115,8 @@ def test_a_model_that_also_sees_is_refused_as_such(tmp_path: Path) -> None:
         (SMALL | {"model_type": "mistral", "layer_types": [SLIDING] * 4}, "layer_types"),
         (SMALL | {"model_type": "mistral", "sliding_window": 0}, "sliding_window = 0"),
         (SMALL | {"model_type": "qwen2", "layer_types": [SLIDING] * 4}, "although use_sliding_window is off"),
+        (SMALL | {"model_type": "qwen2", "layer_types": [FULL] * 3}, "for each of 4 layers"),
+        (SMALL | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, "max_window_la"),
         (SMALL | {"model_type": "qwen2", "use_mrope": True}, "use_mrope"),
         (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),
         (NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}}, "'yarn'"),

@@ -59,5 +59,9 @@ def test_flops_are_six_a_matrix_weight_and_half_the_attention_square() -> None:
     norms = 65 * 4096
     matrices = 8_030_261_248 - 128256 * 4096 - norms
     assert flops_per_token(LLAMA_3_8B, 8192) == 6 * matrices + 6 * 32 * 4096 * 8192
+    # With a window of 4,096 a query sees 4096 - 4096^2 / 16384 = 3,072 keys in the mean, in place of 4,096.
+    local = replace(LLAMA_3_8B, local_window=4096, local_layers=frozenset(range(8)))
+    assert flops_per_token(local, 8192) == 6 * matrices + 12 * 4096 * (24 * 4096 + 8 * 3072)
+    assert flops_per_token(local, 4096) == flops_per_token(LLAMA_3_8B, 4096)
     # Tying takes parameters away, not work.
     assert flops_per_token(replace(LLAMA_3_8B, tied_embeddings=True), 8192) == flops_per_token(LLAMA_3_8B, 8192)

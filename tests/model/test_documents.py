@@ -71,7 +71,9 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
     }
 
 
-@pytest.mark.parametrize(("kind", "recompute"), [("llama", "none"), ("qwen3", "full"), ("qwen3_moe", "selective")])
+@pytest.mark.parametrize(
+    ("kind", "recompute"), [("llama", "none"), ("qwen3", "full"), ("qwen3_moe", "selective"), ("mistral", "none")]
+)
 def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:
     folder = write_model(tmp_path / "hf", MODELS[kind])
     windows = torch.randint(101, (len(STARTS), LENGTH + 1), generator=torch.Generator().manual_seed(3))

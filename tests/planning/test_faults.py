@@ -43,12 +43,12 @@ def test_all_faults_are_told_at_once(sections: dict[str, Any], tmp_path: Path) -
     assert found[3].startswith(f"data.sources.law.paths: {tmp_path}/lost*: matches no dataset.")
 
 
-def test_a_sequence_longer_than_the_window_of_attention(sections: dict[str, Any]) -> None:
-    change_shape(sections, model_type="mistral", sliding_window=32)
+def test_a_sequence_longer_than_the_model_was_made_for(sections: dict[str, Any]) -> None:
+    change_shape(sections, model_type="mistral", sliding_window=8, max_position_embeddings=32)
     assert faults_of(sections) == []
-    change_shape(sections, model_type="mistral", sliding_window=31)
+    change_shape(sections, model_type="mistral", sliding_window=8, max_position_embeddings=31)
     assert faults_of(sections) == [
-        "data.sequence_length = 32: attention within a window of 31 tokens (sliding_window) is not supported. "
+        "data.sequence_length = 32: the model was made for at most 31 tokens (max_position_embeddings). "
         "Use 31 or fewer."
     ]
 

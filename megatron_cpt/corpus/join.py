@@ -47,6 +47,8 @@ from megatron_cpt.runs.durable import durable_file, write_json
 
 RANGE_BYTES = 128 << 20
 """Of token ids in a range of keys, about."""
+PORTION_BYTES = 4 << 20
+"""Of token ids that are put in order and written at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,11 @@ def _chunks(job: Job, runs: Sequence[SortedRun], marks: Marks) -> Iterator[Token
             stretches.append(_stretch(run, owner, first, end, marks))
         whole = TokenizedDocuments.joined(stretches)
         del stretches
-        yield whole.in_order(np.argsort(whole.records["key"], kind="stable"))
+        order = np.argsort(whole.records["key"], kind="stable")
+        # Small portions: their memory is used again and again, that of a second whole range would be new every time.
+        portions = np.cumsum(whole.records["tokens"][order]) * job.dtype.itemsize // PORTION_BYTES
+        for part in np.split(order, np.flatnonzero(np.diff(portions)) + 1) if len(order) else []:
+            yield whole.in_order(part)
 
 
 def _stretch(run: SortedRun, number: int, first: int, end: int, marks: Marks) -> TokenizedDocuments:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.corpus import pieces
+from megatron_cpt.corpus import join, pieces
 from megatron_cpt.corpus.contamination import EvaluationItem, EvaluationSet
 from megatron_cpt.corpus.indexed import bin_path, idx_path
 from megatron_cpt.corpus.job import PrepareSettings
@@ -79,8 +79,9 @@ def test_workers_and_shards_and_cuts_make_no_difference(
     assert digests(tmp_path / "shards") == expected
     assert merged.training == prepared.training
 
-    # A piece that holds everything.
+    # A piece that holds everything, and portions of a few documents.
     monkeypatch.setattr(pieces, "SMALLEST_PIECE", 1 << 20)
+    monkeypatch.setattr(join, "PORTION_BYTES", 4000)
     prepare(corpus, tokenizer_folder, tmp_path / "whole" / "x", settings, evaluation=evaluation)
     assert digests(tmp_path / "whole") == expected
 

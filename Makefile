@@ -6,22 +6,29 @@
 #
 # TORCH=system      keep the torch that the container brings (NGC images): .venv sees the system's packages
 # TORCH_INDEX=URL   take torch from this package index (PyTorch publishes one for CPU builds: 200 MB instead of 3 GB)
+# EXTRAS=NAMES      optional parts to install beside the usual ones, such as EXTRAS=eval,watch
 
 PYTHON ?= python3
 TORCH ?= pinned
 TORCH_INDEX ?=
+EXTRAS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-all parity check clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | head -9
+	@sed -n 's/^# \?//p' Makefile | head -10
 
 install: .venv/.installed
 
+# Parts that are asked for are installed, whatever is there already.
+ifneq ($(EXTRAS),)
+.PHONY: .venv/.installed
+endif
+
 .venv/.installed: pyproject.toml constraints.txt setup.py tools/install.sh
-	PYTHON=$(PYTHON) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) bash tools/install.sh
+	PYTHON=$(PYTHON) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) EXTRAS=$(EXTRAS) bash tools/install.sh
 	@touch $@
 
 quickstart: install

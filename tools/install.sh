@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned dependencies and this package in it. Called by `make install`, which explains TORCH and TORCH_INDEX.
+# Makes .venv with the pinned dependencies and this package in it. Called by `make install`, which explains TORCH, TORCH_INDEX and EXTRAS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONPATH VIRTUAL_ENV
@@ -27,7 +27,7 @@ else
         .venv/bin/pip install --progress-bar off -c constraints.txt --index-url "$TORCH_INDEX" torch
     fi
 fi
-.venv/bin/pip install --progress-bar off -q -c "$constraints" -e '.[dev,fast,quality]'
+.venv/bin/pip install --progress-bar off -q -c "$constraints" -e ".[dev,fast,quality${EXTRAS:+,$EXTRAS}]"
 
 .venv/bin/python - <<'PY'
 import torch

@@ -1,0 +1,68 @@
+"""Rotary positions on whole heads, in one pass forward and one backward.
+
+Where no fused kernel is (`apply_rope_fusion`), Megatron-Core splits off the part of a head that is not turned and joins
+it on again, also where it is empty: two copies of queries and keys forward, four backward, in every layer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings import rope_utils
+from torch import Tensor
+
+MEGATRONS: Callable[..., Tensor] = rope_utils._apply_rotary_pos_emb_bshd
+
+
+def put_in_place() -> None:
+    """Has Megatron-Core turn whole heads this way from now on, in this process."""
+    rope_utils._apply_rotary_pos_emb_bshd = rotate
+
+
+def rotate(
+    states: Tensor,
+    angles: Tensor,
+    rotary_interleaved: bool = False,
+    multi_latent_attention: bool = False,
+    mscale: float = 1.0,
+    **others: Any,
+) -> Tensor:
+    """Turns queries or keys by their positions; what is not whole heads in two halves is left to Megatron-Core.
+
+    Args:
+        states: [s, b, heads, head_dim].
+        angles: radians, fp32 [s, 1, 1, head_dim], the second half as the first.
+        mscale: factor of the result.
+    """
+    if rotary_interleaved or multi_latent_attention or angles.size(-1) != states.size(-1):
+        return MEGATRONS(states, angles, rotary_interleaved, multi_latent_attention, mscale, **others)
+    cosine, sine = ((wave * mscale).to(states.dtype) for wave in (angles.cos(), angles.sin()))
+    return Rotation.apply(states, cosine, sine)
+
+
+class Rotation(torch.autograd.Function):
+    """Turns pairs of dimensions, i and i + head_dim / 2, by an angle each."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """states: [..., d]; cosine and sine: [..., d]. Returns what `turned` returns."""
+        ctx.save_for_backward(cosine, sine)
+        return turned(states, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient, turned back."""
+        cosine, sine = ctx.saved_tensors
+        return turned(gradient, cosine, -sine.roll(sine.size(-1) // 2, -1)), None, None
+
+
+def turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """(x1 cos1 - x2 sin1, x2 cos2 + x1 sin2), x1 and x2 the halves of the last dimension.
+
+    Every product is rounded before it is added, as in Megatron-Core and in transformers: the bits are theirs.
+    """
+    half = states.size(-1) // 2
+    result = states * cosine
+    result[..., :half] -= states[..., half:] * sine[..., :half]
+    result[..., half:] += states[..., :half] * sine[..., half:]
+    return result

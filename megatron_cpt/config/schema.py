@@ -136,6 +136,9 @@ class TrainingSettings:
     """A loss is a spike above the mean of the updates before it plus so many of their standard deviations."""
     spike_window: Count = 128
     """Updates that mean and deviation are taken of; a spike is seen once half of them are there."""
+    z_loss: NotNegative = 0.0
+    """Coefficient of (log Z)^2, Z being the normaliser of the softmax, added to the loss that is trained on, never to
+    the one that is reported; 1e-4 in arXiv:2204.02311. Where it is not 0, a copy of the logits is kept."""
     unscored_tokens: list[CountOrZero] = field(default_factory=list)
     """Token ids that are no targets: a label of one of them does not count in the training loss."""
 

@@ -61,7 +61,7 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
     """Bytes that a stage keeps for the backward pass, at its fullest.
 
     The layers' (layer_width) for each chunk in flight (chunks_in_flight), and, on the last stage, logits and
-    their fp32 softmax of one micro batch.
+    their fp32 softmax of one micro batch, for the z-loss an fp32 copy of the logits too.
     """
     parallel = config.parallel
     weight = BYTES[config.training.precision]
@@ -69,7 +69,8 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
     tokens = config.training.micro_batch_size * config.data.sequence_length // parallel.context
     layers_of_chunk = shape.layers // (parallel.pipeline * parallel.virtual_pipeline)
     kept = chunks_in_flight(config, stage, micro_batches) * layers_of_chunk * layer_width(shape, config) * weight
-    logits = -(-shape.vocabulary // parallel.tensor) * (weight + 4) if stage == parallel.pipeline - 1 else 0
+    fp32_copies = 8 if config.training.z_loss else 4
+    logits = -(-shape.vocabulary // parallel.tensor) * (weight + fp32_copies) if stage == parallel.pipeline - 1 else 0
     return tokens * (kept + logits)
 
 

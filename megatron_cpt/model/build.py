@@ -25,6 +25,7 @@ from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.rotary import scale_positions, score_scale
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable, window_fields
+from megatron_cpt.model.z_loss import add_z_loss
 from megatron_cpt.parallel import groups
 
 ACTIVATIONS = {
@@ -220,6 +221,7 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     hide_padding(model, shape)
+    add_z_loss(model, config.training.z_loss)
     return model
 
 

@@ -120,10 +120,13 @@ def loss_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor,
     return output, partial(token_loss, batch)
 
 
-def token_loss(batch: Batch, token_nats: Tensor) -> LossOutput:
+def token_loss(batch: Batch, output: Tensor) -> LossOutput:
     """What the last stage gives the schedule: the summed loss, its count of tokens, and what we keep.
 
-    token_nats: float [b, s], cross entropy of each label.
+    Args:
+        output: float [b, s], cross entropy of each label; or [b, s, 2] with a penalty of each that is trained on
+            and told nowhere (z_loss.py).
     """
-    total = (token_nats.float() * batch.loss_mask).sum()
-    return total, batch.loss_mask.sum().to(torch.int), sequence_losses(token_nats.float(), batch)
+    nats, objective = (output, output) if output.dim() == 2 else (output[..., 0], output.sum(dim=-1))
+    total = (objective.float() * batch.loss_mask).sum()
+    return total, batch.loss_mask.sum().to(torch.int), sequence_losses(nats.float(), batch)

@@ -20,8 +20,11 @@ def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:
         labels=batch.labels.view(1, -1),
         packed_seq_params=packed_parameters(batch),
     )
-    # The last pipeline stage has nats, the others pass hidden states on, [b s, 1, h].
-    return output.view(batch.tokens.shape) if output.dim() == 2 else output
+    # The last pipeline stage has nats, [1, b s], or penalties beside them, [1, b s, 2]; the others pass hidden states
+    # on, [b s, 1, h].
+    if output.shape[:2] != (1, batch.tokens.numel()):
+        return output
+    return output.view(*batch.tokens.shape, *output.shape[2:])
 
 
 def packed_parameters(batch: Batch) -> PackedSeqParams:

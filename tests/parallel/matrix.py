@@ -114,12 +114,15 @@ class Differences:
         return self.loss <= LOSS and self.gradient_norm <= GRADIENT_NORM and self.parameters <= PARAMETERS
 
 
+def model_of(chosen: Row, workshop: Workshop) -> Path:
+    """The Hugging Face folder that a row trains."""
+    return workshop.hf_with_experts() if chosen.base == "experts" else workshop.hf
+
+
 def run_row(ranks: Ranks, workshop: Workshop, run: Path, chosen: Row) -> None:
     """Trains a row, and exports what it trained."""
-    hf = workshop.hf_with_experts() if chosen.base == "experts" else workshop.hf
-    path = workshop.write_config(
-        run, tasks=workshop.tasks, model={"hf": str(hf)}, checkpoint={"export_hf": {"end": True}}
-    )
+    model = {"hf": str(model_of(chosen, workshop))}
+    path = workshop.write_config(run, tasks=workshop.tasks, model=model, checkpoint={"export_hf": {"end": True}})
     ranks.call(train, timeout=900, path=path, overrides=(*STEPS, *BASES[chosen.base], *chosen.overrides))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.config.errors import BadInput
+from tests.parallel import matrix
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, train
 from tests.workshop import Workshop
@@ -51,19 +52,24 @@ def test_bf16_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_resume_of_a_resume_is_the_run(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize("name", matrix.ROWS)
+def test_a_resume_of_a_resume_is_the_run(
+    request: pytest.FixtureRequest, workshop: Workshop, tmp_path: Path, name: str
+) -> None:
     """20 steps against 7 and 13, and those 13 again cut after 14: records and weights are equal to the last bit."""
-    straight, once, twice = (tmp_path / name for name in ("straight", "once", "twice"))
+    row = matrix.ROWS[name]
+    ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[row.ranks])
+    straight, once, twice = (tmp_path / run for run in ("straight", "once", "twice"))
     overrides = (
         *("training.tokens=20 steps", "checkpoint.every=7 steps", "checkpoint.keep_last=9", "model.dropout=0.1"),
-        *("checkpoint.asynchronous=true", "checkpoint.export_hf.end=true", *LAYOUTS[layout]),
+        *("checkpoint.asynchronous=true", "checkpoint.export_hf.end=true"),
+        *(*matrix.BASES[row.base], *row.overrides, f"model.hf={matrix.model_of(row, workshop)}"),
     )
-    two_ranks.call(train, path=workshop.write_config(straight), overrides=overrides)
+    ranks.call(train, path=workshop.write_config(straight), overrides=overrides)
     for before, run, step in ((straight, once, 7), (once, twice, 14)):
         cut_back(before, step, run)
         shutil.rmtree(run / "hf")
-        two_ranks.call(train, path=workshop.write_config(run), overrides=overrides)
+        ranks.call(train, path=workshop.write_config(run), overrides=overrides)
         assert f"resumed after step {step}" in (run / "log.txt").read_text()
         assert records_of(run) == records_of(straight)
         weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (run, straight)]

@@ -6,13 +6,13 @@ import inspect
 import sys
 from pathlib import Path
 
-from megatron_cpt.config import blend, schema
+from megatron_cpt.config import blend, optimizer, rates, schema, start
 
 INTRODUCTION = """\
 # Configuration
 
 Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](../megatron_cpt/config/schema.py) and
-[`megatron_cpt/config/blend.py`](../megatron_cpt/config/blend.py).
+the files of single sections beside it.
 
 A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
 name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
@@ -30,7 +30,8 @@ def main() -> None:
 
 def page() -> str:
     """The whole page: one table for each section, in the order of the root, outer sections first."""
-    trees = [ast.parse(Path(inspect.getfile(module)).read_text()) for module in (blend, schema)]
+    modules = (blend, optimizer, rates, start, schema)
+    trees = [ast.parse(Path(inspect.getfile(module)).read_text()) for module in modules]
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     root = classes.pop("RunConfig")
     names = {annotation(item).removesuffix(" | None"): item.target.id for item in fields(root)}

@@ -73,6 +73,9 @@ class Position:
     """Steps left out since the last update."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last updates, by which spikes are judged."""
+    parts: dict[str, Any] | None = None
+    """What was trained, and in which groups: `model.frozen`, `optimizer.rates` and `optimizer.undecayed`. None: an
+    older checkpoint, which does not say."""
     begun_at: int = 0
     """Steps done when the run began: more than 0 where it went on counting another run's."""
     schedule_shift: int = 0

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from megatron_cpt.config.strict import STRICT
 from megatron_cpt.config.units import (
     Count,
+    CountOrZero,
     EpochsOfSource,
     NotNegative,
     Positive,
@@ -44,6 +45,24 @@ class QualitySettings:
     temperature: Positive | None = None
     """A bucket gives tokens by its size times the mean of exp(z / temperature) over its tokens, z the score in standard
     deviations from its mean, better being higher (the weighting of arXiv:2402.09739, in whole buckets)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """Which labels count in the loss, of training and of validation sets alike; a set's identity says so.
+
+    A label that does not count is read as input all the same.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    eod: bool = True
+    """Whether the token that ends a document counts, which its manifest names."""
+    document_starts: bool = True
+    """Whether the first token of a document counts, which nothing before it tells. Megatron-LM's --eod-mask-loss
+    leaves it out."""
+    unscored_tokens: list[CountOrZero] = field(default_factory=list)
+    """Token ids that never count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +101,9 @@ class SourceSettings:
     """Buckets by score. None: all documents alike."""
     draw: DrawSettings | None = None
     """Read a draw of the source in each epoch of a mixture. None: the whole source, in true epochs."""
+    unscored_lead: str | None = None
+    """Name of a column `PREFIX.NAME.npy` beside each dataset, one number a document: so many of its first tokens are
+    read and do not count in the loss, such as a prompt. None: all count."""
 
     @property
     def has_target(self) -> bool:
@@ -139,6 +161,8 @@ class DataSettings:
     attention: Literal["across_documents", "within_documents"] = "across_documents"
     """Whether a token sees what stands before it in its sequence, as in Megatron-LM, or in its own document alone.
     Validation sets are read alike, and a set's identity says so."""
+    labels: LabelSettings = field(default_factory=LabelSettings)
+    """Labels that do not count in the loss."""
     phases: list[PhaseSettings] = field(default_factory=list)
     """Stretches of training with other blends. Empty: one blend for the whole run."""
     when_exhausted: Literal["error", "redistribute", "stop"] = "error"

@@ -54,10 +54,20 @@ def run_faults(config: RunConfig) -> Iterator[Fault]:
 
 
 def optimizer_faults(config: RunConfig) -> Iterator[Fault]:
-    """Decays of moments with which AdamW divides by 0."""
+    """Decays of moments with which AdamW divides by 0, and layers with two rates or none."""
     for name in ("beta1", "beta2"):
         if getattr(config.optimizer, name) == 1:
             yield Fault(f"optimizer.{name} = 1", "it should be below 1.", "The usual are 0.9 and 0.95.")
+    named: set[int] = set()
+    for number, group in enumerate(config.optimizer.rates.layers):
+        shown = f"optimizer.rates.layers.{number} = {group.first} to {group.last}"
+        if group.first > group.last:
+            yield Fault(shown, "the first layer comes after the last.", "Exchange them.")
+        layers = set(range(group.first, group.last + 1))
+        if layers & named:
+            rule = f"layer {min(layers & named)} has a rate already."
+            yield Fault(shown, rule, "Name each layer once.")
+        named |= layers
 
 
 def validation_faults(config: RunConfig) -> Iterator[Fault]:

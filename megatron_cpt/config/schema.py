@@ -3,7 +3,7 @@
 A run is one RunConfig, made by load.py from a YAML file and `section.key=value` words, and written
 resolved into the run folder, from which it can be repeated. Tokens are tokens of the model's input;
 durations take suffixes (`300M`, `5B`) or, where said, steps (`100 steps`). docs/configuration.md is
-written from this file, from blend.py (the section `data`) and from rates.py (`schedule`).
+written from this file and from those of the sections `data` (blend.py), `schedule` (rates.py), `start` and `optimizer`.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from megatron_cpt.config.blend import DataSettings
+from megatron_cpt.config.optimizer import OptimizerSettings
 from megatron_cpt.config.rates import ScheduleSettings
 from megatron_cpt.config.start import StartSettings
 from megatron_cpt.config.strict import STRICT
@@ -139,31 +140,6 @@ class TrainingSettings:
     z_loss: NotNegative = 0.0
     """Coefficient of (log Z)^2, Z being the normaliser of the softmax, added to the loss that is trained on, never to
     the one that is reported; 1e-4 in arXiv:2204.02311. Where it is not 0, a copy of the logits is kept."""
-    unscored_tokens: list[CountOrZero] = field(default_factory=list)
-    """Token ids that are no targets: a label of one of them does not count in the training loss."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """AdamW, with decoupled weight decay on matrices."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    beta1: Share = 0.9
-    """Decay of the first moment."""
-    beta2: Share = 0.95
-    """Decay of the second moment."""
-    epsilon: Positive = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: NotNegative = 0.1
-    """Weight decay per step and unit of learning rate; norms and biases are left out."""
-    clip_gradient: NotNegative = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    fill_moments: CountOrZero = 0
-    """Steps at rate 0 before the first update, on its sequences and those after: they fill Adam's moments, which a
-    Hugging Face folder has none of, and change no weight."""
-    embedding_rate: NotNegative = 1.0
-    """Learning rate of embedding and output layer, relative to the others'; 0 holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +202,8 @@ class ValidationSetSettings:
     """Budget: the first whole sequences that fit. None: the whole set."""
     marks: MarksSettings | None = None
     """Marks of this set alone. None: `validation.marks`."""
+    unscored_lead: str | None = None
+    """As `unscored_lead` of a source of training text."""
 
 
 @dataclass(frozen=True, kw_only=True)

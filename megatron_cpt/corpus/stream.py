@@ -10,7 +10,7 @@ Nothing but indices is read before the first token; each dataset's .bin is opene
 import glob
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.manifest import open_dataset
+from megatron_cpt.corpus.columns import column_path, read_column
+from megatron_cpt.corpus.manifest import Manifest, open_dataset
 from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,
@@ -95,6 +96,7 @@ class TokenStream:
         self._parts: list[_Part] = [part for parts, _ in opened for part in parts if part.tokens]
         _refuse_shared(self._parts)
         self._ends = list(accumulate(part.tokens for part in self._parts))
+        self._leads: dict[str, dict[_Part, npt.NDArray[np.int64]]] = {}  # by the name of a column
         self.tokens = self._ends[-1] if self._ends else 0
         """Tokens of one pass over everything."""
         self.manifests = tuple(part.manifest for parts, _ in opened for part in parts)
@@ -121,33 +123,56 @@ class TokenStream:
         """Fills `out` with the tokens of the endless stream from `start` on."""
         if self.tokens == 0:
             raise ValueError("a stream without tokens cannot be read")
-        filled, length = 0, len(out)
-        position = start % self.tokens
-        while filled < length:
-            number = bisect_right(self._ends, position)
-            part = self._parts[number]
-            offset = position - (self._ends[number] - part.tokens)
-            count = min(length - filled, part.tokens - offset)
+        for filled, part, offset, count in self._pieces(start, len(out)):
             part.copy(offset, out[filled : filled + count])
-            filled += count
-            position = (position + count) % self.tokens
 
     def document_starts(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Where documents begin in [start, start + length) of the endless stream, counted from start, ascending."""
         found = [np.empty(0, np.int64)]
+        for filled, part, offset, count in self._pieces(start, length):
+            begins = part.document_starts
+            inside = begins[begins.searchsorted(offset) : begins.searchsorted(offset + count)]
+            found.append(inside - offset + filled)
+        # Documents without tokens begin where the next one does.
+        return np.unique(np.concatenate(found))
+
+    def within_leads(self, start: int, length: int, name: str) -> npt.NDArray[np.bool_]:
+        """Which of the tokens [start, start + length) are among the first ones of their document: bool[length].
+
+        How many these are, the column of that name says (`leads`).
+        """
+        found = np.empty(length, np.bool_)
+        leads = self._leads_by_part(name)
+        for filled, part, offset, count in self._pieces(start, length):
+            places = np.arange(offset, offset + count)
+            begins = part.document_starts
+            documents = begins.searchsorted(places, side="right") - 1
+            found[filled : filled + count] = places - begins[documents] < leads[part][documents]
+        return found
+
+    def leads(self, name: str) -> npt.NDArray[np.int64]:
+        """A column of the documents of the stream that counts their first tokens: int64[documents].
+
+        Raises BadInput where a dataset has no such column or it is of no counts, IntegrityFault where it is torn.
+        """
+        return np.concatenate([np.empty(0, np.int64), *self._leads_by_part(name).values()])
+
+    def _leads_by_part(self, name: str) -> "dict[_Part, npt.NDArray[np.int64]]":
+        if name not in self._leads:
+            self._leads[name] = {part: part.leads(name) for part in self._parts}
+        return self._leads[name]
+
+    def _pieces(self, start: int, length: int) -> Iterator[tuple[int, "_Part", int, int]]:
+        """What parts hold of [start, start + length): tokens before it, the part, from where in it, how many."""
         filled, position = 0, start % self.tokens
         while filled < length:
             number = bisect_right(self._ends, position)
             part = self._parts[number]
             offset = position - (self._ends[number] - part.tokens)
             count = min(length - filled, part.tokens - offset)
-            begins = part.document_starts
-            inside = begins[begins.searchsorted(offset) : begins.searchsorted(offset + count)]
-            found.append(inside - offset + filled)
+            yield filled, part, offset, count
             filled += count
             position = (position + count) % self.tokens
-        # Documents without tokens begin where the next one does.
-        return np.unique(np.concatenate(found))
 
 
 class _WholeDataset:
@@ -164,6 +189,9 @@ class _WholeDataset:
     @cached_property
     def document_starts(self) -> npt.NDArray[np.int64]:
         return self._dataset.document_starts[:-1]
+
+    def leads(self, name: str) -> npt.NDArray[np.int64]:
+        return _leads(self._dataset.prefix, name, self.manifest)
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -193,6 +221,9 @@ class _SelectedDocuments:
     def document_starts(self) -> npt.NDArray[np.int64]:
         return self._ends - self._part.lengths
 
+    def leads(self, name: str) -> npt.NDArray[np.int64]:
+        return _leads(self._part.prefix, name, self.manifest)[self._part.documents]
+
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
         document = int(self._ends.searchsorted(position, side="right"))
@@ -215,6 +246,16 @@ class _SelectedDocuments:
 
 
 _Part = _WholeDataset | _SelectedDocuments
+
+
+def _leads(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """A column of counts, mapped from disk."""
+    column = read_column(prefix, name, manifest.documents)
+    if column.dtype.kind not in "iu" or (column.size and column.min() < 0):
+        rule = f"is of {column.dtype}, or has numbers below 0: it does not count tokens."
+        remedy = "Write one whole number a document (numpy.save of int64)."
+        raise BadInput(Fault(str(column_path(prefix, name)), rule, remedy))
+    return column
 
 
 def _open(path: Path) -> tuple[list[_Part], str]:

@@ -1,7 +1,7 @@
 """Micro batches as the model takes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,18 +33,22 @@ def make_batch(
     sources: np.ndarray,
     device: torch.device,
     document_starts: Sequence[np.ndarray] | None = None,
+    counted: np.ndarray | None = None,
 ) -> Batch:
     """A batch from windows of s + 1 tokens.
 
     Args:
         windows: int64 [b, s + 1], a sequence and the token after it.
-        scored: int64 [b], how many leading labels of each sequence count in the loss.
+        scored: int64 [b], how many leading labels of each sequence are there to count in the loss.
         sources: int64 [b], which source each is from.
         document_starts: for each sequence, where documents begin in it; None lets attention cross documents.
+        counted: bool [b, s], which of these labels do count (labels.py); None: all.
     """
     length = windows.shape[1] - 1
     places = np.arange(length)
     mask = (places[None, :] < scored[:, None]).astype(np.float32)
+    if counted is not None:
+        mask *= counted
     tokens = torch.from_numpy(windows).to(device, non_blocking=True)
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
@@ -65,11 +69,3 @@ def lengths_between(document_starts: Sequence[np.ndarray], length: int) -> tuple
     """
     cuts = (np.unique(np.concatenate([[0], starts[starts < length], [length]])) for starts in document_starts)
     return tuple(int(number) for ends in cuts for number in np.diff(ends))
-
-
-def without_targets(batch: Batch, tokens: Sequence[int]) -> Batch:
-    """The batch with labels of these token ids left out of the loss."""
-    if not tokens:
-        return batch
-    target = ~torch.isin(batch.labels, torch.tensor(tokens, device=batch.labels.device))
-    return replace(batch, loss_mask=batch.loss_mask * target)

@@ -7,12 +7,14 @@ sequences make up the same global batch, whichever loop reads them.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.dataset import window
+from megatron_cpt.data.labels import LabelMask
 from megatron_cpt.data.sampler import Slots, micro_batch_indices
 from megatron_cpt.mixture.order import SampleOrder
 
@@ -24,10 +26,17 @@ class BlendSamples(Dataset[Sample]):
     """The training sequences of a run, by their place in it."""
 
     def __init__(
-        self, order: SampleOrder, streams: Sequence[TokenStream], samples: int, global_batch_size: int, seed: int
+        self,
+        order: SampleOrder,
+        streams: Sequence[TokenStream],
+        label_masks: Sequence[LabelMask],
+        samples: int,
+        global_batch_size: int,
+        seed: int,
     ) -> None:
         """A run of `samples` sequences in global batches of one size; the seed is that of the run."""
         self.order = order
+        self.label_masks = label_masks
         self.streams = streams
         self.samples = samples
         self.seed = seed
@@ -41,8 +50,9 @@ class BlendSamples(Dataset[Sample]):
         first, place = divmod(index or 0, self._slots.global_batch_size)
         dealt = micro_batch_indices(self._slots, first * self._slots.global_batch_size, 0, self.seed)
         located = self.order.locate(dealt[place : place + 1])
-        stream = self.streams[int(located.source[0])]
-        return _sample(stream, int(located.sequence[0]), self.order.sequence_length, counts=index is not None)
+        source, sequence = int(located.source[0]), int(located.sequence[0])
+        mask = self.label_masks[source] if index is not None else None
+        return _sample(self.streams[source], sequence, self.order.sequence_length, mask)
 
 
 class ValidationSamples(Dataset[Sample]):
@@ -51,9 +61,12 @@ class ValidationSamples(Dataset[Sample]):
     For that, Megatron-LM's `--eval-iters` times its global batch should be a multiple of `sequences`.
     """
 
-    def __init__(self, stream: TokenStream, sequence_length: int, tokens: int | None, samples: int) -> None:
+    def __init__(
+        self, stream: TokenStream, label_mask: LabelMask, sequence_length: int, tokens: int | None, samples: int
+    ) -> None:
         """`tokens`: budget of the set, None for all of it; `samples`: how many are asked for in the whole run."""
         self.stream = stream
+        self.label_mask = label_mask
         self.sequence_length = sequence_length
         self.samples = samples
         whole = (stream.tokens - 1) // sequence_length
@@ -65,14 +78,17 @@ class ValidationSamples(Dataset[Sample]):
 
     def __getitem__(self, index: int | None) -> Sample:
         """The sample at a place; None: one that counts nowhere."""
-        return _sample(self.stream, (index or 0) % self.sequences, self.sequence_length, counts=index is not None)
+        mask = self.label_mask if index is not None else None
+        return _sample(self.stream, (index or 0) % self.sequences, self.sequence_length, mask)
 
 
-def _sample(stream: TokenStream, sequence: int, length: int, counts: bool) -> Sample:
-    text = torch.from_numpy(window(stream, sequence, length))
+def _sample(stream: TokenStream, sequence: int, length: int, mask: LabelMask | None) -> Sample:
+    """A sample of a stream; without a mask it counts nowhere."""
+    text = window(stream, sequence, length)
+    counted = np.zeros(length) if mask is None else mask.counted(stream, sequence * length + 1, text[1:])
     return {
-        "tokens": text[:-1].contiguous(),
-        "labels": text[1:].contiguous(),
-        "loss_mask": torch.full((length,), float(counts)),
+        "tokens": torch.from_numpy(text[:-1].copy()),
+        "labels": torch.from_numpy(text[1:].copy()),
+        "loss_mask": torch.from_numpy(counted.astype(np.float32)),
         "position_ids": torch.arange(length),
     }

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.batches import Batch, make_batch, without_targets
+from megatron_cpt.data.batches import Batch, make_batch
 from megatron_cpt.data.dataset import windows
+from megatron_cpt.data.labels import LabelMask
 from megatron_cpt.data.sampler import Slots, micro_batch_indices
 from megatron_cpt.mixture.order import SampleOrder
 
@@ -36,8 +37,8 @@ class TrainingData:
     """Seed of the run."""
     within_documents: bool = False
     """Whether attention stays within documents."""
-    unscored_tokens: tuple[int, ...] = ()
-    """Token ids that are no targets."""
+    label_masks: Sequence[LabelMask] = ()
+    """What does not count of each stream's labels; empty: all count."""
 
     def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro batches of the global batch that begins at an index of the order."""
@@ -46,8 +47,22 @@ class TrainingData:
             place = self.order.locate(indices)
             tokens = windows(self.streams, place.source, place.sequence, self.sequence_length)
             starts = self._document_starts(place.source, place.sequence) if self.within_documents else None
-            batch = make_batch(tokens, np.full(len(indices), self.sequence_length), place.source, device, starts)
-            yield without_targets(batch, self.unscored_tokens)
+            scored = np.full(len(indices), self.sequence_length)
+            counted = self._counted(place.source, place.sequence, tokens)
+            yield make_batch(tokens, scored, place.source, device, starts, counted)
+
+    def _counted(
+        self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Which labels of windows count: bool [n, sequence_length]; None: all."""
+        if not any(mask.leaves_out for mask in self.label_masks):
+            return None
+        return np.stack(
+            [
+                self.label_masks[source].counted(self.streams[source], sequence * self.sequence_length + 1, window[1:])
+                for source, sequence, window in zip(sources.tolist(), sequences.tolist(), tokens, strict=True)
+            ]
+        )
 
     def _document_starts(
         self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64]

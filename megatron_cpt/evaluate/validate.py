@@ -1,6 +1,7 @@
 """Validation on fixed sequences: the same at every mark, in every run and under every layout.
 
-1. A set is the first N sequences of its stream: sequence s is tokens [s L, s L + L], the last one short.
+1. A set is the first N sequences of its stream: sequence s is tokens [s L, s L + L], the last one short. Labels
+   that training leaves out of the loss do not count here either.
 2. The sequences of all sets of a mark are laid end to end, and go through the model in one pass. They are dealt
    to data-parallel ranks and micro batches; what is missing to a whole micro batch is filled with sequences in
    which no token counts.
@@ -21,9 +22,12 @@ import torch
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.data.batches import Batch, make_batch
+from megatron_cpt.data.labels import LabelMask
 from megatron_cpt.model.forward import run_micro_batches, without_dropout
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import from_last_stage, sum_over_replicas
+
+NOTHING_LEFT_OUT = LabelMask()
 
 
 class Text(Protocol):
@@ -44,14 +48,18 @@ class ValidationSet:
     """The text; read from its beginning, never around its end."""
     sequence_length: int
     """Tokens of a sequence, L."""
+    labels: npt.NDArray[np.int64]
+    """[N]: labels of each sequence; L, but for the last one."""
     scored_tokens: npt.NDArray[np.int64]
-    """[N]: tokens that count in each sequence; L, but for the last one."""
+    """[N]: those of them that count."""
     scored_bytes: int | None
     """UTF-8 bytes of all scored tokens; None where the tokenizer does not tell."""
     identity: str
     """Hash of the sequences and of what decides their loss."""
     within_documents: bool = False
     """Whether attention stays within documents."""
+    counted: npt.NDArray[np.bool_] | None = None
+    """[labels of all sequences]: which of them count; None: all."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def open_set(
     budget: int | None,
     token_bytes: npt.NDArray[np.int64] | None,
     attention: str = "across_documents",
+    mask: LabelMask = NOTHING_LEFT_OUT,
 ) -> ValidationSet:
     """Fixes the sequences of a set.
 
@@ -94,15 +103,29 @@ def open_set(
         budget: tokens to score at most, in whole sequences; None for the whole stream.
         token_bytes: UTF-8 bytes of each token id, where known.
         attention: `data.attention`.
+        mask: which labels do not count.
     """
-    scored = scored_tokens(stream.tokens, sequence_length, budget)
-    targets = int(scored.sum())
-    scored_bytes = None if token_bytes is None else int(token_bytes[stream.read(1, targets)].sum())
+    labels = scored_tokens(stream.tokens, sequence_length, budget)
+    targets = int(labels.sum())
+    scored, text, counted = labels, stream.read(1, targets), None
+    if mask.leaves_out:
+        counted = mask.counted(stream, 1, text)
+        scored, text = np.add.reduceat(counted, np.arange(len(labels)) * sequence_length, dtype=np.int64), text[counted]
     # What attention sees, and that EOD counts, as in Megatron: part of what the loss means.
-    described = f"{stream.identity} {sequence_length} {targets} attention={attention} eod=scored"
-    identity = hashlib.sha256(described.encode()).hexdigest()
-    within = attention == "within_documents"
-    return ValidationSet(name, role, stream, sequence_length, scored, scored_bytes, identity, within)
+    described = f"{stream.identity} {sequence_length} {targets} attention={attention} "
+    described += mask.describe(stream) or "eod=scored"
+    return ValidationSet(
+        name=name,
+        role=role,
+        stream=stream,
+        sequence_length=sequence_length,
+        labels=labels,
+        scored_tokens=scored,
+        scored_bytes=None if token_bytes is None else int(token_bytes[text].sum()),
+        identity=hashlib.sha256(described.encode()).hexdigest(),
+        within_documents=attention == "within_documents",
+        counted=counted,
+    )
 
 
 @torch.no_grad()
@@ -148,14 +171,17 @@ def micro_batches(
     for places in parts:
         tokens = np.zeros((len(places), length + 1), dtype=np.int64)
         scored = np.zeros(len(places), dtype=np.int64)
+        counted = np.ones((len(places), length), dtype=np.bool_)
         starts = [np.zeros(1, dtype=np.int64)] * len(places)
         for row, place in enumerate(places.tolist()):
             if place < len(sequences):
                 a_set, number = sequences[place]
-                scored[row] = a_set.scored_tokens[number]
+                scored[row] = a_set.labels[number]
                 found = a_set.stream.read(number * length, int(scored[row]) + 1)
                 tokens[row, : len(found)] = found
+                if a_set.counted is not None:
+                    counted[row, : scored[row]] = a_set.counted[number * length : number * length + scored[row]]
                 if within:
                     starts[row] = a_set.stream.document_starts(number * length, int(scored[row]))
         sources = np.zeros(len(places), dtype=np.int64)
-        yield make_batch(tokens, scored, sources, groups.device(), starts if within else None)
+        yield make_batch(tokens, scored, sources, groups.device(), starts if within else None, counted)

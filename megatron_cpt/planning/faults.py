@@ -20,7 +20,7 @@ from megatron_cpt.mixture.streams import blend_streams
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.shared_text import shared_faults
-from megatron_cpt.planning.start_faults import frozen_faults, start_faults
+from megatron_cpt.planning.start_faults import frozen_faults, rate_faults, start_faults
 
 
 def run_faults(config: RunConfig, world_size: int | None) -> list[Fault]:
@@ -38,8 +38,10 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
         faults += shape_faults(config, inputs.shape)
         faults += layout_faults(config.parallel, inputs.shape)
         faults += frozen_faults(config, inputs.shape)
+        faults += rate_faults(config, inputs.shape)
     faults += start_faults(config, inputs.shape)
     faults += tokenizer_faults(config, inputs)
+    faults += label_faults(config, inputs)
     faults += validation_faults(config, inputs.validation_sets)
     faults += shared_faults(config, inputs)
     faults += task_faults(config, inputs)
@@ -162,6 +164,33 @@ def validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) -> 
             found = f"has {stream.tokens} tokens" if stream.tokens else "is empty"
             rule = f"a validation set is at least one sequence of {length} tokens and the label of the last."
             faults.append(Fault(f"validation.sets.{name}: {found}", rule, remedy))
+    return faults
+
+
+def label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
+    """An EOD that is to be left out and that no manifest names, and columns of leads that are not there."""
+    faults = []
+    if not config.data.labels.eod:
+        for name, manifest in inputs.manifests():
+            if manifest.eod is None:
+                rule = "the manifest of a dataset does not say which token ends a document."
+                remedy = "Name its id in data.labels.unscored_tokens, and leave data.labels.eod true."
+                faults.append(Fault(f"data.labels.eod = false; {name}", rule, remedy))
+    for name, lead, stream in (
+        *(
+            (f"data.sources.{name}", config.data.sources[source_of(name)].unscored_lead, stream)
+            for name, stream in inputs.sources.items()
+        ),
+        *(
+            (f"validation.sets.{name}", config.validation.sets[name].unscored_lead, stream)
+            for name, stream in inputs.validation_sets.items()
+        ),
+    ):
+        if lead is not None:
+            try:
+                stream.leads(lead)
+            except BadInput as error:
+                faults += [Fault(f"{name}.unscored_lead: {one.value}", one.rule, one.remedy) for one in error.faults]
     return faults
 
 

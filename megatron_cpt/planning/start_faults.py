@@ -74,6 +74,19 @@ def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator
         yield Fault(f"training.tokens = {config.training.tokens}", rule, "Raise it, or set `start.data: new`.")
 
 
+def rate_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
+    """Rates and exemptions of parts that the model does not have."""
+    optimizer = config.optimizer
+    for number, group in enumerate(optimizer.rates.layers):
+        if group.last >= shape.layers:
+            rule = f"the model's layers are 0 to {shape.layers - 1}."
+            shown = f"optimizer.rates.layers.{number} = {group.first} to {group.last}"
+            yield Fault(shown, rule, "Name layers that it has.")
+    if shape.tied_embeddings and optimizer.rates.output not in (1, optimizer.rates.embedding):
+        rule = "the output layer of this model has the weights of the embedding."
+        yield Fault(f"optimizer.rates.output = {optimizer.rates.output:g}", rule, "Set `optimizer.rates.embedding`.")
+
+
 def frozen_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
     """Frozen parts that leave nothing to train, on the whole model or on a pipeline stage."""
     frozen, stages = config.model.frozen, config.parallel.pipeline
@@ -87,4 +100,5 @@ def frozen_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
             yield Fault(shown, rule, f"Freeze fewer than {of_stage} at each end, or use fewer stages.")
     if frozen.embeddings and stages > 1 and shape.tied_embeddings:
         rule = "an embedding that the first and the last stage share cannot be frozen."
-        yield Fault("model.frozen.embeddings = true", rule, "Use one pipeline stage, or `optimizer.embedding_rate: 0`.")
+        remedy = "Use one pipeline stage, or `optimizer.rates.embedding: 0`."
+        yield Fault("model.frozen.embeddings = true", rule, remedy)

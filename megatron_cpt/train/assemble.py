@@ -19,6 +19,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.data.labels import label_mask, label_masks
 from megatron_cpt.data.sampler import Slots
 from megatron_cpt.data.training_data import TrainingData
 from megatron_cpt.evaluate.validate import ValidationSet, open_set
@@ -113,7 +114,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         sequence_length=config.data.sequence_length,
         seed=config.run.seed,
         within_documents=config.data.attention == "within_documents",
-        unscored_tokens=tuple(config.training.unscored_tokens),
+        label_masks=label_masks(config.data, plan.inputs.sources, plan.blend.sources),
     )
     return Run(
         config=config,
@@ -142,6 +143,7 @@ def open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[Validatio
             settings.tokens,
             token_bytes,
             config.data.attention,
+            label_mask(config.data, inputs.validation_sets[name], settings.unscored_lead),
         )
         for name, settings in config.validation.sets.items()
     ]

@@ -19,7 +19,7 @@ from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.train.history import History
 from megatron_cpt.train.optimizer import mend_after_load
-from megatron_cpt.train.resume import check_order, layout, resume
+from megatron_cpt.train.resume import check_order, check_parts, layout, resume
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def begin(
     shift = schedule_shift(start, position)
     if start.data == "new":
         if start.optimizer == "kept":
+            check_parts(checkpoint, position, config)
             load(checkpoint, unwrap(model), optimizer, layout(config))
             mend_after_load(optimizer)
             seed_everything(config.run.seed + 1)

@@ -39,6 +39,8 @@ class History:
 
     def with_update(self, loss: float, settings: TrainingSettings) -> "History":
         """The history after an update."""
+        if math.isnan(loss):  # no label counted
+            return replace(self, in_a_row=0)
         losses = () if settings.on_spike == "go_on" else (*self.losses, loss)[-settings.spike_window :]
         return replace(self, losses=losses, in_a_row=0)
 

@@ -65,6 +65,7 @@ class Journal:
             "loss": outcome.loss,
             "grad_norm": outcome.gradient_norm,
             "source_losses": source_losses(run.plan.blend.sources, outcome),
+            "source_scored_tokens": dict(zip(run.plan.blend.sources, map(int, outcome.tokens.tolist()), strict=True)),
             "source_tokens": {
                 name: count * config.data.sequence_length
                 for name, count in run.plan.blend.source_sequences(sequences).items()

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import Duration
+from megatron_cpt.data.labels import label_mask, label_masks
 from megatron_cpt.data.samples import BlendSamples, Sample, ValidationSamples
 from megatron_cpt.planning.plan import make_plan
 
@@ -35,6 +36,7 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
         samples = BlendSamples(
             plan.blend.order,
             [plan.inputs.sources[name] for name in plan.blend.sources],
+            label_masks(config.data, plan.inputs.sources, plan.blend.sources),
             plan.blend.total_sequences,
             config.training.global_batch_size,
             config.run.seed,
@@ -44,7 +46,9 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
             return samples, None, None
         name, settings = sets[0]
         stream = plan.inputs.validation_sets[name]
-        return samples, ValidationSamples(stream, config.data.sequence_length, settings.tokens, validation), None
+        mask = label_mask(config.data, stream, settings.unscored_lead)
+        length = config.data.sequence_length
+        return samples, ValidationSamples(stream, mask, length, settings.tokens, validation), None
 
     # Megatron-LM calls a provider with this mark on every rank; each reads what it is due.
     provide.is_distributed = True  # type: ignore[attr-defined]

@@ -18,14 +18,14 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 
-from megatron_cpt.config.schema import OptimizerSettings, RunConfig
-from megatron_cpt.model.build import DTYPES, megatron_config
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.model.build import DTYPES, megatron_config, unwrap
+from megatron_cpt.train.parameter_groups import group_options
 
 
 def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig) -> MegatronOptimizer:
-    """AdamW over the model's parameters, its state allocated, matrices decayed, norms and biases not."""
+    """AdamW over the model's parameters, its state allocated, in groups by rate and weight decay."""
     settings = config.optimizer
     ours = {
         "optimizer": "adam",
@@ -44,7 +44,7 @@ def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig)
     optimizer = get_megatron_optimizer(
         megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"),
         list(model),
-        **group_options(settings),
+        **group_options(unwrap(model), settings),
     )
     model[0].config.grad_scale_func = optimizer.scale_loss
     for part in parts(optimizer):
@@ -63,26 +63,6 @@ def clear_gradients(model: Sequence[DistributedDataParallel], optimizer: Megatro
     for chunk in model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-
-
-def group_options(settings: OptimizerSettings) -> dict[str, Any]:
-    """What get_megatron_optimizer is told of parameter groups: nothing, where all have one learning rate."""
-    if settings.embedding_rate == 1:
-        return {}
-    return {
-        "config_overrides": {
-            # As Megatron-Core's own: no weight decay on what has one dimension.
-            ParamKey(name="*.bias", predicate=ParamPredicate(name="one dimension", fn=has_one_dimension)): {
-                "wd_mult": 0.0
-            },
-            ParamKey(attr="is_embedding_or_output_parameter"): {"lr_mult": settings.embedding_rate},
-        }
-    }
-
-
-def has_one_dimension(parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter is a bias or the weight of a norm."""
-    return parameter.dim() == 1
 
 
 def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:

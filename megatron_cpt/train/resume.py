@@ -1,7 +1,9 @@
 """Going on from a checkpoint of the same run."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -28,11 +30,13 @@ def resume(
     """Loads a checkpoint of this run, or of one whose data order this run goes on with, and returns its position.
 
     Raises:
-        BadInput: the data order is no longer the same, or the optimizer state does not load into this layout.
+        BadInput: the data order or what is trained is no longer the same, or the optimizer state does not load into
+            this layout.
         IntegrityFault: the checkpoint is not what was written.
     """
     position = read_position(checkpoint)
     check_order(checkpoint, position, plan.blend, config)
+    check_parts(checkpoint, position, config)
     # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
     seed_everything(config.run.seed + 1 + position.step)
     load(checkpoint, unwrap(model), optimizer, layout(config))
@@ -65,6 +69,32 @@ def _pinned(position: Position, blend: BlendPlan, config: RunConfig) -> str:
             found = f"Phase {now.number} follows the learning rate, which moves with the run's length, and has begun: "
             return f"{found}write `from_tokens: {tokens}` for its `from_lr`. " if phase.from_lr else ""
     return ""
+
+
+def check_parts(checkpoint: Path, position: Position, config: RunConfig) -> None:
+    """Raises BadInput where optimizer state is of other parts, or of other groups of them, than this run trains."""
+    before, now = position.parts, trained_parts(config)
+    if before is None or before == now:
+        return
+    changed = [f"{name}: {before.get(name)} before, {now[name]} now" for name in now if before.get(name) != now[name]]
+    raise BadInput(
+        Fault(
+            f"{checkpoint}: {'; '.join(changed)}",
+            "optimizer state is of the parts that were trained, in groups by learning rate and weight decay.",
+            "Restore them (config.yaml in the run folder has them), or start a new run in another folder with"
+            f" `start.checkpoint: {checkpoint}`, `start.optimizer: fresh` and the data and schedule kept.",
+        )
+    )
+
+
+def trained_parts(config: RunConfig) -> dict[str, Any]:
+    """What is trained and in which groups, as checkpoints tell."""
+    optimizer = config.optimizer
+    return {
+        "model.frozen": asdict(config.model.frozen),
+        "optimizer.rates": asdict(optimizer.rates),
+        "optimizer.undecayed": sorted(optimizer.undecayed),
+    }
 
 
 def layout(config: RunConfig) -> Layout:

@@ -14,7 +14,7 @@ from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.history import History
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.provenance import run_lineage
-from megatron_cpt.train.resume import layout
+from megatron_cpt.train.resume import layout, trained_parts
 
 
 class Saver:
@@ -100,6 +100,7 @@ class Saver:
             left_out=[list(span) for span in history.left_out],
             left_out_in_a_row=history.in_a_row,
             recent_losses=list(history.losses),
+            parts=trained_parts(config),
             begun_at=run.beginning.begun_at,
             schedule_shift=run.beginning.schedule_shift,
         )

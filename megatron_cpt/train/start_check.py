@@ -160,8 +160,8 @@ def compare_start(run: Run, reference: Reference | None) -> str:
 def opening_set(opening: npt.NDArray[np.int64]) -> ValidationSet:
     """The first sequences as a set to evaluate; the last token of each has no label."""
     count, length = opening.shape
-    scored = np.full(count, length - 1)
-    return ValidationSet("start check", "domain", OpeningText(opening.ravel()), length, scored, None, "")
+    labels = np.full(count, length - 1)
+    return ValidationSet("start check", "domain", OpeningText(opening.ravel()), length, labels, labels, None, "")
 
 
 def read_recording(path: Path) -> Reference | None:

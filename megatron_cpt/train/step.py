@@ -48,7 +48,7 @@ class StepOutcome:
 
     @property
     def loss(self) -> float:
-        """Nats per token of the global batch."""
+        """Nats per token of the global batch; NaN where no label of it counts."""
         return float(self.nats.sum() / self.tokens.sum())
 
 
@@ -73,7 +73,8 @@ def train_step(
     nats, tokens = source_sums(losses, shape.sources, groups.device())
     gradient_norm, finite = gather_gradients(optimizer)
     finite = all_agree(finite and bool(torch.isfinite(nats).all()))
-    updated = finite and (loss_limit == math.inf or all_agree(float(nats.sum() / tokens.sum()) <= loss_limit))
+    is_spike = float(nats.sum() / tokens.sum()) > loss_limit  # False where no label counts, and the loss is NaN
+    updated = finite and (loss_limit == math.inf or all_agree(not is_spike))
     if updated:
         set_rates(optimizer, learning_rate, weight_decay)
         update(optimizer, gradient_norm)

@@ -125,9 +125,7 @@ def test_a_run_reports_the_plain_loss_and_is_the_same_on_two_tensor_ranks(
     penalised = (*short, "training.z_loss=0.01")
     one_rank.call(train, path=workshop.write_config(tmp_path / "plain"), overrides=short)
     one_rank.call(train, path=workshop.write_config(tmp_path / "one"), overrides=penalised)
-    two_ranks.call(
-        train, path=workshop.write_config(tmp_path / "two"), overrides=(*penalised, *LAYOUTS["tensor 2"])
-    )
+    two_ranks.call(train, path=workshop.write_config(tmp_path / "two"), overrides=(*penalised, *LAYOUTS["tensor 2"]))
     plain_run, one, two = (tmp_path / name for name in ("plain", "one", "two"))
     losses = {run: column(records_of(run, "train"), "loss") for run in (plain_run, one, two)}
     assert losses[one][0] == losses[plain_run][0]  # before the first update the loss is that of the same weights

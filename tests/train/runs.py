@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import children
@@ -30,6 +33,13 @@ def train(path: Path, overrides: tuple[str, ...] = ()) -> int:
     folder.create()
     with StopRequest() as request:
         return int(run_to_end(config, folder, request))
+
+
+def refusal(path: Path, overrides: tuple[str, ...]) -> str:
+    """Job: what a run that must not go on says."""
+    with pytest.raises(BadInput) as error:
+        train(path, overrides)
+    return str(error.value)
 
 
 def start(path: Path, processes: int, *overrides: str) -> subprocess.Popen[bytes]:

@@ -1,7 +1,9 @@
 """Frozen parts, rates of their own, tokens that are no targets, and moments filled before the first update."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.optimizer import parts
 from megatron_cpt.train.stop import StopRequest
 from tests.ranks import Ranks
-from tests.train.runs import LAYOUTS, column, records_of, train
+from tests.train.runs import LAYOUTS, column, records_of, refusal, train
 from tests.workshop import Workshop
 
 
@@ -55,7 +57,7 @@ def test_frozen_parts_keep_their_weights_and_the_others_move(
 
 def test_a_frozen_run_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    overrides = ("model.frozen.bottom=2", "optimizer.embedding_rate=0.1", "schedule.kind=constant", "schedule.final=0")
+    overrides = ("model.frozen.bottom=2", "optimizer.rates.embedding=0.1", "schedule.kind=constant", "schedule.final=0")
     one_rank.call(train, path=workshop.write_config(whole), overrides=overrides)
     path = workshop.write_config(pieces)
     one_rank.call(train, path=path, overrides=(*overrides, "training.tokens=4 steps", "validation.marks.end=false"))
@@ -63,10 +65,73 @@ def test_a_frozen_run_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_p
     assert records_of(pieces) == records_of(whole)
 
 
-def test_the_embedding_has_a_rate_of_its_own(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+def weights_after(path: Path, overrides: tuple[str, ...]) -> dict[str, tuple[float, torch.Tensor]]:
+    """Job: trains; each parameter of this rank, layers counted over all stages: how far its weights went, and they."""
+    config = load_config(path, overrides)
+    folder = RunFolder(config.run.folder)
+    folder.create()
+    run = assemble(config, make_plan(config, groups.world_size()), folder)
+    [model] = unwrap(run.model)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    journal = Journal(run)
+    loop.train(run, journal, StopRequest())
+    journal.close()
+    first = model.decoder.layers[0].layer_number - 1
+    return {
+        re.sub(r"layers\.(\d+)", lambda found: f"layers.{first + int(found[1])}", name): (
+            float((value.detach() - before[name]).abs().max()),
+            value.detach().clone(),
+        )
+        for name, value in model.named_parameters()
+    }
+
+
+ONE_STEP = ("training.tokens=1 steps", "schedule.warmup=null", "schedule.kind=constant", "schedule.peak=0.001")
+RATES = (
+    *ONE_STEP,
+    "optimizer.weight_decay=0",
+    "optimizer.rates={embedding: 0.25, norms_and_biases: 0.5, layers: [{first: 1, last: 2, rate: 0.1}]}",
+)
+
+
+@pytest.mark.parametrize("layout", ["one process", "pipeline 2", "data 2, distributed optimizer"])
+def test_parts_have_rates_of_their_own(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str
+) -> None:
+    """AdamW's first update moves a weight by the rate, whatever its gradient."""
     path = workshop.write_config(tmp_path / "run")
-    [changed] = one_rank.call(moved, path=path, overrides=("optimizer.embedding_rate=0", "training.tokens=4 steps"))
-    assert {name for name, value in changed.items() if not value} == {"embedding.word_embeddings.weight"}
+    pool, settings = (one_rank, ()) if layout == "one process" else (two_ranks, LAYOUTS[layout])
+    for result in pool.call(weights_after, path=path, overrides=(*RATES, *settings)):
+        for name, (distance, value) in result.items():
+            layer = re.search(r"layers\.(\d+)", name)
+            factor = 0.1 if layer and layer[1] in "12" else 1.0
+            factor *= 0.5 if value.dim() == 1 else 1.0
+            factor *= 0.25 if name.startswith(("embedding", "output_layer")) else 1.0
+            assert distance == pytest.approx(0.001 * factor, rel=2e-3), name
+
+
+def test_parts_are_left_out_of_weight_decay(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path, results = workshop.write_config(tmp_path / "run"), []
+    for decay in (0, 0.5):
+        folder = f"run.folder={tmp_path / str(decay)}"
+        overrides = (*ONE_STEP, "optimizer.undecayed=[embedding]", f"optimizer.weight_decay={decay}", folder)
+        results += one_rank.call(weights_after, path=path, overrides=overrides)
+    without, decayed = results
+    for name, (_, value) in without.items():
+        assert torch.equal(value, decayed[name][1]) == name.startswith("embedding"), name
+
+
+def test_a_resume_that_would_train_other_parts_is_refused(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "model.frozen.bottom=1"))
+    for override, named in (
+        ("model.frozen.bottom=2", "'bottom': 1, 'top': 0, 'embeddings': False} before, {'bottom': 2"),
+        ("optimizer.rates.embedding=0.5", "optimizer.rates: {'embedding': 1.0"),
+        ("optimizer.undecayed=[]", "optimizer.undecayed: ['norms_and_biases'] before, [] now"),
+    ):
+        [said] = one_rank.call(refusal, path=path, overrides=("model.frozen.bottom=1", override))
+        assert named in said
+        assert "start.optimizer: fresh" in said
 
 
 def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
@@ -101,11 +166,39 @@ def test_filling_moments_moves_no_weight(one_rank: Ranks, workshop: Workshop, tm
     assert events[0]["loss"] == records_of(tmp_path / "run", "train")[0]["loss"]  # the same sequences, the same weights
 
 
-def test_tokens_that_are_no_targets_do_not_count(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
-    every, without = tmp_path / "every", tmp_path / "without"
-    short = ("training.tokens=1 steps", "schedule.warmup=null", "validation.sets={}")
+LABELS = {
+    "eod": "data.labels.eod=false",
+    "first": "data.labels.document_starts=false",
+    "ids": "data.labels.unscored_tokens=[3,5]",
+}
+
+
+@pytest.mark.parametrize("left_out", LABELS)
+def test_labels_that_are_left_out_count_nowhere(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, left_out: str
+) -> None:
+    """The counts are exact by source; two replicas have the losses of one; sets are other sets."""
+    every, one, two = (tmp_path / name for name in ("every", "one", "two"))
+    short = ("training.tokens=2 steps", "schedule.warmup=null")
     one_rank.call(train, path=workshop.write_config(every), overrides=short)
-    one_rank.call(train, path=workshop.write_config(without), overrides=(*short, "training.unscored_tokens=[0]"))
-    [ours], [theirs] = records_of(without, "train"), records_of(every, "train")
-    assert ours["source_tokens"] == theirs["source_tokens"]
-    assert ours["loss"] != theirs["loss"]
+    one_rank.call(train, path=workshop.write_config(one), overrides=(*short, LABELS[left_out]))
+    two_ranks.call(train, path=workshop.write_config(two), overrides=(*short, LABELS[left_out]))
+    plan = make_plan(load_config(workshop.write_config(one), (*short, LABELS[left_out])), 1)
+    for step, record in enumerate(records_of(one, "train")):
+        place = plan.blend.order.locate(np.arange(8 * step, 8 * step + 8))
+        expected = dict.fromkeys(plan.blend.sources, 0)
+        for source, sequence in zip(place.source.tolist(), place.sequence.tolist(), strict=True):
+            name = plan.blend.sources[source]
+            window = plan.inputs.sources[name].read(sequence * 32, 33)
+            dropped = {"eod": [0], "ids": [3, 5]}.get(left_out)
+            # A document begins after each EOD, id 0.
+            labels = window[1:] if dropped else window[:-1]
+            expected[name] += 32 - int(np.isin(labels, dropped or [0]).sum())
+        assert record["source_scored_tokens"] == expected
+    for kind in ("train", "validation"):
+        ours, theirs = records_of(two, kind), records_of(one, kind)
+        assert column(ours, "loss") == pytest.approx(column(theirs, "loss"), abs=2e-6)
+        assert column(theirs, "loss") != column(records_of(every, kind), "loss")
+    sets = [{record["identity"] for record in records_of(run, "validation")} for run in (every, one, two)]
+    assert sets[1] == sets[2]
+    assert not sets[0] & sets[1]

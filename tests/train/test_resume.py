@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.config.errors import BadInput
 from tests.parallel import matrix
 from tests.ranks import Ranks
-from tests.train.runs import LAYOUTS, column, records_of, train
+from tests.train.runs import LAYOUTS, column, records_of, refusal, train
 from tests.workshop import Workshop
 
 # Dropout draws from the random states that a checkpoint keeps; evaluations and saves lie between.
@@ -74,13 +73,6 @@ def test_a_resume_of_a_resume_is_the_run(
         assert records_of(run) == records_of(straight)
         weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (run, straight)]
         assert weights[0] == weights[1]
-
-
-def refusal(path: Path, overrides: tuple[str, ...]) -> str:
-    """Job: what a run that must not go on says."""
-    with pytest.raises(BadInput) as error:
-        train(path, overrides)
-    return str(error.value)
 
 
 def test_a_resume_that_would_see_other_data_is_refused(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

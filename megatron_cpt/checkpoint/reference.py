@@ -3,16 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import orjson
 import psutil
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
+from megatron_cpt.config.model import RopeSettings
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_config
 from megatron_cpt.families.size import parameter_count
 
 # Beside the weights: activations and logits of a sequence, what the loader holds for a moment, the allocator's own.
@@ -20,11 +24,18 @@ HEADROOM = 1.25
 
 
 @contextmanager
-def reference_model(hf_folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator[Any]:
-    """transformers' model, whole, on one device, given up at the end. No code of the folder is executed."""
+def reference_model(
+    hf_folder: Path, dtype: torch.dtype, device: torch.device, rope: RopeSettings | None = None
+) -> Iterator[Any]:
+    """transformers' model, whole, on one device, given up at the end. No code of the folder is executed.
+
+    Args:
+        rope: other rotary positions than the folder states; None: its own.
+    """
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         hf_folder,
+        config=transformers_config(hf_folder, rope),
         dtype=dtype,
         attn_implementation="eager",  # the one that knows every family's mathematics: others leave out soft caps
         use_safetensors=True,
@@ -39,6 +50,13 @@ def reference_model(hf_folder: Path, dtype: torch.dtype, device: torch.device) -
             torch.cuda.empty_cache()
 
 
+def transformers_config(hf_folder: Path, rope: RopeSettings | None) -> Any:
+    """What transformers makes of a folder's config.json, with other rotary positions if there are any."""
+    with TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_bytes(orjson.dumps(read_config(hf_folder, rope)))
+        return AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+
+
 @torch.no_grad()
 def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """transformers' logits on the CPU: tokens int64 [b, s] to float32 [b, s, vocabulary]."""
@@ -48,9 +66,11 @@ def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = to
 
 
 @torch.no_grad()
-def transformers_losses(hf_folder: Path, windows: Tensor, dtype: torch.dtype, device: torch.device) -> list[float]:
+def transformers_losses(
+    hf_folder: Path, windows: Tensor, dtype: torch.dtype, device: torch.device, rope: RopeSettings | None = None
+) -> list[float]:
     """transformers' mean loss of each sequence, in nats per token: windows int64 [b, s + 1]."""
-    with reference_model(hf_folder, dtype, device) as model:
+    with reference_model(hf_folder, dtype, device, rope) as model:
         return [
             float(cross_entropy(model(window[None, :-1]).logits[0].float(), window[1:]))
             for window in windows.to(device)

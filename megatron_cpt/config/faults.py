@@ -29,6 +29,7 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
         *share_faults(config.data),
         *layout_faults(config, world_size),
         *schedule_faults(config),
+        *rope_faults(config),
         *optimizer_faults(config),
         *validation_faults(config),
         *task_faults(config),
@@ -51,6 +52,18 @@ def run_faults(config: RunConfig) -> Iterator[Fault]:
     ):
         if not folder.strip():
             yield Fault(f"{name} = '{folder}'", "a folder needs a name.", remedy)
+
+
+def rope_faults(config: RunConfig) -> Iterator[Fault]:
+    """Numbers of a scaling that there is none of."""
+    rope = config.model.rope
+    if rope is None or rope.scaling not in ("kept", "none"):
+        return
+    given = {"factor": rope.factor, "original_positions": rope.original_positions, "further": rope.further or None}
+    for name, value in given.items():
+        if value is not None:
+            rule = f"is a number of a scaling, and model.rope.scaling is {rope.scaling}."
+            yield Fault(f"model.rope.{name} = {value}", rule, "Set it to linear, llama3 or yarn, or take this out.")
 
 
 def optimizer_faults(config: RunConfig) -> Iterator[Fault]:

@@ -3,7 +3,7 @@
 A run is one RunConfig, made by load.py from a YAML file and `section.key=value` words, and written
 resolved into the run folder, from which it can be repeated. Tokens are tokens of the model's input;
 durations take suffixes (`300M`, `5B`) or, where said, steps (`100 steps`). docs/configuration.md is
-written from this file and from those of the sections `data` (blend.py), `schedule` (rates.py), `start` and `optimizer`.
+written from this file and from those of single sections beside it: blend.py is `data`, rates.py is `schedule`.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from megatron_cpt.config.blend import DataSettings
+from megatron_cpt.config.model import ModelSettings
 from megatron_cpt.config.optimizer import OptimizerSettings
 from megatron_cpt.config.rates import ScheduleSettings
 from megatron_cpt.config.start import StartSettings
@@ -58,56 +59,6 @@ class RunSettings:
     """FLOP/s of one rank's device at its best, for MFU. None: the dense bf16 peak of a GPU that is known."""
     wandb: WandbSettings | None = None
     """Weights & Biases. None: not used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartCheckSettings:
-    """The loss of the first 8 sequences before the first update, beside transformers' own; a difference is refused.
-
-    Rank 0 computes it where the whole model fits its GPU or its machine's memory; elsewhere nothing is compared.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    enabled: bool = True
-    """Whether they are compared."""
-    recorded: str | None = None
-    """A recording to compare with: `start_check.json` of a run that begins as this one does, or of
-    `megatron-cpt convert record`. None: transformers computes it."""
-    tolerance: Positive | None = None
-    """Largest difference of one sequence's loss, in nats per token. None: 0.001 in fp32, 0.02 in bf16."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrozenSettings:
-    """Parts of the model that keep their weights."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    bottom: CountOrZero = 0
-    """So many layers next to the input."""
-    top: CountOrZero = 0
-    """So many layers next to the output."""
-    embeddings: bool = False
-    """Embedding and output layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The model, always described by a Hugging Face folder."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    hf: str
-    """Hugging Face folder: config.json, the tokenizer, and the weights unless `weights: random`."""
-    weights: Literal["hf", "random"] = "hf"
-    """Where the weights come from: the folder's safetensors, or drawn at random (training from scratch)."""
-    dropout: Share = 0.0
-    """Dropout of hidden states and of attention. Continual pretraining uses 0."""
-    start_check: StartCheckSettings = field(default_factory=StartCheckSettings)
-    """The check before the first update of a run that starts from the folder's weights."""
-    frozen: FrozenSettings = field(default_factory=FrozenSettings)
-    """Parts that are not trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

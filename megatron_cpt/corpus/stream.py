@@ -250,10 +250,12 @@ _Part = _WholeDataset | _SelectedDocuments
 
 def _leads(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[np.int64]:
     """A column of counts, mapped from disk."""
+    remedy = "Write one whole number a document, in the order of the dataset (numpy.save of int64)."
+    if not column_path(prefix, name).is_file():
+        raise BadInput(Fault(str(column_path(prefix, name)), "is not there.", remedy))
     column = read_column(prefix, name, manifest.documents)
     if column.dtype.kind not in "iu" or (column.size and column.min() < 0):
         rule = f"is of {column.dtype}, or has numbers below 0: it does not count tokens."
-        remedy = "Write one whole number a document (numpy.save of int64)."
         raise BadInput(Fault(str(column_path(prefix, name)), rule, remedy))
     return column
 

@@ -1,16 +1,19 @@
 """The shape of a model from its Hugging Face folder; which families are known."""
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.model import RopeSettings
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.gemma2 import GEMMA2
 from megatron_cpt.families.gemma3 import GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA
+from megatron_cpt.families.longer import with_positions
 from megatron_cpt.families.mistral import MISTRAL
 from megatron_cpt.families.mixtral import MIXTRAL
 from megatron_cpt.families.olmo2 import OLMO2
@@ -30,15 +33,17 @@ FAMILIES: dict[str, Family] = {
 MOST = 10_000
 
 
-def read_shape(folder: str | Path) -> ModelShape:
+def read_shape(folder: str | Path, rope: RopeSettings | None = None) -> ModelShape:
     """Reads config.json of a Hugging Face folder.
 
+    Args:
+        rope: other rotary positions than it states; None for its own.
     Raises:
         BadInput: the folder or config.json is missing or no JSON object, the family is unknown, or fields
             have values that cannot be honoured (every one of them is listed).
     """
     path = Path(folder) / "config.json"
-    fields = ConfigFields(str(path), _read_object(path))
+    fields = ConfigFields(str(path), read_config(folder, rope))
     model_type = fields.take("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         rule, remedy = "is not a family known here.", f"Known families: {', '.join(sorted(FAMILIES))}."
@@ -58,6 +63,12 @@ def read_shape(folder: str | Path) -> ModelShape:
     return shape
 
 
+def read_config(folder: str | Path, rope: RopeSettings | None = None) -> dict[str, Any]:
+    """The fields of config.json, with other rotary positions if there are any. Raises BadInput."""
+    fields = _read_object(Path(folder) / "config.json")
+    return fields if rope is None else with_positions(fields, rope)
+
+
 def family_of(shape: ModelShape) -> Family:
     """The family of a shape."""
     return FAMILIES[shape.family]
@@ -73,7 +84,7 @@ def name_table(shape: ModelShape) -> dict[str, tuple[Rule, Place]]:
     }
 
 
-def _read_object(path: Path) -> dict[str, object]:
+def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(
             Fault(

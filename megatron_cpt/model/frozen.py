@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from megatron_cpt.config.schema import FrozenSettings
+from megatron_cpt.config.model import FrozenSettings
 from megatron_cpt.families.shape import ModelShape
 
 

@@ -82,7 +82,8 @@ def shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
     if length <= shape.longest_sequence:
         return []
     rule = f"the model was made for at most {shape.max_positions} tokens (max_position_embeddings)."
-    return [Fault(f"data.sequence_length = {length}", rule, f"Use {shape.longest_sequence} or fewer.")]
+    remedy = f"Use {shape.longest_sequence} or fewer, or give it positions for more with `model.rope`."
+    return [Fault(f"data.sequence_length = {length}", rule, remedy)]
 
 
 def layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:

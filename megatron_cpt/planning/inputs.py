@@ -64,7 +64,7 @@ def open_inputs(config: RunConfig) -> RunInputs:
     shape, tokenizer = None, None
     folder = Path(config.model.hf)
     if folder.is_dir():
-        shape = _attempt(partial(read_shape, folder), faults)
+        shape = _attempt(partial(read_shape, folder, config.model.rope), faults)
         tokenizer = _attempt(partial(Tokenizer.load, folder), faults)
     else:
         rule = "there is no such folder."

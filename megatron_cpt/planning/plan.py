@@ -149,9 +149,17 @@ class RunPlan:
             f"Run      {self.folder}: {self.steps:,} steps of {batch}, {quantity(self.tokens)} tokens in all",
             f"Model    {model.family}, {quantity(model.parameters)} parameters "
             f"({quantity(model.non_embedding_parameters)} without embeddings{active})",
+            *self._positions(),
             f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
             f"Memory   {size(memory.total)} on {ranks} ({shares})",
         ]
+
+    def _positions(self) -> list[str]:
+        rope, shape = self.config.model.rope, self.inputs.shape
+        if rope is None or shape is None:
+            return []
+        scaling = "as the folder's" if rope.scaling == "kept" else rope.scaling
+        return [f"Rope     for {rope.positions:,} tokens: base {shape.rope_base:,.0f}, scaling {scaling} (model.rope)"]
 
     def _blend_lines(self) -> list[str]:
         heading = ["source", "role", "tokens read", "share", "of", "epochs", "effective unique"]

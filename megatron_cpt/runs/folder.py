@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def model(self) -> Path:
+        """config.json and tokenizer of a model whose positions differ from those of the folder it starts from."""
+        return self.path / "model"
+
+    @property
     def hf(self) -> Path:
         """The exported Hugging Face folder."""
         return self.path / "hf"

@@ -33,6 +33,7 @@ from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.beginning import Beginning, begin, load_start_weights
+from megatron_cpt.train.described import description
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.step import StepShape
 from megatron_cpt.train.weight_updates import StartWeights
@@ -65,8 +66,8 @@ class Run:
 
     @property
     def hf_folder(self) -> Path:
-        """The Hugging Face folder that describes the model."""
-        return Path(self.config.model.hf)
+        """The Hugging Face folder that describes the model: config and tokenizer."""
+        return description(self.config, self.folder)
 
     @property
     def step_shape(self) -> StepShape:
@@ -89,7 +90,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     quiet_megatron()
     groups.divide_world(config.parallel)
     seed_everything(config.run.seed)
-    shape = read_shape(Path(config.model.hf))
+    shape = read_shape(Path(config.model.hf), config.model.rope)
     bare_model = build_model(shape, config)
     checkpoints = complete_checkpoints(folder.checkpoints)
     keeps_start = config.validation.weight_updates

@@ -19,7 +19,7 @@ from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.train.history import History
 from megatron_cpt.train.optimizer import mend_after_load
-from megatron_cpt.train.resume import check_order, check_parts, layout, resume
+from megatron_cpt.train.resume import check_order, check_parts, check_positions, layout, resume
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def begin(
         IntegrityFault: a checkpoint is not what was written.
     """
     if checkpoints:
+        check_positions(checkpoints[-1], config)
         position = resume(checkpoints[-1], model, optimizer, config, plan)
         return Beginning(position.step, position.begun_at, position.schedule_shift, History.of(position))
     start = config.start

@@ -48,5 +48,5 @@ def export(run: Run, step: int, output: Path) -> None:
         output,
         run.config.checkpoint.export_hf.dtype,
         lineage=history,
-        card=model_card(run.hf_folder.name, run.folder.path.name, training, history),
+        card=model_card(Path(run.config.model.hf).name, run.folder.path.name, training, history),
     )

@@ -24,6 +24,7 @@ from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
 from megatron_cpt.train import start_check
 from megatron_cpt.train.assemble import assemble
+from megatron_cpt.train.described import describe
 from megatron_cpt.train.export import export_end
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.loop import train
@@ -67,6 +68,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     config = plan.config
     refuse(list(machine_faults(config)))
     groups.join_world()
+    describe(config, folder)
     checked = start_check.wanted(config, folder)
     reference = start_check.reference_of(config, plan, folder) if checked else None
     run = assemble(config, plan, folder)

@@ -12,6 +12,7 @@ from megatron_cpt.checkpoint.position import Layout, Position, read_position
 from megatron_cpt.checkpoint.sharded import load
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.plan import BlendPlan, differences
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
@@ -85,6 +86,21 @@ def check_parts(checkpoint: Path, position: Position, config: RunConfig) -> None
             f" `start.checkpoint: {checkpoint}`, `start.optimizer: fresh` and the data and schedule kept.",
         )
     )
+
+
+def check_positions(checkpoint: Path, config: RunConfig) -> None:
+    """Raises BadInput where a run would go on with other rotary positions than it began with."""
+    before = read_shape(checkpoint / "hf")
+    now = read_shape(config.model.hf, config.model.rope)
+    shown = [f"{shape.rope_base:g}, {shape.rope_scaling or 'not scaled'}" for shape in (before, now)]
+    if shown[0] != shown[1]:
+        raise BadInput(
+            Fault(
+                f"{checkpoint}: rotary positions of base {shown[0]} before, {shown[1]} now",
+                "a run goes on with the positions that it began with.",
+                f"Restore `model.rope`, or start a new run in another folder with `start.checkpoint: {checkpoint}`.",
+            )
+        )
 
 
 def trained_parts(config: RunConfig) -> dict[str, Any]:

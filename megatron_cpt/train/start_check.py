@@ -22,10 +22,11 @@ from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.checkpoint.reference import room_for_reference, transformers_losses
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.layout_faults import sequence_parts
+from megatron_cpt.config.model import ModelSettings
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.dataset import windows
 from megatron_cpt.evaluate.validate import ValidationSet, evaluate
-from megatron_cpt.families.shape import read_shape
+from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree, first_on_rank_zero
@@ -48,7 +49,7 @@ class Reference:
     sequences: str
     """SHA-256 of their tokens."""
     model: str
-    """Fingerprint of the Hugging Face folder (fingerprint)."""
+    """Fingerprint of the Hugging Face folder, and of other positions if it has any (fingerprint)."""
     precision: str
     """fp32 or bf16."""
     losses: list[float]
@@ -56,7 +57,7 @@ class Reference:
 
     def belongs_to(self, config: RunConfig, opening: npt.NDArray[np.int64]) -> bool:
         """Whether it is of these sequences and of the model and the precision of a run."""
-        own = (hash_of(opening), fingerprint(Path(config.model.hf)), config.training.precision)
+        own = (hash_of(opening), fingerprint(config.model), config.training.precision)
         return own == (self.sequences, self.model, self.precision)
 
 
@@ -112,15 +113,15 @@ def reference_of(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Referen
 def compute_reference(config: RunConfig, plan: RunPlan) -> Reference | None:
     """What transformers says, in this process; None where the model does not fit. Raises BadInput as loading does."""
     hf_folder, dtype = Path(config.model.hf), DTYPES[config.training.precision]
-    shape = read_shape(hf_folder)
+    shape = read_shape(hf_folder, config.model.rope)
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)  # transformers draws what is missing at random
     device = room_for_reference(shape, dtype, groups.device())
     if device is None:
         return None
     opening = first_windows(config, plan)
-    losses = transformers_losses(hf_folder, torch.from_numpy(opening), dtype, device)
-    return Reference(hash_of(opening), fingerprint(hf_folder), config.training.precision, losses)
+    losses = transformers_losses(hf_folder, torch.from_numpy(opening), dtype, device, config.model.rope)
+    return Reference(hash_of(opening), fingerprint(config.model), config.training.precision, losses)
 
 
 def compare_start(run: Run, reference: Reference | None) -> str:
@@ -179,12 +180,15 @@ def hash_of(opening: npt.NDArray[np.int64]) -> str:
     return hashlib.sha256(opening.tobytes()).hexdigest()
 
 
-def fingerprint(hf_folder: Path) -> str:
+def fingerprint(model: ModelSettings) -> str:
     """Hash of config.json and of samples of the weights: size, and 64 KiB at both ends and the middle of each file.
 
     All bytes of a large model take minutes to read, which a check before every run should not take.
     """
+    hf_folder = Path(model.hf)
     digest = hashlib.sha256((hf_folder / "config.json").read_bytes())
+    if model.rope is not None:
+        digest.update(orjson.dumps(read_config(hf_folder, model.rope), option=orjson.OPT_SORT_KEYS))
     for path in sorted(hf_folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())

@@ -1,7 +1,9 @@
 """A mean of models is their weighted mean, weight by weight, and a checkpoint like any other."""
 
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_cpt.checkpoint.average import average
 from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
+from megatron_cpt.commands.evaluate import main as evaluate
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
@@ -27,6 +30,13 @@ def exported(checkpoint: Path, output: Path) -> None:
     """Job: a checkpoint to a folder."""
     groups.divide_world(ParallelSettings())
     hf_from_checkpoint(checkpoint, output)
+
+
+def evaluated(source: Path, questions: Path, output: Path) -> dict[str, Any]:
+    """Job: `megatron-cpt evaluate`."""
+    assert evaluate([str(source), "--tasks", str(questions), "--output", str(output)]) == 0
+    tasks: dict[str, Any] = orjson.loads(output.read_bytes())["tasks"]
+    return tasks
 
 
 def refusal(sources: list[Path], shares: list[float], output: Path) -> str:
@@ -50,5 +60,14 @@ def test_a_step_back_towards_the_base(one_rank: Ranks, two_ranks: Ranks, worksho
     for name, value in mean.items():
         torch.testing.assert_close(value, 0.75 * trained[name] + 0.25 * base[name], rtol=0, atol=1e-7)
     AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    # It is evaluated, and started from, as any checkpoint is: the same numbers as from its export.
+    questions = workshop.folder / "questions.jsonl"
+    of_mean, of_exported, of_base = (
+        one_rank.call(evaluated, source=source, questions=questions, output=tmp_path / "tasks.json")[0]
+        for source in (tmp_path / "mean", tmp_path / "exported", workshop.hf)
+    )
+    assert of_mean == of_exported != of_base
+    path = workshop.write_config(tmp_path / "further")
+    one_rank.call(train, path=path, overrides=(f"start.checkpoint={tmp_path / 'mean'}", "training.tokens=1 steps"))
     said = one_rank.call(refusal, sources=[checkpoint, workshop.hf], shares=[1.0], output=tmp_path / "other")[0]
     assert "is no list of 2 shares" in said

@@ -57,7 +57,7 @@ def test_leads_belong_to_the_documents_of_a_selection(prefix: Path) -> None:
 
 def test_columns_that_count_no_tokens_are_refused(prefix: Path) -> None:
     stream = TokenStream([prefix])
-    with pytest.raises(BadInput, match=r"data\.missing\.npy is not there"):
+    with pytest.raises(BadInput, match=r"data\.missing\.npy: is not there"):
         stream.leads("missing")
     np.save(prefix.with_name("data.half.npy"), np.array([0.5, 1, 2]))
     with pytest.raises(BadInput, match="does not count tokens"):

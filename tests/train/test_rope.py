@@ -66,7 +66,7 @@ def test_transformers_reads_the_same_model(
 
 def test_longer_sequences_need_positions_and_the_plan_names_them(workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
-    with pytest.raises(BadInput, match="give it positions for more with `model.rope`"):
+    with pytest.raises(BadInput, match=r"give it positions for more with `model\.rope`"):
         make_plan(load_config(path, RUN), 1)
     plan = make_plan(load_config(path, (*RUN, f"model.rope={ROPES['base']}")), 1)
     assert "Rope     for 96 tokens: base 40,000, scaling as the folder's (model.rope)" in plan.text()

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault, refuse
 from megatron_cpt.config.load import dump_config, load_config
@@ -21,6 +22,7 @@ from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.durable import write_durably, write_json
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import die_with_parent
+from megatron_cpt.runs.lock import only_job
 from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
 from megatron_cpt.train import start_check
 from megatron_cpt.train.assemble import assemble
@@ -49,9 +51,11 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
     folder: RunFolder | None = None
     try:
         config = load_config(words.config, words.overrides)
-        folder = RunFolder(config.run.folder)
-        folder.create()
-        return run_to_end(config, folder, request)
+        found = RunFolder(config.run.folder)
+        found.create()
+        with only_job(found.path) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            folder = found  # from here on its status is ours to write
+            return run_to_end(config, folder, request)
     except Exception as error:
         tell(error, folder)
         return exit_code_of(error)

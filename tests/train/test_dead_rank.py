@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.runs.lifeline import children, end_all
-from megatron_cpt.runs.status import read_status
+from megatron_cpt.runs.status import ExitCode, read_status
 from tests.train.runs import descendants, start, wait_for_checkpoint
 from tests.workshop import Workshop
 
@@ -30,6 +30,23 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_second_command_on_the_same_folder_is_refused_and_the_first_goes_on(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run)
+    first = start(path, 1, ENDLESS)
+    wait_for_checkpoint(run, 4, first)
+    second = start(path, 2, ENDLESS)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == ExitCode.BAD_INPUT
+    assert "is training in this folder" in said.decode()
+    status = read_status(run / "status.json")
+    assert status is not None
+    assert status.state == "running"
+    end_all([first.pid, *descendants(first.pid)])
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -135,6 +135,28 @@ def test_skip_leaves_the_update_out_and_goes_on(
     assert ours[0]["loss"] != rest[0]["loss"]  # the first update was not made
 
 
+LONG = ("training.tokens=24 steps", "validation.sets={}", "checkpoint.every=null")
+
+
+@pytest.mark.parametrize("step", [20, 23])
+def test_nan_later_stops_all_before_the_update(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, step: int) -> None:
+    path, overrides = workshop.write_config(tmp_path / "run"), (*LONG, *LAYOUTS["tensor 2"])
+    said = two_ranks.call(train_with_nan, path=path, overrides=overrides, steps=(step,), rank=1)
+    assert all(ended.startswith(f"step {step}: loss ") for ended, _, _ in said)
+    assert column(records_of(tmp_path / "run", "train"), "step") == list(range(1, step))
+    [event] = records_of(tmp_path / "run", "event")
+    assert (event["event"], event["step"]) == ("stopped_not_finite", step)
+
+
+def test_nan_later_is_skipped_on_all(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path, overrides = workshop.write_config(tmp_path / "run"), (*LONG, "training.on_bad_step=skip")
+    results = two_ranks.call(train_with_nan, path=path, overrides=overrides, steps=(1, 20, 23), rank=1)
+    assert [ended for ended, _, _ in results] == ["done", "done"]
+    assert results[0][2] == results[1][2]  # replicas end with the same weights
+    assert column(records_of(tmp_path / "run", "event"), "step") == [1, 20, 23]
+    assert column(records_of(tmp_path / "run", "train"), "step") == [*range(2, 20), 21, 22, 24]
+
+
 def test_skipping_does_not_go_on_for_ever(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
     overrides = ("training.on_bad_step=skip",)

@@ -51,3 +51,18 @@ def test_weights_and_biases_offline(one_rank: Ranks, workshop: Workshop, tmp_pat
     one_rank.call(train, path=workshop.write_config(run), overrides=words)
     [written] = (run / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in written.read_bytes()
+
+
+def test_training_is_the_same_whatever_is_watched(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """Evaluations, tasks, traces and logs at every step, or none at all: no bit of training differs."""
+    watched, alone = tmp_path / "watched", tmp_path / "alone"
+    short = ("training.tokens=4 steps", "model.dropout=0.1")
+    everything = (
+        *("validation.marks.every=1 steps", "validation.weight_updates=true", "validation.stability_gradient=general"),
+        *("run.log_every=1 steps", "run.profile=2-3", "tasks.marks.every=1 steps", "checkpoint.every=1 steps"),
+    )
+    path = workshop.write_config(watched, tasks=workshop.tasks)
+    one_rank.call(train, path=path, overrides=(*short, *everything))
+    path = workshop.write_config(alone, validation={"sets": {}}, checkpoint={"every": None})
+    one_rank.call(train, path=path, overrides=short)
+    assert records_of(watched, "train") == records_of(alone, "train")

@@ -20,7 +20,7 @@ from megatron_cpt.train.optimizer import parts
 from megatron_cpt.train.stop import StopRequest
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, refusal, train
-from tests.workshop import Workshop
+from tests.workshop import VOCABULARY, Workshop
 
 
 def moved(path: Path, overrides: tuple[str, ...]) -> dict[str, bool]:
@@ -202,3 +202,16 @@ def test_labels_that_are_left_out_count_nowhere(
     sets = [{record["identity"] for record in records_of(run, "validation")} for run in (every, one, two)]
     assert sets[1] == sets[2]
     assert not sets[0] & sets[1]
+
+
+def test_a_step_of_which_nothing_counts_has_no_loss_and_no_gradient(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    everything = f"data.labels.unscored_tokens={list(range(VOCABULARY))}"
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
+    overrides = (*ONE_STEP, everything, "optimizer.weight_decay=0")
+    [changed] = one_rank.call(moved, path=path, overrides=overrides)
+    assert not any(changed.values())
+    [record] = records_of(tmp_path / "run", "train")
+    assert (record["loss"], record["grad_norm"]) == (None, 0.0)
+    assert set(record["source_scored_tokens"].values()) == {0}

@@ -68,6 +68,6 @@ def test_a_step_back_towards_the_base(one_rank: Ranks, two_ranks: Ranks, worksho
     )
     assert of_mean == of_exported != of_base
     path = workshop.write_config(tmp_path / "further")
-    one_rank.call(train, path=path, overrides=(f"start.checkpoint={tmp_path / 'mean'}", "training.tokens=1 steps"))
+    one_rank.call(train, path=path, overrides=(f"start.checkpoint={tmp_path / 'mean'}", "training.tokens=4 steps"))
     said = one_rank.call(refusal, sources=[checkpoint, workshop.hf], shares=[1.0], output=tmp_path / "other")[0]
     assert "is no list of 2 shares" in said

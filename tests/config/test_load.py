@@ -104,7 +104,7 @@ def test_every_fault_is_listed_in_plain_words(tmp_path: Path) -> None:
             " Set it as a whole: `training.tokens=...`.",
             "run.folder = 3: should be a text. Put quotes around it.",
             "model: is required and was not given. Add the section."
-            " Its keys: hf, weights, dropout, start_check, frozen.",
+            " Its keys: hf, weights, dropout, start_check, frozen, rope.",
             "data.sources.code.paths = data/code: should be a list. Write `paths: [data/code]`.",
             "data.sources.code.role = expert: should be one of 'domain', 'replay'. Write one of them.",
             "training.global_batch_size = 0: should be greater than 0. Raise it.",

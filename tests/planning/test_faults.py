@@ -97,7 +97,7 @@ def test_sequences_longer_than_the_model(sections: dict[str, Any]) -> None:
     found = faults_of(sections)
     assert found == [
         "data.sequence_length = 256: the model was made for at most 128 tokens (max_position_embeddings). "
-        "Use 128 or fewer."
+        "Use 128 or fewer, or give it positions for more with `model.rope`."
     ]
 
 

@@ -69,7 +69,7 @@ def test_longer_sequences_need_positions_and_the_plan_names_them(workshop: Works
     with pytest.raises(BadInput, match=r"give it positions for more with `model\.rope`"):
         make_plan(load_config(path, RUN), 1)
     plan = make_plan(load_config(path, (*RUN, f"model.rope={ROPES['base']}")), 1)
-    assert "Rope     for 96 tokens: base 40,000, scaling as the folder's (model.rope)" in plan.text()
+    assert "Rope     for 96 tokens: base 40,000, scaling as the folder's (model.rope)" in plan.table()
     with pytest.raises(BadInput, match=r"model\.rope\.factor = 2\.0: is a number of a scaling"):
         make_plan(load_config(path, (*RUN, "model.rope={positions: 96, factor: 2}")), 1)
 

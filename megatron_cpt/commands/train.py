@@ -15,6 +15,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import adopt_orphans, children, die_with_parent, end_all
+from megatron_cpt.runs.lock import only_job
 from megatron_cpt.runs.status import ExitCode, Status, read_status, write_status
 from megatron_cpt.train.stop import SIGNALS
 
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
     config = load_config(words.config, words.overrides)
     folder = RunFolder(config.run.folder)
     folder.create()
+    with only_job(folder.path):  # held by rank 0 from here on; its status is not ours to replace while another trains
+        pass
     try:
         plan = make_plan(config, words.nproc)
     except BadInput as error:

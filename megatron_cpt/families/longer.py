@@ -6,6 +6,8 @@ from megatron_cpt.config.model import RopeSettings
 
 # What stays where the kind of scaling changes: the base, and the part of a head that is turned.
 OF_NO_KIND = ("rope_theta", "partial_rotary_factor")
+# Where positions are told by kind of layer: those that see the whole sequence; local ones see no further than before.
+WIDE_LAYERS = "full_attention"
 BASE_NAMES = ("rotary_emb_base", "rope_theta")
 
 
@@ -16,6 +18,10 @@ def with_positions(fields: dict[str, Any], rope: RopeSettings) -> dict[str, Any]
         fields: config.json as it is in the folder; left as it is.
     """
     changed = fields | {"max_position_embeddings": rope.positions}
+    by_kind = fields.get("rope_parameters")
+    if isinstance(by_kind, dict) and WIDE_LAYERS in by_kind:
+        of_wide = with_positions(fields | {"rope_parameters": by_kind[WIDE_LAYERS]}, rope)["rope_parameters"]
+        return changed | {"rope_parameters": by_kind | {WIDE_LAYERS: of_wide}}
     newer = isinstance(fields.get("rope_parameters"), dict)
     before: dict[str, Any] = dict(fields.get("rope_parameters" if newer else "rope_scaling") or {})
     after = before

@@ -68,3 +68,15 @@ def test_a_scaling_of_the_folder_is_kept_or_taken_out() -> None:
     # Another factor counts from what the model was made for before its own scaling.
     again = with_positions(scaled, RopeSettings(positions=4096, scaling="yarn"))["rope_scaling"]
     assert again == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+
+
+def test_of_two_kinds_of_layers_those_that_see_all_change() -> None:
+    local = {"rope_type": "default", "rope_theta": 10_000.0}
+    both = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}, "sliding_attention": local}
+    fields = {"max_position_embeddings": 2048, "rope_parameters": both}
+    changed = with_positions(fields, RopeSettings(positions=8192, scaling="linear"))
+    assert changed["max_position_embeddings"] == 8192
+    assert changed["rope_parameters"] == {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0},
+        "sliding_attention": local,
+    }

@@ -14,7 +14,7 @@ from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.planning.plan import make_plan
 from tests.ranks import Ranks
 from tests.train.runs import records_of, refusal, train
-from tests.workshop import Workshop
+from tests.workshop import Workshop, write_model, write_tokenizer_of
 
 LENGTH = 96  # the workshop's model was made for 64
 RUN = (
@@ -40,24 +40,33 @@ def transformers_nats(folder: Path, tokens: torch.Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum"))
 
 
+@pytest.fixture
+def model(workshop: Workshop, tmp_path: Path) -> Path:
+    """The workshop's model with weights so large that its losses depend on positions."""
+    write_model(tmp_path / "hf", initializer_range=0.3)
+    write_tokenizer_of(workshop, tmp_path / "hf")
+    return tmp_path / "hf"
+
+
 @pytest.mark.parametrize("kind", ROPES)
 def test_transformers_reads_the_same_model(
-    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, kind: str
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, model: Path, tmp_path: Path, kind: str
 ) -> None:
     """Before the first update (the start check) and after the last (the export), on one process and on two."""
     run = tmp_path / "run"
     ranks, layout = (one_rank, ()) if kind in ("base", "llama3") else (two_ranks, ("parallel.tensor=2",))
-    ranks.call(train, path=workshop.write_config(run), overrides=(*RUN, f"model.rope={ROPES[kind]}", *layout))
+    path = workshop.write_config(run, model={"hf": str(model)})
+    ranks.call(train, path=path, overrides=(*RUN, f"model.rope={ROPES[kind]}", *layout))
     checked = orjson.loads((run / "start_check.json").read_bytes())
-    assert checked["ours"] == pytest.approx(checked["losses"], abs=1e-5)
+    assert checked["ours"] == pytest.approx(checked["losses"], abs=1e-4)
     last = [record for record in records_of(run, "validation") if record["step"] == 2 and record["set"] == "domain"]
     tokens = TokenStream([f"{workshop.prefix('domain')}.validation"]).read(0, LENGTH + 1)
     assert transformers_nats(run / "hf", torch.from_numpy(tokens)) == pytest.approx(
-        last[0]["sequence_nats"][0], abs=1e-3
+        last[0]["sequence_nats"][0], abs=1e-2
     )
-    of_base = transformers_nats(workshop.hf, torch.from_numpy(tokens))
+    of_base = transformers_nats(model, torch.from_numpy(tokens))
     first = [record for record in records_of(run, "validation") if record["step"] == 0 and record["set"] == "domain"]
-    assert abs(first[0]["sequence_nats"][0] - of_base) > 0.01  # it is another model than the folder's
+    assert abs(first[0]["sequence_nats"][0] - of_base) > 0.1  # it is another model than the folder's
     [checkpoint] = complete_checkpoints(run / "checkpoints")
     stated = [orjson.loads((folder / "config.json").read_bytes()) for folder in (checkpoint / "hf", run / "hf")]
     assert [fields["max_position_embeddings"] for fields in stated] == [128 if "128" in ROPES[kind] else 96] * 2

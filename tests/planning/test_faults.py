@@ -49,7 +49,7 @@ def test_a_sequence_longer_than_the_model_was_made_for(sections: dict[str, Any])
     change_shape(sections, model_type="mistral", sliding_window=8, max_position_embeddings=31)
     assert faults_of(sections) == [
         "data.sequence_length = 32: the model was made for at most 31 tokens (max_position_embeddings). "
-        "Use 31 or fewer."
+        "Use 31 or fewer, or give it positions for more with `model.rope`."
     ]
 
 

@@ -13,12 +13,9 @@ import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
-# Some groups outlive their job, with a thread or two each that wakes a hundred times a second: beyond so many
-# threads a process is replaced, or the pools that wait would take the machine from the tests that run.
-MOST_THREADS = 250
+import psutil
 
 
 def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
@@ -54,12 +51,6 @@ def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
         pipe.send(answer)
 
 
-def threads(pid: int) -> int:
-    """Threads of a process; 0 where the system does not say."""
-    tasks = Path(f"/proc/{pid}/task")
-    return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0
-
-
 class Ranks:
     """Live processes that form one world."""
 
@@ -89,9 +80,11 @@ class Ranks:
             if not ready:
                 self.stop()
                 raise AssertionError(f"no answer from ranks {sorted(waiting.values())} within {timeout} s")
-        if any(threads(process.pid) > MOST_THREADS for process in self._processes):
-            self.stop()
         return results
+
+    def threads(self) -> list[int]:
+        """Threads of each process."""
+        return [psutil.Process(process.pid).num_threads() for process in self._processes]
 
     def _start(self) -> None:
         if self._processes and all(process.is_alive() for process in self._processes):

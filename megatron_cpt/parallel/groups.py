@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from megatron_cpt.config.schema import ParallelSettings
 
@@ -54,7 +55,9 @@ def divide_world(parallel: ParallelSettings) -> None:
 
 
 def leave_world() -> None:
-    """Gives the groups back."""
+    """Gives the groups back, and with them their threads."""
+    # A cache of results on the class keeps the embeddings that gave them, and these a group each.
+    RotaryEmbedding.forward.cache_clear()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():

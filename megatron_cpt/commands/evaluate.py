@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from megatron_cpt.checkpoint.hf_convert import load_model
@@ -12,17 +13,16 @@ from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
 from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.evaluate.likelihood import log_likelihoods
+from megatron_cpt.evaluate.offline import OFFLINE
 from megatron_cpt.evaluate.results import document, table
-from megatron_cpt.evaluate.tasks import group_rates, score_tasks
+from megatron_cpt.evaluate.tasks import counted_rates, group_rates, score_tasks
 from megatron_cpt.families.shape import ModelShape, read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.tasks.benchmarks import GROUPS
 from megatron_cpt.tasks.task import Task, open_tasks
-
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Unless the environment says otherwise, nothing is looked for on the network."""
 
 
 def main(arguments: list[str]) -> int:
@@ -39,13 +39,14 @@ def main(arguments: list[str]) -> int:
     offline = not words.harness or OFFLINE.keys() <= os.environ.keys()
     if "WORLD_SIZE" not in os.environ and (words.nproc > 1 or not offline):
         command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *for_ranks(words)]
-        return subprocess.call(command, env=OFFLINE | environment(words.nproc))
+        quiet = {"TOKENIZERS_PARALLELISM": "false"}  # tokenizers warn of processes that fork after them
+        return subprocess.call(command, env=OFFLINE | quiet | environment(words.nproc))
     groups.join_world()
     try:
         groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         model = load_model(words.source, shape, "fp32")
         scores = score_tasks(model, tasks, shape.longest_sequence, words.micro_batch_size) if tasks else {}
-        means = group_rates(GROUPS, scores)
+        means = group_rates(GROUPS, counted_rates(scores))
         settings = {
             "delimiter": words.delimiter,
             "precision": "fp32",
@@ -57,7 +58,9 @@ def main(arguments: list[str]) -> int:
             # An optional library.
             from megatron_cpt.evaluate import harness  # noqa: PLC0415
 
-            asked = harness.MegatronLM(model, hf_folder, shape.longest_sequence, words.micro_batch_size)
+            longest = shape.longest_sequence
+            score = partial(log_likelihoods, model, micro_batch_size=words.micro_batch_size, longest=longest)
+            asked = harness.MegatronLM(score, hf_folder, longest)
             results = harness.evaluate_harness(asked, words.harness, words.include, words.shots, words.limit)
             if results is not None:
                 written["harness"] = harness.harness_document(results)

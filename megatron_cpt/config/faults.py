@@ -118,6 +118,12 @@ def task_faults(config: RunConfig) -> Iterator[Fault]:
             yield Fault(f"tasks.sets.{name}.path is empty", "there is nothing to ask.", "Name a JSONL file.")
         if settings.marks:
             yield from _mark_faults(f"tasks.sets.{name}.marks", settings.marks)
+    yield from name_faults("tasks.harness", tasks.harness)
+    for name, asked in tasks.harness.items():
+        if not asked.tasks:
+            yield Fault(f"tasks.harness.{name}.tasks is empty", "there is nothing to ask.", "Name tasks.")
+        if asked.marks:
+            yield from _mark_faults(f"tasks.harness.{name}.marks", asked.marks)
 
 
 def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:

@@ -206,6 +206,26 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HarnessSettings:
+    """Tasks of lm-evaluation-harness (docs/tasks.md)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tasks: list[str]
+    """Tasks, groups or tags by name, or paths of YAML files. Their data must be on this machine."""
+    include: str | None = None
+    """Folder of further tasks, as YAML files; Python functions that they name are run."""
+    role: Literal["domain", "replay"] = "replay"
+    """Which kind of ability they stand for; the report calls `replay` tasks general."""
+    shots: CountOrZero | None = None
+    """Solved examples before each question. None: what each task says; one that says 0 keeps it, as in the harness."""
+    limit: Count | None = None
+    """The first questions of each task. None: all."""
+    marks: MarksSettings | None = None
+    """Marks of these tasks alone. None: `tasks.marks`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TasksSettings:
     """Downstream tasks, scored by log-likelihood on the model while it trains."""
 
@@ -213,6 +233,8 @@ class TasksSettings:
 
     sets: dict[str, TaskSettings] = field(default_factory=dict)
     """Files of tasks by name."""
+    harness: dict[str, HarnessSettings] = field(default_factory=dict)
+    """Tasks of lm-evaluation-harness, in entries by name (needs `.[eval]`)."""
     groups: dict[str, list[str]] = field(default_factory=dict)
     """Means over tasks: a name, and the tasks. `s1_medical: []` and `s1_general: []` stand for the tasks that
     arXiv:2406.14833 averages, all of which must then be there."""

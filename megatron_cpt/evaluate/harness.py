@@ -7,7 +7,7 @@ folders. What the harness wants written (`generate_until`) is refused: this mode
 Needs the optional library lm-eval; nothing else imports this file before it is asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
-from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import AutoTokenizer
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.evaluate.likelihood import log_likelihoods
+from megatron_cpt.evaluate.likelihood import Likelihoods
 from megatron_cpt.parallel.collectives import first_on_rank_zero
 from megatron_cpt.tasks.requests import Continuation, windows
 
@@ -27,13 +26,18 @@ SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 """Kinds of tasks that are scored by log-likelihood."""
 
 
-class MegatronLM(TemplateLM):
-    """What the harness asks of a model."""
+Scoring = Callable[[list[Continuation]], Likelihoods]
+"""Scores continuations: log_likelihoods of a model."""
 
-    def __init__(self, model: Sequence[GPTModel], hf_folder: Path, longest: int, micro_batch_size: int) -> None:
+
+class MegatronLM(TemplateLM):
+    """What the harness asks of a model: its texts become token ids, which `score` is asked."""
+
+    def __init__(self, score: Scoring, hf_folder: Path, longest: int) -> None:
+        """`longest`: tokens of the model's input at most."""
         super().__init__()
         self.tokenizer = AutoTokenizer.from_pretrained(hf_folder)
-        self._model, self._longest, self._micro_batch_size = model, longest, micro_batch_size
+        self._score, self._longest = score, longest
 
     @property
     def eot_token_id(self) -> int:
@@ -63,7 +67,7 @@ class MegatronLM(TemplateLM):
         most = self._longest + 1  # the last id is a label alone
         asked = [Continuation(tuple([*before, *ids][-most:]), min(len(ids), most - 1), False)
                  for _, before, ids in requests]  # fmt: skip
-        found = log_likelihoods(self._model, asked, self._micro_batch_size, self._longest)
+        found = self._score(asked)
         return list(zip(found.logs.tolist(), found.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -71,7 +75,7 @@ class MegatronLM(TemplateLM):
         texts = [self.tok_encode(request.args[0]) for request in requests]
         asked = [windows(ids, self._longest + 1, self.prefix_token_id) for ids in texts]
         flat = [window for of_text in asked for window in of_text]
-        logs = iter(log_likelihoods(self._model, flat, self._micro_batch_size, self._longest).logs.tolist())
+        logs = iter(self._score(flat).logs.tolist())
         return [sum(next(logs) for _ in of_text) for of_text in asked]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -92,31 +96,45 @@ def evaluate_harness(
     Raises:
         BadInput: a task that is not there, whose data are not on this machine, or that wants text to be written.
     """
-    try:
-        with first_on_rank_zero():  # datasets are unpacked into a cache by the first that asks
-            manager = task_manager(names, folder)
-            kinds = {name: task.get_config("output_type") for name, task in manager.load(list(names))["tasks"].items()}
-    # The harness and its data sets library raise several kinds for what is not there.
-    except Exception as error:
-        rule = f"cannot be opened: {type(error).__name__}: {error}."
-        remedy = "Name tasks of lm-evaluation-harness or of --include DIR, whose data are on this machine "
-        remedy += "(HF_HUB_OFFLINE=0 lets it look on the network)."
-        raise BadInput(Fault(f"--harness {' '.join(names)}", rule, remedy)) from error
-    written = [name for name, kind in kinds.items() if kind not in SCORED]
-    if written:
-        rule = "wants text to be written; tasks are scored by log-likelihood alone."
-        raise BadInput(Fault(f"--harness {', '.join(written)}", rule, "Take it out, or evaluate the HF export."))
+    manager, _ = load_tasks("--harness", names, folder)
     results = simple_evaluate(model, tasks=list(names), num_fewshot=shots, limit=limit, task_manager=manager)
     return None if results is None else dict(results)
 
 
+def load_tasks(where: str, names: Sequence[str], folder: Path | None) -> tuple[TaskManager, dict[str, Any]]:
+    """The harness's task objects by name, first on rank 0, and what made them.
+
+    Args:
+        where: what names them, for messages.
+        names: tasks, groups or tags, or paths of YAML files.
+        folder: further tasks.
+    Raises:
+        BadInput: as evaluate_harness does.
+    """
+    try:
+        with first_on_rank_zero():  # datasets are unpacked into a cache by the first that asks
+            manager = task_manager(names, folder)
+            tasks = dict(manager.load(list(names))["tasks"])
+    # The harness and its data sets library raise several kinds for what is not there.
+    except Exception as error:
+        rule = f"cannot be opened: {type(error).__name__}: {error}."
+        remedy = "Name tasks of lm-evaluation-harness or of the included folder, whose data are on this machine "
+        remedy += "(HF_HUB_OFFLINE=0 lets it look on the network)."
+        raise BadInput(Fault(f"{where} {' '.join(names)}", rule, remedy)) from error
+    written = [name for name, task in tasks.items() if task.get_config("output_type") not in SCORED]
+    if written:
+        rule = "wants text to be written; tasks are scored by log-likelihood alone."
+        raise BadInput(Fault(f"{where} {', '.join(written)}", rule, "Take it out, or evaluate the HF export."))
+    return manager, tasks
+
+
 def task_manager(names: Sequence[str], folder: Path | None) -> TaskManager:
     """The folder's tasks, and where they are not enough the harness's own, which take ten seconds to list."""
-    if folder is not None:
-        manager = TaskManager(include_path=str(folder), include_defaults=False)
-        if set(names) <= set(manager.all_tasks):
-            return manager
-    return TaskManager(include_path=None if folder is None else str(folder), include_defaults=True)
+    include = None if folder is None else str(folder)
+    manager = TaskManager(include_path=include, include_defaults=False)
+    if {name for name in names if not Path(name).is_file()} <= set(manager.all_tasks):
+        return manager
+    return TaskManager(include_path=include, include_defaults=True)
 
 
 def harness_document(results: dict[str, Any]) -> dict[str, Any]:

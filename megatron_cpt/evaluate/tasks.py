@@ -178,7 +178,7 @@ def score_texts(task: Task, likelihoods: Sequence[npt.NDArray[np.float64]]) -> T
     )
 
 
-def rate(right: Sequence[int]) -> Rate:
+def rate(right: Sequence[float]) -> Rate:
     """A share with its standard error, from 0s and 1s."""
     error = float(np.std(right, ddof=1) / np.sqrt(len(right))) if len(right) > 1 else None
     return Rate(float(np.mean(right)), error)
@@ -192,11 +192,15 @@ def mean_rate(rates: Sequence[Rate]) -> Rate:
     return Rate(float(np.mean([rate.value for rate in rates])), error)
 
 
-def group_rates(groups: Mapping[str, Sequence[str]], scores: Mapping[str, TaskScore]) -> dict[str, Rate]:
-    """The groups whose tasks were all scored, by name. Groups are of multiple-choice tasks."""
-    found = {}
-    for name, members in groups.items():
-        scored = [one for member in members if isinstance(one := scores.get(member), ChoiceScore)]
-        if len(scored) == len(members):
-            found[name] = mean_rate([one.counted for one in scored])
-    return found
+def counted_rates(scores: Mapping[str, TaskScore]) -> dict[str, Rate]:
+    """The accuracy that counts, of each multiple-choice task."""
+    return {name: score.counted for name, score in scores.items() if isinstance(score, ChoiceScore)}
+
+
+def group_rates(groups: Mapping[str, Sequence[str]], rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    """The groups whose tasks all have an accuracy, by name."""
+    return {
+        name: mean_rate([rates[member] for member in members])
+        for name, members in groups.items()
+        if members and set(members) <= rates.keys()
+    }

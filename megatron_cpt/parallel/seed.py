@@ -1,6 +1,8 @@
 """Random states: seeding, and what a checkpoint keeps of them."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -43,3 +45,15 @@ def restore_random_state(state: RandomState) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     )
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever the block seeds or draws, in Python, numpy or torch, the states after it are those before it."""
+    python, numpy, torch_states = random.getstate(), np.random.get_state(), random_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        restore_random_state(torch_states)

@@ -1,7 +1,9 @@
 """When validation sets and tasks are evaluated in a run, and what that costs."""
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from megatron_cpt.config.errors import Fault
@@ -18,23 +20,23 @@ MARKS_SHOWN = 8
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How often a validation set or a file of tasks is evaluated and what that costs."""
+    """How often a validation set or an entry of tasks is evaluated and what that costs."""
 
     name: str
-    """Name of the entry in `validation.sets` or `tasks.sets`."""
-    kind: Literal["validation", "tasks"]
-    """Which of the two."""
+    """Name of the entry in `validation.sets`, `tasks.sets` or `tasks.harness`."""
+    kind: Literal["validation", "tasks", "harness"]
+    """Which of the three."""
     role: str
     """domain or replay."""
-    tokens: int
-    """Tokens of one evaluation."""
+    tokens: int | None
+    """Tokens of one evaluation; None for the harness's tasks, which the plan does not open."""
     marks: tuple[int, ...]
     """Steps at which it is evaluated."""
     left_out: int
     """Marks that `validation.max_overhead` leaves out."""
     share_of_one: float
     """Compute of one evaluation over that of training: a forward pass is a third of a training pass. With it the
-    gradient of `validation.stability_gradient`, one whole step."""
+    gradient of `validation.stability_gradient`, one whole step. 0 where the tokens are not known."""
 
     @property
     def compute_share(self) -> float:
@@ -43,7 +45,7 @@ class EvaluationPlan:
 
 
 def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> tuple[EvaluationPlan, ...]:
-    """Every validation set, then every file of tasks, with as many of their marks as `max_overhead` allows."""
+    """Every validation set, file of tasks and entry of harness tasks, with as many marks as `max_overhead` allows."""
     per_step = config.tokens_per_step
     planned = []
     for name, one in config.validation.sets.items():
@@ -59,6 +61,9 @@ def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> 
         planned.append(
             EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * total_steps))
         )
+    for name, asked in config.tasks.harness.items():
+        marks = mark_steps(asked.marks or config.tasks.marks, total_steps, per_step)
+        planned.append(EvaluationPlan(name, "harness", asked.role, None, marks, 0, 0.0))
     return within(config.validation.max_overhead, tuple(planned))
 
 
@@ -81,6 +86,8 @@ def total_share(evaluations: tuple[EvaluationPlan, ...]) -> float:
 
 
 def _with_share(evaluation: EvaluationPlan, share: float) -> EvaluationPlan:
+    if evaluation.tokens is None:
+        return evaluation  # what costs an unknown sum cannot be fitted into a limit
     marks = thinned(evaluation.marks, share)
     return replace(evaluation, marks=marks, left_out=len(evaluation.marks) - len(marks))
 
@@ -103,6 +110,12 @@ def overhead_warnings(config: RunConfig, evaluations: tuple[EvaluationPlan, ...]
             f"the first and the last marks alone cost {percent(cost)} of the training compute, more than "
             f"validation.max_overhead = {percent(most)}: give the sets a smaller budget (`tokens`, `limit`)."
         )
+    unknown = [evaluation.name for evaluation in evaluations if evaluation.tokens is None]
+    if most is not None and unknown:
+        yield (
+            f"validation.max_overhead does not count the harness's tasks of {', '.join(unknown)}, whose tokens are "
+            "known once they are opened: all their marks are kept."
+        )
 
 
 def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
@@ -114,6 +127,7 @@ def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
                 rule = f"holds task {task.name!r}, which tasks.sets.{files[task.name]} holds too."
                 yield Fault(f"tasks.sets.{name}", rule, "Give each task in one file.")
             files[task.name] = name
+    yield from harness_faults(config)
     if set(inputs.tasks) != set(config.tasks.sets):
         return  # a file that could not be read has its own fault
     kinds = {task.name: task.metric for tasks in inputs.tasks.values() for task in tasks}
@@ -123,11 +137,27 @@ def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
             yield Fault(f"tasks.groups.{group} is empty", rule, "Name its tasks.")
         if group in kinds:
             yield Fault(f"tasks.groups.{group}", "a task has the same name.", "Rename the group.")
-        absent = [member for member in members if kinds.get(member, "loss") == "loss"]
+        unknown = "accuracy" if config.tasks.harness else "loss"  # whether it is a harness task is seen when opened
+        absent = [member for member in members if kinds.get(member, unknown) == "loss"]
         if absent:
             rule = f"{', '.join(absent)}: no multiple-choice task of tasks.sets by that name, so the mean would be "
             remedy = f"There are: {', '.join(kinds) or 'none'}. Name those that the mean is to be over."
             yield Fault(f"tasks.groups.{group}", f"{rule}another.", remedy)
+
+
+def harness_faults(config: RunConfig) -> Iterator[Fault]:
+    """That the harness is not installed, and folders and files of tasks that are not there."""
+    if config.tasks.harness and importlib.util.find_spec("lm_eval") is None:
+        rule = "needs lm-evaluation-harness, which is not installed."
+        yield Fault("tasks.harness", rule, "Install it: pip install 'megatron-cpt[eval]'.")
+    for name, asked in config.tasks.harness.items():
+        if asked.include is not None and not Path(asked.include).is_dir():
+            value = f"tasks.harness.{name}.include = {asked.include}"
+            yield Fault(value, "there is no such folder.", "Name a folder of task files.")
+        for task in asked.tasks:
+            if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
+                rule, remedy = "there is no such file.", "Name a task, or the path of its YAML file."
+                yield Fault(f"tasks.harness.{name}.tasks: {task}", rule, remedy)
 
 
 def group_members(config: RunConfig) -> dict[str, tuple[str, ...]]:
@@ -140,19 +170,20 @@ def evaluation_lines(evaluations: tuple[EvaluationPlan, ...]) -> list[str]:
     heading = ["set", "role", "tokens", "marks", "of training compute", "at steps"]
     rows = [
         [
-            evaluation.name if evaluation.kind == "validation" else f"{evaluation.name} (tasks)",
+            evaluation.name if evaluation.kind == "validation" else f"{evaluation.name} ({evaluation.kind})",
             evaluation.role,
-            quantity(evaluation.tokens),
+            "not known" if evaluation.tokens is None else quantity(evaluation.tokens),
             f"{len(evaluation.marks)} of {len(evaluation.marks) + evaluation.left_out}"
             if evaluation.left_out
             else str(len(evaluation.marks)),
-            percent(evaluation.compute_share),
+            "not known" if evaluation.tokens is None else percent(evaluation.compute_share),
             _shortened(evaluation.marks),
         ]
         for evaluation in evaluations
     ]
     marks = sum(len(evaluation.marks) for evaluation in evaluations)
-    total = ["together", "", "", str(marks), percent(total_share(evaluations)), ""]
+    beyond = " and more" if any(evaluation.tokens is None for evaluation in evaluations) else ""
+    total = ["together", "", "", str(marks), percent(total_share(evaluations)) + beyond, ""]
     return columns([heading, *rows, total], "llrrrl")
 
 

@@ -67,7 +67,7 @@ class RunPlan:
     blend: BlendPlan
     """Which sequence comes when, and what each source gives."""
     evaluations: tuple[EvaluationPlan, ...]
-    """One for each validation set and each file of tasks."""
+    """One for each validation set, each file of tasks and each entry of harness tasks."""
     model: ModelSize
     """Size and cost of the model."""
     overlaps: tuple[SourceOverlap, ...]
@@ -94,6 +94,11 @@ class RunPlan:
     def task_marks(self) -> dict[str, tuple[int, ...]]:
         """Steps at which each file of tasks is scored, by its name."""
         return {item.name: item.marks for item in self.evaluations if item.kind == "tasks"}
+
+    @property
+    def harness_marks(self) -> dict[str, tuple[int, ...]]:
+        """Steps at which each entry of the harness's tasks is scored, by its name."""
+        return {item.name: item.marks for item in self.evaluations if item.kind == "harness"}
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""

@@ -33,7 +33,7 @@ def tasks_section(runs: Sequence[ReportedRun]) -> str:
     """Accuracy of every task and group against tokens, and what it lost on the way."""
     by_task = curves_by_set([run.tasks for run in runs])
     if not by_task:
-        return missing_section("Downstream tasks", "No task was scored (tasks.sets).")
+        return missing_section("Downstream tasks", "No task was scored (tasks.sets, tasks.harness).")
     chances = {name: chance for run in runs for name, chance in run.chances.items()}
     figures = [figure(set_title(role, name, "tasks"), accuracy_figure(curves, chances.get(name))
                       if curves[0].curve.unit == WRONG else loss_figure(curves))

@@ -1,14 +1,17 @@
 """`torchrun ... -m megatron_cpt.train RUN.yaml [section.key=value ...]`.
 
 A guard, for processes that are started with this as their main module. Signals are listened for before
-torch is imported.
+torch is imported, and libraries that would look for something on the network are told not to.
 """
 
 if __name__ == "__main__":
+    import os
     import sys
 
+    from megatron_cpt.evaluate.offline import OFFLINE
     from megatron_cpt.train.stop import StopRequest
 
+    os.environ |= OFFLINE | os.environ
     with StopRequest() as stop:
         from megatron_cpt.train.program import main
 

@@ -2,9 +2,10 @@
 
 1. plan (torch-free): blend, steps, marks; every fault of the input is raised here, all at once
 2. ranks: process groups, seeds
-3. model: built, weights read from the Hugging Face folder or a checkpoint, or drawn; wrapped; optimizer
-4. beginning: the newest whole checkpoint, if there is one, is loaded over all that
-5. data and validation sets, opened lazily; tasks
+3. the harness's tasks, opened, which may take a while and may fail
+4. model: built, weights read from the Hugging Face folder or a checkpoint, or drawn; wrapped; optimizer
+5. beginning: the newest whole checkpoint, if there is one, is loaded over all that
+6. data and validation sets, opened lazily; tasks
 """
 
 import logging
@@ -34,6 +35,7 @@ from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.beginning import Beginning, begin, load_start_weights
 from megatron_cpt.train.described import description
+from megatron_cpt.train.harness import HarnessTasks, open_harness_tasks
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.step import StepShape
 from megatron_cpt.train.weight_updates import StartWeights
@@ -54,6 +56,8 @@ class Run:
     validation_sets: list[ValidationSet]
     tasks: Mapping[str, Sequence[Task]]
     """The tasks of each file, by the file's name in the config."""
+    harness: HarnessTasks
+    """lm-evaluation-harness's tasks, by the entry's name in the config."""
     start_weights: StartWeights | None
     """The weights before the first update, where updates are measured from them."""
     beginning: Beginning
@@ -91,6 +95,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     groups.divide_world(config.parallel)
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)
+    harness = open_harness_tasks(config, plan.inputs.tasks, shape.longest_sequence)
     bare_model = build_model(shape, config)
     checkpoints = complete_checkpoints(folder.checkpoints)
     keeps_start = config.validation.weight_updates
@@ -127,6 +132,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         data=data,
         validation_sets=open_validation_sets(config, plan.inputs),
         tasks=plan.inputs.tasks,
+        harness=harness,
         start_weights=start_weights,
         beginning=beginning,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from megatron_cpt.evaluate.harness_score import HarnessScore, HarnessTask
 from megatron_cpt.evaluate.tasks import Rate, TaskScore
 from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
 from megatron_cpt.families.size import flops_per_token
@@ -199,7 +200,7 @@ class Journal:
         )
         self._board.add_scalar(f"stability_gradient/{validation_set.name}", norm, step)
 
-    def tested(self, step: int, task: Task, score: TaskScore, seconds: float) -> None:
+    def tested(self, step: int, task: Task | HarnessTask, score: TaskScore | HarnessScore, seconds: float) -> None:
         """Records the score of one task."""
         if not self._writes:
             return

@@ -2,8 +2,10 @@
 
 import time
 
-from megatron_cpt.evaluate.tasks import group_rates, score_tasks
+from megatron_cpt.evaluate.harness_score import score_harness
+from megatron_cpt.evaluate.tasks import Rate, counted_rates, group_rates, score_tasks
 from megatron_cpt.evaluate.validate import evaluate
+from megatron_cpt.parallel.seed import random_states_kept
 from megatron_cpt.planning.evaluations import group_members
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.journal import Journal
@@ -58,14 +60,34 @@ def measure_stability(run: Run, journal: Journal, step: int) -> None:
 
 def evaluate_tasks(run: Run, journal: Journal, step: int) -> None:
     """The downstream tasks and their groups."""
+    rates = evaluate_files(run, journal, step) | evaluate_harness(run, journal, step)
+    members = group_members(run.config)
+    for name, rate in group_rates(members, rates).items():
+        journal.tested_group(step, name, members[name], rate)
+
+
+def evaluate_files(run: Run, journal: Journal, step: int) -> dict[str, Rate]:
+    """The tasks of files. Returns the accuracies among their scores."""
     due = [task for name, tasks in run.tasks.items() if step in run.plan.task_marks[name] for task in tasks]
     if not due:
-        return
+        return {}
     started = time.perf_counter()
     scores = score_tasks(run.model, due, run.shape.longest_sequence, run.config.tasks.micro_batch_size)
     per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
     for task in due:
         journal.tested(step, task, scores[task.name], per_token * task.tokens)
-    members = group_members(run.config)
-    for name, rate in group_rates(members, scores).items():
-        journal.tested_group(step, name, members[name], rate)
+    return counted_rates(scores)
+
+
+def evaluate_harness(run: Run, journal: Journal, step: int) -> dict[str, Rate]:
+    """lm-evaluation-harness's tasks, whose code may draw or seed. Returns the accuracies among their scores."""
+    due = [task for name, tasks in run.harness.items() if step in run.plan.harness_marks[name] for task in tasks]
+    if not due:
+        return {}
+    started = time.perf_counter()
+    with random_states_kept():
+        scores = score_harness(run.model, due, run.shape.longest_sequence, run.config.tasks.micro_batch_size)
+    per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
+    for task in due:
+        journal.tested(step, task, scores[task.name], per_token * task.tokens)
+    return {name: score.counted for name, score in scores.items() if score.counted is not None}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,25 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from megatron_cpt.checkpoint.hf_convert import load_model
-from megatron_cpt.commands.evaluate import OFFLINE
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.evaluate.harness import MegatronLM, evaluate_harness
+from megatron_cpt.evaluate.likelihood import log_likelihoods
+from megatron_cpt.evaluate.offline import OFFLINE
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from tests.evaluate.harness_folder import write_harness_tasks
 from tests.ranks import Ranks
-from tests.workshop import GENERAL, Workshop
+from tests.workshop import Workshop
 
 TASKS = ["choices", "goes_on", "whole"]
-SETTINGS = {
-    "choices": "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: choices\n"
-    "doc_to_target: answer\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n",
-    "goes_on": "output_type: loglikelihood\ndoc_to_text: '{{question}}'\ndoc_to_target: ' {{choices[0]}}'\n"
-    "metric_list: [{metric: perplexity}, {metric: acc}]\n",
-    "whole": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{question}}'\n"
-    "metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]\n",
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three harness tasks over one file of questions; one is longer than the model's input of 64 tokens."""
+    """Three harness tasks."""
     folder = tmp_path_factory.mktemp("harness")
-    words = GENERAL.split()
-    lines = [
-        {"question": " ".join(words * (9 if number == 4 else 1))[: 40 + 800 * (number == 4) + 3 * number],
-         "choices": [" ".join(words[n : n + 2 + number % 3]) for n in (0, 5, 9)], "answer": number % 3}
-        for number in range(8)
-    ]  # fmt: skip
-    data = folder / "questions.jsonl"
-    data.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    for name, settings in SETTINGS.items():
-        source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
-        (folder / f"{name}.yaml").write_text(f"task: {name}\n{source}{settings}")
+    write_harness_tasks(folder)
     return folder
 
 
@@ -59,12 +44,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+def megatron(hf: Path) -> MegatronLM:
+    """The Megatron model of a Hugging Face folder, on a divided world."""
+    shape = read_shape(hf)
+    score = partial(log_likelihoods, load_model(hf, shape, "fp32"), micro_batch_size=3, longest=shape.longest_sequence)
+    return MegatronLM(score, hf, shape.longest_sequence)
+
+
 def ours(hf: Path, folder: Path, layout: ParallelSettings, shots: int | None) -> dict[str, Any] | None:
     """Job: the harness's results with the Megatron model."""
     groups.divide_world(layout)
-    shape = read_shape(hf)
-    model = MegatronLM(load_model(hf, shape, "fp32"), hf, shape.longest_sequence, micro_batch_size=3)
-    return evaluate_harness(model, TASKS, folder, shots, limit=None)
+    return evaluate_harness(megatron(hf), TASKS, folder, shots, limit=None)
 
 
 def theirs(hf: Path, folder: Path, shots: int | None) -> dict[str, Any]:
@@ -107,8 +97,7 @@ def test_on_every_layout(two_ranks: Ranks, workshop: Workshop, folder: Path, lay
 def refused(hf: Path, folder: Path, name: str) -> str:
     """Job: what is said of a task that cannot be scored."""
     groups.divide_world(ParallelSettings())
-    shape = read_shape(hf)
-    model = MegatronLM(load_model(hf, shape, "fp32"), hf, shape.longest_sequence, micro_batch_size=3)
+    model = megatron(hf)
     with pytest.raises(BadInput) as error:
         evaluate_harness(model, [name], folder, None, None)
     return str(error.value)

@@ -14,7 +14,16 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from megatron_cpt.checkpoint.hf_convert import load_model
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
 from megatron_cpt.corpus.tokenize import Tokenizer
-from megatron_cpt.evaluate.tasks import Rate, TaskScore, TextScore, group_rates, mean_rate, score_choices, score_tasks
+from megatron_cpt.evaluate.tasks import (
+    Rate,
+    TaskScore,
+    TextScore,
+    counted_rates,
+    group_rates,
+    mean_rate,
+    score_choices,
+    score_tasks,
+)
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.tasks.questions import Question, read_items
@@ -186,7 +195,7 @@ def test_a_group_is_the_plain_mean_of_its_tasks() -> None:
     assert both.value == 0.5 and both.standard_error == pytest.approx(0.025)
     assert mean_rate([Rate(0.25, 0.03), Rate(0.75, None)]).standard_error is None
     scores = {"a": score_choices([Question("1", "q", ("x", "y"), 0)], [np.array([0.0, -1.0])], "accuracy")}
-    assert group_rates({"g": ["a"], "h": ["a", "b"]}, scores) == {"g": Rate(1.0, None)}
+    assert group_rates({"g": ["a"], "h": ["a", "b"]}, counted_rates(scores)) == {"g": Rate(1.0, None)}
 
 
 @pytest.mark.slow

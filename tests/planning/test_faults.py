@@ -1,6 +1,7 @@
 """faults.py: every fault of a run at once, each with value, rule and remedy."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,20 @@ def test_weights_that_make_no_shares_are_told_once(sections: dict[str, Any]) -> 
     sections["data"]["sources"]["web"]["weight"] = 0
     [fault] = faults_of(sections)
     assert fault.startswith("data.replay_ratio = 0.25: ")
+
+
+def test_harness_tasks_that_cannot_be_asked(
+    sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"tasks": ["arc_easy", f"{tmp_path}/no.yaml"], "include": f"{tmp_path}/no", "marks": {"log": "often"}}
+    sections["tasks"] = {"harness": {"exams": asked, "none": {"tasks": []}}, "groups": {"mean": ["arc_easy"]}}
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    found = faults_of(sections)
+    assert [fault.split(":")[0] for fault in found] == [
+        "tasks.harness.exams.marks.log = 'often'", "tasks.harness.none.tasks is empty", "tasks.harness",
+        f"tasks.harness.exams.include = {tmp_path}/no", "tasks.harness.exams.tasks",
+    ]  # fmt: skip
+    assert found[2].endswith("which is not installed. Install it: pip install 'megatron-cpt[eval]'.")
 
 
 def test_tasks_that_cannot_be_asked(sections: dict[str, Any], tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """plan.py: counts, marks, cost and warnings of a small run, by literal numbers."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,22 @@ def test_a_limit_thins_marks_and_says_so(sections: dict[str, Any]) -> None:
     plan = plan_of(sections)
     assert plan.marks == {"law": (0, 100), "web": (0, 100)}
     assert plan.warnings[-1].startswith("the first and the last marks alone cost 4.33 %")
+
+
+def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModuleSpec("lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", module_from_spec(spec))
+    sections["tasks"] = {"harness": {"exams": {"tasks": ["arc_easy"], "marks": {"every": "10 steps"}}}}
+    sections["validation"]["max_overhead"] = 0.1
+    plan = plan_of(sections)
+    assert plan.harness_marks == {"exams": tuple(range(0, 101, 10))} and plan.task_marks == {}
+    assert len(plan.marks["law"]) < 7
+    lines = plan.table().splitlines()
+    assert next(line for line in lines if "(harness)" in line).split()[:9] == [
+        "exams", "(harness)", "replay", "not", "known", "11", "not", "known", "0,"
+    ]  # fmt: skip
+    assert next(line for line in lines if "together" in line).endswith("% and more")
+    assert "max_overhead does not count the harness's tasks of exams" in plan.warnings[-1]
 
 
 def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, Any], tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _best_faults(config: RunConfig) -> Iterator[Fault]:
         return
     every = config.checkpoint.every.steps(step) if config.checkpoint.every else config.total_steps
     saved = {*range(every, config.total_steps + 1, every), config.total_steps}
-    if not saved & set(mark_steps(marks, config.total_steps, step)):
+    if not saved & set(mark_steps(marks, config.total_steps, step, config.token_batches.ramp)):
         rule = f"`{best}` is evaluated at none of the steps that are saved."
         yield Fault(shown, rule, "Set `every` of its marks to a multiple of `checkpoint.every`.")
 

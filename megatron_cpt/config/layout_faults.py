@@ -30,8 +30,12 @@ def layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
             f"it should be a multiple of {factors} = {forward}.",
             f"The nearest are {nearest_multiples(training.global_batch_size, forward)}.",
         )
+    elif in_ramp := [*ramp_faults(config, forward)]:
+        yield from in_ramp
     elif world_size is not None:
-        yield from interleaving_faults(parallel, training.global_batch_size // forward)
+        sizes_of_steps = [*(stair.size for stair in config.batches.ramp), training.global_batch_size]
+        for micro_batches in sorted({size // forward for size in sizes_of_steps}):
+            yield from interleaving_faults(parallel, micro_batches)
     if world_size is not None and replicas * parallel.context % parallel.expert:
         yield Fault(
             f"parallel.expert = {parallel.expert}",
@@ -74,6 +78,33 @@ def dependence_faults(config: RunConfig) -> Iterator[Fault]:
     elif parallel.overlap_parameter_gather and not parallel.overlap_gradient_reduce:
         rule = "Megatron-Core overlaps the gathering of parameters only together with the reduction of gradients."
         yield Fault("parallel.overlap_parameter_gather = true", rule, "Set parallel.overlap_gradient_reduce as well.")
+
+
+def ramp_faults(config: RunConfig, forward: int) -> Iterator[Fault]:
+    """A ramp of batch sizes that does not lead to the full one, or whose stairs the ranks cannot share evenly.
+
+    Args:
+        forward: sequences of one forward pass over all replicas.
+    """
+    ramp, size = config.training.batch_ramp, config.training.global_batch_size
+    if ramp is None:
+        return
+    if ramp.start >= size:
+        rule = f"it should be below training.global_batch_size = {size}."
+        yield Fault(f"training.batch_ramp.start = {ramp.start}", rule, "Lower it, or take the ramp out.")
+        return
+    if (size - ramp.start) % ramp.increment:
+        rule = f"it does not lead from {ramp.start} to training.global_batch_size = {size} in even stairs."
+        remedy = f"Use a divisor of {size - ramp.start}."
+        yield Fault(f"training.batch_ramp.increment = {ramp.increment}", rule, remedy)
+    for name, value in (("start", ramp.start), ("increment", ramp.increment)):
+        if value % forward:
+            yield Fault(
+                f"training.batch_ramp.{name} = {value}",
+                f"every batch of the ramp should be a multiple of {forward}, the sequences of one forward pass over "
+                "all data-parallel ranks.",
+                f"The nearest are {nearest_multiples(value, forward)}.",
+            )
 
 
 def sequence_parts(parallel: ParallelSettings) -> int:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from megatron_cpt.config.batches import Ramp
 from megatron_cpt.config.schema import MarksSettings
 from megatron_cpt.config.units import Duration, parse_duration
 
@@ -19,9 +20,9 @@ class LogMarks:
     end: Duration
     """Where they stop (included)."""
 
-    def steps(self, last: int, tokens_per_step: int) -> list[int]:
+    def steps(self, last: int, tokens_per_step: int, ramp: Ramp = ()) -> list[int]:
         """The marks up to their own end and to the step `last`; near the start several may be one step."""
-        end = min(self.end.steps(tokens_per_step), last)
+        end = min(self.end.steps(tokens_per_step, ramp), last)
         marks: list[int] = []
         while (mark := round(10 ** (len(marks) / self.per_decade))) <= end:
             marks.append(mark)
@@ -52,17 +53,18 @@ def thinned(marks: tuple[int, ...], share: float) -> tuple[int, ...]:
     return (marks[0], *(inner[place] for place in places), marks[-1])
 
 
-def mark_steps(marks: MarksSettings, total_steps: int, tokens_per_step: int) -> tuple[int, ...]:
+def mark_steps(marks: MarksSettings, total_steps: int, tokens_per_step: int, ramp: Ramp = ()) -> tuple[int, ...]:
     """The steps of all marks of a run of `total_steps`, sorted and each once.
 
     Marks given in tokens are at the nearest whole step; those beyond the end of the run are dropped.
+    The distance `every` is in steps of `tokens_per_step`; `ramp` are the smaller steps, in tokens, before those.
     Raises ValueError for a `log` that cannot be read.
     """
-    steps = {duration.steps(tokens_per_step) for duration in marks.at}
+    steps = {duration.steps(tokens_per_step, ramp) for duration in marks.at}
     if marks.start:
         steps.add(0)
     if marks.log is not None:
-        steps.update(parse_log_marks(marks.log).steps(total_steps, tokens_per_step))
+        steps.update(parse_log_marks(marks.log).steps(total_steps, tokens_per_step, ramp))
     if marks.every is not None:
         distance = marks.every.steps(tokens_per_step)
         steps.update(range(distance, total_steps + 1, distance))

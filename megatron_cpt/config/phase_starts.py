@@ -16,8 +16,8 @@ def phase_steps(config: RunConfig) -> list[int | None]:
 
 def fallen_to(config: RunConfig, share: float) -> int:
     """Updates before the first whose rate has fallen to a share of the peak, after the highest; all, if none has."""
-    step, total = config.tokens_per_step, config.total_tokens
-    rates = [learning_rate(config.schedule, tokens, total, step) for tokens in range(step, total + 1, step)]
+    size, total, consumed = config.tokens_per_step, config.total_tokens, config.token_batches.total
+    rates = [learning_rate(config.schedule, consumed(step), total, size) for step in range(1, config.total_steps + 1)]
     highest = rates.index(max(rates))
     # A rate that is to be exactly a share of the peak may come out a rounding error above it.
     limit = share * config.schedule.peak * (1 + 1e-12)
@@ -28,5 +28,5 @@ def _steps(config: RunConfig, phase: PhaseSettings) -> int | None:
     if phase.from_lr is not None:
         return fallen_to(config, share_of_peak(phase.from_lr))
     if phase.from_tokens is not None:
-        return phase.from_tokens.whole_steps(config.tokens_per_step)
+        return phase.from_tokens.whole_steps(config.tokens_per_step, config.token_batches.ramp)
     return None

@@ -30,7 +30,8 @@ def learning_rate(schedule: ScheduleSettings, tokens: int, total_tokens: int, to
     Args:
         tokens: tokens consumed after the update (the first update: `tokens_per_step`).
         total_tokens: tokens of the whole run.
-        tokens_per_step: tokens of one update, for durations given in steps.
+        tokens_per_step: tokens of one update, for durations given in steps. Where updates grow at the beginning, those
+            are refused (schedule_faults.py), and it is that of the later ones.
     """
     peak, final = schedule.peak, schedule.final
     warmup = schedule.warmup.tokens(tokens_per_step) if schedule.warmup else 0

@@ -31,9 +31,25 @@ def schedule_faults(config: RunConfig) -> Iterator[Fault]:
         rule = "there is no warm-up that could begin there."
         yield Fault(f"schedule.initial = {schedule.initial:g}", rule, "Set `schedule.warmup`, or take it out.")
     yield from rate_faults(config)
+    if config.training.batch_ramp is not None and (in_steps := [*step_faults(config)]):
+        yield from in_steps
+        return
     yield from length_faults(config)
     if schedule.kind == "stairs":
         yield from stair_faults(config)
+
+
+def step_faults(config: RunConfig) -> Iterator[Fault]:
+    """Parts of a schedule in steps, where steps are of several sizes: the rate follows the tokens."""
+    schedule = config.schedule
+    parts = {name: getattr(schedule, name) for name in ("warmup", "cooldown", "decay")}
+    parts |= {f"stairs.{number}.from_tokens": stair.from_tokens for number, stair in enumerate(schedule.stairs)}
+    for name, duration in parts.items():
+        if duration is not None and duration.unit == "steps":
+            rule = "with training.batch_ramp steps are of several sizes, and the rate follows the tokens."
+            first = config.token_batches.total(duration.amount)
+            remedy = f"Give it in tokens (the first {duration.amount} steps of this run take {first})."
+            yield Fault(f"schedule.{name} = {duration}", rule, remedy)
 
 
 def rate_faults(config: RunConfig) -> Iterator[Fault]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from megatron_cpt.config.batches import Batches, ramp_up
 from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.config.model import ModelSettings
 from megatron_cpt.config.optimizer import OptimizerSettings
@@ -62,6 +63,24 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchRampSettings:
+    """Steps that grow at the beginning of a run, in even stairs to `training.global_batch_size` (batches.py).
+
+    Which sequences are trained on in which order is the same with it. Distances in tokens (of checkpoints, of marks)
+    are as many steps during the ramp as after it; a schedule is in tokens.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    start: Count
+    """Sequences of the first steps."""
+    increment: Count
+    """Sequences by which a stair is larger than the one before."""
+    tokens: Count
+    """Tokens until steps have their full size."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How much is trained, and in what batches."""
 
@@ -71,6 +90,8 @@ class TrainingSettings:
     """Length of the run, in tokens or steps; rounded to whole steps."""
     global_batch_size: Count
     """Sequences of one optimizer step, over all ranks."""
+    batch_ramp: BatchRampSettings | None = None
+    """Smaller steps at the beginning, such as `{start: 64, increment: 64, tokens: 1B}`. None: all are of one size."""
     micro_batch_size: Count = 1
     """Sequences of one forward pass of one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -324,15 +345,28 @@ class RunConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step."""
+        """Tokens of one optimizer step; of one after the ramp, where there is one."""
         return self.training.global_batch_size * self.data.sequence_length
+
+    @property
+    def batches(self) -> Batches:
+        """Sequences of every step."""
+        ramp, size = self.training.batch_ramp, self.training.global_batch_size
+        if ramp is None:
+            return Batches(size)
+        return Batches(size, ramp_up(ramp.start, ramp.increment, ramp.tokens, size, self.data.sequence_length))
+
+    @property
+    def token_batches(self) -> Batches:
+        """Tokens of every step."""
+        return self.batches.times(self.data.sequence_length)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        return self.training.tokens.steps(self.tokens_per_step)
+        return self.training.tokens.steps(self.tokens_per_step, self.token_batches.ramp)
 
     @property
     def total_tokens(self) -> int:
         """Tokens of the run: whole steps."""
-        return self.total_steps * self.tokens_per_step
+        return self.token_batches.total(self.total_steps)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from megatron_cpt.config.batches import Batches, Ramp
+
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Two digits of exponent: `1e999999999` would otherwise be computed, exactly.
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([KMBT]?)\s*", re.IGNORECASE)
@@ -73,15 +75,20 @@ class Duration:
         """The duration in tokens of the model's input."""
         return self.amount * tokens_per_step if self.unit == "steps" else self.amount
 
-    def steps(self, tokens_per_step: int) -> int:
-        """The duration in whole steps, at least one: the nearest step to the tokens asked for."""
+    def steps(self, tokens_per_step: int, ramp: Ramp = ()) -> int:
+        """The duration in whole steps, at least one: the nearest step to the tokens asked for.
+
+        Args:
+            ramp: the smaller steps at the beginning of the run, in tokens, for a duration that begins with it. Without
+                it all steps are of one size: a distance in tokens is as many steps wherever it lies.
+        """
         if self.unit == "steps":
             return max(1, self.amount)
-        return max(1, (self.amount + tokens_per_step // 2) // tokens_per_step)
+        return max(1, Batches(tokens_per_step, ramp).nearest_step(self.amount))
 
-    def whole_steps(self, tokens_per_step: int) -> int:
+    def whole_steps(self, tokens_per_step: int, ramp: Ramp = ()) -> int:
         """Steps before a place in the run: the nearest, 0 for the beginning alone."""
-        return self.steps(tokens_per_step) if self.amount else 0
+        return self.steps(tokens_per_step, ramp) if self.amount else 0
 
     def __str__(self) -> str:
         return f"{self.amount} {self.unit}"

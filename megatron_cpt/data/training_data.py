@@ -7,12 +7,13 @@ Nothing is kept between batches: the data state of a run is the number of sequen
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_cpt.config.batches import Batches, Ramp
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.batches import Batch, make_batch
 from megatron_cpt.data.dataset import windows
@@ -30,7 +31,7 @@ class TrainingData:
     streams: Sequence[TokenStream]
     """One a source, in the order's order."""
     slots: Slots
-    """This rank's part of a global batch."""
+    """This rank's part of a global batch, after the ramp."""
     sequence_length: int
     """Tokens of a sequence."""
     seed: int
@@ -40,10 +41,19 @@ class TrainingData:
     label_masks: Sequence[LabelMask] = ()
     """What does not count of each stream's labels; empty: all count."""
 
+    ramp: Ramp = ()
+    """The smaller global batches at the beginning of the run, in sequences."""
+
+    def slots_at(self, first_index: int) -> Slots:
+        """This rank's part of the global batch that begins at an index of the order."""
+        batches = Batches(self.slots.global_batch_size, self.ramp)
+        return replace(self.slots, global_batch_size=batches.of_step(batches.whole_steps(first_index) + 1))
+
     def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro batches of the global batch that begins at an index of the order."""
-        for micro_batch in range(self.slots.micro_batches):
-            indices = micro_batch_indices(self.slots, first_index, micro_batch, self.seed)
+        slots = self.slots_at(first_index)
+        for micro_batch in range(slots.micro_batches):
+            indices = micro_batch_indices(slots, first_index, micro_batch, self.seed)
             place = self.order.locate(indices)
             tokens = windows(self.streams, place.source, place.sequence, self.sequence_length)
             starts = self._document_starts(place.source, place.sequence) if self.within_documents else None

@@ -6,6 +6,7 @@ from math import ceil, floor
 
 import numpy as np
 
+from megatron_cpt.config.batches import Batches
 from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.mixture.order import SampleOrder
@@ -51,22 +52,22 @@ def stopped_at_once(streams: Sequence[BlendStream], sequences: int) -> list[Faul
 
 
 def repetition_faults(
-    order: SampleOrder, streams: Sequence[BlendStream], total_sequences: int, step_sequences: int
+    order: SampleOrder, streams: Sequence[BlendStream], total_sequences: int, batches: Batches
 ) -> list[Fault]:
     """Every stream that is read more often than it may be, with the numbers and the ways out."""
     return [
-        _repetition_fault(order, streams[number], number, count, total_sequences, step_sequences)
+        _repetition_fault(order, streams[number], number, count, total_sequences, batches)
         for number, count in enumerate(order.counts(total_sequences).tolist())
         if count > streams[number].room
     ]
 
 
 def _repetition_fault(
-    order: SampleOrder, stream: BlendStream, number: int, count: int, total_sequences: int, step_sequences: int
+    order: SampleOrder, stream: BlendStream, number: int, count: int, total_sequences: int, batches: Batches
 ) -> Fault:
     lengths = range(total_sequences + 1)
     most = bisect_right(lengths, stream.room, key=lambda sequences: int(order.counts(sequences)[number])) - 1
-    tokens = most // step_sequences * step_sequences * order.sequence_length
+    tokens = batches.last_end(most) * order.sequence_length
     shorter = f"Train on at most {tokens:,} tokens; or, " if tokens else "Train on fewer tokens; or, "
     share = floor(10_000 * stream.room / total_sequences) / 100
     epochs = count * order.sequence_length / stream.once

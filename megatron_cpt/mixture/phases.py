@@ -16,6 +16,7 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.config.batches import Batches
 from megatron_cpt.config.blend import DataSettings, PhaseSettings
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import Duration, epochs_of_source
@@ -46,25 +47,25 @@ def blend_phases(
     data: DataSettings,
     streams: Sequence[BlendStream],
     total_sequences: int,
-    step_sequences: int,
+    batches: Batches,
     starts: Sequence[int | None],
 ) -> list[BlendPhase]:
     """The phases that a run of `total_sequences` reaches.
 
     Args:
-        step_sequences: sequences of an optimizer step.
+        batches: sequences of the optimizer steps.
         starts: steps before each configured phase; None for one that begins with an epoch of a source.
 
     Raises BadInput where nothing is left to take over a share, because all streams of a role are exhausted, or where
     an epoch that begins a phase comes after the phase that follows.
     """
-    walk = _Walk(data, streams, step_sequences)
+    walk = _Walk(data, streams, batches)
     phases, starts = (data.phases, starts) if data.phases else ([PhaseSettings(from_tokens=Duration(0))], [0])
     total = max(1, total_sequences)
     for number, phase in enumerate(phases):
         if walk.position >= total:
             break
-        known = [step * step_sequences for step in starts[number + 1 :] if step is not None]
+        known = [batches.total(step) for step in starts[number + 1 :] if step is not None]
         end = min([*known, total])
         following = phases[number + 1] if number + 1 < len(phases) else None
         goal = _goal(following, data, streams) if following is not None and starts[number + 1] is None else None
@@ -98,7 +99,7 @@ class _Walk:
 
     data: DataSettings
     streams: Sequence[BlendStream]
-    step_sequences: int
+    batches: Batches
     phases: list[BlendPhase] = field(default_factory=list)
     position: int = 0
     """Sequences of the run laid so far."""
@@ -118,29 +119,39 @@ class _Walk:
         blend, self._number = self.data.in_phase(phase), number
         shares = tuple(due_shares(blend, {stream.name: stream.scale for stream in self.streams}).values())
         roles = self._roles if blend.replay_ratio is not None else ["all"] * len(self._roles)
-        for stair, length in self._stairs(shares, phase):
+        for stair, stair_end in self._stairs(shares, phase):
             self._shares = stair
-            stair_end = end if length is None else min(end, self.position + length)
-            if self._lay(stair, roles, stair_end, goal):
+            if self._lay(stair, roles, end if stair_end is None else min(end, stair_end), goal):
                 return True
         return False
 
     def _stairs(self, shares: Shares, phase: PhaseSettings) -> Iterator[tuple[Shares, int | None]]:
-        """The blends of a phase and their lengths in sequences; the last lasts to its end.
+        """The blends of a phase and the indices where they end; the last lasts to the end of the phase.
 
         A stair has the share that a straight ramp has in its middle, so that both give as many tokens.
         """
         before = self._shares
         if phase.ramp is not None and before is not None:
-            tokens_per_step = self.step_sequences * self.data.sequence_length
-            steps = phase.ramp.steps(tokens_per_step)
-            block = phase.ramp_block.steps(tokens_per_step) if phase.ramp_block else ceil(steps / STAIRS)
+            begin, tokens = self.position, self.batches.times(self.data.sequence_length)
+            done = self.batches.whole_steps(begin)
+            steps = self._steps_of(phase.ramp)
+            block = phase.ramp_block.steps(tokens.size) if phase.ramp_block else ceil(steps / STAIRS)
+            whole = self.batches.total(done + steps) - begin
             for first in range(0, steps, block):
-                length = min(block, steps - first)
-                part = Fraction(2 * first + length, 2 * steps)
+                stair_begin = self.batches.total(done + first)
+                stair_end = self.batches.total(done + min(first + block, steps))
+                part = Fraction(stair_begin + stair_end - 2 * begin, 2 * whole)
                 stair = tuple(old + part * (new - old) for old, new in zip(before, shares, strict=True))
-                yield stair, length * self.step_sequences
+                yield stair, stair_end
         yield shares, None
+
+    def _steps_of(self, length: Duration) -> int:
+        """Steps of a stretch that begins where the run is laid to."""
+        tokens = self.batches.times(self.data.sequence_length)
+        done = self.batches.whole_steps(self.position)
+        if length.unit == "steps":
+            return length.steps(tokens.size)
+        return max(1, tokens.nearest_step(tokens.total(done) + length.amount) - done)
 
     def _lay(self, shares: Shares, roles: Sequence[str], end: int, goal: _Goal | None) -> bool:
         """Lays one blend, less what is exhausted, up to an index or a goal; returns whether the goal was met."""
@@ -176,7 +187,7 @@ class _Walk:
         if int(tree.counts(length)[goal.streams].sum()) < missing:
             return None
         first = self.phases[-1].first_sequence
-        ends = ceil((first + max(1, length)) / self.step_sequences) * self.step_sequences
+        ends = self.batches.next_end(first + max(1, length))
         return ends - first if ends - first <= most else None
 
     def _redistributed(self, shares: Shares, roles: Sequence[str], exhausted: npt.NDArray[np.bool_]) -> Shares:
@@ -195,8 +206,7 @@ class _Walk:
 
     def _nothing_left(self, role: str) -> Fault:
         whose = "every source" if role == "all" else f"every source of role `{role}`"
-        whole_steps = self.position // self.step_sequences * self.step_sequences
-        tokens = whole_steps * self.data.sequence_length
+        tokens = self.batches.last_end(self.position) * self.data.sequence_length
         shorter = f"Train on at most {tokens:,} tokens, " if tokens else ""
         return Fault(
             "data.when_exhausted = redistribute",

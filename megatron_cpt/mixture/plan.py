@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from megatron_cpt.config.batches import Batches, Ramp
 from megatron_cpt.config.blend import DataSettings
 from megatron_cpt.config.errors import refuse
 from megatron_cpt.mixture.limits import empty_faults, longest, repetition_faults, stopped_at_once
@@ -160,6 +161,7 @@ def plan_blend(
     seed: int,
     step_sequences: int = 1,
     starts: Sequence[int | None] | None = None,
+    ramp: Ramp = (),
 ) -> BlendPlan:
     """The blend of a run of `total_sequences`.
 
@@ -170,6 +172,7 @@ def plan_blend(
         step_sequences: sequences of an optimizer step: phases begin and runs end at whole steps.
         starts: steps before each configured phase, None for one that begins with an epoch (config/phase_starts.py).
             Without it, phases begin at tokens or epochs alone.
+        ramp: the smaller steps, in sequences, at the beginning of the run.
 
     Raises:
         BadInput: streams without tokens or shorter than a draw, streams read more often than they may be, or
@@ -177,13 +180,14 @@ def plan_blend(
         ValueError: weights that make no shares; config/blend_faults.py has the messages for users.
     """
     refuse(empty_faults(data, streams))
-    tokens_per_step = step_sequences * data.sequence_length
+    batches = Batches(step_sequences, ramp)
+    tokens = batches.times(data.sequence_length)
     if starts is None:
         starts = [
-            None if phase.from_tokens is None else phase.from_tokens.whole_steps(tokens_per_step)
+            None if phase.from_tokens is None else phase.from_tokens.whole_steps(tokens.size, tokens.ramp)
             for phase in data.phases
         ]
-    phases = blend_phases(data, streams, total_sequences, step_sequences, starts)
+    phases = blend_phases(data, streams, total_sequences, batches, starts)
     order = SampleOrder(
         sources=[stream.for_order for stream in streams],
         phases=[Phase(phase.first_sequence, integer_weights(phase.shares)) for phase in phases],
@@ -191,10 +195,10 @@ def plan_blend(
         seed=seed,
     )
     if data.when_exhausted == "stop":
-        total_sequences = longest(order, streams, total_sequences) // step_sequences * step_sequences
+        total_sequences = batches.last_end(longest(order, streams, total_sequences))
         refuse(stopped_at_once(streams, total_sequences))
     reached = tuple(phase for phase in phases if phase.first_sequence < max(1, total_sequences))
-    refuse(repetition_faults(order, streams, total_sequences, step_sequences))
+    refuse(repetition_faults(order, streams, total_sequences, batches))
     return BlendPlan(order, total_sequences, tuple(streams), reached)
 
 

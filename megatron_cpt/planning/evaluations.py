@@ -46,23 +46,24 @@ class EvaluationPlan:
 
 def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> tuple[EvaluationPlan, ...]:
     """Every validation set, file of tasks and entry of harness tasks, with as many marks as `max_overhead` allows."""
-    per_step = config.tokens_per_step
+    size, ramp = config.tokens_per_step, config.token_batches.ramp
+    per_step = config.total_tokens / config.total_steps  # on average
     planned = []
     for name, one in config.validation.sets.items():
         scored = scored_tokens(inputs.validation_sets[name].tokens, config.data.sequence_length, one.tokens)
         tokens = len(scored) * config.data.sequence_length  # the last sequence is computed at full length
-        marks = mark_steps(one.marks or config.validation.marks, total_steps, per_step)
-        gradient = min(tokens, per_step) / per_step if name == config.validation.stability_gradient else 0
+        marks = mark_steps(one.marks or config.validation.marks, total_steps, size, ramp)
+        gradient = min(tokens, size) / per_step if name == config.validation.stability_gradient else 0
         cost = (tokens / (3 * per_step) + gradient) / total_steps
         planned.append(EvaluationPlan(name, "validation", one.role, tokens, marks, 0, cost))
     for name, tasks in inputs.tasks.items():
         file, tokens = config.tasks.sets[name], sum(task.tokens for task in tasks)
-        marks = mark_steps(file.marks or config.tasks.marks, total_steps, per_step)
+        marks = mark_steps(file.marks or config.tasks.marks, total_steps, size, ramp)
         planned.append(
             EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * total_steps))
         )
     for name, asked in config.tasks.harness.items():
-        marks = mark_steps(asked.marks or config.tasks.marks, total_steps, per_step)
+        marks = mark_steps(asked.marks or config.tasks.marks, total_steps, size, ramp)
         planned.append(EvaluationPlan(name, "harness", asked.role, None, marks, 0, 0.0))
     return within(config.validation.max_overhead, tuple(planned))
 

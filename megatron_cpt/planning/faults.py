@@ -69,10 +69,11 @@ def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
             {name: stream.identity for name, stream in inputs.sources.items()},
             inputs.portions,
         ),
-        total_sequences=config.total_steps * config.training.global_batch_size,
+        total_sequences=config.batches.total(config.total_steps),
         seed=config.run.seed,
         step_sequences=config.training.global_batch_size,
         starts=phase_steps(config),
+        ramp=config.batches.ramp,
     )
 
 

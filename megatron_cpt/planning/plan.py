@@ -61,7 +61,7 @@ class RunPlan:
     steps: int
     """Optimizer steps."""
     global_batch_size: int
-    """Sequences of a step."""
+    """Sequences of a step, after the ramp."""
     sequence_length: int
     """Tokens of a sequence."""
     blend: BlendPlan
@@ -77,13 +77,13 @@ class RunPlan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a step."""
+        """Tokens of a step, after the ramp."""
         return self.global_batch_size * self.sequence_length
 
     @property
     def tokens(self) -> int:
         """Tokens of the run."""
-        return self.steps * self.tokens_per_step
+        return self.config.token_batches.total(self.steps)
 
     @property
     def marks(self) -> dict[str, tuple[int, ...]]:
@@ -108,6 +108,7 @@ class RunPlan:
             "steps": self.steps,
             "tokens_per_step": self.tokens_per_step,
             "tokens": self.tokens,
+            **({"batch_ramp": [asdict(stair) for stair in ramp]} if (ramp := self.config.batches.ramp) else {}),
             "blend": {
                 "sequences": self.blend.total_sequences,
                 "sources": [asdict(row) for row in self.blend.rows],
@@ -147,16 +148,29 @@ class RunPlan:
         model, memory = self.model, self.model.memory
         experts = model.active_parameters < model.parameters
         active = f", {quantity(model.active_parameters)} active for a token" if experts else ""
-        batch = f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
+        most = "at most " if self.config.batches.ramp else ""
+        batch = f"{most}{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
         shares = ", ".join(f"{name} {size(count)}" for name, count in asdict(memory).items())
         ranks = "one rank" if self.world_size == 1 else f"the fullest of {self.world_size} ranks"
         return [
             f"Run      {self.folder}: {self.steps:,} steps of {batch}, {quantity(self.tokens)} tokens in all",
+            *self._batch_ramp(),
             f"Model    {model.family}, {quantity(model.parameters)} parameters "
             f"({quantity(model.non_embedding_parameters)} without embeddings{active})",
             *self._positions(),
             f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
             f"Memory   {size(memory.total)} on {ranks} ({shares})",
+        ]
+
+    def _batch_ramp(self) -> list[str]:
+        batches = self.config.batches
+        if not batches.ramp:
+            return []
+        first, steps = batches.ramp[0], sum(stair.steps for stair in batches.ramp)
+        tokens = quantity(self.config.token_batches.total(steps))
+        stairs = f"{len(batches.ramp)} stairs" if len(batches.ramp) > 1 else "one stair"
+        return [
+            f"Batches  from {first.size} sequences in {stairs}: {batches.size} after {steps:,} steps, {tokens} tokens"
         ]
 
     def _positions(self) -> list[str]:
@@ -220,7 +234,7 @@ def to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
     So its learning rate comes to its end and its last marks are reached. Raises BadInput where the schedule does not
     fit into what is left.
     """
-    if blend.total_sequences == config.total_steps * config.training.global_batch_size:
+    if blend.total_sequences == config.batches.total(config.total_steps):
         return config
     tokens = Duration(blend.total_sequences * config.data.sequence_length)
     shortened = replace(config, training=replace(config.training, tokens=tokens))
@@ -237,7 +251,7 @@ def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -
         active_parameters=active_parameter_count(shape),
         non_embedding_parameters=non_embedding_parameter_count(shape),
         flops_per_token=per_token,
-        training_flops=per_token * steps * config.tokens_per_step,
+        training_flops=per_token * config.token_batches.total(steps),
         memory=memory_per_rank(shape, config, world_size),
     )
 

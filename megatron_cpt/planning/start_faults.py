@@ -62,16 +62,26 @@ def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator
     position = orjson.loads(path.read_bytes())
     if config.start.data == "new":
         return
-    size = config.training.global_batch_size
-    if position["step"] * size != position["sequences"]:
-        before = position["sequences"] // max(1, position["step"])
-        rule = f"was trained with {before} sequences a step: with data kept, the steps go on counting."
-        yield Fault(f"training.global_batch_size = {size}; {shown}", rule, f"Set it to {before}.")
+    yield from batch_faults(config, shown, position["step"], position["sequences"])
     if config.total_tokens <= position["tokens"]:
         rule = (
             f"with data kept, it counts from the beginning, and the checkpoint stands at {position['tokens']} tokens."
         )
         yield Fault(f"training.tokens = {config.training.tokens}", rule, "Raise it, or set `start.data: new`.")
+
+
+def batch_faults(config: RunConfig, shown: str, step: int, sequences: int) -> Iterator[Fault]:
+    """A position that a run with these batch sizes does not pass: its steps took more sequences, or fewer."""
+    if config.batches.total(step) == sequences:
+        return
+    size, steps, rest = config.training.global_batch_size, max(1, step), sequences % max(1, step)
+    if rest or config.training.batch_ramp is not None:
+        value = f"training.batch_ramp and global_batch_size = {size}; {shown}"
+        rule = f"{step} steps took {sequences} sequences, and here they take {config.batches.total(step)}."
+        yield Fault(value, rule, "Set both as they were there (config.yaml in the run folder has them).")
+        return
+    rule = f"was trained with {sequences // steps} sequences a step: with data kept, the steps go on counting."
+    yield Fault(f"training.global_batch_size = {size}; {shown}", rule, f"Set it to {sequences // steps}.")
 
 
 def rate_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:

@@ -50,9 +50,9 @@ def blend_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
 
 def length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
     """A run that ends before its schedule, and phases that it does not reach."""
-    steps = blend.total_sequences // config.training.global_batch_size
+    steps = config.batches.whole_steps(blend.total_sequences)
     if steps < config.total_steps:
-        tokens = steps * config.tokens_per_step
+        tokens = config.token_batches.total(steps)
         yield (
             f"the run stops after {steps:,} of {config.total_steps:,} steps ({quantity(tokens)} tokens), before a "
             "source passes its max_epochs; schedule and marks end there too."

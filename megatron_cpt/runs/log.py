@@ -25,10 +25,14 @@ class RunLog:
             file.writelines(f"{moment} {line}\n" for line in text.splitlines())
 
 
-def progress_line(record: Record, total_steps: int) -> str:
-    """One line for a `train` record: how far the run is, how it learns, and the time that is left."""
+def progress_line(record: Record, total_steps: int, total_tokens: int | None = None) -> str:
+    """One line for a `train` record: how far the run is, how it learns, and the time that is left.
+
+    Args:
+        total_tokens: of the run; None: its steps are all of one size.
+    """
     step, tokens, speed = record["step"], record["tokens"], record["tokens_per_second"]
-    total_tokens = tokens // step * total_steps
+    total_tokens = total_tokens or tokens // step * total_steps
     parts = [
         f"step {step}/{total_steps}",
         f"{short_count(tokens)} of {short_count(total_tokens)} tokens",

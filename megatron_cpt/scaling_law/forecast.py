@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_cpt.config.batches import Batches
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
@@ -145,9 +146,10 @@ def planned_curve(path: str | Path, validation_set: str) -> Curve:
     plan = read_object(folder.plan)
     if not folder.config.is_file() or not {"steps", "tokens", "tokens_per_step"} <= plan.keys():
         raise BadInput(Fault(str(path), "has no config.yaml and plan.json.", "Give a folder written by `train`."))
-    schedule, size = load_config(folder.config).schedule, plan["tokens_per_step"]
+    config, size = load_config(folder.config), plan["tokens_per_step"]
+    batches = Batches(size, config.token_batches.ramp)
     ahead = range(len(curve.rates) + 1, plan["steps"] + 1)
-    rates = [learning_rate(schedule, step * size, plan["tokens"], size) for step in ahead]
+    rates = [learning_rate(config.schedule, batches.total(step), plan["tokens"], size) for step in ahead]
     return replace(curve, name=validation_set, rates=np.concatenate([curve.rates, rates]))
 
 

@@ -11,7 +11,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
@@ -75,13 +75,18 @@ class Run:
 
     @property
     def step_shape(self) -> StepShape:
-        """The sizes of every step."""
+        """The sizes of every step after the ramp of batch sizes."""
         return StepShape(
             self.data.slots.micro_batches,
             self.config.training.micro_batch_size,
             self.config.data.sequence_length,
             len(self.data.streams),
         )
+
+    def shape_of(self, step: int) -> StepShape:
+        """The sizes of a step, counted from 1."""
+        slots = self.data.slots_at(self.config.batches.total(step - 1))
+        return replace(self.step_shape, micro_batches=slots.micro_batches)
 
 
 def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
@@ -121,6 +126,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         seed=config.run.seed,
         within_documents=config.data.attention == "within_documents",
         label_masks=label_masks(config.data, plan.inputs.sources, plan.blend.sources),
+        ramp=config.batches.ramp,
     )
     return Run(
         config=config,

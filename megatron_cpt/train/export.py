@@ -34,10 +34,10 @@ def export(run: Run, step: int, output: Path) -> None:
     """Writes the model of a step, unless an earlier attempt has written it. Every rank calls it."""
     if not all_agree(not output.exists()):
         return
-    sequences = step * run.config.training.global_batch_size
+    sequences = run.config.batches.total(step)
     blend, history = run.plan.blend, run_lineage(run, step)
     training = training_of(
-        step, step * run.config.tokens_per_step, blend.describe(sequences), blend.source_sequences(sequences)
+        step, run.config.token_batches.total(step), blend.describe(sequences), blend.source_sequences(sequences)
     )
     assert run.config.checkpoint.export_hf is not None
     gather_parameters(run.model)

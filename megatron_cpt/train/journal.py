@@ -55,12 +55,12 @@ class Journal:
         if not self._writes:
             return
         run, config = self._run, self._run.config
-        sequences = step * config.training.global_batch_size
-        per_second = config.tokens_per_step / seconds
+        sequences, batches = config.batches.total(step), config.token_batches
+        per_second = batches.of_step(step) / seconds
         record: dict[str, Any] = {
             "kind": "train",
             "step": step,
-            "tokens": step * config.tokens_per_step,
+            "tokens": batches.total(step),
             "sequences": sequences,
             "learning_rate": rate,
             "loss": outcome.loss,
@@ -90,7 +90,7 @@ class Journal:
         self._bar.set_postfix_str(f"loss {outcome.loss:.3f}, lr {rate:.2e}, {per_second:,.0f} tokens/s", refresh=False)
         self._bar.update()
         if step % config.run.log_every.steps(config.tokens_per_step) == 0 or step == run.plan.steps:
-            self._log.write(progress_line(record, run.plan.steps))
+            self._log.write(progress_line(record, run.plan.steps, run.plan.tokens))
             self.sync()
 
     def introduce(self) -> None:
@@ -118,8 +118,8 @@ class Journal:
         drop_records_after(self._run.folder.records, to_step)
         self._records = RecordWriter(self._run.folder.records)
         self._board.go_back(to_step)
-        size = self._run.config.training.global_batch_size
-        left_out = {"to_step": to_step, "left_out_sequences": [to_step * size, step * size]}
+        consumed = self._run.config.batches.total
+        left_out = {"to_step": to_step, "left_out_sequences": [consumed(to_step), consumed(step)]}
         self._records.append(self._event(f"rewound_{cause(outcome)}", step, rate, outcome) | left_out)
         self._bar.update()
         self._log.write(
@@ -137,7 +137,7 @@ class Journal:
             "kind": "event",
             "event": what,
             "step": step,
-            "tokens": step * self._run.config.tokens_per_step,
+            "tokens": self._run.config.token_batches.total(step),
             "learning_rate": rate,
             "loss": outcome.loss,
             "grad_norm": outcome.gradient_norm,
@@ -150,7 +150,7 @@ class Journal:
         record = {
             "kind": "validation",
             "step": step,
-            "tokens": step * self._run.config.tokens_per_step,
+            "tokens": self._run.config.token_batches.total(step),
             "set": validation_set.name,
             "role": validation_set.role,
             "loss": loss.loss,
@@ -175,7 +175,7 @@ class Journal:
         """Records how far the bottom and top layers are from where they started, and the ratio of the two."""
         if not self._writes:
             return
-        record: dict[str, Any] = {"kind": "weights", "step": step, "tokens": step * self._run.config.tokens_per_step}
+        record: dict[str, Any] = {"kind": "weights", "step": step, "tokens": self._run.config.token_batches.total(step)}
         for name in ("mean_relative", "norm_ratio"):
             bottom, top = (getattr(updates[end], name) for end in ENDS)
             record[name] = {"bottom": bottom, "top": top, "bottom_over_top": bottom / top if bottom and top else None}
@@ -192,7 +192,7 @@ class Journal:
             {
                 "kind": "stability",
                 "step": step,
-                "tokens": step * self._run.config.tokens_per_step,
+                "tokens": self._run.config.token_batches.total(step),
                 "set": validation_set.name,
                 "gradient_norm": norm,
                 "seconds": seconds,
@@ -207,7 +207,7 @@ class Journal:
         record = {
             "kind": "task",
             "step": step,
-            "tokens": step * self._run.config.tokens_per_step,
+            "tokens": self._run.config.token_batches.total(step),
             "task": task.name,
             "role": task.role,
             "metric": task.metric,
@@ -229,7 +229,7 @@ class Journal:
             {
                 "kind": "task_group",
                 "step": step,
-                "tokens": step * self._run.config.tokens_per_step,
+                "tokens": self._run.config.token_batches.total(step),
                 "group": name,
                 "tasks": list(members),
                 "score": rate.value,
@@ -253,7 +253,7 @@ class Journal:
     def status(self, state: str, step: int, **details: Any) -> None:
         """Replaces status.json."""
         if self._writes:
-            tokens = step * self._run.config.tokens_per_step
+            tokens = self._run.config.token_batches.total(step)
             write_status(self._run.folder.status, Status(state=state, step=step, tokens=tokens, **details))
 
     def close(self) -> None:

@@ -24,19 +24,19 @@ def leave_out(
     Raises:
         NumericsFault: the settings say `stop`, too many were left out in a row, or there is no checkpoint to rewind to.
     """
-    size = run.config.training.global_batch_size
+    consumed = run.config.batches.total(step)
     policy = run.config.training.on_spike if outcome.finite else run.config.training.on_bad_step
     in_a_row = history.in_a_row + 1
     saver.finish(wait=policy == "rewind")
     checkpoints = complete_checkpoints(run.folder.checkpoints) if policy == "rewind" else []
     if policy == "skip" and in_a_row <= MOST_LEFT_OUT:
         journal.not_updated(step, rate, outcome, "skipped")
-        return history.without((step - 1) * size, step * size, in_a_row)
+        return history.without(run.config.batches.total(step - 1), consumed, in_a_row)
     if policy == "rewind" and in_a_row <= MOST_LEFT_OUT and checkpoints:
         position = resume(checkpoints[-1], run.model, run.optimizer, run.config, run.plan)
         journal.rewound(position.step, step, rate, outcome)
         saver.save_next(step)
-        return History.of(position).without(position.sequences, step * size, in_a_row)
+        return History.of(position).without(position.sequences, consumed, in_a_row)
     journal.not_updated(step, rate, outcome, "stopped")
     journal.sync()
     what = "a spike" if outcome.finite else "not finite on some rank"

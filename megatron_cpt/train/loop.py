@@ -35,7 +35,7 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
     asynchronous save is whole some steps later; a run does not end before it is.
     A stop leaves no record: stopped and resumed, a run has the records of one that never was.
     """
-    config, shape, history = run.config, run.step_shape, run.beginning.history
+    config, history = run.config, run.beginning.history
     if stop := agreed_stop(run, run.first_step, request):
         return stop
     if run.first_step == run.beginning.begun_at:
@@ -45,11 +45,11 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
         for step in range(run.first_step + 1, run.plan.steps + 1):
             started = time.perf_counter()
             rate = rate_of(run, step)
-            batches = run.data.global_batch((step - 1) * config.training.global_batch_size, groups.device())
+            batches = run.data.global_batch(config.batches.total(step - 1), groups.device())
             limit = history.loss_limit(config.training)
             with profiled(run, step):
                 outcome = train_step(
-                    run.model, run.optimizer, batches, shape, rate, config.optimizer.weight_decay, limit
+                    run.model, run.optimizer, batches, run.shape_of(step), rate, config.optimizer.weight_decay, limit
                 )
             if outcome.updated:
                 history = history.with_update(outcome.loss, config.training)
@@ -72,10 +72,10 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
 def fill_moments(run: Run, journal: Journal) -> None:
     """Steps at rate 0: they fill Adam's moments and change no weight. Training then begins with the same sequences."""
     settings = run.config.optimizer
-    size = run.config.training.global_batch_size
     for number in range(settings.fill_moments):
-        batches = run.data.global_batch((run.first_step + number) * size, groups.device())
-        outcome = train_step(run.model, run.optimizer, batches, run.step_shape, 0.0, settings.weight_decay)
+        step = run.first_step + number + 1
+        batches = run.data.global_batch(run.config.batches.total(step - 1), groups.device())
+        outcome = train_step(run.model, run.optimizer, batches, run.shape_of(step), 0.0, settings.weight_decay)
         journal.filled(number + 1, outcome)
 
 
@@ -93,5 +93,5 @@ def agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
 def rate_of(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
     config, shift = run.config, run.beginning.schedule_shift
-    tokens = step * config.tokens_per_step
+    tokens = config.token_batches.total(step)
     return learning_rate(config.schedule, tokens + shift, config.total_tokens + shift, config.tokens_per_step)

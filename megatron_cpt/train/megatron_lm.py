@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import Duration
 from megatron_cpt.data.labels import label_mask, label_masks
@@ -25,9 +26,12 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
     `training.global_batch_size` count, which must be Megatron-LM's `--global-batch-size`, without a ramp; the length
     of the run is Megatron-LM's. The first validation set is given. Every rank builds the datasets; nothing is written.
 
-    Raises BadInput, when called, with every fault of the run.
+    Raises BadInput for a `training.batch_ramp` and, when called, with every fault of the run.
     """
     config = load_config(str(path), list(overrides))
+    if config.training.batch_ramp is not None:
+        rule = "the datasets that Megatron-LM is given deal out global batches of one size."
+        refuse([Fault("training.batch_ramp", rule, "Take it out, and start Megatron-LM without a ramp.")])
 
     def provide(train_val_test_num_samples: Sequence[int], vp_stage: int | None = None) -> Datasets:
         train, validation, _ = train_val_test_num_samples

@@ -70,10 +70,10 @@ def lineage(config: RunConfig, steps: int, begun_at: int = 0, schedule_shift: in
         begun_at: steps of another run that this one goes on counting; their updates are the parent's.
         schedule_shift: tokens by which the schedule is ahead of the run's own count.
     """
-    per_step = config.tokens_per_step
+    size, consumed = config.tokens_per_step, config.token_batches.total
     horizon = config.total_tokens + schedule_shift
     rates = [
-        learning_rate(config.schedule, step * per_step + schedule_shift, horizon, per_step)
+        learning_rate(config.schedule, consumed(step) + schedule_shift, horizon, size)
         for step in range(begun_at + 1, steps + 1)
     ]
     folder = parent_folder(config)
@@ -83,7 +83,7 @@ def lineage(config: RunConfig, steps: int, begun_at: int = 0, schedule_shift: in
         "annealing_area": annealing_area(rates, previous_rate=parent.get("final_learning_rate")),
         "peak_learning_rate": max(rates),
         "final_learning_rate": rates[-1],
-        "tokens": len(rates) * per_step,
+        "tokens": consumed(steps) - consumed(begun_at),
     }
     shown = config.start.checkpoint or config.model.hf
     return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own

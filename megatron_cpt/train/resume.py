@@ -10,7 +10,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.position import Layout, Position, read_position
 from megatron_cpt.checkpoint.sharded import load
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.plan import BlendPlan, differences
@@ -18,6 +18,7 @@ from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.start_faults import batch_faults
 from megatron_cpt.train.optimizer import mend_after_load
 
 
@@ -31,11 +32,12 @@ def resume(
     """Loads a checkpoint of this run, or of one whose data order this run goes on with, and returns its position.
 
     Raises:
-        BadInput: the data order or what is trained is no longer the same, or the optimizer state does not load into
-            this layout.
+        BadInput: the data order, the sizes of the steps done or what is trained are no longer the same, or the
+            optimizer state does not load into this layout.
         IntegrityFault: the checkpoint is not what was written.
     """
     position = read_position(checkpoint)
+    refuse([*batch_faults(config, str(checkpoint), position.step, position.sequences)])
     check_order(checkpoint, position, plan.blend, config)
     check_parts(checkpoint, position, config)
     # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.

@@ -86,10 +86,10 @@ class Saver:
     def _position(self, step: int, history: History, losses: dict[str, float]) -> Position:
         run, config = self._run, self._run.config
         round_distance = self._keep_every is not None and step % self._keep_every == 0
-        sequences = step * config.training.global_batch_size
+        sequences = config.batches.total(step)
         return Position(
             step=step,
-            tokens=step * config.tokens_per_step,
+            tokens=config.token_batches.total(step),
             sequences=sequences,
             order=run.plan.blend.describe(sequences),
             order_fingerprint=run.plan.blend.fingerprint(sequences),

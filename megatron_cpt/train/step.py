@@ -19,7 +19,7 @@ from megatron_cpt.train.optimizer import clear_gradients, gather_gradients, set_
 
 @dataclass(frozen=True)
 class StepShape:
-    """The sizes of a step, the same at every step of a run."""
+    """The sizes of a step."""
 
     micro_batches: int
     """Micro batches of each data-parallel rank."""

@@ -66,8 +66,8 @@ class RunSettings:
 class BatchRampSettings:
     """Steps that grow at the beginning of a run, in even stairs to `training.global_batch_size` (batches.py).
 
-    Which sequences are trained on in which order is the same with it. Distances in tokens (of checkpoints, of marks)
-    are as many steps during the ramp as after it; a schedule is in tokens.
+    The order of sequences is the same with it, but for phases: those begin at whole steps. Distances in tokens (of
+    checkpoints, of marks) are as many steps during the ramp as after it; a schedule is in tokens.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_cpt.config.batches import Stair
 from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.units import Duration
@@ -63,6 +64,31 @@ def test_phases_begin_at_whole_steps_and_have_their_own_shares() -> None:
     assert blend.counts == (401, 188, 105, 106)
     expected = (328 * HALF + 472 * TENTH) / 800
     assert blend.due_shares[2] + blend.due_shares[3] == expected
+
+
+def test_phases_and_their_ramps_keep_to_whole_steps_while_batches_grow() -> None:
+    """Steps of 2, 2, 2, 2, 4, 4, 6 and then of 8 sequences: they end at 2, 4, 6, 8, 12, 16, 22, 30, 38 and so on."""
+    ramped = PhaseSettings(
+        from_tokens=Duration(4, "steps"), replay_ratio=0.1, ramp=Duration(1300), ramp_block=Duration(2, "steps")
+    )
+    data = data_of(phase(0), ramped, PhaseSettings(from_tokens=Duration(3300)))
+    stairs = (Stair(4, 2), Stair(2, 4), Stair(1, 6))
+    blend = plan_blend(data, blend_streams(data, TOKENS), 86, seed=3, step_sequences=8, ramp=stairs)
+    # 1,300 tokens after 8 sequences are at 21: the end of step 7. 3,300 tokens are 33 sequences, nearest to 30.
+    assert [each.first_sequence for each in blend.phases] == [0, 8, 16, 22, 30]
+    replay = [each.shares[2] + each.shares[3] for each in blend.phases]
+    # A straight line from 0.5 to 0.1 over 14 sequences, at 4 and at 11 of them.
+    expected = [HALF, HALF - Fraction(4, 14) * Fraction(4, 10), HALF - Fraction(11, 14) * Fraction(4, 10), TENTH, HALF]
+    assert replay == expected
+    steady = plan_blend(data_of(), blend_streams(data_of(), TOKENS), 86, seed=3, step_sequences=8)
+    assert blend.source_sequences(8) == steady.source_sequences(8)
+
+
+def test_a_run_that_stops_early_ends_with_a_whole_step_of_the_ramp() -> None:
+    data = data_of(when="stop", law=0.11)  # 11 sequences of law, a quarter of all
+    ramp = (Stair(4, 2), Stair(10, 4))
+    assert plan_blend(data, blend_streams(data, TOKENS), 800, seed=3, step_sequences=8).total_sequences == 40
+    assert plan_blend(data, blend_streams(data, TOKENS), 800, 3, 8, ramp=ramp).total_sequences == 44
 
 
 def test_an_appended_phase_leaves_what_was_before() -> None:

@@ -46,6 +46,23 @@ def test_marks_and_what_they_cost(sections: dict[str, Any]) -> None:
     assert web.compute_share == pytest.approx(7 * 640 / (3 * 25_600))
 
 
+def test_batches_that_grow_are_told_and_counted(sections: dict[str, Any]) -> None:
+    sections["training"]["batch_ramp"] = {"start": 2, "increment": 2, "tokens": 24 * 32}
+    plan = plan_of(sections)
+    # 4 steps of 2 sequences, 2 of 4, 2 of 6 (28 sequences), then 92 of 8.
+    assert (plan.steps, plan.tokens_per_step, plan.tokens) == (100, 256, 764 * 32)
+    assert plan.blend.total_sequences == sum(plan.blend.counts) == 764
+    assert plan.model.training_flops == plan.model.flops_per_token * 764 * 32
+    web = plan.evaluations[1]
+    assert web.compute_share == pytest.approx(len(web.marks) * 640 / (3 * 764 * 32))
+    assert "100 steps of at most 8 x 32 = 256 tokens" in plan.table()
+    assert "Batches  from 2 sequences in 3 stairs: 8 after 8 steps, 896 tokens" in plan.table()
+    assert plan.to_dict()["batch_ramp"] == [{"steps": 4, "size": 2}, {"steps": 2, "size": 4}, {"steps": 2, "size": 6}]
+    del sections["training"]["batch_ramp"]
+    assert "Batches" not in plan_of(sections).table()
+    assert "batch_ramp" not in plan_of(sections).to_dict()
+
+
 def test_size_of_the_model(sections: dict[str, Any]) -> None:
     model = plan_of(sections).model
     assert model.parameters == 6736

@@ -44,6 +44,14 @@ def test_global_batches_are_those_of_our_own_loop(tmp_path: Path) -> None:
     assert train[None]["loss_mask"].sum() == 0  # type: ignore[index]
 
 
+def test_batches_that_grow_are_refused(tmp_path: Path) -> None:
+    sections = settings(tmp_path)
+    sections["training"]["batch_ramp"] = {"start": 2, "increment": 2, "tokens": 768}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    with pytest.raises(BadInput, match="global batches of one size"):
+        datasets_provider(tmp_path / "run.yaml")
+
+
 def test_samples_are_like_those_of_megatron_cores_dataset(tmp_path: Path) -> None:
     sections = settings(tmp_path)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))

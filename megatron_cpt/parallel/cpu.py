@@ -215,6 +215,12 @@ def mend(module: types.ModuleType) -> None:
             rng = sys.modules["torch"]
             names["_get_cuda_rng_state"] = lambda device="cuda", clone=False, graph_safe=False: rng.get_rng_state()
             names["_set_cuda_rng_state"] = lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
+        case "megatron.core.tensor_parallel.mappings":
+            from megatron_cpt.parallel import unequal_parts  # noqa: PLC0415  (it imports torch)
+
+            gather, scatter = names["_gather_along_first_dim"], names["_reduce_scatter_along_first_dim"]
+            names["_gather_along_first_dim"] = unequal_parts.gather_of_any_parts(gather)
+            names["_reduce_scatter_along_first_dim"] = unequal_parts.scatter_to_any_parts(scatter)
         case "megatron.core.transformer.moe.moe_utils":
             # 0.16.1 uses the name unguarded where Transformer Engine is absent.
             names.setdefault("te_general_gemm", None)

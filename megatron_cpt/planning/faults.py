@@ -103,10 +103,9 @@ def layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
         for what, count in divided.items()
         if count % parallel.tensor
     ]
-    if shape.experts and parallel.tensor > 1:
-        # Tokens of an expert that ranks share are gathered in unequal parts, which gloo refuses.
-        rule = "layers with experts are not trained with tensor parallelism in this version."
-        remedy = "Set it to 1, and divide the experts with parallel.expert."
+    if shape.experts and parallel.tensor > 1 and not parallel.sequence:
+        rule = "Megatron-Core trains experts with tensor parallelism only where sequences are divided too."
+        remedy = "Set parallel.sequence, or set it to 1 and divide the experts with parallel.expert."
         faults.append(Fault(f"parallel.tensor = {parallel.tensor}", rule, remedy))
     if parallel.expert > 1 and not shape.experts:
         faults.append(Fault(f"parallel.expert = {parallel.expert}", "the model has no experts.", "Set it to 1."))

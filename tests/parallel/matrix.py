@@ -86,6 +86,8 @@ ROWS = {
     "experts, expert 2, pipeline 2 x 2 chunks": Row(4, (), base="experts").named(
         expert=2, pipeline=2, virtual_pipeline=2
     ),
+    "experts, tensor 2, sequence": Row(2, (), base="experts").named(tensor=2, sequence="true"),
+    "experts, expert 2, tensor 2, sequence": Row(4, (), base="experts").named(expert=2, tensor=2, sequence="true"),
     "experts, recomputation, selective": Row(1, ("training.recompute=selective",), base="experts"),
     "within documents, pipeline 2 x 2 chunks": Row(2, (), base="documents").named(pipeline=2, virtual_pipeline=2),
     "within documents, tensor 2, sequence": Row(2, (), base="documents").named(tensor=2, sequence="true"),

@@ -60,7 +60,9 @@ def test_experts_that_tensor_parallel_ranks_would_share(sections: dict[str, Any]
     assert faults_of(sections) == []
     sections["parallel"] = {"tensor": 2}
     [fault] = faults_of(sections, world_size=2)
-    assert fault.startswith("parallel.tensor = 2: layers with experts")
+    assert fault.startswith("parallel.tensor = 2: Megatron-Core trains experts with tensor parallelism only where")
+    sections["parallel"] = {"tensor": 2, "sequence": True}
+    assert faults_of(sections, world_size=2) == []
 
 
 def test_a_folder_without_a_tokenizer(sections: dict[str, Any]) -> None:

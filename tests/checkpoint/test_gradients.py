@@ -16,6 +16,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.seed import seed_everything
 from tests.checkpoint.hf_models import all_tensors, write_model
 from tests.families.folders import MODELS
 from tests.ranks import Ranks
@@ -39,6 +40,7 @@ def gradients(
         }
     )
     groups.divide_world(config.parallel)
+    seed_everything(0)  # divided sequences ask for the ranks' random states, also without dropout
     shape = read_shape(folder)
     bare = build_model(shape, config)
     load_hf_weights(bare, shape, folder)

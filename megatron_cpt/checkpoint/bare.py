@@ -37,7 +37,7 @@ def bare_config(shape: ModelShape, precision: Precision) -> RunConfig:
     return RunConfig(
         run=RunSettings(folder="unused"),
         model=ModelSettings(hf="unused"),
-        data=DataSettings(sequence_length=shape.longest_sequence, sources={}),
+        data=DataSettings(sequence_length=shape.max_positions, sources={}),
         training=TrainingSettings(tokens=Duration(1, "steps"), global_batch_size=1, precision=precision),
         schedule=ScheduleSettings(kind="constant", peak=1.0),
         parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),

@@ -208,7 +208,7 @@ def verify(
     """
     source, shape = newest_of_run(source), read_shape(hf_folder)
     generator = torch.Generator().manual_seed(1234)
-    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.longest_sequence)), generator=generator)
+    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.max_positions)), generator=generator)
     reference = transformers_logits(hf_folder, tokens)
     logits = megatron_logits(load_model(source, shape, precision), shape, tokens)
     if logits is None:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     try:
         groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         model = load_model(words.source, shape, "fp32")
-        scores = score_tasks(model, tasks, shape.longest_sequence, words.micro_batch_size) if tasks else {}
+        scores = score_tasks(model, tasks, shape.max_positions, words.micro_batch_size) if tasks else {}
         means = group_rates(GROUPS, counted_rates(scores))
         settings = {
             "delimiter": words.delimiter,
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
             # An optional library.
             from megatron_cpt.evaluate import harness  # noqa: PLC0415
 
-            longest = shape.longest_sequence
+            longest = shape.max_positions
             score = partial(log_likelihoods, model, micro_batch_size=words.micro_batch_size, longest=longest)
             asked = harness.MegatronLM(score, hf_folder, longest)
             results = harness.evaluate_harness(asked, words.harness, words.include, words.shots, words.limit)
@@ -95,7 +95,7 @@ def read_tasks(words: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShap
             delimiter=words.delimiter,
             limit=words.limit,
         )
-        for task in open_tasks(path.stem, settings, tokenizer, shape.longest_sequence):
+        for task in open_tasks(path.stem, settings, tokenizer, shape.max_positions):
             if task.name in tasks:
                 rule = f"holds task {task.name!r}, which another file holds too."
                 raise BadInput(Fault(str(path), rule, "Give one file of each task."))

@@ -34,12 +34,12 @@ def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[Sele
     if words.nproc > 1 and "WORLD_SIZE" not in os.environ:
         command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "score", *for_ranks(words, name)]
         return subprocess.call(command, env=environment(words.nproc))
-    how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.longest_sequence}
+    how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.max_positions}
     groups.join_world()
     try:
         groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         loaded = load_model(source, shape, words.precision)
-        model = ScoringModel(loaded, words.micro_batch_size, shape.longest_sequence, tokenizer.vocabulary_size)
+        model = ScoringModel(loaded, words.micro_batch_size, shape.max_positions, tokenizer.vocabulary_size)
         done = score_documents(model, datasets, name, how)
         return done if groups.rank() == 0 else []
     finally:

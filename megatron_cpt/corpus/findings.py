@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from megatron_cpt.corpus import minhash
 from megatron_cpt.corpus.contamination import OVERLAP, EvaluationNgrams
+from megatron_cpt.corpus.sorted_run import holds
 from megatron_cpt.corpus.words import hashed_words
 from megatron_cpt.runs.durable import renamed_file
 
@@ -120,13 +121,7 @@ class FoundRun:
 
     def is_whole(self, checksum: int) -> bool:
         """Whether the file is what was written: it is read once, whole."""
-        if not self.path.is_file() or self.path.stat().st_size != self._offsets[-1]:
-            return False
-        found = 0
-        with self.path.open("rb") as file:
-            while content := file.read(1 << 20):
-                found = zlib.crc32(content, found)
-        return found == checksum
+        return holds(self.path, self._offsets[-1], checksum)
 
     @cached_property
     def _offsets(self) -> list[int]:

@@ -133,6 +133,17 @@ def write_run(path: Path, documents: TokenizedDocuments, tokens: TokenSpool) -> 
     return checksum
 
 
+def holds(path: Path, size: int, checksum: int) -> bool:
+    """Whether a file is there with so many bytes and this CRC-32: it is read once, whole."""
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    found = 0
+    with path.open("rb") as file:
+        while content := file.read(1 << 20):
+            found = zlib.crc32(content, found)
+    return found == checksum
+
+
 @dataclass(frozen=True)
 class SortedRun:
     """A run on disk."""
@@ -147,13 +158,7 @@ class SortedRun:
 
     def is_whole(self, checksum: int) -> bool:
         """Whether the file is what was written: it is read once, whole."""
-        if not self.path.is_file() or self.path.stat().st_size != self._offsets[-1]:
-            return False
-        found = 0
-        with self.path.open("rb") as file:
-            while content := file.read(1 << 20):
-                found = zlib.crc32(content, found)
-        return found == checksum
+        return holds(self.path, self._offsets[-1], checksum)
 
     @cached_property
     def _offsets(self) -> list[int]:

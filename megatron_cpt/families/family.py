@@ -112,11 +112,6 @@ class ModelShape:
         """The layers that have experts, counted from 0."""
         return tuple(layer for layer in range(self.layers) if self.experts and layer not in self.dense_layers)
 
-    @property
-    def longest_sequence(self) -> int:
-        """Longest sequence, in tokens, that the model was made for."""
-        return self.max_positions
-
 
 @dataclass(frozen=True)
 class Family:

@@ -80,10 +80,10 @@ def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
 def shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
     """Sequences longer than the model was made for."""
     length = config.data.sequence_length
-    if length <= shape.longest_sequence:
+    if length <= shape.max_positions:
         return []
     rule = f"the model was made for at most {shape.max_positions} tokens (max_position_embeddings)."
-    remedy = f"Use {shape.longest_sequence} or fewer, or give it positions for more with `model.rope`."
+    remedy = f"Use {shape.max_positions} or fewer, or give it positions for more with `model.rope`."
     return [Fault(f"data.sequence_length = {length}", rule, remedy)]
 
 

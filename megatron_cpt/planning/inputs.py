@@ -131,7 +131,7 @@ def _open_tasks(
     opened = {}
     for name, settings in config.tasks.sets.items():
         try:
-            opened[name] = open_tasks(name, settings, tokenizer, shape.longest_sequence)
+            opened[name] = open_tasks(name, settings, tokenizer, shape.max_positions)
         except BadInput as error:
             faults += [Fault(f"tasks.sets.{name}: {one.value}", one.rule, one.remedy) for one in error.faults]
     return opened

@@ -11,7 +11,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import ModelShape, read_shape
 
 # What two folders of one model may say differently.
-NOT_THE_MODEL = ("dtype", "max_positions", "longest_sequence", "rope_base", "rope_scaling")
+NOT_THE_MODEL = ("dtype", "max_positions", "rope_base", "rope_scaling")
 
 
 def start_faults(config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:

@@ -100,7 +100,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     groups.divide_world(config.parallel)
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)
-    harness = open_harness_tasks(config, plan.inputs.tasks, shape.longest_sequence)
+    harness = open_harness_tasks(config, plan.inputs.tasks, shape.max_positions)
     bare_model = build_model(shape, config)
     checkpoints = complete_checkpoints(folder.checkpoints)
     keeps_start = config.validation.weight_updates

@@ -72,7 +72,7 @@ def evaluate_files(run: Run, journal: Journal, step: int) -> dict[str, Rate]:
     if not due:
         return {}
     started = time.perf_counter()
-    scores = score_tasks(run.model, due, run.shape.longest_sequence, run.config.tasks.micro_batch_size)
+    scores = score_tasks(run.model, due, run.shape.max_positions, run.config.tasks.micro_batch_size)
     per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
     for task in due:
         journal.tested(step, task, scores[task.name], per_token * task.tokens)
@@ -86,7 +86,7 @@ def evaluate_harness(run: Run, journal: Journal, step: int) -> dict[str, Rate]:
         return {}
     started = time.perf_counter()
     with random_states_kept():
-        scores = score_harness(run.model, due, run.shape.longest_sequence, run.config.tasks.micro_batch_size)
+        scores = score_harness(run.model, due, run.shape.max_positions, run.config.tasks.micro_batch_size)
     per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
     for task in due:
         journal.tested(step, task, scores[task.name], per_token * task.tokens)

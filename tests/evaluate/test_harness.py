@@ -47,8 +47,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def megatron(hf: Path) -> MegatronLM:
     """The Megatron model of a Hugging Face folder, on a divided world."""
     shape = read_shape(hf)
-    score = partial(log_likelihoods, load_model(hf, shape, "fp32"), micro_batch_size=3, longest=shape.longest_sequence)
-    return MegatronLM(score, hf, shape.longest_sequence)
+    score = partial(log_likelihoods, load_model(hf, shape, "fp32"), micro_batch_size=3, longest=shape.max_positions)
+    return MegatronLM(score, hf, shape.max_positions)
 
 
 def ours(hf: Path, folder: Path, layout: ParallelSettings, shots: int | None) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ def score_dataset(hf: Path, prefix: str, name: str, layout: ParallelSettings) ->
     """Job: scores a dataset, three windows at a time; whether the score was there."""
     groups.divide_world(layout)
     shape = read_shape(hf)
-    model = ScoringModel(load_model(hf, shape, "fp32"), 3, shape.longest_sequence, VOCABULARY)
+    model = ScoringModel(load_model(hf, shape, "fp32"), 3, shape.max_positions, VOCABULARY)
     return [done.reused for done in score_documents(model, open_datasets([prefix]), name, {"by": "model"})]
 
 

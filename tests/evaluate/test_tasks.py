@@ -36,7 +36,7 @@ SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / 
 
 def open_file(hf: Path, settings: TaskSettings) -> list[Task]:
     """The tasks of a file; those without a name of their own are `questions`."""
-    return open_tasks("questions", settings, Tokenizer.load(hf), read_shape(hf).longest_sequence)
+    return open_tasks("questions", settings, Tokenizer.load(hf), read_shape(hf).max_positions)
 
 
 def score_file(hf: Path, settings: TaskSettings, layout: ParallelSettings) -> dict[str, TaskScore]:
@@ -44,7 +44,7 @@ def score_file(hf: Path, settings: TaskSettings, layout: ParallelSettings) -> di
     groups.divide_world(layout)
     shape = read_shape(hf)
     model = load_model(hf, shape, "fp32")
-    return score_tasks(model, open_file(hf, settings), shape.longest_sequence, 3)
+    return score_tasks(model, open_file(hf, settings), shape.max_positions, 3)
 
 
 def questions_of(path: Path, task: str = "", most: int | None = None) -> list[Question]:

@@ -69,7 +69,7 @@ def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: 
 def test_the_window_of_a_qwen(tmp_path: Path, family: str, changes: dict[str, Any], layers: set[int]) -> None:
     shape = read_shape(write_fields(tmp_path, SMALL | {"model_type": family} | changes))
     assert (shape.local_window, shape.local_layers) == (16 if layers else None, layers)
-    assert shape.longest_sequence == 64
+    assert shape.max_positions == 64
 
 
 def test_both_forms_of_the_rotary_fields_of_a_pythia(tmp_path: Path) -> None:

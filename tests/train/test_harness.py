@@ -79,10 +79,8 @@ def of_checkpoint(checkpoint: Path, folder: Path, names: list[str], shots: int |
     groups.divide_world(ParallelSettings())
     shape = read_shape(checkpoint / "hf")
     model = load_model(checkpoint, shape, "fp32")
-    score = partial(log_likelihoods, model, micro_batch_size=3, longest=shape.longest_sequence)
-    results = evaluate_harness(
-        MegatronLM(score, checkpoint / "hf", shape.longest_sequence), names, folder, shots, limit
-    )
+    score = partial(log_likelihoods, model, micro_batch_size=3, longest=shape.max_positions)
+    results = evaluate_harness(MegatronLM(score, checkpoint / "hf", shape.max_positions), names, folder, shots, limit)
     return results and results["results"]
 
 

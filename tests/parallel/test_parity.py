@@ -76,7 +76,7 @@ SHORT = (
     "data 2, distributed optimizer, both overlaps",
     "tensor 2, pipeline 2",
     "context 2",
-    "experts, expert 2",
+    "experts, expert 2, context 2",
     "recomputation, selective",
 )
 

@@ -61,8 +61,8 @@ class Task:
 
 def ours(task: Task, fast: bool) -> Callable[[], None]:
     """`megatron-cpt prepare` in input order."""
-    from megatron_cpt.corpus.job import PrepareSettings  # noqa: PLC0415
-    from megatron_cpt.corpus.prepare import prepare  # noqa: PLC0415
+    from megatron_cpt.preparation.job import PrepareSettings  # noqa: PLC0415
+    from megatron_cpt.preparation.prepare import prepare  # noqa: PLC0415
 
     if fast and importlib.util.find_spec("gigatoken"):
         importlib.import_module("gigatoken")

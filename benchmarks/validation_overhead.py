@@ -23,10 +23,10 @@ import yaml
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from megatron_cpt.corpus.job import PrepareSettings
-from megatron_cpt.corpus.prepare import prepare
 from megatron_cpt.gap.curves import loss_curves
 from megatron_cpt.gap.figures import gap_figures
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.runs.records import read_records
 
 STEPS, EVALUATIONS = 1000, 64

@@ -9,6 +9,9 @@ from hypothesis import settings
 from tests.ranks import Ranks
 from tests.workshop import Workshop, build
 
+# Texts, tokenizers trained on them, and the way to shared data.
+pytest_plugins = ["tests.texts"]
+
 # No test is timed: a busy machine is no failure. The same examples every time: a red main can be run again.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")

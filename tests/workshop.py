@@ -23,8 +23,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from megatron_cpt.corpus.job import PrepareSettings
-from megatron_cpt.corpus.prepare import prepare
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
 
 GENERAL = "the river ran over old stones while children sang of harvest and winter and the long road home"
 DOMAIN = "def return lambda yield import class self index buffer tensor matrix gradient kernel stack heap"

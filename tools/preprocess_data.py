@@ -16,15 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, WorkerDied
-from megatron_cpt.corpus.encoded import Opened
-from megatron_cpt.corpus.huggingface import open_folder, open_gpt2
-from megatron_cpt.corpus.job import PrepareSettings, rejected_path
-from megatron_cpt.corpus.plain_numbers import open_numbers
-from megatron_cpt.corpus.prepare import prepare
-from megatron_cpt.corpus.sentencepiece_model import open_sentencepiece
-from megatron_cpt.corpus.tiktoken_ranks import open_megatron_ranks
-from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.preparation.job import PrepareSettings, rejected_path
+from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.runs.status import ExitCode, exit_code_of
+from megatron_cpt.tokenizer.encoded import Opened
+from megatron_cpt.tokenizer.huggingface import open_folder, open_gpt2
+from megatron_cpt.tokenizer.plain_numbers import open_numbers
+from megatron_cpt.tokenizer.sentencepiece_model import open_sentencepiece
+from megatron_cpt.tokenizer.tiktoken_ranks import open_megatron_ranks
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 

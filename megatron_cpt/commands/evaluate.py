@@ -12,7 +12,6 @@ from megatron_cpt.checkpoint.integrity import is_complete
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.evaluate.likelihood import log_likelihoods
 from megatron_cpt.evaluate.offline import OFFLINE
 from megatron_cpt.evaluate.results import document, table
@@ -23,6 +22,7 @@ from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.tasks.benchmarks import GROUPS
 from megatron_cpt.tasks.task import Task, open_tasks
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 
 def main(arguments: list[str]) -> int:

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import numpy as np
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.corpus.histogram import histogram_lines
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import Manifest, load_manifest
 from megatron_cpt.corpus.scores import read_score, scores_beside
 from megatron_cpt.corpus.shown import shown, tokenizer_of
 from megatron_cpt.corpus.verify import verify_dataset
+from megatron_cpt.quality.histogram import histogram_lines
 
 COUNTS = (
     "documents",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_cpt.commands.prepare import told
-from megatron_cpt.corpus.prepare import merge
+from megatron_cpt.preparation.prepare import merge
 
 
 def main(arguments: list[str]) -> int:

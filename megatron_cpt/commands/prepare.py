@@ -7,8 +7,9 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
-from megatron_cpt.corpus.contamination import EvaluationSet, read_contamination
-from megatron_cpt.corpus.job import (
+from megatron_cpt.corpus.manifest import Manifest
+from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
+from megatron_cpt.preparation.job import (
     PrepareSettings,
     contaminated_path,
     duplicates_path,
@@ -16,8 +17,7 @@ from megatron_cpt.corpus.job import (
     rejected_path,
     validation_prefix,
 )
-from megatron_cpt.corpus.manifest import Manifest
-from megatron_cpt.corpus.prepare import Prepared, Shard, prepare, prepare_shard
+from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
 from megatron_cpt.tasks.evaluation_text import evaluation_sets
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.field import score_by_field
-from megatron_cpt.corpus.importance import importance_method
-from megatron_cpt.corpus.perplexity import ngram_method
-from megatron_cpt.corpus.reference import open_references
-from megatron_cpt.corpus.score import Method, Scored, open_datasets, score
 from megatron_cpt.corpus.selection import SelectedDataset
+from megatron_cpt.quality.field import score_by_field
+from megatron_cpt.quality.importance import importance_method
+from megatron_cpt.quality.perplexity import ngram_method
+from megatron_cpt.quality.reference import open_references
+from megatron_cpt.quality.score import Method, Scored, open_datasets, score
 
 METHODS = ("ngram", "classifier", "importance", "model", "field")
 
@@ -55,7 +55,7 @@ def _method(words: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> M
         rule = "needs scikit-learn, which is not installed."
         raise BadInput(Fault("--by classifier", rule, "pip install 'megatron-cpt[quality]'."))
     # An optional library.
-    from megatron_cpt.corpus.classifier import Sides, classifier_method  # noqa: PLC0415
+    from megatron_cpt.quality.classifier import Sides, classifier_method  # noqa: PLC0415
 
     sides = Sides(
         open_references("--positive", words.positive, manifest), open_references("--negative", words.negative, manifest)

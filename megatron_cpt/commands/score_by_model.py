@@ -12,12 +12,12 @@ from megatron_cpt.commands.evaluate import layout_faults
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.score import Scored
 from megatron_cpt.corpus.selection import SelectedDataset
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from megatron_cpt.quality.score import Scored
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 
 def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored] | int:

@@ -4,9 +4,9 @@ import argparse
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
-from megatron_cpt.corpus.ranking import KEEPS
-from megatron_cpt.corpus.select import Chosen, HowMany, select
 from megatron_cpt.corpus.shown import shown, tokenizer_of
+from megatron_cpt.quality.ranking import KEEPS
+from megatron_cpt.quality.select import Chosen, HowMany, select
 
 SHOWN_TOKENS = 80
 """Of each example."""

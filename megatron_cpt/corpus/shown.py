@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.manifest import Manifest
-from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 
 def tokenizer_of(manifest: Manifest, folder: str | None = None) -> Tokenizer | None:

@@ -15,12 +15,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_cpt.corpus.chunks import DocumentChunk, dataset_chunks
-from megatron_cpt.corpus.score import Scored
 from megatron_cpt.corpus.scores import check_name, is_scored, whole_record, write_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.evaluate.likelihood import log_likelihoods
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.quality.score import Scored
 from megatron_cpt.tasks.requests import Continuation
 
 

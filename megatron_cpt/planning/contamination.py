@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.corpus.contamination import NGRAM_WORDS, SetOverlap, read_contamination
 from megatron_cpt.corpus.manifest import file_sha256
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.planning.inputs import RunInputs
+from megatron_cpt.preparation.contamination import NGRAM_WORDS, SetOverlap, read_contamination
 
 
 @dataclass(frozen=True)

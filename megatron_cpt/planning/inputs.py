@@ -13,11 +13,11 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.families.shape import ModelShape, read_shape
 from megatron_cpt.mixture.quality import open_source
 from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.tasks.task import Task, open_tasks
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 Opened = TypeVar("Opened")
 OPENERS = 8

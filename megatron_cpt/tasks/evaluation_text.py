@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.contamination import EvaluationItem, EvaluationSet, dataset_items
 from megatron_cpt.corpus.indexed import idx_path
 from megatron_cpt.corpus.manifest import file_sha256
+from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, dataset_items
 from megatron_cpt.tasks.questions import Item, Text, read_items
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.corpus.lines import compression_of, decompressed
+from megatron_cpt.preparation.lines import compression_of, decompressed
 
 MOST_FAULTS = 20
 """Lines of a file that an error names."""

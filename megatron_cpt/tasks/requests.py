@@ -20,7 +20,7 @@ EXAMPLE_DELIMITER = "\n\n"
 
 
 class Encoder(Protocol):
-    """What is needed of a tokenizer (corpus/tokenize.py)."""
+    """What is needed of a tokenizer (tokenizer/tokenize.py)."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """The ids of each text alone."""

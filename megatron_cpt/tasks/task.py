@@ -9,10 +9,10 @@ import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import TaskSettings
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.tasks.benchmarks import usual_metric
 from megatron_cpt.tasks.questions import Item, Question, Text, read_items
 from megatron_cpt.tasks.requests import Continuation, continuations, windows, with_examples
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.data.labels import label_mask, label_masks
 from megatron_cpt.data.sampler import Slots
 from megatron_cpt.data.training_data import TrainingData
@@ -33,6 +32,7 @@ from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 from megatron_cpt.train.beginning import Beginning, begin, load_start_weights
 from megatron_cpt.train.described import description
 from megatron_cpt.train.harness import HarnessTasks, open_harness_tasks

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from megatron_cpt.checkpoint.hf_convert import load_model, megatron_logits
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.job import PrepareSettings
-from megatron_cpt.corpus.prepare import prepare
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
 from tests.ranks import Ranks
 from tests.train.runs import train
 

@@ -17,7 +17,7 @@ from megatron_cpt.corpus.indexed import (
 )
 from megatron_cpt.corpus.manifest import load_manifest
 from megatron_cpt.corpus.verify import verify_dataset
-from tests.corpus.conftest import SHARED
+from tests.texts import SHARED
 
 Documents = list[list[list[int]]]
 documents_of_sequences = st.lists(

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import bin_path
-from megatron_cpt.corpus.select import HowMany, select
 from megatron_cpt.corpus.stream import TokenStream, expand_paths
+from megatron_cpt.quality.select import HowMany, select
 from tests.corpus.datasets import write_dataset
 
 

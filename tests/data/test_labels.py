@@ -9,11 +9,11 @@ import torch
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.manifest import load_manifest, write_manifest
-from megatron_cpt.corpus.select import HowMany, select
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.batches import make_batch
 from megatron_cpt.data.labels import LabelMask, label_mask
 from megatron_cpt.evaluate.validate import open_set
+from megatron_cpt.quality.select import HowMany, select
 from tests.config.examples import config_with
 from tests.corpus.datasets import write_dataset
 

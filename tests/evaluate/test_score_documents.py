@@ -10,11 +10,11 @@ from transformers import LlamaForCausalLM
 from megatron_cpt.checkpoint.hf_convert import load_model
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.score import open_datasets
 from megatron_cpt.corpus.scores import read_record, read_score
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents, windows
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from megatron_cpt.quality.score import open_datasets
 from tests.ranks import Ranks
 from tests.workshop import VOCABULARY, Workshop
 

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from megatron_cpt.checkpoint.hf_convert import load_model
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
-from megatron_cpt.corpus.tokenize import Tokenizer
 from megatron_cpt.evaluate.tasks import (
     Rate,
     TaskScore,
@@ -28,6 +27,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.tasks.questions import Question, read_items
 from megatron_cpt.tasks.task import Task, open_tasks
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 from tests.ranks import Ranks
 from tests.workshop import GENERAL, Workshop
 

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 
 from megatron_cpt.corpus.indexed import IndexedWriter
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
-from megatron_cpt.corpus.tokenize import Tokenizer
+from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 VOCABULARY = 64
 LLAMA = {

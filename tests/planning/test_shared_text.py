@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.corpus.select import HowMany, select
 from megatron_cpt.planning.faults import run_faults
 from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.quality.select import HowMany, select
 from tests.corpus.datasets import write_dataset
 from tests.planning.small_run import settings
 

@@ -1,0 +1,328 @@
+"""Documents to a dataset.
+
+1. The inputs are cut into pieces (pieces.py).
+2. Workers take a piece each: its lines are documents or are rejected with their reason (documents.py), the
+   documents are tokenized, framed by BOS and EOD, hashed (batches.py) and filed, sorted, in PREFIX.pieces
+   (piecework.py). A run that was killed goes on with the pieces that are not filed.
+3. The pieces are joined (join.py): rejected lines and copies listed, documents held out, everything in its
+   order written to PREFIX.validation and PREFIX. Shards do step 2 for a part of the pieces each; `merge` is step 3.
+
+Memory holds a piece of each worker, later one range of the order. The bytes are the same for any number of
+workers and shards, and what stood under PREFIX stays whole until the end of step 3.
+"""
+
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.corpus.columns import DOCUMENTS, read_column
+from megatron_cpt.corpus.indexed import manifest_path
+from megatron_cpt.corpus.manifest import Manifest, load_manifest
+from megatron_cpt.preparation.batches import Framing
+from megatron_cpt.preparation.contamination import (
+    EvaluationSet,
+    evaluation_ngrams,
+    identity_of,
+    item_names,
+    read_contamination,
+)
+from megatron_cpt.preparation.filed import filed, unfiled
+from megatron_cpt.preparation.findings import LookedFor
+from megatron_cpt.preparation.inputs import STANDARD_INPUT, input_files
+from megatron_cpt.preparation.job import Job, PrepareSettings, begin, load_job, unchanged, workspace_of
+from megatron_cpt.preparation.join import join
+from megatron_cpt.preparation.minhash import refuse_without_rensa
+from megatron_cpt.preparation.pieces import Piece, Span, of_shard, spans
+from megatron_cpt.preparation.piecework import (
+    Finished,
+    tokenize_piece,
+)
+from megatron_cpt.preparation.progress import Progress
+from megatron_cpt.preparation.sample import sample
+from megatron_cpt.preparation.words import hashed_words
+from megatron_cpt.preparation.workers import Workers
+from megatron_cpt.runs.durable import write_json
+from megatron_cpt.tokenizer.fast import encoder_for
+from megatron_cpt.tokenizer.sentences import SentenceSplitter, sentence_splitter
+from megatron_cpt.tokenizer.tokenize import Tokenizer
+
+WRITTEN = (
+    "bin",
+    "idx",
+    "manifest.json",
+    "documents.npy",
+    "ids.jsonl",
+    "rejected.jsonl",
+    "duplicates.jsonl",
+    "near_duplicates.jsonl",
+    "contaminated.jsonl",
+    "contamination.json",
+)
+"""Endings of the files of a dataset and of the lists beside it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What prepare did."""
+
+    training: Manifest
+    """Manifest of PREFIX."""
+    validation: Manifest | None
+    """Manifest of PREFIX.validation. None: nothing was held out."""
+    reused: bool
+    """Everything was there already, made from the same inputs with the same settings."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the pieces, for a machine of its own."""
+
+    number: int
+    """From 1."""
+    of: int
+    """Shards in all."""
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What a shard did."""
+
+    pieces: int
+    """Pieces of this shard that are filed now."""
+    documents: int
+    tokens: int
+    rejected: int
+
+
+def prepare(
+    inputs: Sequence[str],
+    tokenizer: str | Path | Tokenizer,
+    output: str | Path,
+    settings: PrepareSettings | None = None,
+    *,
+    evaluation: Sequence[EvaluationSet] = (),
+    workers: int | None = None,
+    progress: bool = False,
+    fast: bool = True,
+) -> Prepared:
+    """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
+    left out: PREFIX.rejected.jsonl, .duplicates.jsonl, .near_duplicates.jsonl, .contaminated.jsonl.
+
+    `tokenizer` is one that is open, or what Tokenizer.load reads. `evaluation` is what documents are compared with,
+    which decides settings.decontaminate; PREFIX.contamination.json holds the counts. `workers` defaults to the cores.
+    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same. Raises
+    BadInput for unusable inputs or tokenizers, too many rejected documents, or a part (training or held-out) that got
+    no document; WorkerDied where a worker was killed.
+    """
+    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
+    there = _reusable(job)
+    if there is not None:
+        return there
+    begin(job, shared=False)
+    found = spans(job.inputs, job.piece_size, job.settings.text_key)
+    _tokenize(job, opened, evaluation, found, workers, progress, fast)
+    # What was found filed was checked then.
+    return _join(job, check=False)
+
+
+def prepare_shard(
+    inputs: Sequence[str],
+    tokenizer: str | Path | Tokenizer,
+    output: str | Path,
+    settings: PrepareSettings | None,
+    shard: Shard,
+    *,
+    evaluation: Sequence[EvaluationSet] = (),
+    workers: int | None = None,
+    progress: bool = False,
+    fast: bool = True,
+) -> ShardDone:
+    """Tokenizes the pieces of one shard into PREFIX.pieces, for `merge`. Raises as `prepare` does, and BadInput
+    where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
+    if str(STANDARD_INPUT) in inputs:
+        raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
+    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
+    begin(job, shared=True)
+    found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
+    _tokenize(job, opened, evaluation, found, workers, progress, fast)
+    pieces = filed(job, found, check=False)
+    return ShardDone(
+        len(pieces),
+        sum(piece.documents for piece in pieces),
+        sum(piece.tokens for piece in pieces),
+        sum(len(piece.rejected) for piece in pieces),
+    )
+
+
+def merge(output: str | Path) -> Prepared:
+    """Joins the pieces of all shards. Raises BadInput where there are none or some are missing."""
+    job = load_job(Path(output))
+    if job is None:
+        remedy = "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N."
+        raise BadInput(Fault(str(workspace_of(Path(output))), "holds no shards.", remedy))
+    return _join(job, check=True)
+
+
+def _described(
+    inputs: Sequence[str],
+    tokenizer: str | Path | Tokenizer,
+    output: Path,
+    settings: PrepareSettings,
+    evaluation: Sequence[EvaluationSet],
+) -> tuple[Job, Tokenizer]:
+    settings = replace(settings, decontaminate=identity_of(evaluation) if evaluation else None)
+    refuse(_settings_faults(settings))
+    files = input_files(inputs, settings.document_per_line)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(output)
+    return Job.describe(output, settings, files, tokenizer), tokenizer
+
+
+def _settings_faults(settings: PrepareSettings) -> list[Fault]:
+    threshold = settings.near_duplicates
+    if threshold is None:
+        return []
+    refuse_without_rensa()
+    faults = []
+    if not 0 < threshold <= 1:
+        faults.append(Fault(f"--similarity {threshold}", "must be above 0 and at most 1.", "0.75 is usual."))
+    if settings.keep_duplicates:
+        rule = "contradict each other: exact copies are near duplicates."
+        faults.append(Fault("--keep-duplicates and --dedup minhash", rule, "Give one of them."))
+    return faults
+
+
+def _sweep(output: Path) -> None:
+    """Removes what a killed call left beside the dataset."""
+    for ending in WRITTEN:
+        for part in ("", ".validation"):
+            for file in output.parent.glob(f".{glob.escape(output.name)}{part}.{ending}.partial-*"):
+                file.unlink()
+
+
+def _reusable(job: Job) -> Prepared | None:
+    """The result of an earlier call that is whole and was made from the same things."""
+    if job.reads_standard_input:
+        return None
+    manifests: list[Manifest] = []
+    for prefix in job.parts:
+        if not manifest_path(prefix).is_file():
+            return None
+        try:
+            manifest = load_manifest(prefix)
+            read_column(prefix, DOCUMENTS, manifest.documents)
+        except (BadInput, IntegrityFault):
+            return None
+        made_by = (manifest.sources, manifest.tokenizer, manifest.bos, manifest.eod)
+        if made_by != (job.sources, job.tokenizer, job.bos, job.eod):
+            return None
+        # A dataset of an earlier version does not know of settings that came later: they were at their defaults.
+        if manifest.settings is None or asdict(PrepareSettings()) | manifest.settings != asdict(job.settings):
+            return None
+        manifests.append(manifest)
+    if job.settings.decontaminate and read_contamination(job.output, manifests[-1].data_sha256) is None:
+        return None
+    return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
+
+
+def _tokenize(
+    job: Job,
+    tokenizer: Tokenizer,
+    evaluation: Sequence[EvaluationSet],
+    found: Sequence[Span],
+    workers: int | None,
+    progress: bool,
+    fast: bool,
+) -> None:
+    """Files every piece of the spans that is not filed yet."""
+    count = workers or os.cpu_count() or 1
+    settings = job.settings
+    with (
+        _one_thread(),
+        Progress(job.output.name, count, sum(span.size for span in found), progress) as bar,
+    ):
+        looked_for = _looked_for(job, evaluation)
+        pieces = unfiled(job, found, bar)
+        first = next(pieces, None)
+        if first is None:
+            return
+        text = partial(sample, job, found, first)
+        framing = Framing(
+            tokenizer=tokenizer,
+            encode=encoder_for(tokenizer, text, fast),
+            bos=job.bos,
+            eod=job.eod,
+            seed=settings.seed if settings.order == "shuffled" else None,
+            control_tokens=settings.parse_special,
+            split=_splitter(job),
+        )
+        with Workers(count, partial(_work, job, framing, looked_for, bar)) as pool:
+            bar.show()
+            for _ in pool.map(chain([first], pieces)):
+                pass
+    unchanged(job)
+
+
+def _splitter(job: Job) -> SentenceSplitter | None:
+    """From all inputs, whatever part of them is this shard's: all shards split alike."""
+    settings = job.settings
+    if not settings.split_sentences:
+        return None
+    if job.reads_standard_input:
+        rule = "learns from the input before it is read, which standard input does not allow."
+        raise BadInput(Fault("--split-sentences", rule, "Give files."))
+    everything = spans(job.inputs, job.piece_size, settings.text_key)
+    text = partial(sample, job, everything)
+    return sentence_splitter(settings.language, settings.keep_newlines, text)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps libraries from threads of their own, which would not survive a fork and are too many beside workers."""
+    settings = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _looked_for(job: Job, evaluation: Sequence[EvaluationSet]) -> LookedFor | None:
+    """What workers look for in texts; names of evaluation items are kept for the pass that joins the pieces."""
+    settings = job.settings
+    if not settings.looks_at_text:
+        return None
+    # So that its table of letters is built once, before workers are forked.
+    hashed_words([])
+    if settings.decontaminate is None:
+        return LookedFor(settings.near_duplicates is not None, None)
+    ngrams = evaluation_ngrams(evaluation)
+    write_json(job.evaluation, item_names(evaluation, ngrams))
+    return LookedFor(settings.near_duplicates is not None, ngrams)
+
+
+def _work(
+    job: Job, framing: Framing, looked_for: LookedFor | None, bar: Progress, worker: int, piece: Piece
+) -> Finished:
+    return tokenize_piece(job, framing, looked_for, piece, bar.counters(worker))
+
+
+def _join(job: Job, check: bool) -> Prepared:
+    found = spans(job.inputs, job.piece_size, job.settings.text_key)
+    joined = join(job, filed(job, found, check))
+    shutil.rmtree(job.workspace)
+    return Prepared(joined.training, joined.validation, reused=False)

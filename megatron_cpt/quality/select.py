@@ -1,0 +1,200 @@
+"""Choosing documents of datasets and selections, with one threshold over all of them.
+
+All documents are ranked together (ranking.py); the first that fit a budget of tokens, a share of the
+tokens, a number of documents or a limit of the score are taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.corpus.scores import read_score
+from megatron_cpt.corpus.selection import (
+    SUFFIX,
+    SelectedDataset,
+    Selection,
+    load_selection,
+    refuse_overlap,
+    whole_dataset,
+    write_selection,
+)
+from megatron_cpt.corpus.stream import expand_paths
+from megatron_cpt.quality.ranking import Keep, pseudo_random, ranked, within_threshold, within_tokens
+
+EXAMPLES = 5
+"""Documents that stand for a selection: evenly spaced in its ranking, first and last among them."""
+_SCORED = ("lowest", "highest", "middle", "gumbel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowMany:
+    """How much to take: one of these."""
+
+    tokens: int | None = None
+    """Tokens at most."""
+    share: float | None = None
+    """Share of all tokens, 0 to 1, at most."""
+    documents: int | None = None
+    """Documents, as many as that."""
+    threshold: float | None = None
+    """Limit of the score: at most this with `lowest`, at least this with `highest`."""
+
+    def given(self) -> dict[str, float]:
+        """The one that is given, by name."""
+        values = {"tokens": self.tokens, "share": self.share, "documents": self.documents, "threshold": self.threshold}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document that was taken."""
+
+    dataset: SelectedDataset
+    """Where it lies."""
+    document: int
+    """Its number there."""
+    score: float | None
+    """Its score, where the choice was made by one."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A selection and what to tell about it."""
+
+    selection: Selection
+    """As written."""
+    available_documents: int
+    """Documents there were to choose from."""
+    available_tokens: int
+    """Their tokens."""
+    examples: tuple[Example, ...]
+    """EXAMPLES documents at most, in the order of the ranking."""
+
+
+def select(
+    paths: Sequence[str],
+    output: str | Path,
+    how_many: HowMany,
+    *,
+    keep: Keep,
+    by: str | None = None,
+    seed: int = 1234,
+    temperature: float = 1.0,
+) -> Chosen:
+    """Writes OUTPUT.selection.json and .npy.
+
+    `by` names the score PREFIX.BY.npy; every `keep` but `random` needs one. `temperature` divides the
+    score under `gumbel`. Raises BadInput where paths share documents, nothing or more than there is would
+    be taken, or scores are missing, stale or not numbers.
+    """
+    refuse(_faults(how_many, keep, by, temperature))
+    parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
+    refuse_overlap(parts)
+    lengths = np.concatenate([part.lengths for part in parts]) if parts else np.empty(0, np.int64)
+    _refuse_too_much(how_many, lengths)
+    ties = np.concatenate([pseudo_random(seed, part.manifest.data_sha256, part.documents) for part in parts])
+    scores = np.concatenate([_scores(part, by) for part in parts]) if by else np.zeros(len(lengths))
+    order = ranked(keep, scores, lengths, ties, temperature)
+    order = order[: _count(how_many, keep, order, scores, lengths)]
+    if not len(order):
+        raise BadInput(_nothing(how_many, scores))
+    spaced = order[np.unique(np.linspace(0, len(order) - 1, EXAMPLES).round().astype(np.int64))]
+    examples = tuple(_example(parts, int(number), float(scores[number]) if by else None) for number in spaced)
+    how: dict[str, Any] = {**how_many.given(), "keep": keep, "by": by, "seed": seed, "from": [*paths]}
+    if keep == "gumbel":
+        how["temperature"] = temperature
+    if by:
+        how |= {"lowest_score": float(scores[order].min()), "highest_score": float(scores[order].max())}
+    how["examples"] = [{"prefix": str(e.dataset.prefix), "document": e.document, "score": e.score} for e in examples]
+    taken = np.zeros(len(lengths), np.bool_)
+    taken[order] = True
+    return Chosen(write_selection(output, _narrowed(parts, taken), how), len(lengths), int(lengths.sum()), examples)
+
+
+def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float) -> list[Fault]:
+    faults = []
+    if len(how_many.given()) != 1:
+        names = ", ".join(f"--{name}" for name in how_many.given()) or "no budget"
+        remedy = "Give one of --tokens, --share, --documents, --threshold."
+        faults.append(Fault(names, "does not say how much to take.", remedy))
+    if (keep in _SCORED) != (by is not None):
+        rule = "goes with no score." if keep == "random" else "needs a score."
+        faults.append(Fault(f"--keep {keep}", rule, "Give --by NAME with any --keep but random, and only then."))
+    if how_many.threshold is not None and keep not in ("lowest", "highest"):
+        remedy = "Use --keep lowest or highest, or another budget."
+        faults.append(Fault(f"--keep {keep}", "has no threshold.", remedy))
+    if not temperature > 0:
+        faults.append(Fault(f"--temperature {temperature}", "must be above 0.", "1 draws in proportion to exp(score)."))
+    return faults
+
+
+def _parts(path: Path) -> tuple[SelectedDataset, ...]:
+    return load_selection(path).datasets if str(path).endswith(SUFFIX) else (whole_dataset(path),)
+
+
+def _refuse_too_much(how_many: HowMany, lengths: npt.NDArray[np.int64]) -> None:
+    tokens, documents = int(lengths.sum()), len(lengths)
+    for name, value, most, what in (
+        ("tokens", how_many.tokens, tokens, f"the {tokens:,} tokens there are"),
+        ("documents", how_many.documents, documents, f"the {documents:,} documents there are"),
+        ("share", how_many.share, 1, "all of it: 100%"),
+    ):
+        if value is not None and not 0 < value <= most:
+            rule = f"must be above 0 and at most {what}."
+            raise BadInput(Fault(f"--{name} {value:,}", rule, "Lower it, or add datasets."))
+    if not documents:
+        raise BadInput(Fault("the datasets", "hold no documents.", "Name others."))
+
+
+def _scores(part: SelectedDataset, by: str) -> npt.NDArray[np.float64]:
+    return read_score(part.prefix, by, part.manifest)[part.documents].astype(np.float64)
+
+
+def _count(
+    how_many: HowMany,
+    keep: Keep,
+    order: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    lengths: npt.NDArray[np.int64],
+) -> int:
+    if how_many.documents is not None:
+        return how_many.documents
+    if how_many.threshold is not None:
+        return within_threshold(order, scores, keep, how_many.threshold)
+    if how_many.share is not None:
+        return within_tokens(order, lengths, int(how_many.share * int(lengths.sum())))
+    assert how_many.tokens is not None, "one of the four is given"
+    return within_tokens(order, lengths, how_many.tokens)
+
+
+def _nothing(how_many: HowMany, scores: npt.NDArray[np.float64]) -> Fault:
+    ((name, value),) = how_many.given().items()
+    if name == "threshold":
+        rule = f"takes no document: the scores go from {scores.min():.6g} to {scores.max():.6g}."
+        return Fault(f"--threshold {value:.6g}", rule, "Move it.")
+    return Fault(f"--{name} {value:,}", "is less than the first document has.", "Raise it.")
+
+
+def _example(parts: Sequence[SelectedDataset], place: int, score: float | None) -> Example:
+    """The document at a place among all documents of the parts laid end to end."""
+    for part in parts:
+        if place < len(part.documents):
+            return Example(part, int(part.documents[place]), score)
+        place -= len(part.documents)
+    raise AssertionError("a place beyond the last part")
+
+
+def _narrowed(parts: Sequence[SelectedDataset], taken: npt.NDArray[np.bool_]) -> list[SelectedDataset]:
+    """The parts with only the documents that were taken; parts left with none are dropped."""
+    ends = np.cumsum([len(part.documents) for part in parts])
+    masks = np.split(taken, ends[:-1])
+    return [
+        replace(part, documents=part.documents[mask], starts=part.starts[mask], lengths=part.lengths[mask])
+        for part, mask in zip(parts, masks, strict=True)
+        if mask.any()
+    ]

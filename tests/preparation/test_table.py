@@ -1,0 +1,78 @@
+"""Parquet input: every row a document or rejected, whatever the row groups and pieces."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.preparation import pieces
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
+from megatron_cpt.preparation.table import row_spans, rows_of
+from megatron_cpt.tokenizer.tokenize import Tokenizer
+
+WriteJsonl = Callable[..., Path]
+
+
+def write_table(path: Path, texts: list[str | None], rows_of_group: int, kind: pyarrow.DataType) -> Path:
+    columns = {"body": pyarrow.array(texts, kind), "number": list(range(len(texts)))}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=rows_of_group)
+    return path
+
+
+@pytest.mark.parametrize("size", [300, 5000, 1 << 20])
+@pytest.mark.parametrize("rows_of_group", [7, 1000])
+def test_the_spans_hold_every_row_once(tmp_path: Path, texts: list[str], rows_of_group: int, size: int) -> None:
+    path = write_table(tmp_path / "a.parquet", [*texts], rows_of_group, pyarrow.string())
+    spans = row_spans(path, "body", size)
+    assert [row for start, end, _ in spans for row in range(start, end)] == list(range(len(texts)))
+    read = [row for start, end, _ in spans for row in rows_of(path, start, end, ["number", "body", "none"])]
+    assert read == [(number, text, None) for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_a_table_gives_the_bytes_that_json_lines_give(
+    tmp_path: Path,
+    write_jsonl: WriteJsonl,
+    tokenizer_folder: Path,
+    texts: list[str],
+    kind: pyarrow.DataType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = PrepareSettings(order="as_read")
+    prepare([str(write_jsonl("a.jsonl", texts))], tokenizer_folder, tmp_path / "lines", settings)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 4000)
+    path = write_table(tmp_path / "a.parquet", [*texts], 9, kind)
+    settings = PrepareSettings(order="as_read", text_key="body", id_key="number")
+    prepare([str(path)], tokenizer_folder, tmp_path / "rows", settings, workers=2)
+    for ending in ("bin", "idx"):
+        assert Path(f"{tmp_path}/rows.{ending}").read_bytes() == Path(f"{tmp_path}/lines.{ending}").read_bytes()
+    ids = [json.loads(line) for line in Path(f"{tmp_path}/rows.ids.jsonl").read_text().splitlines()]
+    assert ids == [str(number) for number in range(len(texts))]
+
+
+def test_rows_without_text_are_rejected_with_their_number(tmp_path: Path, tokenizer_folder: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", ["one", None, " \n", "two"], 2, pyarrow.string())
+    settings = PrepareSettings(text_key="body", id_key="number", max_rejected=0.5, order="as_read")
+    prepare([str(path)], tokenizer_folder, tmp_path / "x", settings)
+    listed = [json.loads(line) for line in Path(f"{tmp_path}/x.rejected.jsonl").read_text().splitlines()]
+    assert [(entry["line"], entry["id"], entry["reason"]) for entry in listed] == [
+        (2, "1", "'body' is not a string"),
+        (3, "2", "empty text"),
+    ]
+    tokenizer, dataset = Tokenizer.load(tokenizer_folder), IndexedDataset(tmp_path / "x")
+    assert [tokenizer.decode(dataset.document(n)[:-1].tolist()) for n in range(2)] == ["one", "two"]
+
+
+def test_a_table_without_the_column_or_cut_short_is_refused(tmp_path: Path, texts: list[str]) -> None:
+    path = write_table(tmp_path / "a.parquet", [*texts], 9, pyarrow.string())
+    with pytest.raises(BadInput, match=r"--text-key text.*Its columns are body, number"):
+        row_spans(path, "text", 1000)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(IntegrityFault, match="is not a whole parquet file"):
+        row_spans(path, "body", 1000)

@@ -153,6 +153,7 @@ def _flattened(chunk: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 def limit(task: Task) -> Callable[[], None]:
     """JSON parsing and gigatoken alone, nothing written: no way that goes through Python can be faster."""
+    import awkward  # noqa: F401, PLC0415  (gigatoken would import it at its first batch, while time runs)
     import gigatoken  # noqa: PLC0415
 
     os.environ["RAYON_NUM_THREADS"] = str(task.workers)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,13 @@ class Encoded:
     @staticmethod
     def of(texts: Sequence[Sequence[int]]) -> "Encoded":
         """From the ids of every text apart."""
-        pieces = [np.array(ids, np.int32) for ids in texts]
-        tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-        return Encoded(tokens, np.array([len(piece) for piece in pieces], np.int64))
+        return Encoded.joined([np.array(ids, np.int32) for ids in texts])
+
+    @staticmethod
+    def joined(texts: Sequence[npt.NDArray[Any]]) -> "Encoded":
+        """From arrays of the ids of every text apart, each of a dtype of four bytes."""
+        tokens = np.concatenate(texts).view(np.int32) if texts else np.empty(0, np.int32)
+        return Encoded(tokens, np.array([len(ids) for ids in texts], np.int64))
 
     def chosen(self, which: npt.NDArray[np.bool_]) -> "Encoded":
         """The texts where bool[texts] is true."""

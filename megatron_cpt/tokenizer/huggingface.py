@@ -71,7 +71,7 @@ def open_folder(folder: Path, parse_special: bool) -> Opened:
     unknown = _unknown_token(content["model"])
     bos = _named_token(folder, backend, "bos")
     first = backend.encode("a", add_special_tokens=True).ids[:1]
-    size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    size = _largest_id(content) + 1
     control = np.zeros(size, np.bool_)
     for token in content.get("added_tokens", []):
         control[token["id"]] = token["special"] and token["content"] != unknown
@@ -118,8 +118,8 @@ def _read_backend(folder: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
             )
         )
     try:
-        text = path.read_text()
-        backend = tokenizers.Tokenizer.from_str(text)
+        text = path.read_bytes()
+        backend = tokenizers.Tokenizer.from_buffer(text)
         content = orjson.loads(text)
     # The library raises bare Exceptions for anything it cannot read.
     except Exception as error:
@@ -143,6 +143,14 @@ def _named_token(folder: Path, backend: tokenizers.Tokenizer, role: Literal["bos
         if isinstance(first, int) and backend.id_to_token(first) is not None:
             return first
     return None
+
+
+def _largest_id(content: dict[str, Any]) -> int:
+    """Of a tokenizer.json; -1 where it has no token. A Unigram model numbers its tokens by their place."""
+    vocabulary = content["model"]["vocab"]
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = (token["id"] for token in content.get("added_tokens", []))
+    return max(max(numbers, default=-1), max(added, default=-1))
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:

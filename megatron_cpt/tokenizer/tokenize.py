@@ -96,7 +96,7 @@ class Tokenizer:
 
         BPE builds none from text; Unigram and word models find the piece in their vocabulary.
         """
-        places = np.flatnonzero(self._control[encoded.tokens])
+        places = np.flatnonzero(np.take(self._control, encoded.tokens))
         texts = np.searchsorted(np.cumsum(encoded.lengths), places, side="right")
         numbers, firsts = np.unique(texts, return_index=True)
         ids = encoded.tokens[places[firsts]]

@@ -45,7 +45,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--set", action="append", dest="sets", help="validation set (default: all that the runs share)")
     parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help="a parameter not to be fitted")
-    parser.add_argument("--free", action="append", default=[], metavar="NAME", help="a parameter to fit that would be held")
+    parser.add_argument("--free", action="append", default=[], metavar="NAME", help="a parameter to fit, else held")
     parser.add_argument("--draws", type=int, default=40, metavar="N", help="refits of the bootstrap (default 40)")
     parser.add_argument(
         "--combine", action="append", default=[], metavar="SET=OLD,NEW", help="the loss on SET as a sum of two others"

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.data.batches import Batch, make_batch
@@ -104,6 +105,8 @@ def open_set(
         token_bytes: UTF-8 bytes of each token id, where known.
         attention: `data.attention`.
         mask: which labels do not count.
+
+    Raises BadInput where no label counts.
     """
     labels = scored_tokens(stream.tokens, sequence_length, budget)
     targets = int(labels.sum())
@@ -111,6 +114,10 @@ def open_set(
     if mask.leaves_out:
         counted = mask.counted(stream, 1, text)
         scored, text = np.add.reduceat(counted, np.arange(len(labels)) * sequence_length, dtype=np.int64), text[counted]
+        if not counted.any():
+            rule = f"has no label that counts among its {targets:,}: a loss of nothing is none."
+            remedy = "Leave fewer labels out (data.labels, unscored_lead), or score more tokens of the set."
+            raise BadInput(Fault(f"validation.sets.{name}", rule, remedy))
     # What attention sees, and that EOD counts, as in Megatron: part of what the loss means.
     described = f"{stream.identity} {sequence_length} {targets} attention={attention} "
     described += mask.describe(stream) or "eod=scored"

@@ -91,3 +91,9 @@ def test_a_validation_set_counts_alike_and_its_identity_says_so(prefix: Path) ->
     assert len({plain.identity, *(one.identity for one in masked)}) == 4
     np.save(prefix.with_name("data.prompt.npy"), np.array([1, 0, 2]))
     assert open_set("set", "replay", TokenStream([prefix]), 3, None, None, mask=masks[2]).identity != masked[2].identity
+
+
+def test_a_validation_set_in_which_nothing_counts_is_refused(prefix: Path) -> None:
+    np.save(prefix.with_name("data.prompt.npy"), np.array([99, 99, 99]))
+    with pytest.raises(BadInput, match=r"validation.sets.set: has no label that counts among its 8"):
+        open_set("set", "replay", TokenStream([prefix]), 3, None, None, mask=LabelMask(lead="prompt"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from math import gcd
 
 from megatron_cpt.config.blend_faults import phase_faults, share_faults, source_faults
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.faults import config_faults
 from megatron_cpt.config.phase_starts import phase_steps
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
@@ -18,21 +18,29 @@ from megatron_cpt.mixture.plan import BlendPlan, plan_blend
 from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.mixture.streams import blend_streams
 from megatron_cpt.planning.evaluations import task_faults
-from megatron_cpt.planning.inputs import RunInputs, open_inputs
+from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.shared_text import shared_faults
 from megatron_cpt.planning.start_faults import frozen_faults, rate_faults, start_faults
 
 
-def run_faults(config: RunConfig, world_size: int | None) -> list[Fault]:
-    """All that is wrong with a run on `world_size` ranks (None: not known yet).
+def checked_blend(config: RunConfig, world_size: int | None, inputs: RunInputs) -> BlendPlan:
+    """The blend of a run on `world_size` ranks (None: not known yet) in which nothing is wrong.
 
-    Raises IntegrityFault where a dataset's files are there and corrupt.
+    Raises BadInput with every fault; one that is found in two ways is told once.
     """
-    return input_faults(config, world_size, open_inputs(config))
+    faults = input_faults(config, world_size, inputs)
+    blend = None
+    try:
+        blend = blend_of(config, inputs)
+    except BadInput as error:
+        faults += error.faults
+    refuse(list(dict.fromkeys(faults)))
+    assert blend is not None, "inputs without faults are whole"
+    return blend
 
 
 def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -> list[Fault]:
-    """`run_faults` of inputs that are open already. A fault found in two ways is told once."""
+    """All that is wrong with a run but with its blend."""
     faults = [*config_faults(config, world_size), *inputs.faults]
     if inputs.shape is not None:
         faults += shape_faults(config, inputs.shape)
@@ -45,11 +53,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     faults += validation_faults(config, inputs.validation_sets)
     faults += shared_faults(config, inputs)
     faults += task_faults(config, inputs)
-    try:
-        blend_of(config, inputs)
-    except BadInput as error:
-        faults += error.faults
-    return list(dict.fromkeys(faults))
+    return faults
 
 
 def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:

@@ -18,7 +18,7 @@ from megatron_cpt.families.size import (
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.planning.contamination import SourceOverlap, overlap_warnings, source_overlaps
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
-from megatron_cpt.planning.faults import blend_of, input_faults
+from megatron_cpt.planning.faults import checked_blend
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
 from megatron_cpt.planning.picture import picture_lines
@@ -205,9 +205,8 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
         IntegrityFault: files of a dataset are there and corrupt.
     """
     inputs = open_inputs(config)
-    refuse(input_faults(config, world_size, inputs))
-    blend = blend_of(config, inputs)
-    assert blend is not None and inputs.shape is not None, "inputs without faults are whole"
+    blend = checked_blend(config, world_size, inputs)
+    assert inputs.shape is not None, "inputs without faults are whole"
     warnings = plan_warnings(config, inputs, blend)
     config = to_its_end(config, blend)
     evaluations = plan_evaluations(config, inputs, config.total_steps)

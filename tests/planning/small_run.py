@@ -8,8 +8,12 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.corpus.indexed import IndexedWriter
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
+from megatron_cpt.planning.faults import checked_blend
+from megatron_cpt.planning.inputs import open_inputs
 from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 VOCABULARY = 64
@@ -81,3 +85,13 @@ def settings(folder: Path) -> dict[str, Any]:
             "marks": {"log": "2 per decade to 100 steps", "every": "50 steps"},
         },
     }
+
+
+def faults_of(sections: dict[str, Any], world_size: int | None = 1) -> list[str]:
+    """All that is wrong with a run, in words."""
+    config = config_from_dict(sections)
+    try:
+        checked_blend(config, world_size, open_inputs(config))
+    except BadInput as error:
+        return [str(fault) for fault in error.faults]
+    return []

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.planning.faults import run_faults
-from tests.planning.small_run import settings, write_dataset, write_model
-
-
-def faults_of(sections: dict[str, Any], world_size: int = 1) -> list[str]:
-    return [str(fault) for fault in run_faults(config_from_dict(sections), world_size)]
+from tests.planning.small_run import faults_of, settings, write_dataset, write_model
 
 
 @pytest.fixture

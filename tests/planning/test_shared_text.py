@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.planning.faults import run_faults
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.quality.select import HowMany, select
 from tests.corpus.datasets import write_dataset
-from tests.planning.small_run import settings
+from tests.planning.small_run import faults_of, settings
 
 
 @pytest.fixture
@@ -21,10 +20,6 @@ def sections(tmp_path: Path) -> dict[str, Any]:
     write_dataset(tmp_path / "many", [500] * 20)
     sections["data"]["sources"]["law"]["paths"] = [str(tmp_path / "many")]
     return sections
-
-
-def faults_of(sections: dict[str, Any]) -> list[str]:
-    return [str(fault) for fault in run_faults(config_from_dict(sections), 1)]
 
 
 def half(folder: Path, name: str = "half") -> str:

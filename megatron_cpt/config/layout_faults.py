@@ -59,12 +59,6 @@ def dependence_faults(config: RunConfig) -> Iterator[Fault]:
             f"ranks that share sequences share them evenly: it should be a multiple of {' times '.join(names)}.",
             f"The nearest are {nearest_multiples(length, parts)}.",
         )
-    if parallel.context > 1 and config.data.attention == "within_documents":
-        yield Fault(
-            f"parallel.context = {parallel.context}",
-            "ranks that share a sequence cannot keep attention within documents in this version.",
-            "Set it to 1, or data.attention=across_documents.",
-        )
     if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
         rule = "a pipeline of one stage has nothing to interleave."
         yield Fault(

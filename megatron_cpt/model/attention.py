@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_cpt.parallel.context import with_keys_before
+from megatron_cpt.model.shared_documents import SharedDocuments
+from megatron_cpt.parallel.context import whole_row, with_keys_before
 
 # Queries whose scores stand in memory at once where scores are computed one by one.
 QUERIES_AT_ONCE = 1024
@@ -58,7 +59,7 @@ class ScaledDotProductAttention(MegatronModule):
 
         query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d]. Where ranks share
         sequences, s is this rank's part (parallel/context.py). With packed sequences all are [t, heads, d]: b
-        documents of any length, end to end.
+        documents of any length, end to end; with shared documents [t, 1, heads, d]: this rank's pieces of them.
         """
         if attention_mask is not None or attention_bias is not None:
             raise ValueError("ScaledDotProductAttention takes no mask and no bias: it is causal")
@@ -66,6 +67,8 @@ class ScaledDotProductAttention(MegatronModule):
         # Heads are split over tensor-parallel ranks, so each rank draws from its own random state, as Megatron does.
         random_state = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with random_state:
+            if isinstance(packed_seq_params, SharedDocuments):
+                return self.attend_pieces(query, key, value, packed_seq_params, dropout)
             if packed_seq_params is not None:
                 return self.attend_documents(query, key, value, packed_seq_params, dropout)
             if self.config.context_parallel_size > 1:
@@ -85,6 +88,19 @@ class ScaledDotProductAttention(MegatronModule):
         queries, keys, values = (states.unsqueeze(1).split(lengths) for states in (query, key, value))
         parts = zip(queries, keys, values, strict=True)
         return torch.cat([self.attend(query, key, value, dropout) for query, key, value in parts]).squeeze(1)
+
+    def attend_pieces(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: SharedDocuments, dropout: float
+    ) -> Tensor:
+        """Each piece of this rank to its own document up to there, which other ranks have parts of.
+
+        query: [t, 1, heads, d]; key and value: [t, 1, groups, d]. Returns [t, 1, heads * d].
+        """
+        keys, values = (whole_row(states, documents.sequences) for states in (key, value))
+        queries = query.split([piece.end - piece.begin for piece in documents.pieces])
+        seen = [slice(piece.document, piece.end) for piece in documents.pieces]
+        parts = zip(queries, seen, strict=True)
+        return torch.cat([self.attend(part, keys[places], values[places], dropout) for part, places in parts])
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """The last query to all keys, the one before to all but the last, and so on.

@@ -24,6 +24,7 @@ from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.rotary import scale_positions, score_scale
+from megatron_cpt.model.shared_documents import restart_positions
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable, window_fields
 from megatron_cpt.model.z_loss import add_z_loss
 from megatron_cpt.parallel import groups
@@ -202,11 +203,16 @@ def build_outline(shape: ModelShape, config: RunConfig) -> GPTModel:
         return build_chunk(shape, config, transformer, None)
 
 
+def shares_documents(config: RunConfig) -> bool:
+    """Whether ranks share sequences whose documents are kept apart, which attention of ours alone can."""
+    return config.parallel.context > 1 and config.data.attention == "within_documents"
+
+
 def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
     """One chunk of the model; None is all that this rank holds."""
     model = GPTModel(
         config=transformer,
-        transformer_layer_spec=block_spec(shape, transformer, chunk),
+        transformer_layer_spec=block_spec(shape, transformer, chunk, shares_documents(config)),
         vocab_size=padded_vocabulary(shape, config.parallel.tensor),
         max_sequence_length=config.data.sequence_length,
         pre_process=groups.is_first_stage(chunk),
@@ -219,6 +225,7 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
     )
     pair_rotary(model, shape)
     scale_positions(model, shape)
+    restart_positions(model)
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     hide_padding(model, shape)

@@ -78,31 +78,38 @@ def choose_kernels() -> Kernels:
 
 
 def block_spec(
-    shape: ModelShape, config: TransformerConfig, virtual_stage: int | None = None
+    shape: ModelShape, config: TransformerConfig, virtual_stage: int | None = None, shares_documents: bool = False
 ) -> TransformerBlockSubmodules:
-    """Specs of the layers of this rank, or of its chunk `virtual_stage`, and the final norm."""
+    """Specs of the layers of this rank, or of its chunk `virtual_stage`, and the final norm.
+
+    Args:
+        shares_documents: whether ranks share sequences whose documents are kept apart.
+    """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     count = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(shape, layer) for layer in range(first, first + count)],
+        layer_specs=[layer_spec(shape, layer, shares_documents) for layer in range(first, first + count)],
         layer_norm=norm_of(shape),
     )
 
 
-def layer_spec(shape: ModelShape, layer: int = 0) -> ModuleSpec:
+def layer_spec(shape: ModelShape, layer: int = 0, shares_documents: bool = False) -> ModuleSpec:
     """The spec of a transformer layer of a model of this shape, by the layer's number in the whole model, from 0."""
     experts = shape.experts if layer in shape.sparse_layers else None
     if transformer_engine_usable() and not has_own_parts(shape):
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=experts, moe_grouped_gemm=True, qk_layernorm=shape.query_key_norm
         )
+        if shares_documents:
+            spec = copy.deepcopy(spec)
+            spec.submodules.self_attention.submodules.core_attention = core_attention(shape, layer)
     else:
         local = get_gpt_layer_local_spec(
             num_experts=experts, normalization=shape.normalization, qk_layernorm=shape.query_key_norm
         )
         spec = copy.deepcopy(local)
         attention = spec.submodules.self_attention.submodules
-        attention.core_attention = ScaledDotProductAttention
+        attention.core_attention = core_attention(shape, layer)
         if shape.query_key_norm:
             attention.q_layernorm = attention.k_layernorm = Norm
         spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
@@ -151,14 +158,18 @@ def put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
     if shape.all_heads_norm:
         attention.q_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.heads})
         attention.k_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.query_groups})
+
+
+def core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAttention] | ModuleSpec:
+    """Our core attention of a layer: with a soft cap or a window if it has one."""
     window = shape.local_window if layer in shape.local_layers else None
     # Gemma 3 has no soft cap, but with the other kernel a logit of its test under tensor parallelism lies 1.07e-5 from
     # transformers', beyond the 1e-5 that all families are held to.
     if shape.attention_soft_cap is not None or shape.local_rope_base is not None:
-        given = {"soft_cap": shape.attention_soft_cap, "window": window}
-        attention.core_attention = ModuleSpec(SoftCappedAttention, params=given)
-    elif window is not None:
-        attention.core_attention = ModuleSpec(WindowedAttention, params={"window": window})
+        return ModuleSpec(SoftCappedAttention, params={"soft_cap": shape.attention_soft_cap, "window": window})
+    if window is not None:
+        return ModuleSpec(WindowedAttention, params={"window": window})
+    return ScaledDotProductAttention
 
 
 def norm_of(shape: ModelShape) -> Any:

@@ -47,6 +47,17 @@ def whole_sequence(part: Tensor) -> Tensor:
     return torch.cat([*first, *reversed(last)])
 
 
+def whole_row(part: Tensor, sequences: int) -> Tensor:
+    """The whole sequences end to end in one row along axis 0, on every rank that shares them.
+
+    Args:
+        part: [t, ...], this rank's part of each sequence, end to end.
+        sequences: how many there are.
+    """
+    side_by_side = part.unflatten(0, (sequences, -1)).transpose(0, 1)
+    return whole_sequence(side_by_side).transpose(0, 1).flatten(0, 1)
+
+
 class GatherSequence(torch.autograd.Function):
     """Parts of all ranks, end to end along axis 0. Backward, each rank gets the sum of all gradients of its own."""
 

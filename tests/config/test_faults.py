@@ -97,10 +97,6 @@ CASES: list[tuple[dict[str, Any], str]] = [
         " parallel.tensor = 3. The nearest are 255 and 258.",
     ),
     (
-        {"parallel": {"context": 2}, "data__attention": "within_documents"},
-        "parallel.context = 2: ranks that share a sequence cannot keep attention within documents",
-    ),
-    (
         {"parallel": {"context": 3}},
         "data.sequence_length = 256: ranks that share sequences share them evenly: it should be a multiple of"
         " 2 * parallel.context = 6. The nearest are 252 and 258.",

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.batches import Batch, lengths_between, make_batch
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model
-from megatron_cpt.model.forward import loss_step
+from megatron_cpt.model.forward import loss_step, own_tokens
+from megatron_cpt.model.shared_documents import Piece, pieces_of
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import write_model
 from tests.families.folders import MODELS
@@ -30,19 +32,28 @@ def batch_of(windows: Tensor, starts: list[np.ndarray] | None) -> Batch:
     return make_batch(windows.numpy(), scored, sources, groups.device(), starts)
 
 
-def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.ndarray]:
-    """A job: the nats of all labels, of each document alone, and which embeddings each document's loss depends on."""
-    config = config_from_dict(
+def settings(folder: Path, recompute: str = "none", context: int = 1) -> RunConfig:
+    return config_from_dict(
         {
             "run": {"folder": "run"},
             "model": {"hf": str(folder)},
-            "data": {"sequence_length": LENGTH, "sources": {"text": {"paths": ["text"]}}},
+            "data": {
+                "sequence_length": LENGTH,
+                "sources": {"text": {"paths": ["text"]}},
+                "attention": "within_documents",
+            },
+            "parallel": {"context": context},
             "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": "fp32", "recompute": recompute},
             "schedule": {"peak": 1e-5},
             # The balance of experts is a loss over all tokens: no token sees another through it.
             "megatron": {"transformer": {"moe_aux_loss_coeff": 0.0}},
         }
     )
+
+
+def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.ndarray]:
+    """A job: the nats of all labels, of each document alone, and which embeddings each document's loss depends on."""
+    config = settings(folder, recompute)
     groups.divide_world(config.parallel)
     shape = read_shape(folder)
     (model,) = build_model(shape, config)
@@ -86,6 +97,83 @@ def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: s
     np.testing.assert_allclose(found["nats"].ravel(), found["alone"], rtol=0, atol=2e-6)
     assert np.abs(found["nats"] - found["crossing"])[0, 5:].max() > 1e-3
     np.testing.assert_allclose(found["nats"][0, :5], found["crossing"][0, :5], rtol=0, atol=2e-6)
+
+
+def look_around_together(folder: Path, windows: Tensor, recompute: str, context: int) -> dict[str, np.ndarray]:
+    """A job: what a rank that shares the sequences has of them, its nats, and which of its embeddings each document's
+    loss depends on."""
+    config = settings(folder, recompute, context)
+    groups.divide_world(config.parallel)
+    shape = read_shape(folder)
+    (model,) = build_model(shape, config)
+    load_hf_weights([model], shape, folder)
+    batch = own_tokens(batch_of(windows, STARTS))
+    embedded: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, given: object, output: Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)  # one row of this rank's parts, [b s / c, 1, h]
+
+    model.embedding.register_forward_hook(keep)
+    seen = np.zeros((len(DOCUMENTS), *batch.tokens.shape), dtype=bool)
+    for number, (row, begin, end) in enumerate(DOCUMENTS):
+        nats, _ = loss_step(iter([batch]), model)
+        own = (begin <= batch.positions[row]) & (batch.positions[row] < end)
+        nats[row, own].sum().backward()  # of no label, on a rank that has nothing of the document
+        seen[number] = embedded[-1].grad.view(*batch.tokens.shape, -1).abs().sum(-1).numpy() > 0
+    return {"places": batch.positions[0].numpy(), "nats": nats.detach().numpy(), "seen": seen}
+
+
+@pytest.mark.parametrize(
+    ("kind", "recompute", "context"),
+    [
+        ("llama", "none", 2),
+        ("gpt_neox", "full", 2),
+        ("qwen3_moe", "selective", 2),
+        ("qwen2_yarn", "none", 4),
+        ("mistral", "none", 2),
+        ("gemma2", "none", 2),
+        ("gemma3", "none", 4),
+    ],
+)
+def test_no_token_sees_another_document_in_sequences_that_ranks_share(
+    request: pytest.FixtureRequest, one_rank: Ranks, tmp_path: Path, kind: str, recompute: str, context: int
+) -> None:
+    folder = write_model(tmp_path / "hf", MODELS[kind])
+    windows = torch.randint(101, (len(STARTS), LENGTH + 1), generator=torch.Generator().manual_seed(3))
+    (alone,) = one_rank.call(look_around, folder=folder, windows=windows, recompute=recompute)
+    pool: Ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[context])
+    found = pool.call(look_around_together, folder=folder, windows=windows, recompute=recompute, context=context)
+    places = np.concatenate([part["places"] for part in found])
+    assert sorted(places) == list(range(LENGTH))
+    nats, seen = np.zeros_like(alone["nats"]), np.zeros_like(alone["seen"])
+    nats[:, places] = np.concatenate([part["nats"] for part in found], axis=1)
+    seen[..., places] = np.concatenate([part["seen"] for part in found], axis=-1)
+    np.testing.assert_array_equal(seen, alone["seen"])
+    np.testing.assert_allclose(nats, alone["nats"], rtol=0, atol=5e-6)
+
+
+def test_pieces_of_documents() -> None:
+    # Two sequences of 24 tokens in four parts of 6 each; documents begin at 0, 5, 17, 24, 27, 28 and 44.
+    lengths = (5, 12, 7, 3, 1, 16, 4)
+    assert pieces_of(lengths, LENGTH, 2, (0, 3)) == (
+        Piece(0, 0, 5),
+        Piece(5, 5, 6),
+        Piece(17, 18, 24),
+        Piece(24, 24, 27),
+        Piece(27, 27, 28),
+        Piece(28, 28, 30),
+        Piece(28, 42, 44),
+        Piece(44, 44, 48),
+    )
+    assert pieces_of(lengths, LENGTH, 2, (1, 2)) == (
+        Piece(5, 6, 12),
+        Piece(5, 12, 17),
+        Piece(17, 17, 18),
+        Piece(28, 30, 36),
+        Piece(28, 36, 42),
+    )
+    assert pieces_of([LENGTH], LENGTH, 2, (0, 3)) == (Piece(0, 0, 6), Piece(0, 18, 24))
 
 
 def test_lengths_of_documents_in_sequences_laid_end_to_end() -> None:

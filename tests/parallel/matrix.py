@@ -28,8 +28,12 @@ GRADIENT_NORM = 1e-5
 PARAMETERS = 2e-5
 """Weights, of size 0.02 to 1, at a learning rate of 2e-3: Adam divides by a gradient's own size, so that an entry
 whose gradient is rounding alone may go either way."""
-BASES = {"dense": (), "experts": (), "documents": ("data.attention=within_documents",)}
-"""Runs of one process, and their settings; that of `experts` has another model."""
+BASES = {
+    "dense": (),
+    "experts": (),
+    "documents": ("data.attention=within_documents",),
+}
+"""Runs of one process, and their settings; those of experts have another model."""
 STEPS = (
     "training.tokens=20 steps",
     "checkpoint.every=null",
@@ -91,6 +95,13 @@ ROWS = {
     "experts, recomputation, selective": Row(1, ("training.recompute=selective",), base="experts"),
     "within documents, pipeline 2 x 2 chunks": Row(2, (), base="documents").named(pipeline=2, virtual_pipeline=2),
     "within documents, tensor 2, sequence": Row(2, (), base="documents").named(tensor=2, sequence="true"),
+    "within documents, context 2": Row(2, (), base="documents").named(context=2),
+    "within documents, context 2, tensor 2, sequence": Row(4, (), base="documents").named(
+        context=2, tensor=2, sequence="true"
+    ),
+    "within documents, context 2, pipeline 2 x 2 chunks": Row(4, (), base="documents").named(
+        context=2, pipeline=2, virtual_pipeline=2
+    ),
     "recomputation, selective": Row(1, ("training.recompute=selective",)),
     "recomputation, full": Row(1, ("training.recompute=full",)),
     "tensor 2, sequence, recomputation, full": Row(2, ("training.recompute=full",)).named(tensor=2, sequence="true"),
@@ -118,7 +129,7 @@ class Differences:
 
 def model_of(chosen: Row, workshop: Workshop) -> Path:
     """The Hugging Face folder that a row trains."""
-    return workshop.hf_with_experts() if chosen.base == "experts" else workshop.hf
+    return workshop.hf_with_experts() if chosen.base.startswith("experts") else workshop.hf
 
 
 def run_row(ranks: Ranks, workshop: Workshop, run: Path, chosen: Row) -> None:

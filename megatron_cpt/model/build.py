@@ -19,7 +19,7 @@ from torch.nn import functional
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
-from megatron_cpt.model import balance, rotation
+from megatron_cpt.model import rotation, router_losses
 from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
@@ -188,7 +188,7 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
     rotation.put_in_place()
-    balance.put_in_place()
+    router_losses.put_in_place()
     transformer = transformer_config(shape, config)
     device = groups.device()
     return [build_chunk(shape, config, transformer, chunk).to(device) for chunk in groups.virtual_stages()]

@@ -31,6 +31,7 @@ whose gradient is rounding alone may go either way."""
 BASES = {
     "dense": (),
     "experts": (),
+    "experts, router z-loss": ("megatron.transformer.moe_z_loss_coeff=0.1",),
     "documents": ("data.attention=within_documents",),
 }
 """Runs of one process, and their settings; those of experts have another model."""
@@ -92,6 +93,10 @@ ROWS = {
     ),
     "experts, tensor 2, sequence": Row(2, (), base="experts").named(tensor=2, sequence="true"),
     "experts, expert 2, tensor 2, sequence": Row(4, (), base="experts").named(expert=2, tensor=2, sequence="true"),
+    "experts, router z-loss, expert 2, context 2": Row(2, (), base="experts, router z-loss").named(expert=2, context=2),
+    "experts, router z-loss, tensor 2, sequence": Row(2, (), base="experts, router z-loss").named(
+        tensor=2, sequence="true"
+    ),
     "experts, recomputation, selective": Row(1, ("training.recompute=selective",), base="experts"),
     "within documents, pipeline 2 x 2 chunks": Row(2, (), base="documents").named(pipeline=2, virtual_pipeline=2),
     "within documents, tensor 2, sequence": Row(2, (), base="documents").named(tensor=2, sequence="true"),

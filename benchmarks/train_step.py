@@ -35,13 +35,13 @@ from megatron_cpt.corpus.indexed import IndexedWriter
 from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import flops_per_token
-from megatron_cpt.model.specs import choose_kernels
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.journal import Journal, peak_flops
+from megatron_cpt.train.kernels import kernels_of
 from megatron_cpt.train.optimizer import clear_gradients
 from megatron_cpt.train.step import train_step
 
@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     groups.join_world()
-    print(machine(), f"kernels: {choose_kernels()}", sep="\n")
+    print(machine())
     if options.gpu:
         measure_gpu()
     else:
@@ -157,7 +157,9 @@ def start(config: RunConfig) -> Run:
     """A run, ready for its first step."""
     folder = RunFolder(config.run.folder)
     folder.create()
-    return assemble(config, make_plan(config), folder)
+    run = assemble(config, make_plan(config), folder)
+    print(f"kernels: {kernels_of(run.model, run.optimizer)}")
+    return run
 
 
 def measure(shape: Shape, folder: Path, profiled: bool) -> dict[str, float]:

@@ -4,15 +4,39 @@ import argparse
 import os
 import shutil
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from megatron_cpt.model.specs import choose_kernels, transformer_engine_usable
-from megatron_cpt.parallel import cpu
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import build_model, wrap_for_training
+from megatron_cpt.model.specs import transformer_engine_usable
+from megatron_cpt.parallel import cpu, groups
+from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.runs.durable import write_json
+from megatron_cpt.train.assemble import quiet_megatron
+from megatron_cpt.train.kernels import Kernels, kernels_of
+from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.provenance import installed_version
 
 NEEDED = ("torch", "megatron-core", "numpy", "psutil", "pydantic", "tokenizers", "safetensors", "transformers")
+# Layers of a Llama, with experts: nothing that only some families have.
+SMALL_MODEL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 2,
+    "max_position_embeddings": 64,
+}
+TITLES = {"context": "sequences on several ranks"}
 
 
 def main(arguments: list[str]) -> int:
@@ -48,16 +72,38 @@ def packages() -> list[tuple[str, str]]:
 
 def kernels() -> list[tuple[str, str]]:
     """Rows on what a run will use."""
-    chosen = choose_kernels()
+    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    chosen = asdict(kernels_of_small_model(precision))
     return [
         ("Megatron-Core runs on", "the CPU layer (gloo)" if cpu.installed() else "CUDA (NCCL)"),
-        ("layers", chosen.layers),
-        ("attention", chosen.attention),
-        ("norm", chosen.norm),
-        ("optimizer", chosen.optimizer),
-        ("sequences on several ranks", chosen.context),
-        ("experts", chosen.experts),
+        ("kernels of", f"a small Mixtral in {precision}; the log of a run names those of its own model"),
+        *((TITLES.get(name, name), kernel) for name, kernel in chosen.items()),
     ]
+
+
+def kernels_of_small_model(precision: str) -> Kernels:
+    """What a model and its optimizer are made of here, when they are built as a run builds them."""
+    quiet_megatron()
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "config.json", SMALL_MODEL)
+        shape = read_shape(folder)
+    config = config_from_dict(
+        {
+            "run": {"folder": folder},
+            "model": {"hf": folder},
+            "data": {"sequence_length": 64, "sources": {"none": {"paths": ["none"]}}},
+            "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": precision},
+            "schedule": {"peak": 1e-5},
+        }
+    )
+    groups.join_world()
+    try:
+        groups.divide_world(config.parallel)
+        seed_everything(config.run.seed)
+        model = wrap_for_training(build_model(shape, config), config)
+        return kernels_of(model, build_optimizer(model, config))
+    finally:
+        groups.leave_world()
 
 
 def advice() -> list[str]:

@@ -1,4 +1,4 @@
-"""Which modules a layer is made of: the best kernels at hand, and their names.
+"""Which modules a layer is made of: the best kernels at hand.
 
 Transformer Engine's layer spec where it is installed and a GPU is there; else Megatron-Core's local
 spec with scaled_dot_product_attention as its core attention.
@@ -6,7 +6,6 @@ spec with scaled_dot_product_attention as its core attention.
 
 import copy
 import importlib.util
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,49 +31,9 @@ from megatron_cpt.model.own_norms import AllHeadsRMSNorm, ZeroCenteredRMSNorm
 from megatron_cpt.model.window import WindowedAttention
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """The kernels that a run uses, as the log and `doctor` name them."""
-
-    layers: str
-    """Source of the layer spec."""
-    attention: str
-    """Core attention."""
-    norm: str
-    """Normalisation."""
-    optimizer: str
-    """Optimizer update."""
-    context: str
-    """How ranks that share sequences see each other's keys."""
-    experts: str
-    """How a rank computes its experts."""
-
-
 def transformer_engine_usable() -> bool:
     """Whether Transformer Engine is installed and has a GPU to run on."""
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
-
-
-def choose_kernels() -> Kernels:
-    """The best kernels of this machine."""
-    apex = torch.cuda.is_available() and importlib.util.find_spec("apex") is not None
-    if transformer_engine_usable():
-        return Kernels(
-            layers="Transformer Engine",
-            attention="Transformer Engine",
-            norm="Transformer Engine",
-            optimizer="Transformer Engine FusedAdam",
-            context="Transformer Engine",
-            experts="Transformer Engine grouped",
-        )
-    return Kernels(
-        layers="Megatron-Core local",
-        attention="torch scaled_dot_product_attention",
-        norm="torch RMSNorm and LayerNorm (fused)",
-        optimizer="apex FusedAdam" if apex else "torch AdamW (fused)",
-        context="keys and values gathered",
-        experts="one after the other",
-    )
 
 
 def block_spec(

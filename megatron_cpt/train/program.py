@@ -15,7 +15,6 @@ from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, 
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.machine import machine_faults
-from megatron_cpt.model.specs import choose_kernels
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier
 from megatron_cpt.planning.plan import make_plan
@@ -29,6 +28,7 @@ from megatron_cpt.train.assemble import assemble
 from megatron_cpt.train.described import describe
 from megatron_cpt.train.export import export_end
 from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.kernels import kernels_of
 from megatron_cpt.train.loop import train
 from megatron_cpt.train.provenance import changed_rate, run_lineage, versions
 from megatron_cpt.train.stop import StopRequest
@@ -76,13 +76,14 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     checked = start_check.wanted(config, folder)
     reference = start_check.reference_of(config, plan, folder) if checked else None
     run = assemble(config, plan, folder)
+    kernels = kernels_of(run.model, run.optimizer)
     if groups.rank() == 0:
         write_durably(folder.config, dump_config(config))
         write_json(folder.plan, plan.to_dict())
-        write_json(folder.versions, versions())
+        write_json(folder.versions, versions(kernels))
         write_json(folder.lineage, run_lineage(run, plan.steps))
     journal = Journal(run)
-    journal.say(f"kernels: {choose_kernels()}")
+    journal.say(f"kernels: {kernels}")
     if checked:
         journal.say(start_check.compare_start(run, reference))
     journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")

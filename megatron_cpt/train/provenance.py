@@ -12,21 +12,21 @@ import torch
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.model.specs import choose_kernels
 from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.kernels import Kernels
 
 PACKAGES = ("megatron-cpt", "torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
 HISTORY = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate", "tokens")
 
 
-def versions() -> dict[str, Any]:
+def versions(kernels: Kernels) -> dict[str, Any]:
     """Versions of what computes, the machine and the kernels."""
     return {
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "machine": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "kernels": asdict(choose_kernels()),
+        "kernels": asdict(kernels),
     }
 
 

@@ -1,0 +1,25 @@
+"""`megatron-cpt doctor` names the kernels that a run on this machine is made of."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU they depend on what else is installed")
+def test_doctor_names_every_kernel_of_a_cpu() -> None:
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "doctor"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split("  ", 1) for line in printed.splitlines() if "  " in line]
+    assert {name: value.strip() for name, value in rows}.items() >= {
+        "Megatron-Core runs on": "the CPU layer (gloo)",
+        "layers": "Megatron-Core",
+        "attention": "torch scaled_dot_product_attention",
+        "norm": "torch RMSNorm",
+        "rope": "megatron-cpt, whole heads in one pass",
+        "loss": "Megatron-Core cross entropy",
+        "optimizer": "torch AdamW (fused)",
+        "sequences on several ranks": "keys and values gathered",
+        "experts": "Megatron-Core, one after the other",
+    }.items()

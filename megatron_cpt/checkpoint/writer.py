@@ -8,7 +8,6 @@
 A process that fails or is killed is an error of the run: the folder stays without its marker.
 """
 
-import inspect
 import os
 import shutil
 import signal
@@ -34,14 +33,11 @@ from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import any_rank, barrier
 from megatron_cpt.parallel.seed import random_state
+from megatron_cpt.parallel.versions import options_of_save
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.lifeline import children, die_with_parent
 
 HF_FILES = ("config.json", *COMPANIONS)
-# From Megatron-Core 0.17 on another package may write, unless it is told not to.
-OWN_WRITER = (
-    {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
-)
 
 
 class CheckpointWriter:
@@ -89,7 +85,7 @@ class CheckpointWriter:
                 # That each part is written once: a question to all ranks, whose answer does not change in a run.
                 validate_access_integrity=position.sharding not in self._checked,
                 async_sharded_save=True,
-                **OWN_WRITER,
+                **options_of_save(dist_checkpointing.save),
             )
             self._checked.add(position.sharding)
             if request.async_fn is None:

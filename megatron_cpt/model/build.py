@@ -1,6 +1,5 @@
 """From a model's shape and a run's settings to Megatron-Core's GPTModel, wrapped for training."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -28,6 +27,7 @@ from megatron_cpt.model.shared_documents import restart_positions
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable, window_fields
 from megatron_cpt.model.z_loss import add_z_loss
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.versions import known_fields
 
 ACTIVATIONS = {
     "silu": functional.silu,
@@ -54,7 +54,7 @@ def megatron_config(
     Raises:
         BadInput: a passed name that this Megatron-Core does not know, or that we set ourselves.
     """
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = known_fields(kind)
     faults = [
         Fault(
             f"{section}.{name} = {value!r}",

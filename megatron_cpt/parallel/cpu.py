@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+from megatron_cpt.parallel.versions import NAMES_USED_BUT_ABSENT
+
 FACTORIES = [
     "tensor",
     "zeros",
@@ -206,6 +208,8 @@ def adapt_tensor_methods(torch: types.ModuleType) -> None:
 def mend(module: types.ModuleType) -> None:
     """What single modules of Megatron-Core need beyond another `torch`."""
     names = module.__dict__
+    for name, value in NAMES_USED_BUT_ABSENT.get(module.__name__, {}).items():
+        names.setdefault(name, value)
     match module.__name__:
         case "megatron.core.jit":
             # jit_fuser is torch.compile, bound by decorators at import: on a CPU it costs more than it gives.
@@ -221,9 +225,6 @@ def mend(module: types.ModuleType) -> None:
             gather, scatter = names["_gather_along_first_dim"], names["_reduce_scatter_along_first_dim"]
             names["_gather_along_first_dim"] = unequal_parts.gather_of_any_parts(gather)
             names["_reduce_scatter_along_first_dim"] = unequal_parts.scatter_to_any_parts(scatter)
-        case "megatron.core.transformer.moe.moe_utils":
-            # 0.16.1 uses the name unguarded where Transformer Engine is absent.
-            names.setdefault("te_general_gemm", None)
         case "megatron.core.transformer.moe.token_dispatcher":
             # Theirs leaves tensors that are not on CUDA alone, but all_to_all_single wants lists of ints.
             names["maybe_move_tensor_to_cpu"] = splits_to_host

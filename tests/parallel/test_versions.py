@@ -1,0 +1,59 @@
+"""What is asked of the installed Megatron-Core, on functions and dataclasses like those of its releases."""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import megatron.core
+from megatron.core import dist_checkpointing
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_cpt.parallel.versions import known_fields, options_of_save
+
+PACKAGE = Path(__file__).parents[2] / "megatron_cpt"
+MACHINE_WING = ("parallel", "data", "model", "checkpoint", "evaluate", "train")
+
+
+def save_of_0_16(content: dict[str, object], folder: str, async_sharded_save: bool = False) -> None: ...
+
+
+def save_of_0_17(
+    content: dict[str, object], folder: str, async_sharded_save: bool = False, async_strategy: str = "nvrx"
+) -> None: ...
+
+
+def test_a_save_is_told_to_write_itself_where_another_may() -> None:
+    assert options_of_save(save_of_0_16) == {}
+    assert options_of_save(save_of_0_17) == {"async_strategy": "mcore"}
+    is_later = tuple(map(int, megatron.core.__version__.split(".")[:2])) >= (0, 17)
+    assert bool(options_of_save(dist_checkpointing.save)) == is_later
+
+
+def test_fields_are_those_of_the_dataclass_and_of_what_it_extends() -> None:
+    @dataclass
+    class Base:
+        first: int = 1
+
+    @dataclass
+    class Extended(Base):
+        second: int = 2
+        not_a_field = 3
+
+    assert known_fields(Extended) == {"first", "second"}
+    assert {"num_layers", "tensor_model_parallel_size"} <= known_fields(TransformerConfig)
+
+
+def test_no_other_file_of_the_machine_wing_asks() -> None:
+    """No signature is looked at, no import of Megatron-Core tried and no version read elsewhere."""
+    asking = set()
+    for room in MACHINE_WING:
+        for path in (PACKAGE / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                imported = node.module if isinstance(node, ast.ImportFrom) else None
+                if imported == "inspect" or (isinstance(node, ast.Import) and node.names[0].name == "inspect"):
+                    asking.add(path.name)
+                if isinstance(node, ast.Try) and any("megatron.core" in ast.unparse(part) for part in node.body):
+                    asking.add(path.name)
+                if isinstance(node, ast.Attribute) and ast.unparse(node) == "megatron.core.__version__":
+                    asking.add(path.name)
+    assert asking == {"versions.py"}

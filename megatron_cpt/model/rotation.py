@@ -19,23 +19,17 @@ def put_in_place() -> None:
     rope_utils._apply_rotary_pos_emb_bshd = rotate
 
 
-def rotate(
-    states: Tensor,
-    angles: Tensor,
-    rotary_interleaved: bool = False,
-    multi_latent_attention: bool = False,
-    mscale: float = 1.0,
-    **others: Any,
-) -> Tensor:
+def rotate(states: Tensor, angles: Tensor, mscale: float = 1.0, **options: Any) -> Tensor:
     """Turns queries or keys by their positions; what is not whole heads in two halves is left to Megatron-Core.
 
     Args:
         states: [s, b, heads, head_dim].
         angles: radians, fp32 [s, 1, 1, head_dim], the second half as the first.
         mscale: factor of the result.
+        options: other ways to turn, by the names that the release of Megatron-Core has for them; each is off if false.
     """
-    if rotary_interleaved or multi_latent_attention or angles.size(-1) != states.size(-1):
-        return MEGATRONS(states, angles, rotary_interleaved, multi_latent_attention, mscale, **others)
+    if any(options.values()) or angles.size(-1) != states.size(-1):
+        return MEGATRONS(states, angles, mscale=mscale, **options)
     cosine, sine = ((wave * mscale).to(states.dtype) for wave in (angles.cos(), angles.sin()))
     return Rotation.apply(states, cosine, sine)
 

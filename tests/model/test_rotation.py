@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.model import rotation
 from megatron_cpt.model.rotation import MEGATRONS, Rotation, rotate
+from megatron_cpt.parallel import groups
+from tests.ranks import Ranks
 
 
 def angles(length: int, turned: int) -> torch.Tensor:
@@ -25,6 +31,22 @@ def test_states_and_gradients_are_those_of_megatron_core(turned: int) -> None:
     (output, leaf_gradient), (megatrons_output, megatrons_gradient) = results
     assert torch.equal(output, megatrons_output)
     torch.testing.assert_close(leaf_gradient, megatrons_gradient, rtol=0, atol=1e-6)
+
+
+def turned_by_megatron_core(states: torch.Tensor, turned: int) -> torch.Tensor:
+    """A job: the states as the installed Megatron-Core turns them, with ours in place."""
+    groups.divide_world(ParallelSettings())
+    rotation.put_in_place()
+    config = TransformerConfig(num_layers=1, hidden_size=24, num_attention_heads=3)
+    return rope_utils.apply_rotary_pos_emb(states, angles(6, turned), config)
+
+
+@pytest.mark.parametrize("turned", [8, 4])
+def test_megatron_core_calls_it_with_its_own_options(one_rank: Ranks, turned: int) -> None:
+    torch.manual_seed(0)
+    states = torch.randn(6, 2, 3, 8)
+    (found,) = one_rank.call(turned_by_megatron_core, states=states, turned=turned)
+    assert torch.equal(found, MEGATRONS(states, angles(6, turned)))
 
 
 def test_a_quarter_turn_by_hand() -> None:

@@ -4,23 +4,26 @@
     python benchmarks/train_step.py --all       4x128, 6x256, 8x512; vocabulary 4k, 32k; sequences of 512, 1,024
     python benchmarks/train_step.py --gpu       1B and 8B Llama shapes in bf16: tokens/s, MFU, memory
 
-In one process, with the same threads, the variants take turns on each shape, round after round; a speed is the
-median over rounds. Ours is the whole trainer: data read from disk, source losses, records, TensorBoard.
-Plain is a Llama in plain PyTorch with scaled_dot_product_attention and fused AdamW, on a batch in memory;
-compiled is the same under torch.compile. Bare is Megatron-Core's model, schedule and optimizer with our kernels,
-on a batch in memory. The ratio is ours over plain, the worst of the shapes. At the end, where the time of a step
-of ours goes on the first shape.
+Each variant is a process of its own, with the same threads; they take turns on each shape, round after round, while
+the others sleep; a speed is the median over rounds. Ours is the whole trainer: data read from disk, source losses,
+records, TensorBoard. Plain is a Llama in plain PyTorch with scaled_dot_product_attention and fused AdamW, on a batch in
+memory; compiled is the same under torch.compile; kept is plain with the one setting of the C library that ours makes
+(parallel/allocator.py). Bare is Megatron-Core's model, schedule and optimizer with our kernels, on a batch in memory.
+The ratio is ours over plain, the worst of the shapes. At the end, where the time of a step of ours goes on the first
+shape.
 """
 
 import argparse
-import copy
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +39,7 @@ from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.allocator import keep_freed_memory
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.folder import RunFolder
@@ -109,16 +113,16 @@ def main() -> None:
 
 def measure_cpu(shapes: tuple[Shape, ...]) -> None:
     """All variants on each shape, in fp32."""
-    print(f"{'tokens/s':<48} {'plain':>9} {'compiled':>9} {'bare':>9} {'ours':>9}  ours/plain  ours/bare")
+    print(f"{'tokens/s':<48} " + " ".join(f"{name:>9}" for name in VARIANTS) + "  ours/plain  ours/kept  ours/bare")
     worst, details = float("inf"), {}
     for shape in shapes:
         with tempfile.TemporaryDirectory() as folder:
             speeds = measure(shape, Path(folder), profiled=shape is shapes[0])
-        over_plain, over_bare = speeds["ours"] / speeds["plain"], speeds["ours"] / speeds["bare"]
-        columns = " ".join(f"{speeds[name]:>9.0f}" for name in ("plain", "compiled", "bare", "ours"))
-        print(f"{shape.name:<48} {columns} {over_plain:>11.3f} {over_bare:>10.3f}", flush=True)
+        ratios = {name: speeds["ours"] / speeds[name] for name in ("plain", "kept", "bare")}
+        columns = " ".join(f"{speed:>9.0f}" for speed in speeds.values())
+        print(f"{shape.name:<48} {columns} " + " ".join(f"{ratio:>10.3f}" for ratio in ratios.values()), flush=True)
         details[shape.name] = {name: round(speed, 1) for name, speed in speeds.items()}
-        worst = min(worst, over_plain)
+        worst = min(worst, ratios["plain"])
     print_result("train_step", worst, "eager plain PyTorch, SDPA, fused AdamW; the worst shape", details)
 
 
@@ -134,7 +138,9 @@ def measure_gpu() -> None:
                 shape = replace(shape, layers=shape.layers - 1)
                 config = write_inputs(shape, Path(folder), "bf16")
             model = read_shape(config.model.hf)
-            step = our_step(start(config))
+            run = start(config)
+            print(f"kernels: {kernels_of(run.model, run.optimizer)}")
+            step = our_step(run)
             seconds = []
             for _ in range(shape.rounds + 2):
                 torch.cuda.synchronize()
@@ -157,42 +163,104 @@ def start(config: RunConfig) -> Run:
     """A run, ready for its first step."""
     folder = RunFolder(config.run.folder)
     folder.create()
-    run = assemble(config, make_plan(config), folder)
-    print(f"kernels: {kernels_of(run.model, run.optimizer)}")
-    return run
+    return assemble(config, make_plan(config), folder)
 
 
 def measure(shape: Shape, folder: Path, profiled: bool) -> dict[str, float]:
-    """Tokens per second of each variant: median over interleaved rounds."""
-    run = start(write_inputs(shape, folder, "fp32"))
-    plain = PlainLlama(read_shape(folder / "hf"), shape.length)
-    compiled = torch.compile(copy.deepcopy(plain))
-    steps = {
-        "plain": plain_step(plain, shape),
-        "compiled": plain_step(compiled, shape),
-        "bare": bare_step(run, shape),
-        "ours": our_step(run),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    """Tokens per second of each variant: median over rounds in turns."""
+    context = multiprocessing.get_context("spawn")
+    ends: dict[str, Connection] = {}
+    for name in VARIANTS:
+        ends[name], other = context.Pipe()
+        (folder / name).mkdir()
+        context.Process(target=serve, args=(name, shape, folder / name, other), daemon=True).start()
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(shape.rounds + 2):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
+        for name, end in ends.items():
+            end.send("step")
+            seconds[name].append(end.recv())
     if profiled:
-        print_profile({name: steps[name] for name in ("plain", "bare", "ours")})
+        print_profile({name: asked(ends[name], "profile") for name in ("plain", "bare", "ours")})
+    for end in ends.values():
+        asked(end, "end")
     tokens = shape.sequences * shape.length
     return {name: tokens / statistics.median(times[2:]) for name, times in seconds.items()}
 
 
-def print_profile(steps: dict[str, Callable[[], None]], repeats: int = 4) -> None:
-    """Where the processor's time of one step goes, by operation, in milliseconds; and what is not in any of them."""
-    found: dict[str, dict[str, float]] = {}
-    for name, step in steps.items():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for _ in range(repeats):
-                step()
-        found[name] = {row.key: row.self_cpu_time_total / 1000 / repeats for row in profile.key_averages()}
+def asked(end: Connection, word: str) -> Any:
+    """What a variant answers."""
+    end.send(word)
+    return end.recv()
+
+
+def serve(name: str, shape: Shape, folder: Path, end: Connection) -> None:
+    """A variant's process: steps when it is told to, and says how long each took."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    groups.join_world()
+    step = VARIANTS[name](shape, folder)
+    while (word := end.recv()) != "end":
+        end.send(profile_of(step) if word == "profile" else seconds_of(step))
+    end.send(None)
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Wall time of a step."""
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def plain(shape: Shape, folder: Path) -> Callable[[], None]:
+    """Plain PyTorch."""
+    write_inputs(shape, folder, "fp32")
+    return plain_step(PlainLlama(read_shape(folder / "hf"), shape.length), shape)
+
+
+def kept(shape: Shape, folder: Path) -> Callable[[], None]:
+    """Plain PyTorch that keeps what it frees."""
+    keep_freed_memory()
+    return plain(shape, folder)
+
+
+def compiled(shape: Shape, folder: Path) -> Callable[[], None]:
+    """Plain PyTorch under torch.compile."""
+    write_inputs(shape, folder, "fp32")
+    return plain_step(torch.compile(PlainLlama(read_shape(folder / "hf"), shape.length)), shape)
+
+
+def bare(shape: Shape, folder: Path) -> Callable[[], None]:
+    """Megatron-Core's own schedule, with our kernels."""
+    keep_freed_memory()
+    return bare_step(start(write_inputs(shape, folder, "fp32")), shape)
+
+
+def ours(shape: Shape, folder: Path) -> Callable[[], None]:
+    """Our trainer."""
+    keep_freed_memory()
+    run = start(write_inputs(shape, folder, "fp32"))
+    print(f"kernels: {kernels_of(run.model, run.optimizer)}", flush=True)
+    return our_step(run)
+
+
+VARIANTS: dict[str, Callable[[Shape, Path], Callable[[], None]]] = {
+    "plain": plain,
+    "compiled": compiled,
+    "kept": kept,
+    "bare": bare,
+    "ours": ours,
+}
+
+
+def profile_of(step: Callable[[], None], repeats: int = 4) -> dict[str, float]:
+    """Milliseconds of the processor in each operation of a step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(repeats):
+            step()
+    return {row.key: row.self_cpu_time_total / 1000 / repeats for row in profile.key_averages()}
+
+
+def print_profile(found: dict[str, dict[str, float]]) -> None:
+    """Where the processor's time of one step goes, by operation; and what all of them take."""
     keys = sorted(found["ours"], key=lambda key: -found["ours"][key])[:12]
     print(f"\n{'milliseconds of a step, under the profiler':<44} {'plain':>8} {'bare':>8} {'ours':>8}")
     for key in keys:

@@ -18,7 +18,8 @@ from torch.nn import functional
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
-from megatron_cpt.model import rotation, router_losses
+from megatron_cpt.model import gated, rotation, router_losses
+from megatron_cpt.model.cross_entropy import use_cached_rows
 from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
@@ -126,7 +127,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_gpu,
         # Megatron-Core's kernels of GELU compute it as they will, whatever was asked for.
-        "bias_activation_fusion": on_gpu and shape.activation == "silu",
+        "bias_activation_fusion": shape.activation == "silu" and (on_gpu or (shape.gated_mlp and not shape.experts)),
         "apply_rope_fusion": transformer_engine_usable(),
         # Megatron-Core's fused kernel gives gradients in bf16, whatever the precision.
         "cross_entropy_loss_fusion": on_gpu and dtype is torch.bfloat16,
@@ -188,6 +189,8 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
     rotation.put_in_place()
+    if groups.device().type == "cpu":
+        gated.put_in_place()
     router_losses.put_in_place()
     transformer = transformer_config(shape, config)
     device = groups.device()
@@ -229,6 +232,7 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     hide_padding(model, shape)
+    use_cached_rows(model)
     add_z_loss(model, config.training.z_loss)
     return model
 

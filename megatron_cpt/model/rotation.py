@@ -30,8 +30,17 @@ def rotate(states: Tensor, angles: Tensor, mscale: float = 1.0, **options: Any) 
     """
     if any(options.values()) or angles.size(-1) != states.size(-1):
         return MEGATRONS(states, angles, mscale=mscale, **options)
-    cosine, sine = ((wave * mscale).to(states.dtype) for wave in (angles.cos(), angles.sin()))
-    return Rotation.apply(states, cosine, sine)
+    return Rotation.apply(states, *waves(angles, mscale, states.dtype))
+
+
+def waves(angles: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines times the factor. They stay with the angles, which are the same in all layers and steps."""
+    kept = getattr(angles, "waves", None)
+    if kept is None or kept[0] != (factor, dtype):
+        cosine, sine = ((wave * factor).to(dtype) for wave in (angles.cos(), angles.sin()))
+        kept = angles.waves = ((factor, dtype), (cosine, sine))  # type: ignore[attr-defined]
+    found: tuple[Tensor, Tensor] = kept[1]
+    return found
 
 
 class Rotation(torch.autograd.Function):
@@ -39,24 +48,27 @@ class Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """states: [..., d]; cosine and sine: [..., d]. Returns what `turned` returns."""
+        """states: [s, b, heads, d]; cosine and sine: [s, 1, 1, d]. Returns what `turned` returns."""
         ctx.save_for_backward(cosine, sine)
-        return turned(states, cosine, sine)
+        sequence, batch, heads, width = states.shape
+        # The positions of a head lie together, as attention reads them.
+        result = states.new_empty(batch, heads, sequence, width).permute(2, 0, 1, 3)
+        return turned(states, cosine, sine, result)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient, turned back."""
         cosine, sine = ctx.saved_tensors
-        return turned(gradient, cosine, -sine.roll(sine.size(-1) // 2, -1)), None, None
+        return turned(gradient, cosine, -sine.roll(sine.size(-1) // 2, -1), torch.empty_like(gradient)), None, None
 
 
-def turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """(x1 cos1 - x2 sin1, x2 cos2 + x1 sin2), x1 and x2 the halves of the last dimension.
+def turned(states: Tensor, cosine: Tensor, sine: Tensor, result: Tensor) -> Tensor:
+    """(x1 cos1 - x2 sin1, x2 cos2 + x1 sin2), x1 and x2 the halves of the last dimension, in the given `result`.
 
     Every product is rounded before it is added, as in Megatron-Core and in transformers: the bits are theirs.
     """
     half = states.size(-1) // 2
-    result = states * cosine
+    torch.mul(states, cosine, out=result)
     result[..., :half] -= states[..., half:] * sine[..., :half]
     result[..., half:] += states[..., :half] * sine[..., half:]
     return result

@@ -12,7 +12,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_cpt.model import rotation
+from megatron_cpt.model import cross_entropy, rotation
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.model.window import WindowedAttention
@@ -110,6 +110,8 @@ def rope_of(model: GPTModel) -> str:
 
 def loss_of(config: TransformerConfig) -> str:
     """What computes the cross entropy."""
+    if cross_entropy.serves():
+        return "megatron-cpt, rows in the cache"
     if not config.cross_entropy_loss_fusion:
         return "Megatron-Core cross entropy"
     return "Transformer Engine cross entropy" if config.cross_entropy_fusion_impl == "te" else "Megatron-Core fused"

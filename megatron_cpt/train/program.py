@@ -16,6 +16,7 @@ from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.machine import machine_faults
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.allocator import keep_freed_memory
 from megatron_cpt.parallel.collectives import barrier
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.durable import write_durably, write_json
@@ -72,6 +73,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     config = plan.config
     refuse(list(machine_faults(config)))
     groups.join_world()
+    if groups.device().type == "cpu":
+        keep_freed_memory()
     describe(config, folder)
     checked = start_check.wanted(config, folder)
     reference = start_check.reference_of(config, plan, folder) if checked else None

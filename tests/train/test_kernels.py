@@ -61,7 +61,7 @@ def test_kernels_are_those_of_the_model(one_rank: Ranks, tmp_path: Path) -> None
     for kind, expected in KINDS.items():
         assert found[kind].items() >= expected.items(), kind
         assert found[kind]["optimizer"] == "torch AdamW (fused)"
-        assert found[kind]["loss"] == "Megatron-Core cross entropy"
+        assert found[kind]["loss"] == "megatron-cpt, rows in the cache"
 
 
 def test_the_log_and_the_versions_of_a_run_name_them(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ WRITTEN = (
 )
 """Endings of the files of a dataset and of the lists beside it."""
 
+WORKERS_BYTES, SMALLEST_SHARE = 512 << 20, 32 << 20
+"""Memory of all workers together between two pieces, as long as none has less than the smallest share."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -265,11 +268,15 @@ def _tokenize(
             control_tokens=settings.parse_special,
             split=_splitter(job),
         )
-        with Workers(count, partial(_work, job, framing, looked_for, bar)) as pool:
-            bar.show()
-            for _ in pool.map(chain([first], pieces)):
+        with Workers(count, partial(_work, job, framing, looked_for, bar), _share_of_memory(count)) as pool:
+            for _ in pool.map(chain([first], pieces), bar.look):
                 pass
     unchanged(job)
+
+
+def _share_of_memory(workers: int) -> int:
+    """Bytes that each worker may have to itself between two pieces."""
+    return max(SMALLEST_SHARE, WORKERS_BYTES // workers)
 
 
 def _splitter(job: Job) -> SentenceSplitter | None:

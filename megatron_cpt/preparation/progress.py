@@ -1,7 +1,7 @@
 """How far the workers are: a bar with documents, text and tokens a second, and the time left."""
 
 import mmap
-from threading import Event, Thread
+import time
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +10,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 SECONDS = 0.5
-"""Between two looks."""
+"""Between two states of the bar."""
+
+
+class _Bar(tqdm):
+    """A bar without the thread that watches over bars: workers are forked beside it."""
+
+    monitor_interval = 0
 
 
 class Progress:
@@ -20,12 +26,11 @@ class Progress:
     """
 
     def __init__(self, name: str, workers: int, size: int, shown: bool) -> None:
-        self._name, self._size, self._shown = name, size, shown
         self._memory = mmap.mmap(-1, workers * 3 * 8)
         self._counts = np.frombuffer(self._memory, np.int64).reshape(workers, 3)
         self._skipped = 0
-        self._ended = Event()
-        self._thread = Thread(target=self._watch, daemon=True)
+        self._looked = time.monotonic()
+        self._bar = _Bar(total=size or None, unit="B", unit_scale=True, disable=not shown, desc=name)
 
     def counters(self, worker: int) -> npt.NDArray[np.int64]:
         """A worker's own: documents, bytes of text, tokens."""
@@ -39,29 +44,23 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def show(self) -> None:
-        """Begins to look. To be called once the workers are there: a thread does not survive a fork."""
-        self._thread.start()
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._advance()
+        self._bar.close()
 
-    def _watch(self) -> None:
-        total = self._size or None
-        with tqdm(total=total, unit="B", unit_scale=True, disable=not self._shown, desc=self._name) as bar:
-            while not self._ended.wait(SECONDS):
-                self._advance(bar)
-            self._advance(bar)
+    def look(self) -> None:
+        """Shows how far they are, if that was last shown a while ago."""
+        if time.monotonic() - self._looked >= SECONDS:
+            self._looked = time.monotonic()
+            self._advance()
 
-    def _advance(self, bar: tqdm) -> None:
+    def _advance(self) -> None:
         documents, text, tokens = self._counts.sum(0).tolist()
-        elapsed = bar.format_dict["elapsed"]
+        elapsed = self._bar.format_dict["elapsed"]
         if elapsed:
             rates = f"{documents / elapsed:,.0f} documents/s, {tokens / elapsed:,.0f} tokens/s"
-            bar.set_postfix_str(f"{documents:,} documents, {rates}", refresh=False)
-        bar.initial = self._skipped
-        bar.update(text + self._skipped - bar.n)
+            self._bar.set_postfix_str(f"{documents:,} documents, {rates}", refresh=False)
+        self._bar.initial = self._skipped
+        self._bar.update(text + self._skipped - self._bar.n)

@@ -1,10 +1,12 @@
 """Processes that work on one task at a time and whose death is noticed at once.
 
 The standard pool of processes waits for ever when one of them is killed; its executor needs what the workers
-share as globals. Here the workers are forked, so that tokenizer and settings are theirs without being sent.
+share as globals. Here the workers are forked, so that tokenizer and settings are theirs without being sent; and
+one that has grown is replaced: libraries keep what they have seen (gigatoken every different word, 90 bytes each).
 """
 
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+import psutil
+
 from megatron_cpt.config.errors import WorkerDied
 from megatron_cpt.runs.lifeline import die_with_parent
 
@@ -20,33 +24,46 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 TASKS_AHEAD = 2
 """Of each worker: one in work, one waiting. Bounds what is unpacked ahead."""
+LOOK_SECONDS = 0.5
+"""Between two looks: of the caller at how far the workers are, and of a worker at its memory."""
 
 
 @dataclass
 class _Worker(Generic[Task]):
+    number: int
     process: BaseProcess
     connection: Connection
     tasks: deque[Task] = field(default_factory=deque)
 
 
 class Workers(Generic[Task, Result]):
-    """So many processes that each do `work(number of the worker, task)`; they end with the block."""
+    """So many processes that each do `work(number of the worker, task)`; they end with the block.
 
-    def __init__(self, count: int, work: Callable[[int, Task], Result]) -> None:
+    One that has more than `most_bytes` of memory to itself is replaced by a fresh one between two tasks. No thread may
+    run where they are used: it would not survive the fork.
+    """
+
+    def __init__(self, count: int, work: Callable[[int, Task], Result], most_bytes: int) -> None:
         self._count = count
         self._work = work
+        self._most_bytes = most_bytes
         self._workers: list[_Worker[Task]] = []
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("fork")
         for number in range(self._count):
-            ours, theirs = context.Pipe()
-            others = [ours, *(worker.connection for worker in self._workers)]
-            process = context.Process(target=_serve, args=(number, self._work, theirs, others), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours))
+            self._workers.append(_Worker(number, *self._started(number)))
         return self
+
+    def _started(self, number: int) -> tuple[BaseProcess, Connection]:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        others = [ours, *(worker.connection for worker in self._workers if not worker.connection.closed)]
+        process = context.Process(
+            target=_serve, args=(number, self._work, self._most_bytes, theirs, others), daemon=True
+        )
+        process.start()
+        theirs.close()
+        return process, ours
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,10 +75,11 @@ class Workers(Generic[Task, Result]):
         for worker in self._workers:
             worker.process.join()
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
+    def map(self, tasks: Iterable[Task], look: Callable[[], None]) -> Iterator[tuple[Task, Result]]:
         """Each task with its result, in the order in which they are done; a few tasks are taken ahead.
 
-        What `work` raises is raised here. Raises WorkerDied where a worker ended without an answer.
+        `look` is called now and then. What `work` raises is raised here. Raises WorkerDied where a worker ended without
+        an answer.
         """
         coming = iter(tasks)
         while True:
@@ -69,7 +87,8 @@ class Workers(Generic[Task, Result]):
             busy = [worker for worker in self._workers if worker.tasks]
             if not busy:
                 return
-            ready = wait([worker.connection for worker in busy])
+            ready = wait([worker.connection for worker in busy], LOOK_SECONDS)
+            look()
             for worker in busy:
                 if worker.connection in ready:
                     yield worker.tasks[0], self._answer(worker)
@@ -92,14 +111,24 @@ class Workers(Generic[Task, Result]):
 
     def _answer(self, worker: _Worker[Task]) -> Result:
         try:
-            done, answer = worker.connection.recv()
+            done, answer, is_full = worker.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death(worker) from error
         if not done:
             raise answer
         worker.tasks.popleft()
+        if is_full:
+            self._replace(worker)
         result: Result = answer
         return result
+
+    def _replace(self, worker: _Worker[Task]) -> None:
+        """Puts a fresh process in the place of one that waits for its end; it gets the tasks that are not done."""
+        worker.connection.close()
+        worker.process.join()
+        worker.process, worker.connection = self._started(worker.number)
+        for task in worker.tasks:
+            self._send(worker, task)
 
     def _death(self, worker: _Worker[Task]) -> WorkerDied:
         worker.process.join()
@@ -111,20 +140,33 @@ class Workers(Generic[Task, Result]):
         )
 
 
-def _serve(number: int, work: Callable[[int, Task], Result], connection: Connection, others: list[Connection]) -> None:
+def _serve(
+    number: int,
+    work: Callable[[int, Task], Result],
+    most_bytes: int,
+    connection: Connection,
+    others: list[Connection],
+) -> None:
     """A worker's life: tasks in, results out, until the other end is closed."""
     die_with_parent()
     # Forked with them open, this process would keep the other workers' ends from closing.
     for other in others:
         other.close()
+    looked = time.monotonic()
+    is_full = False
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
-        answer: tuple[bool, Result | Exception]
+        if is_full:  # the one that comes next is sent this task again
+            continue
+        answer: Result | Exception
         try:
-            answer = (True, work(number, task))
+            done, answer = True, work(number, task)
         except Exception as error:
-            answer = (False, error)
-        connection.send(answer)
+            done, answer = False, error
+        if time.monotonic() - looked >= LOOK_SECONDS:
+            looked = time.monotonic()
+            is_full = psutil.Process().memory_full_info().uss > most_bytes
+        connection.send((done, answer, is_full))

@@ -21,6 +21,7 @@ from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.model import gated, rotation, router_losses
 from megatron_cpt.model.cross_entropy import use_cached_rows
 from megatron_cpt.model.ends import cap_logits, scale_embeddings
+from megatron_cpt.model.having import having
 from megatron_cpt.model.local_rotary import pair_rotary
 from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.rotary import scale_positions, score_scale
@@ -213,19 +214,22 @@ def shares_documents(config: RunConfig) -> bool:
 
 def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
     """One chunk of the model; None is all that this rank holds."""
-    model = GPTModel(
-        config=transformer,
-        transformer_layer_spec=block_spec(shape, transformer, chunk, shares_documents(config)),
-        vocab_size=padded_vocabulary(shape, config.parallel.tensor),
-        max_sequence_length=config.data.sequence_length,
-        pre_process=groups.is_first_stage(chunk),
-        post_process=groups.is_last_stage(chunk),
-        vp_stage=chunk,
-        share_embeddings_and_output_weights=shape.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_percent=shape.rotary_share,
-        rotary_base=shape.rope_base,
-    )
+    # Megatron-Core 0.19 builds norms of queries and keys only where this is set. Once it is built, it would sum their
+    # gradients over tensor-parallel ranks, of which each has its own part of a norm over all heads.
+    with having(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
+        model = GPTModel(
+            config=transformer,
+            transformer_layer_spec=block_spec(shape, transformer, chunk, shares_documents(config)),
+            vocab_size=padded_vocabulary(shape, config.parallel.tensor),
+            max_sequence_length=config.data.sequence_length,
+            pre_process=groups.is_first_stage(chunk),
+            post_process=groups.is_last_stage(chunk),
+            vp_stage=chunk,
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_percent=shape.rotary_share,
+            rotary_base=shape.rope_base,
+        )
     pair_rotary(model, shape)
     scale_positions(model, shape)
     restart_positions(model)

@@ -30,21 +30,23 @@ class ZeroCenteredRMSNorm(torch.nn.Module):
         return (normed * (1.0 + self.weight.float())).type_as(hidden_states)
 
 
-class AllHeadsRMSNorm(torch.nn.Module):
-    """RMSNorm over all heads of a query or a key together, as in OLMo 2 (arXiv:2501.00656, section 3.2).
+class AllQueriesRMSNorm(torch.nn.Module):
+    """RMSNorm over all heads of a query together, as in OLMo 2 (arXiv:2501.00656, section 3.2).
 
     Tensor-parallel ranks hold some heads each, and sum the squares of all. It is built by Megatron-Core's
     SelfAttention, which gives `hidden_size` as the width of one head.
     """
 
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, heads: int, eps: float = 1e-6, **ignored: Any
-    ) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **ignored: Any) -> None:
         super().__init__()
-        self.eps, self.width = eps, heads * hidden_size
+        self.eps, self.width = eps, self.heads(config) * hidden_size
         own = self.width // config.tensor_model_parallel_size
         self.weight = torch.nn.Parameter(torch.ones(own, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
+
+    def heads(self, config: TransformerConfig) -> int:
+        """Heads that are normed together, those of other ranks included."""
+        return int(config.num_attention_heads)
 
     def forward(self, heads: Tensor) -> Tensor:
         """heads: [s, b, this rank's heads, head_dim]."""
@@ -62,3 +64,11 @@ class AllHeadsRMSNorm(torch.nn.Module):
         state = self.state_dict(prefix="", keep_vars=True)
         sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 0}, sharded_offsets)
         return sharded
+
+
+class AllKeysRMSNorm(AllQueriesRMSNorm):
+    """The same over all heads of a key, which are fewer where queries share them."""
+
+    def heads(self, config: TransformerConfig) -> int:
+        """Key heads, those of other ranks included."""
+        return int(config.num_query_groups)

@@ -7,12 +7,13 @@ both count an n-th of what they do in one process; 0.19.2 takes all. Here they a
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from megatron_cpt.model.having import having
 
 
 def put_in_place() -> None:
@@ -66,16 +67,3 @@ def z_loss_of_whole_sequences(apply: Callable[..., Tensor]) -> Callable[..., Ten
             return apply(router, logits, padding_mask=padding_mask)
 
     return apply_whole
-
-
-@contextmanager
-def having(owner: Any, **values: Any) -> Iterator[None]:
-    """An object with other values of some attributes; afterwards as it was."""
-    before = {name: getattr(owner, name) for name in values}
-    for name, value in values.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)

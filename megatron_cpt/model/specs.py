@@ -27,7 +27,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention
 from megatron_cpt.model.layers import ParallelResidualLayer, PostNormLayer
 from megatron_cpt.model.norm import Norm
-from megatron_cpt.model.own_norms import AllHeadsRMSNorm, ZeroCenteredRMSNorm
+from megatron_cpt.model.own_norms import AllKeysRMSNorm, AllQueriesRMSNorm, ZeroCenteredRMSNorm
 from megatron_cpt.model.window import WindowedAttention
 
 
@@ -115,8 +115,8 @@ def put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
     if shape.query_key_norm:
         attention.q_layernorm = attention.k_layernorm = norm_of(shape)
     if shape.all_heads_norm:
-        attention.q_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.heads})
-        attention.k_layernorm = ModuleSpec(AllHeadsRMSNorm, params={"heads": shape.query_groups})
+        # Classes, not specs with parameters: Megatron-Core 0.19 calls them itself.
+        attention.q_layernorm, attention.k_layernorm = AllQueriesRMSNorm, AllKeysRMSNorm
 
 
 def core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAttention] | ModuleSpec:

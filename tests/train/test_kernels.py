@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, str]] = {
     "mistral": {"attention": WINDOWED, "norm": "torch RMSNorm", "rope": ONE_PASS},
     "qwen3_window": {"attention": f"{SDPA}, {WINDOWED}", "norm": "torch RMSNorm", "rope": ONE_PASS},
     "gemma2": {"attention": IN_MEMORY, "norm": "megatron-cpt ZeroCenteredRMSNorm", "rope": ONE_PASS},
-    "olmo2": {"attention": SDPA, "norm": "megatron-cpt AllHeadsRMSNorm, torch RMSNorm"},
+    "olmo2": {"attention": SDPA, "norm": "megatron-cpt AllKeysRMSNorm, megatron-cpt AllQueriesRMSNorm, torch RMSNorm"},
     "mixtral": {"attention": SDPA, "experts": "Megatron-Core, one after the other"},
 }
 

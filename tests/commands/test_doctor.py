@@ -18,7 +18,7 @@ def test_doctor_names_every_kernel_of_a_cpu() -> None:
         "attention": "torch scaled_dot_product_attention",
         "norm": "torch RMSNorm",
         "rope": "megatron-cpt, whole heads in one pass",
-        "loss": "Megatron-Core cross entropy",
+        "loss": "megatron-cpt, rows in the cache",
         "optimizer": "torch AdamW (fused)",
         "sequences on several ranks": "keys and values gathered",
         "experts": "Megatron-Core, one after the other",

@@ -25,7 +25,9 @@ Result = TypeVar("Result")
 TASKS_AHEAD = 2
 """Of each worker: one in work, one waiting. Bounds what is unpacked ahead."""
 LOOK_SECONDS = 0.5
-"""Between two looks: of the caller at how far the workers are, and of a worker at its memory."""
+"""Between two looks of the caller at how far the workers are."""
+MEMORY_SECONDS = 0.1
+"""Between two looks of a worker at its memory, each of which takes a millisecond."""
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _serve(
             done, answer = True, work(number, task)
         except Exception as error:
             done, answer = False, error
-        if time.monotonic() - looked >= LOOK_SECONDS:
+        if time.monotonic() - looked >= MEMORY_SECONDS:
             looked = time.monotonic()
             is_full = psutil.Process().memory_full_info().uss > most_bytes
         connection.send((done, answer, is_full))

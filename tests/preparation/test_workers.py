@@ -79,7 +79,7 @@ def keep(worker: int, number: int) -> tuple[int, int, int]:
 
 
 def test_a_worker_that_has_grown_is_replaced_and_no_task_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(workers, "MEMORY_SECONDS", 0)
     looks = []
     with Workers(2, keep, 50 << 20) as pool:
         results = [result for _, result in pool.map(range(24), lambda: looks.append(True))]

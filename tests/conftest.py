@@ -1,11 +1,13 @@
 """Fixtures that several rooms share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.evaluate.harness_folder import write_harness_tasks
 from tests.ranks import Ranks
 from tests.workshop import Workshop, build
 
@@ -54,3 +56,11 @@ def live(size: int) -> Iterator[Ranks]:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A tokenizer, a model and two corpora, for whole runs."""
     return build(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def harness_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tasks of lm-evaluation-harness: choices, goes_on and whole."""
+    folder = tmp_path_factory.mktemp("harness")
+    write_harness_tasks(folder)
+    return folder

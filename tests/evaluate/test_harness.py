@@ -20,28 +20,12 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.evaluate.harness import MegatronLM, evaluate_harness
 from megatron_cpt.evaluate.likelihood import log_likelihoods
-from megatron_cpt.evaluate.offline import OFFLINE
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from tests.evaluate.harness_folder import write_harness_tasks
 from tests.ranks import Ranks
 from tests.workshop import Workshop
 
 TASKS = ["choices", "goes_on", "whole"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three harness tasks."""
-    folder = tmp_path_factory.mktemp("harness")
-    write_harness_tasks(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in OFFLINE.items():
-        monkeypatch.setenv(name, value)
 
 
 def megatron(hf: Path) -> MegatronLM:
@@ -82,16 +66,16 @@ def assert_same(found: dict[str, Any] | None, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-def test_scores_are_the_harness_own(one_rank: Ranks, workshop: Workshop, folder: Path, shots: int) -> None:
-    (found,) = one_rank.call(ours, hf=workshop.hf, folder=folder, layout=ParallelSettings(), shots=shots)
-    assert_same(found, theirs(workshop.hf, folder, shots))
+def test_scores_are_the_harness_own(one_rank: Ranks, workshop: Workshop, harness_folder: Path, shots: int) -> None:
+    (found,) = one_rank.call(ours, hf=workshop.hf, folder=harness_folder, layout=ParallelSettings(), shots=shots)
+    assert_same(found, theirs(workshop.hf, harness_folder, shots))
 
 
 @pytest.mark.slow  # 40 s
 @pytest.mark.parametrize("layout", [ParallelSettings(tensor=2), ParallelSettings(pipeline=2), ParallelSettings()])
-def test_on_every_layout(two_ranks: Ranks, workshop: Workshop, folder: Path, layout: ParallelSettings) -> None:
-    found, _ = two_ranks.call(ours, hf=workshop.hf, folder=folder, layout=layout, shots=0)
-    assert_same(found, theirs(workshop.hf, folder, 0))
+def test_on_every_layout(two_ranks: Ranks, workshop: Workshop, harness_folder: Path, layout: ParallelSettings) -> None:
+    found, _ = two_ranks.call(ours, hf=workshop.hf, folder=harness_folder, layout=layout, shots=0)
+    assert_same(found, theirs(workshop.hf, harness_folder, 0))
 
 
 def refused(hf: Path, folder: Path, name: str) -> str:
@@ -103,19 +87,19 @@ def refused(hf: Path, folder: Path, name: str) -> str:
     return str(error.value)
 
 
-def test_what_cannot_be_scored_is_refused(one_rank: Ranks, workshop: Workshop, folder: Path) -> None:
-    goes_on = (folder / "goes_on.yaml").read_text().split("metric_list")[0]
+def test_what_cannot_be_scored_is_refused(one_rank: Ranks, workshop: Workshop, harness_folder: Path) -> None:
+    goes_on = (harness_folder / "goes_on.yaml").read_text().split("metric_list")[0]
     writes = goes_on.replace("task: goes_on", "task: writes").replace("loglikelihood", "generate_until")
-    (folder / "writes.yaml").write_text(writes + "metric_list: [{metric: exact_match}]\n")
-    assert "wants text to be written" in one_rank.call(refused, hf=workshop.hf, folder=folder, name="writes")[0]
-    assert "cannot be opened" in one_rank.call(refused, hf=workshop.hf, folder=folder, name="no_such_task")[0]
+    (harness_folder / "writes.yaml").write_text(writes + "metric_list: [{metric: exact_match}]\n")
+    assert "wants text to be written" in one_rank.call(refused, hf=workshop.hf, folder=harness_folder, name="writes")[0]
+    assert "cannot be opened" in one_rank.call(refused, hf=workshop.hf, folder=harness_folder, name="no_such_task")[0]
 
 
-def test_the_command_writes_both_kinds_of_tasks(workshop: Workshop, folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_both_kinds_of_tasks(workshop: Workshop, harness_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "tasks.json"
     words = [str(workshop.hf), "--tasks", str(workshop.folder / "questions.jsonl"), "--harness", "choices"]
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "evaluate", *words]
-    command += ["--include", str(folder), "--output", str(output), "--nproc", "2", "--pipeline", "2"]
+    command += ["--include", str(harness_folder), "--output", str(output), "--nproc", "2", "--pipeline", "2"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr

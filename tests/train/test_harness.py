@@ -17,7 +17,6 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.evaluate.harness import MegatronLM, evaluate_harness
 from megatron_cpt.evaluate.likelihood import log_likelihoods
-from megatron_cpt.evaluate.offline import OFFLINE
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.gap.curves import NATS, WRONG, task_curves
 from megatron_cpt.parallel import groups
@@ -26,26 +25,11 @@ from megatron_cpt.report.page import report_page
 from megatron_cpt.report.runs import read_runs
 from megatron_cpt.runs.records import Record
 from megatron_cpt.train.harness import open_harness_tasks
-from tests.evaluate.harness_folder import write_harness_tasks
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
 
 DROPOUT = ("model.dropout=0.1", "training.tokens=8 steps", "checkpoint.every=8 steps")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three harness tasks."""
-    folder = tmp_path_factory.mktemp("harness")
-    write_harness_tasks(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in OFFLINE.items():
-        monkeypatch.setenv(name, value)
 
 
 def section(workshop: Workshop, folder: Path) -> dict[str, Any]:
@@ -63,10 +47,10 @@ def section(workshop: Workshop, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(one_rank: Ranks, workshop: Workshop, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(one_rank: Ranks, workshop: Workshop, harness_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight steps on one rank, tasks scored at steps 0, 5 and 8."""
     run = tmp_path_factory.mktemp("marks") / "run"
-    one_rank.call(train, path=workshop.write_config(run, tasks=section(workshop, folder)), overrides=DROPOUT)
+    one_rank.call(train, path=workshop.write_config(run, tasks=section(workshop, harness_folder)), overrides=DROPOUT)
     return run
 
 
@@ -93,13 +77,13 @@ def test_training_is_as_without_them(one_rank: Ranks, workshop: Workshop, run: P
     ]
 
 
-def test_scores_are_those_of_the_command(one_rank: Ranks, run: Path, folder: Path) -> None:
+def test_scores_are_those_of_the_command(one_rank: Ranks, run: Path, harness_folder: Path) -> None:
     checkpoint = run / "checkpoints" / "step-00000008"
     (asked,) = one_rank.call(
-        of_checkpoint, checkpoint=checkpoint, folder=folder, names=["choices"], shots=2, limit=None
+        of_checkpoint, checkpoint=checkpoint, folder=harness_folder, names=["choices"], shots=2, limit=None
     )
     (told,) = one_rank.call(
-        of_checkpoint, checkpoint=checkpoint, folder=folder, names=["goes_on", "whole"], shots=None, limit=5
+        of_checkpoint, checkpoint=checkpoint, folder=harness_folder, names=["goes_on", "whole"], shots=None, limit=5
     )
     choices, goes_on, whole = tasks_of(run)[-3:]
     assert (choices["metric"], choices["shots"], choices["role"]) == ("normalized_accuracy", 2, "domain")
@@ -135,9 +119,9 @@ def test_groups_tensorboard_gaps_and_report(run: Path) -> None:
 
 
 def test_tensor_ranks_give_the_same(
-    two_ranks: Ranks, workshop: Workshop, run: Path, folder: Path, tmp_path: Path
+    two_ranks: Ranks, workshop: Workshop, run: Path, harness_folder: Path, tmp_path: Path
 ) -> None:
-    path = workshop.write_config(tmp_path / "two", tasks=section(workshop, folder))
+    path = workshop.write_config(tmp_path / "two", tasks=section(workshop, harness_folder))
     shape = ("model.dropout=0", "parallel.tensor=2", "training.tokens=8 steps", "tasks.marks.end=false")
     two_ranks.call(train, path=path, overrides=shape)
     ours, theirs = tasks_of(tmp_path / "two"), tasks_of(run)
@@ -158,8 +142,10 @@ def refusal(path: Path) -> str:
     return str(error.value)
 
 
-def test_what_cannot_be_followed_is_refused(one_rank: Ranks, workshop: Workshop, folder: Path, tmp_path: Path) -> None:
-    choices = (folder / "choices.yaml").read_text().split("metric_list")[0]
+def test_what_cannot_be_followed_is_refused(
+    one_rank: Ranks, workshop: Workshop, harness_folder: Path, tmp_path: Path
+) -> None:
+    choices = (harness_folder / "choices.yaml").read_text().split("metric_list")[0]
     (tmp_path / "other.yaml").write_text(
         choices.replace("task: choices", "task: first") + "metric_list: [{metric: acc}]"
     )
@@ -170,7 +156,7 @@ def test_what_cannot_be_followed_is_refused(one_rank: Ranks, workshop: Workshop,
     )
 
     def said(name: str) -> str:
-        tasks = section(workshop, folder)
+        tasks = section(workshop, harness_folder)
         tasks["harness"]["asked"] = {"tasks": [str(tmp_path / f"{name}.yaml")]}
         return str(one_rank.call(refusal, path=workshop.write_config(tmp_path / f"run-{name}", tasks=tasks))[0])
 

@@ -1,6 +1,7 @@
 """A pool of live process groups, for tests that need ranks.
 
-A bare torchrun start costs 5 to 9 seconds; these processes start once a session and import everything once.
+A bare torchrun start costs 5 to 9 seconds; these processes start once a session. Where there is no GPU they are
+forked from one process that has imported everything; CUDA outlives no fork, so that with GPUs each imports for itself.
 A job is a function of a test module, called on every rank with the same arguments; it finds a fresh world and
 divides it as it needs. When a job fails or hangs, its processes are ended, and the next job finds new ones.
 """
@@ -9,36 +10,52 @@ import gc
 import itertools
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import psutil
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+from megatron_cpt.parallel import groups
+
+CONTEXT: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+CONTEXT.set_forkserver_preload(["tests.train.runs"])
 
 
-def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
-    """One rank: calls what it is told to, each time in a world of its own."""
+def serve(rank: int, size: int, pipe: Connection, results: Any) -> None:
+    """One rank: calls what it is told to, each time in a world of its own.
+
+    Rank 0 tells the port that the system gave to its store; the others are told it.
+
+    Args:
+        results: the queue of Megatron-Core's checkpoint writer, which would start a process that imports everything
+            for it.
+    """
+    torch.set_num_threads(1)
+    filesystem_async._results_queue = results
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+        pipe.send(store.port)
+    else:
+        store = dist.TCPStore("127.0.0.1", pipe.recv(), size)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
         "OMP_NUM_THREADS": "1",
     }
-    # The environment must stand before torch is imported.
-    import torch.distributed as dist  # noqa: PLC0415
-
-    from megatron_cpt.parallel import groups  # noqa: PLC0415
-
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0)
     for number in itertools.count():
         try:
             job, arguments = pipe.recv()
         except EOFError:
             return
+        gc.freeze()  # what the libraries hold is not to be looked through after every job
         backend = "nccl" if groups.device().type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.PrefixStore(f"job {number}", store), rank=rank, world_size=size)
         try:
@@ -58,6 +75,8 @@ class Ranks:
         self.size = size
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._manager: Any = None
+        self._results: list[Any] = []
 
     def call(self, job: Callable[..., Any], /, timeout: float = 240, **arguments: Any) -> list[Any]:
         """What the job returns on each rank. A failure on any rank fails the test, with its traceback."""
@@ -90,17 +109,18 @@ class Ranks:
         if self._processes and all(process.is_alive() for process in self._processes):
             return
         self.stop()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        spawn = multiprocessing.get_context("spawn")
+        self._manager = CONTEXT.Manager()
+        self._results = [self._manager.Queue() for _ in range(self.size)]
         for rank in range(self.size):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(rank, self.size, port, theirs))
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=serve, args=(rank, self.size, theirs, self._results[rank]))
             process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
+        port = self._pipes[0].recv()
+        for pipe in self._pipes[1:]:
+            pipe.send(port)
 
     def stop(self) -> None:
         """Ends the processes: those that listen end well, and with them what they started; the others are killed."""
@@ -110,4 +130,7 @@ class Ranks:
             process.join(timeout=10)
             process.kill()
             process.join()
-        self._processes, self._pipes = [], []
+        self._processes, self._pipes, self._results = [], [], []
+        if self._manager is not None:
+            self._manager.shutdown()
+            self._manager = None

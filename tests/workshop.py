@@ -81,7 +81,7 @@ class Workshop:
             "schedule": {"peak": 2e-3, "warmup": "3 steps", "final": 1e-4},
             "validation": {
                 "sets": {
-                    name: {"paths": [f"{self.prefix(name)}.validation"], "role": role}
+                    name: {"paths": [f"{self.prefix(name)}.validation"], "role": role, "tokens": 9 * SEQUENCE_LENGTH}
                     for name, role in (("domain", "domain"), ("general", "replay"))
                 },
                 "marks": {"at": ["5 steps"]},

@@ -21,12 +21,13 @@ from tests.checkpoint.hf_models import all_tensors, write_model
 from tests.families.folders import MODELS
 from tests.ranks import Ranks
 
+Gradients = dict[str, np.ndarray]
+"""Gradients under Hugging Face names."""
 SEQUENCES, LENGTH = 2, 24
+WINDOWS = torch.randint(101, (SEQUENCES, LENGTH + 1), generator=torch.Generator().manual_seed(2))
 
 
-def gradients(
-    folder: Path, windows: Tensor, tensor: int, pipeline: int, transformer: dict[str, Any]
-) -> dict[str, np.ndarray]:
+def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int, transformer: dict[str, Any]) -> Gradients:
     """A job: the gradients of the mean loss under Hugging Face names, each on the first rank of its stage."""
     config = config_from_dict(
         {
@@ -66,11 +67,11 @@ def divides_sequences(folder: Path, tensor: int) -> bool:
     return tensor > 1 and read_shape(folder).experts > 0
 
 
-def transformers_gradients(folder: Path, windows: Tensor, scratch: Path) -> dict[str, np.ndarray]:
+def transformers_gradients(folder: Path, scratch: Path) -> Gradients:
     """The gradients of the mean loss by transformers' own model, under the names in its folders."""
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    logits = reference(windows[:, :-1]).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
+    logits = reference(WINDOWS[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), WINDOWS[:, 1:].flatten()).backward()
     # transformers renames and joins tensors as it loads; saved in the weights' place, gradients have the first names.
     for parameter in reference.parameters():
         parameter.data.copy_(parameter.grad)
@@ -78,14 +79,13 @@ def transformers_gradients(folder: Path, windows: Tensor, scratch: Path) -> dict
     return {name: gradient.numpy() for name, gradient in all_tensors(scratch).items()}
 
 
-def check_gradients(ranks: Ranks, folder: Path, tensor: int, pipeline: int, **transformer: Any) -> None:
-    torch.manual_seed(2)
-    windows = torch.randint(101, (SEQUENCES, LENGTH + 1))
-    expected = transformers_gradients(folder, windows, folder.with_name("gradients"))
+def check_gradients(
+    ranks: Ranks, folder: Path, expected: Gradients, tensor: int = 1, pipeline: int = 1, **transformer: Any
+) -> None:
     if read_shape(folder).experts:
         transformer["moe_aux_loss_coeff"] = 0.0  # transformers does not add the balance of experts unless asked to
     results = ranks.call(
-        gradients, folder=folder, windows=windows, tensor=tensor, pipeline=pipeline, transformer=transformer
+        gradients, folder=folder, windows=WINDOWS, tensor=tensor, pipeline=pipeline, transformer=transformer
     )
     found = {name: gradient for result in results for name, gradient in result.items()}
     assert set(found) == set(expected)
@@ -101,13 +101,19 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_model(tmp_path_factory.mktemp(request.param) / "hf", MODELS[request.param])
 
 
-def test_one_process(one_rank: Ranks, model: Path) -> None:
-    check_gradients(one_rank, model, tensor=1, pipeline=1)
+@pytest.fixture(scope="module")
+def expected(model: Path) -> Gradients:
+    """The gradients of transformers' own model."""
+    return transformers_gradients(model, model.with_name("gradients"))
+
+
+def test_one_process(one_rank: Ranks, model: Path, expected: Gradients) -> None:
+    check_gradients(one_rank, model, expected)
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
-def test_two_processes(two_ranks: Ranks, model: Path, tensor: int, pipeline: int) -> None:
-    check_gradients(two_ranks, model, tensor, pipeline)
+def test_two_processes(two_ranks: Ranks, model: Path, expected: Gradients, tensor: int, pipeline: int) -> None:
+    check_gradients(two_ranks, model, expected, tensor, pipeline)
 
 
 @pytest.mark.parametrize(
@@ -121,4 +127,4 @@ def test_recomputation_changes_no_gradient_of_a_parallel_layer(
     one_rank: Ranks, tmp_path: Path, recomputation: dict[str, Any]
 ) -> None:
     folder = write_model(tmp_path / "hf", MODELS["gpt_neox"])
-    check_gradients(one_rank, folder, tensor=1, pipeline=1, **recomputation)
+    check_gradients(one_rank, folder, transformers_gradients(folder, tmp_path / "gradients"), **recomputation)

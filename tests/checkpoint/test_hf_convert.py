@@ -1,8 +1,6 @@
 """Whole conversions: a folder to a checkpoint and back, and the comparison with transformers."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import orjson
@@ -137,13 +135,14 @@ def test_a_real_model_goes_in_and_out(one_rank: Ranks, tmp_path: Path) -> None:
     assert found.same_choice == 1.0
 
 
-def test_the_command_prints_the_difference_and_fails_beyond_the_tolerance(tmp_path: Path) -> None:
+def test_the_command_prints_the_difference_and_fails_beyond_the_tolerance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_llama(tmp_path / "hf")
-    words = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "convert", "verify", str(folder), str(folder)]
-    found = subprocess.run([*words, "--tolerance", "0"], capture_output=True, text=True, timeout=120)
-    assert found.returncode == 4
-    assert "at 128 positions" in found.stdout
-    assert "the models differ by" in found.stderr
+    assert main(["convert", "verify", str(folder), str(folder), "--tolerance", "0"]) == 4
+    said = capsys.readouterr()
+    assert "at 128 positions" in said.out
+    assert "the models differ by" in said.err
 
 
 def test_bf16_is_judged_beside_transformers_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

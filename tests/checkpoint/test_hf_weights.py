@@ -20,6 +20,7 @@ from tests.ranks import Ranks
 
 # One of each kind of layer, where what is tried does not hang on the family.
 KINDS = ["llama_tied", "gpt_neox", "qwen3_moe_mixed", "olmo2", "gemma2", "gemma3"]
+TOKENS = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -28,21 +29,27 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_model(tmp_path_factory.mktemp(request.param) / "hf", MODELS[request.param])
 
 
-def check_layout(ranks: Ranks, model: Path, output: Path, tensor: int, pipeline: int) -> list[str]:
+@pytest.fixture(scope="module")
+def expected(model: Path) -> np.ndarray:
+    """The logits of transformers' own model."""
+    logits = transformers_logits(model, TOKENS).numpy()
+    assert logits.std() > 0.5
+    return logits
+
+
+def check_layout(
+    ranks: Ranks, model: Path, expected: np.ndarray, output: Path, tensor: int, pipeline: int
+) -> list[str]:
     """In, logits, out; returns the names of the safetensors."""
-    torch.manual_seed(1)
-    tokens = torch.randint(101, (2, 40))
     results = ranks.call(
         load_and_export,
         folder=model,
         output=output,
-        tokens=tokens,
+        tokens=TOKENS,
         tensor=tensor,
         pipeline=pipeline,
         shard_bytes=40_000,
     )
-    expected = transformers_logits(model, tokens).numpy()
-    assert expected.std() > 0.5
     logits = [result for result in results if result is not None]
     assert len(logits) == len(results) // pipeline
     for ours in logits:
@@ -51,25 +58,27 @@ def check_layout(ranks: Ranks, model: Path, output: Path, tensor: int, pipeline:
     return sorted(path.name for path in output.glob("*.safetensors"))
 
 
-def test_one_process(one_rank: Ranks, model: Path, tmp_path: Path) -> None:
-    files = check_layout(one_rank, model, tmp_path / "out", tensor=1, pipeline=1)
+def test_one_process(one_rank: Ranks, model: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    files = check_layout(one_rank, model, expected, tmp_path / "out", tensor=1, pipeline=1)
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert len(files) > 2
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
-def test_two_processes(two_ranks: Ranks, model: Path, tmp_path: Path, tensor: int, pipeline: int) -> None:
-    check_layout(two_ranks, model, tmp_path / "out", tensor, pipeline)
+def test_two_processes(
+    two_ranks: Ranks, model: Path, expected: np.ndarray, tmp_path: Path, tensor: int, pipeline: int
+) -> None:
+    check_layout(two_ranks, model, expected, tmp_path / "out", tensor, pipeline)
 
 
 @pytest.mark.parametrize("model", KINDS, indirect=True)
-def test_two_replicas(two_ranks: Ranks, model: Path, tmp_path: Path) -> None:
-    check_layout(two_ranks, model, tmp_path / "out", tensor=1, pipeline=1)
+def test_two_replicas(two_ranks: Ranks, model: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    check_layout(two_ranks, model, expected, tmp_path / "out", tensor=1, pipeline=1)
 
 
 @pytest.mark.parametrize("model", KINDS, indirect=True)
-def test_four_processes(four_ranks: Ranks, model: Path, tmp_path: Path) -> None:
-    check_layout(four_ranks, model, tmp_path / "out", tensor=2, pipeline=2)
+def test_four_processes(four_ranks: Ranks, model: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    check_layout(four_ranks, model, expected, tmp_path / "out", tensor=2, pipeline=2)
 
 
 def test_slices_of_any_number_of_ranks_join_to_the_same_tensors(tmp_path: Path) -> None:

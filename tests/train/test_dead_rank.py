@@ -32,28 +32,23 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_a_second_command_on_the_same_folder_is_refused_and_the_first_goes_on(
-    workshop: Workshop, tmp_path: Path
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named(
+    workshop: Workshop, tmp_path: Path, rank: int
 ) -> None:
+    """The second command, on the folder of the first, changes nothing of it."""
     run = tmp_path / "run"
     path = workshop.write_config(run)
-    first = start(path, 1, ENDLESS)
-    wait_for_checkpoint(run, 4, first)
+    process = start(path, 2, ENDLESS)
+    wait_for_checkpoint(run, 4, process)
     second = start(path, 2, ENDLESS)
     _, said = second.communicate(timeout=60)
     assert second.returncode == ExitCode.BAD_INPUT
     assert "is training in this folder" in said.decode()
+    assert process.poll() is None
     status = read_status(run / "status.json")
     assert status is not None
     assert status.state == "running"
-    end_all([first.pid, *descendants(first.pid)])
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_job_and_is_named(workshop: Workshop, tmp_path: Path, rank: int) -> None:
-    run = tmp_path / "run"
-    process = start(workshop.write_config(run), 2, ENDLESS)
-    wait_for_checkpoint(run, 4, process)
     [torchrun] = children(process.pid)
     ranks = {rank_of(pid): pid for pid in children(torchrun)}
     everyone = descendants(process.pid)

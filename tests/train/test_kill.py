@@ -7,7 +7,8 @@ import pytest
 
 from megatron_cpt.runs.lifeline import end_all
 from megatron_cpt.runs.status import read_status
-from tests.train.runs import descendants, records_of, start, wait_for_checkpoint
+from tests.ranks import Ranks
+from tests.train.runs import descendants, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
 
 
@@ -18,7 +19,9 @@ def kill_when_reached(run: Path, step: int, process: subprocess.Popen[bytes]) ->
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_ends_like_one_that_was_not(workshop: Workshop, tmp_path: Path, processes: int) -> None:
+def test_a_killed_run_ends_like_one_that_was_not(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, processes: int
+) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     path = workshop.write_config(killed)
     kill_when_reached(killed, 4, start(path, processes))
@@ -26,7 +29,7 @@ def test_a_killed_run_ends_like_one_that_was_not(workshop: Workshop, tmp_path: P
     assert status is not None
     assert status.state == "running"
     assert start(path, processes).wait(120) == 0
-    assert start(workshop.write_config(whole), processes).wait(120) == 0
+    {1: one_rank, 2: two_ranks}[processes].call(train, path=workshop.write_config(whole))
     assert records_of(killed) == records_of(whole)
     status = read_status(killed / "status.json")
     assert status is not None

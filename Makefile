@@ -35,7 +35,7 @@ quickstart: install
 	$(BIN)/python examples/quickstart/run.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: install
 	$(BIN)/python -m pytest -m ""

@@ -73,8 +73,8 @@ def test_it_learns_another_domain_and_transformers_reads_what_comes_out(one_rank
         "run": {"folder": str(tmp_path / "run")},
         "model": {"hf": str(STORIES)},
         "data": {"sequence_length": 256, "sources": {"medicine": {"paths": [str(tmp_path / "medicine")]}}},
-        "training": {"tokens": "20 steps", "global_batch_size": 8, "micro_batch_size": 8, "precision": "fp32"},
-        "schedule": {"peak": 2e-3, "warmup": "4 steps"},
+        "training": {"tokens": "8 steps", "global_batch_size": 8, "micro_batch_size": 8, "precision": "fp32"},
+        "schedule": {"peak": 2e-3, "warmup": "2 steps"},
         "checkpoint": {"export_hf": {"end": True}},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
@@ -84,4 +84,4 @@ def test_it_learns_another_domain_and_transformers_reads_what_comes_out(one_rank
     tokens = opening_tokens("med_pubmedqa_abstracts")
     with torch.no_grad():
         trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run/hf").eval()
-        assert mean_loss(trained(tokens).logits, tokens) < KNOWN["med_pubmedqa_abstracts"] - 0.3
+        assert mean_loss(trained(tokens).logits, tokens) < KNOWN["med_pubmedqa_abstracts"] - 1

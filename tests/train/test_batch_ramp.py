@@ -70,7 +70,10 @@ def test_records_count_what_was_read(one_rank: Ranks, workshop: Workshop, tmp_pa
     assert sum(position.source_sequences.values()) == 28
 
 
-@pytest.mark.parametrize("layout", [(), ("parallel.tensor=2",)], ids=["data 2", "tensor 2"])
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param((), id="data 2"), pytest.param(("parallel.tensor=2",), id="tensor 2", marks=pytest.mark.slow)],
+)
 def test_a_resume_in_the_ramp_is_exact(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: tuple[str, ...]
 ) -> None:

@@ -32,7 +32,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named(
     workshop: Workshop, tmp_path: Path, rank: int
 ) -> None:

@@ -14,8 +14,8 @@ from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
 
-STEPS = 60
-LONG = (f"training.tokens={STEPS} steps",)
+STEPS, SAVED = 60, 20
+LONG = (f"training.tokens={STEPS} steps", f"checkpoint.every={SAVED} steps")
 
 
 def test_a_request_listens_while_it_is_open_and_gives_the_signals_back() -> None:
@@ -49,12 +49,12 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     path = workshop.write_config(stopped)
     process = start(path, 2, *LONG)
-    wait_for_checkpoint(stopped, 4, process)
+    wait_for_checkpoint(stopped, SAVED, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == ExitCode.PREEMPTED
     status = status_of(stopped)
     assert (status.state, status.exit_code) == ("preempted", 75)
-    assert 4 <= status.step < STEPS
+    assert SAVED <= status.step < STEPS
     assert status.message is not None
     assert status.message.startswith(f"SIGTERM received: saved after step {status.step} of {STEPS}")
     assert (stopped / "checkpoints" / f"step-{status.step:08}" / "complete.json").exists()
@@ -71,7 +71,7 @@ def train_and_be_told(path: Path, overrides: tuple[str, ...], run: Path) -> int:
 
 
 def signal_when_saved(run: Path) -> None:
-    wait_for_checkpoint(run, 4)
+    wait_for_checkpoint(run, SAVED)
     os.kill(os.getpid(), signal.SIGUSR1)
 
 

@@ -50,12 +50,12 @@ def serve(rank: int, size: int, pipe: Connection, results: Any) -> None:
         "MASTER_PORT": str(store.port),
         "OMP_NUM_THREADS": "1",
     }
+    gc.freeze()  # what the libraries hold is not to be looked through after every job
     for number in itertools.count():
         try:
             job, arguments = pipe.recv()
         except EOFError:
             return
-        gc.freeze()  # what the libraries hold is not to be looked through after every job
         backend = "nccl" if groups.device().type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.PrefixStore(f"job {number}", store), rank=rank, world_size=size)
         try:

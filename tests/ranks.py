@@ -1,9 +1,10 @@
 """A pool of live process groups, for tests that need ranks.
 
-A bare torchrun start costs 5 to 9 seconds; these processes start once a session. Where there is no GPU they are
-forked from one process that has imported everything; CUDA outlives no fork, so that with GPUs each imports for itself.
-A job is a function of a test module, called on every rank with the same arguments; it finds a fresh world and
-divides it as it needs. When a job fails or hangs, its processes are ended, and the next job finds new ones.
+A bare torchrun start costs 5 to 9 seconds; these processes start once a session, forked from one that has imported
+everything, and themselves fork one for each job. With GPUs there is no fork, which CUDA does not outlive: each process
+imports for itself and does all its jobs. A job is a function of a test module, called on every rank with the same
+arguments; it finds a fresh world and divides it as it needs. When a job fails or hangs, its processes are ended, and
+the next job finds new ones.
 """
 
 import gc
@@ -15,57 +16,74 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_cpt.parallel import groups
+from megatron_cpt.runs.lifeline import die_with_parent
 
-CONTEXT: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-CONTEXT.set_forkserver_preload(["tests.train.runs"])
+GPUS = torch.cuda.is_available()
+CONTEXT: Any = multiprocessing.get_context("spawn" if GPUS else "forkserver")
+CONTEXT.set_forkserver_preload(["tests.train.runs", "transformers.models.llama.modeling_llama"])
 
 
-def serve(rank: int, size: int, pipe: Connection, results: Any) -> None:
-    """One rank: calls what it is told to, each time in a world of its own.
+def serve(rank: int, size: int, port: int, pipe: Connection, results: Any) -> None:
+    """One rank: does what it is told to, each time in a process of its own.
 
-    Rank 0 tells the port that the system gave to its store; the others are told it.
+    What a job leaves behind ends with its process: Megatron-Core's hooks on gradients hold a run's groups for ever, and
+    each of these has threads that wake a hundred times a second.
 
     Args:
+        port: of the store in which the ranks meet.
         results: the queue of Megatron-Core's checkpoint writer, which would start a process that imports everything
             for it.
     """
     torch.set_num_threads(1)
     filesystem_async._results_queue = results
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-        pipe.send(store.port)
-    else:
-        store = dist.TCPStore("127.0.0.1", pipe.recv(), size)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
+        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    gc.freeze()  # what the libraries hold is not to be looked through after every job
     for number in itertools.count():
         try:
             job, arguments = pipe.recv()
         except EOFError:
             return
-        backend = "nccl" if groups.device().type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore(f"job {number}", store), rank=rank, world_size=size)
-        try:
-            answer = (True, job(**arguments))
-        except Exception as error:
-            answer = (False, f"rank {rank}: {''.join(traceback.format_exception(error))}")
-        # A layout makes some twenty groups, each with threads: without this they would add up over a session.
-        groups.leave_world()
-        gc.collect()
-        pipe.send(answer)
+        if GPUS:
+            do(f"job {number}", job, arguments, pipe)
+            groups.leave_world()
+            gc.collect()
+            continue
+        child = os.fork()
+        if child == 0:
+            die_with_parent()
+            do(f"job {number}", job, arguments, pipe)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            return
+
+
+def do(name: str, job: Callable[..., Any], arguments: dict[str, Any], pipe: Connection) -> None:
+    """Calls a job in a world of its own, and sends what it returns, or its traceback."""
+    join(name)
+    try:
+        answer = (True, job(**arguments))
+    except Exception as error:
+        answer = (False, f"rank {os.environ['RANK']}: {''.join(traceback.format_exception(error))}")
+    pipe.send(answer)
+
+
+def join(name: str) -> None:
+    """Joins the world of a job, or of a part of one after it has left another."""
+    rank, size, port = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    store = dist.PrefixStore(name, dist.TCPStore("127.0.0.1", port, is_master=False))
+    backend = "nccl" if groups.device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 class Ranks:
@@ -75,6 +93,7 @@ class Ranks:
         self.size = size
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._store: Any = None
         self._manager: Any = None
         self._results: list[Any] = []
 
@@ -101,26 +120,22 @@ class Ranks:
                 raise AssertionError(f"no answer from ranks {sorted(waiting.values())} within {timeout} s")
         return results
 
-    def threads(self) -> list[int]:
-        """Threads of each process."""
-        return [psutil.Process(process.pid).num_threads() for process in self._processes]
-
     def _start(self) -> None:
         if self._processes and all(process.is_alive() for process in self._processes):
             return
         self.stop()
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._manager = CONTEXT.Manager()
         self._results = [self._manager.Queue() for _ in range(self.size)]
         for rank in range(self.size):
             ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=serve, args=(rank, self.size, theirs, self._results[rank]))
+            process = CONTEXT.Process(
+                target=serve, args=(rank, self.size, self._store.port, theirs, self._results[rank])
+            )
             process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
-        port = self._pipes[0].recv()
-        for pipe in self._pipes[1:]:
-            pipe.send(port)
 
     def stop(self) -> None:
         """Ends the processes: those that listen end well, and with them what they started; the others are killed."""
@@ -133,4 +148,4 @@ class Ranks:
         self._processes, self._pipes, self._results = [], [], []
         if self._manager is not None:
             self._manager.shutdown()
-            self._manager = None
+            self._manager = self._store = None

@@ -1,18 +1,29 @@
 """Groups that are given back take their threads with them: each wakes a hundred times a second."""
 
+import gc
 from pathlib import Path
 
-from tests.ranks import Ranks
+import psutil
+
+from megatron_cpt.parallel import groups
+from tests.ranks import Ranks, join
 from tests.train.runs import train
 from tests.workshop import Workshop
 
 
-def test_a_run_leaves_no_threads_behind(workshop: Workshop, tmp_path: Path) -> None:
-    ranks = Ranks(2)
+def threads_after(paths: list[Path]) -> list[int]:
+    """Job: trains run after run; the threads of this process after each."""
     counts = []
-    for number in range(3):
-        path = workshop.write_config(tmp_path / f"run-{number}", validation={"sets": {}})
-        ranks.call(train, path=path, overrides=("training.tokens=4 steps",))
-        counts.append(ranks.threads())
-    ranks.stop()
-    assert counts[0] == counts[1] == counts[2]
+    for path in paths:
+        train(path, ("training.tokens=4 steps",))
+        groups.leave_world()
+        gc.collect()
+        counts.append(psutil.Process().num_threads())
+        join(path.name)
+    return counts
+
+
+def test_a_run_leaves_no_threads_behind(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    paths = [workshop.write_config(tmp_path / f"run-{number}", validation={"sets": {}}) for number in range(3)]
+    for counts in two_ranks.call(threads_after, paths=paths):
+        assert counts[0] == counts[1] == counts[2]

@@ -11,6 +11,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import pickle
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -51,7 +52,7 @@ def serve(rank: int, size: int, port: int, pipe: Connection, results: Any) -> No
     }
     for number in itertools.count():
         try:
-            job, arguments = pipe.recv()
+            job, arguments = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
         if GPUS:
@@ -69,13 +70,16 @@ def serve(rank: int, size: int, port: int, pipe: Connection, results: Any) -> No
 
 
 def do(name: str, job: Callable[..., Any], arguments: dict[str, Any], pipe: Connection) -> None:
-    """Calls a job in a world of its own, and sends what it returns, or its traceback."""
+    """Calls a job in a world of its own, and sends what it returns, or its traceback.
+
+    Pickled here: multiprocessing would send tensors as handles, which end with this process.
+    """
     join(name)
     try:
-        answer = (True, job(**arguments))
+        answer = pickle.dumps((True, job(**arguments)))
     except Exception as error:
-        answer = (False, f"rank {os.environ['RANK']}: {''.join(traceback.format_exception(error))}")
-    pipe.send(answer)
+        answer = pickle.dumps((False, f"rank {os.environ['RANK']}: {''.join(traceback.format_exception(error))}"))
+    pipe.send_bytes(answer)
 
 
 def join(name: str) -> None:
@@ -101,7 +105,7 @@ class Ranks:
         """What the job returns on each rank. A failure on any rank fails the test, with its traceback."""
         self._start()
         for pipe in self._pipes:
-            pipe.send((job, arguments))
+            pipe.send_bytes(pickle.dumps((job, arguments)))
         waiting = dict(zip(self._pipes, range(self.size), strict=True))
         results: list[Any] = [None] * self.size
         while waiting:
@@ -109,7 +113,7 @@ class Ranks:
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 try:
-                    fine, results[rank] = pipe.recv()
+                    fine, results[rank] = pickle.loads(pipe.recv_bytes())
                 except EOFError:
                     fine, results[rank] = False, f"rank {rank} died"
                 if not fine:

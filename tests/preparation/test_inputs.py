@@ -24,15 +24,15 @@ def test_inputs_are_files_folders_and_globs(tmp_path: Path) -> None:
         ("a.jsonl", LINE, "json_lines", None),
         ("a.json", LINE, "json_lines", None),
         ("a.ndjson", LINE, "json_lines", None),
-        ("a.jsonl.gz", gzip.compress(LINE), "json_lines", "gzip"),
+        ("a.jsonl.gz", gzip.compress(LINE, mtime=0), "json_lines", "gzip"),
         ("a.jsonl.zst", zstandard.compress(LINE), "json_lines", "Zstandard"),
         # A wrong name does no harm where the content tells.
         ("a.jsonl", zstandard.compress(LINE), "json_lines", "Zstandard"),
         ("a.jsonl.gz", LINE, "json_lines", None),
         ("part-00000", LINE, "json_lines", None),
-        ("part-00000", gzip.compress(LINE), "json_lines", "gzip"),
+        ("part-00000", gzip.compress(LINE, mtime=0), "json_lines", "gzip"),
         ("a.txt", b"x", "text", None),
-        ("a.txt.gz", gzip.compress(b"x"), "text", "gzip"),
+        ("a.txt.gz", gzip.compress(b"x", mtime=0), "text", "gzip"),
         ("part-00000", b"PAR1....", "parquet", None),
     ],
 )
@@ -59,7 +59,7 @@ def test_every_wrong_input_is_listed_at_once(tmp_path: Path) -> None:
         "b.pdf": b"x",
         "c.json": b'[{"text": "x"}]',
         "d.parquet": b"x",
-        "e.jsonl.gz": gzip.compress(LINE)[2:],
+        "e.jsonl.gz": gzip.compress(LINE, mtime=0)[2:],
         "f.jsonl.zst": b"",
     }
     for name, content in contents.items():

@@ -84,10 +84,8 @@ def do(name: str, job: Callable[..., Any], arguments: dict[str, Any], pipe: Conn
 
 def join(name: str) -> None:
     """Joins the world of a job, or of a part of one after it has left another."""
-    rank, size, port = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-    store = dist.PrefixStore(name, dist.TCPStore("127.0.0.1", port, is_master=False))
-    backend = "nccl" if groups.device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
+    groups.join_world(store=dist.PrefixStore(name, store))
 
 
 class Ranks:

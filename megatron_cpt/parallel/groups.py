@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel.gloo import share_devices
 
 
 def device() -> torch.device:
@@ -23,22 +24,24 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def join_world(timeout: timedelta = timedelta(minutes=10)) -> None:
+def join_world(timeout: timedelta = timedelta(minutes=10), store: dist.Store | None = None) -> None:
     """Starts the process group from torchrun's environment (a world of one without it): NCCL on GPUs, gloo on CPUs.
 
-    A silent rank ends the others after the timeout.
+    A silent rank ends the others after the timeout. `store` is where the ranks meet, if not where torchrun says.
     """
     if dist.is_initialized():
         return
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
+    if store is None and "MASTER_PORT" not in os.environ:
+        store = dist.HashStore()
+    rank, size = (-1, -1) if store is None else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if device().type == "cuda":
         torch.cuda.set_device(device())
-        dist.init_process_group("nccl", timeout=timeout, device_id=device())
-    elif "MASTER_PORT" in os.environ:
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group("nccl", timeout=timeout, store=store, rank=rank, world_size=size, device_id=device())
     else:
-        dist.init_process_group("gloo", timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        share_devices()
+        dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
 
 
 def divide_world(parallel: ParallelSettings) -> None:

@@ -27,6 +27,7 @@ from megatron_cpt.model.padding import hide_padding, padded_vocabulary
 from megatron_cpt.model.rotary import scale_positions, score_scale
 from megatron_cpt.model.shared_documents import restart_positions
 from megatron_cpt.model.specs import block_spec, transformer_engine_usable, window_fields
+from megatron_cpt.model.weight_gradients import add_in_products
 from megatron_cpt.model.z_loss import add_z_loss
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.versions import known_fields
@@ -264,6 +265,8 @@ def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[Dist
     ]
     for replica in replicas:
         replica.broadcast_params()
+    if groups.device().type == "cpu":
+        add_in_products(replicas)
     if settings.overlap_grad_reduce:
         # Only the last micro batch of a step may set off the reduction.
         hold_back = [replica.no_sync for replica in replicas]

@@ -1,9 +1,12 @@
-"""torch's own fused norms, for Megatron-Core's local layer spec, also where sequences are divided."""
+"""torch's own norms, for Megatron-Core's local layer spec, also where sequences are divided."""
+
+from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-NORMS = {"RMSNorm": torch.nn.RMSNorm, "LayerNorm": torch.nn.LayerNorm}
+from megatron_cpt.parallel import groups
 
 
 class Norm:
@@ -17,7 +20,45 @@ class Norm:
         cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
     ) -> torch.nn.Module:
         """A norm over the last dimension, of width `hidden_size`."""
-        norm = NORMS[config.normalization](hidden_size, eps=eps, dtype=config.params_dtype)
+        norm = kind(config)(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         return norm
+
+
+def kind(config: TransformerConfig) -> type[torch.nn.Module]:
+    """The class of the norms: on a CPU and in fp32 one of ours for torch's RMSNorm, which has no kernel there."""
+    if config.normalization == "LayerNorm":
+        return torch.nn.LayerNorm
+    in_few_passes = groups.device().type == "cpu" and config.params_dtype is torch.float32
+    return RMSNorm if in_few_passes else torch.nn.RMSNorm
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, whose bits its outputs are, with its gradients in half as many passes."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states: fp32 [..., width]."""
+        return RootMeanSquare.apply(states, self.weight, self.eps)
+
+
+class RootMeanSquare(torch.autograd.Function):
+    """y = x r w, where r = 1 / sqrt(mean(x^2) + epsilon)."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """states: [..., width]; weight: [width]."""
+        inverse = states.square().mean(dim=-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(states, weight, inverse)
+        return (states * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """dx = r (g w - x r mean(g w x r)), dw = sum(g x r)."""
+        states, weight, inverse = ctx.saved_tensors
+        normed = states * inverse
+        products = gradient * normed
+        of_weight = products.flatten(0, -2).sum(dim=0)
+        along = (products @ weight).div_(-weight.numel()).unsqueeze(-1)
+        weighted = torch.mul(gradient, weight, out=products)
+        return normed.mul_(along).add_(weighted).mul_(inverse), of_weight, None

@@ -219,6 +219,9 @@ def mend(module: types.ModuleType) -> None:
             rng = sys.modules["torch"]
             names["_get_cuda_rng_state"] = lambda device="cuda", clone=False, graph_safe=False: rng.get_rng_state()
             names["_set_cuda_rng_state"] = lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
+        case "megatron.core.optimizer.clip_grads":
+            # Theirs scales into a copy, and copies that back.
+            names["multi_tensor_scale_impl"] = scale_in_place
         case "megatron.core.tensor_parallel.mappings":
             from megatron_cpt.parallel import unequal_parts  # noqa: PLC0415  (it imports torch)
 
@@ -228,6 +231,12 @@ def mend(module: types.ModuleType) -> None:
         case "megatron.core.transformer.moe.token_dispatcher":
             # Theirs leaves tensors that are not on CUDA alone, but all_to_all_single wants lists of ints.
             names["maybe_move_tensor_to_cpu"] = splits_to_host
+
+
+def scale_in_place(chunk_size: int, overflow: Any, lists: Sequence[Sequence[Any]], factor: float) -> None:
+    """Scales the tensors of the first list, which are those of the second."""
+    for tensor in lists[0]:
+        tensor.mul_(factor)
 
 
 def splits_to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

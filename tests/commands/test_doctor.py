@@ -16,7 +16,7 @@ def test_doctor_names_every_kernel_of_a_cpu() -> None:
         "Megatron-Core runs on": "the CPU layer (gloo)",
         "layers": "Megatron-Core",
         "attention": "torch scaled_dot_product_attention",
-        "norm": "torch RMSNorm",
+        "norm": "megatron-cpt RMSNorm",
         "rope": "megatron-cpt, whole heads in one pass",
         "loss": "megatron-cpt, rows in the cache",
         "optimizer": "torch AdamW (fused)",

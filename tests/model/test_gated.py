@@ -12,10 +12,8 @@ def by_torch(gate_up: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return functional.silu(gate) * up
 
 
-@pytest.mark.parametrize("cached_bytes", [gated.CACHED_BYTES, 3 * 64 * 4])  # all rows at once, and three at a time
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_outputs_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, cached_bytes: int, with_bias: bool) -> None:
-    monkeypatch.setattr(gated, "CACHED_BYTES", cached_bytes)
+def test_outputs_and_gradients_are_torchs(with_bias: bool) -> None:
     torch.manual_seed(0)
     given, bias, gradient = torch.randn(5, 2, 64), torch.randn(64), torch.randn(2, 5, 32).transpose(0, 1)
     results = []

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import random as megatron_random
 
 from megatron_cpt.parallel import cpu
@@ -30,6 +31,15 @@ def test_torch_itself_is_untouched() -> None:
 def test_tensor_type_names_cuda_and_stays_usable_as_a_cast() -> None:
     assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
     assert torch.zeros(1).type(torch.float64).dtype is torch.float64
+
+
+def test_gradients_are_clipped_in_their_place() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    place = weight.grad.data_ptr()
+    clip_grads.clip_grad_by_total_norm_fp32([weight], max_norm=1.0, total_norm=5.0)
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-6)
+    assert weight.grad.data_ptr() == place
 
 
 def test_events_and_streams_do_nothing_and_say_done() -> None:

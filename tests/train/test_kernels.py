@@ -23,12 +23,15 @@ WINDOWED = "torch scaled_dot_product_attention on blocks of a window"
 IN_MEMORY = "scores in memory (soft cap, or windows beside two bases of positions)"
 ONE_PASS = "megatron-cpt, whole heads in one pass"
 KINDS: dict[str, dict[str, str]] = {
-    "llama": {"attention": SDPA, "norm": "torch RMSNorm", "rope": ONE_PASS, "experts": "none"},
+    "llama": {"attention": SDPA, "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS, "experts": "none"},
     "gpt_neox": {"attention": SDPA, "norm": "torch LayerNorm", "rope": "Megatron-Core", "experts": "none"},
-    "mistral": {"attention": WINDOWED, "norm": "torch RMSNorm", "rope": ONE_PASS},
-    "qwen3_window": {"attention": f"{SDPA}, {WINDOWED}", "norm": "torch RMSNorm", "rope": ONE_PASS},
+    "mistral": {"attention": WINDOWED, "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS},
+    "qwen3_window": {"attention": f"{SDPA}, {WINDOWED}", "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS},
     "gemma2": {"attention": IN_MEMORY, "norm": "megatron-cpt ZeroCenteredRMSNorm", "rope": ONE_PASS},
-    "olmo2": {"attention": SDPA, "norm": "megatron-cpt AllKeysRMSNorm, megatron-cpt AllQueriesRMSNorm, torch RMSNorm"},
+    "olmo2": {
+        "attention": SDPA,
+        "norm": "megatron-cpt AllKeysRMSNorm, megatron-cpt AllQueriesRMSNorm, megatron-cpt RMSNorm",
+    },
     "mixtral": {"attention": SDPA, "experts": "Megatron-Core, one after the other"},
 }
 

@@ -48,20 +48,18 @@ def train_with_nan(
 
 
 def put_nan(run: Run, name: str, steps: tuple[int, ...]) -> None:
-    """Hooks the first parameter of that name: its gradient comes once a micro batch."""
+    """Hooks the first parameter of that name, whose gradient comes once a micro batch: its buffer gets the NaN."""
+    parameter = next(value for key, value in run.model[0].named_parameters() if key.endswith(name))
     calls = 0
 
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+    def spoil(gradient: torch.Tensor) -> None:
         nonlocal calls
         calls += 1
         step = run.first_step + (calls - 1) // run.step_shape.micro_batches + 1
-        if step not in steps:
-            return gradient
-        spoiled = gradient.clone()
-        spoiled.view(-1)[3] = torch.nan
-        return spoiled
+        if step in steps:
+            parameter.main_grad.view(-1)[3] = torch.nan
 
-    next(value for key, value in run.model[0].named_parameters() if key.endswith(name)).register_hook(spoil)
+    parameter.register_hook(spoil)
 
 
 def hash_of(run: Run) -> str:

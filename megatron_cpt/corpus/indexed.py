@@ -20,6 +20,7 @@ import hashlib
 import mmap
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,8 @@ SMALL_VOCABULARY = 65_500
 """Megatron's rule: ids of a smaller vocabulary are uint16, of any other int32."""
 CHUNK = 1 << 20
 """Entries of an index that are looked at together: bounds the memory of checks."""
+LARGE_PORTION = 1 << 20
+"""Bytes of which the hash takes so long, half a millisecond, that a thread is worth it."""
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -255,13 +258,13 @@ class IndexedWriter:
         self.data_sha256 = ""
         self.index_sha256 = ""
         self._sequences = 0
-        self._data_hash = hashlib.sha256()
         self._open_files = ExitStack()
 
     def __enter__(self) -> Self:
         folder = bin_path(self.prefix).parent
         folder.mkdir(parents=True, exist_ok=True)
         self._data = self._open_files.enter_context(durable_file(bin_path(self.prefix)))
+        self._data_hash = _HashBeside(self._open_files.enter_context(ThreadPoolExecutor(1)))
         # What the index will hold waits in files without a name.
         self._lengths = self._open_files.enter_context(TemporaryFile(dir=folder))
         self._bounds = self._open_files.enter_context(TemporaryFile(dir=folder))
@@ -274,12 +277,12 @@ class IndexedWriter:
         if error is not None:
             self._open_files.__exit__(kind, error, trace)
             return
+        self.data_sha256 = self._data_hash.hexdigest()
         invalidate(self.prefix)
         # The index is written aside first; it gets its name behind the data.
         with durable_file(idx_path(self.prefix)) as file:
             self._write_index(file)
             self._open_files.close()
-        self.data_sha256 = self._data_hash.hexdigest()
 
     def add(self, tokens: npt.NDArray[Any], sequence_lengths: npt.NDArray[Any] | None = None) -> None:
         """Writes one document: int[n] ids, in one sequence or, for split sentences, in several."""
@@ -349,6 +352,31 @@ class IndexedWriter:
         for bounds in _read_back(self._bounds, "<i8"):
             put(bounds.tobytes())
         self.index_sha256 = digest.hexdigest()
+
+
+class _HashBeside:
+    """SHA-256 of what comes in portions, large ones by a thread: it takes a third of the time of writing a dataset."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._hash = hashlib.sha256()
+        self._last: Future[None] | None = None
+
+    def update(self, content: bytes) -> None:
+        """Takes the next portion, once the one before is done: one is held at most."""
+        self._wait()
+        if len(content) < LARGE_PORTION:
+            self._hash.update(content)
+        else:
+            self._last = self._thread.submit(self._hash.update, content)
+
+    def hexdigest(self) -> str:
+        self._wait()
+        return self._hash.hexdigest()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
 
 def _read_back(file: BinaryIO, dtype: str) -> Iterator[npt.NDArray[Any]]:

@@ -6,8 +6,11 @@ of plain text, so where they are to stay plain text it is given a tokenizer that
 """
 
 import importlib.util
+import multiprocessing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,20 +66,18 @@ class FastTokenizer:
     """gigatoken in the place of a tokenizer. Raises NotEqual where it cannot be loaded or differs."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-        try:
-            self._backend, added = _loaded(tokenizer)
-        except NotEqual:
-            raise
-        # The library raises several kinds for what it does not know.
-        except Exception as error:
-            raise NotEqual(f"it cannot load {tokenizer.folder} ({str(error).splitlines()[0]})") from error
+        load, added = _loader(tokenizer)
         probes = [f"a{token}b {token} c" for token in added]
-        self._prove(tokenizer, [*ODD_TEXTS, *probes, *texts])
-
-    def _prove(self, tokenizer: Tokenizer, texts: list[str]) -> None:
-        for text, right, ours in zip(texts, tokenizer.encode_batch(texts), self.encode_flat(texts).each(), strict=True):
-            if not np.array_equal(right, ours):
-                raise NotEqual(f"it gives other ids for {text[:60]!r}")
+        proof = [*ODD_TEXTS, *probes, *texts]
+        with encoded_beside(tokenizer, proof) as encoded:
+            try:
+                self._backend = load()
+            # The library raises several kinds for what it does not know.
+            except Exception as error:
+                raise NotEqual(f"it cannot load {tokenizer.folder} ({str(error).splitlines()[0]})") from error
+            for text, right, ours in zip(proof, encoded().each(), self.encode_flat(proof).each(), strict=True):
+                if not np.array_equal(right, ours):
+                    raise NotEqual(f"it gives other ids for {text[:60]!r}")
 
     def encode_flat(self, texts: Sequence[str]) -> Encoded:
         """The ids of each text alone, laid end to end; one thread of the library does it."""
@@ -84,19 +85,44 @@ class FastTokenizer:
         return Encoded.joined([self._backend.encode(text) for text in texts])
 
 
-def _loaded(tokenizer: Tokenizer) -> tuple[Any, list[str]]:
-    """gigatoken's tokenizer, and the added and control tokens that must be proven to be treated alike."""
+@contextmanager
+def encoded_beside(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Callable[[], Encoded]]:
+    """The ids of texts by the tokenizer's own library, in another process: gigatoken takes as long to load."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def encoded() -> Encoded:
+        try:
+            result: Encoded = ours.recv()
+        except EOFError:
+            # What ended that process is met again, and told, here.
+            result = tokenizer.encode_flat(texts)
+        return result
+
+    process = context.Process(target=lambda: theirs.send(tokenizer.encode_flat(texts)), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield encoded
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+
+
+def _loader(tokenizer: Tokenizer) -> tuple[Callable[[], Any], list[str]]:
+    """What loads gigatoken's tokenizer, and the added and control tokens that must be proven to be treated alike."""
     # An optional library.
     import gigatoken  # noqa: PLC0415
 
     library = tokenizer.library
     if isinstance(library, SentencePiece):
-        return gigatoken.Tokenizer.from_sentencepiece(library.path), tokenizer.control_names()
+        return partial(gigatoken.Tokenizer.from_sentencepiece, library.path), tokenizer.control_names()
     if not isinstance(library, HuggingFace):
         raise NotEqual("it is used for tokenizer.json and sentencepiece models alone")
-    content: dict[str, Any] = orjson.loads(library.backend.to_str())
+    content: dict[str, Any] = orjson.loads(library.content)
     added = content.get("added_tokens") or []
     content["added_tokens"] = [token for token in added if tokenizer.parses_special or not token["special"]]
     # What both must leave alone: BOS and EOD are put by prepare, nothing is cut or padded.
     content["post_processor"] = content["truncation"] = content["padding"] = None
-    return gigatoken.Tokenizer.from_json(orjson.dumps(content)), [token["content"] for token in added]
+    return lambda: gigatoken.Tokenizer.from_json(orjson.dumps(content)), [token["content"] for token in added]

@@ -28,6 +28,8 @@ class HuggingFace:
     """The `tokenizers` library with a vocabulary in it."""
 
     backend: tokenizers.Tokenizer
+    content: bytes
+    """The tokenizer.json that it was read from, or would be written to."""
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -44,8 +46,8 @@ class HuggingFace:
         return str(self.backend.id_to_token(number))
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        content = orjson.loads(self.backend.to_str())
-        added = {token["id"]: token for token in content["added_tokens"]}
+        content = orjson.loads(self.content)
+        added = {token["id"]: token for token in content.get("added_tokens", [])}
         alphabet = set(ByteLevel.alphabet()) if _uses_byte_level(content) else set()
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)
@@ -63,7 +65,7 @@ class HuggingFace:
 
 def open_folder(folder: Path, parse_special: bool) -> Opened:
     """A Hugging Face folder with a tokenizer.json. Raises BadInput for anything unusable."""
-    content, backend = _read_backend(folder)
+    text, content, backend = _read_backend(folder)
     # A folder may carry the truncation of its last use; it would cut documents in silence.
     backend.no_truncation()
     backend.no_padding()
@@ -76,7 +78,7 @@ def open_folder(folder: Path, parse_special: bool) -> Opened:
     for token in content.get("added_tokens", []):
         control[token["id"]] = token["special"] and token["content"] != unknown
     return Opened(
-        library=HuggingFace(backend),
+        library=HuggingFace(backend, text),
         identity=_identity(content),
         vocabulary_size=size,
         bos=bos,
@@ -104,10 +106,12 @@ def open_gpt2(vocabulary: Path, merges: Path, parse_special: bool) -> Opened:
     control = np.zeros(size, np.bool_)
     if end is not None:
         control[end] = True
-    return Opened(HuggingFace(backend), _identity(orjson.loads(backend.to_str())), size, end, end, False, control)
+    content = backend.to_str().encode()
+    return Opened(HuggingFace(backend, content), _identity(orjson.loads(content)), size, end, end, False, control)
 
 
-def _read_backend(folder: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
+def _read_backend(folder: Path) -> tuple[bytes, dict[str, Any], tokenizers.Tokenizer]:
+    """A folder's tokenizer.json: as it stands there, parsed, and opened."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise BadInput(
@@ -126,7 +130,7 @@ def _read_backend(folder: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
         raise BadInput(
             Fault(str(path), f"cannot be read ({error}).", "Save the tokenizer again with save_pretrained.")
         ) from error
-    return content, backend
+    return text, content, backend
 
 
 def _named_token(folder: Path, backend: tokenizers.Tokenizer, role: Literal["bos", "eos"]) -> int | None:

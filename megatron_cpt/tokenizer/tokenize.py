@@ -96,6 +96,9 @@ class Tokenizer:
 
         BPE builds none from text; Unigram and word models find the piece in their vocabulary.
         """
+        # Most vocabularies end with them: one pass tells that there is none.
+        if not self._control[: encoded.tokens.max(initial=-1) + 1].any():
+            return {}
         places = np.flatnonzero(np.take(self._control, encoded.tokens))
         texts = np.searchsorted(np.cumsum(encoded.lengths), places, side="right")
         numbers, firsts = np.unique(texts, return_index=True)

@@ -81,7 +81,7 @@ class Differing(HuggingFace):
 def test_one_different_text_refuses_it(tokenizer_folder: Path, texts: list[str]) -> None:
     tokenizer = Tokenizer.load(tokenizer_folder)
     assert isinstance(tokenizer.library, HuggingFace)
-    other = replace(tokenizer, library=Differing(tokenizer.library.backend))
+    other = replace(tokenizer, library=Differing(tokenizer.library.backend, tokenizer.library.content))
     plain = [text for text in texts if "quick" not in text]
     FastTokenizer(other, plain)
     with pytest.raises(NotEqual, match="other ids for 'thequickening'"):

@@ -4,7 +4,9 @@ Each contender is a process of its own; those of a few seconds run three times, 
 runs from the end of the imports to files on disk, and ours includes comparing the two tokenizer libraries, hashing,
 and everything else that prepare does.
 
-Text: shared/data where it is beside the repository, else prose and code of Python's standard library.
+Text: shared/data where it is beside the repository, else prose and code of Python's standard library; when that is used
+up, the sources of the installed packages. What is done once whatever the size (opening the tokenizer, comparing) weighs
+the more the less text there is: --megabytes.
 The last line of standard output is one JSON object.
 """
 
@@ -14,9 +16,11 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 # As `python benchmarks/prepare.py` the other files are found from the repository's root.
@@ -53,17 +57,25 @@ QUICK = ("ours", "fast", "limit")
 
 
 def text(megabytes: float) -> Iterator[str]:
-    """Documents of every corpus in turn, up to a size."""
+    """Documents of every corpus in turn, then of the installed packages, up to a size."""
     left = int(megabytes * 1e6)
-    sources = [_real(name) for name in REAL_CORPORA] if SHARED.is_dir() else [_library_text()]
-    while sources and left > 0:
+    corpora = [_real(name) for name in REAL_CORPORA] if SHARED.is_dir() else [_library_text()]
+    for document in chain(_in_turn(corpora), _installed_sources()):
+        # transformers would read the control token out of the text; ours does not.
+        if END_OF_TEXT not in document:
+            yield document
+            left -= len(document.encode())
+        if left <= 0:
+            return
+
+
+def _in_turn(sources: list[Iterator[str]]) -> Iterator[str]:
+    while sources:
         for source in list(sources):
             document = next(source, None)
             if document is None:
                 sources.remove(source)
-            elif END_OF_TEXT not in document:
-                # transformers would read the control token out of the text; ours does not.
-                left -= len(document.encode())
+            else:
                 yield document
 
 
@@ -77,6 +89,13 @@ def _library_text() -> Iterator[str]:
     for documents in (general_documents, domain_documents):
         for document in documents(standard_library()):
             yield document.text
+
+
+def _installed_sources() -> Iterator[str]:
+    for path in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if text.strip():
+            yield text
 
 
 def tokenizer_folder(folder: Path, corpus: Path) -> str:
@@ -93,7 +112,7 @@ def tokenizer_folder(folder: Path, corpus: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=110, help="of text (default 110)")
+    parser.add_argument("--megabytes", type=float, default=220, help="of text (default 220)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: the cores")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -102,10 +121,13 @@ def main() -> int:
 
 def compare(place: Path, megabytes: float, workers: int) -> int:
     """Runs every contender on one corpus and prints the table; 1 where their bytes differ."""
-    documents = list(text(megabytes))
     corpus = place / "corpus.jsonl"
-    corpus.write_bytes(b"".join(orjson.dumps({"text": d}, option=orjson.OPT_APPEND_NEWLINE) for d in documents))
-    size = sum(len(document.encode()) for document in documents)
+    documents = size = 0
+    # One at a time: Linux counts the memory of this process to those that it starts.
+    with corpus.open("wb") as file:
+        for document in text(megabytes):
+            file.write(orjson.dumps({"text": document}, option=orjson.OPT_APPEND_NEWLINE))
+            documents, size = documents + 1, size + len(document.encode())
     kind = tokenizer_folder(place / "tokenizer", corpus)
     here = importlib.util.find_spec("gigatoken") is not None
     turns: dict[str, list[Measured]] = {name: [] for name in SHOWN if here or name not in GIGATOKEN}
@@ -115,7 +137,7 @@ def compare(place: Path, megabytes: float, workers: int) -> int:
     results = {name: sorted(runs, key=lambda run: run.seconds)[len(runs) // 2] for name, runs in turns.items()}
     tokens = Path(place / "ours.bin").stat().st_size // 2  # uint16: both vocabularies are small
     print(f"{machine()}, {workers} workers, load {os.getloadavg()[0]:.1f}")
-    print(f"{len(documents):,} documents, {size / 1e6:.1f} MB of text, {tokens:,} tokens, tokenizer {kind}")
+    print(f"{documents:,} documents, {size / 1e6:.1f} MB of text, {tokens:,} tokens, tokenizer {kind}")
     print(f"{'':<40}{'s':>8}{'CPU s':>8}{'MB/s':>8}{'tokens/s':>13}{'peak MB':>9}")
     for name, result in results.items():
         print(

@@ -20,7 +20,7 @@ def share_devices() -> None:
 
         def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
             options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            options._devices = devices
+            options._devices, options._threads = devices, 2 * len(devices)
             options._timeout = timeout
             super().__init__(store, rank, size, options)
 

@@ -265,7 +265,7 @@ def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[Dist
     ]
     for replica in replicas:
         replica.broadcast_params()
-    if groups.device().type == "cpu":
+    if groups.device().type == "cpu" and config.megatron.transformer.get("gradient_accumulation_fusion", True):
         add_in_products(replicas)
     if settings.overlap_grad_reduce:
         # Only the last micro batch of a step may set off the reduction.

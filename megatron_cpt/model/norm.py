@@ -1,4 +1,4 @@
-"""torch's own norms, for Megatron-Core's local layer spec, also where sequences are divided."""
+"""torch's norms for Megatron-Core's local layer spec, also where sequences are divided; on a CPU an RMSNorm of ours."""
 
 from typing import Any
 

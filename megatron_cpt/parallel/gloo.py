@@ -1,8 +1,8 @@
 """The same gloo devices for all groups of a process.
 
 torch gives every group a device, whose thread wakes a hundred times a second whether or not there is anything to do.
-Megatron-Core makes some twenty groups, on one process as on many, and their threads took 4 % of the time of matrix
-products (AMD EPYC, 2 cores).
+Megatron-Core makes some twenty groups, on one process as on many: beside 23 of them 400 products of 512 x 512 matrices
+took 580 ms, beside as many that share a device 556 ms (AMD EPYC, 2 cores).
 """
 
 import os

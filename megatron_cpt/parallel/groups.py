@@ -7,6 +7,7 @@ divided among the ranks of context and data parallel.
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,15 +34,17 @@ def join_world(timeout: timedelta = timedelta(minutes=10), store: dist.Store | N
         return
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    if store is None and "MASTER_PORT" not in os.environ:
-        store = dist.HashStore()
-    rank, size = (-1, -1) if store is None else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    place: dict[str, Any] = {"timeout": timeout}
+    if store is not None:
+        place |= {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    elif "MASTER_PORT" not in os.environ:
+        place |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     if device().type == "cuda":
         torch.cuda.set_device(device())
-        dist.init_process_group("nccl", timeout=timeout, store=store, rank=rank, world_size=size, device_id=device())
+        dist.init_process_group("nccl", device_id=device(), **place)
     else:
         share_devices()
-        dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
+        dist.init_process_group("gloo", **place)
 
 
 def divide_world(parallel: ParallelSettings) -> None:

@@ -91,6 +91,11 @@ def encoded_beside(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Calla
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 
+    def encode() -> None:
+        # Open here too, it would keep this process waiting for a reader when the other one has been killed.
+        ours.close()
+        theirs.send(tokenizer.encode_flat(texts))
+
     def encoded() -> Encoded:
         try:
             result: Encoded = ours.recv()
@@ -99,7 +104,7 @@ def encoded_beside(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Calla
             result = tokenizer.encode_flat(texts)
         return result
 
-    process = context.Process(target=lambda: theirs.send(tokenizer.encode_flat(texts)), daemon=True)
+    process = context.Process(target=encode, daemon=True)
     process.start()
     theirs.close()
     try:

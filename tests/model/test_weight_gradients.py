@@ -1,6 +1,7 @@
 """Gradients that products add to their buffer: those of the two steps apart, over several micro batches."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,15 +28,27 @@ def test_what_is_there_stays(dtype: torch.dtype) -> None:
     torch.testing.assert_close(buffer, expected, rtol=1e-6, atol=1e-6)
 
 
-def both_ways(path: Path) -> tuple[int, float]:
-    """Job: linear layers of the model, and the largest difference of a gradient, in parts of the largest of all."""
-    config = load_config(path)
+def assembled(path: Path, overrides: tuple[str, ...] = ()) -> Run:
+    config = load_config(path, overrides)
     folder = RunFolder(config.run.folder)
     folder.create()
-    run = assemble(config, make_plan(config, groups.world_size()), folder)
+    return assemble(config, make_plan(config, groups.world_size()), folder)
+
+
+def linear_layers(run: Run) -> list[Any]:
+    return [module for module in run.model[0].modules() if hasattr(module, "gradient_accumulation_fusion")]
+
+
+def adds_in_products(path: Path, overrides: tuple[str, ...]) -> set[bool]:
+    """Job: whether the linear layers of the model add to their buffers in products."""
+    return {module.gradient_accumulation_fusion for module in linear_layers(assembled(path, overrides))}
+
+
+def both_ways(path: Path) -> tuple[int, float]:
+    """Job: linear layers of the model, and the largest difference of a gradient, in parts of the largest of all."""
+    run = assembled(path)
     in_products = gradients(run)
-    linear = [module for module in run.model[0].modules() if hasattr(module, "gradient_accumulation_fusion")]
-    assert all(module.gradient_accumulation_fusion for module in linear)
+    linear = linear_layers(run)
     for module in linear:
         module.gradient_accumulation_fusion = False
     largest = max(float((ours - theirs).abs().max()) for ours, theirs in zip(in_products, gradients(run), strict=True))
@@ -60,3 +73,11 @@ def test_a_model_with_tied_embeddings_gets_the_same_gradients(
     linear, difference = one_rank.call(both_ways, path=workshop.write_config(tmp_path / "run"))[0]
     assert linear == 4 * 4 + 1  # of attention two, of the MLP two, in four layers; and the logits'
     assert 0 < difference < 1e-6  # another order of addition
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs Megatron-Core has its own kernels")
+def test_it_is_so_unless_the_user_says_otherwise(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    switched_off = ("megatron.transformer.gradient_accumulation_fusion=false",)
+    assert one_rank.call(adds_in_products, path=path, overrides=()) == [{True}]
+    assert one_rank.call(adds_in_products, path=path, overrides=switched_off) == [{False}]

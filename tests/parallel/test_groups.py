@@ -1,6 +1,9 @@
 """Groups that are given back take their threads with them: each wakes a hundred times a second."""
 
 import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -27,3 +30,14 @@ def test_a_run_leaves_no_threads_behind(two_ranks: Ranks, workshop: Workshop, tm
     paths = [workshop.write_config(tmp_path / f"run-{number}", validation={"sets": {}}) for number in range(3)]
     for counts in two_ranks.call(threads_after, paths=paths):
         assert counts[0] == counts[1] == counts[2]
+
+
+def test_without_a_place_to_meet_a_process_is_a_world_of_one() -> None:
+    code = "from megatron_cpt.parallel import groups; groups.join_world(); print(groups.rank(), groups.world_size())"
+    # As a scheduler may have set them for something else.
+    environment = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
+    environment |= {"RANK": "2", "WORLD_SIZE": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["0", "1"]

@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,3 +115,16 @@ def test_prepare_falls_back_with_a_warning(tmp_path: Path, write_jsonl: Callable
         prepared = prepare(corpus, tmp_path / "words", tmp_path / "out")
     assert prepared.training.tokens == 3
     assert np.fromfile(tmp_path / "out.bin", np.uint16).tolist() == [1, 2, 3]
+
+
+def test_the_process_beside_ends_with_one_that_is_killed(tokenizer_folder: Path) -> None:
+    code = """if True:
+        import os, signal, sys
+        from megatron_cpt.tokenizer.fast import encoded_beside
+        from megatron_cpt.tokenizer.tokenize import Tokenizer
+        with encoded_beside(Tokenizer.load(sys.argv[1]), ["a b c d"] * 100_000):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    # Both hold the standard output: it is closed when neither runs any more.
+    done = subprocess.run([sys.executable, "-c", code, str(tokenizer_folder)], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL

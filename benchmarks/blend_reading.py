@@ -13,7 +13,7 @@ from blend_starts import Clock
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.sampler import Slots, micro_batch_indices
+from megatron_cpt.data.sampler import Slots, rank_indices
 from megatron_cpt.data.training_data import TrainingData
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
 from megatron_cpt.mixture.shares import integer_weights
@@ -59,7 +59,7 @@ def measure_loader(prefixes: list[str]) -> dict[str, Any]:
 def measure_pread(prefixes: list[str]) -> dict[str, Any]:
     """The bytes of the same sequences in the same order, each with one pread, and nothing done with them."""
     data = opened(prefixes)
-    indices = [micro_batch_indices(data.slots, first, 0, SEED) for first in range(0, BATCHES * BATCH, BATCH)]
+    indices = [rank_indices(data.slots, first, SEED).ravel() for first in range(0, BATCHES * BATCH, BATCH)]
     place = data.order.locate(np.concatenate(indices))
     files = [os.open(bin_path(prefix), os.O_RDONLY) for prefix in prefixes]
     places = [(files[source], 2 * LENGTH * sequence % (2 * DOCUMENTS * LENGTH))
@@ -122,8 +122,7 @@ def simulate(_: list[str]) -> dict[str, Any]:
     before = time.perf_counter()
     for step in chosen.tolist():
         slots = Slots(batch, 1, step % replicas, replicas)
-        for micro_batch in range(slots.micro_batches):
-            order.locate(micro_batch_indices(slots, step * batch, micro_batch, SEED))
+        order.locate(rank_indices(slots, step * batch, SEED).ravel())
     seconds = (time.perf_counter() - before) / len(chosen)
     given = order.counts(steps * batch)
     due = steps * batch * np.array(weights, float) / sum(weights)

@@ -5,12 +5,12 @@
     python benchmarks/train_step.py --gpu       1B and 8B Llama shapes in bf16: tokens/s, MFU, memory
 
 Each variant is a process of its own, with the same threads; they take turns on each shape, round after round, while
-the others sleep; a speed is the median over rounds. Ours is the whole trainer: data read from disk, source losses,
-records, TensorBoard. Plain is a Llama in plain PyTorch with scaled_dot_product_attention and fused AdamW, on a batch in
-memory; compiled is the same under torch.compile; kept is plain with the one setting of the C library that ours makes
-(parallel/allocator.py). Bare is Megatron-Core's model, schedule and optimizer with our kernels, on a batch in memory.
-The ratio is ours over plain, the worst of the shapes. At the end, where the time of a step of ours goes on the first
-shape.
+the others sleep. Speeds and ratios are medians over rounds, a ratio being taken within each round. Ours is the whole
+trainer: data read from disk, source losses, records, TensorBoard. Plain is a Llama in plain PyTorch with
+scaled_dot_product_attention and fused AdamW, on a batch in memory; compiled is the same under torch.compile; kept is
+plain with the one setting of the C library that ours makes (parallel/allocator.py). Bare is Megatron-Core's model,
+schedule and optimizer with our kernels, on a batch in memory. The result is ours over plain, the worst of the shapes.
+Where the time of a step goes is shown for the first shape.
 """
 
 import argparse
@@ -84,7 +84,7 @@ SHAPES = (
     Shape(8, 512, 32768, 1024, 1, 3),
 )
 ALL_SHAPES = tuple(
-    Shape(layers, hidden, vocabulary, length, sequences, 6)
+    Shape(layers, hidden, vocabulary, length, sequences, 12)
     for layers, hidden, sequences in ((4, 128, 4), (6, 256, 2), (8, 512, 1))
     for vocabulary in (4096, 32768)
     for length in (512, 1024)
@@ -117,8 +117,10 @@ def measure_cpu(shapes: tuple[Shape, ...]) -> None:
     worst, details = float("inf"), {}
     for shape in shapes:
         with tempfile.TemporaryDirectory() as folder:
-            speeds = measure(shape, Path(folder), profiled=shape is shapes[0])
-        ratios = {name: speeds["ours"] / speeds[name] for name in ("plain", "kept", "bare")}
+            seconds = measure(shape, Path(folder), profiled=shape is shapes[0])
+        tokens = shape.sequences * shape.length
+        speeds = {name: tokens / statistics.median(times) for name, times in seconds.items()}
+        ratios = {name: times_as_fast(seconds[name], seconds["ours"]) for name in ("plain", "kept", "bare")}
         columns = " ".join(f"{speed:>9.0f}" for speed in speeds.values())
         print(f"{shape.name:<48} {columns} " + " ".join(f"{ratio:>10.3f}" for ratio in ratios.values()), flush=True)
         details[shape.name] = {name: round(speed, 1) for name, speed in speeds.items()}
@@ -166,8 +168,8 @@ def start(config: RunConfig) -> Run:
     return assemble(config, make_plan(config), folder)
 
 
-def measure(shape: Shape, folder: Path, profiled: bool) -> dict[str, float]:
-    """Tokens per second of each variant: median over rounds in turns."""
+def measure(shape: Shape, folder: Path, profiled: bool) -> dict[str, list[float]]:
+    """Seconds of each variant's steps, one a round."""
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
     for name in VARIANTS:
@@ -183,8 +185,12 @@ def measure(shape: Shape, folder: Path, profiled: bool) -> dict[str, float]:
         print_profile({name: asked(ends[name], "profile") for name in ("plain", "bare", "ours")})
     for end in ends.values():
         asked(end, "end")
-    tokens = shape.sequences * shape.length
-    return {name: tokens / statistics.median(times[2:]) for name, times in seconds.items()}
+    return {name: times[2:] for name, times in seconds.items()}
+
+
+def times_as_fast(baseline: list[float], ours: list[float]) -> float:
+    """Median over rounds of how many times as fast ours is: a machine's speed drifts from round to round."""
+    return statistics.median(theirs / mine for theirs, mine in zip(baseline, ours, strict=True))
 
 
 def asked(end: Connection, word: str) -> Any:

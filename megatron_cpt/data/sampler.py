@@ -32,14 +32,13 @@ class Slots:
         return self.global_batch_size // (self.micro_batch_size * self.data_size)
 
 
-def micro_batch_indices(slots: Slots, first_index: int, micro_batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Indices into the order of one micro batch of this rank: int64 [micro_batch_size].
+def rank_indices(slots: Slots, first_index: int, seed: int) -> npt.NDArray[np.int64]:
+    """Indices into the order of this rank's part of a global batch: int64 [micro_batches, micro_batch_size].
 
     Args:
         first_index: index of the global batch's first sequence.
-        micro_batch: number of the micro batch within the global batch.
     """
-    first_slot = (micro_batch * slots.data_size + slots.data_rank) * slots.micro_batch_size
-    places = np.arange(first_slot, first_slot + slots.micro_batch_size)
-    dealt = permute(places, slots.global_batch_size, key_of("global batch", seed, first_index))
-    return first_index + dealt.astype(np.int64)
+    micro_batch, place = np.ogrid[: slots.micro_batches, : slots.micro_batch_size]
+    slot = (micro_batch * slots.data_size + slots.data_rank) * slots.micro_batch_size + place
+    dealt = permute(slot.ravel(), slots.global_batch_size, key_of("global batch", seed, first_index))
+    return first_index + dealt.astype(np.int64).reshape(slot.shape)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.dataset import window
 from megatron_cpt.data.labels import LabelMask
-from megatron_cpt.data.sampler import Slots, micro_batch_indices
+from megatron_cpt.data.sampler import Slots, rank_indices
 from megatron_cpt.mixture.order import SampleOrder
 
 Sample = dict[str, Tensor]
@@ -48,7 +48,7 @@ class BlendSamples(Dataset[Sample]):
     def __getitem__(self, index: int | None) -> Sample:
         """The sample at a place of the run; None: one that counts nowhere, as Megatron-LM asks for to fill a batch."""
         first, place = divmod(index or 0, self._slots.global_batch_size)
-        dealt = micro_batch_indices(self._slots, first * self._slots.global_batch_size, 0, self.seed)
+        [dealt] = rank_indices(self._slots, first * self._slots.global_batch_size, self.seed)
         located = self.order.locate(dealt[place : place + 1])
         source, sequence = int(located.source[0]), int(located.sequence[0])
         mask = self.label_masks[source] if index is not None else None

@@ -18,7 +18,7 @@ from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.batches import Batch, make_batch
 from megatron_cpt.data.dataset import windows
 from megatron_cpt.data.labels import LabelMask
-from megatron_cpt.data.sampler import Slots, micro_batch_indices
+from megatron_cpt.data.sampler import Slots, rank_indices
 from megatron_cpt.mixture.order import SampleOrder
 
 
@@ -52,14 +52,15 @@ class TrainingData:
     def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
         """This rank's micro batches of the global batch that begins at an index of the order."""
         slots = self.slots_at(first_index)
-        for micro_batch in range(slots.micro_batches):
-            indices = micro_batch_indices(slots, first_index, micro_batch, self.seed)
-            place = self.order.locate(indices)
-            tokens = windows(self.streams, place.source, place.sequence, self.sequence_length)
-            starts = self._document_starts(place.source, place.sequence) if self.within_documents else None
-            scored = np.full(len(indices), self.sequence_length)
-            counted = self._counted(place.source, place.sequence, tokens)
-            yield make_batch(tokens, scored, place.source, device, starts, counted)
+        indices = rank_indices(slots, first_index, self.seed)
+        places = self.order.locate(indices.ravel())
+        scored = np.full(slots.micro_batch_size, self.sequence_length)
+        for source, sequence in zip(
+            places.source.reshape(indices.shape), places.sequence.reshape(indices.shape), strict=True
+        ):
+            tokens = windows(self.streams, source, sequence, self.sequence_length)
+            starts = self._document_starts(source, sequence) if self.within_documents else None
+            yield make_batch(tokens, scored, source, device, starts, self._counted(source, sequence, tokens))
 
     def _counted(
         self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]

@@ -39,6 +39,10 @@ def mix(value: Unsigned) -> Unsigned:
     return value ^ (value >> np.uint64(31))
 
 
+_ROUND = mix(np.arange(ROUNDS, dtype=np.uint64) + _GOLDEN)
+"""What tells the rounds of a key apart."""
+
+
 def derive(key: npt.ArrayLike, number: npt.ArrayLike) -> Unsigned:
     """The key of the `number`-th thing under a key: element by element, with numpy broadcasting."""
     return mix(np.atleast_1d(_unsigned(key)) ^ mix(np.atleast_1d(_unsigned(number)) + _GOLDEN))
@@ -80,8 +84,8 @@ def _network(position: Unsigned, size: Unsigned, columns: Unsigned, key: Unsigne
 
 
 def _hash(key: Unsigned, number: int, half: Unsigned) -> Unsigned:
-    """63 bits, so that a half can be added without a carry out of 64."""
-    return mix(derive(key, number) + half * _GOLDEN) >> np.uint64(1)
+    """Of a half in a round: 63 bits, so that a half can be added without a carry out of 64."""
+    return mix(mix(key ^ _ROUND[number]) + half * _GOLDEN) >> np.uint64(1)
 
 
 def _columns(size: Unsigned) -> Unsigned:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.families.shape import ModelShape
-from megatron_cpt.model import gated, rotation, router_losses
+from megatron_cpt.model import gated, linear, rotation, router_losses
 from megatron_cpt.model.cross_entropy import use_cached_rows
 from megatron_cpt.model.ends import cap_logits, scale_embeddings
 from megatron_cpt.model.having import having
@@ -193,6 +193,7 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
     rotation.put_in_place()
     if groups.device().type == "cpu":
         gated.put_in_place()
+        linear.put_in_place()
     router_losses.put_in_place()
     transformer = transformer_config(shape, config)
     device = groups.device()

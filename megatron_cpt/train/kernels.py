@@ -12,7 +12,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_cpt.model import cross_entropy, rotation
+from megatron_cpt.model import cross_entropy, linear, rotation
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.model.window import WindowedAttention
@@ -65,7 +65,7 @@ def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -
     cores = [module.core_attention for module in attention]
     own = all(isinstance(core, ScaledDotProductAttention) for core in cores)
     return Kernels(
-        layers=listed(made_by(module.linear_proj) for module in attention),
+        layers=listed(made_by(module.linear_proj) for module in attention) + products_of(chunks[0].config),
         attention=listed(OWN_ATTENTION.get(type(core)) or named(core) for core in cores),
         norm=listed(named(module) for module in modules if is_norm(module)),
         rope=rope_of(chunks[0]),
@@ -97,6 +97,12 @@ def named(part: object) -> str:
 def is_norm(module: torch.nn.Module) -> bool:
     """Whether a module is a norm, or a layer that one is fused with."""
     return any(kind in type(module).__name__ for kind in ("RMSNorm", "LayerNorm"))
+
+
+def products_of(config: TransformerConfig) -> str:
+    """What multiplies in linear layers, where it is of our choosing."""
+    ours = linear.serves() and config.params_dtype is torch.float32 and config.tensor_model_parallel_size == 1
+    return ", products by oneDNN" if ours else ""
 
 
 def rope_of(model: GPTModel) -> str:

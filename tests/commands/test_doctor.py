@@ -14,7 +14,7 @@ def test_doctor_names_every_kernel_of_a_cpu() -> None:
     rows = [line.split("  ", 1) for line in printed.splitlines() if "  " in line]
     assert {name: value.strip() for name, value in rows}.items() >= {
         "Megatron-Core runs on": "the CPU layer (gloo)",
-        "layers": "Megatron-Core",
+        "layers": "Megatron-Core, products by oneDNN",
         "attention": "torch scaled_dot_product_attention",
         "norm": "megatron-cpt RMSNorm",
         "rope": "megatron-cpt, whole heads in one pass",

@@ -2,20 +2,16 @@
 
 from itertools import chain
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.data.sampler import Slots, micro_batch_indices
+from megatron_cpt.data.sampler import Slots, rank_indices
 
 
 def dealt(first: int, size: int, micro: int, ranks: int, seed: int) -> list[list[int]]:
     """Indices of each rank, in its order of micro batches."""
     slots = [Slots(size, micro, rank, ranks) for rank in range(ranks)]
-    return [
-        np.concatenate([micro_batch_indices(own, first, batch, seed) for batch in range(own.micro_batches)]).tolist()
-        for own in slots
-    ]
+    return [rank_indices(own, first, seed).ravel().tolist() for own in slots]
 
 
 @given(

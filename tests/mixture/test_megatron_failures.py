@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.blend import DataSettings, SourceSettings
-from megatron_cpt.data.sampler import Slots, micro_batch_indices
+from megatron_cpt.data.sampler import Slots, rank_indices
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
 from megatron_cpt.mixture.streams import blend_streams
 
@@ -70,11 +70,7 @@ def test_no_rank_is_tied_to_a_source(weights: tuple[int, int], ranks: int) -> No
     due = weights[1] / sum(weights)
     for rank in range(ranks):
         slots = Slots(global_batch_size=40, micro_batch_size=1, data_rank=rank, data_size=ranks)
-        mine = [
-            micro_batch_indices(slots, first, batch, seed=7)
-            for first in range(0, 4000, 40)
-            for batch in range(slots.micro_batches)
-        ]
+        mine = [rank_indices(slots, first, seed=7).ravel() for first in range(0, 4000, 40)]
         share = (blend.order.locate(np.concatenate(mine)).source == 1).mean()
         assert abs(share - due) < 0.08
 

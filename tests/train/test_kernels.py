@@ -63,6 +63,7 @@ def test_kernels_are_those_of_the_model(one_rank: Ranks, tmp_path: Path) -> None
     (found,) = one_rank.call(kernels_of_kinds, folder=tmp_path)
     for kind, expected in KINDS.items():
         assert found[kind].items() >= expected.items(), kind
+        assert found[kind]["layers"] == "Megatron-Core, products by oneDNN"
         assert found[kind]["optimizer"] == "torch AdamW (fused)"
         assert found[kind]["loss"] == "megatron-cpt, rows in the cache"
 

@@ -35,7 +35,7 @@ def kind(config: TransformerConfig) -> type[torch.nn.Module]:
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, whose bits its outputs are, with its gradients in half as many passes."""
+    """torch's RMSNorm, whose bits its outputs are, with its gradients from the kernel that LayerNorm's come from."""
 
     def forward(self, states: Tensor) -> Tensor:
         """states: fp32 [..., width]."""
@@ -54,11 +54,13 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """dx = r (g w - x r mean(g w x r)), dw = sum(g x r)."""
+        """dx = r (g w - x r mean(g w x r)), dw = sum(g x r).
+
+        A LayerNorm whose mean is 0 and whose deviation is 1 / r has the same, but for dx less r mean(g w).
+        """
         states, weight, inverse = ctx.saved_tensors
-        normed = states * inverse
-        products = gradient * normed
-        of_weight = products.flatten(0, -2).sum(dim=0)
-        along = (products @ weight).div_(-weight.numel()).unsqueeze(-1)
-        weighted = torch.mul(gradient, weight, out=products)
-        return normed.mul_(along).add_(weighted).mul_(inverse), of_weight, None
+        of_states, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, states, weight.shape, torch.zeros_like(inverse), inverse, weight, None, [True, True, False]
+        )
+        means = (gradient @ weight).div_(weight.numel()).unsqueeze(-1)
+        return of_states.add_(means.mul_(inverse)), of_weight, None

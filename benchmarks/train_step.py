@@ -84,8 +84,8 @@ SHAPES = (
     Shape(8, 512, 32768, 1024, 1, 3),
 )
 ALL_SHAPES = tuple(
-    Shape(layers, hidden, vocabulary, length, sequences, 12)
-    for layers, hidden, sequences in ((4, 128, 4), (6, 256, 2), (8, 512, 1))
+    Shape(layers, hidden, vocabulary, length, sequences, rounds)
+    for layers, hidden, sequences, rounds in ((4, 128, 4, 24), (6, 256, 2, 16), (8, 512, 1, 12))
     for vocabulary in (4096, 32768)
     for length in (512, 1024)
 )

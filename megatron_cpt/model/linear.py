@@ -1,7 +1,8 @@
 """The products of linear layers in fp32 on a CPU, by oneDNN.
 
-torch multiplies fp32 matrices with MKL. Of the three products of a linear layer, oneDNN, which torch has too, takes two
-in less time, outputs and gradients of inputs (5 to 20 % less on an AMD EPYC); MKL the third, gradients of weights.
+torch multiplies fp32 matrices with MKL. Of the three products of a linear layer, oneDNN, which torch has too, is the
+faster in two, outputs and gradients of inputs; MKL most often in the third, gradients of weights. How much, on this
+processor: benchmarks/linear.py.
 """
 
 from typing import Any
@@ -37,6 +38,8 @@ def linear(
     **options: Any,
 ) -> Tensor:
     """input weight^T + bias: [..., out]. Where ranks share inputs, and in bf16, it is Megatron-Core's.
+
+    So are layers that are frozen: Megatron-Core has another function for them.
 
     Args:
         input: [..., in].

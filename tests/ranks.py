@@ -24,6 +24,8 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.lifeline import die_with_parent
 
+# Seconds that the other ranks have to say why a job failed, once one has said so.
+GRACE = 5
 GPUS = torch.cuda.is_available()
 CONTEXT: Any = multiprocessing.get_context("spawn" if GPUS else "forkserver")
 CONTEXT.set_forkserver_preload(["tests.train.runs", "transformers.models.llama.modeling_llama"])
@@ -63,6 +65,9 @@ def serve(rank: int, size: int, port: int, pipe: Connection, results: Any) -> No
         child = os.fork()
         if child == 0:
             die_with_parent()
+            # torch renews its pool of threads at the first use after a fork; two threads at once find it half made
+            # ("Invalid thread pool!"), and transformers loads with four.
+            torch.set_num_threads(1)
             do(f"job {number}", job, arguments, pipe)
             os._exit(0)
         if os.waitpid(child, 0)[1]:
@@ -100,14 +105,18 @@ class Ranks:
         self._results: list[Any] = []
 
     def call(self, job: Callable[..., Any], /, timeout: float = 240, **arguments: Any) -> list[Any]:
-        """What the job returns on each rank. A failure on any rank fails the test, with its traceback."""
+        """What the job returns on each rank. A failure on any rank fails the test, with every traceback there is.
+
+        The rank that answers first may only have heard of another's failure: the others have GRACE to say theirs.
+        """
         self._start()
         for pipe in self._pipes:
             pipe.send_bytes(pickle.dumps((job, arguments)))
         waiting = dict(zip(self._pipes, range(self.size), strict=True))
         results: list[Any] = [None] * self.size
+        failures: list[str] = []
         while waiting:
-            ready = wait(list(waiting), timeout)
+            ready = wait(list(waiting), GRACE if failures else timeout)
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 try:
@@ -115,11 +124,13 @@ class Ranks:
                 except EOFError:
                     fine, results[rank] = False, f"rank {rank} died"
                 if not fine:
-                    self.stop()
-                    raise AssertionError(results[rank])
+                    failures.append(results[rank])
             if not ready:
-                self.stop()
-                raise AssertionError(f"no answer from ranks {sorted(waiting.values())} within {timeout} s")
+                failures.append(f"no answer from ranks {sorted(waiting.values())}")
+                break
+        if failures:
+            self.stop()
+            raise AssertionError("\n".join(failures))
         return results
 
     def _start(self) -> None:

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_cpt.checkpoint.hf_folder import COMPANIONS
 from megatron_cpt.checkpoint.integrity import leave_hashes, seal
 from megatron_cpt.checkpoint.position import Position, checkpoint_name
+from megatron_cpt.checkpoint.results import keep_results
 from megatron_cpt.checkpoint.sharded import model_state, optimizer_state, quiet, random_object
 from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
@@ -67,6 +68,7 @@ class CheckpointWriter:
         """
         assert self._pending is None, "one save at a time"
         started = time.perf_counter()
+        keep_results()
         checkpoint = self._folder / checkpoint_name(position.step)
         if groups.rank() == 0:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
@@ -123,6 +125,7 @@ class CheckpointWriter:
 
 def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -> None:
     """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it."""
+    keep_results()
     if groups.rank() == 0:
         make_folder(checkpoint, hf_folder)
     barrier()

@@ -14,10 +14,16 @@ from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.lifeline import adopt_orphans, children, die_with_parent, end_all
+from megatron_cpt.runs.lifeline import (
+    STOP_SIGNALS,
+    adopt_orphans,
+    children,
+    die_with_parent,
+    end_all,
+    stop_signals_held,
+)
 from megatron_cpt.runs.lock import only_job
 from megatron_cpt.runs.status import ExitCode, Status, read_status, write_status
-from megatron_cpt.train.stop import SIGNALS
 
 
 def main(arguments: list[str]) -> int:
@@ -65,8 +71,8 @@ def main(arguments: list[str]) -> int:
 def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:
     """Runs the program to its end, passing signals that ask it to stop on to its ranks.
 
-    torchrun itself would give the ranks 30 seconds to save, then kill them: it is passed over. The
-    program and torchrun end with this process, however it ends.
+    torchrun itself is passed over, and hears none that a scheduler sends to every process. Before it has started the
+    ranks it is ended. The program and torchrun end with this process, however it ends.
 
     Returns:
         The exit code, and whether a signal was passed on.
@@ -74,14 +80,18 @@ def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> 
     told: list[int] = []
     adopt_orphans()
     ours = set(children(os.getpid()))
-    program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+    with stop_signals_held():
+        program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
 
-    def forward(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-        for pid in (children(program.pid) if processes > 1 else []) or [program.pid]:
-            os.kill(pid, number)
+        def forward(number: int, _frame: FrameType | None) -> None:
+            told.append(number)
+            ranks = children(program.pid) if processes > 1 else [program.pid]
+            for pid in ranks:
+                os.kill(pid, number)
+            if not ranks:
+                program.kill()
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         return program.wait(), bool(told)
     finally:

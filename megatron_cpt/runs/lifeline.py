@@ -1,16 +1,20 @@
-"""Processes that must not outlive the one that started them.
+"""Processes that must not outlive the one that started them, nor end before it.
 
 torchrun starts every rank in a session of its own: killed by SIGKILL, it leaves ranks behind that go on
-writing into a run folder that the next start also writes into. A rank killed so leaves the process that
-Megatron-Core's checkpoint writer started, which waits for ever and holds the terminal's pipes open.
+writing into a run folder that the next start also writes into. And a scheduler sends the signal that asks
+a run to save and stop to every process of the job: torchrun would die of SIGUSR1 and after SIGTERM give its
+ranks 30 seconds, and the process that a rank's checkpoint writers report to would die before they can.
 """
 
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+# What schedulers and users send to have a run save and stop. SIGINT is not among them: it ends a run at once.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
@@ -22,6 +26,30 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before the kernel was told
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Processes that are started in the block never hear STOP_SIGNALS, nor do theirs, until one wants to.
+
+    A signal that comes before waits for it. One to this process waits for the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_stop_signals() -> None:
+    """Lets STOP_SIGNALS through to this process, those too that have waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def serve_parent() -> None:
+    """For a process that waits on the one that started it: ends with that one, and not for a signal to stop."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # multiprocessing lets SIGTERM through on its way here
+    die_with_parent()
 
 
 def adopt_orphans() -> None:

@@ -12,9 +12,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from megatron_cpt.config.units import wall_seconds
-
-# What schedulers and users send. SIGINT stays as it is: it ends a run at once.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from megatron_cpt.runs.lifeline import STOP_SIGNALS, hear_stop_signals
 
 NOT_ASKED, OUT_OF_TIME = 0, 1
 
@@ -29,7 +27,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Takes the signals over. Only the main thread of a process may."""
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        hear_stop_signals()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -11,7 +11,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.runs.status import ExitCode, Status, read_status
 from megatron_cpt.train.stop import NOT_ASKED, OUT_OF_TIME, StopRequest, reason
 from tests.ranks import Ranks
-from tests.train.runs import LAYOUTS, records_of, start, train, wait_for_checkpoint
+from tests.train.runs import LAYOUTS, descendants, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
 
 STEPS, SAVED = 60, 20
@@ -43,24 +43,54 @@ def status_of(run: Path) -> Status:
     return status
 
 
-def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
-    two_ranks: Ranks, workshop: Workshop, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_command_or_all_its_processes_saves_and_the_same_command_goes_on(
+    two_ranks: Ranks, workshop: Workshop, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """SIGTERM as a user sends it; SIGUSR1 as Slurm does, to torchrun and the ranks' own helpers too."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     path = workshop.write_config(stopped)
     process = start(path, 2, *LONG)
     wait_for_checkpoint(stopped, SAVED, process)
-    process.send_signal(signal.SIGTERM)
+    for pid in (process.pid, *(descendants(process.pid) if number == signal.SIGUSR1 else ())):
+        os.kill(pid, number)
     assert process.wait(120) == ExitCode.PREEMPTED
     status = status_of(stopped)
     assert (status.state, status.exit_code) == ("preempted", 75)
     assert SAVED <= status.step < STEPS
     assert status.message is not None
-    assert status.message.startswith(f"SIGTERM received: saved after step {status.step} of {STEPS}")
+    assert status.message.startswith(f"{number.name} received: saved after step {status.step} of {STEPS}")
     assert (stopped / "checkpoints" / f"step-{status.step:08}" / "complete.json").exists()
     assert start(path, 2, *LONG).wait(120) == ExitCode.DONE
     assert two_ranks.call(train, path=workshop.write_config(whole), overrides=LONG) == [0, 0]
     assert records_of(stopped) == records_of(whole)
+
+
+def command_line(pid: int) -> list[bytes]:
+    """The words that started a process; none if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("processes", "said"), [(1, "SIGUSR1 received: saved after step 0 of 60"), (2, "stopped before training began")]
+)
+def test_a_signal_before_training_has_begun_is_not_lost(
+    workshop: Workshop, tmp_path: Path, processes: int, said: str
+) -> None:
+    """It waits for a process that does not listen yet; torchrun that has no ranks yet is ended."""
+    run = tmp_path / "run"
+    process = start(workshop.write_config(run), processes, *LONG)
+    while not (below := [pid for pid in descendants(process.pid) if b"megatron_cpt.train" in command_line(pid)]):
+        assert process.poll() is None
+    for pid in (process.pid, *below):
+        os.kill(pid, signal.SIGUSR1)
+    assert process.wait(120) == ExitCode.PREEMPTED
+    status = status_of(run)
+    assert (status.state, status.step) == ("preempted", 0)
+    assert (status.message or "").startswith(said)
 
 
 def train_and_be_told(path: Path, overrides: tuple[str, ...], run: Path) -> int:

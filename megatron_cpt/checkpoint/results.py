@@ -29,8 +29,8 @@ class Results:
         self._queue.put(pickle.dumps(value))
 
     def get_nowait(self) -> Any:
-        """The value left first, by a process that this one forked. Raises queue.Empty where there is none."""
-        return pickle.loads(self._queue.get_nowait())
+        """The value left first. Raises queue.Empty where there is none."""
+        return pickle.loads(self._queue.get_nowait())  # from a process that this one forked
 
 
 def keep_results() -> None:

@@ -1,6 +1,9 @@
 """What a run asks of this machine and it does not have: refused before the ranks meet."""
 
+import os
 from collections.abc import Iterator
+
+import torch
 
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.schema import RunConfig
@@ -23,7 +26,9 @@ ENGINE_ONLY = (
 
 
 def machine_faults(config: RunConfig) -> Iterator[Fault]:
-    """Settings that need Transformer Engine, where it is not usable: it takes the package and a GPU."""
+    """More processes than GPUs; settings that need Transformer Engine, where it is not usable: it takes both."""
+    if torch.cuda.is_available():
+        yield from crowding_faults(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
     if transformer_engine_usable():
         return
     for name in ENGINE_ONLY:
@@ -41,3 +46,13 @@ def machine_faults(config: RunConfig) -> Iterator[Fault]:
                 "only Transformer Engine's layers have fp8 parameters, and it is not usable here.",
                 "Take this out.",
             )
+
+
+def crowding_faults(processes: int, gpus: int) -> Iterator[Fault]:
+    """More processes than GPUs on this machine, as torchrun counts them."""
+    if processes > gpus:
+        yield Fault(
+            f"{processes} processes on a machine with {gpus} visible {'GPU' if gpus == 1 else 'GPUs'}",
+            "each takes a GPU of its own.",
+            f"Start {gpus} (--nproc, --nproc-per-node), ask for more GPUs, or hide them (CUDA_VISIBLE_DEVICES='').",
+        )

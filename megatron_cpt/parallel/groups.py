@@ -19,10 +19,15 @@ from megatron_cpt.parallel.gloo import share_devices
 
 
 def device() -> torch.device:
-    """The device of this rank: its local GPU, or the CPU."""
+    """The device of this rank: its own GPU, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", own_gpu(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
     return torch.device("cpu")
+
+
+def own_gpu(local_rank: int, visible: int) -> int:
+    """The GPU of a process among those that it sees: the one there is, where each is shown its own, as Slurm can."""
+    return local_rank if visible > 1 else 0
 
 
 def join_world(timeout: timedelta = timedelta(minutes=10), store: dist.Store | None = None) -> None:

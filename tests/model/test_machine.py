@@ -1,16 +1,17 @@
-"""What only Transformer Engine has is refused where it is not usable."""
+"""What only Transformer Engine has is refused where it is not usable; so are more processes than GPUs."""
 
 from typing import Any
 
 import pytest
 
-from megatron_cpt.model.machine import machine_faults
+from megatron_cpt.model.machine import crowding_faults, machine_faults
 from megatron_cpt.model.specs import transformer_engine_usable
 from tests.config.examples import config_with
 
-pytestmark = pytest.mark.skipif(transformer_engine_usable(), reason="Transformer Engine is usable here")
+without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transformer Engine is usable here")
 
 
+@without_engine
 @pytest.mark.parametrize(
     ("section", "passed"),
     [
@@ -28,6 +29,13 @@ def test_a_field_of_transformer_engine_is_refused_with_the_remedy(section: str, 
     assert "take this out" in fault.remedy.lower()
 
 
+@without_engine
 def test_what_any_layer_has_is_left_alone() -> None:
     passed = {"fp8": None, "tp_comm_overlap": False, "moe_token_dispatcher_type": "allgather"}
     assert list(machine_faults(config_with(megatron={"transformer": passed}))) == []
+
+
+def test_a_process_has_a_gpu_of_its_own() -> None:
+    assert list(crowding_faults(8, 8)) == []
+    assert [fault.value for fault in crowding_faults(4, 1)] == ["4 processes on a machine with 1 visible GPU"]
+    assert [fault.remedy[:7] for fault in crowding_faults(4, 2)] == ["Start 2"]

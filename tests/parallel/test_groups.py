@@ -41,3 +41,8 @@ def test_without_a_place_to_meet_a_process_is_a_world_of_one() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split() == ["0", "1"]
+
+
+def test_a_process_takes_the_gpu_of_its_rank_or_the_one_that_it_is_shown() -> None:
+    assert [groups.own_gpu(rank, visible=4) for rank in range(4)] == [0, 1, 2, 3]
+    assert [groups.own_gpu(rank, visible=1) for rank in range(4)] == [0, 0, 0, 0]

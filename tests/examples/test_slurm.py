@@ -1,0 +1,58 @@
+"""The batch script saves, is queued again, and ends, with stand-ins for Slurm's own programs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_cpt.runs.status import ExitCode, read_status
+from tests.train.runs import column, records_of
+from tests.workshop import Workshop
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
+
+# Two tasks on one machine; the highest of their codes, as srun returns it.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" & tasks+=($!); done
+worst=0
+for task in "${tasks[@]}"; do wait "$task"; code=$?; (( code > worst )) && worst=$code; done
+exit $worst
+"""
+SCONTROL = """#!/bin/bash
+if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >> "$QUEUE"; fi
+"""
+
+
+def submit(folder: Path, *words: str) -> tuple[int, list[str]]:
+    """Runs the script as sbatch would; its exit code, and what it asked of scontrol since the first time."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    queue = folder / "queue"
+    environment = os.environ | {
+        "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "QUEUE": str(queue),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+    done = subprocess.run(["bash", SCRIPT, *words], env=environment, timeout=120, check=False)
+    return done.returncode, queue.read_text().splitlines() if queue.exists() else []
+
+
+def test_a_job_that_has_saved_is_queued_again_until_the_run_is_done(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = str(workshop.write_config(run))
+    requeued = [f"requeue {os.getpid()}"]
+    assert submit(tmp_path, path, "stop.after=1s") == (ExitCode.PREEMPTED, requeued)
+    assert submit(tmp_path, path) == (ExitCode.DONE, requeued)
+    assert column(records_of(run, "train"), "step") == list(range(1, 13))
+    status = read_status(run / "status.json")
+    assert status is not None
+    assert status.state == "done"
+
+
+def test_a_job_that_cannot_go_on_is_not(workshop: Workshop, tmp_path: Path) -> None:
+    path = str(workshop.write_config(tmp_path / "run"))
+    assert submit(tmp_path, path, "parallel.tensor=3") == (ExitCode.BAD_INPUT, [])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import orjson
@@ -71,33 +72,43 @@ def main(arguments: list[str]) -> int:
 def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:
     """Runs the program to its end, passing signals that ask it to stop on to its ranks.
 
-    torchrun itself is passed over, and hears none that a scheduler sends to every process. Before it has started the
-    ranks it is ended. The program and torchrun end with this process, however it ends.
+    torchrun itself is passed over, and hears none that a scheduler sends to every process. The program and torchrun end
+    with this process, however it ends.
 
     Returns:
         The exit code, and whether a signal was passed on.
     """
     told: list[int] = []
+    program: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        if program is not None:
+            tell_ranks(program, processes, number)
+
     adopt_orphans()
     ours = set(children(os.getpid()))
-    with stop_signals_held():
-        program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
-
-        def forward(number: int, _frame: FrameType | None) -> None:
-            told.append(number)
-            ranks = children(program.pid) if processes > 1 else [program.pid]
-            for pid in ranks:
-                os.kill(pid, number)
-            if not ranks:
-                program.kill()
-
-        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
+        with stop_signals_held():
+            program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+        for number in told:  # while it was starting
+            tell_ranks(program, processes, number)
         return program.wait(), bool(told)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         end_all(set(children(os.getpid())) - ours)
+
+
+def tell_ranks(program: subprocess.Popen[bytes], processes: int, number: int) -> None:
+    """Sends a signal to the ranks; torchrun that has not started them yet is ended."""
+    ranks = children(program.pid) if processes > 1 else [program.pid]
+    for pid in ranks:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, number)
+    if not ranks:
+        program.kill()
 
 
 def is_done(config: RunConfig, plan: RunPlan, folder: RunFolder) -> bool:

@@ -32,7 +32,7 @@ def die_with_parent() -> None:
 def stop_signals_held() -> Iterator[None]:
     """Processes that are started in the block never hear STOP_SIGNALS, nor do theirs, until one wants to.
 
-    A signal that comes before waits for it. One to this process waits for the end of the block.
+    A signal that comes before waits for it. This process must handle them: another of its threads may hear one.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -102,8 +103,6 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="all twelve shapes")
     parser.add_argument("--gpu", action="store_true", help="1B and 8B in bf16 on a GPU")
     options = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    groups.join_world()
     print(machine())
     if options.gpu:
         measure_gpu()
@@ -129,36 +128,46 @@ def measure_cpu(shapes: tuple[Shape, ...]) -> None:
 
 
 def measure_gpu() -> None:
-    """Our trainer alone in bf16, with as many layers as fit. MFU: causal attention at half, no recomputation."""
+    """Our trainer alone in bf16, each shape in a process of its own, which leaves the GPU's memory to the next."""
     assert torch.cuda.is_available(), "--gpu needs a GPU"
-    details, worst = {}, float("inf")
+    details = {}
     for shape in GPU_SHAPES:
-        with tempfile.TemporaryDirectory() as folder:
-            config = write_inputs(shape, Path(folder), "bf16")
-            largest = 0.9 * torch.cuda.get_device_properties(0).total_memory
-            while memory_per_rank(read_shape(config.model.hf), config, 1).total > largest:
-                shape = replace(shape, layers=shape.layers - 1)
-                config = write_inputs(shape, Path(folder), "bf16")
-            model = read_shape(config.model.hf)
-            run = start(config)
-            print(f"kernels: {kernels_of(run.model, run.optimizer)}")
-            step = our_step(run)
-            seconds = []
-            for _ in range(shape.rounds + 2):
-                torch.cuda.synchronize()
-                began = time.perf_counter()
-                step()
-                torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - began)
-        per_step = statistics.median(seconds[2:])
-        speed = shape.sequences * shape.length / per_step
-        flops, peak = flops_per_token(model, shape.length), peak_flops()
-        mfu = speed * flops / peak if peak else float("nan")
-        memory = torch.cuda.max_memory_allocated() / 2**30
-        print(f"{shape.name}: {speed:,.0f} tokens/s, {per_step:.3f} s a step, MFU {mfu:.1%}, {memory:.1f} GiB")
-        details[shape.name] = {"tokens_per_second": speed, "mfu": mfu, "memory_gib": memory}
-        worst = min(worst, mfu)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            name, figures = process.submit(gpu_figures, shape).result()
+        print(f"{name}: " + ", ".join(f"{key} {value:,.3f}" for key, value in figures.items()), flush=True)
+        details[name] = figures
+    worst = min(figures["mfu"] for figures in details.values())
     print_result("train_step_gpu", worst, "dense bf16 peak of the GPU (MFU); the worst shape", details)
+
+
+def gpu_figures(shape: Shape) -> tuple[str, dict[str, float]]:
+    """A shape with as many layers as fit, and its figures. MFU: causal attention at half, no recomputation."""
+    groups.join_world()
+    with tempfile.TemporaryDirectory() as folder:
+        config = write_inputs(shape, Path(folder), "bf16")
+        largest = 0.9 * torch.cuda.get_device_properties(0).total_memory
+        while memory_per_rank(read_shape(config.model.hf), config, 1).total > largest:
+            shape = replace(shape, layers=shape.layers - 1)
+            config = write_inputs(shape, Path(folder), "bf16")
+        flops = flops_per_token(read_shape(config.model.hf), shape.length)
+        run = start(config)
+        print(f"kernels: {kernels_of(run.model, run.optimizer)}", flush=True)
+        step = our_step(run)
+        seconds = []
+        for _ in range(shape.rounds + 2):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    per_step = statistics.median(seconds[2:])
+    speed = shape.sequences * shape.length / per_step
+    return shape.name, {
+        "tokens_per_second": speed,
+        "seconds_per_step": per_step,
+        "mfu": speed * flops / (peak_flops() or float("nan")),
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
 
 
 def start(config: RunConfig) -> Run:

@@ -4,7 +4,7 @@ Two processes (data parallel) save a Llama of 36 million parameters with a plain
 the sharding of frequent saves and in the one that loads into any layout. `plain writing` is the time in which the
 same processes write and fsync as many bytes as they wrote, one file each; `gathering` is the part of the waiting in
 which the state is laid out and, for any layout, brought together on one rank. Each figure is the median of some saves
-after the first of a process, which also starts Megatron-Core's helper process. `ratio` is the worst of the frequent
+after the first of a process, which also starts a helper process. `ratio` is the worst of the frequent
 saves: waiting in an asynchronous save over waiting in a synchronous one.
 
     python benchmarks/checkpoint.py [--saves N] [--layers N] [--hidden N]

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.lifeline import children
+from megatron_cpt.runs.lifeline import children, end_all
 from megatron_cpt.runs.records import Record, read_records, without_timing
 from megatron_cpt.train.program import run_to_end
 from megatron_cpt.train.stop import StopRequest
@@ -64,6 +66,30 @@ def wait_for_checkpoint(run: Path, step: int, process: subprocess.Popen[bytes] |
         assert process is None or process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline, "no checkpoint within two minutes"
         time.sleep(0.01)
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Ends a command and all its processes without warning; returns when they are gone, and with them their locks."""
+    everyone = [process.pid, *descendants(process.pid)]
+    end_all(everyone)
+    wait_until_gone(everyone)
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Fails if one of the processes still runs after a minute."""
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in pids if runs(pid)]:
+        assert time.monotonic() < deadline, f"still alive: {alive}"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether a thread of a process is there and not only waits for somebody to hear that it ended."""
+    for stat in glob(f"/proc/{pid}/task/*/stat"):
+        with suppress(OSError):  # it has just gone
+            if Path(stat).read_text().rpartition(")")[2].split()[0] != "Z":
+                return True
+    return False
 
 
 def records_of(run: Path, *kinds: str) -> list[Record]:

@@ -3,33 +3,16 @@
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from megatron_cpt.runs.lifeline import children
 from megatron_cpt.runs.status import ExitCode, read_status
-from tests.train.runs import descendants, start, wait_for_checkpoint
+from tests.train.runs import descendants, start, wait_for_checkpoint, wait_until_gone
 from tests.workshop import Workshop
 
 ENDLESS = "training.tokens=100000 steps"
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    """Fails if one of the processes still runs after a minute."""
-    deadline = time.monotonic() + 60
-    while alive := [pid for pid in pids if runs(pid)]:
-        assert time.monotonic() < deadline, f"still alive: {alive}"
-        time.sleep(0.05)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and not only waiting for its parent to hear that it ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

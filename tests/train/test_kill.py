@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.lifeline import end_all
 from megatron_cpt.runs.status import read_status
 from tests.ranks import Ranks
-from tests.train.runs import descendants, records_of, start, train, wait_for_checkpoint
+from tests.train.runs import kill_all, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
 
 
 def kill_when_reached(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     """Ends the command and all its processes without warning, once a checkpoint is there and training went on."""
     wait_for_checkpoint(run, step, process)
-    end_all([process.pid, *descendants(process.pid)])
+    kill_all(process)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -10,9 +10,8 @@ import pytest
 
 from megatron_cpt.checkpoint.integrity import is_intact, read_hashes
 from megatron_cpt.checkpoint.position import complete_checkpoints
-from megatron_cpt.runs.lifeline import end_all
 from megatron_cpt.runs.status import ExitCode, read_status
-from tests.train.runs import column, descendants, records_of, start
+from tests.train.runs import column, kill_all, records_of, start
 from tests.workshop import Workshop
 
 # Nothing of these depends on the length of the run, so that it can end when it has been ended often enough.
@@ -69,7 +68,7 @@ def test_kill_9_at_fifteen_random_times(workshop: Workshop, tmp_path: Path, asyn
         process = start(path, processes, *overrides, ENDLESS)
         wait_for_a_newer_one(run, newest(run), process)
         time.sleep(draw.uniform(0, 0.5))
-        end_all([process.pid, *descendants(process.pid)])
+        kill_all(process)
         loadable(run)
     same_as_undisturbed(workshop, run, processes, overrides)
 

@@ -116,7 +116,8 @@ class Ranks:
         results: list[Any] = [None] * self.size
         failures: list[str] = []
         while waiting:
-            ready = wait(list(waiting), GRACE if failures else timeout)
+            patience = GRACE if failures else timeout
+            ready = wait(list(waiting), patience)
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 try:
@@ -126,7 +127,7 @@ class Ranks:
                 if not fine:
                     failures.append(results[rank])
             if not ready:
-                failures.append(f"no answer from ranks {sorted(waiting.values())}")
+                failures.append(f"no answer from ranks {sorted(waiting.values())} within {patience} s")
                 break
         if failures:
             self.stop()

@@ -85,8 +85,10 @@ def test_a_signal_before_training_has_begun_is_not_lost(workshop: Workshop, tmp_
         os.kill(pid, signal.SIGUSR1)
     assert process.wait(120) == ExitCode.PREEMPTED
     status = status_of(run)
-    assert status.state == "preempted"
-    assert status.step < STEPS
+    assert (status.state, status.step) == ("preempted", 0)
+    heard = f"SIGUSR1 received: saved after step 0 of {STEPS}"
+    # On a slow machine torchrun may have ranks by then, and they hear of it.
+    assert (status.message or "").startswith((heard, "stopped before training began") if processes == 2 else heard)
 
 
 def train_and_be_told(path: Path, overrides: tuple[str, ...], run: Path) -> int:

@@ -4,7 +4,7 @@
    (`model-00002-of-00005.safetensors`) before a byte is written. Of the ranks that share a parameter the
    first one writes it, on the first replica: a pipeline stage its layers, a rank of experts its experts.
 2. Each writes its files one after the other, so that it holds one file's tensors at most.
-3. Rank 0 writes index, config and lineage, copies tokenizer and generation config, renames the folder.
+3. Rank 0 writes index, config and lineage, copies tokenizer and model files, renames the folder.
 The folder must be on a file system that all ranks share.
 """
 
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from megatron_cpt.checkpoint.hf_folder import COMPANIONS, INDEX, SINGLE, write_shard
+from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE, copy_companions, write_shard
 from megatron_cpt.checkpoint.hf_weights import DTYPES, gather_hf_tensors, hf_bytes, hf_sizes, sharing_ranks, weights_of
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
@@ -84,7 +84,7 @@ def export_weights(
 
     Args:
         weights: this rank's, those that are exported.
-        hf_folder: where config.json, tokenizer and generation config are taken from.
+        hf_folder: where config.json, tokenizer and model files are taken from.
         dtype: float32, bfloat16 or float16.
         lineage: content of lineage.json; None writes none.
         card: README.md (model_card.py); None writes none.
@@ -107,9 +107,7 @@ def export_weights(
         if set(files) != {SINGLE}:
             write_index(partial, files, shape, DTYPES[dtype])
         write_config(partial, hf_folder, dtype)
-        for companion in COMPANIONS:
-            if (hf_folder / companion).is_file():
-                shutil.copyfile(hf_folder / companion, partial / companion)
+        copy_companions(hf_folder, partial)
         if lineage is not None:
             write_json(partial / "lineage.json", lineage)
         if card is not None:

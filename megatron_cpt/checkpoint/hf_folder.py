@@ -5,8 +5,10 @@ several files and `model.safetensors.index.json`, whose `weight_map` says which 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,27 @@ from torch import Tensor
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a folder holds beside config and weights, copied unchanged: a re-saved tokenizer may not be the same one.
-COMPANIONS = (
-    "generation_config.json",
+# What a folder holds beside config.json and weights, by names in lower case: what makes its tokenizer ...
+TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer.model",
+    "tokenizer.model*",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "chat_template.json*",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "tokenization*.py",
 )
+# ... and what belongs to the model: its terms, and the code that `auto_map` names, which is copied and never executed.
+MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*", "*.py")
 READABLE = ("F32", "BF16", "F16", "F64")
 
 
@@ -133,6 +144,33 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that make its tokenizer, relative to it, in order."""
+    return _matching(folder, TOKENIZER_FILES)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a folder beside config.json, weights and tokenizer that belong to its model, relative to it."""
+    return _matching(folder, MODEL_FILES)
+
+
+def copy_companions(folder: Path, output: Path) -> None:
+    """Copies tokenizer and model files unchanged: a tokenizer that is saved anew may not be the same one."""
+    copy_files(folder, output, {*tokenizer_files(folder), *model_files(folder)})
+
+
+def copy_files(folder: Path, output: Path, names: Iterable[Path]) -> None:
+    """Copies files, given relative to the folder, unchanged."""
+    for name in names:
+        (output / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / name, output / name)
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    names = [path.relative_to(folder) for path in (*folder.glob("*"), *folder.glob("*/*.jinja")) if path.is_file()]
+    return sorted(name for name in names if any(fnmatchcase(str(name).lower(), pattern) for pattern in patterns))
 
 
 def no_safetensors(folder: Path) -> Fault:

@@ -25,7 +25,14 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_export import make_partial
-from megatron_cpt.checkpoint.hf_folder import COMPANIONS, INDEX, open_hf_tensors, write_shard
+from megatron_cpt.checkpoint.hf_folder import (
+    INDEX,
+    copy_files,
+    model_files,
+    open_hf_tensors,
+    tokenizer_files,
+    write_shard,
+)
 from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
@@ -81,11 +88,10 @@ def extend_vocabulary(
     for path in sorted(hf_folder.glob("*.safetensors")):
         write_file(path, partial / path.name, matrices, sources, seed)
     write_descriptions(hf_folder, partial, {"vocab_size": len(sources), **end_tokens(tokenizer, new)})
-    for name in COMPANIONS:
-        # The parent's generation config names its own end of a text.
-        place = (tokenizer or hf_folder) / name
-        if place.is_file() and name not in ("tokenizer.json", *(["generation_config.json"] if tokenizer else [])):
-            shutil.copyfile(place, partial / name)
+    # With another tokenizer, the parent's generation config names an end of a text that is none.
+    left = [Path("generation_config.json")] if tokenizer else []
+    copy_files(hf_folder, partial, [name for name in model_files(hf_folder) if name not in left])
+    copy_files(tokenizer or hf_folder, partial, tokenizer_files(tokenizer or hf_folder))
     new.save(str(partial / "tokenizer.json"))
     sync_folder(partial)
     partial.rename(output)

@@ -25,7 +25,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_cpt.checkpoint.hf_folder import COMPANIONS
+from megatron_cpt.checkpoint.hf_folder import copy_companions
 from megatron_cpt.checkpoint.integrity import leave_hashes, seal
 from megatron_cpt.checkpoint.position import Position, checkpoint_name
 from megatron_cpt.checkpoint.results import keep_results
@@ -37,8 +37,6 @@ from megatron_cpt.parallel.seed import random_state
 from megatron_cpt.parallel.versions import options_of_save
 from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.lifeline import children, die_with_parent
-
-HF_FILES = ("config.json", *COMPANIONS)
 
 
 class CheckpointWriter:
@@ -136,12 +134,11 @@ def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -
 
 
 def make_folder(checkpoint: Path, hf_folder: Path) -> None:
-    """The folder of a checkpoint with what makes it a model: config and tokenizer. One rank calls it."""
+    """The folder of a checkpoint with what makes it a model beside its weights. One rank calls it."""
     (checkpoint / "shards").mkdir(parents=True)
     (checkpoint / "hf").mkdir()
-    for name in HF_FILES:
-        if (hf_folder / name).is_file():
-            shutil.copyfile(hf_folder / name, checkpoint / "hf" / name)
+    shutil.copyfile(hf_folder / "config.json", checkpoint / "hf" / "config.json")
+    copy_companions(hf_folder, checkpoint / "hf")
 
 
 def write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *arguments: Any) -> None:

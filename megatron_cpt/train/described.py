@@ -1,9 +1,8 @@
 """The Hugging Face folder that describes a run's model: the one it starts from, or what `model.rope` makes of that."""
 
-import shutil
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_folder import COMPANIONS
+from megatron_cpt.checkpoint.hf_folder import copy_companions
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import read_config
 from megatron_cpt.parallel import groups
@@ -24,7 +23,5 @@ def describe(config: RunConfig, folder: RunFolder) -> None:
             return
         folder.model.mkdir(exist_ok=True)
         base = Path(config.model.hf)
-        for name in COMPANIONS:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, folder.model / name)
+        copy_companions(base, folder.model)
         write_json(folder.model / "config.json", read_config(base, config.model.rope))

@@ -1,5 +1,6 @@
 """Hugging Face folders that a run writes on its way and at its end."""
 
+import shutil
 from pathlib import Path
 
 import orjson
@@ -14,6 +15,13 @@ from tests.ranks import Ranks
 from tests.train.runs import train
 from tests.workshop import Workshop
 
+ONE_STEP = (
+    "training.tokens=1 steps",
+    "schedule.kind=constant",
+    "schedule.warmup=null",
+    "checkpoint.every=1 steps",
+    "validation.sets={}",
+)
 SETTINGS = ("training.tokens=4 steps", "checkpoint.export_hf.every=2 steps", "validation.sets={}", "parallel.tensor=2")
 
 
@@ -62,3 +70,25 @@ def test_an_export_that_is_there_is_not_written_again(one_rank: Ranks, workshop:
     assert {tensor.dtype for tensor in all_tensors(run / "hf").values()} == {torch.bfloat16}
     one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.every=1 steps"))
     assert (run / "hf/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_no_file_of_the_parent_is_lost(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    parent, run = tmp_path / "parent", tmp_path / "run"
+    shutil.copytree(workshop.hf, parent)
+    kept = ["LICENSE.txt", "NOTICE", "USE_POLICY.md", "tekken.json", "generation_config.json", "modeling_llama.py"]
+    kept += ["additional_chat_templates/rag.jinja", "chat_template.jinja"]
+    (parent / "additional_chat_templates").mkdir()
+    for name in kept:
+        (parent / name).write_text(f'{{"name": "{name}"}}')
+    (parent / "consolidated.safetensors").write_bytes(b"the same weights in another form")
+    config = orjson.loads((parent / "config.json").read_bytes())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_llama.Llama"}
+    (parent / "config.json").write_bytes(orjson.dumps(config))
+    path = workshop.write_config(run, model={"hf": str(parent), "rope": {"positions": 128}})
+    one_rank.call(train, path=path, overrides=(*ONE_STEP, "checkpoint.export_hf.end=true"))
+    one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000001", output=tmp_path / "later")
+    for output in (run / "hf", tmp_path / "later"):
+        for name in kept:
+            assert (output / name).read_text() == f'{{"name": "{name}"}}'
+        assert orjson.loads((output / "config.json").read_bytes())["auto_map"] == config["auto_map"]
+        assert not (output / "consolidated.safetensors").exists()

@@ -67,6 +67,15 @@ class Batches:
         """What the steps take that an amount is enough for."""
         return self.total(self.whole_steps(amount))
 
+    def after(self, steps: int) -> "Batches":
+        """The batches that are left after the first `steps`."""
+        left = []
+        for stair in self.ramp:
+            if stair.steps > steps:
+                left.append(replace(stair, steps=stair.steps - steps))
+            steps = max(0, steps - stair.steps)
+        return Batches(self.size, tuple(left))
+
     def times(self, factor: int) -> "Batches":
         """The batches in a unit of which each present one is `factor`: of sequences in tokens."""
         stairs = tuple(replace(stair, size=stair.size * factor) for stair in self.ramp)

@@ -128,7 +128,8 @@ def task_faults(config: RunConfig) -> Iterator[Fault]:
 
 def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
     """Checkpoints at distances that do not fit each other, and a best one that nothing would show."""
-    yield from _best_faults(config)
+    if config.start.data == "new":  # else its steps count from a checkpoint: planning/start_faults.py
+        yield from best_faults(config)
     checkpoint, step = config.checkpoint, config.tokens_per_step
     if checkpoint.keep_every is None:
         return
@@ -143,7 +144,8 @@ def checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(shown, rule, f"The nearest are {nearest_multiples(kept, every)} steps.")
 
 
-def _best_faults(config: RunConfig) -> Iterator[Fault]:
+def best_faults(config: RunConfig, first_step: int = 0) -> Iterator[Fault]:
+    """A best checkpoint that nothing would show, in a run that begins after some step."""
     best, step = config.checkpoint.keep_best, config.tokens_per_step
     if best is None:
         return
@@ -157,7 +159,9 @@ def _best_faults(config: RunConfig) -> Iterator[Fault]:
         return
     every = config.checkpoint.every.steps(step) if config.checkpoint.every else config.total_steps
     saved = {*range(every, config.total_steps + 1, every), config.total_steps}
-    if not saved & set(mark_steps(marks, config.total_steps, step, config.token_batches.ramp)):
+    ramp = config.token_batches.after(first_step).ramp
+    evaluated = {first_step + mark for mark in mark_steps(marks, config.total_steps - first_step, step, ramp)}
+    if not saved & evaluated - {first_step}:
         rule = f"`{best}` is evaluated at none of the steps that are saved."
         yield Fault(shown, rule, "Set `every` of its marks to a multiple of `checkpoint.every`.")
 

@@ -144,7 +144,7 @@ class ParallelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MarksSettings:
-    """When a validation set is evaluated (marks.py)."""
+    """When a validation set is evaluated (marks.py). Marks count from where the run begins."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 

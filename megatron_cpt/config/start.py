@@ -23,7 +23,9 @@ class StartSettings:
     optimizer: Literal["fresh", "kept"] = "fresh"
     """Adam's moments and, with bf16, the fp32 main weights."""
     schedule: Literal["new", "kept"] = "new"
-    """kept: `schedule` goes on at the tokens that the checkpoint was trained on; `new` begins it at 0."""
+    """kept: `schedule` goes on at the tokens that the checkpoint was trained on; `new` begins it at 0. A final decay
+    of a kept schedule may not be longer than the run (docs/schedules.md has a recipe)."""
     data: Literal["new", "kept"] = "new"
     """kept: steps, tokens and the data order go on counting where the checkpoint stood, with the random states;
-    `training.tokens` then counts from the beginning of the run that wrote it. The sources must be the same."""
+    `training.tokens` then counts from the beginning of the run that wrote it, and evaluation marks count from the
+    checkpoint. The sources must be the same."""

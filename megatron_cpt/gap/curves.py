@@ -28,9 +28,9 @@ class LossCurve:
     identity: str
     """Hash of the set's sequences and settings: equal identities are comparable between runs."""
     steps: np.ndarray
-    """int64 [marks]: optimizer steps done; 0 is before the first update."""
+    """int64 [marks]: optimizer steps done since the baseline; 0 is before the first update."""
     tokens: np.ndarray
-    """int64 [marks]: tokens trained."""
+    """int64 [marks]: tokens trained since the baseline."""
     losses: np.ndarray
     """float64 [marks]: nats per token. NaN where the recorded loss was not finite."""
     sequence_nats: np.ndarray | None = None
@@ -86,12 +86,14 @@ def _curve(name: str, records: Sequence[Mapping[str, Any]]) -> LossCurve:
     marks = [same[step] for step in sorted(same)]
     losses = [np.nan if mark["loss"] is None else mark["loss"] for mark in marks]
     sequence_nats, sequence_tokens = _sequences(name, marks)
+    # A run that goes on counting another's steps (`start.data: kept`) says which mark was before its first update.
+    first = next((mark for mark in marks if mark.get("baseline")), {"step": 0, "tokens": 0})
     return LossCurve(
         name=name,
         role=latest["role"],
         identity=latest["identity"],
-        steps=np.array([mark["step"] for mark in marks], dtype=np.int64),
-        tokens=np.array([mark["tokens"] for mark in marks], dtype=np.int64),
+        steps=np.array([mark["step"] - first["step"] for mark in marks], dtype=np.int64),
+        tokens=np.array([mark["tokens"] - first["tokens"] for mark in marks], dtype=np.int64),
         losses=np.array(losses, dtype=np.float64),
         unit=WRONG if str(latest.get("metric", "")).endswith("accuracy") else NATS,
         sequence_nats=sequence_nats,

@@ -20,7 +20,7 @@ class RunningGap:
     def add(self, record: Mapping[str, Any]) -> dict[str, float]:
         """The figures of the record's set up to it, by name; none without a baseline, or where a loss is not finite."""
         marks = self._marks.setdefault(record["set"], [])
-        marks.append({name: record[name] for name in KEPT})
+        marks.append({name: record[name] for name in KEPT} | {"baseline": record.get("baseline")})
         (curve,) = loss_curves(marks)
         if not curve.has_baseline or len(curve.steps) < 2 or not np.isfinite(curve.losses).all():
             return {}

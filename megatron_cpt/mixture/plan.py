@@ -40,7 +40,7 @@ class SourcePlan:
     share: float
     """Its share of the training tokens, as counted."""
     epochs: float
-    """Passes over the source."""
+    """Passes over the source, with those of what is told of alone."""
     effective_unique_tokens: float
     """Fresh tokens that would do as much (repetition.py)."""
 
@@ -76,13 +76,7 @@ class BlendPlan:
     @property
     def due_shares(self) -> tuple[Fraction, ...]:
         """Share of the whole run due to each source: those of the phases by their lengths."""
-        starts = [phase.first_sequence for phase in self.phases]
-        lengths = [end - start for start, end in pairwise([*starts, self.total_sequences])]
-        return tuple(
-            sum((length * share for length, share in zip(lengths, shares, strict=True)), Fraction(0))
-            / self.total_sequences
-            for shares in zip(*(phase.shares for phase in self.phases), strict=True)
-        )
+        return self._due_shares(0)
 
     @property
     def epochs(self) -> tuple[float, ...]:
@@ -92,8 +86,16 @@ class BlendPlan:
     @property
     def rows(self) -> tuple[SourcePlan, ...]:
         """The blend table, one row a source."""
-        counted = zip(self.counts, self.due_shares, strict=True)
-        return tuple(self._row(number, count, float(due)) for number, (count, due) in enumerate(counted))
+        return self.rows_from(0)
+
+    def rows_from(self, first_sequence: int) -> tuple[SourcePlan, ...]:
+        """The blend table of what comes from a sequence on, one row a source."""
+        read = self.order.counts(first_sequence).tolist()
+        counted = zip(read, self.counts, self._due_shares(first_sequence), strict=True)
+        left = self.total_sequences - first_sequence
+        return tuple(
+            self._row(number, before, count, float(due), left) for number, (before, count, due) in enumerate(counted)
+        )
 
     def source_sequences(self, sequences: int) -> dict[str, int]:
         """Sequences of each source among the first `sequences` of the run."""
@@ -136,22 +138,37 @@ class BlendPlan:
         """SHA-256 of `describe(sequences)`, as hexadecimal digits."""
         return sha256(orjson.dumps(self.describe(sequences))).hexdigest()
 
-    def _row(self, number: int, count: int, due_share: float) -> SourcePlan:
-        stream, tokens = self.streams[number], count * self.order.sequence_length
-        unique = stream.once
-        if stream.draw is not None and stream.draw.anew:
-            unique = ceil(expected_unique(stream.tokens, stream.draw.sequences * self.order.sequence_length, tokens))
+    def _due_shares(self, first_sequence: int) -> tuple[Fraction, ...]:
+        """Share due to each source of what comes from a sequence on."""
+        starts = [max(first_sequence, phase.first_sequence) for phase in self.phases]
+        lengths = [max(0, end - start) for start, end in pairwise([*starts, self.total_sequences])]
+        return tuple(
+            sum((length * share for length, share in zip(lengths, shares, strict=True)), Fraction(0))
+            / (self.total_sequences - first_sequence)
+            for shares in zip(*(phase.shares for phase in self.phases), strict=True)
+        )
+
+    def _row(self, number: int, before: int, count: int, due_share: float, left: int) -> SourcePlan:
+        """A source between two counts of its sequences, in a stretch of `left` sequences of all."""
+        stream, tokens = self.streams[number], (count - before) * self.order.sequence_length
         return SourcePlan(
             name=stream.name,
             role=stream.role,
             source_tokens=stream.tokens,
             due_share=due_share,
-            sequences=count,
+            sequences=count - before,
             tokens=tokens,
-            share=count / self.total_sequences,
+            share=(count - before) / left,
             epochs=tokens / stream.once if stream.once else 0.0,
-            effective_unique_tokens=effective_unique_tokens(unique, tokens),
+            effective_unique_tokens=self._effective(stream, count) - self._effective(stream, before),
         )
+
+    def _effective(self, stream: BlendStream, count: int) -> float:
+        """Fresh tokens that would do as much as the first sequences of a source."""
+        unique, tokens = stream.once, count * self.order.sequence_length
+        if stream.draw is not None and stream.draw.anew:
+            unique = ceil(expected_unique(stream.tokens, stream.draw.sequences * self.order.sequence_length, tokens))
+        return effective_unique_tokens(unique, tokens)
 
 
 def plan_blend(

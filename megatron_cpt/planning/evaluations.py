@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.marks import mark_steps, thinned
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.schema import MarksSettings, RunConfig
 from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.text import columns, percent, quantity
@@ -44,26 +44,35 @@ class EvaluationPlan:
         return len(self.marks) * self.share_of_one
 
 
-def plan_evaluations(config: RunConfig, inputs: RunInputs, total_steps: int) -> tuple[EvaluationPlan, ...]:
-    """Every validation set, file of tasks and entry of harness tasks, with as many marks as `max_overhead` allows."""
-    size, ramp = config.tokens_per_step, config.token_batches.ramp
-    per_step = config.total_tokens / config.total_steps  # on average
+def plan_evaluations(
+    config: RunConfig, inputs: RunInputs, total_steps: int, first_step: int = 0
+) -> tuple[EvaluationPlan, ...]:
+    """Every validation set, file of tasks and entry of harness tasks, with as many marks as `max_overhead` allows.
+
+    Args:
+        first_step: steps done before the run begins (`start.data: kept`): marks and costs are of the steps after it.
+    """
+    size, ramp = config.tokens_per_step, config.token_batches.after(first_step).ramp
+    steps = max(1, total_steps - first_step)
+    per_step = (config.total_tokens - config.token_batches.total(first_step)) / steps  # on average
+
+    def marks_of(marks: MarksSettings) -> tuple[int, ...]:
+        return tuple(first_step + mark for mark in mark_steps(marks, total_steps - first_step, size, ramp))
+
     planned = []
     for name, one in config.validation.sets.items():
         scored = scored_tokens(inputs.validation_sets[name].tokens, config.data.sequence_length, one.tokens)
         tokens = len(scored) * config.data.sequence_length  # the last sequence is computed at full length
-        marks = mark_steps(one.marks or config.validation.marks, total_steps, size, ramp)
+        marks = marks_of(one.marks or config.validation.marks)
         gradient = min(tokens, size) / per_step if name == config.validation.stability_gradient else 0
-        cost = (tokens / (3 * per_step) + gradient) / total_steps
+        cost = (tokens / (3 * per_step) + gradient) / steps
         planned.append(EvaluationPlan(name, "validation", one.role, tokens, marks, 0, cost))
     for name, tasks in inputs.tasks.items():
         file, tokens = config.tasks.sets[name], sum(task.tokens for task in tasks)
-        marks = mark_steps(file.marks or config.tasks.marks, total_steps, size, ramp)
-        planned.append(
-            EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * total_steps))
-        )
+        marks = marks_of(file.marks or config.tasks.marks)
+        planned.append(EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * steps)))
     for name, asked in config.tasks.harness.items():
-        marks = mark_steps(asked.marks or config.tasks.marks, total_steps, size, ramp)
+        marks = marks_of(asked.marks or config.tasks.marks)
         planned.append(EvaluationPlan(name, "harness", asked.role, None, marks, 0, 0.0))
     return within(config.validation.max_overhead, tuple(planned))
 

@@ -14,16 +14,17 @@ ROWS_SHOWN = 12
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def picture_lines(blend: BlendPlan) -> list[str]:
+def picture_lines(blend: BlendPlan, first_sequence: int = 0) -> list[str]:
     """A row a source: its share of each stretch of the run as a bar, and the first and the last of these shares.
 
     A full bar is the whole stretch. Shares are counted from the order, so that what is shown is what is read.
     """
-    columns = min(WIDTH, blend.total_sequences)
-    edges = [blend.total_sequences * column // columns for column in range(columns + 1)]
+    left = blend.total_sequences - first_sequence
+    columns = min(WIDTH, left)
+    edges = [first_sequence + left * column // columns for column in range(columns + 1)]
     counts = np.stack([blend.order.counts(edge) for edge in edges])
     shares = np.diff(counts, axis=0).T / np.diff(edges)
-    names, rows = _most(blend.sources, shares, counts[-1])
+    names, rows = _most(blend.sources, shares, counts[-1] - counts[0])
     width = max(map(len, names))
     return [
         f"{name.ljust(width)}  |{''.join(_bar(share) for share in row)}|  {percent(row[0]):>8} to {percent(row[-1])}"

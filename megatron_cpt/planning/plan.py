@@ -22,6 +22,8 @@ from megatron_cpt.planning.faults import checked_blend
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
 from megatron_cpt.planning.picture import picture_lines
+from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
+from megatron_cpt.planning.start_state import StartState, resume_state, start_state
 from megatron_cpt.planning.text import columns, percent, quantity, size
 from megatron_cpt.planning.warnings import plan_warnings
 
@@ -54,12 +56,16 @@ class RunPlan:
     """The run as it will be: one that an exhausted source ends is configured for the tokens until there."""
     inputs: RunInputs
     """What the run reads, opened."""
+    start: StartState
+    """Where it begins: after steps of another run, with `start.data: kept`."""
+    resume: StartState | None
+    """Where it goes on: at its newest checkpoint. None where it has none."""
     folder: str
     """The run folder."""
     world_size: int
     """Ranks it is planned for."""
     steps: int
-    """Optimizer steps."""
+    """The last optimizer step; how many there are, where the run begins at 0."""
     global_batch_size: int
     """Sequences of a step, after the ramp."""
     sequence_length: int
@@ -82,7 +88,7 @@ class RunPlan:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the run."""
+        """Tokens up to the end of the run, counted as its steps are."""
         return self.config.token_batches.total(self.steps)
 
     @property
@@ -108,10 +114,17 @@ class RunPlan:
             "steps": self.steps,
             "tokens_per_step": self.tokens_per_step,
             "tokens": self.tokens,
+            "start": {
+                "step": self.start.step,
+                "tokens": self.start.tokens,
+                "sequences": self.start.sequences,
+                "schedule_shift": self.start.schedule_shift,
+            },
+            "learning_rate": rates_of(self.config, self.start),
             **({"batch_ramp": [asdict(stair) for stair in ramp]} if (ramp := self.config.batches.ramp) else {}),
             "blend": {
                 "sequences": self.blend.total_sequences,
-                "sources": [asdict(row) for row in self.blend.rows],
+                "sources": [asdict(row) for row in self.blend.rows_from(self.start.sequences)],
                 "phases": [
                     {
                         "first_sequence": phase.first_sequence,
@@ -134,10 +147,13 @@ class RunPlan:
         parts = [
             self._summary(),
             ["Blend", *_indented(self._blend_lines())],
-            ["Share by source, from the beginning of the run to its end", *_indented(picture_lines(self.blend))],
+            [
+                "Share by source, from the beginning of the run to its end",
+                *_indented(picture_lines(self.blend, self.start.sequences)),
+            ],
         ]
         if len(self.blend.phases) > 1:
-            parts.append(["Phases", *_indented(phase_lines(self.blend))])
+            parts.append(["Phases", *_indented(phase_lines(self.blend, self.start.sequences))])
         if self.evaluations:
             parts.append(["Evaluation", *_indented(evaluation_lines(self.evaluations))])
         if self.warnings:
@@ -151,15 +167,27 @@ class RunPlan:
         most = "at most " if self.config.batches.ramp else ""
         batch = f"{most}{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
         shares = ", ".join(f"{name} {size(count)}" for name, count in asdict(memory).items())
+        steps, tokens = self.steps - self.start.step, self.tokens - self.start.tokens
         ranks = "one rank" if self.world_size == 1 else f"the fullest of {self.world_size} ranks"
         return [
-            f"Run      {self.folder}: {self.steps:,} steps of {batch}, {quantity(self.tokens)} tokens in all",
+            f"Run      {self.folder}: {steps:,} steps of {batch}, {quantity(tokens)} tokens in all",
+            *self._counting(),
+            *rate_lines(self.config, self.start, self.resume),
             *self._batch_ramp(),
             f"Model    {model.family}, {quantity(model.parameters)} parameters "
             f"({quantity(model.non_embedding_parameters)} without embeddings{active})",
             *self._positions(),
             f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
             f"Memory   {size(memory.total)} on {ranks} ({shares})",
+        ]
+
+    def _counting(self) -> list[str]:
+        if not self.start.step:
+            return []
+        checkpoint = self.config.start.checkpoint or "the checkpoint that it started from"
+        return [
+            f"Start    data kept: steps {self.start.step + 1:,} to {self.steps:,}, counted on from {checkpoint}; marks "
+            "count from there"
         ]
 
     def _batch_ramp(self) -> list[str]:
@@ -182,6 +210,7 @@ class RunPlan:
 
     def _blend_lines(self) -> list[str]:
         heading = ["source", "role", "tokens read", "share", "of", "epochs", "effective unique"]
+        before = self.blend.source_epochs(self.start.sequences)
         rows = [
             [
                 row.name,
@@ -189,10 +218,12 @@ class RunPlan:
                 quantity(row.tokens),
                 percent(row.share),
                 quantity(row.source_tokens),
-                f"{row.epochs:.2f}",
+                f"{before[row.name]:.2f} to {before[row.name] + row.epochs:.2f}"
+                if self.start.sequences
+                else f"{row.epochs:.2f}",
                 quantity(row.effective_unique_tokens),
             ]
-            for row in self.blend.rows
+            for row in self.blend.rows_from(self.start.sequences)
         ]
         return columns([heading, *rows], "llrrrrr")
 
@@ -209,11 +240,14 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     assert inputs.shape is not None, "inputs without faults are whole"
     warnings = plan_warnings(config, inputs, blend)
     config = to_its_end(config, blend)
-    evaluations = plan_evaluations(config, inputs, config.total_steps)
+    start, resume = start_state(config), resume_state(config)
+    evaluations = plan_evaluations(config, inputs, config.total_steps, start.step)
     overlaps = source_overlaps(config, inputs)
     return RunPlan(
         config=config,
         inputs=inputs,
+        start=start,
+        resume=resume,
         folder=config.run.folder,
         world_size=world_size,
         steps=config.total_steps,
@@ -221,9 +255,14 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
         sequence_length=config.data.sequence_length,
         blend=blend,
         evaluations=evaluations,
-        model=measure(config, inputs.shape, world_size, config.total_steps),
+        model=measure(config, inputs.shape, world_size, config.total_steps, start.step),
         overlaps=overlaps,
-        warnings=(*warnings, *overlap_warnings(overlaps), *overhead_warnings(config, evaluations)),
+        warnings=(
+            *warnings,
+            *rate_warnings(config, start),
+            *overlap_warnings(overlaps),
+            *overhead_warnings(config, evaluations),
+        ),
     )
 
 
@@ -241,8 +280,9 @@ def to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
     return shortened
 
 
-def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -> ModelSize:
-    """Size and cost of the model in a run of so many steps."""
+def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int, first_step: int = 0) -> ModelSize:
+    """Size and cost of the model in a run to a step, from the one after `first_step` on."""
+    tokens = config.token_batches.total(steps) - config.token_batches.total(first_step)
     per_token = flops_per_token(shape, config.data.sequence_length)
     return ModelSize(
         family=shape.family,
@@ -250,7 +290,7 @@ def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int) -
         active_parameters=active_parameter_count(shape),
         non_embedding_parameters=non_embedding_parameter_count(shape),
         flops_per_token=per_token,
-        training_flops=per_token * config.token_batches.total(steps),
+        training_flops=per_token * tokens,
         memory=memory_per_rank(shape, config, world_size),
     )
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-import orjson
-
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.faults import best_faults
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import ModelShape, read_shape
+from megatron_cpt.planning.rates import decay_faults
+from megatron_cpt.planning.start_state import newest_checkpoint, position_of
 
 # What two folders of one model may say differently.
 NOT_THE_MODEL = ("dtype", "max_positions", "rope_base", "rope_scaling")
@@ -59,7 +60,9 @@ def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator
         remedy = "Leave `optimizer` fresh, `schedule` new and `data` new."
         yield Fault(shown, rule, remedy)
         return
-    position = orjson.loads(path.read_bytes())
+    position = position_of(checkpoint)
+    if newest_checkpoint(config) is None:
+        yield from decay_faults(config)
     if config.start.data == "new":
         return
     yield from batch_faults(config, shown, position["step"], position["sequences"])
@@ -68,6 +71,8 @@ def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator
             f"with data kept, it counts from the beginning, and the checkpoint stands at {position['tokens']} tokens."
         )
         yield Fault(f"training.tokens = {config.training.tokens}", rule, "Raise it, or set `start.data: new`.")
+    else:
+        yield from best_faults(config, position["step"])
 
 
 def batch_faults(config: RunConfig, shown: str, step: int, sequences: int) -> Iterator[Fault]:

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_cpt.config.schema import MarksSettings, RunConfig
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.mixture.repetition import CHEAP_EPOCHS
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.shared_text import shared_warnings
-from megatron_cpt.planning.text import quantity
+from megatron_cpt.planning.start_state import position_of, start_state
+from megatron_cpt.planning.text import percent, quantity
 
 MISSED_BY = 0.99
 """A source that gives less of its target than this is named."""
@@ -20,6 +22,8 @@ def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tup
         *blend_warnings(config, blend),
         *length_warnings(config, blend),
         *target_warnings(blend),
+        *unread_warnings(config, blend),
+        *repeated_warnings(config, blend),
         *shared_warnings(config, inputs),
         *evaluation_warnings(config),
         *origin_warnings(inputs),
@@ -70,6 +74,37 @@ def target_warnings(blend: BlendPlan) -> Iterator[str]:
             yield (
                 f"source {row.name} gives {quantity(row.tokens)} of its target of {quantity(float(stream.target))} "
                 "tokens: the run is shorter than the targets together, or weights or ratio leave it less."
+            )
+
+
+def unread_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """Sources that have a weight and give nothing: their share of a short run is less than a sequence."""
+    start = start_state(config)
+    for row in blend.rows_from(start.sequences):
+        if row.due_share > 0 and not row.sequences:
+            due = row.due_share * (blend.total_sequences - start.sequences)
+            yield (
+                f"source {row.name} has a share of {percent(row.due_share)} and gives no sequence: {due:.2g} of a "
+                "sequence would be its part. Train longer, give it more weight, or take it out."
+            )
+
+
+def repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """Text that the run which wrote `start.checkpoint` has read, and that `start.data: new` begins again."""
+    if config.start.checkpoint is None or config.start.data == "kept":
+        return
+    position = position_of(Path(config.start.checkpoint))
+    sources = position.get("order", {}).get("sources", {})
+    read = {
+        known["identity"]: position["source_sequences"].get(name, 0) * position["order"]["sequence_length"]
+        for name, known in sources.items()
+    }
+    for stream, row in zip(blend.streams, blend.rows, strict=True):
+        tokens = read.get(stream.identity, 0)
+        if row.sequences and tokens:
+            yield (
+                f"source {row.name} begins anew (start.data is new): the parent has read {quantity(tokens)} tokens of "
+                f"the same text, {tokens / row.source_tokens:.2f} epochs. `start.data: kept` goes on where that ended."
             )
 
 

@@ -18,7 +18,7 @@ from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.scaling_law.continual import CONTINUAL
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.parameters import Law
-from megatron_cpt.scaling_law.points import Curve, read_object, read_run
+from megatron_cpt.scaling_law.points import Curve, first_step, read_object, read_run
 from megatron_cpt.scaling_law.posterior import posterior
 from megatron_cpt.scaling_law.pretraining import ANNEALING
 from megatron_cpt.scaling_law.profile import likeness
@@ -148,8 +148,9 @@ def planned_curve(path: str | Path, validation_set: str) -> Curve:
         raise BadInput(Fault(str(path), "has no config.yaml and plan.json.", "Give a folder written by `train`."))
     config, size = load_config(folder.config), plan["tokens_per_step"]
     batches = Batches(size, config.token_batches.ramp)
-    ahead = range(len(curve.rates) + 1, plan["steps"] + 1)
-    rates = [learning_rate(config.schedule, batches.total(step), plan["tokens"], size) for step in ahead]
+    shift = plan.get("start", {}).get("schedule_shift", 0)
+    ahead = range(first_step(plan) + len(curve.rates) + 1, plan["steps"] + 1)
+    rates = [learning_rate(config.schedule, batches.total(s) + shift, plan["tokens"] + shift, size) for s in ahead]
     return replace(curve, name=validation_set, rates=np.concatenate([curve.rates, rates]))
 
 

@@ -67,13 +67,17 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
     records, without that set or without the rate of an update, IntegrityFault for a damaged file.
     """
     folder = RunFolder(path)
-    records = read_records(folder.records)
-    rates = {record["step"]: record.get("learning_rate") for record in records if record.get("kind") == "train"}
-    marks = [r for r in records if r.get("kind") == "validation" and r.get("set") == validation_set]
+    records, lineage, plan = read_records(folder.records), read_object(folder.lineage), read_object(folder.plan)
+    first = first_step(plan)
+    rates = {r["step"] - first: r.get("learning_rate") for r in records if r.get("kind") == "train"}
+    marks = [
+        r | {"step": r["step"] - first}
+        for r in records
+        if r.get("kind") == "validation" and r.get("set") == validation_set
+    ]
     refuse(_run_faults(path, records, rates, marks, validation_set))
     points = {mark["step"]: mark.get("loss") for mark in marks if mark.get("identity") == marks[-1].get("identity")}
     measured = sorted(step for step, loss in points.items() if step > 0 and loss is not None)
-    lineage, plan = read_object(folder.lineage), read_object(folder.plan)
     return Curve(
         name=Path(path).name,
         rates=np.array([rates[step] for step in sorted(rates)], dtype=np.float64),
@@ -104,6 +108,11 @@ def _run_faults(
         remedy = "The laws need the rate of every update: give a run whose records are whole."
         return [Fault(str(path), "some updates have no recorded learning rate.", remedy)]
     return []
+
+
+def first_step(plan: dict[str, Any]) -> int:
+    """Steps of another run that a run goes on counting, by its plan.json: a curve's steps are those after them."""
+    return int(plan.get("start", {}).get("step", 0))
 
 
 def domain_share(plan: dict[str, Any]) -> float:

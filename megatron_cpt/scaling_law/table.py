@@ -16,7 +16,7 @@ import numpy as np
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.records import read_records
-from megatron_cpt.scaling_law.points import domain_share, read_object, read_run, sets_of
+from megatron_cpt.scaling_law.points import domain_share, first_step, read_object, read_run, sets_of
 
 LOSS, START, SHARE = "loss:", "start:", "share:"
 NUMBERS = ("tokens", "model_size", "replay_ratio")
@@ -100,7 +100,12 @@ def tables_of_runs(paths: Sequence[str], along_from: int | None = None) -> dict[
     for path in paths:
         curves = {name: read_run(path, name) for name in shared}
         plan = read_object(RunFolder(path).plan)
-        tokens = {r["step"]: r.get("tokens") for r in read_records(RunFolder(path).records) if r["kind"] == "train"}
+        first, before = first_step(plan), plan.get("start", {}).get("tokens", 0)
+        tokens = {
+            r["step"] - first: None if r.get("tokens") is None else r["tokens"] - before
+            for r in read_records(RunFolder(path).records)
+            if r["kind"] == "train"
+        }
         steps = set.intersection(*({int(step) for step in curve.steps} for curve in curves.values()))
         last = sorted(steps)[-1:]
         for step in last if along_from is None else sorted(step for step in steps if step >= along_from) or last:

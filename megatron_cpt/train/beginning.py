@@ -9,14 +9,14 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.checkpoint.position import Position, read_position
+from megatron_cpt.checkpoint.position import read_position
 from megatron_cpt.checkpoint.sharded import load, load_weights
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.config.start import StartSettings
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.start_state import schedule_shift
 from megatron_cpt.train.history import History
 from megatron_cpt.train.optimizer import mend_after_load
 from megatron_cpt.train.resume import check_order, check_parts, check_positions, layout, resume
@@ -68,7 +68,7 @@ def begin(
         return Beginning(0, 0, 0, History())
     checkpoint = Path(start.checkpoint)
     position = read_position(checkpoint)
-    shift = schedule_shift(start, position)
+    shift = schedule_shift(start, position.tokens, position.schedule_shift)
     if start.data == "new":
         if start.optimizer == "kept":
             check_parts(checkpoint, position, config)
@@ -81,10 +81,3 @@ def begin(
     else:
         check_order(checkpoint, position, plan.blend, config)
     return Beginning(position.step, position.step, shift, History.of(position))
-
-
-def schedule_shift(start: StartSettings, position: Position) -> int:
-    """Tokens to add to the run's own count for the schedule, so that it goes on or begins as the switches say."""
-    if start.schedule == "kept":
-        return position.schedule_shift + (position.tokens if start.data == "new" else 0)
-    return -position.tokens if start.data == "kept" else 0

@@ -37,9 +37,8 @@ class Journal:
         if not self._writes:
             return
         self._gap = RunningGap()
-        if run.first_step:
+        if run.first_step > run.beginning.begun_at:
             drop_records_after(run.folder.records, run.first_step)
-            # A run that goes on from another run's checkpoint has no records yet.
             for record in read_records(run.folder.records) if run.folder.records.exists() else ():
                 if record["kind"] == "validation":
                     self._gap.add(record)
@@ -153,6 +152,7 @@ class Journal:
             "tokens": self._run.config.token_batches.total(step),
             "set": validation_set.name,
             "role": validation_set.role,
+            "baseline": step == self._run.beginning.begun_at,
             "loss": loss.loss,
             "bits_per_byte": loss.bits_per_byte,
             "scored_tokens": int(loss.scored_tokens.sum()),
@@ -210,6 +210,7 @@ class Journal:
             "tokens": self._run.config.token_batches.total(step),
             "task": task.name,
             "role": task.role,
+            "baseline": step == self._run.beginning.begun_at,
             "metric": task.metric,
             "shots": task.shots,
             "identity": task.identity,

@@ -40,7 +40,11 @@ def evaluate_sets(run: Run, journal: Journal, step: int) -> dict[str, float]:
 
 def measure_updates(run: Run, journal: Journal, step: int) -> None:
     """How far the weights have moved, wherever a validation set has a mark; before the first update they have not."""
-    if run.start_weights is not None and step and any(step in marks for marks in run.plan.marks.values()):
+    if (
+        run.start_weights is not None
+        and step > run.beginning.begun_at
+        and any(step in marks for marks in run.plan.marks.values())
+    ):
         journal.moved(step, run.start_weights.updates(run.model))
 
 

@@ -89,7 +89,11 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     journal.say(f"kernels: {kernels}")
     if checked:
         journal.say(start_check.compare_start(run, reference))
-    journal.say(f"{'resumed after' if run.first_step else 'starting at'} step {run.first_step} of {plan.steps}")
+    own = run.first_step > run.beginning.begun_at
+    journal.say(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
+    if not own:
+        for warning in plan.warnings:
+            journal.say(f"warning: {warning}")
     journal.introduce()
     if changed := changed_rate(run):
         journal.say(changed)

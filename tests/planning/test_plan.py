@@ -188,7 +188,8 @@ def test_plan_json(sections: dict[str, Any]) -> None:
 def test_the_table(sections: dict[str, Any], tmp_path: Path) -> None:
     lines = plan_of(sections).table().splitlines()
     assert lines[0] == f"Run      {tmp_path}/run: 100 steps of 8 x 32 = 256 tokens, 25.6K tokens in all"
-    assert lines[1] == "Model    llama, 6.74K parameters (4.69K without embeddings)"
+    assert lines[1] == "Rate     0.001 at the first step, 0.001 at the highest, 0 at the last"
+    assert lines[2] == "Model    llama, 6.74K parameters (4.69K without embeddings)"
     start = lines.index("Blend")
     assert lines[start + 1 : start + 4] == [
         "  source  role    tokens read    share     of  epochs  effective unique",
@@ -244,3 +245,11 @@ def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, An
     assert web.compute_share == pytest.approx(7 * (640 / 3 + 256) / 25_600)
     assert plan_of(sections).table().splitlines()[-1].split()[:2] == ["together", "16"]
     assert plan_of(sections).marks.keys() == {"law", "web"} and plan_of(sections).task_marks == {"texts": (0, 100)}
+
+
+def test_a_source_whose_share_is_less_than_a_sequence_is_named(tmp_path: Path) -> None:
+    sections = settings(tmp_path)
+    sections["data"]["sources"]["tiny"] = {"paths": [write_dataset(tmp_path / "tiny", 900, tmp_path / "model")], "weight": 1e-4}
+    (said,) = [line for line in make_plan(config_from_dict(sections)).warnings if "gives no sequence" in line]
+    assert said.startswith("source tiny has a share of 0.01 % and gives no sequence: 0.06 of a sequence")
+    assert "gives no sequence" not in str(make_plan(config_from_dict(settings(tmp_path / "other"))).warnings)

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import orjson
 import pytest
+import yaml
 
 from megatron_cpt.checkpoint.position import read_position
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.load import load_config
+from megatron_cpt.planning.plan import RunPlan, make_plan
+from megatron_cpt.report.runs import read_runs
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
@@ -35,8 +39,9 @@ def test_all_kept_is_a_resume_in_another_folder(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path
 ) -> None:
     run = started(one_rank, workshop, tmp_path / "run", base, *ALL_KEPT)
-    rest = [record for record in records_of(base) if record["step"] > 4]
-    assert records_of(run) == rest
+    assert records_of(run, "train") == [record for record in records_of(base, "train") if record["step"] > 4]
+    ends = [column(records_of(one, "validation"), "loss")[-2:] for one in (base, run)]
+    assert ends[0] == ends[1]
     lineage = orjson.loads((run / "lineage.json").read_bytes())
     rates = column(records_of(base, "train"), "learning_rate")
     assert lineage["parent"].endswith("step-00000004")
@@ -119,3 +124,92 @@ def test_what_cannot_be_taken_is_said(
 ) -> None:
     words = tuple(word.format(step=base / "checkpoints" / "step-00000004") for word in overrides)
     assert said in one_rank.call(refusal, path=workshop.write_config(tmp_path / "run"), overrides=words)[0]
+
+
+def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
+    marks = ("validation.marks.log=2 per decade to 100 steps", "validation.marks.at=[5 steps]")
+    run = started(one_rank, workshop, tmp_path / "run", base, *ALL_KEPT, *marks)
+    validated = [record for record in records_of(run, "validation") if record["set"] == "general"]
+    assert column(validated, "step") == [4, 5, 7, 9, 12]
+    assert column(validated, "baseline") == [True, False, False, False, False]
+    (curve, gap), _ = read_runs([run])[0].validation
+    assert curve.name == "general" and curve.tokens.tolist() == [0, 256, 768, 1280, 2048]
+    assert gap.missing is None and gap.baseline == validated[0]["loss"]
+    # Without a checkpoint of its own it begins again, and has one baseline.
+    shutil.rmtree(run / "checkpoints")
+    started(one_rank, workshop, run, base, *ALL_KEPT, *marks)
+    assert [record for record in records_of(run, "validation") if record["set"] == "general"] == validated
+
+
+def test_a_plan_shows_what_is_left_to_do(workshop: Workshop, tmp_path: Path, base: Path) -> None:
+    words = [f"start.checkpoint={base / 'checkpoints' / 'step-00000004'}", *ALL_KEPT]
+    plan = make_plan(load_config(workshop.write_config(tmp_path / "run"), words))
+    whole = make_plan(load_config(workshop.write_config(tmp_path / "run")))
+    text = plan.table()
+    assert "8 steps of 8 x 32 = 256 tokens, 2.05K tokens in all" in text
+    assert "steps 5 to 12, counted on from" in text
+    assert "Rate     0.00194 before, 0.00178 at the first step, 0.00178 at the highest, 0.0001 at the last" in text
+    assert plan.model.training_flops == pytest.approx(whole.model.training_flops * 8 / 12)
+    rows = plan.to_dict()["blend"]["sources"]
+    assert sum(row["sequences"] for row in rows) == 64 and sum(row["share"] for row in rows) == 1
+    # What was read and what is left are the whole.
+    before = whole.blend.source_sequences(32)
+    assert [row.sequences - before[row.name] for row in whole.blend.rows] == [row["sequences"] for row in rows]
+    assert plan.to_dict()["start"] == {"step": 4, "tokens": 1024, "sequences": 32, "schedule_shift": 0}
+    assert plan.evaluations[0].share_of_one == pytest.approx(whole.evaluations[0].share_of_one * 12 / 8)
+
+
+def test_a_plan_shows_the_rates_around_a_resume(workshop: Workshop, tmp_path: Path, base: Path) -> None:
+    shutil.copytree(base, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000012")
+    longer = make_plan(load_config(workshop.write_config(tmp_path / "run"), ["training.tokens=24 steps"]))
+    assert "Resume   after step 8: rate 0.000885 at it, 0.00164 at the next step" in longer.table()
+
+
+STABLE = ("schedule.kind=wsd", "schedule.warmup=2 steps", "schedule.decay=4 steps", "data.replay_ratio=null")
+
+
+def test_a_decay_branch_repeats_nothing_and_leaves_the_peak_at_its_first_step(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """The two recipes of docs/schedules.md."""
+    stable = workshop.write_config(tmp_path / "stable")
+    general = ("data.sources.domain.weight=0", "training.tokens=16 steps", "checkpoint.keep_last=9")
+    one_rank.call(train, path=stable, overrides=(*STABLE, *general))
+    taken = f"start.checkpoint={tmp_path / 'stable/checkpoints/step-00000008'}"
+    kept = (*STABLE, taken, "start.optimizer=kept", "start.schedule=kept")
+    falling = pytest.approx([2e-3 - share * (2e-3 - 1e-4) for share in (0.25, 0.5, 0.75, 1)])
+
+    alone = workshop.config(tmp_path / "alone")
+    del alone["data"]["sources"]["general"]
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(alone))
+    one_rank.call(train, path=tmp_path / "alone.yaml", overrides=(*kept, "training.tokens=4 steps"))
+    assert column(records_of(tmp_path / "alone", "train"), "learning_rate") == falling
+    assert "begins anew" not in (tmp_path / "alone/log.txt").read_text()
+
+    path = workshop.write_config(tmp_path / "mixed")
+    phases = "data.phases=[{from_tokens: 0}, {from_tokens: 8 steps, weights: {domain: 7, general: 3}}]"
+    mixed = ("start.data=kept", "data.sources.domain.weight=0", phases, "training.tokens=12 steps")
+    one_rank.call(train, path=path, overrides=(*kept, *mixed))
+    trained = records_of(tmp_path / "mixed", "train")
+    assert column(trained, "learning_rate") == falling
+    # The stable run's text goes on after the 8 steps of 8 sequences of 32 tokens that it read.
+    assert trained[0]["source_tokens"]["general"] > 8 * 8 * 32 and trained[0]["source_tokens"]["domain"] > 0
+
+    path = workshop.write_config(tmp_path / "short")
+    short = (*kept, "training.tokens=4 steps")
+    repeated = plan_of(path, *short).warnings
+    assert any("general begins anew" in line and "has read 2.05K tokens" in line for line in repeated)
+    assert not any("domain begins anew" in line for line in repeated)
+    jumped = plan_of(path, *short, "schedule.peak=3e-3").warnings
+    assert any("the parent's last update had 0.002, and this schedule has 0.003 there" in line for line in jumped)
+    for word, said in (
+        ("schedule.decay=8 steps", "the rate would go from 0.002 to 0.00105 at once. Set it to 1024 tokens or less"),
+        ("schedule.decay=null", "a tenth of parent and run together would be 307 tokens"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            plan_of(path, *short, word)
+
+
+def plan_of(path: Path, *words: str) -> RunPlan:
+    return make_plan(load_config(path, words))

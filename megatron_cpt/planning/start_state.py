@@ -1,0 +1,111 @@
+"""Where a run begins and where it goes on, as the files of checkpoints tell: its place in data and schedule, its rates.
+
+Steps, tokens and sequences count from the beginning of the order, which with `start.data: kept` is the parent's. What
+a run has saved itself decides over what its configuration says.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron_cpt.config.errors import IntegrityFault
+from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.start import StartSettings
+from megatron_cpt.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class StartState:
+    """A place in a run before one of its steps."""
+
+    step: int = 0
+    """Steps done."""
+    tokens: int = 0
+    """Tokens read by them."""
+    sequences: int = 0
+    """Sequences read by them."""
+    schedule_shift: int = 0
+    """Tokens by which the schedule is ahead of these counts."""
+    rate_before: float | None = None
+    """Learning rate of the last update before; None: not known."""
+
+    def rate_at(self, config: RunConfig, step: int) -> float:
+        """The learning rate of a step."""
+        tokens, horizon = config.token_batches.total(step), config.total_tokens
+        shift = self.schedule_shift
+        return learning_rate(config.schedule, tokens + shift, horizon + shift, config.tokens_per_step)
+
+
+def start_state(config: RunConfig) -> StartState:
+    """Where the run begins: before the first step that is its own. Raises IntegrityFault for a damaged position."""
+    start, newest = config.start, newest_checkpoint(config)
+    own = position_of(newest) if newest is not None else {}
+    step, shift = own.get("begun_at", 0), own.get("schedule_shift", 0)
+    if start.checkpoint is None:
+        before = rate_of_parent(Path(config.model.hf)) if config.model.weights == "hf" else None
+    else:
+        before = rate_of_parent(Path(start.checkpoint) / "hf")
+        position = position_of(Path(start.checkpoint))
+        if not own and position:
+            step = position["step"] if start.data == "kept" else 0
+            shift = schedule_shift(start, position["tokens"], position.get("schedule_shift", 0))
+    return StartState(step, config.token_batches.total(step), config.batches.total(step), shift, before)
+
+
+def resume_state(config: RunConfig) -> StartState | None:
+    """Where the run goes on: at its newest whole checkpoint; None where it has none."""
+    newest = newest_checkpoint(config)
+    if newest is None:
+        return None
+    position = position_of(newest)
+    return StartState(
+        step=position["step"],
+        tokens=position["tokens"],
+        sequences=position["sequences"],
+        schedule_shift=position.get("schedule_shift", 0),
+        rate_before=rate_of_parent(newest / "hf"),
+    )
+
+
+def schedule_shift(start: StartSettings, tokens: int, parent_shift: int) -> int:
+    """Tokens to add to a run's own count for the schedule, so that it goes on or begins as the switches say.
+
+    Args:
+        tokens: those of the checkpoint that it starts from.
+        parent_shift: the shift of the run that wrote it.
+    """
+    if start.schedule == "kept":
+        return parent_shift + (tokens if start.data == "new" else 0)
+    return -tokens if start.data == "kept" else 0
+
+
+def newest_checkpoint(config: RunConfig) -> Path | None:
+    """The newest whole checkpoint in the run folder."""
+    complete = sorted(RunFolder(config.run.folder).checkpoints.glob("step-*/complete.json"))
+    return complete[-1].parent if complete else None
+
+
+def position_of(checkpoint: Path) -> dict[str, Any]:
+    """The position that a checkpoint holds; empty for weights alone. Raises IntegrityFault for a damaged one."""
+    path = checkpoint / "position.json"
+    if not path.is_file():
+        return {}
+    try:
+        position = orjson.loads(path.read_bytes())
+        if {"step", "tokens", "sequences"} <= position.keys():
+            return dict(position)
+    except (OSError, ValueError, AttributeError) as error:
+        raise IntegrityFault(f"{path}: not a readable position ({error})") from error
+    raise IntegrityFault(f"{path}: not a readable position (step, tokens or sequences are missing)")
+
+
+def rate_of_parent(folder: Path) -> float | None:
+    """The learning rate at the end of the training that a Hugging Face folder's lineage.json tells of, if it does."""
+    try:
+        rate = orjson.loads((folder / "lineage.json").read_bytes())["final_learning_rate"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) else None

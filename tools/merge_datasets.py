@@ -22,13 +22,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--input", required=True, type=Path, help="folder of pairs")
     parser.add_argument("--output-prefix", required=True)
     parser.add_argument("--multimodal", action="store_true", help="refused: only text datasets are read")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     words = parser.parse_args(arguments)
     try:
         if words.multimodal:
             raise BadInput(Fault("--multimodal", "is not read here.", "Merge text datasets."))
         if not words.input.is_dir():
             raise BadInput(Fault(f"--input {words.input}", "is no folder.", "Give the folder of the pairs."))
-        manifest = concatenate(datasets_in(words.input), words.output_prefix)
+        manifest = concatenate(datasets_in(words.input), words.output_prefix, words.overwrite)
     except (BadInput, IntegrityFault) as error:
         print(f"merge_datasets.py: {error}", file=sys.stderr)
         return exit_code_of(error)

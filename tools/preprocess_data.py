@@ -106,7 +106,9 @@ def _prepare(words: argparse.Namespace, tokenizer: Tokenizer, key: str) -> None:
         keep_duplicates=True,
         max_rejected=words.max_rejected,
     )
-    prepared = prepare([words.input], tokenizer, prefix, settings, workers=words.workers, progress=True).training
+    prepared = prepare(
+        [words.input], tokenizer, prefix, settings, workers=words.workers, progress=True, overwrite=words.overwrite
+    ).training
     print(f"{prefix}: {prepared.documents:,} documents, {prepared.tokens:,} tokens")
     if prepared.rejected:
         print(f"rejected {prepared.rejected:,} documents, see {rejected_path(Path(prefix))}")
@@ -131,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lang", default="english", help="of the sentences")
     add("--parse-special", action="store_true", help="control tokens in the text become such tokens")
     add("--max-rejected", type=float, default=0.01, help="share of documents, 0 to 1, that may be rejected")
+    add("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
     add("--workers", type=int, required=True, help="processes")
     add("--partitions", type=int, default=1, help="accepted; one pass needs no partitions")
     add("--log-interval", type=int, default=1000, help="accepted; a progress bar is shown")

@@ -12,7 +12,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.runs.durable import refuse_to_replace, write_json
 from megatron_cpt.train.start_check import compute_reference
 
 
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     record = actions.add_parser("record", help="transformers' loss of a run's first sequences, for its start check")
     record.add_argument("config", metavar="RUN.yaml", help="the run")
     record.add_argument("output", type=Path, metavar="OUTPUT.json", help="the recording to write")
+    record.add_argument("--overwrite", action="store_true", help="replace a recording that is there already")
     record.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
 
     compare = actions.add_parser("verify", help="logits of Megatron-Core and transformers on the same tokens")
@@ -94,6 +95,7 @@ def main(arguments: list[str]) -> int:
             write_hf(options)
             print(f"wrote {options.output}")
         elif options.action == "record":
+            refuse_to_replace([options.output], options.overwrite)
             record_start(options.config, options.overrides, options.output)
             print(f"wrote {options.output}")
         else:

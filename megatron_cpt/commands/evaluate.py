@@ -18,7 +18,7 @@ from megatron_cpt.evaluate.results import document, table
 from megatron_cpt.evaluate.tasks import counted_rates, group_rates, score_tasks
 from megatron_cpt.families.shape import ModelShape, read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.runs.durable import refuse_to_replace, write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.tasks.benchmarks import GROUPS
 from megatron_cpt.tasks.task import Task, open_tasks
@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = read_tasks(words, tokenizer, shape)
     refuse([*layout_faults(words), *_harness_faults(words)])
+    output = words.output or Path("tasks.json")
+    refuse_to_replace([output], words.overwrite)
     # The harness's libraries read at their import whether the network may be used.
     offline = not words.harness or OFFLINE.keys() <= os.environ.keys()
     if "WORLD_SIZE" not in os.environ and (words.nproc > 1 or not offline):
@@ -66,7 +68,6 @@ def main(arguments: list[str]) -> int:
                 written["harness"] = harness.harness_document(results)
                 tables.append(harness.harness_table(results))
         if groups.rank() == 0:
-            output = words.output or Path("tasks.json")
             write_json(output, written)
             print("\n".join(filter(None, tables)))
             print(f"tasks: {output}")
@@ -81,6 +82,7 @@ def for_ranks(words: argparse.Namespace) -> list[str]:
     named = {name: getattr(words, name) for name in names}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
     files = ["--tasks", *map(str, words.tasks)] if words.tasks else []
+    options += ["--overwrite"] if words.overwrite else []
     return [str(words.source), *options, *files, *(["--harness", *words.harness] if words.harness else [])]
 
 
@@ -134,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--include", type=Path, metavar="DIR", help="folder of further harness tasks; its code runs")
     parser.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there already")
     parser.add_argument(
         "--shots",
         type=int,

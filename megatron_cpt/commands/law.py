@@ -64,6 +64,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="law.json", help="file to write (default law.json)")
     parser.add_argument("--html", default="law.html", help="page to write (default law.html)")
     _add_reading(parser)
+    _add_overwrite(parser)
     parser.set_defaults(action=fit)
 
 
@@ -79,6 +80,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")
     _add_reading(parser)
+    _add_overwrite(parser)
     parser.set_defaults(action=predict)
 
 
@@ -102,6 +104,7 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", type=int, default=5, metavar="N", help="recipes to print (default 5)")
     parser.add_argument("--output", default="choice.json", help="file to write (default choice.json)")
     parser.add_argument("--html", default="choice.html", help="page to write (default choice.html)")
+    _add_overwrite(parser)
     parser.set_defaults(action=choose)
 
 
@@ -114,12 +117,17 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit-steps", type=int, required=True, metavar="N", help="length of each run")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
     parser.add_argument("--output", default="sweep", metavar="FOLDER", help="folder to write into (default sweep)")
+    _add_overwrite(parser)
     parser.set_defaults(action=sweep)
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="COUNT", help="laws of tables: tokens trained, such as 5B")
     parser.add_argument("--model-size", metavar="COUNT", help="laws of tables: parameters without embeddings")
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from megatron_cpt.commands.law_words import combinations_of, count, curves_of, f
 from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
-from megatron_cpt.runs.durable import write_durably, write_json
+from megatron_cpt.runs.durable import refuse_to_replace, write_durably, write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.scaling_law.candidates import LAWS
 from megatron_cpt.scaling_law.choose import Kind, Laws, Recipe, critical_point, ranked, recipes, turning_length
@@ -68,6 +68,7 @@ def fit(options: argparse.Namespace) -> int:
     """Fits one law to each validation set; law.json and a page."""
     if options.law in NAMES:
         return fit_tables(options)
+    _refuse_to_replace(options)
     curves = curves_of(options.curves, options.sets, options)
     default = CONTINUAL.name if Path(options.curves[0]).is_dir() and "loss" not in curves else "annealing"
     law = LAWS[options.law or default]
@@ -91,6 +92,10 @@ def fit(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _refuse_to_replace(options: argparse.Namespace) -> None:
+    refuse_to_replace([Path(path) for path in (options.output, options.html) if path], options.overwrite)
+
+
 def _method(law: Law, curves: Sequence[Curve], options: argparse.Namespace) -> Method:
     """The default method, or the one that predicts curves left out best."""
     if not options.cross_validate:
@@ -107,6 +112,7 @@ def predict(options: argparse.Namespace) -> int:
     """Scores a fitted law on measured curves, or tells the loss of a schedule that nobody has run."""
     if is_table_document(Path(options.law)):
         return predict_tables(options)
+    _refuse_to_replace(options)
     laws = read_laws(Path(options.law))
     if options.curves:
         curves = curves_of(options.curves, options.sets or list(laws.fits), options)
@@ -145,6 +151,7 @@ def choose(options: argparse.Namespace) -> int:
     """The best recipes for a weighted sum of losses, under bounds; choice.json and a page."""
     if is_table_document(Path(options.law)):
         return choose_tables(options)
+    _refuse_to_replace(options)
     laws = read_laws(Path(options.law))
     weights, bounds = named(options.minimise, 1.0), named(options.bound, None)
     sets = [*weights, *bounds]
@@ -192,7 +199,7 @@ def sweep(options: argparse.Namespace) -> int:
     pilot = pilot_sweep(
         Path(options.config), Path(options.output), varied, options.seeds, options.fit_steps, options.nproc
     )
-    print(sweep_text(pilot, write_sweep(pilot)))
+    print(sweep_text(pilot, write_sweep(pilot, options.overwrite)))
     if decay_is_fitted(options.fit_steps):
         print("Runs below 2,000 steps do not show a decay of 0.999 an update: it will be fitted with the rest.")
     print(f"then: megatron-cpt law fit {options.output}/runs/*")

@@ -10,7 +10,7 @@ import numpy as np
 from megatron_cpt.commands.law_text import errors_text, fit_text
 from megatron_cpt.commands.law_words import count, named
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.runs.durable import write_durably, write_json
+from megatron_cpt.runs.durable import refuse_to_replace, write_durably, write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.scaling_law.critical import CRITICAL, critical_shares
 from megatron_cpt.scaling_law.heldout import errors_on
@@ -32,6 +32,7 @@ NAMES = (*TABLE_LAWS, CRITICAL)
 
 def fit_tables(options: argparse.Namespace) -> int:
     """Fits one law to the final losses of runs, or of a table; law.json."""
+    refuse_to_replace([Path(options.output)], options.overwrite)
     tables = _tables(options)
     if options.law == CRITICAL:
         tables = {name: critical_shares(table, options.tolerance) for name, table in tables.items()}
@@ -50,6 +51,7 @@ def fit_tables(options: argparse.Namespace) -> int:
 
 def predict_tables(options: argparse.Namespace) -> int:
     """The losses of the rows of tables, or of one mixture, from a fitted law of tables."""
+    refuse_to_replace([Path(options.output)] if options.output else [], options.overwrite)
     fits = read_table_fits(Path(options.law))
     if options.curves:
         tables = [read_table(path, options.sets or list(fits.fits)) for path in options.curves]
@@ -81,6 +83,7 @@ def predict_tables(options: argparse.Namespace) -> int:
 
 def choose_tables(options: argparse.Namespace) -> int:
     """The best mixtures for a weighted sum of losses, under bounds; choice.json."""
+    refuse_to_replace([Path(options.output)], options.overwrite)
     fits = read_table_fits(Path(options.law))
     weights, bounds = named(options.minimise, 1.0), named(options.bound, None)
     _refuse_unknown(fits, weights, bounds)

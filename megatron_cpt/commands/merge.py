@@ -13,6 +13,8 @@ def main(arguments: list[str]) -> int:
         description="Shards of a prepared corpus to one Megatron dataset, the same that a single run writes.",
     )
     parser.add_argument("prefix", metavar="PREFIX", help="the --output of the shards")
-    prefix = Path(parser.parse_args(arguments).prefix)
-    print(told(merge(prefix), prefix))
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
+    words = parser.parse_args(arguments)
+    prefix = Path(words.prefix)
+    print(told(merge(prefix, words.overwrite), prefix))
     return 0

@@ -26,6 +26,9 @@ def main(arguments: list[str]) -> int:
     if len(words.text_key) > 1 and "-" in words.corpus:
         rule = "cannot be read once for each of several --text-key."
         raise BadInput(Fault("-", rule, "Give files, or one key a call."))
+    if words.overwrite and words.shard:
+        remedy = "Give it to `megatron-cpt merge`."
+        raise BadInput(Fault("--overwrite", "has no meaning for a shard, which replaces nothing.", remedy))
     evaluation = evaluation_sets(words.decontaminate)
     for key in words.text_key:
         output = Path(words.output if len(words.text_key) == 1 else f"{words.output}_{key}")
@@ -38,7 +41,7 @@ def _prepare(
 ) -> str:
     how = {"evaluation": evaluation, "workers": words.workers, "progress": not words.quiet, "fast": words.fast}
     if words.shard is None:
-        return told(prepare(words.corpus, words.tokenizer, output, settings, **how), output)
+        return told(prepare(words.corpus, words.tokenizer, output, settings, overwrite=words.overwrite, **how), output)
     done = prepare_shard(words.corpus, words.tokenizer, output, settings, words.shard, **how)
     return (
         f"{output}: shard {words.shard.number} of {words.shard.of}: {done.documents:,} documents, {done.tokens:,} "
@@ -140,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="gigatoken, where it is installed and proven to give the same ids",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 

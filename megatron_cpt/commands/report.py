@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import orjson
+
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count
 from megatron_cpt.gap.foreign import ForeignSettings, MappedSet
@@ -15,7 +17,7 @@ from megatron_cpt.report.figures import write_headline
 from megatron_cpt.report.forecasts import forecast_line, forecasts_of
 from megatron_cpt.report.page import report_page
 from megatron_cpt.report.runs import ReportedRun, read_runs
-from megatron_cpt.runs.durable import write_durably, write_json
+from megatron_cpt.runs.durable import refuse_to_replace, write_durably, write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.scaling_law.document import read_laws
 
@@ -28,9 +30,27 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_intermixed_args(arguments)
     foreign = _foreign(options)
+    _refuse_to_replace(options)
     while write_report(options, foreign):
         time.sleep(options.watch)
     return ExitCode.DONE
+
+
+def _refuse_to_replace(options: argparse.Namespace) -> None:
+    """Raises BadInput where a report of other runs would be replaced. One of the same runs is written anew as they go
+    on, and so is the one in a run's own folder."""
+    runs = [Path(path).resolve() for path in [*options.runs, *([options.control] if options.control else [])]]
+    if len(runs) == 1 and runs[0].is_dir() and options.output is None:
+        return
+    output = Path(options.output or "")
+    try:
+        before = {run["folder"] for run in orjson.loads((output / "gap.json").read_bytes())["runs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        before = None
+    if before is not None and before <= set(map(str, runs)):
+        return
+    figures = [options.figures] if options.figures is not None and any(options.figures.glob("*.png")) else []
+    refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures, options.overwrite)
 
 
 def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
@@ -66,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN_FOLDER_OR_LOG", help="run folders, CSV files, TensorBoard folders; compared"
     )
     parser.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report of other runs in that folder")
     parser.add_argument("--png", action="store_true", help="write the first figure as report.png too")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG and PNG")
     parser.add_argument(

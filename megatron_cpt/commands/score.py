@@ -38,9 +38,10 @@ def _scored(words: argparse.Namespace, name: str, datasets: Sequence[SelectedDat
     if words.by == "field":
         if words.field is None:
             raise BadInput(Fault("--by field", "needs a field.", "Name it: --field quality."))
-        return score_by_field(datasets, name, words.field, words.text_key, words.input)
+        return score_by_field(datasets, name, words.field, words.text_key, words.input, words.overwrite)
     method = _method(words, datasets)
-    return score(datasets, name, method, workers=words.workers, progress=not words.quiet)
+    quiet, overwrite = words.quiet, words.overwrite
+    return score(datasets, name, method, workers=words.workers, progress=not quiet, overwrite=overwrite)
 
 
 def _method(words: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Method:
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="model: pipeline stages")
     parser.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a score of this name that was made otherwise")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 

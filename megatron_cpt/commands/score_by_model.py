@@ -16,7 +16,7 @@ from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.quality.score import Scored
+from megatron_cpt.quality.score import Scored, already
 from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 
@@ -31,16 +31,17 @@ def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[Sele
     if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):
         rule = f"has another tokenizer than {datasets[0].prefix}."
         raise BadInput(Fault(f"--checkpoint {source}", rule, "Prepare the text with the model's own tokenizer."))
+    how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.max_positions}
+    already(datasets, name, how, words.overwrite)
     if words.nproc > 1 and "WORLD_SIZE" not in os.environ:
         command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "score", *for_ranks(words, name)]
         return subprocess.call(command, env=environment(words.nproc))
-    how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.max_positions}
     groups.join_world()
     try:
         groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         loaded = load_model(source, shape, words.precision)
         model = ScoringModel(loaded, words.micro_batch_size, shape.max_positions, tokenizer.vocabulary_size)
-        done = score_documents(model, datasets, name, how)
+        done = score_documents(model, datasets, name, how, words.overwrite)
         return done if groups.rank() == 0 else []
     finally:
         groups.leave_world()
@@ -50,7 +51,8 @@ def for_ranks(words: argparse.Namespace, name: str) -> list[str]:
     """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
     names = ("by", "checkpoint", "micro_batch_size", "tensor", "pipeline", "precision")
     options = [f"--{option.replace('_', '-')}={getattr(words, option)}" for option in names]
-    return [*words.datasets, f"--name={name}", *options]
+    overwrite = ["--overwrite"] if words.overwrite else []
+    return [*words.datasets, f"--name={name}", *options, *overwrite]
 
 
 def _files(source: Path) -> list[list[str | int]]:

@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
         by=words.by,
         seed=words.seed,
         temperature=words.temperature,
+        overwrite=words.overwrite,
     )
     print(_told(chosen))
     return 0
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
     parser.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
     parser.add_argument("--output", required=True, metavar="NAME", help="writes NAME.selection.json and .npy")
+    parser.add_argument("--overwrite", action="store_true", help="replace another selection of this name")
     return parser
 
 

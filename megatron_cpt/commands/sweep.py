@@ -12,8 +12,10 @@ def main(arguments: list[str]) -> int:
     """Writes the sweep and prints how to run it. Raises BadInput with every fault of the file and of every arm."""
     parser = argparse.ArgumentParser(prog="megatron-cpt sweep", description=__doc__)
     parser.add_argument("arms", metavar="ARMS.yaml", help="config, folder, seeds, and arms or grid of overrides")
-    sweep = read_sweep(Path(parser.parse_args(arguments).arms))
-    print(sweep_text(sweep, write_sweep(sweep)))
+    parser.add_argument("--overwrite", action="store_true", help="replace files of another sweep in the folder")
+    options = parser.parse_args(arguments)
+    sweep = read_sweep(Path(options.arms))
+    print(sweep_text(sweep, write_sweep(sweep, options.overwrite)))
     return ExitCode.DONE
 
 

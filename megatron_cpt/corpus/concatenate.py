@@ -13,20 +13,23 @@ import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, ColumnWriter, column_path, read_column
-from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_cpt.corpus.manifest import Manifest, open_dataset, tool_version, write_manifest
+from megatron_cpt.runs.durable import refuse_to_replace
 
 CHUNK_DOCUMENTS = 1 << 14
 SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")
 """What the joined manifest keeps where all parts say the same."""
 
 
-def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
+def concatenate(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> Manifest:
     """Writes the documents of datasets, in the order given, as the dataset `output`.
 
-    Raises BadInput where there is none, they differ in dtype or tokenizer, or the output is one of them;
+    Raises BadInput where there is none, they differ in dtype or tokenizer, the output is one of them or is
+    there already and may not be replaced (`overwrite`);
     IntegrityFault where one is broken.
     """
+    refuse_to_replace([idx_path(output)], overwrite)
     opened = [open_dataset(prefix) for prefix in prefixes]
     datasets, manifests = [dataset for dataset, _ in opened], [manifest for _, manifest in opened]
     _refuse_unlike(datasets, Path(output))
@@ -39,6 +42,8 @@ def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
             _copy(dataset, writer)
             if column is not None:
                 column.add(read_column(dataset.prefix, DOCUMENTS, dataset.documents))
+    if column is None:
+        column_path(output, DOCUMENTS).unlink(missing_ok=True)  # of a dataset that stood there before
     manifest = _joined(manifests, writer)
     write_manifest(output, manifest)
     return manifest

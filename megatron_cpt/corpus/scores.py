@@ -79,7 +79,7 @@ def read_score(prefix: str | Path, name: str, manifest: Manifest) -> npt.NDArray
     if record is not None:
         if (record.data_sha256, record.index_sha256) != (manifest.data_sha256, manifest.index_sha256):
             rule = f"was made for other content than {prefix} has now."
-            raise BadInput(Fault(str(column_path(prefix, name)), rule, "Run `megatron-cpt score` again."))
+            raise BadInput(Fault(str(column_path(prefix, name)), rule, "Run `megatron-cpt score --overwrite`."))
         if file_sha256(column_path(prefix, name)) != record.array_sha256:
             raise IntegrityFault(
                 f"{column_path(prefix, name)}: is not the array that {record_path(prefix, name).name} describes. "
@@ -144,6 +144,20 @@ def write_score(
     )
     write_json(record_path(prefix, name), asdict(record))
     return record
+
+
+def refuse_other_score(prefix: str | Path, name: str) -> None:
+    """Raises BadInput where a whole score has this name: it was made in another way, or elsewhere."""
+    array = column_path(prefix, name)
+    try:
+        record = read_record(prefix, name)
+    except IntegrityFault:
+        return
+    if not array.is_file() or (record is not None and file_sha256(array) != record.array_sha256):
+        return  # A killed call left one of the two files, or one of another score.
+    how = "elsewhere" if record is None else "in another way, or of other content"
+    remedy = "Give another --name, or --overwrite to replace it."
+    raise BadInput(Fault(str(array), f"is a score that was made {how}.", remedy))
 
 
 def is_scored(prefix: str | Path, name: str, manifest: Manifest, how: dict[str, Any]) -> bool:

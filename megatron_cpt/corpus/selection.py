@@ -81,8 +81,13 @@ def selection_path(name: str | Path) -> Path:
     return Path(name) if str(name).endswith(SUFFIX) else Path(f"{name}{SUFFIX}")
 
 
-def write_selection(name: str | Path, datasets: Sequence[SelectedDataset], how: dict[str, Any]) -> Selection:
-    """Writes both files, the array first, and returns the selection as it reads back."""
+def write_selection(
+    name: str | Path, datasets: Sequence[SelectedDataset], how: dict[str, Any], overwrite: bool = False
+) -> Selection:
+    """Writes both files, the array first, and returns the selection as it reads back.
+
+    Raises BadInput where another selection has this name and may not be replaced (`overwrite`).
+    """
     path = selection_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lengths = np.concatenate([part.lengths for part in datasets])
@@ -93,30 +98,42 @@ def write_selection(name: str | Path, datasets: Sequence[SelectedDataset], how: 
             np.cumsum(lengths),
         ]
     ).astype("<i8", copy=False)
+    content = {
+        "datasets": [
+            {
+                "prefix": _portable(part.prefix, path.parent),
+                "data_sha256": part.manifest.data_sha256,
+                "index_sha256": part.manifest.index_sha256,
+                "documents": len(part.documents),
+                "tokens": part.tokens,
+            }
+            for part in datasets
+        ],
+        "documents": table.shape[1],
+        "tokens": int(lengths.sum()),
+        "how": how,
+    }
+    if path.exists() and not overwrite:
+        _refuse_other(path, content, table)
     path.unlink(missing_ok=True)
     with durable_file(array_path(path)) as file:
         np.save(file, table, allow_pickle=False)
-    write_json(
-        path,
-        {
-            "datasets": [
-                {
-                    "prefix": _portable(part.prefix, path.parent),
-                    "data_sha256": part.manifest.data_sha256,
-                    "index_sha256": part.manifest.index_sha256,
-                    "documents": len(part.documents),
-                    "tokens": part.tokens,
-                }
-                for part in datasets
-            ],
-            "documents": table.shape[1],
-            "tokens": int(lengths.sum()),
-            "how": how,
-            "array_sha256": file_sha256(array_path(path)),
-            "tool_version": tool_version(),
-        },
-    )
+    seal = {"array_sha256": file_sha256(array_path(path)), "tool_version": tool_version()}
+    write_json(path, content | seal)
     return load_selection(path)
+
+
+def _refuse_other(path: Path, content: dict[str, Any], table: npt.NDArray[np.int64]) -> None:
+    """Raises BadInput where a selection is not the one that would be written."""
+    try:
+        before, documents = _read(path)
+        now = orjson.loads(orjson.dumps(content))
+        if all(before.get(name) == value for name, value in now.items()) and np.array_equal(documents, table):
+            return
+    except (BadInput, IntegrityFault):
+        pass
+    remedy = "Give another --output, or --overwrite to replace it."
+    raise BadInput(Fault(str(path), "is there already, and holds another selection.", remedy))
 
 
 def load_selection(name: str | Path) -> Selection:
@@ -194,7 +211,7 @@ def _checked_part(path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64
             Fault(
                 str(path),
                 f"was made from other content than {prefix} has now.",
-                "Run `megatron-cpt select` again.",
+                "Run `megatron-cpt select` again, with --overwrite.",
             )
         )
     lengths = np.diff(table[END], prepend=before)
@@ -213,4 +230,4 @@ def _portable(prefix: Path, folder: Path) -> str:
 
 
 def _altered(path: Path, what: str) -> IntegrityFault:
-    return IntegrityFault(f"{path}: {what}. Run `megatron-cpt select` again.")
+    return IntegrityFault(f"{path}: {what}. Run `megatron-cpt select` again, with --overwrite.")

@@ -15,12 +15,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_cpt.corpus.chunks import DocumentChunk, dataset_chunks
-from megatron_cpt.corpus.scores import check_name, is_scored, whole_record, write_score
+from megatron_cpt.corpus.scores import whole_record, write_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.evaluate.likelihood import log_likelihoods
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier
-from megatron_cpt.quality.score import Scored
+from megatron_cpt.quality.score import Scored, already
 from megatron_cpt.tasks.requests import Continuation
 
 
@@ -60,15 +60,14 @@ def windows(ids: npt.NDArray[np.int64], bos: int | None, longest: int) -> list[C
 
 
 def score_documents(
-    model: ScoringModel, datasets: Sequence[SelectedDataset], name: str, how: dict[str, Any]
+    model: ScoringModel, datasets: Sequence[SelectedDataset], name: str, how: dict[str, Any], overwrite: bool = False
 ) -> list[Scored]:
-    """Writes the score of each dataset that does not have it. Every rank calls it."""
-    check_name(name)
-    done = [is_scored(part.prefix, name, part.manifest, how) for part in datasets]
+    """Writes the score of each dataset that does not have it. Every rank calls it. Raises as `already` does."""
+    done = already(datasets, name, how, overwrite)
     # No rank writes before all have looked.
     barrier()
-    for part, there in zip(datasets, done, strict=True):
-        if there:
+    for part in datasets:
+        if done[part.prefix]:
             continue
         losses = _losses(model, part)
         if groups.rank() == 0:
@@ -77,7 +76,7 @@ def score_documents(
             for _ in losses:
                 pass
     barrier()
-    return [Scored(p.prefix, whole_record(p.prefix, name), there) for p, there in zip(datasets, done, strict=True)]
+    return [Scored(part.prefix, whole_record(part.prefix, name), done[part.prefix]) for part in datasets]
 
 
 def _losses(model: ScoringModel, part: SelectedDataset) -> Iterator[npt.NDArray[np.float32]]:

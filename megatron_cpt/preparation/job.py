@@ -164,6 +164,11 @@ class Job:
         write_json(self.workspace / "job.json", _content(self))
 
     @property
+    def replacing(self) -> Path:
+        """Is there once the datasets are being written: from then on what stands under their names is this job's."""
+        return self.workspace / "replacing"
+
+    @property
     def evaluation(self) -> Path:
         """Names of the evaluation items that the pieces were compared with, for whoever joins them."""
         return self.workspace / "evaluation.json"

@@ -190,6 +190,7 @@ def _write(job: Job, runs: Sequence[SortedRun], marks: Marks, bound: int, left_o
             held_out.add(chunk.chosen(which))
             training.add(chunk.chosen(~which))
         _refuse_empty(job, training, held_out)
+        job.replacing.touch()
         # No moment has the new training part beside an old held-out one, or the reverse.
         invalidate(job.output)
         _remove_stale(job)

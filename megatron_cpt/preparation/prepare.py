@@ -23,8 +23,8 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.corpus.columns import DOCUMENTS, read_column
-from megatron_cpt.corpus.indexed import manifest_path
-from megatron_cpt.corpus.manifest import Manifest, load_manifest
+from megatron_cpt.corpus.indexed import idx_path, manifest_path
+from megatron_cpt.corpus.manifest import Manifest, SourceFile, load_manifest, read_manifest
 from megatron_cpt.preparation.batches import Framing
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
@@ -36,7 +36,15 @@ from megatron_cpt.preparation.contamination import (
 from megatron_cpt.preparation.filed import filed, unfiled
 from megatron_cpt.preparation.findings import LookedFor
 from megatron_cpt.preparation.inputs import STANDARD_INPUT, input_files
-from megatron_cpt.preparation.job import Job, PrepareSettings, begin, load_job, unchanged, workspace_of
+from megatron_cpt.preparation.job import (
+    Job,
+    PrepareSettings,
+    begin,
+    load_job,
+    unchanged,
+    validation_prefix,
+    workspace_of,
+)
 from megatron_cpt.preparation.join import join
 from megatron_cpt.preparation.minhash import refuse_without_rensa
 from megatron_cpt.preparation.pieces import Piece, Span, of_shard, spans
@@ -114,20 +122,24 @@ def prepare(
     workers: int | None = None,
     progress: bool = False,
     fast: bool = True,
+    overwrite: bool = False,
 ) -> Prepared:
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
     left out: PREFIX.rejected.jsonl, .duplicates.jsonl, .near_duplicates.jsonl, .contaminated.jsonl.
 
     `tokenizer` is one that is open, or what Tokenizer.load reads. `evaluation` is what documents are compared with,
     which decides settings.decontaminate; PREFIX.contamination.json holds the counts. `workers` defaults to the cores.
-    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same. Raises
-    BadInput for unusable inputs or tokenizers, too many rejected documents, or a part (training or held-out) that got
-    no document; WorkerDied where a worker was killed.
+    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same.
+    `overwrite` lets a finished dataset that was made otherwise be replaced. Raises BadInput for unusable inputs or
+    tokenizers, such a dataset, too many rejected documents, or a part (training or held-out) that got no document;
+    WorkerDied where a worker was killed.
     """
     job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     there = _reusable(job)
     if there is not None:
         return there
+    if not overwrite:
+        _refuse_to_replace(job)
     begin(job, shared=False)
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
     _tokenize(job, opened, evaluation, found, workers, progress, fast)
@@ -164,12 +176,18 @@ def prepare_shard(
     )
 
 
-def merge(output: str | Path) -> Prepared:
-    """Joins the pieces of all shards. Raises BadInput where there are none or some are missing."""
+def merge(output: str | Path, overwrite: bool = False) -> Prepared:
+    """Joins the pieces of all shards.
+
+    Raises BadInput where there are none, some are missing, or a finished dataset that was made otherwise would be
+    replaced without `overwrite`.
+    """
     job = load_job(Path(output))
     if job is None:
         remedy = "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N."
         raise BadInput(Fault(str(workspace_of(Path(output))), "holds no shards.", remedy))
+    if not overwrite:
+        _refuse_to_replace(job)
     return _join(job, check=True)
 
 
@@ -225,16 +243,72 @@ def _reusable(job: Job) -> Prepared | None:
             read_column(prefix, DOCUMENTS, manifest.documents)
         except (BadInput, IntegrityFault):
             return None
-        made_by = (manifest.sources, manifest.tokenizer, manifest.bos, manifest.eod)
-        if made_by != (job.sources, job.tokenizer, job.bos, job.eod):
-            return None
-        # A dataset of an earlier version does not know of settings that came later: they were at their defaults.
-        if manifest.settings is None or asdict(PrepareSettings()) | manifest.settings != asdict(job.settings):
+        if _differences(job, manifest):
             return None
         manifests.append(manifest)
     if job.settings.decontaminate and read_contamination(job.output, manifests[-1].data_sha256) is None:
         return None
     return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
+
+
+def _refuse_to_replace(job: Job) -> None:
+    """Raises BadInput where a finished dataset that was made otherwise would go, or its held-out part."""
+    before = load_job(job.output)
+    if job.replacing.exists() and before is not None and job.makes_same_pieces(before):
+        return  # What stands there is what a killed call had written of this very job.
+    faults = []
+    held_out = validation_prefix(job.output)
+    for prefix in (job.output, held_out):
+        if not (manifest_path(prefix).is_file() or idx_path(prefix).is_file()):
+            continue
+        try:
+            manifest = read_manifest(prefix) if manifest_path(prefix).is_file() else None
+        except IntegrityFault:
+            manifest = None
+        foreign = manifest is None or manifest.settings is None
+        if foreign and prefix == held_out and not job.settings.holds_out:
+            continue  # It is left alone.
+        differing = [] if manifest is None else _differences(job, manifest)
+        if foreign:
+            rule = "is a dataset that was made elsewhere."
+        elif job.reads_standard_input:
+            rule = "is a finished dataset, and whether it was made from the same text cannot be known."
+        elif differing:
+            rule = f"is a finished dataset that was made otherwise (other {', '.join(differing)})."
+        elif prefix == job.output:
+            return  # This job's own, damaged or with a damaged part beside it.
+        else:
+            continue
+        remedy = "Give another --output, or --overwrite to replace it with its held-out part and its lists."
+        faults.append(Fault(str(prefix), rule, remedy))
+    refuse(faults)
+
+
+def _differences(job: Job, manifest: Manifest) -> list[str]:
+    """What a dataset was made of that is other in this job, in words; none: it is this job's."""
+    sources = manifest.sources or []
+    differing = []
+    if sources != job.sources:
+        differing.append(f"input: {_first_other(sources, job.sources)}")
+    made_by = {"tokenizer": manifest.tokenizer, "bos": manifest.bos, "eod": manifest.eod}
+    differing += [name for name, value in made_by.items() if value != getattr(job, name)]
+    if manifest.settings is None:
+        return [*differing, "settings"]
+    # A dataset of an earlier version does not know of settings that came later: they were at their defaults.
+    before, now = asdict(PrepareSettings()) | manifest.settings, asdict(job.settings)
+    return differing + [name for name in before | now if before.get(name) != now.get(name) and name not in differing]
+
+
+def _first_other(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> str:
+    """The first file in which two inputs differ."""
+    known = {source.path: source for source in before}
+    for source in now:
+        if source.path not in known:
+            return f"{source.path} was not in it"
+        if known[source.path] != source:
+            return f"{source.path} has changed since"
+    gone = [path for path in known if path not in {source.path for source in now}]
+    return f"{gone[0]} was in it" if gone else "in another order"
 
 
 def _tokenize(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.columns import DOCUMENTS, read_column
-from megatron_cpt.corpus.scores import check_name, is_scored, whole_record, write_score
+from megatron_cpt.corpus.scores import check_name, whole_record, write_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.preparation.batches import batches
 from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
@@ -17,17 +17,22 @@ from megatron_cpt.preparation.holdout import content_hash
 from megatron_cpt.preparation.inputs import Input, input_files
 from megatron_cpt.preparation.lines import decompressed
 from megatron_cpt.preparation.pieces import piece_size, spans, unpacked
-from megatron_cpt.quality.score import Scored
+from megatron_cpt.quality.score import Scored, already
 
 
 def score_by_field(
-    datasets: Sequence[SelectedDataset], name: str, field: str, text_key: str | None, paths: Sequence[str]
+    datasets: Sequence[SelectedDataset],
+    name: str,
+    field: str,
+    text_key: str | None,
+    paths: Sequence[str],
+    overwrite: bool = False,
 ) -> list[Scored]:
     """Writes the score of each dataset from the field of its documents.
 
     `paths` are the files it was prepared from, by default those that its manifest names; `text_key` is by
     default the key it was prepared with. Raises BadInput where files are unknown, gone or changed, or a document
-    has no number.
+    has no number, or a dataset has another score of this name and it may not be replaced (`overwrite`).
     """
     check_name(name)
     results = []
@@ -36,7 +41,7 @@ def score_by_field(
         state = [[str(source.path.resolve()), *_state(source.path)] for source in inputs]
         keys = Keys(text_key or (part.manifest.settings or {}).get("text_key", "text"), field)
         how = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
-        reused = is_scored(part.prefix, name, part.manifest, how)
+        reused = already([part], name, how, overwrite)[part.prefix]
         if not reused:
             write_score(part.prefix, name, part.manifest, [_scores(part, inputs, keys)], how)
         results.append(Scored(part.prefix, whole_record(part.prefix, name), reused))

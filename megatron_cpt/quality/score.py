@@ -21,7 +21,14 @@ from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.chunks import DocumentChunk, dataset_chunks
-from megatron_cpt.corpus.scores import ScoreRecord, check_name, is_scored, whole_record, write_score
+from megatron_cpt.corpus.scores import (
+    ScoreRecord,
+    check_name,
+    is_scored,
+    refuse_other_score,
+    whole_record,
+    write_score,
+)
 from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, whole_dataset
 from megatron_cpt.corpus.stream import expand_paths
 
@@ -66,11 +73,16 @@ def open_datasets(paths: Sequence[str]) -> list[SelectedDataset]:
 
 
 def score(
-    datasets: Sequence[SelectedDataset], name: str, method: Method, *, workers: int = 1, progress: bool = False
+    datasets: Sequence[SelectedDataset],
+    name: str,
+    method: Method,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    overwrite: bool = False,
 ) -> list[Scored]:
-    """Writes the score of each dataset that does not have it. Raises as the method does."""
-    check_name(name)
-    done = {part.prefix: is_scored(part.prefix, name, part.manifest, method.how) for part in datasets}
+    """Writes the score of each dataset that does not have it. Raises as the method does, and as `already` does."""
+    done = already(datasets, name, method.how, overwrite)
     scorer = None
     if not all(done.values()):
         with tempfile.TemporaryDirectory(prefix=".scoring-", dir=datasets[0].prefix.parent) as folder:
@@ -80,6 +92,16 @@ def score(
             chunks = _scored(part, scorer, workers, progress)
             write_score(part.prefix, name, part.manifest, chunks, method.how)
     return [Scored(part.prefix, whole_record(part.prefix, name), done[part.prefix]) for part in datasets]
+
+
+def already(datasets: Sequence[SelectedDataset], name: str, how: dict[str, Any], overwrite: bool) -> dict[Path, bool]:
+    """Which datasets have this very score. Raises BadInput where one has another of this name, unless that may be
+    replaced (`overwrite`)."""
+    check_name(name)
+    done = {part.prefix: is_scored(part.prefix, name, part.manifest, how) for part in datasets}
+    for prefix in (prefix for prefix, whole in done.items() if not (whole or overwrite)):
+        refuse_other_score(prefix, name)
+    return done
 
 
 def _scored(part: SelectedDataset, scorer: Scorer, workers: int, progress: bool) -> Iterator[npt.NDArray[np.float32]]:

@@ -85,12 +85,14 @@ def select(
     by: str | None = None,
     seed: int = 1234,
     temperature: float = 1.0,
+    overwrite: bool = False,
 ) -> Chosen:
     """Writes OUTPUT.selection.json and .npy.
 
     `by` names the score PREFIX.BY.npy; every `keep` but `random` needs one. `temperature` divides the
     score under `gumbel`. Raises BadInput where paths share documents, nothing or more than there is would
-    be taken, or scores are missing, stale or not numbers.
+    be taken, scores are missing, stale or not numbers, or another selection has the name and may not be replaced
+    (`overwrite`).
     """
     refuse(_faults(how_many, keep, by, temperature))
     parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
@@ -113,7 +115,8 @@ def select(
     how["examples"] = [{"prefix": str(e.dataset.prefix), "document": e.document, "score": e.score} for e in examples]
     taken = np.zeros(len(lengths), np.bool_)
     taken[order] = True
-    return Chosen(write_selection(output, _narrowed(parts, taken), how), len(lengths), int(lengths.sum()), examples)
+    written = write_selection(output, _narrowed(parts, taken), how, overwrite)
+    return Chosen(written, len(lengths), int(lengths.sum()), examples)
 
 
 def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float) -> list[Fault]:

@@ -6,12 +6,20 @@ kill at any moment leaves the old file or the new one, never a torn one.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+
+from megatron_cpt.config.errors import Fault, refuse
+
+
+def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raises BadInput with every result that is there already, unless it may be replaced."""
+    remedy = "Give another name, or --overwrite to replace it."
+    refuse([Fault(str(path), "is there already.", remedy) for path in paths if not overwrite and path.exists()])
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config, read_yaml
 from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.runs.durable import write_durably
+from megatron_cpt.runs.durable import refuse_to_replace, write_durably
 
 KEYS = {"config", "folder", "arms", "grid", "seeds", "nproc"}
 """What an ARMS.yaml may hold."""
@@ -97,11 +97,12 @@ def decay_is_fitted(fit_steps: int) -> bool:
     return fit_steps < 2 / (1 - ANNEALING_DECAY)
 
 
-def write_sweep(sweep: Sweep) -> list[Path]:
+def write_sweep(sweep: Sweep, overwrite: bool = False) -> list[Path]:
     """Writes FOLDER/configs/ARM.yaml for every arm and seed and FOLDER/run.sh; returns the configurations.
 
     Each arm is checked as `megatron-cpt train` would; every fault of every arm is raised at once, and then nothing is
-    written. A sweep that is written again over its own runs leaves them as they are.
+    written. A sweep that is written again over its own runs leaves them as they are. BadInput also names the files that
+    are there with other content, unless they may be replaced (`overwrite`).
     """
     varied = [key for key in dict.fromkeys(itertools.chain(*sweep.arms)) if len(_values(sweep, key)) > 1]
     configs: dict[str, RunConfig] = {}
@@ -116,17 +117,24 @@ def write_sweep(sweep: Sweep) -> list[Path]:
         except BadInput as error:
             faults += error.faults
     refuse(list(dict.fromkeys(faults)))
+    paths = [sweep.folder / "configs" / f"{name}.yaml" for name in configs]
+    texts = [dump_config(config) for config in configs.values()]
+    script, commands = sweep.folder / SCRIPT, script_text(paths, sweep.nproc)
+    other = [
+        path
+        for path, text in zip([*paths, script], [*texts, commands], strict=True)
+        if path.exists() and path.read_text() != text
+    ]
+    refuse_to_replace(other, overwrite)
     folder = sweep.folder / "configs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fault = Fault(str(folder), f"cannot be made: {error.strerror}.", "Give another folder.")
         raise BadInput(fault) from error
-    paths = [folder / f"{name}.yaml" for name in configs]
-    for path, config in zip(paths, configs.values(), strict=True):
-        write_durably(path, dump_config(config))
-    script = sweep.folder / SCRIPT
-    write_durably(script, script_text(paths, sweep.nproc))
+    for path, text in zip(paths, texts, strict=True):
+        write_durably(path, text)
+    write_durably(script, commands)
     script.chmod(0o755)
     return paths
 

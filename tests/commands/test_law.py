@@ -67,6 +67,8 @@ def test_fit_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "law.html"
     assert law.main(["fit", str(curve), "--law", "annealing", "--output", fitted, "--html", str(page)]) == 0
     assert "Fit and residuals" in page.read_text()
+    with pytest.raises(BadInput, match=r"law\.json: is there already"):
+        law.main(["fit", str(curve), "--law", "multi-power", "--output", fitted])
     assert law.main(["predict", fitted, str(curve), "--output", str(tmp_path / "out.csv")]) == 0
     rows = (tmp_path / "out.csv").read_text().splitlines()
     assert rows[0] == "curve,set,step,loss,predicted,low,high" and len(rows) == 42

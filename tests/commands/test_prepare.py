@@ -63,7 +63,7 @@ def test_several_keys_give_a_dataset_each(words: list[str], tmp_path: Path, caps
     assert main(["prepare", *asked, "--text-key", "title", "body"]) == 0
     assert capsys.readouterr().out.count("5 documents") == 2
     for key in ("title", "body"):
-        assert main(["prepare", *asked, "--text-key", key]) == 0
+        assert main(["prepare", *asked, "--text-key", key, "--overwrite"]) == 0
         for ending in ("bin", "idx", "documents.npy"):
             of_key = (tmp_path / f"out_{key}.{ending}").read_bytes()
             assert of_key == (tmp_path / f"out.{ending}").read_bytes()
@@ -78,7 +78,9 @@ def test_evaluation_items_are_left_out_and_told(
     asked = [*words, "--quiet", "--decontaminate", str(tmp_path / "quiz.jsonl")]
     assert main(["prepare", *asked, "--decontaminate-action", "count"]) == 0
     assert "overlap with quiz: 3 of 3 items, 3 documents kept" in capsys.readouterr().out
-    assert main(["prepare", *asked]) == 0
+    assert main(["prepare", *asked]) == 2
+    assert "made otherwise (other contaminated)" in capsys.readouterr().err
+    assert main(["prepare", *asked, "--overwrite"]) == 0
     told = capsys.readouterr().out
     assert "overlap with quiz: 3 of 3 items, 3 documents left out" in told and "out.contaminated.jsonl" in told
     assert load_manifest(tmp_path / "out").contaminated == 3

@@ -60,7 +60,12 @@ def test_seeds_are_averaged_and_the_control_splits_the_rise(tmp_path: Path):
     page = (output / "report.html").read_text()
     assert "<h2>Arms over seeds</h2>" in page and "<h2>Re-warming and shift</h2>" not in page
 
-    assert report.main([str(naive), "--control", str(mitigated), "--output", str(output)]) == 0
+    # A report of other runs is not lost for it; one of the same and more is a later one.
+    controlled = [str(naive), "--control", str(mitigated), "--output", str(output)]
+    with pytest.raises(BadInput, match=r"gap\.json: is there already"):
+        report.main(controlled)
+    assert report.main([*controlled, "--overwrite"]) == 0
+    assert report.main(controlled) == 0
     document = orjson.loads((output / "gap.json").read_bytes())
     assert document["control"] == "b" and list(document["splits"]) == ["a"]
     split = document["splits"]["a"]["general"]

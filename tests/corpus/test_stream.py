@@ -29,7 +29,7 @@ def test_a_read_is_a_slice_of_the_endless_stream(
     expected = [1000 * n + token for n, documents in enumerate(lengths) for token in range(sum(documents))]
     if share is not None:
         budget = max(int(share * len(expected)), max(map(max, lengths)))
-        selection = select(paths, tmp_path / "s", HowMany(tokens=budget), keep="random").selection
+        selection = select(paths, tmp_path / "s", HowMany(tokens=budget), keep="random", overwrite=True).selection
         paths = [str(selection.path)]
         expected = [
             1000 * int(part.prefix.name[1:]) + token

@@ -72,7 +72,7 @@ def test_documents_that_overlap_leave_or_are_counted(
 
     # Counted alone: what is held out is not trained on.
     counting = replace(settings, contaminated="count")
-    counted = prepare(corpus, tokenizer_folder, tmp_path / "out", counting, evaluation=sets).training
+    counted = prepare(corpus, tokenizer_folder, tmp_path / "out", counting, evaluation=sets, overwrite=True).training
     record = read_contamination(tmp_path / "out", counted.data_sha256)
     assert counted.contaminated == 0 and record is not None
     listed = [json.loads(line) for line in Path(f"{tmp_path}/out.contaminated.jsonl").read_text().splitlines()]
@@ -81,7 +81,7 @@ def test_documents_that_overlap_leave_or_are_counted(
     assert 0 < held_out < 6
 
     # Without them nothing of it stays beside the dataset.
-    prepare(corpus, tokenizer_folder, tmp_path / "out", settings)
+    prepare(corpus, tokenizer_folder, tmp_path / "out", settings, overwrite=True)
     assert not list(tmp_path.glob("out.contamin*"))
     assert read_contamination(tmp_path / "out", counted.data_sha256) is None
 

@@ -176,7 +176,7 @@ def test_any_kill_loses_no_more_than_a_piece(
 def test_a_kill_over_an_older_dataset_leaves_the_old_or_the_new_one(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
 ) -> None:
-    words = ["--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out" / "x")]
+    words = ["--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out" / "x"), "--overwrite"]
     old, new = str(write_jsonl("old.jsonl", texts[:20])), str(write_jsonl("new.jsonl", texts))
     right = set()
     for corpus in (new, old):

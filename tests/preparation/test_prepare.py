@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import zstandard
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.columns import read_column
-from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path, manifest_path
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path, manifest_path
 from megatron_cpt.corpus.manifest import load_manifest
 from megatron_cpt.corpus.verify import verify_dataset
 from megatron_cpt.preparation.job import PrepareSettings
-from megatron_cpt.preparation.prepare import prepare
+from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
 from megatron_cpt.tokenizer.tokenize import Tokenizer
 from tests.texts import save_tokenizer, unigram
 
@@ -110,7 +111,8 @@ def test_exact_copies_are_left_out_and_listed_with_what_they_repeat(
     assert [entry["content_hash"] for entry in listed] == sorted(entry["content_hash"] for entry in listed)
 
     # A call that keeps them leaves no list of an earlier one.
-    prepare(list(map(str, files)), tokenizer_folder, tmp_path / "out", replace(settings, keep_duplicates=True))
+    keeping = replace(settings, keep_duplicates=True)
+    prepare(list(map(str, files)), tokenizer_folder, tmp_path / "out", keeping, overwrite=True)
     assert not (tmp_path / "out.duplicates.jsonl").exists()
     assert load_manifest(tmp_path / "out").documents > manifest.documents
 
@@ -121,7 +123,7 @@ def test_held_out_documents_of_an_earlier_call_do_not_stay(
     corpus = [str(write_jsonl("a.jsonl", texts))]
     prepare(corpus, tokenizer_folder, tmp_path / "out", PrepareSettings(holdout=0.2))
     assert list(tmp_path.glob("out.validation.*"))
-    prepare(corpus, tokenizer_folder, tmp_path / "out", PrepareSettings())
+    prepare(corpus, tokenizer_folder, tmp_path / "out", PrepareSettings(), overwrite=True)
     assert not list(tmp_path.glob("out.validation.*"))
 
 
@@ -193,14 +195,14 @@ def test_a_second_call_reuses_what_is_whole_and_redoes_what_is_not(
     corpus = write_jsonl("a.jsonl", texts)
     settings = PrepareSettings(holdout=0.2)
 
-    def again(settings: PrepareSettings = settings) -> bool:
-        return prepare([str(corpus)], tokenizer_folder, tmp_path / "out", settings).reused
+    def again(settings: PrepareSettings = settings, overwrite: bool = False) -> bool:
+        return prepare([str(corpus)], tokenizer_folder, tmp_path / "out", settings, overwrite=overwrite).reused
 
     assert not again()
     before = digests(tmp_path)
     assert again()
-    assert not again(replace(settings, seed=2))
-    assert not again()
+    assert not again(replace(settings, seed=2), overwrite=True)
+    assert not again(overwrite=True)
     assert digests(tmp_path) == before
     manifest_path(tmp_path / "out.validation").unlink()
     assert not again()
@@ -210,8 +212,40 @@ def test_a_second_call_reuses_what_is_whole_and_redoes_what_is_not(
     assert not again()
     assert digests(tmp_path) == before
     corpus.write_bytes(corpus.read_bytes() + b'{"text": "more"}\n')
-    assert not again()
+    assert not again(overwrite=True)
     assert again()
+
+
+def test_a_finished_dataset_is_replaced_only_when_asked(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
+) -> None:
+    first, second = str(write_jsonl("a.jsonl", texts[:40])), str(write_jsonl("b.jsonl", texts[40:]))
+    prepare([first], tokenizer_folder, tmp_path / "out", PrepareSettings(holdout=0.2))
+    before = digests(tmp_path)
+    for inputs, settings, message in (
+        ([second], PrepareSettings(holdout=0.2), f"input: {second} was not in it"),
+        ([first], PrepareSettings(), "made otherwise (other holdout)"),
+        ([first], PrepareSettings(holdout=0.2, seed=5), "made otherwise (other seed)"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(message)):
+            prepare(inputs, tokenizer_folder, tmp_path / "out", settings)
+        assert digests(tmp_path) == before
+    # The part that was held out is kept too where only it stands there still, and so is a pair made elsewhere.
+    for file in tmp_path.glob("out.[bim]*"):
+        file.unlink()
+    with pytest.raises(BadInput, match=r"out\.validation: is a finished dataset"):
+        prepare([second], tokenizer_folder, tmp_path / "out", PrepareSettings())
+    with IndexedWriter(tmp_path / "foreign", np.uint16) as writer:
+        writer.add(np.arange(5))
+    with pytest.raises(BadInput, match="foreign: is a dataset that was made elsewhere"):
+        prepare([second], tokenizer_folder, tmp_path / "foreign")
+    # Shards replace nothing; what joins them does.
+    with IndexedWriter(tmp_path / "shards", np.uint16) as writer:
+        writer.add(np.arange(5))
+    prepare_shard([second], tokenizer_folder, tmp_path / "shards", None, Shard(1, 1))
+    with pytest.raises(BadInput, match="shards: is a dataset that was made elsewhere"):
+        merge(tmp_path / "shards")
+    assert merge(tmp_path / "shards", overwrite=True).training.documents == len(texts) - 40
 
 
 @pytest.mark.parametrize(

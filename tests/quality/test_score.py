@@ -85,11 +85,19 @@ def test_a_score_that_is_there_is_kept_and_other_settings_make_it_anew(
         return Method(method.how, learn)
 
     made = [
-        score(mixed, "kept", counted(ngram_method(mixed[0].manifest, references, order, "text")))[0].reused
+        score(mixed, "kept", counted(ngram_method(mixed[0].manifest, references, order, "text")), overwrite=order == 1)[
+            0
+        ].reused
         for order in (2, 2, 1)
     ]
     assert made == [False, True, False]
     assert learned == [2, 1]
+    # Another score is not lost for it, nor one that was made elsewhere.
+    with pytest.raises(BadInput, match=r"kept\.npy: is a score that was made in another way"):
+        score(mixed, "kept", ngram_method(mixed[0].manifest, references, 2, "text"))
+    np.save(column_path(world / "mixed", "foreign"), np.zeros(mixed[0].manifest.documents, np.float32))
+    with pytest.raises(BadInput, match=r"foreign\.npy: is a score that was made elsewhere"):
+        score(mixed, "foreign", ngram_method(mixed[0].manifest, references, 2, "text"))
     # Torn away between the array and its record: the array is not taken for another score's.
     np.save(column_path(world / "mixed", "kept"), np.zeros(120, np.float32))
     assert not score(mixed, "kept", ngram_method(mixed[0].manifest, references, 1, "text"))[0].reused

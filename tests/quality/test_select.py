@@ -75,6 +75,17 @@ def test_random_choice_depends_on_the_seed_alone_and_budgets_are_nested(tmp_path
     assert sum(map(len, chosen(small).values())) == 6
 
 
+def test_a_selection_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    paths = two_datasets(tmp_path)
+    first = select(paths, tmp_path / "s", HowMany(tokens=60), keep="lowest", by="ngram").selection
+    assert select(paths, tmp_path / "s", HowMany(tokens=60), keep="lowest", by="ngram").selection.sha256 == first.sha256
+    with pytest.raises(BadInput, match="holds another selection"):
+        select(paths, tmp_path / "s", HowMany(tokens=60), keep="highest", by="ngram")
+    assert load_selection(tmp_path / "s").sha256 == first.sha256
+    again = select(paths, tmp_path / "s", HowMany(tokens=60), keep="highest", by="ngram", overwrite=True).selection
+    assert again.sha256 == load_selection(tmp_path / "s").sha256 != first.sha256
+
+
 def test_a_selection_of_a_selection_is_a_selection(tmp_path: Path) -> None:
     paths = two_datasets(tmp_path)
     outer = select(paths, tmp_path / "outer", HowMany(tokens=100), keep="highest", by="ngram").selection

@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault
+from megatron_cpt.commands.dispatch import report_error
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.status import ExitCode, exit_code_of
+from megatron_cpt.runs.status import ExitCode
 
 HF_LOADERS = ("hf", "llama_mistral")  # Megatron-LM's name of the loader of Hugging Face folders
 
@@ -38,9 +39,8 @@ def main(arguments: list[str]) -> int:
             rule = "is no conversion between Hugging Face and Megatron-Core."
             remedy = "Use --loader hf --saver core, or --loader core --saver hf."
             raise BadInput(Fault(f"--loader {words.loader} --saver {words.saver}", rule, remedy))
-    except (BadInput, IntegrityFault, NumericsFault) as error:
-        print(f"convert_checkpoint.py: {error}", file=sys.stderr)
-        return exit_code_of(error)
+    except Exception as error:
+        return report_error("convert_checkpoint.py", error)
     finally:
         groups.leave_world()
     print(f"wrote {words.save_dir}")

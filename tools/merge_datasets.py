@@ -11,9 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.commands.dispatch import report_error
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.concatenate import concatenate, datasets_in
-from megatron_cpt.runs.status import ExitCode, exit_code_of
+from megatron_cpt.runs.status import ExitCode
 
 
 def main(arguments: list[str]) -> int:
@@ -30,9 +31,8 @@ def main(arguments: list[str]) -> int:
         if not words.input.is_dir():
             raise BadInput(Fault(f"--input {words.input}", "is no folder.", "Give the folder of the pairs."))
         manifest = concatenate(datasets_in(words.input), words.output_prefix, words.overwrite)
-    except (BadInput, IntegrityFault) as error:
-        print(f"merge_datasets.py: {error}", file=sys.stderr)
-        return exit_code_of(error)
+    except Exception as error:
+        return report_error("merge_datasets.py", error)
     print(f"{words.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
     return ExitCode.DONE
 

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, WorkerDied
+from megatron_cpt.commands.dispatch import report_error
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.job import PrepareSettings, rejected_path
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.runs.status import ExitCode, exit_code_of
+from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.tokenizer.encoded import Opened
 from megatron_cpt.tokenizer.huggingface import open_folder, open_gpt2
 from megatron_cpt.tokenizer.plain_numbers import open_numbers
@@ -37,9 +38,8 @@ def main(arguments: list[str]) -> int:
         tokenizer = Tokenizer.of(path, opened, parse_special=words.parse_special)
         for key in words.json_keys:
             _prepare(words, tokenizer, key)
-    except (BadInput, IntegrityFault, WorkerDied) as error:
-        print(f"preprocess_data.py: {error}", file=sys.stderr)
-        return exit_code_of(error)
+    except Exception as error:
+        return report_error("preprocess_data.py", error)
     return ExitCode.DONE
 
 

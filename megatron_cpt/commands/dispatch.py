@@ -1,11 +1,14 @@
 """`megatron-cpt COMMAND ...`: imports only the command that was asked for, runs it, turns errors into exit codes."""
 
 import importlib
+import os
 import sys
 import traceback
+from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied
-from megatron_cpt.runs.status import ExitCode, exit_code_of
+from megatron_cpt.runs.durable import FULL, named_errors
+from megatron_cpt.runs.status import ExitCode, exit_code_of, explained
 
 # name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
 COMMANDS = {
@@ -25,6 +28,7 @@ COMMANDS = {
     "average": "one model out of several checkpoints, or on the way back to the base",
     "doctor": "what this machine has, and which kernels will be used",
 }
+STANDARD_OUTPUT = "standard output"
 
 
 def usage() -> str:
@@ -36,22 +40,41 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code (runs/status.py)."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return ExitCode.DONE if words else ExitCode.BAD_INPUT
-    name, rest = words[0], words[1:]
+    name, rest = (words[0], words[1:]) if words else ("", [])
     try:
+        if not name or name in ("-h", "--help"):
+            print(usage(), flush=True)
+            return ExitCode.DONE if name else ExitCode.BAD_INPUT
         if name not in COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
-        return int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
-    except (BadInput, IntegrityFault, NumericsFault, StorageFault, WorkerDied) as error:
-        print(f"megatron-cpt {name}: {error}", file=sys.stderr)
-        return exit_code_of(error)
+        code = int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
+        with named_errors(Path(STANDARD_OUTPUT)):
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        forget_output()  # Whoever read it has enough: `| head`.
+        return ExitCode.OTHER
     except KeyboardInterrupt:
         return ExitCode.OTHER
     except Exception as error:
-        traceback.print_exc()
-        return exit_code_of(error)
+        return report_error(f"megatron-cpt {name}", error)
+
+
+def forget_output() -> None:
+    """Lets what was not written yet go nowhere: the interpreter would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report_error(program: str, error: Exception) -> int:
+    """Prints what went wrong, once and without a traceback where it is expected, and returns the exit code."""
+    told = explained(error)
+    if isinstance(told, (BadInput, IntegrityFault, NumericsFault, StorageFault, WorkerDied)):
+        print(f"{program}: {told}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, STANDARD_OUTPUT):
+        forget_output()
+    return exit_code_of(told)
 
 
 if __name__ == "__main__":

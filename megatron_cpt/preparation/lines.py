@@ -81,6 +81,8 @@ def decompressed(raw: BinaryIO, name: str, compression: Compression | None) -> I
     try:
         yield stream  # type: ignore[misc]
     except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # What the system says of a file, this one or one that is written from it: not of its content.
         raise IntegrityFault(f"{name}: is not a whole {compression} file ({error}). Copy it again.") from error
 
 

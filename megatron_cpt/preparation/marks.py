@@ -1,5 +1,6 @@
 """Which documents are left out, and why: a byte each, in a file that the system may hold in memory or not."""
 
+import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.preparation.sorted_run import SortedRun
+from megatron_cpt.runs.durable import named_errors
 
 
 class Reason(IntEnum):
@@ -32,7 +34,10 @@ class Marks:
         self._first = np.cumsum([0, *(run.documents for run in runs)])
 
     def __enter__(self) -> Self:
-        self._marks = np.memmap(self._path, np.uint8, mode="w+", shape=(max(1, int(self._first[-1])),))
+        count = max(1, int(self._first[-1]))
+        with named_errors(self._path), self._path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, count)  # A full disk is an error here, and a signal at a mark.
+        self._marks = np.memmap(self._path, np.uint8, mode="r+", shape=(count,))
         return self
 
     def __exit__(self, *error: object) -> None:

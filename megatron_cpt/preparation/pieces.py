@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input
+from megatron_cpt.runs.durable import named_errors
 
 SMALLEST_PIECE, LARGEST_PIECE = 2 << 20, 64 << 20
 """Bytes of text."""
@@ -120,7 +121,7 @@ def unpacked(stream: BinaryIO, file: int, whole: bool, hashed: bool, folder: Pat
     while block:
         path = folder / f"{piece_name(file, number)}.input"
         length, digest = 0, blake2b(digest_size=16)
-        with path.open("wb") as out:
+        with named_errors(path), path.open("wb") as out:
             while block:
                 cut = 0 if whole or length + len(block) < size else block.rfind(b"\n") + 1
                 part, rest = (block[:cut], block[cut:]) if cut else (block, b"")

@@ -91,5 +91,8 @@ def _opened(path: Path) -> pyarrow.parquet.ParquetFile:
         raise _broken(path, error) from error
 
 
-def _broken(path: Path, error: Exception) -> IntegrityFault:
+def _broken(path: Path, error: Exception) -> Exception:
+    """What a failed reading is: the system's own error, or a file that is no whole table."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
     return IntegrityFault(f"{path}: is not a whole parquet file ({error}). Copy it again.")

@@ -4,6 +4,7 @@ A name in a run folder or beside a dataset is given only to bytes that are all o
 kill at any moment leaves the old file or the new one, never a torn one.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,20 @@ from typing import Any, BinaryIO
 import orjson
 
 from megatron_cpt.config.errors import Fault, refuse
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for what is written: on the disk, by a quota, by a limit."""
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Gives an error of writing the name of the file, which the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
@@ -31,7 +46,7 @@ def renamed_file(path: Path) -> Iterator[BinaryIO]:
     # Process numbers repeat between machines that share a folder, and in containers nearly always.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as file:
+        with named_errors(path), temporary.open("wb") as file:
             yield file
         temporary.rename(path)
     finally:
@@ -43,8 +58,9 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that appears as `path`, on disk, only when the block ends without an error."""
     with renamed_file(path) as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        with named_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
     sync_folder(path.parent)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_cpt.runs.durable import named_errors
 from megatron_cpt.runs.records import Record
 
 
@@ -21,7 +22,7 @@ class RunLog:
     def write(self, text: str) -> None:
         """Appends a text; every line of it gets the local time and its offset."""
         moment = datetime.now().astimezone().isoformat(timespec="seconds")
-        with self.path.open("a", encoding="utf-8") as file:
+        with named_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(f"{moment} {line}\n" for line in text.splitlines())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.runs.durable import sync_folder, write_durably
+from megatron_cpt.runs.durable import named_errors, sync_folder, write_durably
 
 Record = dict[str, Any]
 
@@ -23,6 +23,7 @@ class RecordWriter:
     """Appends records to a file; they are on disk once `flush` has returned."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._pending: list[bytes] = []
         _cut_torn_line(path)
         self._file = path.open("ab", buffering=0)
@@ -38,9 +39,10 @@ class RecordWriter:
             return
         unwritten = memoryview(b"\n".join([*self._pending, b""]))
         self._pending.clear()
-        while unwritten:
-            unwritten = unwritten[self._file.write(unwritten) :]
-        os.fsync(self._file.fileno())
+        with named_errors(self._path):
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) :]
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flushes and closes the file."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import orjson
 
-from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault
+from megatron_cpt.runs.durable import FULL, write_json
 
 
 class ExitCode(IntEnum):
@@ -36,6 +36,30 @@ def exit_code_of(error: BaseException) -> ExitCode:
     return ExitCode.OTHER
 
 
+IN_EXTRAS = {"rensa": "quality", "sklearn": "quality", "lm_eval": "eval", "wandb": "watch", "gigatoken": "fast"}
+"""Optional libraries by the extra of this package that installs them."""
+
+
+def explained(error: Exception) -> Exception:
+    """What users are to see of an error: value and remedy in place of the system's words.
+
+    Of a file, a full disk or a library that is not installed; any other error is returned as it is.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "a file or the standard output"
+        return StorageFault(
+            f"{where}: cannot be written: {error.strerror}. Free room for it, then run the command again."
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return BadInput(Fault(where, f"cannot be used: {error.strerror}.", "Give a place that is there and allows it."))
+    if isinstance(error, ImportError) and error.name and not error.name.startswith("megatron_cpt"):
+        library = error.name.partition(".")[0]
+        source = f"'megatron-cpt[{IN_EXTRAS[library]}]'" if library in IN_EXTRAS else library
+        return BadInput(Fault(f"the library {library}", f"is needed: {error}.", f"Install it: pip install {source}."))
+    return error
+
+
 @dataclass(frozen=True)
 class Status:
     """The content of status.json."""
@@ -53,8 +77,15 @@ class Status:
 
 
 def write_status(path: Path, status: Status) -> None:
-    """Replaces status.json."""
-    write_json(path, asdict(status))
+    """Replaces status.json. On a full disk it is written over, which needs no room."""
+    try:
+        write_json(path, asdict(status))
+    except OSError as error:
+        if error.errno not in FULL or not path.exists():
+            raise
+        content = orjson.dumps(asdict(status))
+        with path.open("r+b") as file:
+            file.write(content.ljust(path.stat().st_size))
 
 
 def read_status(path: Path) -> Status | None:

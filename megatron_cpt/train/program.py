@@ -23,7 +23,7 @@ from megatron_cpt.runs.durable import write_durably, write_json
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.lock import only_job
-from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
+from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, explained, read_status, write_status
 from megatron_cpt.train import start_check
 from megatron_cpt.train.assemble import assemble
 from megatron_cpt.train.described import describe
@@ -58,8 +58,9 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
             folder = found  # from here on its status is ours to write
             return run_to_end(config, folder, request)
     except Exception as error:
-        tell(error, folder)
-        return exit_code_of(error)
+        told = explained(error)
+        tell(told, folder)
+        return exit_code_of(told)
     finally:
         groups.leave_world()
 
@@ -123,4 +124,7 @@ def tell(error: Exception, folder: RunFolder | None) -> None:
     if writes and folder is not None and folder.path.is_dir():
         before = read_status(folder.status) or Status("failed")
         status = Status("failed", int(exit_code_of(error)), str(error), before.step, before.tokens)
-        write_status(folder.status, status)
+        try:
+            write_status(folder.status, status)
+        except OSError as unwritten:
+            print(f"megatron-cpt train: {explained(unwritten)}", file=sys.stderr)

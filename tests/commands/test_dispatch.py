@@ -1,0 +1,101 @@
+"""What every command says where a disk is full, a place is closed, a reader has gone or a library is missing."""
+
+import gzip
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.runs.status import read_status
+from tests.workshop import Workshop
+
+DISPATCH = [sys.executable, "-m", "megatron_cpt.commands.dispatch"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Lets no file of this process and those that it starts grow beyond some bytes, as a full disk would not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_full_disk_is_not_blamed_on_the_input(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool
+):
+    corpus = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    text = (workshop.folder / "domain.jsonl").read_bytes()
+    corpus.write_bytes(gzip.compress(text) if packed else text)
+    words = ["prepare", str(corpus), "--tokenizer", str(workshop.hf), "--output", str(tmp_path / "x"), "--quiet"]
+    with largest_file(20_000):
+        assert main(words) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{tmp_path}/x.pieces/" in told and "cannot be written: File too large" in told
+    # With room again it goes on.
+    assert main(words) == 0
+
+
+def test_a_run_whose_disk_is_full_says_so_in_its_status(workshop: Workshop, tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        config = workshop.write_config(disk / "run")
+        code = subprocess.run([sys.executable, "-m", "megatron_cpt.train", config], capture_output=True).returncode
+        status = read_status(disk / "run" / "status.json")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert code == 1 and status is not None
+    assert (status.state, status.exit_code) == ("failed", 1)
+    assert status.message is not None and "be written" in status.message
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*DISPATCH, "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_output_that_cannot_be_written_is_one_message():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*DISPATCH, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_one_message(workshop: Workshop, capsys: pytest.CaptureFixture[str]):
+    domain, hf = workshop.prefix("domain"), str(workshop.hf)
+    for words in (
+        ["prepare", f"{domain}.jsonl", "--tokenizer", hf, "--output", "/dev/null/x", "--quiet"],
+        ["select", domain, "--tokens", "500", "--keep", "random", "--output", "/dev/null/x"],
+    ):
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "/dev/null" in told
+
+
+def test_a_library_that_is_missing_is_named_with_what_installs_it(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
+    monkeypatch.delitem(sys.modules, "megatron_cpt.preparation.table", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    words = ["prepare", str(tmp_path / "a.parquet"), "--tokenizer", str(workshop.hf), "--output", str(tmp_path / "x")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "pip install pyarrow" in told

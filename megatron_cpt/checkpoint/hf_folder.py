@@ -2,6 +2,7 @@
 
 Only safetensors are read; nothing is unpickled. A folder has either one `model.safetensors`, or
 several files and `model.safetensors.index.json`, whose `weight_map` says which file holds which tensor.
+One with both is refused: transformers reads the single file, other programs read the index.
 """
 
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.families.shape import read_config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, OTHER_WEIGHTS = "adapter_config.json", "transformers_weights"
 # What a folder holds beside config.json and weights, by names in lower case: what makes its tokenizer ...
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,6 +46,8 @@ TOKENIZER_FILES = (
 )
 # ... and what belongs to the model: its terms, and the code that `auto_map` names, which is copied and never executed.
 MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*", "*.py")
+COMPARED_ELEMENTS = 1 << 24
+"""Elements of two tensors that are compared at a time."""
 READABLE = ("F32", "BF16", "F16", "F64")
 
 
@@ -51,6 +57,8 @@ class HFTensors:
     def __init__(self, folder: Path, files: Mapping[Path, Any]) -> None:
         self.folder = folder
         self._file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        self.files = tuple(files)
+        """The files that hold the tensors; a folder may have others beside them."""
 
     @property
     def names(self) -> set[str]:
@@ -77,6 +85,17 @@ class HFTensors:
             rule = "the tensor holds a NaN or an infinity."
             raise BadInput(Fault(f"{self.folder}: {name}", rule, "Fetch the folder again, or use another model."))
         return part
+
+    def are_equal(self, first: str, second: str) -> bool:
+        """Whether two tensors have the same dtype, size and bytes, read some rows at a time."""
+        if (self.dtype(first), self.size(first)) != (self.dtype(second), self.size(second)):
+            return False
+        one, other = (self._file_of[name].get_slice(name) for name in (first, second))
+        rows = max(1, COMPARED_ELEMENTS // prod(self.size(first)[1:]))
+        return all(
+            torch.equal(one[start : start + rows].view(torch.uint8), other[start : start + rows].view(torch.uint8))
+            for start in range(0, self.size(first)[0], rows)
+        )
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -112,7 +131,8 @@ def read_index(folder: Path) -> dict[str, Path]:
     """The file of each tensor as the index states it; empty for a folder of one file.
 
     Raises:
-        BadInput: there are no safetensors, or the index names files that are not in the folder.
+        BadInput: there are no safetensors, the index names files that are not in the folder, or transformers would
+            read other weights.
         IntegrityFault: the index is not readable.
     """
     if (folder / INDEX).is_file():
@@ -132,10 +152,41 @@ def read_index(folder: Path) -> dict[str, Path]:
                         "Fetch the missing files, or another copy if the index leaves the folder.",
                     )
                 )
+        refuse_other_weights(folder, set(places.values()))
         return places
     if (folder / SINGLE).is_file():
+        refuse_other_weights(folder, set())
         return {}
     raise BadInput(no_safetensors(folder))
+
+
+def refuse_other_weights(folder: Path, indexed: set[Path]) -> None:
+    """Refuses a folder of which transformers would read other weights than ours: no proof would hold.
+
+    Args:
+        indexed: files that the index names; empty where there is none.
+    Raises:
+        BadInput: a single file beside an index of other files, which transformers prefers; an adapter, which it adds;
+            a field of config.json that names other weights.
+    """
+    faults = []
+    if indexed and (folder / SINGLE).is_file() and indexed != {folder / SINGLE}:
+        rule = (
+            f"the folder holds two sets of weights: transformers reads {SINGLE}, other programs read the "
+            f"{len(indexed)} files of the index."
+        )
+        remedy = f"Remove the set that is not meant: {SINGLE}, or {INDEX} and its files."
+        faults.append(Fault(f"{folder}: both {SINGLE} and {INDEX}", rule, remedy))
+    if (folder / ADAPTER).is_file():
+        rule = "transformers adds the adapter to the model where peft is installed; here adapters are not read."
+        remedy = "Merge it into the weights first (merge_and_unload in peft), or remove the adapter's files."
+        faults.append(Fault(f"{folder / ADAPTER}", rule, remedy))
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    if config.get(OTHER_WEIGHTS) is not None:
+        rule = "transformers reads the weights from there; here they are read from the safetensors of the folder."
+        remedy = f"Save the model as {SINGLE} or as shards with an index, and take the field out."
+        faults.append(Fault(f"{folder / 'config.json'}: {OTHER_WEIGHTS} = {config[OTHER_WEIGHTS]!r}", rule, remedy))
+    refuse(faults)
 
 
 def is_file(path: Path) -> bool:

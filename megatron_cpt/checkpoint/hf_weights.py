@@ -8,6 +8,7 @@ soon as it is full. Numbers are copied, never computed, so there and back is bit
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
@@ -61,10 +62,9 @@ def sharing_group(rule: Rule) -> dist.ProcessGroup:
 def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
     """Refuses a folder whose tensors are not exactly those of the shape. Raises BadInput with every fault."""
     expected = hf_sizes(shape)
-    ignored = family_of(shape).ignored_tensors
     missing = sorted(set(expected) - tensors.names)
-    surplus = sorted(name for name in tensors.names - set(expected) if not any(fnmatch(name, rule) for rule in ignored))
-    faults = []
+    surplus = sorted(tensors.names - set(expected) - redundant_tensors(tensors, shape))
+    faults = tied_faults(tensors, shape)
     if missing:
         faults.append(
             Fault(
@@ -90,6 +90,36 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
             value = f"{tensors.folder}: {name} is {tensors.dtype(name)}"
             faults.append(Fault(value, "quantized weights cannot be trained.", "Use the unquantized model."))
     refuse(faults)
+
+
+def redundant_tensors(tensors: HFTensors, shape: ModelShape) -> set[str]:
+    """Tensors of a folder that its config.json implies: a tied output layer, and what the family computes."""
+    ignored = family_of(shape).ignored_tensors
+    computed = {name for name in tensors.names if any(fnmatch(name, rule) for rule in ignored)}
+    return computed | ({vocabulary_tensors(shape)[1]} & tensors.names if shape.tied_embeddings else set())
+
+
+def vocabulary_tensors(shape: ModelShape) -> tuple[str, str]:
+    """The names of the embedding and of the output layer, which a tied model need not store."""
+    rules = family_of(shape).weights(replace(shape, tied_embeddings=False))
+    embedding, output = (rule.tensors[0].name for rule in rules if isinstance(rule, VocabularyParallel))
+    return embedding, output
+
+
+def tied_faults(tensors: HFTensors, shape: ModelShape) -> list[Fault]:
+    """An output layer that is stored beside the embedding of a tied model, and is not the same."""
+    embedding, output = vocabulary_tensors(shape)
+    if not shape.tied_embeddings or not {embedding, output} <= tensors.names:
+        return []
+    if tensors.are_equal(embedding, output):
+        return []
+    value = f"{tensors.folder}: {embedding} and {output}"
+    rule = "they differ, although config.json ties them (tie_word_embeddings, where it is absent the family's default)."
+    remedy = (
+        f"Set `tie_word_embeddings` to false in config.json if both were trained; remove {output} if it was not. "
+        "The loss of both ways tells which."
+    )
+    return [Fault(value, rule, remedy)]
 
 
 def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:

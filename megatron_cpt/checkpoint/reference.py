@@ -14,9 +14,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
+from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
+from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.config.model import RopeSettings
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.shape import read_config
+from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 
 # Beside the weights: activations and logits of a sequence, what the loader holds for a moment, the allocator's own.
@@ -29,9 +31,17 @@ def reference_model(
 ) -> Iterator[Any]:
     """transformers' model, whole, on one device, given up at the end. No code of the folder is executed.
 
+    The folder is checked before transformers sees it: transformers opens whatever file an index names, wherever it
+    lies, and draws what is missing at random.
+
     Args:
         rope: other rotary positions than the folder states; None: its own.
+    Raises:
+        BadInput, IntegrityFault: as load_hf_weights does.
     """
+    shape = read_shape(hf_folder, rope)
+    with open_hf_tensors(hf_folder) as tensors:
+        check_tensors(tensors, shape)
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         hf_folder,

@@ -8,20 +8,21 @@ embedding, and the output layer where it is not tied) is written anew from its o
 - one that has no such pieces, or all new ones where that is asked for, a random row with the mean and the standard
   deviation that the old rows have in each dimension.
 
-No row is zero: a zero row has no direction to learn in, and its logit is above that of most tokens.
+No row is zero: a zero row has no direction to learn in, and its logit is above that of most tokens. The tokenizer of
+the new folder is proved before the folder gets its name (new_tokenizer.py).
 """
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_export import make_partial
@@ -33,14 +34,31 @@ from megatron_cpt.checkpoint.hf_folder import (
     tokenizer_files,
     write_shard,
 )
-from megatron_cpt.checkpoint.hf_weights import check_tensors
-from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.shape import family_of, read_shape
-from megatron_cpt.families.weights import VocabularyParallel
+from megatron_cpt.checkpoint.hf_weights import check_tensors, vocabulary_tensors
+from megatron_cpt.checkpoint.new_tokenizer import (
+    add_tokens,
+    added_words,
+    check_in_transformers,
+    check_token_ids,
+    read_tokenizer,
+    token_id_changes,
+    words_faults,
+)
+from megatron_cpt.config.errors import refuse
+from megatron_cpt.families.shape import read_shape
 from megatron_cpt.runs.durable import sync_folder, write_json
+from megatron_cpt.tokenizer.huggingface import token_contents, unknown_token
 
 NewRows = Literal["mean", "random"]
+
+OF_ANY_VOCABULARY = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.*",
+    "additional_chat_templates/*",
+    "tokenization*.py",
+)
+"""Files of a tokenizer that list no tokens: beside a tokenizer.json with further words, lists would say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,20 @@ class RowSource:
     """Whether it is an old token, whose row stays as it is."""
 
 
+@dataclass(frozen=True)
+class NewVocabulary:
+    """How the rows of the new folder came about."""
+
+    rows: int
+    """Rows of the embedding."""
+    kept: int
+    """Rows of the old model."""
+    averaged: int
+    """New rows that are the mean of old ones."""
+    drawn: int
+    """New rows that were drawn at random, in the matrix that has most of them."""
+
+
 def extend_vocabulary(
     hf_folder: Path,
     output: Path,
@@ -60,8 +92,8 @@ def extend_vocabulary(
     tokenizer: Path | None = None,
     new_rows: NewRows = "mean",
     seed: int = 1234,
-) -> ModelShape:
-    """Writes the folder of the same model with another vocabulary, and returns its shape.
+) -> NewVocabulary:
+    """Writes the folder of the same model with another vocabulary.
 
     Args:
         new_tokens: words to add to the model's own tokenizer.
@@ -69,140 +101,168 @@ def extend_vocabulary(
         new_rows: of tokens that the old tokenizer did not have.
         seed: of random rows.
     Raises:
-        BadInput: nothing to do, a word is known already, no tokenizer.json, something is at `output`.
+        BadInput: nothing to do, a word is known already or would be decoded as another, no tokenizer.json, a
+            tokenizer that transformers reads otherwise, something is at `output`.
         IntegrityFault: a torn or altered file.
     """
     shape = read_shape(hf_folder)
-    old = read_tokenizer(hf_folder)
-    new = read_tokenizer(tokenizer) if tokenizer else add_tokens(old, new_tokens)
-    sources = row_sources(old, new, new_rows, shape.vocabulary)
-    matrices = {
-        rule.tensors[0].name
-        for rule in family_of(shape).weights(shape)
-        if isinstance(rule, VocabularyParallel) and rule.exported
-    }
-    partial = output.with_name(f".{output.name}.partial")
-    make_partial(output, partial)
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
-    for path in sorted(hf_folder.glob("*.safetensors")):
-        write_file(path, partial / path.name, matrices, sources, seed)
-    write_descriptions(hf_folder, partial, {"vocab_size": len(sources), **end_tokens(tokenizer, new)})
-    # With another tokenizer, the parent's generation config names an end of a text that is none.
-    left = [Path("generation_config.json")] if tokenizer else []
-    copy_files(hf_folder, partial, [name for name in model_files(hf_folder) if name not in left])
-    copy_files(tokenizer or hf_folder, partial, tokenizer_files(tokenizer or hf_folder))
-    new.save(str(partial / "tokenizer.json"))
-    sync_folder(partial)
-    partial.rename(output)
-    sync_folder(output.parent)
-    return read_shape(output)
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder, which must be described by a tokenizer.json. Raises BadInput."""
+        files = tensors.files
+    old = read_tokenizer(hf_folder)
+    new = read_tokenizer(tokenizer) if tokenizer else add_tokens(old, new_tokens)
+    words = added_words(old, new)
+    refuse(words_faults(new, words))
+    sources = row_sources(old, new, new_rows, shape.vocabulary)
+    partial = output.with_name(f".{output.name}.partial")
+    make_partial(output, partial)
     try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises Exception itself
-        rule = f"is not a readable tokenizer ({error})."
-        raise BadInput(Fault(str(folder / "tokenizer.json"), rule, "Save one with transformers first.")) from None
-
-
-def add_tokens(old: Tokenizer, new_tokens: Sequence[str]) -> Tokenizer:
-    """The tokenizer with further words, found whole wherever they stand. Raises BadInput for one that it has."""
-    known = old.get_vocab(with_added_tokens=True)
-    faults = [
-        Fault(f"new token {token!r}", "the tokenizer has it already, or it is given twice.", "Take it out.")
-        for place, token in enumerate(new_tokens)
-        if token in known or token in new_tokens[:place]
-    ]
-    if not new_tokens or not all(new_tokens):
-        faults.append(Fault("new tokens", "there is none, or one is empty.", "Give words, or a tokenizer folder."))
-    if faults:
-        raise BadInput(*faults)
-    new = Tokenizer.from_str(old.to_str())
-    new.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
-    return new
+        embedding, output_layer = vocabulary_tensors(shape)
+        matrices = (embedding,) if shape.tied_embeddings else (embedding, output_layer)
+        # A tied output layer that is stored all the same is the embedding once more.
+        left_out = {output_layer} if shape.tied_embeddings else set()
+        drawn = [write_file(file, partial / file.name, matrices, left_out, sources, seed) for file in files]
+        write_index(hf_folder, partial, left_out)
+        changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer else {}
+        write_configs(hf_folder, partial, len(sources), changes)
+        copy_companions(hf_folder, tokenizer, partial)
+        if tokenizer is None:
+            new.save(str(partial / "tokenizer.json"))
+        check_token_ids(partial, len(sources))
+        check_in_transformers(partial, new, words, len(sources))
+        sync_folder(partial)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(output.parent)
+    kept = sum(source.kept for source in sources)
+    return NewVocabulary(len(sources), kept, len(sources) - kept - max(drawn), max(drawn))
 
 
 def row_sources(old: Tokenizer, new: Tokenizer, new_rows: NewRows, rows: int) -> list[RowSource]:
     """What each row of the new matrices is made of, by the id of its token.
 
+    A token is the same in both tokenizers where it stands for the same text: a name alone does not tell, for "é" is
+    a letter in one tokenizer and a byte in another.
+
     Args:
-        rows: of the old matrices; those beyond the old tokenizer's words are not used by any text. The new matrices
-            are no smaller where the new tokenizer has all words of the old one at their places.
+        rows: of the old matrices; those beyond the old tokenizer's words are not used by any text, and an old token
+            beyond them is new. The new matrices are no smaller where the new tokenizer has all words of the old one
+            at their places.
     """
-    before = old.get_vocab(with_added_tokens=True)
-    after = new.get_vocab(with_added_tokens=True)
+    old = Tokenizer.from_str(old.to_str())
+    old.encode_special_tokens = True  # a control token without a row is cut into pieces as well
+    before, after = old.get_vocab(with_added_tokens=True), new.get_vocab(with_added_tokens=True)
+    old_content, new_content = orjson.loads(old.to_str()), orjson.loads(new.to_str())
+    texts, new_texts = token_contents(old_content, before), token_contents(new_content, after)
+    # Where two tokens stand for the same text, a byte by its number is the less usual one.
+    place_of = {texts[token]: place for token, place in sorted(before.items(), key=lambda item: not is_byte(item[0]))}
+    unknown = before.get(unknown_token(old_content["model"]) or "")
+    first = old.encode("a", add_special_tokens=False).tokens[:1]
+    puts_blank = bool(first) and texts[first[0]].startswith(b" ")
+    blank = place_of.get(b" ") if puts_blank else None
     count = max(after.values()) + 1
     if all(after.get(token) == place for token, place in before.items()):
         count = max(count, rows)
     # A row that no token of either tokenizer has is kept where it was: nothing reads it.
     sources = [RowSource((place,), kept=True) if place < rows else RowSource(()) for place in range(count)]
     for token, place in after.items():
-        if token in before:
-            sources[place] = RowSource((before[token],), kept=True)
+        text = new_texts[token]
+        same = before[token] if texts.get(token) == text else place_of.get(text, rows)
+        if same < rows:
+            sources[place] = RowSource((same,), kept=True)
             continue
-        text = new.decode([place], skip_special_tokens=False)
-        pieces = old.encode(text, add_special_tokens=False).ids if new_rows == "mean" and "\ufffd" not in text else []
-        sources[place] = RowSource(tuple(pieces))
+        pieces: list[int] = []
+        if new_rows == "mean" and is_text(text):
+            words = text.decode().removeprefix(" ") if puts_blank else text.decode()
+            pieces = old.encode(words, add_special_tokens=False).ids
+        # What stands for text that a tokenizer cannot spell says nothing of it, nor does the blank put before it alone.
+        pieces = [piece for piece in pieces if piece < rows and piece != unknown]
+        sources[place] = RowSource(() if pieces == [blank] else tuple(pieces))
     return sources
 
 
-def new_matrix(old: Tensor, sources: Sequence[RowSource], seed: int) -> Tensor:
-    """The matrix of the new vocabulary from the old one, [old tokens, width], in its dtype; means in fp32."""
+def is_byte(token: str) -> bool:
+    """Whether a token is one byte by its number: `<0xE4>`."""
+    return len(token) == len("<0x00>") and token.startswith("<0x")
+
+
+def is_text(content: bytes) -> bool:
+    """Whether bytes are whole characters."""
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def new_matrix(old: Tensor, sources: Sequence[RowSource], seed: int) -> tuple[Tensor, int]:
+    """The matrix of the new vocabulary from the old one, [old tokens, width], in its dtype, and how many of its rows
+    are random; means in fp32."""
     mean, spread = old.mean(dim=0, dtype=torch.float32), old.float().std(dim=0)
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.zeros(len(sources), old.shape[1], dtype=old.dtype)
+    drawn = 0
     for row, source in enumerate(sources):
         if source.pieces:
             pieces = old[list(source.pieces)]
             matrix[row] = pieces[0] if len(pieces) == 1 else pieces.mean(dim=0, dtype=torch.float32)
         if not source.kept and not matrix[row].any():  # no pieces, or pieces that were never trained
             matrix[row] = mean + spread * torch.randn(old.shape[1], generator=generator)
-    return matrix
+            drawn += 1
+    return matrix, drawn
 
 
-def write_file(path: Path, output: Path, matrices: set[str], sources: Sequence[RowSource], seed: int) -> None:
-    """Writes one file of weights; one that holds no matrix of the vocabulary is copied byte for byte."""
+def write_file(
+    path: Path, output: Path, matrices: Sequence[str], left_out: set[str], sources: Sequence[RowSource], seed: int
+) -> int:
+    """Writes one file of weights; one of which nothing changes is copied byte for byte, one of which nothing is left
+    is not written. Returns how many rows of a matrix in it are random, the most of all."""
     with safe_open(path, framework="pt") as file:
-        held = matrices & set(file.keys())
-    if not held:
+        names = set(file.keys())
+    if not names & (left_out | set(matrices)):
         shutil.copyfile(path, output)
+        return 0
+    tensors = {name: tensor for name, tensor in load_file(path).items() if name not in left_out}
+    most = 0
+    for number, name in enumerate(sorted(matrices)):
+        if name in tensors:
+            # Each matrix has random rows of its own.
+            tensors[name], drawn = new_matrix(tensors[name], sources, seed + number)
+            most = max(most, drawn)
+    if tensors:
+        write_shard(output, tensors)
+    return most
+
+
+def write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
+    """Writes the index of files if there is one."""
+    if not (hf_folder / INDEX).is_file():
         return
-    tensors = load_file(path)
-    # Each matrix has random rows of its own.
-    changed = {
-        name: new_matrix(tensors[name], sources, seed + number)
-        for number, name in enumerate(sorted(matrices))
-        if name in held
-    }
-    write_shard(output, tensors | changed)
+    index = orjson.loads((hf_folder / INDEX).read_bytes())
+    places = {name: file for name, file in index["weight_map"].items() if name not in left_out}
+    total = sum(
+        tensor.numel() * tensor.itemsize for path in output.glob("*.safetensors") for tensor in load_file(path).values()
+    )
+    write_json(output / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def end_tokens(folder: Path | None, tokenizer: Tokenizer) -> dict[str, int | None]:
-    """Fields of config.json that name the first and the last token of a text by another tokenizer's ids."""
-    if folder is None:
-        return {}
-    path = folder / "tokenizer_config.json"
-    named = orjson.loads(path.read_bytes()) if path.is_file() else {}
-    found: dict[str, int | None] = {}
-    for name in ("bos_token", "eos_token"):
-        token = named.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        found[f"{name}_id"] = tokenizer.token_to_id(content) if content else None
-    return found
-
-
-def write_descriptions(hf_folder: Path, output: Path, changes: dict[str, int | None]) -> None:
-    """Writes config.json with changes, and the index of files if there is one."""
+def write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, dict[str, Any]]) -> None:
+    """Writes config.json and the generation config with the changed fields of each, by the file's name."""
     config = orjson.loads((hf_folder / "config.json").read_bytes())
-    write_json(output / "config.json", config | changes)
-    if (hf_folder / INDEX).is_file():
-        index = orjson.loads((hf_folder / INDEX).read_bytes())
-        total = sum(
-            tensor.numel() * tensor.itemsize
-            for path in output.glob("*.safetensors")
-            for tensor in load_file(path).values()
-        )
-        write_json(output / INDEX, index | {"metadata": {"total_size": total}})
+    write_json(output / "config.json", config | {"vocab_size": rows} | changes.get("config.json", {}))
+    path = hf_folder / "generation_config.json"
+    if path.is_file():
+        write_json(output / path.name, orjson.loads(path.read_bytes()) | changes.get(path.name, {}))
+
+
+def copy_companions(hf_folder: Path, tokenizer: Path | None, output: Path) -> None:
+    """Copies what describes neither weights nor rows: the tokenizer's files from its folder, others from the model's.
+
+    Of a tokenizer with further words, its other lists of tokens stay behind.
+    """
+    copy_files(hf_folder, output, [name for name in model_files(hf_folder) if name != Path("generation_config.json")])
+    of_tokenizer = tokenizer_files(tokenizer or hf_folder)
+    if tokenizer is None:
+        of_tokenizer = [name for name in of_tokenizer if any(name.match(pattern) for pattern in OF_ANY_VOCABULARY)]
+    copy_files(tokenizer or hf_folder, output, of_tokenizer)

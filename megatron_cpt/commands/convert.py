@@ -82,8 +82,11 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.action == "extend":
         words = options.new_tokens or ()
-        shape = extend_vocabulary(options.hf, options.output, words, options.tokenizer, options.new_rows, options.seed)
-        print(f"wrote {options.output}: {shape.vocabulary} rows")
+        made = extend_vocabulary(options.hf, options.output, words, options.tokenizer, options.new_rows, options.seed)
+        print(
+            f"wrote {options.output}: {made.rows} rows, of which {made.kept} kept, {made.averaged} averaged from old "
+            f"pieces, {made.drawn} random"
+        )
         return 0
     groups.join_world()
     groups.divide_world(ParallelSettings())

@@ -36,7 +36,7 @@ class MegatronLM(TemplateLM):
     def __init__(self, score: Scoring, hf_folder: Path, longest: int) -> None:
         """`longest`: tokens of the model's input at most."""
         super().__init__()
-        self.tokenizer = AutoTokenizer.from_pretrained(hf_folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(hf_folder, local_files_only=True, trust_remote_code=False)
         self._score, self._longest = score, longest
 
     @property

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,20 +47,47 @@ class HuggingFace:
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         content = orjson.loads(self.content)
-        added = {token["id"]: token for token in content.get("added_tokens", [])}
-        alphabet = set(ByteLevel.alphabet()) if _uses_byte_level(content) else set()
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)
-        for token, number in vocabulary.items():
-            if number in added:
-                lengths[number] = 0 if added[number]["special"] else len(token.encode())
-            elif alphabet and alphabet.issuperset(token):
-                lengths[number] = len(token)
-            elif _BYTE_TOKEN.fullmatch(token):
-                lengths[number] = 1
-            else:
-                lengths[number] = len(token.replace("▁", " ").encode())
+        for token, stands_for in token_contents(content, vocabulary).items():
+            lengths[vocabulary[token]] = len(stands_for)
+        for token in content.get("added_tokens", []):
+            if token["special"]:
+                lengths[token["id"]] = 0
         return lengths
+
+
+def token_contents(content: dict[str, Any], vocabulary: Mapping[str, int]) -> dict[str, bytes]:
+    """The bytes of text that each token of a vocabulary stands for, by its name in the tokenizer.json `content`.
+
+    An added token stands for its own name, whatever letters it has. A token of the model is spelled in byte-level's
+    signs for bytes, as one byte (`<0xE4>`), or with a sign for the blank before it; so is one that the model has and
+    that is added besides, which sentencepiece-like tokenizers do with runs of blanks.
+    """
+    byte_of = _byte_of_sign() if _uses_byte_level(content) else {}
+    words = content["model"]["vocab"]
+    in_model = set(words) if isinstance(words, dict) else {piece for piece, _ in words}
+    added = {token["id"] for token in content.get("added_tokens", []) if byte_of or token["content"] not in in_model}
+    prefix = content["model"].get("continuing_subword_prefix") or ""
+    contents = {}
+    for token, number in vocabulary.items():
+        if number in added:
+            contents[token] = token.encode()
+        elif byte_of and byte_of.keys() >= set(token):
+            contents[token] = bytes(map(byte_of.__getitem__, token))
+        elif _BYTE_TOKEN.fullmatch(token):
+            contents[token] = bytes([int(token[3:5], 16)])
+        else:
+            contents[token] = token.removeprefix(prefix).replace("▁", " ").encode()
+    return contents
+
+
+def _byte_of_sign() -> dict[str, int]:
+    """The byte that each of byte-level's 256 signs stands for: the printable ones themselves, then the others."""
+    signs = ByteLevel.alphabet()
+    own = {sign for sign in signs if ord(sign) < 256}
+    rest = [byte for byte in range(256) if chr(byte) not in own]
+    return {sign: ord(sign) for sign in own} | {chr(256 + place): byte for place, byte in enumerate(rest)}
 
 
 def open_folder(folder: Path, parse_special: bool) -> Opened:
@@ -70,7 +97,7 @@ def open_folder(folder: Path, parse_special: bool) -> Opened:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = not parse_special
-    unknown = _unknown_token(content["model"])
+    unknown = unknown_token(content["model"])
     bos = _named_token(folder, backend, "bos")
     first = backend.encode("a", add_special_tokens=True).ids[:1]
     size = _largest_id(content) + 1
@@ -157,7 +184,7 @@ def _largest_id(content: dict[str, Any]) -> int:
     return max(max(numbers, default=-1), max(added, default=-1))
 
 
-def _unknown_token(model: dict[str, Any]) -> str | None:
+def unknown_token(model: dict[str, Any]) -> str | None:
     """The token that stands for what a model cannot say: a word model's or BPE's by name, Unigram's by id."""
     if model.get("unk_id") is not None:
         return str(model["vocab"][model["unk_id"]][0])

@@ -17,8 +17,6 @@ import numpy.typing as npt
 import orjson
 import torch
 
-from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
-from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.checkpoint.reference import room_for_reference, transformers_losses
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.layout_faults import sequence_parts
@@ -114,8 +112,6 @@ def compute_reference(config: RunConfig, plan: RunPlan) -> Reference | None:
     """What transformers says, in this process; None where the model does not fit. Raises BadInput as loading does."""
     hf_folder, dtype = Path(config.model.hf), DTYPES[config.training.precision]
     shape = read_shape(hf_folder, config.model.rope)
-    with open_hf_tensors(hf_folder) as tensors:
-        check_tensors(tensors, shape)  # transformers draws what is missing at random
     device = room_for_reference(shape, dtype, groups.device())
     if device is None:
         return None

@@ -249,7 +249,10 @@ def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, An
 
 def test_a_source_whose_share_is_less_than_a_sequence_is_named(tmp_path: Path) -> None:
     sections = settings(tmp_path)
-    sections["data"]["sources"]["tiny"] = {"paths": [write_dataset(tmp_path / "tiny", 900, tmp_path / "model")], "weight": 1e-4}
+    sections["data"]["sources"]["tiny"] = {
+        "paths": [write_dataset(tmp_path / "tiny", 900, tmp_path / "model")],
+        "weight": 1e-4,
+    }
     (said,) = [line for line in make_plan(config_from_dict(sections)).warnings if "gives no sequence" in line]
     assert said.startswith("source tiny has a share of 0.01 % and gives no sequence: 0.06 of a sequence")
     assert "gives no sequence" not in str(make_plan(config_from_dict(settings(tmp_path / "other"))).warnings)

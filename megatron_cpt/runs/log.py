@@ -1,8 +1,13 @@
-"""What a person reads while a run goes on: lines in RUN/log.txt and a progress bar on the terminal."""
+"""What a person reads while a run goes on: log lines, and a progress bar on a terminal.
 
+The lines go through Python's logging under the name `megatron_cpt`: all of them into RUN/log.txt, and to standard
+output where that or standard error is no terminal, as under Slurm and Kubernetes. A terminal shows the bar and, above
+it, warnings and where the run ends.
+"""
+
+import logging
 import os
 import sys
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,28 +17,95 @@ from tqdm import tqdm
 from megatron_cpt.runs.durable import named_errors
 from megatron_cpt.runs.records import Record
 
+LOGGER = logging.getLogger("megatron_cpt")
+OURS = "megatron_cpt run"
+"""Name of the handlers of a run that is open."""
 
-@dataclass(frozen=True)
+
 class RunLog:
-    """A text file to which lines are appended, each with the time."""
+    """The log of the run that this process trains. Opening one closes what another has left open."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.close()
+        self._path = path
+        with named_errors(path):
+            file = _FileHandler(path, encoding="utf-8")
+        file.setFormatter(_Stamped())
+        shown: logging.Handler
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            shown = _AboveBar()
+            shown.addFilter(lambda record: record.levelno >= logging.WARNING or getattr(record, "shown", False))
+        else:
+            shown = _OutputHandler(sys.stdout)
+            shown.setFormatter(_Stamped())
+        for handler in (file, shown):
+            handler.set_name(OURS)
+            LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False
 
-    def write(self, text: str) -> None:
-        """Appends a text; every line of it gets the local time and its offset."""
-        moment = datetime.now().astimezone().isoformat(timespec="seconds")
-        with named_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{moment} {line}\n" for line in text.splitlines())
+    def write(self, text: str, level: int = logging.INFO, shown: bool = False) -> None:
+        """Writes a text; every line of it gets the local time and its offset, and a warning says that it is one.
+
+        Args:
+            shown: a terminal shows it too, above the bar.
+        """
+        with named_errors(self._path):
+            LOGGER.log(level, text, extra={"shown": shown})
+
+    def close(self) -> None:
+        """Gives the logger back as it was."""
+        for handler in [handler for handler in LOGGER.handlers if handler.get_name() == OURS]:
+            LOGGER.removeHandler(handler)
+            handler.close()
+        LOGGER.propagate = True
 
 
-def progress_line(record: Record, total_steps: int, total_tokens: int | None = None) -> str:
+class _Stamped(logging.Formatter):
+    """Every line of a text with the local time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
+        return "\n".join(f"{moment} {line}" for line in _text(record).splitlines())
+
+
+class _FileHandler(logging.FileHandler):
+    """A file whose errors end the run, as those of its records do."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # logging calls this while it handles the error
+
+
+class _OutputHandler(logging.StreamHandler[Any]):
+    """Standard output. A run goes on without it where its reader has gone, such as `| head`."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        LOGGER.removeHandler(self)
+        # What is left in the buffer would fail again at the end and change the exit code.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+
+class _AboveBar(logging.Handler):
+    """Lines above the progress bar of a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(_text(record), file=sys.stdout)
+
+
+def _text(record: logging.LogRecord) -> str:
+    return f"warning: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage()
+
+
+def progress_line(record: Record, total_steps: int, total_tokens: int, seconds_left: float) -> str:
     """One line for a `train` record: how far the run is, how it learns, and the time that is left.
 
     Args:
-        total_tokens: of the run; None: its steps are all of one size.
+        total_tokens: at the last step of the run.
+        seconds_left: of training, evaluations and saves together.
     """
     step, tokens, speed = record["step"], record["tokens"], record["tokens_per_second"]
-    total_tokens = total_tokens or tokens // step * total_steps
     parts = [
         f"step {step}/{total_steps}",
         f"{short_count(tokens)} of {short_count(total_tokens)} tokens",
@@ -43,7 +115,7 @@ def progress_line(record: Record, total_steps: int, total_tokens: int | None = N
         f"{speed:,.0f} tokens/s",
         *([f"MFU {record['mfu']:.1%}"] if record.get("mfu") is not None else []),
         *([f"{record['memory_bytes'] / 2**30:.1f} GiB"] if record.get("memory_bytes") else []),
-        f"{short_time((total_tokens - tokens) / speed)} left",
+        f"{short_time(seconds_left)} left",
     ]
     return " | ".join(parts)
 

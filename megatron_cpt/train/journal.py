@@ -1,11 +1,14 @@
 """What a run tells while it goes on: records, TensorBoard, the log, the progress bar. One rank writes."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from megatron_cpt.config.units import Duration
 from megatron_cpt.evaluate.harness_score import HarnessScore, HarnessTask
 from megatron_cpt.evaluate.tasks import Rate, TaskScore
 from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
@@ -14,6 +17,7 @@ from megatron_cpt.gap.running import RunningGap
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.log import RunLog, progress_bar, progress_line
 from megatron_cpt.runs.records import RecordWriter, drop_records_after, read_records
+from megatron_cpt.runs.remaining_time import RemainingTime
 from megatron_cpt.runs.status import Status, write_status
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.train.assemble import Run
@@ -47,6 +51,7 @@ class Journal:
         self._records = RecordWriter(run.folder.records)
         self._board = Boards(run.config, run.folder, run.first_step)
         self._log = RunLog(run.folder.log)
+        self._remaining = RemainingTime()
         self._bar = progress_bar(run.plan.steps, "step", initial=run.first_step)
 
     def trained(self, step: int, rate: float, outcome: StepOutcome, seconds: float) -> None:
@@ -88,9 +93,25 @@ class Journal:
             self._board.add_scalar(f"epochs/source/{source}", record["source_epochs"][source], step)
         self._bar.set_postfix_str(f"loss {outcome.loss:.3f}, lr {rate:.2e}, {per_second:,.0f} tokens/s", refresh=False)
         self._bar.update()
+        self._remaining.add("tokens", batches.of_step(step), seconds)
         if step % config.run.log_every.steps(config.tokens_per_step) == 0 or step == run.plan.steps:
-            self._log.write(progress_line(record, run.plan.steps, run.plan.tokens))
+            seconds_left = self._remaining.seconds(work_left(run, step))
+            self._log.write(progress_line(record, run.plan.steps, run.plan.tokens, seconds_left))
             self.sync()
+
+    def evaluated(self, marks: int, seconds: float) -> None:
+        """Takes note of the time of some evaluations, for the time that is left."""
+        if self._writes:
+            self._remaining.add("evaluations", marks, seconds)
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        """Says that a checkpoint is whole."""
+        self.say(f"step {step}: checkpoint saved: {checkpoint}")
+
+    def stalled(self, kind: Literal["saves", "exports"], seconds: float) -> None:
+        """Takes note of the time that training waited for a save or an export, for the time that is left."""
+        if self._writes:
+            self._remaining.add(kind, 1, seconds)
 
     def introduce(self) -> None:
         """Says how MFU is computed."""
@@ -167,9 +188,11 @@ class Journal:
         self._board.add_scalar(f"loss/validation/{name}", loss.loss, step)
         if loss.bits_per_byte is not None:
             self._board.add_scalar(f"bits_per_byte/{name}", loss.bits_per_byte, step)
-        for figure, value in self._gap.add(record).items():
+        figures = self._gap.add(record)
+        for figure, value in figures.items():
             self._board.add_scalar(f"gap/{name}/{figure}", value, step)
-        self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token ({seconds:.1f} s)")
+        change = f", {figures['change']:+.4f} since the start" if "change" in figures else ""
+        self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token{change} ({seconds:.1f} s)")
 
     def moved(self, step: int, updates: Mapping[str, WeightUpdate]) -> None:
         """Records how far the bottom and top layers are from where they started, and the ratio of the two."""
@@ -240,10 +263,15 @@ class Journal:
         self._board.add_scalar(f"task_group/{name}", rate.value, step)
         self._log.write(f"step {step}: {name} {rate.value:.4f} over {len(members)} tasks")
 
-    def say(self, line: str) -> None:
-        """Writes a line to the log."""
+    def say(self, line: str, shown: bool = False) -> None:
+        """Writes a line to the log; a terminal shows it where `shown` says so."""
         if self._writes:
-            self._log.write(line)
+            self._log.write(line, shown=shown)
+
+    def warn(self, line: str) -> None:
+        """Writes a warning to the log, which a terminal shows too."""
+        if self._writes:
+            self._log.write(line, logging.WARNING)
 
     def sync(self) -> None:
         """Returns when all records are on disk."""
@@ -264,6 +292,26 @@ class Journal:
             self._bar.close()
             self._records.close()
             self._board.close()
+            self._log.close()
+
+
+def work_left(run: Run, step: int) -> dict[str, float]:
+    """What a run has still to do when the update of a step is made, by kind."""
+    config, last = run.config, run.plan.steps
+
+    def times(every: Duration | None) -> int:
+        distance = every.steps(config.tokens_per_step) if every else last
+        return last // distance - (step - 1) // distance
+
+    exports = config.checkpoint.export_hf
+    every = config.checkpoint.every
+    at_end = every is not None and last % every.steps(config.tokens_per_step) != 0
+    return {
+        "tokens": run.plan.tokens - config.token_batches.total(step),
+        "evaluations": sum(mark >= step for one in run.plan.evaluations for mark in one.marks),
+        "saves": times(every) + at_end,
+        "exports": (times(exports.every) if exports.every else 0) + exports.end if exports else 0,
+    }
 
 
 def cause(outcome: StepOutcome) -> str:

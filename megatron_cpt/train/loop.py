@@ -58,7 +58,9 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
                 history = leave_out(run, journal, saver, history, step, rate, outcome)
             losses = evaluate_marks(run, journal, step)
             if export_due(run, step):
+                exported = time.perf_counter()
                 export_step(run, step)
+                journal.stalled("exports", time.perf_counter() - exported)
             stop = agreed_stop(run, step, request)
             saver.finish()
             if stop or saver.due(step):

@@ -17,10 +17,13 @@ def evaluate_marks(run: Run, journal: Journal, step: int) -> dict[str, float]:
 
     Returns the losses of the validation sets among it, in nats per token, by name.
     """
+    due, started = sum(step in one.marks for one in run.plan.evaluations), time.perf_counter()
     losses = evaluate_sets(run, journal, step)
     measure_updates(run, journal, step)
     measure_stability(run, journal, step)
     evaluate_tasks(run, journal, step)
+    if due:
+        journal.evaluated(due, time.perf_counter() - started)
     return losses
 
 

@@ -10,7 +10,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
+from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault, refuse
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
@@ -25,7 +27,7 @@ from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.lock import only_job
 from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, explained, read_status, write_status
 from megatron_cpt.train import start_check
-from megatron_cpt.train.assemble import assemble
+from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.described import describe
 from megatron_cpt.train.export import export_end
 from megatron_cpt.train.journal import Journal
@@ -94,24 +96,36 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     journal.say(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
     if not own:
         for warning in plan.warnings:
-            journal.say(f"warning: {warning}")
+            journal.warn(warning)
     journal.introduce()
     if changed := changed_rate(run):
-        journal.say(changed)
+        journal.warn(changed)
     journal.status("running", run.first_step)
     stop = train(run, journal, request)
+    checkpoints = complete_checkpoints(folder.checkpoints)
     if stop is not None:
         message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command goes on from there"
-        journal.say(message)
+        journal.say(f"{message}: {checkpoints[-1] if checkpoints else 'nothing was to be saved'}", shown=True)
         journal.status("preempted", stop.step, exit_code=int(ExitCode.PREEMPTED), message=message)
         journal.close()
         barrier()
         return ExitCode.PREEMPTED
     export_end(run)
     barrier()
+    journal.say(where_things_are(run, checkpoints[-1]), shown=True)
     journal.status("done", plan.steps, exit_code=int(ExitCode.DONE))
     journal.close()
     return ExitCode.DONE
+
+
+def where_things_are(run: Run, checkpoint: Path) -> str:
+    """A line that closes a run."""
+    exports = run.config.checkpoint.export_hf
+    exported = f"; Hugging Face folder {run.folder.hf}" if exports is not None and exports.end else ""
+    return (
+        f"done after step {run.plan.steps}: checkpoint {checkpoint}{exported}; records {run.folder.records}; "
+        f"`megatron-cpt report {run.folder.path}` makes a page of them"
+    )
 
 
 def tell(error: Exception, folder: RunFolder | None) -> None:

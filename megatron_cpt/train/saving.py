@@ -71,8 +71,9 @@ class Saver:
         if not run.config.checkpoint.asynchronous:
             self.finish(wait=True)
         stalled = time.perf_counter() - started
+        self._journal.stalled("saves", stalled)
         self._journal.say(
-            f"step {step}: saving; training waited {stalled:.2f} s"
+            f"step {step}: training waited {stalled:.2f} s to save"
             f" (for the save before {waited:.2f} s, to take the state {planned:.2f} s)"
         )
 
@@ -81,6 +82,7 @@ class Saver:
         checkpoint = self._writer.finish(wait)
         if checkpoint is not None and groups.rank() == 0:
             settings = self._run.config.checkpoint
+            self._journal.saved(int(checkpoint.name.removeprefix("step-")), checkpoint)
             retention.prune(checkpoint.parent, settings.keep_last, self._keep_every, settings.keep_best)
 
     def _position(self, step: int, history: History, losses: dict[str, float]) -> Position:

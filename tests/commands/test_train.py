@@ -1,6 +1,7 @@
 """`megatron-cpt train`: bad input gives one clear error, exit code 2, and loses nothing."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -159,3 +160,27 @@ def test_a_finished_run_is_not_done_again(one_rank: Ranks, workshop: Workshop, t
 
 def one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_without_a_terminal_tells_of_itself_on_standard_output(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run, training={"tokens": "4 steps"})
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path), "run.log_every=2 steps"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == (run / "log.txt").read_text()
+    number = r"[-+0-9.e,]+"
+    for line in (
+        rf"step 2/4 \| 512 of 1.02K tokens \| loss {number} \| lr {number} \| grad norm {number} \| {number} t.* left",
+        r"step 0: general [0-9.]+ nats/token \(",
+        rf"step 4: general [0-9.]+ nats/token, {number} since the start",
+        rf"step 4: checkpoint saved: {run}/checkpoints/step-00000004",
+        r"warning: no dense early marks",
+        rf"done after step 4: checkpoint {run}/checkpoints/step-00000004; records {run}/records.jsonl",
+    ):
+        assert re.search(line, told), line
+    # A reader that has gone, such as `| head`, ends neither the run nor its log.
+    with subprocess.Popen([*command, "training.tokens=8 steps"], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.close()
+        assert reader.wait() == 0
+    assert "done after step 8" in (run / "log.txt").read_text()

@@ -1,11 +1,13 @@
 import io
+import logging
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.log import RunLog, progress_bar, progress_line, short_count, short_time
+from megatron_cpt.runs.log import OURS, RunLog, progress_bar, progress_line, short_count, short_time
+from megatron_cpt.runs.remaining_time import RemainingTime
 
 RECORD = {
     "kind": "train",
@@ -19,11 +21,10 @@ RECORD = {
 
 
 def test_the_line_a_person_reads() -> None:
-    assert progress_line(RECORD, 250) == (
+    assert progress_line(RECORD, 250, 1_024_000, 100.2) == (
         "step 50/250 | 205K of 1.02M tokens | loss 4.8912 | lr 9.50e-04 | grad norm 0.83"
         " | 8,192 tokens/s | 1 min 40 s left"
     )
-    assert progress_line(RECORD, 50).endswith("| 0 s left")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,39 @@ def test_the_log_is_appended_with_the_time(tmp_path: Path) -> None:
     assert all(
         re.fullmatch(f"{stamp} {text}", line) for line, text in zip(lines, ["started", "two", "lines"], strict=True)
     )
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_warnings_and_the_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stdout, seen in ((io.StringIO(), ["step 1", "warning: odd", "done"]), (Terminal(), ["warning: odd", "done"])):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        log = RunLog(tmp_path / "log.txt")
+        log.write("step 1")
+        log.write("odd", logging.WARNING)
+        log.write("done", shown=True)
+        log.close()
+        assert [
+            line.removeprefix(line.partition(" ")[0] + " ") if line[:2] == "20" else line
+            for line in stdout.getvalue().splitlines()
+        ] == seen
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 6
+    assert not any(handler.get_name() == OURS for handler in logging.getLogger("megatron_cpt").handlers)
+
+
+def test_the_time_left_counts_all_kinds_of_work() -> None:
+    remaining = RemainingTime()
+    assert remaining.seconds({"tokens": 100, "saves": 2}) == 0
+    remaining.add("tokens", 1000, 10)
+    remaining.add("saves", 1, 3)
+    assert remaining.seconds({"tokens": 500, "saves": 2, "exports": 9}) == pytest.approx(5 + 6)
+    # What was done last counts most: 0.8 of a first step of 10 s, and one of 1 s.
+    remaining.add("tokens", 1000, 1)
+    assert remaining.seconds({"tokens": 1800}) == pytest.approx(9)
 
 
 def test_a_bar_is_shown_only_on_a_terminal_or_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:

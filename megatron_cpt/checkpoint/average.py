@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from megatron_cpt.checkpoint.bare import stored_precision
 from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.hf_dtypes import parent_dtypes
 from megatron_cpt.checkpoint.integrity import is_complete
 from megatron_cpt.checkpoint.writer import save_weights
 from megatron_cpt.config.errors import BadInput, Fault
@@ -20,7 +20,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import first_on_rank_zero
 
 
-def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> None:
+def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> str:
     """Writes the mean as a checkpoint of weights alone, to be evaluated, exported or started from. Every rank calls it.
 
     Sums are taken in fp32, one model beside the sum in memory; the shares need not be scaled to 1.
@@ -28,6 +28,8 @@ def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> N
     Args:
         sources: checkpoints or Hugging Face folders of one model.
         shares: one for each, not negative.
+    Returns:
+        The dtype that the mean is stored in: bfloat16 where all tensors of the first source are in it, else float32.
     Raises:
         BadInput: the sources are not of one model, the shares make no mean, or there is something at `output`.
         IntegrityFault: a source is not what was written.
@@ -53,10 +55,12 @@ def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> N
             other = load_model(source, shape, "fp32")
             for parameter, addend in zip(parameters(mean), parameters(other), strict=True):
                 parameter.add_(addend, alpha=share / sum(shares))
-    if stored_precision(shape) == "bf16":
+    narrow = parent_dtypes(folders[0]).are_all("bfloat16")
+    if narrow:
         for chunk in mean:
             chunk.bfloat16()
     save_weights(output, mean, folders[0])
+    return "bfloat16" if narrow else "float32"
 
 
 def parameters(model: Sequence[GPTModel]) -> Iterator[torch.nn.Parameter]:

@@ -42,8 +42,3 @@ def bare_config(shape: ModelShape, precision: Precision) -> RunConfig:
         schedule=ScheduleSettings(kind="constant", peak=1.0),
         parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),
     )
-
-
-def stored_precision(shape: ModelShape) -> Precision:
-    """The precision that holds a folder's weights exactly; fp16 does not fit into bf16."""
-    return "bf16" if shape.dtype == "bfloat16" else "fp32"

@@ -14,6 +14,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_cpt.checkpoint.bare import Precision, build_bare
+from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, Weight, export_weights
 from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
 from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, hf_sizes, load_hf_weights
@@ -49,11 +50,13 @@ class LogitDifference:
     """Kullback-Leibler divergence of the second's distributions from the first's, mean over positions, in nats."""
 
 
-def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
+def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
     """Writes a checkpoint of weights alone, which loads into any layout. One process calls it.
 
     A few parameters stand in memory at once, never the model.
 
+    Returns:
+        How many tensors were rounded, and from what to what; empty where none was.
     Raises:
         BadInput: there is something at `output` already, or the folder cannot be read.
         IntegrityFault: a torn or altered file.
@@ -65,8 +68,9 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
     places, values = stored_places(shape)
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
+        stored = [STORED[tensors.dtype(name)] for name in hf_sizes(shape)]
         # The precision that holds the weights exactly; fp16 does not fit into bf16.
-        dtype = torch.bfloat16 if {tensors.dtype(name) for name in hf_sizes(shape)} == {"BF16"} else torch.float32
+        dtype = torch.bfloat16 if set(stored) == {"bfloat16"} else torch.float32
 
         def read(name: str) -> Tensor:
             parameter = torch.empty(places[name].size, dtype=dtype)
@@ -74,10 +78,11 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> None:
             return parameter
 
         with whole_or_absent(output) as folder:
-            make_folder(folder, hf_folder)
+            make_folder(folder, hf_folder, parent_dtypes(hf_folder))
             write_streamed(folder / "shards", places, values, dtype, read)
             leave_hashes(folder, rank=0)
             seal(folder)
+        return roundings(Conversion(word, word_of(dtype)) for word in stored)
 
 
 @contextmanager
@@ -93,17 +98,17 @@ def whole_or_absent(output: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def hf_from_checkpoint(
-    checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
-) -> None:
+def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> str:
     """Writes the model of a checkpoint as a Hugging Face folder. One process calls it.
 
     One file's tensors stand in memory at once, never the model.
 
     Args:
         checkpoint: one, or a run folder: its newest.
-        dtype: of the weights; None: that of the folder that the checkpoint's model came from.
+        dtype: of the weights; None: each tensor's in the folder that the checkpoint's model came from.
         shard_bytes: bytes of tensors in one file, about.
+    Returns:
+        How many tensors were rounded, and from what to what; empty where none was.
     Raises:
         BadInput: it is no complete checkpoint, or there is something at `output` already.
         IntegrityFault: its bytes are not those that were written.
@@ -120,14 +125,14 @@ def hf_from_checkpoint(
     verify_and_vet(checkpoint)
     stored = StoredTensors(checkpoint / "shards")
     places, _ = stored_places(shape, has_layers_apart(checkpoint / "shards"))
-    weights, dtype = stored_weights(stored, places, shape), dtype or shape.dtype or "float32"
+    weights, dtypes = stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")
     card = card_of(checkpoint, output.name)
-    export_weights(weights, shape, checkpoint / "hf", output, dtype, card=card, shard_bytes=shard_bytes)
+    return export_weights(weights, shape, checkpoint / "hf", output, dtypes, card=card, shard_bytes=shard_bytes)
 
 
 def hf_from_megatron(
     folder: Path, hf_config: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
-) -> None:
+) -> str:
     """Writes the model of a torch_dist checkpoint of Megatron-LM or Megatron-Bridge as a Hugging Face folder.
 
     As hf_from_checkpoint, with the folder that says what model it is; its config and tokenizer are copied.
@@ -141,16 +146,18 @@ def hf_from_megatron(
     stored = StoredTensors(shards)
     places, _ = stored_places(shape, has_layers_apart(shards))
     found = match_places(places, stored.sizes, shape, shards)
-    weights, dtype = stored_weights(stored, found, shape), dtype or shape.dtype or "float32"
+    weights, dtypes = stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
     card = model_card(folder.name, output.name, None, None)
-    export_weights(weights, shape, hf_config, output, dtype, card=card, shard_bytes=shard_bytes)
+    return export_weights(weights, shape, hf_config, output, dtypes, card=card, shard_bytes=shard_bytes)
 
 
 def stored_weights(stored: StoredTensors, places: Mapping[str, Stored], shape: ModelShape) -> list[Weight]:
     """The parameters of a checkpoint that are exported, each to be read when it is needed."""
     table = name_table(shape)
     return [
-        Weight(*table[name], partial(stored.read, place)) for name, place in places.items() if table[name][0].exported
+        Weight(*table[name], partial(stored.read, place), stored.dtype(place))
+        for name, place in places.items()
+        if table[name][0].exported
     ]
 
 

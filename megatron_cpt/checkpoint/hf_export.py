@@ -15,17 +15,26 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from megatron_cpt.checkpoint.hf_dtypes import (
+    DTYPES,
+    Conversion,
+    TensorDtypes,
+    parent_dtypes,
+    roundings,
+    widest,
+    word_of,
+)
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE, copy_companions, write_shard
-from megatron_cpt.checkpoint.hf_weights import DTYPES, gather_hf_tensors, hf_bytes, hf_sizes, sharing_ranks, weights_of
+from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, hf_sizes, sharing_ranks, weights_of
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.weights import Place, Rule
+from megatron_cpt.families.shape import read_config, stated_dtype
+from megatron_cpt.families.weights import Place, Rule, tensor_size
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
 from megatron_cpt.runs.durable import sync_folder, write_durably, write_json
@@ -43,6 +52,19 @@ class Weight:
     """Where in the model it is."""
     read: Callable[[], Tensor]
     """Gives this rank's part of it."""
+    dtype: torch.dtype
+    """dtype of what is read."""
+
+    def dtypes(self, wanted: TensorDtypes) -> dict[str, torch.dtype]:
+        """The dtypes that its tensors are to have, by name."""
+        names = [self.place.name(tensor.name) for tensor in self.rule.tensors]
+        return {name: wanted.of(name, self.dtype) for name in names}
+
+    def bytes(self, wanted: TensorDtypes, shape: ModelShape) -> int:
+        """Bytes of its tensors."""
+        sizes = [prod(tensor_size(tensor, shape)) for tensor in self.rule.tensors]
+        kinds = self.dtypes(wanted).values()
+        return sum(size * dtype.itemsize for size, dtype in zip(sizes, kinds, strict=True))
 
 
 def export_hf(
@@ -50,24 +72,30 @@ def export_hf(
     shape: ModelShape,
     hf_folder: Path,
     output: Path,
-    dtype: str | None = None,
+    dtypes: TensorDtypes | None = None,
     lineage: dict[str, Any] | None = None,
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> str:
     """Writes the model as a Hugging Face folder that is absent or whole. Every rank calls it.
 
     Args:
         model: this rank's chunks, without the wrappers of training.
-        dtype: None: that of hf_folder, or of the model where it states none.
+        dtypes: None: those of hf_folder.
         hf_folder, lineage, card, shard_bytes: as export_weights has them.
+    Returns:
+        How many tensors were rounded, and from what to what; empty where none was.
     Raises:
         BadInput: there is something at `output` already.
         NumericsFault: a weight is too large for float16.
     """
-    weights = [Weight(rule, place, value.detach) for value, rule, place in weights_of(model, shape) if rule.exported]
-    name = dtype or shape.dtype or str(next(model[0].parameters()).dtype).removeprefix("torch.")
-    export_weights(weights, shape, hf_folder, output, name, lineage, card, shard_bytes)
+    weights = [
+        Weight(rule, place, value.detach, value.dtype)
+        for value, rule, place in weights_of(model, shape)
+        if rule.exported
+    ]
+    dtypes = dtypes or parent_dtypes(hf_folder)
+    return export_weights(weights, shape, hf_folder, output, dtypes, lineage, card, shard_bytes)
 
 
 def export_weights(
@@ -75,38 +103,38 @@ def export_weights(
     shape: ModelShape,
     hf_folder: Path,
     output: Path,
-    dtype: str,
+    dtypes: TensorDtypes,
     lineage: dict[str, Any] | None = None,
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> str:
     """Writes weights as a Hugging Face folder that is absent or whole. Every rank calls it.
 
     Args:
         weights: this rank's, those that are exported.
         hf_folder: where config.json, tokenizer and model files are taken from.
-        dtype: float32, bfloat16 or float16.
+        dtypes: of the tensors.
         lineage: content of lineage.json; None writes none.
         card: README.md (model_card.py); None writes none.
         shard_bytes: bytes of tensors in one file, about; a single parameter is never divided.
+    Returns:
+        How many tensors were rounded, and from what to what; empty where none was.
     Raises:
         BadInput: there is something at `output` already.
         NumericsFault: a weight is too large for float16.
     """
-    if dtype not in DTYPES:
-        raise BadInput(Fault(f"dtype {dtype}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
     partial = output.with_name(f".{output.name}.partial")
     with first_on_rank_zero():
         if groups.rank() == 0:
             make_partial(output, partial)
-    files = write_weights(weights, shape, partial, DTYPES[dtype], shard_bytes)
+    files = write_weights(weights, shape, partial, dtypes, shard_bytes)
+    written = {name: conversion for tensors in files.values() for name, conversion in tensors.items()}
     barrier()
     if groups.rank() == 0:
-        written = {tensor for names in files.values() for tensor in names}
-        assert written == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ written)}"
+        assert set(written) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(written))}"
         if set(files) != {SINGLE}:
-            write_index(partial, files, shape, DTYPES[dtype])
-        write_config(partial, hf_folder, dtype)
+            write_index(partial, files, shape)
+        write_config(partial, hf_folder, {conversion.target for conversion in written.values()})
         copy_companions(hf_folder, partial)
         if lineage is not None:
             write_json(partial / "lineage.json", lineage)
@@ -116,6 +144,7 @@ def export_weights(
         partial.rename(output)
         sync_folder(output.parent)
     barrier()
+    return roundings(written.values())
 
 
 def make_partial(output: Path, partial: Path) -> None:
@@ -128,37 +157,44 @@ def make_partial(output: Path, partial: Path) -> None:
 
 
 def write_weights(
-    weights: Sequence[Weight], shape: ModelShape, folder: Path, dtype: torch.dtype, shard_bytes: int
-) -> dict[str, list[str]]:
-    """Writes all safetensors; every rank calls it. Returns the tensors of every file."""
+    weights: Sequence[Weight], shape: ModelShape, folder: Path, dtypes: TensorDtypes, shard_bytes: int
+) -> dict[str, dict[str, Conversion]]:
+    """Writes all safetensors; every rank calls it. Returns the tensors of every file, and what became of each."""
     # Experts have replicas of their own, and files of their own: other ranks share them.
     shards: list[list[Weight]] = []
     if groups.token_rank() == 0:
-        shards += fill_shards([weight for weight in weights if not weight.rule.of_expert], shape, dtype, shard_bytes)
+        shards += fill_shards([weight for weight in weights if not weight.rule.of_expert], shape, dtypes, shard_bytes)
     if groups.expert_data_rank() == 0:
-        shards += fill_shards([weight for weight in weights if weight.rule.of_expert], shape, dtype, shard_bytes)
+        shards += fill_shards([weight for weight in weights if weight.rule.of_expert], shape, dtypes, shard_bytes)
     written = [shard for shard in shards if sharing_ranks(shard[0].rule)[0] == 0]
-    names = [[name for weight in shard for name in tensor_names(weight)] for shard in written]
-    of_ranks: list[list[list[str]]] = [[]] * groups.world_size()
-    dist.all_gather_object(of_ranks, names)
+    conversions = [
+        {
+            name: Conversion(word_of(weight.dtype), word_of(target))
+            for weight in shard
+            for name, target in weight.dtypes(dtypes).items()
+        }
+        for shard in written
+    ]
+    of_ranks: list[list[dict[str, Conversion]]] = [[]] * groups.world_size()
+    dist.all_gather_object(of_ranks, conversions)
     contents = [shard for of_rank in of_ranks for shard in of_rank]
     number = sum(len(of_rank) for of_rank in of_ranks[: groups.rank()])
     for shard in shards:
         tensors: dict[str, Tensor] = {}
         for weight in shard:
-            tensors |= gather_hf_tensors(weight.read(), weight.rule, weight.place, shape, dtype)
+            tensors |= gather_hf_tensors(weight.read(), weight.rule, weight.place, shape, dtypes)
         if tensors:
             write_shard(folder / file_name(number, len(contents)), tensors)
             number += 1
     return {file_name(number, len(contents)): content for number, content in enumerate(contents)}
 
 
-def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, shard_bytes: int) -> list[list[Weight]]:
+def fill_shards(weights: list[Weight], shape: ModelShape, dtypes: TensorDtypes, shard_bytes: int) -> list[list[Weight]]:
     """Divides weights, in order, into files of at most shard_bytes, or of one parameter where that is larger."""
     shards: list[list[Weight]] = []
     filled = 0
     for weight in weights:
-        size = hf_bytes(weight.rule, shape, dtype)
+        size = weight.bytes(dtypes, shape)
         if not shards or filled + size > shard_bytes:
             shards.append([])
             filled = 0
@@ -167,25 +203,26 @@ def fill_shards(weights: list[Weight], shape: ModelShape, dtype: torch.dtype, sh
     return shards
 
 
-def tensor_names(weight: Weight) -> list[str]:
-    """The Hugging Face names of one parameter."""
-    return [weight.place.name(tensor.name) for tensor in weight.rule.tensors]
-
-
 def file_name(number: int, files: int) -> str:
     """transformers' name of a file, counted from 0."""
     return SINGLE if files == 1 else f"model-{number + 1:05}-of-{files:05}.safetensors"
 
 
-def write_index(folder: Path, files: dict[str, list[str]], shape: ModelShape, dtype: torch.dtype) -> None:
+def write_index(folder: Path, files: dict[str, dict[str, Conversion]], shape: ModelShape) -> None:
     """Writes which file holds which tensor, and their bytes together."""
+    sizes = hf_sizes(shape)
     weight_map = {name: file for file, names in files.items() for name in names}
-    total = sum(prod(size) for size in hf_sizes(shape).values()) * dtype.itemsize
+    total = sum(
+        prod(sizes[name]) * DTYPES[conversion.target].itemsize
+        for names in files.values()
+        for name, conversion in names.items()
+    )
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def write_config(folder: Path, hf_folder: Path, dtype: str) -> None:
-    """Copies config.json, with the dtype of the weights written beside it."""
-    config = orjson.loads((hf_folder / "config.json").read_bytes())
-    field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    write_json(folder / "config.json", config | {field: dtype})
+def write_config(folder: Path, hf_folder: Path, dtypes: set[str]) -> None:
+    """Copies config.json; its dtype becomes one that holds the weights beside it, for transformers loads them in it."""
+    config, stated = read_config(hf_folder), stated_dtype(hf_folder)
+    word = stated if stated in dtypes else widest(dtypes)
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    write_json(folder / "config.json", config | dict.fromkeys(names, word))

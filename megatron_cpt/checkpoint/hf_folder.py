@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.families.shape import read_config
+from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER, OTHER_WEIGHTS = "adapter_config.json", "transformers_weights"
+OTHER_WEIGHTS = "transformers_weights"
 # What a folder holds beside config.json and weights, by names in lower case: what makes its tokenizer ...
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -189,6 +189,11 @@ def refuse_other_weights(folder: Path, indexed: set[Path]) -> None:
     refuse(faults)
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether a folder holds weights that are read here."""
+    return any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file; a name that no file can have is none."""
     try:
@@ -228,6 +233,8 @@ def no_safetensors(folder: Path) -> Fault:
     """Why a folder without safetensors cannot be read."""
     if not folder.is_dir():
         return Fault(str(folder), "there is no such folder.", "Name a folder with config.json, tokenizer and weights.")
+    if (folder / ADAPTER).is_file():
+        return adapter_fault(folder)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         return Fault(
             f"{folder}: weights in pickles (.bin, .pt)",

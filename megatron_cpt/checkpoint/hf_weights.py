@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
-from math import prod
 from pathlib import Path
 
 import torch
@@ -18,14 +17,13 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_folder import READABLE, HFTensors, open_hf_tensors
 from megatron_cpt.config.errors import Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_hf_weights(model: Sequence[GPTModel], shape: ModelShape, folder: Path) -> None:
@@ -175,7 +173,7 @@ def fill(
 
 
 def gather_hf_tensors(
-    parameter: Tensor, rule: Rule, place: Place, shape: ModelShape, dtype: torch.dtype
+    parameter: Tensor, rule: Rule, place: Place, shape: ModelShape, dtypes: TensorDtypes
 ) -> dict[str, Tensor]:
     """The whole Hugging Face tensors of a parameter, on the CPU of the first rank that shares it; {} on the others.
 
@@ -189,26 +187,27 @@ def gather_hf_tensors(
         # Replicated ones are the same everywhere, and gathered all the same: they are small.
         shards = [torch.empty_like(parameter) for _ in range(ranks)] if first else []
         dist.gather(parameter.contiguous(), shards or None, group=group, group_dst=0)
-    return join_shards(shards, rule, place, shape, dtype) if first else {}
+    return join_shards(shards, rule, place, shape, dtypes) if first else {}
 
 
 def join_shards(
-    shards: list[Tensor], rule: Rule, place: Place, shape: ModelShape, dtype: torch.dtype
+    shards: list[Tensor], rule: Rule, place: Place, shape: ModelShape, dtypes: TensorDtypes
 ) -> dict[str, Tensor]:
     """The Hugging Face tensors of a parameter from the parts of all tensor-parallel ranks."""
-    whole = [torch.empty(tensor_size(tensor, shape), dtype=dtype) for tensor in rule.tensors]
+    names = [place.name(tensor.name) for tensor in rule.tensors]
+    whole = [
+        torch.empty(tensor_size(tensor, shape), dtype=dtypes.of(name, shards[0].dtype))
+        for name, tensor in zip(names, rule.tensors, strict=True)
+    ]
     for rank, shard in enumerate(shards):
         for piece in pieces(rule, shape, rank, len(shards)):
             target = whole[piece.tensor].narrow(piece.axis, piece.start, piece.length)
             target.copy_(shard.narrow(piece.axis, piece.local, piece.length))
-    if dtype is torch.float16 and not all(full.isfinite().all() for full in whole):
-        raise NumericsFault(f"{place.name(rule.tensors[0].name)}: a weight beyond 65,504 is too large for float16")
-    return {place.name(tensor.name): full for tensor, full in zip(rule.tensors, whole, strict=True)}
-
-
-def hf_bytes(rule: Rule, shape: ModelShape, dtype: torch.dtype) -> int:
-    """Bytes of the Hugging Face tensors of one parameter."""
-    return sum(prod(tensor_size(tensor, shape)) for tensor in rule.tensors) * dtype.itemsize
+    tensors = dict(zip(names, whole, strict=True))
+    for name, full in tensors.items():
+        if full.dtype is torch.float16 and not full.isfinite().all():
+            raise NumericsFault(f"{name}: a weight beyond 65,504 is too large for float16")
+    return tensors
 
 
 def _some(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 
+DTYPE_FIELDS = ("dtype", "torch_dtype")
 # Beside the weights: activations and logits of a sequence, what the loader holds for a moment, the allocator's own.
 HEADROOM = 1.25
 
@@ -63,7 +64,9 @@ def reference_model(
 def transformers_config(hf_folder: Path, rope: RopeSettings | None) -> Any:
     """What transformers makes of a folder's config.json, with other rotary positions if there are any."""
     with TemporaryDirectory() as scratch:
-        (Path(scratch) / "config.json").write_bytes(orjson.dumps(read_config(hf_folder, rope)))
+        # The dtype is given with the model; transformers fails over words such as "auto" and "torch.bfloat16".
+        fields = {name: value for name, value in read_config(hf_folder, rope).items() if name not in DTYPE_FIELDS}
+        (Path(scratch) / "config.json").write_bytes(orjson.dumps(fields))
         return AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
 
 

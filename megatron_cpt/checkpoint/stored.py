@@ -82,6 +82,12 @@ class StoredTensors:
             if isinstance(entry, TensorStorageMetadata)
         }
 
+    def dtype(self, place: Stored) -> torch.dtype:
+        """The dtype that a parameter is stored in."""
+        entry = self._table.state_dict_metadata[place.key]
+        assert isinstance(entry, TensorStorageMetadata)
+        return entry.properties.dtype
+
     def read(self, place: Stored) -> Tensor:
         """A parameter, in the dtype that it is stored in, on the CPU; its place must lie in a tensor that is there.
 

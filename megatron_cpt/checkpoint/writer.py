@@ -25,6 +25,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_companions
 from megatron_cpt.checkpoint.integrity import leave_hashes, seal
 from megatron_cpt.checkpoint.position import Position, checkpoint_name
@@ -54,12 +55,14 @@ class CheckpointWriter:
         optimizer: MegatronOptimizer,
         position: Position,
         hf_folder: Path,
+        dtypes: TensorDtypes,
         lineage: dict[str, Any],
     ) -> float:
         """Takes the state as it is and starts writing it. An earlier save must have ended.
 
         Args:
             hf_folder: where config.json and tokenizer are taken from.
+            dtypes: those that the tensors had before training.
             lineage: the parent and the learning-rate history up to here, content of lineage.json.
         Returns:
             Seconds that this rank waited.
@@ -70,7 +73,7 @@ class CheckpointWriter:
         checkpoint = self._folder / checkpoint_name(position.step)
         if groups.rank() == 0:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
-            make_folder(checkpoint, hf_folder)
+            make_folder(checkpoint, hf_folder, dtypes)
             write_json(checkpoint / "hf" / "lineage.json", lineage)
             write_json(checkpoint / "position.json", asdict(position))
         barrier()
@@ -125,7 +128,7 @@ def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -
     """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it."""
     keep_results()
     if groups.rank() == 0:
-        make_folder(checkpoint, hf_folder)
+        make_folder(checkpoint, hf_folder, parent_dtypes(hf_folder))
     barrier()
     with quiet():
         dist_checkpointing.save(model_state(model), str(checkpoint / "shards"))
@@ -133,12 +136,13 @@ def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -
     seal(checkpoint)
 
 
-def make_folder(checkpoint: Path, hf_folder: Path) -> None:
+def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None:
     """The folder of a checkpoint with what makes it a model beside its weights. One rank calls it."""
     (checkpoint / "shards").mkdir(parents=True)
     (checkpoint / "hf").mkdir()
     shutil.copyfile(hf_folder / "config.json", checkpoint / "hf" / "config.json")
     copy_companions(hf_folder, checkpoint / "hf")
+    write_dtypes(checkpoint / "hf", dtypes)
 
 
 def write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *arguments: Any) -> None:

@@ -25,8 +25,9 @@ def main(arguments: list[str]) -> int:
     groups.join_world()
     groups.divide_world(ParallelSettings())
     try:
-        average(options.sources, options.shares or [1.0] * len(options.sources), options.output)
-        print(f"wrote {options.output}")
+        dtype = average(options.sources, options.shares or [1.0] * len(options.sources), options.output)
+        rounded = f": rounded to it from sums in float32, as {options.sources[0]} has it" if dtype != "float32" else ""
+        print(f"wrote {options.output} in {dtype}{rounded}")
     finally:
         groups.leave_world()
     return 0

@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         help="for a torch_dist checkpoint of Megatron-LM or Megatron-Bridge: config.json and tokenizer of its model",
     )
     to_hf.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: the parent's)"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the weights (default: each tensor's in the parent)",
     )
 
     to_hf.add_argument(
@@ -92,11 +94,9 @@ def main(arguments: list[str]) -> int:
     groups.divide_world(ParallelSettings())
     try:
         if options.action == "from-hf":
-            checkpoint_from_hf(options.hf, options.output)
-            print(f"wrote {options.output}")
+            report_written(options.output, checkpoint_from_hf(options.hf, options.output))
         elif options.action == "to-hf":
-            write_hf(options)
-            print(f"wrote {options.output}")
+            report_written(options.output, write_hf(options))
         elif options.action == "record":
             refuse_to_replace([options.output], options.overwrite)
             record_start(options.config, options.overrides, options.output)
@@ -108,13 +108,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def write_hf(options: argparse.Namespace) -> None:
-    """The folder of a checkpoint of ours or, where a config is given beside it, of another program's."""
+def write_hf(options: argparse.Namespace) -> str:
+    """Writes the folder of a checkpoint of ours or, where a config is given beside it, of another program's.
+
+    Returns how many tensors were rounded, and from what to what; empty where none was.
+    """
     shard_bytes = int(options.shard_gib * 1024**3)
     if options.hf_config is None:
-        hf_from_checkpoint(options.checkpoint, options.output, options.dtype, shard_bytes)
-    else:
-        hf_from_megatron(options.checkpoint, options.hf_config, options.output, options.dtype, shard_bytes)
+        return hf_from_checkpoint(options.checkpoint, options.output, options.dtype, shard_bytes)
+    return hf_from_megatron(options.checkpoint, options.hf_config, options.output, options.dtype, shard_bytes)
+
+
+def report_written(output: Path, rounded: str) -> None:
+    """Prints what was written, and what of it was rounded."""
+    print(f"wrote {output}{f'; rounded: {rounded}' if rounded else ''}")
 
 
 def record_start(run: str, overrides: list[str], output: Path) -> None:

@@ -276,7 +276,7 @@ class ExportSettings:
     end: bool = True
     """Write one after the last update, into RUN/hf."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """dtype of the weights. None: that of the folder the run started from."""
+    """dtype of the weights. None: each tensor has the one that it has in the folder the run started from."""
 
 
 @dataclass(frozen=True, kw_only=True)

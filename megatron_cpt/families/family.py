@@ -89,8 +89,6 @@ class ModelShape:
     """Whether the chosen experts are weighted among themselves, or by their share among all experts."""
     router_balance: float = 0.0
     """Weight of the loss that keeps experts equally busy in training, as config.json states it."""
-    dtype: str | None = None
-    """dtype of the folder's weights as its config states it: `float32`, `bfloat16`, `float16`, or None."""
 
     @property
     def query_width(self) -> int:

@@ -1,10 +1,11 @@
 """config.json of a Hugging Face folder, read field by field so that none is overlooked.
 
 A family takes the fields that it understands. Whatever it has not taken in the end, and is not known
-to be harmless, is a fault: a field that changes the mathematics must never be ignored.
+to be harmless, is a fault: a field that changes the mathematics must never be ignored. What transformers does not read
+either cannot change it, and is noted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from megatron_cpt.config.errors import Fault
@@ -23,6 +24,7 @@ HARMLESS = frozenset({
     "num_return_sequences", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
     "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty", "remove_invalid_values",
+    "gradient_checkpointing", "neftune_noise_alpha", "_attn_implementation_autoset",
 })
 # fmt: on
 # Harmless as long as they are off.
@@ -32,10 +34,19 @@ HARMLESS_WHEN_OFF = frozenset({"is_decoder", "is_encoder_decoder", "add_cross_at
 class ConfigFields:
     """The fields of one config.json, each taken once, and the faults found on the way."""
 
-    def __init__(self, path: str, fields: dict[str, Any]) -> None:
+    def __init__(self, path: str, fields: dict[str, Any], read: Container[str] | None = None) -> None:
+        """Takes the fields.
+
+        Args:
+            path: their file, for messages.
+            read: names that transformers reads (transformers_fields.py); None: it may read any.
+        """
         self.path = path
         self.faults: list[Fault] = []
+        self.unread: list[str] = []
+        """Fields that are set, that the family would not take and that transformers does not read."""
         self._left = dict(fields)
+        self._read = read
 
     def fault(self, name: str, value: Any, rule: str, remedy: str) -> None:
         """Notes that a field cannot be honoured."""
@@ -95,20 +106,26 @@ class ConfigFields:
         return default
 
     def require(self, name: str, allowed: Iterable[Any], default: Any) -> None:
-        """Notes a fault unless the field (missing: the default) has one of the values supported."""
+        """Notes a fault unless the field (missing: the default) has one of the values supported or nobody reads it."""
         value, allowed = self.take(name, default), tuple(allowed)
-        if value not in allowed:
+        if value not in allowed and not self._note_unread(name):
             wanted = " or ".join(map(repr, allowed))
             self.fault(name, value, f"only {wanted} is supported.", "Use a model that has it so.")
 
     def refuse_left(self, family: str) -> None:
-        """Notes a fault for every field that was not taken, is not empty and is not known to be harmless."""
+        """Notes a fault for every field that was not taken, is not empty, is read and is not known to be harmless."""
         for name, value in self._left.items():
             harmless = name in HARMLESS or (name in HARMLESS_WHEN_OFF and value is False)
-            if not harmless and value not in (None, {}, []):
+            if not harmless and value not in (None, {}, []) and not self._note_unread(name):
                 self.fault(
                     name,
                     value,
                     f"the family {family!r} does not know this field, which may change the mathematics.",
                     "If it changes nothing, take it out of config.json; else this model is not supported.",
                 )
+
+    def _note_unread(self, name: str) -> bool:
+        if self._read is None or name in self._read:
+            return False
+        self.unread.append(name)
+        return True

@@ -48,7 +48,6 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
         gated_mlp=False,
         linear_bias=True,
         parallel_residual=fields.boolean("use_parallel_residual", True),
-        dtype=fields.take("dtype", fields.take("torch_dtype")),
     )
     if hidden % heads:
         rule = f"must be a multiple of num_attention_heads ({heads})."

@@ -62,7 +62,6 @@ def read_llama_like(
         rope_base=rope.base,
         rope_scaling=rope.scaling,
         tied_embeddings=fields.boolean("tie_word_embeddings", tied_embeddings),
-        dtype=fields.take("dtype", fields.take("torch_dtype")),
     )
     if heads % query_groups:
         rule = f"must divide num_attention_heads ({heads})."

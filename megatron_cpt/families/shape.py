@@ -20,6 +20,7 @@ from megatron_cpt.families.olmo2 import OLMO2
 from megatron_cpt.families.qwen2 import QWEN2
 from megatron_cpt.families.qwen3 import QWEN3
 from megatron_cpt.families.qwen3_moe import QWEN3_MOE
+from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
 from megatron_cpt.families.weights import Place, Rule, places
 
 __all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
@@ -30,7 +31,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 # Layers, or experts of a layer: a name table holds them all, so that an absurd number must end before it.
-MOST = 10_000
+MOST_PARTS = 10_000
+# Rows and columns of a matrix, and tokens: beyond them sizes pass what a machine can count.
+MOST_WIDE, MOST_TOKENS = 1_000_000, 100_000_000
+ADAPTER = "adapter_config.json"
+# Names of the part of a config.json that describes the language model of one that reads more than text.
+TEXT_PARTS = ("text_config", "language_config", "llm_config")
 
 
 def read_shape(folder: str | Path, rope: RopeSettings | None = None) -> ModelShape:
@@ -42,31 +48,83 @@ def read_shape(folder: str | Path, rope: RopeSettings | None = None) -> ModelSha
         BadInput: the folder or config.json is missing or no JSON object, the family is unknown, or fields
             have values that cannot be honoured (every one of them is listed).
     """
+    return _read(folder, rope)[0]
+
+
+def unread_fields(folder: str | Path) -> list[str]:
+    """Fields of config.json that neither we nor transformers' model of this family read. Raises BadInput."""
+    return _read(folder, None)[1].unread
+
+
+def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, ConfigFields]:
     path = Path(folder) / "config.json"
-    fields = ConfigFields(str(path), read_config(folder, rope))
-    model_type = fields.take("model_type")
+    given = read_config(folder, rope)
+    model_type = given.get("model_type")
+    # Code that comes with the folder may read anything.
+    own = None if given.get("auto_map") or not isinstance(model_type, str) else READ_BY.get(model_type)
+    fields = ConfigFields(str(path), given, None if own is None else READ_BY_ALL | own)
+    fields.take("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        rule, remedy = "is not a family known here.", f"Known families: {', '.join(sorted(FAMILIES))}."
-        if fields.take("text_config") is not None:
-            rule = "reads more than text, and only a language model is trained here."
-            remedy = "Save its language model as a folder of its own (docs/families.md). " + remedy
-        fields.fault("model_type", model_type, rule, remedy)
+        fields.fault("model_type", model_type, *unknown_family(given))
         raise BadInput(*fields.faults)
     shape = FAMILIES[model_type].read(fields)
-    if not isinstance(shape.dtype, str | None):
-        fields.fault("dtype", shape.dtype, "must be a word.", "Mend config.json.")
-    for name, count in (("num_hidden_layers", shape.layers), ("num_experts", shape.experts)):
-        if count > MOST:
-            fields.fault(name, count, f"no model has more than {MOST}.", "Mend config.json.")
+    for name in ("dtype", "torch_dtype"):
+        if not isinstance(word := fields.take(name), str | None):
+            fields.fault(name, word, "must be a word.", "Mend config.json.")
+    for name, count, most in (
+        ("num_hidden_layers", shape.layers, MOST_PARTS),
+        ("num_experts", shape.experts, MOST_PARTS),
+        ("hidden_size", shape.hidden, MOST_WIDE),
+        ("intermediate_size", shape.ffn_hidden, MOST_WIDE),
+        ("moe_intermediate_size", shape.expert_ffn_hidden, MOST_WIDE),
+        ("num_attention_heads", shape.heads, MOST_WIDE),
+        ("head_dim", shape.head_dim, MOST_WIDE),
+        ("vocab_size", shape.vocabulary, MOST_TOKENS),
+        ("max_position_embeddings", shape.max_positions, MOST_TOKENS),
+    ):
+        if count > most:
+            fields.fault(name, count, f"no model has more than {most:,}.", "Mend config.json.")
+    quantized = fields.take("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "...") if isinstance(quantized, dict) else quantized
+        rule = "the weights are quantized, and quantized weights cannot be trained."
+        remedy = "Use the model that was quantized. If its weights were dequantized since, take the field out."
+        fields.fault("quantization_config", method, rule, remedy)
     fields.refuse_left(model_type)
     refuse(fields.faults)
-    return shape
+    return shape, fields
+
+
+def unknown_family(given: dict[str, Any]) -> tuple[str, str]:
+    """Why a model of a type that is not known cannot be read, and what to do instead."""
+    known = f"Known families: {', '.join(sorted(FAMILIES))}."
+    parts = {name: value for name, value in given.items() if name.endswith("_config") and isinstance(value, dict)}
+    text = next((parts[name] for name in TEXT_PARTS if name in parts), None)
+    if text is None and not {"vision_config", "audio_config"} & set(parts):
+        return "is not a family known here.", known
+    rule = "reads more than text, and only a language model is trained here"
+    kind = text.get("model_type") if text is not None else None
+    if kind in list(FAMILIES):  # a list: JSON may hold what no dictionary can be asked for
+        remedy = f"Save its language model, which is a {kind}, as a folder of its own (docs/families.md)."
+        return f"{rule}.", remedy
+    which = f", and its language model is a {kind!r}" if kind else ""
+    return f"{rule}{which}.", f"Use a model whose language model is of a known family. {known}"
 
 
 def read_config(folder: str | Path, rope: RopeSettings | None = None) -> dict[str, Any]:
     """The fields of config.json, with other rotary positions if there are any. Raises BadInput."""
     fields = _read_object(Path(folder) / "config.json")
     return fields if rope is None else with_positions(fields, rope)
+
+
+def stated_dtype(folder: str | Path) -> str | None:
+    """The dtype that config.json states, such as `bfloat16`; None where it is for the weights to say. Raises BadInput.
+
+    Tensors may have another one. Where `dtype` and `torch_dtype` differ, transformers follows the first.
+    """
+    fields = read_config(folder)
+    word = fields.get("dtype") or fields.get("torch_dtype")
+    return word.removeprefix("torch.") if isinstance(word, str) and word != "auto" else None
 
 
 def family_of(shape: ModelShape) -> Family:
@@ -84,8 +142,21 @@ def name_table(shape: ModelShape) -> dict[str, tuple[Rule, Place]]:
     }
 
 
+def adapter_fault(folder: Path) -> Fault:
+    """Why a folder that holds an adapter and no model cannot be read."""
+    rule = "is the description of an adapter (PEFT), and the folder holds no model."
+    remedy = (
+        "Merge the adapter into its base model: in peft, "
+        "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW_DIR); then copy the "
+        "tokenizer's files beside it."
+    )
+    return Fault(str(folder / ADAPTER), rule, remedy)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        if (path.parent / ADAPTER).is_file():
+            raise BadInput(adapter_fault(path.parent))
         raise BadInput(
             Fault(
                 str(path),

@@ -12,7 +12,7 @@ from megatron_cpt.planning.rates import decay_faults
 from megatron_cpt.planning.start_state import newest_checkpoint, position_of
 
 # What two folders of one model may say differently.
-NOT_THE_MODEL = ("dtype", "max_positions", "rope_base", "rope_scaling")
+NOT_THE_MODEL = ("max_positions", "rope_base", "rope_scaling")
 
 
 def start_faults(config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_cpt.config.schema import MarksSettings, RunConfig
+from megatron_cpt.families.shape import unread_fields
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.mixture.repetition import CHEAP_EPOCHS
 from megatron_cpt.planning.inputs import RunInputs
@@ -26,6 +27,7 @@ def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tup
         *repeated_warnings(config, blend),
         *shared_warnings(config, inputs),
         *evaluation_warnings(config),
+        *folder_warnings(config),
         *origin_warnings(inputs),
     )
 
@@ -126,6 +128,16 @@ def evaluation_warnings(config: RunConfig) -> Iterator[str]:
         yield (
             f"no dense early marks for {', '.join(sparse)}: the stability gap is deepest in the first steps and may "
             "fall between marks (marks.log: 8 per decade to 1000 steps)."
+        )
+
+
+def folder_warnings(config: RunConfig) -> Iterator[str]:
+    """Fields of config.json that nobody reads."""
+    if unread := unread_fields(config.model.hf):
+        proof = "" if config.model.start_check.enabled else " (the start check, which would prove it, is off)"
+        yield (
+            f"model.hf: config.json has fields that neither transformers' model of this type nor this program reads: "
+            f"{', '.join(unread)}. They change nothing{proof}, and exports keep them."
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.labels import label_mask, label_masks
@@ -49,6 +50,8 @@ class Run:
     plan: RunPlan
     folder: RunFolder
     shape: ModelShape
+    dtypes: TensorDtypes
+    """Those that the tensors of the model had in the Hugging Face folder that it comes from."""
     model: list[DistributedDataParallel]
     """The chunks of the model that this rank holds: one, unless pipelines are interleaved."""
     optimizer: MegatronOptimizer
@@ -101,8 +104,9 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)
     harness = open_harness_tasks(config, plan.inputs.tasks, shape.max_positions)
-    bare_model = build_model(shape, config)
     checkpoints = complete_checkpoints(folder.checkpoints)
+    dtypes = dtypes_before_training(config, checkpoints)
+    bare_model = build_model(shape, config)
     keeps_start = config.validation.weight_updates
     if keeps_start or not checkpoints:
         load_start_weights(bare_model, shape, config)
@@ -133,6 +137,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         plan=plan,
         folder=folder,
         shape=shape,
+        dtypes=dtypes,
         model=model,
         optimizer=optimizer,
         data=data,
@@ -142,6 +147,12 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         start_weights=start_weights,
         beginning=beginning,
     )
+
+
+def dtypes_before_training(config: RunConfig, checkpoints: Sequence[Path]) -> TensorDtypes:
+    """What exports go by. The run's own checkpoints know it, whatever has become of the folder since."""
+    started = [Path(config.start.checkpoint)] if config.start.checkpoint else []
+    return parent_dtypes(*(path / "hf" for path in (*checkpoints[-1:], *started)), Path(config.model.hf))
 
 
 def open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[ValidationSet]:

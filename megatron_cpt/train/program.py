@@ -29,7 +29,7 @@ from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, explained, 
 from megatron_cpt.train import start_check
 from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.described import describe
-from megatron_cpt.train.export import export_end
+from megatron_cpt.train.export import dtype_notes, export_end
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.kernels import kernels_of
 from megatron_cpt.train.loop import train
@@ -90,6 +90,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_json(folder.lineage, run_lineage(run, plan.steps))
     journal = Journal(run)
     journal.say(f"kernels: {kernels}")
+    for note in dtype_notes(run):
+        journal.say(note)
     if checked:
         journal.say(start_check.compare_start(run, reference))
     own = run.first_step > run.beginning.begun_at

@@ -66,6 +66,7 @@ class Saver:
             run.optimizer,
             self._position(step, history, losses),
             run.hf_folder,
+            run.dtypes,
             run_lineage(run, step),
         )
         if not run.config.checkpoint.asynchronous:

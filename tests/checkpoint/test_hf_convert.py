@@ -1,6 +1,7 @@
 """Whole conversions: a folder to a checkpoint and back, and the comparison with transformers."""
 
 import math
+import shutil
 from pathlib import Path
 
 import orjson
@@ -67,6 +68,56 @@ def test_a_folder_to_a_checkpoint_and_back_changes_no_bit(one_rank: Ranks, tmp_p
     assert one_rank.call(to_hf, checkpoint=tmp_path / "checkpoint", output=tmp_path / "out") == [None]
     assert_same_tensors(tmp_path / "out", folder)
     assert one_rank.call(to_checkpoint, hf=folder, output=tmp_path / "checkpoint") == [BadInput]
+
+
+DTYPES_OF_A_FOLDER: dict[str, tuple[dict[str, torch.dtype], dict[str, str | None], str]] = {
+    "the config names another": ({}, {"dtype": "bfloat16"}, "float32"),
+    "norms are wider": ({"norm": torch.float32, "": torch.bfloat16}, {"dtype": "bfloat16"}, "bfloat16"),
+    "norms are wider than anything named": ({"norm": torch.float32, "": torch.bfloat16}, {"dtype": None}, "float32"),
+    "none is named": ({"": torch.bfloat16}, {"dtype": None}, "bfloat16"),
+    "two are named": ({"": torch.bfloat16}, {"dtype": "float32", "torch_dtype": "bfloat16"}, "bfloat16"),
+    "the name is odd": ({"": torch.float16}, {"dtype": "torch.float16"}, "float16"),
+    "it is for the weights to say": ({"": torch.bfloat16}, {"dtype": "auto"}, "bfloat16"),
+    "two half precisions": ({"norm": torch.float16, "": torch.bfloat16}, {"dtype": "int8"}, "float32"),
+    "double": ({"mlp": torch.float64, "": torch.float32}, {"dtype": "float64"}, "float64"),
+}
+
+
+def through_a_checkpoint(folders: list[Path]) -> None:
+    """A job: each folder to a checkpoint and back, beside it."""
+    for folder in folders:
+        to_checkpoint(folder, folder.with_suffix(".checkpoint"))
+        to_hf(folder.with_suffix(".checkpoint"), folder.with_suffix(".out"))
+
+
+def test_each_tensor_keeps_the_dtype_that_it_has_whatever_the_config_says(one_rank: Ranks, tmp_path: Path) -> None:
+    original = write_llama(tmp_path / "hf")
+    folders = [tmp_path / f"{number}" for number in range(len(DTYPES_OF_A_FOLDER))]
+    for folder, (dtypes, words, _) in zip(folders, DTYPES_OF_A_FOLDER.values(), strict=True):
+        shutil.copytree(original, folder)
+        tensors = {
+            name: tensor.to(next((dtype for part, dtype in dtypes.items() if part in name), tensor.dtype))
+            for name, tensor in all_tensors(original).items()
+        }
+        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+        config = orjson.loads((folder / "config.json").read_bytes()) | words
+        (folder / "config.json").write_bytes(orjson.dumps({name: value for name, value in config.items() if value}))
+    one_rank.call(through_a_checkpoint, folders=folders)
+    for folder, (_, words, word) in zip(folders, DTYPES_OF_A_FOLDER.values(), strict=True):
+        assert_same_tensors(folder.with_suffix(".out"), folder)
+        written = orjson.loads((folder.with_suffix(".out") / "config.json").read_bytes())
+        assert {written[name] for name in ("dtype", "torch_dtype") if name in written} == {word}, words
+
+
+def test_the_command_says_what_is_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_llama(tmp_path / "hf", torch.float64)
+    assert main(["convert", "from-hf", str(folder), str(tmp_path / "checkpoint")]) == 0
+    assert "checkpoint; rounded: 39 tensors from float64 to float32\n" in capsys.readouterr().out
+    narrow = ["convert", "to-hf", str(tmp_path / "checkpoint"), str(tmp_path / "narrow"), "--dtype", "float16"]
+    assert main(narrow) == 0
+    assert "narrow; rounded: 39 tensors from float32 to float16\n" in capsys.readouterr().out
+    assert main(["convert", "to-hf", str(tmp_path / "checkpoint"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}\n"
 
 
 @pytest.mark.parametrize("kind", ["llama_tied", "mistral", "qwen2", "qwen3", "gpt_neox"])

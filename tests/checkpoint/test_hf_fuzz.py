@@ -134,5 +134,5 @@ def test_a_number_of_layers_that_would_fill_the_memory(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf", num_hidden_layers=1)
     config = orjson.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_bytes(orjson.dumps(config | {"num_hidden_layers": 10**12}))
-    with pytest.raises(BadInput, match="no model has more than 10000"):
+    with pytest.raises(BadInput, match="no model has more than 10,000"):
         read_shape(folder)

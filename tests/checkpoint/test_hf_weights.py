@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE, open_hf_tensors
 from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, join_shards
 from megatron_cpt.checkpoint.reference import transformers_logits
@@ -94,7 +95,7 @@ def test_slices_of_any_number_of_ranks_join_to_the_same_tensors(tmp_path: Path) 
                 for rank, shard in enumerate(shards):
                     fill(shard, rule, place, shape, opened, rank, ranks)
                     assert not shard.isnan().any()
-                for name, whole in join_shards(shards, rule, place, shape, torch.bfloat16).items():
+                for name, whole in join_shards(shards, rule, place, shape, TensorDtypes("bfloat16")).items():
                     assert torch.equal(whole, tensors[name])
 
 

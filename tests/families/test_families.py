@@ -110,6 +110,30 @@ def test_a_model_that_also_sees_is_refused_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "rule", "remedy"),
+    [
+        (
+            {"text_config": {"model_type": "llama"}},
+            "only a language model is trained here.",
+            "which is a llama, as a folder",
+        ),
+        ({"text_config": {"model_type": "qwen2_5_vl_text"}}, "is a 'qwen2_5_vl_text'.", "of a known family"),
+        ({"llm_config": {"model_type": ["llama"]}}, "only a language model", "of a known family"),
+        ({"vision_config": {}}, "only a language model is trained here.", "of a known family"),
+        ({"rope_config": {}}, "is not a family known here.", "Known families"),
+    ],
+)
+def test_what_to_do_with_a_model_of_an_unknown_type(
+    tmp_path: Path, fields: dict[str, Any], rule: str, remedy: str
+) -> None:
+    with pytest.raises(BadInput) as error:
+        read_shape(write_fields(tmp_path, {"model_type": "sees"} | fields))
+    [fault] = error.value.faults
+    assert rule in fault.rule
+    assert remedy in fault.remedy
+
+
+@pytest.mark.parametrize(
     ("fields", "named"),
     [
         (SMALL | {"model_type": "mistral", "layer_types": [SLIDING] * 4}, "layer_types"),
@@ -117,10 +141,8 @@ def test_a_model_that_also_sees_is_refused_as_such(tmp_path: Path) -> None:
         (SMALL | {"model_type": "qwen2", "layer_types": [SLIDING] * 4}, "although use_sliding_window is off"),
         (SMALL | {"model_type": "qwen2", "layer_types": [FULL] * 3}, "for each of 4 layers"),
         (SMALL | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, "max_window_la"),
-        (SMALL | {"model_type": "qwen2", "use_mrope": True}, "use_mrope"),
         (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),
         (NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}}, "'yarn'"),
-        (SMALL | {"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk"),
         (SMALL | {"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
         (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),

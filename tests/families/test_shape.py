@@ -20,7 +20,7 @@ LLAMA3 = {
 
 
 def test_every_number_is_read(tmp_path: Path) -> None:
-    folder = write_config(tmp_path, rope_theta=5e5, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    folder = write_config(tmp_path, rope_theta=5e5, architectures=["LlamaForCausalLM"])
     assert read_shape(folder) == ModelShape(
         family="llama",
         layers=4,
@@ -35,16 +35,14 @@ def test_every_number_is_read(tmp_path: Path) -> None:
         rope_base=5e5,
         rope_scaling=None,
         tied_embeddings=False,
-        dtype="bfloat16",
     )
 
 
 def test_a_config_of_the_first_llama_has_transformers_defaults(tmp_path: Path) -> None:
     names = ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
-    shape = read_shape(write_config(tmp_path, **dict.fromkeys(names), torch_dtype="float16"))
+    shape = read_shape(write_config(tmp_path, **dict.fromkeys(names)))
     assert (shape.query_groups, shape.head_dim, shape.norm_epsilon) == (4, 8, 1e-6)
     assert (shape.max_positions, shape.tied_embeddings, shape.rope_base) == (2048, False, 10_000.0)
-    assert shape.dtype == "float16"
 
 
 @pytest.mark.parametrize(
@@ -111,9 +109,16 @@ def test_kinds_of_scaling(tmp_path: Path, given: dict[str, Any], expected: Linea
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": LLAMA3, "rope_parameters": LLAMA3}, "both given"),
         ({"rope_scaling": "llama3"}, "must be an object"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"is_decoder": True}, "is_decoder"),
+        ({"sliding_window": 512}, "sliding_window"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            "quantization_config = 'bitsandbytes': the weights",
+        ),
+        ({"torch_dtype": 16}, "torch_dtype = 16"),
+        ({"hidden_size": 10**12}, "hidden_size = 1000000000000: no model has more than 1,000,000"),
+        ({"vocab_size": 10**12}, "vocab_size = 1000000000000"),
+        ({"intermediate_size": 2**63}, "intermediate_size"),
+        ({"max_position_embeddings": 10**15}, "max_position_embeddings"),
         ({"hidden_size": None}, "hidden_size = None"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers = '4'"),
         ({"num_hidden_layers": True}, "num_hidden_layers = True"),

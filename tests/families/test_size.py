@@ -26,7 +26,6 @@ LLAMA_3_8B = ModelShape(
     max_positions=8192,
     norm_epsilon=1e-5,
     rope_base=5e5,
-    dtype="bfloat16",
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.batches import make_batch
@@ -66,7 +67,7 @@ def losses_and_gradients(
     found: dict[str, Tensor] = {}
     for parameter, rule, place in weights_of(unwrap(model), shape):
         if rule.exported:
-            found |= gather_hf_tensors(parameter, rule, place, shape, torch.float32)
+            found |= gather_hf_tensors(parameter, rule, place, shape, TensorDtypes("float32"))
     return losses and float(losses.nats.sum()), {name: gradient.numpy() for name, gradient in found.items()}
 
 

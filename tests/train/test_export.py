@@ -5,9 +5,11 @@ from pathlib import Path
 
 import orjson
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
+from megatron_cpt.checkpoint.hf_folder import SINGLE
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors
@@ -70,6 +72,37 @@ def test_an_export_that_is_there_is_not_written_again(one_rank: Ranks, workshop:
     assert {tensor.dtype for tensor in all_tensors(run / "hf").values()} == {torch.bfloat16}
     one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.every=1 steps"))
     assert (run / "hf/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_export_has_the_dtypes_of_the_parents_tensors_whatever_its_config_says(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    parent, run = tmp_path / "parent", tmp_path / "run"
+    shutil.copytree(workshop.hf, parent)
+    tensors = {
+        name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in all_tensors(workshop.hf).items()
+    }
+    save_file(tensors, parent / SINGLE, metadata={"format": "pt"})
+    config = orjson.loads((parent / "config.json").read_bytes())
+    # Words that transformers fails over, and fields that it does not read.
+    config |= {"dtype": "auto", "torch_dtype": "torch.float16", "is_llama_config": True, "rope_interleaved": False}
+    (parent / "config.json").write_bytes(orjson.dumps(config))
+    path = workshop.write_config(run, model={"hf": str(parent)}, data={"sequence_length": 32})
+    one_rank.call(train, path=path, overrides=(*ONE_STEP, "checkpoint.export_hf.end=true"))
+    one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000001", output=tmp_path / "later")
+    assert_same_tensors(tmp_path / "later", run / "hf")
+    for name, tensor in all_tensors(run / "hf").items():
+        assert tensor.dtype is tensors[name].dtype, name
+    written = orjson.loads((run / "hf/config.json").read_bytes())
+    # Loaded in this dtype, no tensor is rounded.
+    assert written == config | {"dtype": "float32", "torch_dtype": "float32"}
+    assert AutoModelForCausalLM.from_pretrained(run / "hf").dtype is torch.float32
+    said = (run / "log.txt").read_text()
+    assert (
+        "exports: in the dtype of the parent's tensors; rounded from what is trained: 29 tensors from float32" in said
+    )
+    [warning] = [each for each in orjson.loads((run / "plan.json").read_bytes())["warnings"] if "config.json" in each]
+    assert "is_llama_config, rope_interleaved" in warning
 
 
 def test_no_file_of_the_parent_is_lost(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

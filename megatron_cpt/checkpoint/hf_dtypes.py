@@ -1,0 +1,138 @@
+"""dtypes of the tensors of a Hugging Face folder, which exports of what was trained from it have too.
+
+The tensors say, not a word of config.json, which may be another one or none. Checkpoints hold no safetensors of the
+folder that they come from; a small file in `hf/` tells the dtypes of its tensors.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+
+import orjson
+import torch
+
+from megatron_cpt.checkpoint.hf_folder import has_safetensors, open_hf_tensors
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.families.shape import stated_dtype
+from megatron_cpt.runs.durable import write_json
+
+FILE = "tensor_dtypes.json"
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# safetensors' words.
+STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class TensorDtypes:
+    """The dtype of each tensor of a folder."""
+
+    common: str | None
+    """That of all but some; None: each tensor has the dtype that it is trained or stored in."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """The tensors that have another one, by name."""
+
+    def of(self, name: str, own: torch.dtype) -> torch.dtype:
+        """The dtype of a tensor that is trained or stored in `own`."""
+        word = self.others.get(name, self.common)
+        return own if word is None else DTYPES[word]
+
+    def are_all(self, word: str) -> bool:
+        """Whether every tensor has this dtype."""
+        return self.common == word and not self.others
+
+    def __str__(self) -> str:
+        further = "".join(f", {word} in {count}" for word, count in sorted(Counter(self.others.values()).items()))
+        return f"{self.common}{further}"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One tensor on its way into another place."""
+
+    source: str
+    """Its dtype before."""
+    target: str
+    """Its dtype there."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the target cannot hold every number of the source."""
+        source, target = DTYPES[self.source], DTYPES[self.target]
+        return torch.promote_types(source, target) != target
+
+
+def parent_dtypes(*folders: Path) -> TensorDtypes:
+    """The dtypes of a model's tensors before training, by the first of some folders that says.
+
+    Where none has safetensors or tells of them, config.json of the last one has the word.
+
+    Raises:
+        BadInput, IntegrityFault: as opening the folder does.
+    """
+    for folder in folders:
+        if (found := read_dtypes(folder)) is not None:
+            return found
+    word = stated_dtype(folders[-1])
+    return TensorDtypes(word if word in DTYPES else None)
+
+
+def chosen_dtypes(word: str | None, *folders: Path) -> TensorDtypes:
+    """The dtype that is asked for, in every tensor; None: the parent's. Raises BadInput, IntegrityFault."""
+    if word is None:
+        return parent_dtypes(*folders)
+    if word not in DTYPES:
+        raise BadInput(Fault(f"dtype {word}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
+    return TensorDtypes(word)
+
+
+def read_dtypes(folder: Path) -> TensorDtypes | None:
+    """The dtypes of a folder's safetensors, or of those that its model came from; None where it does not say."""
+    if has_safetensors(folder):
+        with open_hf_tensors(folder) as tensors:
+            stored = {name: tensors.dtype(name) for name in tensors.names}
+        words = {name: STORED[dtype] for name, dtype in stored.items() if dtype in STORED}
+        # The commonest; of two as common, always the same one.
+        common = min(Counter(words.values()).items(), key=lambda item: (-item[1], item[0]))[0] if words else None
+        return TensorDtypes(common, {name: word for name, word in words.items() if word != common})
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        values = orjson.loads(path.read_bytes())
+        found = TensorDtypes(values["common"], dict(values["others"]))
+        if not {found.common or "float32", *found.others.values()} <= set(DTYPES):
+            raise ValueError("a dtype is not known")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityFault(f"{path}: does not tell dtypes of tensors ({error})") from error
+
+
+def write_dtypes(folder: Path, dtypes: TensorDtypes) -> None:
+    """Leaves a note of the dtypes in the folder of a checkpoint that describes its model."""
+    write_json(folder / FILE, {"common": dtypes.common, "others": dict(dtypes.others)})
+
+
+def word_of(dtype: torch.dtype) -> str:
+    """The name of a dtype: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def widest(words: Iterable[str]) -> str:
+    """A dtype that holds every number of all these."""
+    return word_of(reduce(torch.promote_types, (DTYPES[word] for word in words)))
+
+
+def roundings(conversions: Iterable[Conversion]) -> str:
+    """How many tensors are rounded, and from what to what; empty where none is."""
+    counts = Counter(each for each in conversions if each.rounds)
+    return ", ".join(
+        f"{count:,} tensors from {kind.source} to {kind.target}"
+        for kind, count in sorted(counts.items(), key=lambda item: -item[1])
+    )

@@ -1,0 +1,71 @@
+"""Which fields of config.json transformers reads. Written by tools/transformers_fields.py."""
+
+VERSION = "5.23.0"
+
+# fmt: off
+READ_BY_ALL = frozenset({
+    "adapter_kwargs", "adapter_name", "all_tied_weights_keys", "allow_all_kernels", "allow_is_causal_skip",
+    "architectures", "attention_chunk_size", "attention_dropout", "attn_implementation", "base_model",
+    "base_model_pp_plan", "base_model_tp_plan", "bos_token_id", "cache_dir", "chain_hidden_post_norm",
+    "chunk_size_feed_forward", "classifier_dropout", "commit_message", "compile_config", "config",
+    "create_compatible_mapping", "create_pr", "cumulative_length", "default_theta", "device", "device_map",
+    "device_mesh", "disable_mmap", "disk_offload_folder", "distributed_config", "dtype", "embed_dim", "embeddings",
+    "enable_gqa", "eos_token_id", "experts_implementation", "extra_files", "first_k_dense_replace", "force_download",
+    "fusion_config", "generation_config", "get", "gguf_file", "gradient_checkpointing", "head_dim", "hf_device_map",
+    "hf_quantizer", "hidden_act", "hidden_dropout", "hidden_size", "id2label", "ignore_mismatched_sizes", "init_std",
+    "initializer_factor", "initializer_range", "is_causal", "is_encoder_decoder", "is_heterogeneous",
+    "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "json", "kernel_config", "key_mapping",
+    "kv_sharing_modes", "label2id", "language_model", "layer_past", "layer_type", "layer_types", "lm_head",
+    "local_files_only", "logits_mup_width_multiplier", "loss_type", "max_memory", "max_position_embeddings",
+    "mlp_layer_types", "model", "model_type", "moe_intermediate_size", "mtp_hidden_states_first", "mtp_layer_types",
+    "mtp_mlp_layer_types", "mtp_per_layer_config", "n_routed_experts", "name_or_path", "num_attention_heads",
+    "num_heads", "num_hidden_layers", "num_key_value_heads", "num_labels", "num_mtp_layers", "number_of_conv_states",
+    "number_of_states", "offload_buffers", "offload_folder", "original_max_position_embeddings", "output_attentions",
+    "output_hidden_states", "output_loading_info", "pad_token_id", "partial_rotary_factor", "past_key_values",
+    "per_layer_config", "pretrained_model_name_or_path", "problem_type", "proxies", "quant_method",
+    "quantization_config", "quantization_method", "recursive", "repo_id", "return_dict", "return_unused_kwargs",
+    "revision", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sanitize_kernel_mapping",
+    "sep_token_id", "sharded_metadata", "sliding_window", "smart_apply", "softcap", "state_dict", "sub_config_name",
+    "sub_configs", "subfolder", "tags", "tie_word_embeddings", "token", "token_classification_bias", "torch_dtype",
+    "tp_plan", "tp_size", "tqdm_class", "transformers_version", "transformers_weights", "trust_remote_code",
+    "unpadded_vocab_size", "use_cache", "use_kernels", "variant", "vocab_size", "weight_mapping", "weights_only",
+})
+READ_BY: dict[str, frozenset[str]] = {
+"gemma2": frozenset({
+    "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "intermediate_size",
+    "query_pre_attn_scalar", "use_bidirectional_attention",
+}),
+"gemma3_text": frozenset({
+    "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "image_token_id",
+    "intermediate_size", "mm_tokens_per_image", "or_mask_function", "query_pre_attn_scalar", "rope_local_base_freq",
+    "sliding_window_pattern", "text_config", "token_type_ids", "use_bidirectional_attention", "vision_config",
+}),
+"gpt_neox": frozenset({
+    "attention_bias", "intermediate_size", "is_decoder", "layer_norm_eps", "rotary_emb_base", "rotary_pct",
+    "use_parallel_residual",
+}),
+"llama": frozenset({
+    "attention_bias", "intermediate_size", "mlp_bias", "pretraining_tp",
+}),
+"mistral": frozenset({
+    "intermediate_size",
+}),
+"mixtral": frozenset({
+    "intermediate_size", "num_experts", "num_experts_per_tok", "num_local_experts", "output_router_logits",
+    "router_aux_loss_coef", "router_jitter_noise",
+}),
+"olmo2": frozenset({
+    "attention_bias", "intermediate_size",
+}),
+"qwen2": frozenset({
+    "intermediate_size", "max_window_layers", "use_sliding_window",
+}),
+"qwen3": frozenset({
+    "attention_bias", "intermediate_size", "max_window_layers", "use_sliding_window",
+}),
+"qwen3_moe": frozenset({
+    "attention_bias", "decoder_sparse_step", "intermediate_size", "mlp_only_layers", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "num_local_experts", "output_router_logits", "router_aux_loss_coef", "use_sliding_window",
+}),
+}
+# fmt: on

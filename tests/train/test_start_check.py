@@ -106,6 +106,7 @@ def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> 
         weights = load_file(tmp_path / "hf/model.safetensors")
         weights["model.norm.weight"][0] += change
         save_file(weights, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
-        assert main(["convert", "record", str(path), str(tmp_path / "recorded.json"), *ONE_STEP]) == 0
-        prints.append(orjson.loads((tmp_path / "recorded.json").read_bytes())["model"])
+        recorded = tmp_path / f"recorded-{change:g}.json"
+        assert main(["convert", "record", str(path), str(recorded), *ONE_STEP]) == 0
+        prints.append(orjson.loads(recorded.read_bytes())["model"])
     assert prints[0] != prints[1]

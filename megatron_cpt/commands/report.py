@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument(
         "--map-domain", action="append", default=[], metavar="NAME=COLUMN", help="a domain set, and its column or tag"
     )
+    logs.add_argument(
+        "--map-accuracy", action="append", default=[], metavar="NAME=COLUMN", help="a general task: accuracies, 0 to 1"
+    )
+    logs.add_argument(
+        "--map-domain-accuracy", action="append", default=[], metavar="NAME=COLUMN", help="a task of the domain"
+    )
     logs.add_argument("--tokens-per-step", metavar="COUNT", help="where a log counts steps, such as 4M")
     logs.add_argument(
         "--start-step", type=int, default=0, metavar="N", help="step at which continual pretraining began (default 0)"
@@ -123,15 +129,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _foreign(options: argparse.Namespace) -> ForeignSettings:
     """How logs are to be read. Raises BadInput with every word that does not say."""
-    words = [(word, "replay") for word in options.map] + [(word, "domain") for word in options.map_domain]
+    given = {
+        ("replay", False): options.map,
+        ("domain", False): options.map_domain,
+        ("replay", True): options.map_accuracy,
+        ("domain", True): options.map_domain_accuracy,
+    }
+    words = [(word, role, accuracy) for (role, accuracy), those in given.items() for word in those]
     refuse(
         [
             Fault(f"--map {word}", "is not NAME=COLUMN.", "Write it as, for example, --map general=loss_general.")
-            for word, _ in words
+            for word, _, _ in words
             if not all(word.partition("="))
         ]
     )
-    sets = [MappedSet(word.partition("=")[0], role, word.partition("=")[2]) for word, role in words]
+    sets = [MappedSet(word.partition("=")[0], role, word.partition("=")[2], accuracy) for word, role, accuracy in words]
     tokens_per_step = None
     if options.tokens_per_step is not None:
         try:

@@ -30,10 +30,11 @@ class ContinualMeasures:
 
 def continual_measures(curves: Sequence[LossCurve]) -> ContinualMeasures:
     """The measures of the tasks that have accuracies."""
-    tasks = [curve for curve in curves if curve.unit == WRONG and len(curve.steps) > 1]
-    old = [1 - curve.losses for curve in tasks if curve.role != "domain"]
+    tasks = [curve for curve in curves if curve.unit == WRONG and curve.steps[-1] > 0]
+    # Marks since the first update: the first mark is one of them where nothing was evaluated before it.
+    old = [1 - curve.losses[curve.steps > 0] for curve in tasks if curve.role != "domain"]
     new = [1 - curve.losses for curve in tasks if curve.role == "domain"]
-    lowest = float(np.mean([accuracy[1:].min() for accuracy in old])) if old else None
+    lowest = float(np.mean([accuracy.min() for accuracy in old])) if old else None
     worst = None
     if lowest is not None and new:
         share = 1 / (len(old) + 1)

@@ -62,6 +62,13 @@ class GapFigures:
     recovery_tokens: int | None = None
     """Tokens at the first of two marks running, after the peak, that are within max(0.01 nat, 2 standard
     errors) of the baseline or below it. None unless `recovery` is `recovered`."""
+    first_rise: float | None = None
+    """Height of the first rise that came back, which a later drift may top: `transient` does not see it then. None: no
+    rise came back."""
+    first_rise_tokens: int | None = None
+    """Tokens at its peak."""
+    first_rise_recovery_tokens: int | None = None
+    """Tokens at the first of two marks running behind it that are back in the band."""
     area: float | None = None
     """Trapezoid of the positive rise over tokens, to the last mark: nats per token times tokens."""
     p_value: float | None = None
@@ -96,6 +103,7 @@ def gap_figures(curve: LossCurve) -> GapFigures:
     peak = int(np.argmax(rise))
     depth, final = float(rise[peak]), float(rise[-1])
     recovery, recovery_mark = find_recovery(rise, bands(errors))
+    first = first_recovered_rise(rise, bands(errors))
     p_value = _p_value(curve)
     return GapFigures(
         missing=None,
@@ -111,6 +119,9 @@ def gap_figures(curve: LossCurve) -> GapFigures:
         transient=depth - max(final, 0.0),
         recovery=recovery,
         recovery_tokens=None if recovery_mark is None else int(curve.tokens[recovery_mark]),
+        first_rise=None if first is None else float(rise[first[0]]),
+        first_rise_tokens=None if first is None else int(curve.tokens[first[0]]),
+        first_rise_recovery_tokens=None if first is None else int(curve.tokens[first[1]]),
         area=float(np.trapezoid(np.maximum(rise, 0), curve.tokens)),
         p_value=p_value,
         significant=None if p_value is None else p_value <= FAMILY_WISE_LEVEL,
@@ -131,6 +142,21 @@ def find_recovery(rise: np.ndarray, band: np.ndarray) -> tuple[Recovery, int | N
         if inside[mark] and inside[mark + 1]:
             return Recovery.RECOVERED, mark
     return Recovery.NOT_RECOVERED, None
+
+
+def first_recovered_rise(rise: np.ndarray, band: np.ndarray) -> tuple[int, int] | None:
+    """Marks of the peak and of the end of the first rise that came back; None where none did.
+
+    It begins with the first mark above the band and ends with the first of two marks running within it.
+    """
+    inside = rise <= band
+    if inside.all():
+        return None
+    begin = int(np.argmin(inside))
+    for mark in range(begin + 1, len(rise) - 1):
+        if inside[mark] and inside[mark + 1]:
+            return begin + int(np.argmax(rise[begin:mark])), mark
+    return None
 
 
 def _missing(curve: LossCurve) -> str | None:

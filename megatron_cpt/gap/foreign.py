@@ -6,6 +6,7 @@ and no test; and they do not say which sequences were scored, so no two of them 
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.gap.curves import LossCurve
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.gap.curves import NATS, WRONG, LossCurve
+
+ACCURACY = re.compile(r"(?<![a-z])acc(uracy)?(?![a-z])", re.IGNORECASE)
+"""Names of columns and tags that hold accuracies: `acc`, `val_accuracy`, `acc,none`."""
 
 MOST_NAMES = 30
 """Columns or tags that an error lists."""
@@ -33,6 +37,8 @@ class MappedSet:
     """domain or replay."""
     column: str
     """The column of a CSV file, or the tag of a TensorBoard folder."""
+    accuracy: bool = False
+    """Whether it holds accuracies, 0 to 1, and not losses."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,15 @@ def foreign_curves(path: Path, settings: ForeignSettings) -> list[LossCurve]:
     `tokens_per_step` is not given, and for what is not a number.
     """
     sets = sorted(settings.sets, key=lambda chosen: chosen.role == "domain")
+    remedy = "Map it with --map-accuracy, or --map-domain-accuracy."
+    rule = "holds accuracies, by its name: a fall of them is a loss of ability, not a gain."
+    refuse(
+        [
+            Fault(f"{path}: {chosen.column}", rule, remedy)
+            for chosen in sets
+            if not chosen.accuracy and ACCURACY.search(chosen.column)
+        ]
+    )
     if path.is_dir():
         return [_tensorboard_curve(path, chosen, settings) for chosen in _asked(path, sets)]
     return [_csv_curve(path, chosen, settings) for chosen in sets or [MappedSet("general", "replay", "loss")]]
@@ -130,6 +145,12 @@ def _curve(path: Path, chosen: MappedSet, marks: Marks, found: Marks, tokens_per
         raise BadInput(Fault(f"{path}: {chosen.column}", rule, "Check what is mapped."))
     steps = np.array(sorted(marks), dtype=np.int64)
     losses = np.array([marks[step] for step in steps.tolist()], dtype=np.float64)
+    if chosen.accuracy:
+        wrong = losses[(losses < 0) | (losses > 1)]
+        if wrong.size:
+            rule = f"holds {wrong[0]:g}, which is no accuracy from 0 to 1."
+            raise BadInput(Fault(f"{path}: {chosen.column}", rule, "Divide percentages by 100."))
+        losses = 1 - losses
     return LossCurve(
         name=chosen.name,
         role=chosen.role,
@@ -137,6 +158,7 @@ def _curve(path: Path, chosen: MappedSet, marks: Marks, found: Marks, tokens_per
         steps=steps,
         tokens=steps * tokens_per_mark,
         losses=np.where(np.isfinite(losses), losses, np.nan),
+        unit=WRONG if chosen.accuracy else NATS,
     )
 
 

@@ -9,10 +9,10 @@ from megatron_cpt.gap.continual import continual_measures
 from megatron_cpt.gap.control import ControlSplit
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.differences import ArmDifference
-from megatron_cpt.gap.figures import GapFigures, Recovery
+from megatron_cpt.gap.figures import BAND, GapFigures, Recovery
 
 UNITS = {
-    "baseline, depth, final, improvement, transient, *_standard_error": "nats per token",
+    "baseline, depth, final, improvement, transient, first_rise, *_standard_error": "nats per token",
     "*_tokens": "tokens trained since the start of the run",
     "area": "nats per token times tokens trained",
     "tasks.*": "as of a set; with unit `share of questions answered wrongly` the figures are of 1 - accuracy",
@@ -94,22 +94,38 @@ def _set_summary(name: str, role: str, figures: GapFigures) -> str:
     if role == "domain":
         verb = "gained" if figures.improvement >= 0 else "lost"
         return f"{name} {verb} {abs(figures.improvement):.3f} nats"
+    if figures.recovery is Recovery.NOT_NEEDED and is_better(figures):
+        return f"{name} improved {figures.improvement:.3f} nats, {recovery_words(figures)}"
     if figures.recovery is Recovery.NOT_NEEDED:
         return f"{name} stayed at its baseline (largest rise {figures.depth:.3f} nats)"
     doubt = " (within evaluation noise)" if figures.significant is False else ""
     return (
         f"{name} rose {figures.depth:.3f} nats{doubt} at {short_count(figures.depth_tokens)} tokens, "
-        f"{figures.transient:.3f} of it transient, {recovery_words(figures)}"
+        f"{figures.transient:.3f} of it transient, {recovery_words(figures)}, {-figures.improvement:+.3f} at the end"
+        f"{first_rise_words(figures)}"
     )
 
 
+def is_better(figures: GapFigures) -> bool:
+    """Whether a set that never rose ended below its baseline by more than a loss at its baseline may differ."""
+    return figures.improvement is not None and figures.improvement > BAND
+
+
+def first_rise_words(figures: GapFigures) -> str:
+    """Of the first rise that came back, where a later one topped it; else nothing."""
+    if figures.first_rise is None or figures.first_rise_tokens == figures.depth_tokens:
+        return ""
+    back = short_count(figures.first_rise_recovery_tokens)
+    return f"; a first rise of {figures.first_rise:.3f} nats was back at {back} tokens"
+
+
 def recovery_words(figures: GapFigures) -> str:
-    """`recovered at 1.2M tokens`, `not recovered`, `never left its baseline` or `not recorded`."""
+    """`recovered at 1.2M tokens`, `not recovered`, `never rose above its baseline` or `not recorded`."""
     if figures.recovery is Recovery.RECOVERED:
         return f"recovered at {short_count(figures.recovery_tokens)} tokens"
     if figures.recovery is Recovery.NOT_RECOVERED:
         return "not recovered"
-    return "never left its baseline" if figures.recovery is Recovery.NOT_NEEDED else "not recorded"
+    return "never rose above its baseline" if figures.recovery is Recovery.NOT_NEEDED else "not recorded"
 
 
 def short_count(count: float | None) -> str:

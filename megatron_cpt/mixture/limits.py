@@ -74,6 +74,15 @@ def _repetition_fault(
     name, _, value = stream.limit.partition(" = ")
     enough = f"to {ceil(100 * epochs) / 100:g}" if name in ("max_epochs", "epochs") else "further"
     bucket = "" if stream.name == source_of(stream.name) else f" ({stream.name})"
+    if not stream.room:
+        least = order.sequence_length / stream.once
+        return Fault(
+            f"data.sources.{source_of(stream.name)}.{name} = {value}",
+            f"one sequence of {order.sequence_length:,} tokens is {least:.2f} passes over this source of "
+            f"{stream.once:,} tokens{bucket}.",
+            "Join it with another source (list its paths there), take it out, set data.when_exhausted, or raise "
+            f"{name} to {ceil(100 * least) / 100:g}.",
+        )
     return Fault(
         f"data.sources.{source_of(stream.name)}.{name} = {value}",
         f"this run reads {count * order.sequence_length:,} tokens of a source of {stream.once:,}{bucket}, "

@@ -90,7 +90,12 @@ def _goal(phase: PhaseSettings, data: DataSettings, streams: Sequence[BlendStrea
     epochs, source = epochs_of_source(phase.from_epoch or "")
     tokens = sum(stream.once for stream in streams if source_of(stream.name) == source)
     of_source = np.array([source_of(stream.name) == source for stream in streams])
-    return _Goal(of_source, ceil(Fraction(repr(epochs)) * tokens / data.sequence_length))
+    sequences = ceil(Fraction(repr(epochs)) * tokens / data.sequence_length)
+    most = data.sources[source].max_epochs
+    if most is not None and epochs <= most:
+        # A limit is rounded down: what it allows is as near to the epochs as the source comes.
+        sequences = min(sequences, sum(stream.room for stream in streams if source_of(stream.name) == source))
+    return _Goal(of_source, sequences)
 
 
 @dataclass

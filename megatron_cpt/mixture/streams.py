@@ -7,7 +7,7 @@ its target and no more. A bucket of a source has its part of the source's weight
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 
 from megatron_cpt.config.blend import DataSettings, SourceSettings
 from megatron_cpt.mixture.order import Draw, SourceStream
@@ -109,11 +109,13 @@ def _room(data: DataSettings, source: SourceSettings, once: int, target: Fractio
     """
     rooms = [(UNLIMITED, "")]
     if source.max_epochs is not None:
-        passes = ceil(decimal(source.max_epochs) * once / data.sequence_length)
+        # Rounded down: a limit holds, and a sequence may be many passes over a short source.
+        passes = floor(decimal(source.max_epochs) * once / data.sequence_length)
         rooms.append((passes, f"max_epochs = {source.max_epochs:g}"))
     if target is not None:
         spare = 0 if data.when_exhausted == "redistribute" else SLACK
-        rooms.append((ceil(target / data.sequence_length) + spare, _target_setting(source)))
+        goal = target / data.sequence_length
+        rooms.append((ceil(goal) + spare if spare else floor(goal), _target_setting(source)))
     return min(rooms)
 
 

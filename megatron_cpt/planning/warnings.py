@@ -13,6 +13,8 @@ from megatron_cpt.planning.shared_text import shared_warnings
 from megatron_cpt.planning.start_state import position_of, start_state
 from megatron_cpt.planning.text import percent, quantity
 
+PASSED_BY = 1.1
+"""A source that gives more than this of its target is named: a sequence is long beside it."""
 MISSED_BY = 0.99
 """A source that gives less of its target than this is named."""
 
@@ -70,12 +72,17 @@ def length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
 
 
 def target_warnings(blend: BlendPlan) -> Iterator[str]:
-    """Sources that give clearly less than their target."""
+    """Sources that give clearly less, or more, than their target."""
     for stream, row in zip(blend.streams, blend.rows, strict=True):
         if stream.target is not None and row.tokens < MISSED_BY * stream.target:
             yield (
                 f"source {row.name} gives {quantity(row.tokens)} of its target of {quantity(float(stream.target))} "
                 "tokens: the run is shorter than the targets together, or weights or ratio leave it less."
+            )
+        elif stream.target is not None and row.tokens > PASSED_BY * stream.target:
+            yield (
+                f"source {row.name} gives {quantity(row.tokens)} tokens, {row.epochs:.2f} epochs, beyond its target of "
+                f"{quantity(float(stream.target))}: what is given is whole sequences. Join it with another source."
             )
 
 

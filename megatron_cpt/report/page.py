@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from megatron_cpt.gap.figures import GapFigures
-from megatron_cpt.gap.summary import recovery_words, short_count
+from megatron_cpt.gap.figures import GapFigures, Recovery
+from megatron_cpt.gap.summary import first_rise_words, is_better, recovery_words, short_count
 from megatron_cpt.report.comparison import Comparison, compare
 from megatron_cpt.report.comparison_tables import arm_table, difference_table, split_table
 from megatron_cpt.report.contamination import contamination_section
@@ -98,11 +98,17 @@ def _card_set(role: str, name: str, gap: GapFigures) -> str:
         change = f"{gap.final:+.3f}".replace("-", MINUS)
         better = "better" if gap.final < 0 else "worse"
         words = f'<span class="figure-number">{change}</span> nats per token, {better} at the end'
+    elif gap.recovery is Recovery.NOT_NEEDED:
+        change = f"{gap.final:+.3f}".replace("-", MINUS)
+        ended = "better at the end" if is_better(gap) else "at the end"
+        words = f'<span class="figure-number">{change}</span> nats per token, {ended}; {recovery_words(gap)}'
     else:
         doubt = ", within evaluation noise" if gap.significant is False else ""
+        end = f"{gap.final:+.3f}".replace("-", MINUS)
         words = (
-            f'<span class="figure-number">+{gap.depth:.3f}</span> nats per token at worst{doubt}; '
-            f"{gap.transient:.3f} of it transient, {recovery_words(gap)}"
+            f'<span class="figure-number">+{gap.depth:.3f}</span> nats per token at worst{doubt}, '
+            f'<span class="figure-number">{end}</span> at the end; {gap.transient:.3f} of the rise transient, '
+            f"{recovery_words(gap)}{first_rise_words(gap)}"
         )
     return f"<div><dt>{escape(set_title(role, name))}</dt><dd>{words}</dd></div>"
 

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.gap.curves import LossCurve, loss_curves, task_curves
+from megatron_cpt.gap.curves import NATS, WRONG, LossCurve, loss_curves, task_curves
 from megatron_cpt.gap.figures import GapFigures, gap_figures
 from megatron_cpt.gap.foreign import ForeignSettings, foreign_curves, is_foreign
 from megatron_cpt.report.signals import Signals, signals
@@ -154,8 +154,8 @@ def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
     return ReportedRun(
         name=name,
         folder=path,
-        validation=[(curve, gap_figures(curve)) for curve in curves],
-        tasks=[],
+        validation=[(curve, gap_figures(curve)) for curve in curves if curve.unit == NATS],
+        tasks=[(curve, gap_figures(curve)) for curve in curves if curve.unit == WRONG],
         chances={},
         training=training_history([]),
         signals=signals([]),

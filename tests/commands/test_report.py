@@ -1,5 +1,6 @@
 """`megatron-cpt report`."""
 
+import re
 from pathlib import Path
 
 import orjson
@@ -17,7 +18,23 @@ def test_one_run_is_reported_in_its_folder(tmp_path: Path, capsys: pytest.Captur
     assert (folder / "report.html").is_file() and (folder / "gap.json").is_file()
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"report: {folder / 'report.html'}"
-    assert printed[1].startswith("naive: general rose 0.55") and "not recovered; code gained 1.99" in printed[1]
+    assert printed[1].startswith("naive: general rose 0.55") and "; code gained 1.99" in printed[1]
+    assert "not recovered, +0.55" in printed[1] and "at the end" in printed[1]
+    # The card says what stays beside what was worst.
+    card = (folder / "report.html").read_text().split('<div class="cards">')[1].split("</section>")[0]
+    assert re.search(
+        r'\+0\.55\d</span> nats per token at worst, <span class="figure-number">\+0\.55\d</span> at the end', card
+    )
+
+
+def test_a_general_set_that_improved_is_said_to_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = tmp_path / "old.csv"
+    log.write_text("tokens,loss\n0,4.0\n100,3.5\n200,2.846\n")
+    assert report.main([str(log), "--output", str(tmp_path / "out")]) == 0
+    assert "general improved 1.154 nats, never rose above its baseline" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "1.154</span> nats per token, better at the end; never rose above its baseline" in page
+    assert "at worst" not in page.split('<div class="cards">')[1].split("</section>")[0]
 
 
 def test_several_runs_are_compared_in_the_output_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

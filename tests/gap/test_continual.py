@@ -26,6 +26,13 @@ def test_minimum_and_worst_case() -> None:
     assert continual_measures(curves[2:]).min_accuracy is None
 
 
+def test_marks_count_from_the_first_update_on_where_none_was_before_it() -> None:
+    unmeasured = accuracy("a", "replay", [0.5, 0.55, 0.6], [1, 2, 3])
+    assert continual_measures([unmeasured]).min_accuracy == pytest.approx(0.5)
+    assert continual_measures([accuracy("a", "replay", [0.5], [7])]).min_accuracy == pytest.approx(0.5)
+    assert continual_measures([accuracy("a", "replay", [0.5], [0])]).min_accuracy is None
+
+
 def test_windows_see_falls_and_gains() -> None:
     values = [0.5, 0.6, 0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7]
     found = continual_measures([accuracy("a", "replay", values)])

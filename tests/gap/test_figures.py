@@ -51,6 +51,18 @@ def test_a_rise_that_comes_back():
     assert figures.depth_standard_error is None and figures.final_standard_error is None
 
 
+def test_a_rise_that_came_back_is_told_though_a_drift_topped_it():
+    figures = gap_figures(curve([3.00, 3.05, 3.00, 3.00, 3.00, 3.02, 3.04, 3.06]))
+    assert (figures.depth_tokens, figures.recovery) == (700, Recovery.NOT_RECOVERED)
+    assert figures.transient == pytest.approx(0)
+    assert figures.first_rise == pytest.approx(0.05)
+    assert (figures.first_rise_tokens, figures.first_rise_recovery_tokens) == (100, 200)
+    # One mark alone in the band is no way back, and a rise that stays is none that came back.
+    assert gap_figures(curve([3.0, 3.05, 3.0, 3.2, 3.3])).first_rise is None
+    once = gap_figures(curve([3.0, 3.05, 3.0, 3.2, 3.0, 3.0]))
+    assert (once.first_rise_tokens, once.first_rise_recovery_tokens) == (300, 400) and once.depth_tokens == 300
+
+
 def test_a_rise_that_stays_is_forgetting_and_its_recovery_is_none_not_0():
     figures = gap_figures(curve([4.0, 4.3, 4.6, 4.5]))
     assert figures.depth == pytest.approx(0.6)

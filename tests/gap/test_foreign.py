@@ -6,6 +6,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import Recovery, gap_figures
 from megatron_cpt.gap.foreign import ForeignSettings, MappedSet, foreign_curves, is_foreign
 
@@ -88,3 +89,17 @@ def test_what_is_foreign(board: Path, tmp_path: Path):
     assert is_foreign(board) and is_foreign(tmp_path / "a.csv")
     (board / "records.jsonl").write_text("")
     assert not is_foreign(board) and not is_foreign(tmp_path) and not is_foreign(tmp_path / "b.csv")
+
+
+def test_accuracies_are_turned_around_and_are_no_losses(tmp_path: Path):
+    path = tmp_path / "tasks.csv"
+    path.write_text("tokens,val_acc,accumulated\n0,0.5,4.0\n100,0.3,4.1\n200,0.6,4.0\n")
+    (curve,) = foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "val_acc", accuracy=True)]))
+    assert curve.unit == WRONG and curve.losses.tolist() == pytest.approx([0.5, 0.7, 0.4])
+    assert gap_figures(curve).depth == pytest.approx(0.2)
+    with pytest.raises(BadInput, match=r"val_acc: holds accuracies, by its name.*--map-accuracy"):
+        foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "val_acc")]))
+    assert len(foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "accumulated")]))) == 1
+    path.write_text("tokens,val_acc\n0,50\n100,30\n")
+    with pytest.raises(BadInput, match=r"holds 50, which is no accuracy from 0 to 1\. Divide percentages by 100"):
+        foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "val_acc", accuracy=True)]))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_cpt.gap.figures import GapFigures, Recovery
+from megatron_cpt.gap.figures import GapFigures, Recovery, gap_figures
 from megatron_cpt.gap.summary import MeasuredFolder, gap_document, short_count, summary_line
 from tests.gap.test_figures import curve
 
@@ -23,10 +23,10 @@ LEARNT = GapFigures(
 def test_one_line_a_run_says_depth_transient_recovery_and_gain():
     assert summary_line("mitigated", {"general": ("replay", RECOVERED), "code": ("domain", LEARNT)}) == (
         "mitigated: general rose 0.161 nats at 49.2K tokens, 0.161 of it transient, "
-        "recovered at 328K tokens; code gained 1.980 nats"
+        "recovered at 328K tokens, -0.020 at the end; code gained 1.980 nats"
     )
     assert summary_line("naive", {"general": ("replay", FORGOTTEN)}) == (
-        "naive: general rose 0.550 nats at 1.05M tokens, 0.003 of it transient, not recovered"
+        "naive: general rose 0.550 nats at 1.05M tokens, 0.003 of it transient, not recovered, +0.547 at the end"
     )
 
 
@@ -36,7 +36,13 @@ def test_a_line_says_what_is_missing_and_what_is_noise():
     assert summary_line("a", {}) == "a: no validation set was evaluated"
     noisy = GapFigures(**(vars(RECOVERED) | {"significant": False}))
     assert "(within evaluation noise)" in summary_line("a", {"general": ("replay", noisy)})
-    assert "stayed at its baseline" in summary_line("a", {"general": ("replay", LEARNT)})
+    flat = GapFigures(**(vars(LEARNT) | {"final": 0.004, "improvement": -0.004}))
+    assert "stayed at its baseline" in summary_line("a", {"general": ("replay", flat)})
+    line = summary_line("a", {"general": ("replay", LEARNT)})
+    assert line == "a: general improved 1.980 nats, never rose above its baseline"
+    topped = gap_figures(curve([3.00, 3.05, 3.00, 3.00, 3.00, 3.02, 3.04, 3.06]))
+    line = summary_line("a", {"general": ("replay", topped)})
+    assert line.endswith("+0.060 at the end; a first rise of 0.050 nats was back at 200 tokens")
 
 
 def test_the_document_keeps_none_as_none():

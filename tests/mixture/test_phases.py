@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
-from math import ceil
+from math import floor
 from typing import Literal
 
 import numpy as np
@@ -205,7 +205,7 @@ def test_limits_are_met_exactly_and_every_phase_keeps_the_replay_ratio(
     data, tokens = case
     blend = plan_blend(data, blend_streams(data, tokens), 400, seed=1, step_sequences=4)
     allowed = {
-        name: ceil(Fraction(repr(source.max_epochs)) * tokens[name] / data.sequence_length)
+        name: floor(Fraction(repr(source.max_epochs)) * tokens[name] / data.sequence_length)
         for name, source in data.sources.items()
         if source.max_epochs is not None
     }

@@ -68,6 +68,19 @@ def test_the_ways_out_work() -> None:
         blend_of(sequences=573, max_epochs=4)
 
 
+def test_a_limit_is_not_passed_by_a_source_that_is_shorter_than_a_sequence() -> None:
+    with pytest.raises(BadInput) as refusal:
+        planned(settings(max_epochs=1), {"law": 40, "web": TOKENS["web"]}, 1000, seed=7)
+    assert str(refusal.value) == (
+        "data.sources.law.max_epochs = 1: one sequence of 100 tokens is 2.50 passes over this source of 40 tokens. "
+        "Join it with another source (list its paths there), take it out, set data.when_exhausted, or raise max_epochs "
+        "to 2.5."
+    )
+    # 1.5 passes over 10,050 tokens are 150 whole sequences and a part of one.
+    free = replace(settings(max_epochs=1.5), when_exhausted="redistribute", replay_ratio=None)
+    assert planned(free, TOKENS | {"law": 10_050}, 1000, seed=7).counts[0] == 150
+
+
 def test_all_limits_that_are_broken_are_named_at_once() -> None:
     data = settings(max_epochs=1)
     both = replace(data, sources={name: replace(source, max_epochs=0.01) for name, source in data.sources.items()})

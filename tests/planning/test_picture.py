@@ -21,6 +21,16 @@ def test_a_switch_is_seen_where_it_is() -> None:
     ]
 
 
+def test_a_short_run_of_one_blend_shows_its_share_and_no_sequence_alone() -> None:
+    sources = {name: SourceSettings(paths=[name], weight=weight) for name, weight in {"a": 7, "b": 3}.items()}
+    data = DataSettings(sequence_length=1, sources=sources)
+    lines = picture_lines(plan_blend(data, blend_streams(data, dict.fromkeys(sources, 10**6)), 48, seed=1))
+    assert [line.rpartition("|")[2].split("  ")[-1].strip() for line in lines] == ["70.00 %", "30.00 %"]
+    assert all(
+        line.count("|") == 2 and len(line.split("|")[1]) == 6 and " " not in line.split("|")[1] for line in lines
+    )
+
+
 def test_many_sources_are_shown_by_those_that_give_most() -> None:
     lines = picture_lines(blend_of([], **{f"s{number}": number for number in range(40)}))
     assert len(lines) == 12

@@ -172,11 +172,11 @@ def newest_of_run(source: Path) -> Path:
 
 
 def card_of(checkpoint: Path, name: str) -> str:
-    """The model card of a checkpoint; what its run folder tells beside it is used where it is still there."""
+    """The model card of a checkpoint, by the learning rates and the parent that it states itself."""
     try:
-        history = orjson.loads((checkpoint.parents[1] / "lineage.json").read_bytes())
+        history = orjson.loads((checkpoint / "hf" / "lineage.json").read_bytes())
         parent = Path(history["parent"]).name
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError):
         history, parent = None, "not known"
     if not (checkpoint / "position.json").is_file():
         return model_card(parent, name, None, None)

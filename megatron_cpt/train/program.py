@@ -29,6 +29,7 @@ from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, explained, 
 from megatron_cpt.train import start_check
 from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.described import describe
+from megatron_cpt.train.earlier_exports import settle_exports
 from megatron_cpt.train.export import dtype_notes, export_end
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.kernels import kernels_of
@@ -82,16 +83,19 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     checked = start_check.wanted(config, folder)
     reference = start_check.reference_of(config, plan, folder) if checked else None
     run = assemble(config, plan, folder)
+    settled = settle_exports(run)
     kernels = kernels_of(run.model, run.optimizer)
     if groups.rank() == 0:
         write_durably(folder.config, dump_config(config))
         write_json(folder.plan, plan.to_dict())
         write_json(folder.versions, versions(kernels))
-        write_json(folder.lineage, run_lineage(run, plan.steps))
+        write_json(folder.lineage, run_lineage(run, run.first_step))
     journal = Journal(run)
     journal.say(f"kernels: {kernels}")
     for note in dtype_notes(run):
         journal.say(note)
+    for line in settled:
+        journal.warn(line)
     if checked:
         journal.say(start_check.compare_start(run, reference))
     own = run.first_step > run.beginning.begun_at
@@ -104,6 +108,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         journal.warn(changed)
     journal.status("running", run.first_step)
     stop = train(run, journal, request)
+    if groups.rank() == 0:
+        write_json(folder.lineage, run_lineage(run, plan.steps if stop is None else stop.step))
     checkpoints = complete_checkpoints(folder.checkpoints)
     if stop is not None:
         message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command goes on from there"

@@ -66,7 +66,7 @@ def lineage(config: RunConfig, steps: int, begun_at: int = 0, schedule_shift: in
     elsewhere.
 
     Args:
-        steps: the last step told of; fewer than configured where an exhausted source ends the run.
+        steps: the last step told of: with none of the run's own, its figures are 0 and its rates null.
         begun_at: steps of another run that this one goes on counting; their updates are the parent's.
         schedule_shift: tokens by which the schedule is ahead of the run's own count.
     """
@@ -81,8 +81,8 @@ def lineage(config: RunConfig, steps: int, begun_at: int = 0, schedule_shift: in
     own = {
         "forward_area": forward_area(rates),
         "annealing_area": annealing_area(rates, previous_rate=parent.get("final_learning_rate")),
-        "peak_learning_rate": max(rates),
-        "final_learning_rate": rates[-1],
+        "peak_learning_rate": max(rates, default=None),
+        "final_learning_rate": rates[-1] if rates else None,
         "tokens": consumed(steps) - consumed(begun_at),
     }
     shown = config.start.checkpoint or config.model.hf

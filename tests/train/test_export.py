@@ -14,7 +14,7 @@ from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors
 from tests.ranks import Ranks
-from tests.train.runs import train
+from tests.train.runs import refusal, train
 from tests.workshop import Workshop
 
 ONE_STEP = (
@@ -125,3 +125,40 @@ def test_no_file_of_the_parent_is_lost(one_rank: Ranks, workshop: Workshop, tmp_
             assert (output / name).read_text() == f'{{"name": "{name}"}}'
         assert orjson.loads((output / "config.json").read_bytes())["auto_map"] == config["auto_map"]
         assert not (output / "consolidated.safetensors").exists()
+
+
+def test_an_export_is_of_the_state_that_it_names(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run, checkpoint={"every": "2 steps", "keep_last": 9})
+    words = ("validation.sets={}", "checkpoint.export_hf.end=true", "schedule.kind=constant")
+    one_rank.call(train, path=path, overrides=(*words, "training.tokens=4 steps"))
+    shorter = all_tensors(run / "hf")
+    # Longer in the same folder: what was the end is now on the way.
+    every = "checkpoint.export_hf.every=2 steps"
+    one_rank.call(train, path=path, overrides=(*words, every, "training.tokens=8 steps"))
+    assert orjson.loads((run / "hf/lineage.json").read_bytes())["tokens"] == 8 * 8 * 32
+    assert "2,048 tokens in 8 steps" in (run / "hf/README.md").read_text()
+    one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000008", output=tmp_path / "later")
+    assert_same_tensors(tmp_path / "later", run / "hf")
+    moved = all_tensors(run / "hf_steps/step-00000004")
+    assert all(torch.equal(moved[name], tensor) for name, tensor in shorter.items())
+    assert "of step 4, is now" in (run / "log.txt").read_text()
+
+    # Back at step 4: the end is no longer this run's, and what was on the way to it is made anew.
+    for step in (6, 8):
+        shutil.rmtree(run / f"checkpoints/step-0000000{step}")
+    other = (*words, every, "training.tokens=8 steps", "schedule.peak=1e-3")
+    before = all_tensors(run / "hf_steps/step-00000006")
+    assert "holds the model of step 8" in one_rank.call(refusal, path=path, overrides=other)[0]
+    assert orjson.loads((run / "hf/lineage.json").read_bytes())["peak_learning_rate"] == 2e-3
+    shutil.rmtree(run / "hf")
+    one_rank.call(train, path=path, overrides=other)
+    after = all_tensors(run / "hf_steps/step-00000006")
+    assert not any(torch.equal(before[name], after[name]) for name in after)
+    one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000006", output=tmp_path / "six")
+    assert_same_tensors(tmp_path / "six", run / "hf_steps/step-00000006")
+    # A card is of its checkpoint's own rates, not of the run's end.
+    decayed = workshop.write_config(tmp_path / "decayed", checkpoint={"every": "6 steps"})
+    one_rank.call(train, path=decayed, overrides=("validation.sets={}",))
+    one_rank.call(to_hf, checkpoint=tmp_path / "decayed/checkpoints/step-00000006", output=tmp_path / "half")
+    assert "at the end 0.00152" in (tmp_path / "half/README.md").read_text()

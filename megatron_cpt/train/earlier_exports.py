@@ -1,0 +1,72 @@
+"""Exports that are in a run folder when a run begins or goes on: of a state of this run, or not there.
+
+1. Those in RUN/hf_steps of steps that are still to be done are removed, as their records are: the run writes new ones.
+2. RUN/hf of a step before the end, as a run has it that is made longer, moves to RUN/hf_steps/step-N, where that state
+   has its place.
+3. RUN/hf of a step that is still to be done, or of another program, is refused: a finished model is not replaced.
+"""
+
+import shutil
+from pathlib import Path
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.runs.durable import sync_folder
+from megatron_cpt.train.assemble import Run
+from megatron_cpt.train.provenance import read_history
+
+
+def settle_exports(run: Run) -> list[str]:
+    """Puts earlier exports where they belong; returns what was done, a line each. Every rank calls it.
+
+    Raises:
+        BadInput: RUN/hf is not of a step that was done.
+    """
+    folder, first = run.folder, run.first_step
+    later = [
+        path
+        for path in sorted((folder.path / "hf_steps").glob("step-*"))
+        if int(path.name.removeprefix("step-")) > first
+    ]
+    at_end = step_of(folder.hf, run) if folder.hf.exists() else None
+    if folder.hf.exists() and (at_end is None or at_end > first):
+        what = "no export of this run" if at_end is None else f"the model of step {at_end}"
+        rule = f"holds {what}, and the run stands after step {first}: it would not be of what is trained now."
+        raise BadInput(Fault(str(folder.hf), rule, "Move it away, or train in another folder."))
+    barrier()  # all ranks have looked
+    said = [
+        f"{path} is removed: step {path.name.removeprefix('step-').lstrip('0')} is still to be done" for path in later
+    ]
+    if at_end is not None and at_end < run.plan.steps:
+        said.append(
+            f"{folder.hf}, of step {at_end}, is now {folder.hf_of_step(at_end)}: the run goes on to {run.plan.steps}"
+        )
+    if groups.rank() == 0:
+        for path in later:
+            shutil.rmtree(path)
+        if at_end is not None and at_end < run.plan.steps:
+            move(folder.hf, folder.hf_of_step(at_end))
+    barrier()
+    return said
+
+
+def step_of(export: Path, run: Run) -> int | None:
+    """The step that an export of this run is of, by the tokens in its lineage; None where it is no such export."""
+    try:
+        tokens = int(read_history(export)["tokens"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    batches = run.config.token_batches
+    tokens += batches.total(run.beginning.begun_at)
+    step = batches.whole_steps(tokens)
+    return step if batches.total(step) == tokens else None
+
+
+def move(export: Path, to: Path) -> None:
+    """Gives a folder another name; one that was there before is of the same state."""
+    to.parent.mkdir(exist_ok=True)
+    shutil.rmtree(to, ignore_errors=True)
+    export.rename(to)
+    sync_folder(to.parent)
+    sync_folder(export.parent)

@@ -23,6 +23,7 @@ COUNTS = (
     "contaminated",
     "dtype",
     "vocabulary_size",
+    "largest_id",
     "eod",
     "bos",
     "order",

@@ -16,6 +16,7 @@ from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from megatron_cpt.planning.faults import row_faults
 from megatron_cpt.quality.score import Scored, already
 from megatron_cpt.tokenizer.tokenize import Tokenizer
 
@@ -31,6 +32,8 @@ def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[Sele
     if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):
         rule = f"has another tokenizer than {datasets[0].prefix}."
         raise BadInput(Fault(f"--checkpoint {source}", rule, "Prepare the text with the model's own tokenizer."))
+    model, rows = f"--checkpoint {source}", shape.vocabulary
+    refuse([fault for part in datasets for fault in row_faults(str(part.prefix), part.manifest, model, rows)])
     how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.max_positions}
     already(datasets, name, how, words.overwrite)
     if words.nproc > 1 and "WORLD_SIZE" not in os.environ:
@@ -40,8 +43,8 @@ def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[Sele
     try:
         groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         loaded = load_model(source, shape, words.precision)
-        model = ScoringModel(loaded, words.micro_batch_size, shape.max_positions, tokenizer.vocabulary_size)
-        done = score_documents(model, datasets, name, how, words.overwrite)
+        scorer = ScoringModel(loaded, words.micro_batch_size, shape.max_positions, tokenizer.vocabulary_size)
+        done = score_documents(scorer, datasets, name, how, words.overwrite)
         return done if groups.rank() == 0 else []
     finally:
         groups.leave_world()

@@ -103,6 +103,7 @@ def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
         tokens=writer.token_count,
         bytes=summed("bytes"),
         dtype=writer.dtype.name,
+        largest_id=writer.largest_id,
         data_sha256=writer.data_sha256,
         index_sha256=writer.index_sha256,
         tool_version=tool_version(),

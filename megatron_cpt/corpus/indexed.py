@@ -42,6 +42,8 @@ DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 LONGEST_SEQUENCE = 2**31 - 1
 SMALL_VOCABULARY = 65_500
 """Megatron's rule: ids of a smaller vocabulary are uint16, of any other int32."""
+CHUNK_TOKENS = 1 << 24
+"""Tokens that are looked at together where all are read."""
 CHUNK = 1 << 20
 """Entries of an index that are looked at together: bounds the memory of checks."""
 LARGE_PORTION = 256 << 10
@@ -134,6 +136,14 @@ class IndexedDataset:
         if self.token_count == 0:
             return np.empty(0, self.dtype)
         return _mapped(bin_path(self.prefix)).view(self.dtype)[: self.token_count]
+
+    def largest_id(self) -> int | None:
+        """The largest id of all, by reading every token; None where there is no token."""
+        if self.token_count == 0:
+            return None
+        tokens = _mapped(bin_path(self.prefix)).view(self.dtype)  # the map goes with this call
+        starts = range(0, self.token_count, CHUNK_TOKENS)
+        return max(int(tokens[start : start + CHUNK_TOKENS].max()) for start in starts)
 
     def document(self, number: int) -> npt.NDArray[Any]:
         """The ids of one document, counted from 0."""
@@ -253,6 +263,8 @@ class IndexedWriter:
         if vocabulary_size is not None:
             self.limit = min(self.limit, vocabulary_size)
         self.token_count = 0
+        self.largest_id: int | None = None
+        """The largest id written so far."""
         self.documents = 0
         """Documents written so far."""
         self.data_sha256 = ""
@@ -332,6 +344,7 @@ class IndexedWriter:
                     "Use the tokenizer that the dataset was declared with.",
                 )
             )
+        self.largest_id = high if self.largest_id is None else max(high, self.largest_id)
 
     def _write_index(self, file: BinaryIO) -> None:
         digest = hashlib.sha256()

@@ -44,6 +44,8 @@ class Manifest:
     """numpy name of the ids on disk: uint16, int32."""
     vocabulary_size: int | None = None
     """One more than the largest id of the tokenizer."""
+    largest_id: int | None = None
+    """The largest id in the data; None also where there is no token."""
     tokenizer: str | None = None
     """Tokenizer identity: hash of what determines ids (tokenize.py)."""
     tokenizer_folder: str | None = None
@@ -126,6 +128,7 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
         dtype=dataset.dtype.name,
         data_sha256=file_sha256(bin_path(dataset.prefix)),
         index_sha256=dataset.index_sha256,
+        largest_id=dataset.largest_id(),
     )
     try:
         write_manifest(dataset.prefix, manifest)

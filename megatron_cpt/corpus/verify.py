@@ -5,11 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_cpt.config.errors import IntegrityFault
-from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
+from megatron_cpt.corpus.indexed import CHUNK_TOKENS, IndexedDataset, bin_path
 from megatron_cpt.corpus.manifest import Manifest, file_sha256, load_manifest
-
-CHUNK = 1 << 24
-"""Tokens looked at together."""
 
 
 def verify_dataset(prefix: str | Path) -> Manifest:
@@ -31,8 +28,8 @@ def verify_dataset(prefix: str | Path) -> Manifest:
 
 def _check_ids(dataset: IndexedDataset, manifest: Manifest) -> None:
     limit = manifest.vocabulary_size
-    for first in range(0, dataset.token_count, CHUNK):
-        chunk = dataset.tokens[first : first + CHUNK]
+    for first in range(0, dataset.token_count, CHUNK_TOKENS):
+        chunk = dataset.tokens[first : first + CHUNK_TOKENS]
         wrong = (chunk < 0) if limit is None else (chunk < 0) | (chunk >= limit)
         if wrong.any():
             place = int(np.argmax(wrong))

@@ -12,6 +12,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.faults import config_faults
 from megatron_cpt.config.phase_starts import phase_steps
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
+from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
@@ -146,17 +147,28 @@ def tokenizer_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
                     "belongs to it.",
                 )
             )
-        if inputs.shape and (manifest.vocabulary_size or 0) > inputs.shape.vocabulary:
-            faults.append(
-                Fault(
-                    f"{name}: ids up to {(manifest.vocabulary_size or 0) - 1}",
-                    f"the vocabulary of model.hf = {config.model.hf} has {inputs.shape.vocabulary} entries, "
-                    "too small for them.",
-                    "Prepare the dataset with the model's own tokenizer, or give the model an embedding of "
-                    f"at least {manifest.vocabulary_size} rows.",
-                )
-            )
+        if inputs.shape is not None:
+            faults += row_faults(name, manifest, f"model.hf = {config.model.hf}", inputs.shape.vocabulary)
     return faults
+
+
+def row_faults(name: str, manifest: Manifest, model: str, rows: int) -> list[Fault]:
+    """A dataset with ids that a model of so many embedding rows has none for.
+
+    The ids that are in it decide: the tokenizers of some models have control tokens beyond the embedding. Where they
+    are not known, the tokenizer's size does.
+    """
+    counted = manifest.largest_id is not None
+    largest = manifest.largest_id if manifest.largest_id is not None else (manifest.vocabulary_size or 0) - 1
+    if largest < rows:
+        return []
+    remedy = (
+        "Prepare the dataset with the model's own tokenizer. If it was, leave out the text that holds such tokens, or "
+        "give the model rows for them: `megatron-cpt convert extend HF_DIR OUTPUT --tokenizer HF_DIR`."
+    )
+    if not counted:
+        remedy = "Prepare the dataset again: its manifest does not say which ids are in it. " + remedy
+    return [Fault(f"{name}: ids up to {largest}", f"{model} has {rows} embedding rows, too few for them.", remedy)]
 
 
 def validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) -> list[Fault]:

@@ -233,6 +233,7 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         tokens=writer.token_count,
         bytes=part.bytes,
         dtype=writer.dtype.name,
+        largest_id=writer.largest_id,
         vocabulary_size=job.vocabulary_size,
         tokenizer=job.tokenizer,
         tokenizer_folder=job.tokenizer_folder,

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.planning.small_run import faults_of, settings, write_dataset, write_model
+from megatron_cpt.corpus.indexed import IndexedWriter
+from megatron_cpt.corpus.manifest import Manifest, write_manifest
+from tests.planning.small_run import VOCABULARY, faults_of, settings, write_dataset, write_model
 
 
 @pytest.fixture
@@ -80,8 +83,25 @@ def test_ids_that_the_model_has_no_row_for(sections: dict[str, Any]) -> None:
     change_shape(sections, vocab_size=60)
     found = faults_of(sections)
     assert len(found) == 4
-    assert found[0].startswith("data.sources.law: ids up to 63: the vocabulary of model.hf = ")
-    assert "has 60 entries, too small for them." in found[0]
+    assert found[0].startswith("data.sources.law: ids up to 63: model.hf = ")
+    assert "has 60 embedding rows, too few for them. Prepare the dataset again: its manifest does not say" in found[0]
+
+
+def test_the_ids_in_the_data_decide_not_those_of_the_tokenizer(sections: dict[str, Any], tmp_path: Path) -> None:
+    change_shape(sections, vocab_size=60)
+    for step, prefix in enumerate(("law", "web", "law.validation", "web.validation"), start=1):
+        with IndexedWriter(tmp_path / prefix, "uint16") as writer:
+            writer.add(step * np.arange(2000) % (60 if prefix != "web" else 62))
+        known = {"vocabulary_size": VOCABULARY, "largest_id": writer.largest_id}
+        hashes = {"data_sha256": writer.data_sha256, "index_sha256": writer.index_sha256}
+        write_manifest(tmp_path / prefix, Manifest(documents=1, tokens=2000, dtype="uint16", **known, **hashes))
+    sections["training"]["tokens"] = "4 steps"
+    [fault] = faults_of(sections)
+    assert fault.startswith("data.sources.web: ids up to 60: model.hf = ")
+    # One that was made elsewhere is described at its first use, and its ids are counted.
+    (tmp_path / "web.manifest.json").unlink()
+    [fault] = faults_of(sections)
+    assert fault.startswith("data.sources.web: ids up to 60: model.hf = ")
 
 
 def test_a_dataset_made_elsewhere_is_accepted(sections: dict[str, Any], tmp_path: Path) -> None:

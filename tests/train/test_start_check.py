@@ -6,13 +6,14 @@ import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from megatron_cpt.checkpoint import hf_weights, reference
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, NumericsFault
 from tests.ranks import Ranks
-from tests.train.runs import LAYOUTS, train
-from tests.workshop import Workshop, write_model, write_tokenizer_of
+from tests.train.runs import LAYOUTS, refusal, train
+from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer_of
 
 ONE_STEP = (
     "training.tokens=1 steps",
@@ -110,3 +111,32 @@ def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> 
         assert main(["convert", "record", str(path), str(recorded), *ONE_STEP]) == 0
         prints.append(orjson.loads(recorded.read_bytes())["model"])
     assert prints[0] != prints[1]
+
+
+def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """As Gemma 3 1B and CodeLlama 34B are published."""
+    folder, text = tmp_path / "hf", tmp_path / "text.jsonl"
+    write_model(folder)
+    write_tokenizer_of(workshop, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<image>"])
+    assert tokenizer.token_to_id("<image>") == VOCABULARY
+    tokenizer.save(str(folder / "tokenizer.json"))
+    lines = [{"text": f"the river ran over {number} stones <image>"} for number in range(200)]
+    text.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    prepare = ["prepare", str(text), "--tokenizer", str(folder), "--workers", "1", "--output"]
+    assert main([*prepare, str(tmp_path / "plain")]) == 0
+    assert main([*prepare, str(tmp_path / "parsed"), "--parse-special"]) == 0
+
+    def config(dataset: str, hf: Path) -> Path:
+        sources = {"sources": {"domain": {"paths": [str(tmp_path / dataset)]}}, "replay_ratio": None}
+        return workshop.write_config(tmp_path / f"{dataset}-{hf.name}", data=sources, model={"hf": str(hf)})
+
+    one_rank.call(train, path=config("plain", folder), overrides=ONE_STEP)
+    (said,) = one_rank.call(refusal, path=config("parsed", folder), overrides=ONE_STEP)
+    assert f"data.sources.domain: ids up to {VOCABULARY}: model.hf = {folder} has {VOCABULARY} embedding rows" in said
+    # The remedy of the message.
+    assert main(["convert", "extend", str(folder), str(tmp_path / "more"), "--tokenizer", str(folder)]) == 0
+    one_rank.call(train, path=config("parsed", tmp_path / "more"), overrides=ONE_STEP)

@@ -20,6 +20,9 @@ from megatron_cpt.preparation.job import (
 from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
 from megatron_cpt.tasks.evaluation_text import evaluation_sets
 
+MOST_PERCENT = 100
+"""`--holdout 5` has no unit, and nobody holds out five tokens."""
+
 
 def main(arguments: list[str]) -> int:
     words = _parser().parse_args(arguments)
@@ -168,6 +171,9 @@ def _holdout(text: str) -> tuple[float, int | None]:
         tokens = 0 if text.endswith("%") else parse_count(text)
     except ValueError:
         tokens = 0
+    if 1 <= tokens <= MOST_PERCENT and text.isdecimal():
+        rule = "may be meant as a percentage or as a number of tokens."
+        raise BadInput(Fault(f"--holdout {text}", rule, f"Write {text}%, or the tokens that are to be held out: 2M."))
     return (0.0, tokens) if tokens >= 1 else (_share("--holdout", text), None)
 
 

@@ -4,6 +4,7 @@ What a config alone can get wrong is in config/faults.py; here it meets the mode
 blend. `plan` and `train` refuse the same things in the same words.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from math import gcd
 
@@ -18,6 +19,7 @@ from megatron_cpt.families.shape import ModelShape
 from megatron_cpt.mixture.plan import BlendPlan, plan_blend
 from megatron_cpt.mixture.shares import source_of
 from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.planning.disk_space import folder_faults
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.shared_text import shared_faults
@@ -49,6 +51,8 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
         faults += frozen_faults(config, inputs.shape)
         faults += rate_faults(config, inputs.shape)
     faults += start_faults(config, inputs.shape)
+    faults += folder_faults(config)
+    faults += watch_faults(config)
     faults += tokenizer_faults(config, inputs)
     faults += label_faults(config, inputs)
     faults += validation_faults(config, inputs.validation_sets)
@@ -182,6 +186,15 @@ def validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) -> 
             rule = f"a validation set is at least one sequence of {length} tokens and the label of the last."
             faults.append(Fault(f"validation.sets.{name}: {found}", rule, remedy))
     return faults
+
+
+def watch_faults(config: RunConfig) -> list[Fault]:
+    """Weights & Biases where it is asked for and not installed."""
+    found = importlib.util.find_spec("wandb")
+    # A folder wandb/, which its runs leave, is found as a package without an origin.
+    if config.run.wandb is None or (found is not None and found.origin is not None):
+        return []
+    return [Fault("run.wandb", "the package wandb is not installed.", "Run `pip install wandb`, or take it out.")]
 
 
 def label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:

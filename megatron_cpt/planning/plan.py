@@ -17,6 +17,7 @@ from megatron_cpt.families.size import (
 )
 from megatron_cpt.mixture.plan import BlendPlan
 from megatron_cpt.planning.contamination import SourceOverlap, overlap_warnings, source_overlaps
+from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.faults import checked_blend
 from megatron_cpt.planning.inputs import RunInputs, open_inputs
@@ -76,6 +77,8 @@ class RunPlan:
     """One for each validation set, each file of tasks and each entry of harness tasks."""
     model: ModelSize
     """Size and cost of the model."""
+    disk: DiskEstimate
+    """Room that its checkpoints and exports take."""
     overlaps: tuple[SourceOverlap, ...]
     """Every source against every task and validation set."""
     warnings: tuple[str, ...]
@@ -137,6 +140,7 @@ class RunPlan:
                 "fingerprint": self.blend.fingerprint(self.blend.total_sequences),
             },
             "evaluations": [asdict(one) | {"compute_share": one.compute_share} for one in self.evaluations],
+            "disk": asdict(self.disk),
             "contamination": [asdict(one) for one in self.overlaps],
             "model": asdict(self.model) | {"memory_per_rank": self.model.memory.total},
             "warnings": list(self.warnings),
@@ -179,6 +183,7 @@ class RunPlan:
             *self._positions(),
             f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
             f"Memory   {size(memory.total)} on {ranks} ({shares})",
+            f"Disk     {size(self.disk.total)} at most: {self.disk.words}",
         ]
 
     def _counting(self) -> list[str]:
@@ -243,6 +248,8 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     start, resume = start_state(config), resume_state(config)
     evaluations = plan_evaluations(config, inputs, config.total_steps, start.step)
     overlaps = source_overlaps(config, inputs)
+    model = measure(config, inputs.shape, world_size, config.total_steps, start.step)
+    disk = disk_estimate(config, model.parameters, start.step)
     return RunPlan(
         config=config,
         inputs=inputs,
@@ -255,11 +262,13 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
         sequence_length=config.data.sequence_length,
         blend=blend,
         evaluations=evaluations,
-        model=measure(config, inputs.shape, world_size, config.total_steps, start.step),
+        model=model,
+        disk=disk,
         overlaps=overlaps,
         warnings=(
             *warnings,
             *rate_warnings(config, start),
+            *disk_warnings(config, disk),
             *overlap_warnings(overlaps),
             *overhead_warnings(config, evaluations),
         ),

@@ -7,6 +7,8 @@ from megatron_cpt.config.schedule import decay_tokens
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.start_state import StartState, start_state
 
+HIGH_RATE = 0.02
+"""Peak rates above this are named: pretraining of the smallest models takes less."""
 SAME = 1e-6
 """Rates that differ by less than this share of the larger one are the same."""
 
@@ -52,7 +54,12 @@ def rate_lines(config: RunConfig, start: StartState, resume: StartState | None) 
 
 
 def rate_warnings(config: RunConfig, start: StartState) -> Iterator[str]:
-    """A schedule that is to go on from the parent's and does not have its rate there."""
+    """A peak that few models bear; a schedule that is to go on from the parent's and does not have its rate there."""
+    if config.schedule.peak > HIGH_RATE:
+        yield (
+            f"schedule.peak = {shown(config.schedule.peak)} is far above what continual pretraining takes (1e-5 to "
+            "1e-3): most models lose what they knew at it."
+        )
     if config.start.schedule != "kept" or not differs(start.rate_before, now := rate_there(config, start)):
         return
     yield (

@@ -11,8 +11,11 @@ from megatron_cpt.families.shape import ModelShape, read_shape
 from megatron_cpt.planning.rates import decay_faults
 from megatron_cpt.planning.start_state import newest_checkpoint, position_of
 
-# What two folders of one model may say differently.
+LARGEST_RATE = 1.0
+"""Peak learning rates above this are mistakes."""
+
 NOT_THE_MODEL = ("max_positions", "rope_base", "rope_scaling")
+"""What two folders of one model may say differently."""
 
 
 def start_faults(config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:
@@ -92,6 +95,11 @@ def batch_faults(config: RunConfig, shown: str, step: int, sequences: int) -> It
 def rate_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
     """Rates and exemptions of parts that the model does not have."""
     optimizer = config.optimizer
+    if config.schedule.peak > LARGEST_RATE:
+        rule = (
+            f"AdamW moves every weight by about the learning rate at each step: above {LARGEST_RATE:g} nothing is left."
+        )
+        yield Fault(f"schedule.peak = {config.schedule.peak:g}", rule, "Continual pretraining takes 1e-5 to 1e-3.")
     for number, group in enumerate(optimizer.rates.layers):
         if group.last >= shape.layers:
             rule = f"the model's layers are 0 to {shape.layers - 1}."

@@ -29,6 +29,7 @@ def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tup
         *repeated_warnings(config, blend),
         *shared_warnings(config, inputs),
         *evaluation_warnings(config),
+        *budget_warnings(config, inputs),
         *folder_warnings(config),
         *origin_warnings(inputs),
     )
@@ -136,6 +137,17 @@ def evaluation_warnings(config: RunConfig) -> Iterator[str]:
             f"no dense early marks for {', '.join(sparse)}: the stability gap is deepest in the first steps and may "
             "fall between marks (marks.log: 8 per decade to 1000 steps)."
         )
+
+
+def budget_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
+    """Validation sets that hold less than their budget."""
+    for name, stream in inputs.validation_sets.items():
+        budget = config.validation.sets[name].tokens
+        if budget is not None and stream.tokens < budget:
+            yield (
+                f"validation set {name} has {quantity(stream.tokens)} of the {quantity(budget)} tokens of its budget: "
+                "all of it is read at each mark. Hold more out (`megatron-cpt prepare --holdout`) if it is too little."
+            )
 
 
 def folder_warnings(config: RunConfig) -> Iterator[str]:

@@ -97,6 +97,7 @@ def test_a_progress_bar_shows_bytes_and_documents(words: list[str], capsys: pyte
     ("change", "message"),
     [
         (["--holdout", "120%"], "--holdout 120%: is not a share."),
+        (["--holdout", "5"], "--holdout 5: may be meant as a percentage or as a number of tokens. Write 5%"),
         (["--eod", "<eod>"], "--eod <eod>: is no token"),
         (["--bos", "always"], "--bos always: needs a bos_token"),
         (["--text-key", "text"], "were rejected"),

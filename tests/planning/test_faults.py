@@ -199,3 +199,14 @@ def test_tasks_that_cannot_be_asked(sections: dict[str, Any], tmp_path: Path) ->
         "tasks.groups.s1_medical", "tasks.groups.none is empty", "tasks.groups.mine", "tasks.groups.mine",
     ]  # fmt: skip
     assert "mmlu_medical_genetics, medqa, pubmedqa, medmcqa: no multiple-choice task" in found[0]
+
+
+def test_a_rate_that_is_no_rate_and_a_missing_library_are_refused(
+    sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # where nothing is installed, and an earlier run has left wandb/
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "wandb").mkdir()
+    sections["schedule"]["peak"] = 1e5
+    sections["run"]["wandb"] = {"project": "x"}
+    assert {fault.partition(":")[0] for fault in faults_of(sections)} == {"schedule.peak = 100000", "run.wandb"}

@@ -256,3 +256,13 @@ def test_a_source_whose_share_is_less_than_a_sequence_is_named(tmp_path: Path) -
     (said,) = [line for line in make_plan(config_from_dict(sections)).warnings if "gives no sequence" in line]
     assert said.startswith("source tiny has a share of 0.01 % and gives no sequence: 0.06 of a sequence")
     assert "gives no sequence" not in str(make_plan(config_from_dict(settings(tmp_path / "other"))).warnings)
+
+
+def test_a_budget_that_a_validation_set_does_not_hold_and_a_high_rate_are_named(sections: dict[str, Any]) -> None:
+    before = plan_of(sections).warnings
+    sections["validation"]["sets"]["law"]["tokens"] = 10**6
+    sections["schedule"]["peak"] = 0.1
+    new = [line for line in plan_of(sections).warnings if line not in before]
+    assert len(new) == 2
+    assert any(line.startswith("validation set law has ") and "1.00M tokens of its budget" in line for line in new)
+    assert any(line.startswith("schedule.peak = 0.1 is far above") for line in new)

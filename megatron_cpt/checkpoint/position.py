@@ -80,6 +80,8 @@ class Position:
     """Steps done when the run began: more than 0 where it went on counting another run's."""
     schedule_shift: int = 0
     """Tokens by which the schedule is ahead of the run's own count: more than 0 where it goes on from another run."""
+    measures: dict[str, str] | None = None
+    """Identity of every validation set and task, by its name in messages. None: an older checkpoint."""
 
 
 def layout_faults(checkpoint: Path, position: Position, now: Layout) -> list[Fault]:

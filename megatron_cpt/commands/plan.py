@@ -6,6 +6,7 @@ import orjson
 
 from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.planning.resume_changes import resume_changes
 
 
 def main(arguments: list[str]) -> int:
@@ -20,5 +21,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print what the run folder's plan.json will hold")
     options = parser.parse_intermixed_args(arguments)
     plan = make_plan(load_config(options.config, options.overrides), options.nproc)
+    changed = resume_changes(plan.config).lines()
     print(orjson.dumps(plan.to_dict(), option=orjson.OPT_INDENT_2).decode() if options.json else plan.table())
+    if changed and not options.json:
+        print("\n".join(["", "Changes", *(f"  - {line}" for line in changed)]))
     return 0

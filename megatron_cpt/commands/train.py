@@ -12,8 +12,8 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import dump_config, load_config
-from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.plan import RunPlan, make_plan
+from megatron_cpt.planning.resume_changes import resume_changes
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import (
     STOP_SIGNALS,
@@ -47,10 +47,12 @@ def main(arguments: list[str]) -> int:
         pass
     try:
         plan = make_plan(config, words.nproc)
+        resume_changes(plan.config)
     except BadInput as error:
-        write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error)))
+        last = read_status(folder.status) or Status("failed")
+        write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error), last.step, last.tokens))
         raise
-    if is_done(config, plan, folder):
+    if is_done(plan, folder):
         print(f"{folder.path}: done before, with this configuration and these data")
         return ExitCode.DONE
     folder.status.unlink(missing_ok=True)
@@ -111,14 +113,14 @@ def tell_ranks(program: subprocess.Popen[bytes], processes: int, number: int) ->
         program.kill()
 
 
-def is_done(config: RunConfig, plan: RunPlan, folder: RunFolder) -> bool:
+def is_done(plan: RunPlan, folder: RunFolder) -> bool:
     """Whether the run folder holds the finished run of this very configuration, on the same data."""
     status = read_status(folder.status)
     try:
         before = folder.config.read_text(), orjson.loads(folder.plan.read_bytes())["blend"]["fingerprint"]
     except (OSError, ValueError, KeyError):
         return False
-    now = dump_config(config), plan.blend.fingerprint(plan.blend.total_sequences)
+    now = dump_config(plan.config), plan.blend.fingerprint(plan.blend.total_sequences)
     return status is not None and status.state == "done" and before == now
 
 

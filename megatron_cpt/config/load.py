@@ -43,7 +43,7 @@ def config_from_dict(settings: Mapping[str, Any]) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """YAML from which `load_config` reads an equal configuration, every default spelled out."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=110)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _adapter() -> TypeAdapter[RunConfig]:
     return TypeAdapter(RunConfig)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Sections as mappings and durations as users type them."""
     match value:
         case Duration(unit="tokens"):
@@ -156,10 +156,10 @@ def _plain(value: Any) -> Any:
         case Duration():
             return str(value)
         case dict():
-            return {name: _plain(item) for name, item in value.items()}
+            return {name: plain(item) for name, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case _ if dataclasses.is_dataclass(value):
-            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
             return value

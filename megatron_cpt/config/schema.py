@@ -60,6 +60,9 @@ class RunSettings:
     """FLOP/s of one rank's device at its best, for MFU. None: the dense bf16 peak of a GPU that is known."""
     wandb: WandbSettings | None = None
     """Weights & Biases. None: not used."""
+    allow_loss_changes: bool = False
+    """Go on from a checkpoint although `data.attention`, the labels that count or a validation set or task is no longer
+    what it was: losses before and after are not comparable. The report keeps the baseline and shows the break."""
 
 
 @dataclass(frozen=True, kw_only=True)

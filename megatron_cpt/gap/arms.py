@@ -150,6 +150,8 @@ def _missing(curves: Sequence[tuple[LossCurve, GapFigures]], members: int) -> st
     for _, figures in curves:
         if figures.missing is not None:
             return figures.missing
+        if figures.changed_tokens is not None:
+            return "changed during a run"
     if len({tuple(curve.tokens.tolist()) for curve, _ in curves}) > 1:
         return "not evaluated at the same marks in every run (some may still go on)"
     return None

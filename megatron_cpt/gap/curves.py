@@ -1,7 +1,8 @@
 """Loss curves from the validation and task records of a run.
 
 A curve is one validation set at its marks. Marks are comparable only on the same sequences, so where
-a set was changed during a run (another identity), the curve is that of the latest sequences alone.
+a set was changed during a run (another identity), the marks after are a curve of their own (`later`), and
+all figures are of the sequences that it began with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ class LossCurve:
     """int64 [sequences]: scored tokens of each sequence, the same at every mark."""
     unit: str = NATS
     """Of the losses: NATS or WRONG."""
+    later: "LossCurve | None" = None
+    """The marks on other sequences, or with other labels, since the set was changed. None: it was not."""
 
     @property
     def has_baseline(self) -> bool:
@@ -80,24 +83,27 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     return sorted(curves, key=lambda curve: curve.role == "domain")
 
 
-def _curve(name: str, records: Sequence[Mapping[str, Any]]) -> LossCurve:
-    latest = records[-1]
-    same = {record["step"]: record for record in records if record["identity"] == latest["identity"]}
+def _curve(name: str, records: Sequence[Mapping[str, Any]], beginning: Mapping[str, Any] | None = None) -> LossCurve:
+    """The curve of a set's records; `beginning`: the mark that steps and tokens count from, None: the baseline."""
+    first, latest = records[0], records[-1]
+    same = {record["step"]: record for record in records if record["identity"] == first["identity"]}
+    others = [record for record in records if record["identity"] != first["identity"]]
     marks = [same[step] for step in sorted(same)]
     losses = [np.nan if mark["loss"] is None else mark["loss"] for mark in marks]
     sequence_nats, sequence_tokens = _sequences(name, marks)
     # A run that goes on counting another's steps (`start.data: kept`) says which mark was before its first update.
-    first = next((mark for mark in marks if mark.get("baseline")), {"step": 0, "tokens": 0})
+    start = beginning or next((mark for mark in marks if mark.get("baseline")), {"step": 0, "tokens": 0})
     return LossCurve(
         name=name,
         role=latest["role"],
-        identity=latest["identity"],
-        steps=np.array([mark["step"] - first["step"] for mark in marks], dtype=np.int64),
-        tokens=np.array([mark["tokens"] - first["tokens"] for mark in marks], dtype=np.int64),
+        identity=first["identity"],
+        steps=np.array([mark["step"] - start["step"] for mark in marks], dtype=np.int64),
+        tokens=np.array([mark["tokens"] - start["tokens"] for mark in marks], dtype=np.int64),
         losses=np.array(losses, dtype=np.float64),
         unit=WRONG if str(latest.get("metric", "")).endswith("accuracy") else NATS,
         sequence_nats=sequence_nats,
         sequence_tokens=sequence_tokens,
+        later=_curve(name, others, start) if others else None,
     )
 
 

@@ -75,6 +75,8 @@ class GapFigures:
     """Family-wise p value of a rise at any mark (significance.py); None without losses per sequence."""
     significant: bool | None = None
     """p_value <= 5 %; None where it cannot be tested."""
+    changed_tokens: int | None = None
+    """Tokens at the first mark on other sequences or labels, which all these figures leave out. None: there is none."""
 
 
 def rises(curve: LossCurve) -> np.ndarray:
@@ -97,8 +99,9 @@ def bands(standard_errors: np.ndarray) -> np.ndarray:
 def gap_figures(curve: LossCurve) -> GapFigures:
     """All gap figures of a curve."""
     missing = _missing(curve)
+    changed = None if curve.later is None else int(curve.later.tokens[0])
     if missing is not None:
-        return GapFigures(missing=missing, marks=len(curve.steps))
+        return GapFigures(missing=missing, marks=len(curve.steps), changed_tokens=changed)
     rise, errors = rises(curve), rise_standard_errors(curve)
     peak = int(np.argmax(rise))
     depth, final = float(rise[peak]), float(rise[-1])
@@ -125,6 +128,7 @@ def gap_figures(curve: LossCurve) -> GapFigures:
         area=float(np.trapezoid(np.maximum(rise, 0), curve.tokens)),
         p_value=p_value,
         significant=None if p_value is None else p_value <= FAMILY_WISE_LEVEL,
+        changed_tokens=changed,
     )
 
 

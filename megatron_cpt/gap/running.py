@@ -18,11 +18,15 @@ class RunningGap:
         self._marks: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The figures of the record's set up to it, by name; none without a baseline, or where a loss is not finite."""
+        """The figures of the record's set up to it, by name.
+
+        None without a baseline on its sequences, or where a loss is not finite.
+        """
         marks = self._marks.setdefault(record["set"], [])
         marks.append({name: record[name] for name in KEPT} | {"baseline": record.get("baseline")})
         (curve,) = loss_curves(marks)
-        if not curve.has_baseline or len(curve.steps) < 2 or not np.isfinite(curve.losses).all():
+        compared = curve.has_baseline and curve.identity == record["identity"]
+        if not compared or len(curve.steps) < 2 or not np.isfinite(curve.losses).all():
             return {}
         rise = rises(curve)
         depth, final = float(rise.max()), float(rise[-1])

@@ -1,7 +1,7 @@
 """What gap figures say: gap.json for programs, one line a run for people."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from megatron_cpt.gap.arms import Arm
@@ -91,6 +91,9 @@ def summary_line(run: str, sets: Mapping[str, tuple[str, GapFigures]]) -> str:
 def _set_summary(name: str, role: str, figures: GapFigures) -> str:
     if figures.depth is None or figures.improvement is None or figures.transient is None:
         return f"{name} {figures.missing}"
+    if figures.changed_tokens is not None:
+        alike = replace(figures, changed_tokens=None)
+        return f"{_set_summary(name, role, alike)} ({changed_words(figures.changed_tokens)})"
     if role == "domain":
         verb = "gained" if figures.improvement >= 0 else "lost"
         return f"{name} {verb} {abs(figures.improvement):.3f} nats"
@@ -117,6 +120,11 @@ def first_rise_words(figures: GapFigures) -> str:
         return ""
     back = short_count(figures.first_rise_recovery_tokens)
     return f"; a first rise of {figures.first_rise:.3f} nats was back at {back} tokens"
+
+
+def changed_words(tokens: int) -> str:
+    """That a set was changed: `other sequences or labels from 1.2M tokens on, which are not in these figures`."""
+    return f"other sequences or labels from {short_count(tokens)} tokens on, which are not in these figures"
 
 
 def recovery_words(figures: GapFigures) -> str:

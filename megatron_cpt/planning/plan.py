@@ -24,6 +24,7 @@ from megatron_cpt.planning.inputs import RunInputs, open_inputs
 from megatron_cpt.planning.phase_table import phase_lines
 from megatron_cpt.planning.picture import picture_lines
 from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
+from megatron_cpt.planning.start_faults import start_faults
 from megatron_cpt.planning.start_state import StartState, resume_state, start_state
 from megatron_cpt.planning.text import columns, percent, quantity, size
 from megatron_cpt.planning.warnings import plan_warnings
@@ -279,13 +280,13 @@ def to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
     """A run that an exhausted source ends, configured for just the tokens until there.
 
     So its learning rate comes to its end and its last marks are reached. Raises BadInput where the schedule does not
-    fit into what is left.
+    fit into what is left, or the checkpoint that it counts on from is beyond that.
     """
     if blend.total_sequences == config.batches.total(config.total_steps):
         return config
     tokens = Duration(blend.total_sequences * config.data.sequence_length)
     shortened = replace(config, training=replace(config.training, tokens=tokens))
-    refuse([*schedule_faults(shortened)])
+    refuse([*schedule_faults(shortened), *start_faults(shortened, None)])
     return shortened
 
 

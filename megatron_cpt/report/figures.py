@@ -111,9 +111,20 @@ def _draw_losses(axes: Axes, curves: Sequence[RunCurve]) -> None:
                 tokens, losses, item.gap.baseline, where=(losses > item.gap.baseline).tolist(),
                 interpolate=True, color=item.colour, alpha=0.13, linewidth=0,
             )  # fmt: skip
+        _draw_later(axes, item)
     axes.margins(x=0.03, y=0.12)
     for item in curves:
         _mark_gap(axes, item)
+
+
+def _draw_later(axes: Axes, item: RunCurve) -> None:
+    """The losses since the set was changed, joined to none before them, behind a line where they begin."""
+    later = item.curve.later
+    while later is not None:
+        axes.axvline(float(later.tokens[0]), color=item.colour, linewidth=1.1, linestyle=":", zorder=2)
+        axes.plot(later.tokens, later.losses, color=item.colour, linestyle=":", linewidth=1.4, marker="o",
+                  markersize=3, zorder=3)  # fmt: skip
+        later = later.later
 
 
 def _draw_baselines(axes: Axes, curves: Sequence[RunCurve]) -> None:

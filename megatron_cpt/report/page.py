@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from megatron_cpt.gap.figures import GapFigures, Recovery
-from megatron_cpt.gap.summary import first_rise_words, is_better, recovery_words, short_count
+from megatron_cpt.gap.summary import changed_words, first_rise_words, is_better, recovery_words, short_count
 from megatron_cpt.report.comparison import Comparison, compare
 from megatron_cpt.report.comparison_tables import arm_table, difference_table, split_table
 from megatron_cpt.report.contamination import contamination_section
@@ -110,6 +110,8 @@ def _card_set(role: str, name: str, gap: GapFigures) -> str:
             f'<span class="figure-number">{end}</span> at the end; {gap.transient:.3f} of the rise transient, '
             f"{recovery_words(gap)}{first_rise_words(gap)}"
         )
+    if gap.changed_tokens is not None:
+        words += f'; <span class="missing">{changed_words(gap.changed_tokens)}</span>'
     return f"<div><dt>{escape(set_title(role, name))}</dt><dd>{words}</dd></div>"
 
 
@@ -126,7 +128,8 @@ def _losses(runs: Sequence[ReportedRun], by_set: Sets) -> str:
     return section(
         "Validation loss",
         "The dashed line is the loss before the first update; the shaded area above it is the gap. "
-        "A ring marks the largest rise, a dot the point from which the loss was back.",
+        "A ring marks the largest rise, a dot the point from which the loss was back. A dotted line across, and "
+        "dots after it, are where a set was changed: losses of other sequences or labels.",
         _different_sequences(by_set) + gap_legend([run.name for run in runs]) + panels(figures),
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_cpt.gap.figures import GapFigures, Recovery
 from megatron_cpt.gap.significance import FLIPS
-from megatron_cpt.gap.summary import short_count
+from megatron_cpt.gap.summary import changed_words, short_count
 from megatron_cpt.report.elements import MISSING
 from megatron_cpt.report.figures import RunCurve, set_title
 from megatron_cpt.report.runs import ReportedRun, TrainingHistory
@@ -67,7 +67,8 @@ def plan_tables(plan: Mapping[str, Any]) -> str:
 
 
 def _gap_row(run: str, gap: GapFigures) -> str:
-    name = f"<td class='words'>{escape(run)}</td>"
+    changed = "" if gap.changed_tokens is None else f"<small>{changed_words(gap.changed_tokens)}</small>"
+    name = f"<td class='words'>{escape(run)}{changed}</td>"
     if gap.missing is not None:
         return f"<tr>{name}<td colspan='{len(GAP_COLUMNS)}' class='words missing'>{escape(gap.missing)}</td></tr>"
     cells = [

@@ -13,8 +13,18 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, from which alone the run can be repeated."""
+        """The resolved configuration of the last start, from which alone the run can be repeated."""
         return self.path / "config.yaml"
+
+    def config_from(self, step: int) -> Path:
+        """The configuration with which the run went on after a step."""
+        return self.path / f"config.step-{step:08}.yaml"
+
+    def configs(self) -> dict[int, Path]:
+        """Those of all starts that changed something, by the steps done before, in their order."""
+        paths = sorted(self.path.glob("config.step-*.yaml"))
+        numbers = [(path.name.removeprefix("config.step-").removesuffix(".yaml"), path) for path in paths]
+        return {int(number): path for number, path in numbers if number.isdigit()}
 
     @property
     def plan(self) -> Path:

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
@@ -19,6 +20,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
 from megatron_cpt.checkpoint.position import complete_checkpoints
+from megatron_cpt.config.errors import refuse
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.labels import label_mask, label_masks
 from megatron_cpt.data.sampler import Slots
@@ -31,6 +33,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.resume_changes import measure_faults
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.tokenizer.tokenize import Tokenizer
@@ -65,6 +68,14 @@ class Run:
     """The weights before the first update, where updates are measured from them."""
     beginning: Beginning
     """Where it stands."""
+    measures: Mapping[str, str]
+    """Identity of every validation set and task, by its name in messages."""
+
+    @property
+    def changed_measures(self) -> list[str]:
+        """Names of the validation sets and tasks that are no longer what they were at the checkpoint."""
+        before = self.beginning.measures or {}
+        return [name for name, identity in self.measures.items() if before.get(name, identity) != identity]
 
     @property
     def first_step(self) -> int:
@@ -132,7 +143,8 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         label_masks=label_masks(config.data, plan.inputs.sources, plan.blend.sources),
         ramp=config.batches.ramp,
     )
-    return Run(
+    sets = open_validation_sets(config, plan.inputs)
+    run = Run(
         config=config,
         plan=plan,
         folder=folder,
@@ -141,12 +153,20 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         model=model,
         optimizer=optimizer,
         data=data,
-        validation_sets=open_validation_sets(config, plan.inputs),
+        validation_sets=sets,
         tasks=plan.inputs.tasks,
         harness=harness,
         start_weights=start_weights,
         beginning=beginning,
+        measures={f"validation.sets.{one.name}": one.identity for one in sets}
+        | {
+            f"task {one.name}": one.identity
+            for opened in (plan.inputs.tasks, harness)
+            for one in chain(*opened.values())
+        },
     )
+    refuse(measure_faults(config, run.changed_measures))
+    return run
 
 
 def dtypes_before_training(config: RunConfig, checkpoints: Sequence[Path]) -> TensorDtypes:

@@ -10,16 +10,14 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.position import read_position
-from megatron_cpt.checkpoint.sharded import load, load_weights
+from megatron_cpt.checkpoint.sharded import load_weights
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import ModelShape
-from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.planning.start_state import schedule_shift
 from megatron_cpt.train.history import History
-from megatron_cpt.train.optimizer import mend_after_load
-from megatron_cpt.train.resume import check_order, check_parts, check_positions, layout, resume
+from megatron_cpt.train.resume import check_order, check_parts, check_positions, load_state, resume
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class Beginning:
     """Tokens by which the schedule is ahead of the run's own count."""
     history: History
     """What the run remembers of its past."""
+    measures: dict[str, str] | None = None
+    """Identities of the validation sets and tasks that it was measured on; None: on none that are known."""
 
 
 def load_start_weights(model: Sequence[GPTModel], shape: ModelShape, config: RunConfig) -> None:
@@ -62,7 +62,9 @@ def begin(
     if checkpoints:
         check_positions(checkpoints[-1], config)
         position = resume(checkpoints[-1], model, optimizer, config, plan)
-        return Beginning(position.step, position.begun_at, position.schedule_shift, History.of(position))
+        return Beginning(
+            position.step, position.begun_at, position.schedule_shift, History.of(position), position.measures
+        )
     start = config.start
     if start.checkpoint is None or {start.optimizer, start.schedule, start.data} == {"fresh", "new"}:
         return Beginning(0, 0, 0, History())
@@ -72,8 +74,7 @@ def begin(
     if start.data == "new":
         if start.optimizer == "kept":
             check_parts(checkpoint, position, config)
-            load(checkpoint, unwrap(model), optimizer, layout(config))
-            mend_after_load(optimizer)
+            load_state(checkpoint, model, optimizer, config)
             seed_everything(config.run.seed + 1)
         return Beginning(0, 0, shift, History())
     if start.optimizer == "kept":

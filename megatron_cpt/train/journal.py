@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from megatron_cpt.evaluate.validate import ValidationLoss, ValidationSet
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.gap.running import RunningGap
 from megatron_cpt.parallel import groups
+from megatron_cpt.planning.resume_changes import ResumeChanges
 from megatron_cpt.runs.log import RunLog, progress_bar, progress_line
 from megatron_cpt.runs.records import RecordWriter, drop_records_after, read_records
 from megatron_cpt.runs.remaining_time import RemainingTime
@@ -122,6 +124,23 @@ class Journal:
             f"MFU = {self._flops_per_token:.4g} FLOPs a token (forward and backward, nothing recomputed) x tokens/s"
             f" / ({groups.world_size()} ranks x {self._peak:.4g} FLOP/s)"
         )
+
+    def changed(self, found: ResumeChanges) -> None:
+        """Records and tells every setting, validation set and task that is another one than before the resume.
+
+        A record is of the first step that it counts for, so that it goes with that step where the step is done again.
+        """
+        if not self._writes:
+            return
+        run = self._run
+        event = {"kind": "event", "step": run.first_step + 1, "tokens": run.config.token_batches.total(run.first_step)}
+        for change in found.changes if run.first_step < run.plan.steps else ():
+            self._records.append(event | {"event": "setting_changed"} | asdict(change))
+        for name in run.changed_measures:
+            self._records.append(event | {"event": "measure_changed", "name": name})
+        other = [f"changed from step {run.first_step + 1} on: {name} is another one" for name in run.changed_measures]
+        for line in [*found.lines(), *other]:
+            self.say(line, shown=True)
 
     def not_updated(self, step: int, rate: float, outcome: StepOutcome, what: str) -> None:
         """Records an event in place of an update that was not made: `skipped` or `stopped`."""

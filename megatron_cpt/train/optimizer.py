@@ -106,12 +106,34 @@ def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
     optimizer.step_with_ready_grads()
 
 
-def mend_after_load(optimizer: MegatronOptimizer) -> None:
-    """Gives every parameter a `step` tensor of its own again."""
-    for part in parts(optimizer):
+GroupSettings = list[list[dict[str, Any]]]
+
+
+def group_settings(optimizer: MegatronOptimizer) -> GroupSettings:
+    """All values of all parameter groups that the config decides: betas, epsilon, factors, switches."""
+    return [
+        [{name: value for name, value in group.items() if name not in ("params", "step")} for group in groups_of(part)]
+        for part in parts(optimizer)
+    ]
+
+
+def mend_after_load(optimizer: MegatronOptimizer, settings: GroupSettings) -> None:
+    """Gives every parameter a `step` tensor of its own again, and the groups what the config says of them.
+
+    Args:
+        settings: the group settings before the load, which put back those of the run that was saved.
+    """
+    for part, of_part in zip(parts(optimizer), settings, strict=True):
+        for group, values in zip(groups_of(part), of_part, strict=True):
+            group.update(values)
         if isinstance(part.optimizer, torch.optim.AdamW):
             for state in part.optimizer.state.values():
                 state["step"] = state["step"].clone()
+
+
+def groups_of(part: Any) -> list[dict[str, Any]]:
+    """The parameter groups of one chained optimizer; none where a rank has nothing of it to train."""
+    return [] if part.optimizer is None else list(part.optimizer.param_groups)
 
 
 def parts(optimizer: MegatronOptimizer) -> list[Any]:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault, refuse
-from megatron_cpt.config.load import dump_config, load_config
+from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.machine import machine_faults
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.allocator import keep_freed_memory
 from megatron_cpt.parallel.collectives import barrier
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.runs.durable import write_durably, write_json
+from megatron_cpt.planning.resume_changes import resume_changes
+from megatron_cpt.runs.durable import write_json
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.lifeline import die_with_parent
 from megatron_cpt.runs.lock import only_job
@@ -34,7 +35,7 @@ from megatron_cpt.train.export import dtype_notes, export_end
 from megatron_cpt.train.journal import Journal
 from megatron_cpt.train.kernels import kernels_of
 from megatron_cpt.train.loop import train
-from megatron_cpt.train.provenance import changed_rate, run_lineage, versions
+from megatron_cpt.train.provenance import changed_rate, keep_config, run_lineage, versions
 from megatron_cpt.train.stop import StopRequest
 
 EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
@@ -75,6 +76,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     """
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
     config = plan.config
+    changes = resume_changes(config)
     refuse(list(machine_faults(config)))
     groups.join_world()
     if groups.device().type == "cpu":
@@ -86,7 +88,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     settled = settle_exports(run)
     kernels = kernels_of(run.model, run.optimizer)
     if groups.rank() == 0:
-        write_durably(folder.config, dump_config(config))
+        keep_config(run, changes)
         write_json(folder.plan, plan.to_dict())
         write_json(folder.versions, versions(kernels))
         write_json(folder.lineage, run_lineage(run, run.first_step))
@@ -104,6 +106,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         for warning in plan.warnings:
             journal.warn(warning)
     journal.introduce()
+    journal.changed(changes)
     if changed := changed_rate(run):
         journal.warn(changed)
     journal.status("running", run.first_step)

@@ -10,8 +10,11 @@ import orjson
 import torch
 
 from megatron_cpt.checkpoint.position import complete_checkpoints
+from megatron_cpt.config.load import dump_config
 from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.planning.resume_changes import ResumeChanges
+from megatron_cpt.runs.durable import write_durably
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.kernels import Kernels
 
@@ -36,6 +39,24 @@ def installed_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def keep_config(run: Run, changes: ResumeChanges) -> None:
+    """Writes the configuration of this start, beside those with which the steps before were made.
+
+    Starts that changed nothing share a file; those whose steps are done again lose theirs, as records do.
+    """
+    folder, first, text = run.folder, run.first_step, dump_config(run.config)
+    kept = folder.configs()
+    if not kept and first > run.beginning.begun_at and folder.config.is_file():
+        # An older version kept the last alone.
+        write_durably(folder.config_from(run.beginning.begun_at), folder.config.read_bytes())
+        kept = folder.configs()
+    for step in [step for step in kept if step >= first]:
+        kept.pop(step).unlink()
+    if not kept or changes.changes or changes.unknown:
+        write_durably(folder.config_from(first), text)
+    write_durably(folder.config, text)
 
 
 def run_lineage(run: Run, step: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Going on from a checkpoint of the same run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.resume_changes import length_faults
 from megatron_cpt.planning.start_faults import batch_faults
-from megatron_cpt.train.optimizer import mend_after_load
+from megatron_cpt.train.optimizer import group_settings, mend_after_load
 
 
 def resume(
@@ -38,13 +39,25 @@ def resume(
     """
     position = read_position(checkpoint)
     refuse([*batch_faults(config, str(checkpoint), position.step, position.sequences)])
+    refuse(length_faults(config, str(checkpoint), position.step))
     check_order(checkpoint, position, plan.blend, config)
     check_parts(checkpoint, position, config)
     # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
     seed_everything(config.run.seed + 1 + position.step)
-    load(checkpoint, unwrap(model), optimizer, layout(config))
-    mend_after_load(optimizer)
+    load_state(checkpoint, model, optimizer, config)
     return position
+
+
+def load_state(
+    checkpoint: Path, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, config: RunConfig
+) -> None:
+    """Loads weights, optimizer and random states; what the config says of the optimizer stays as it says.
+
+    Raises as `resume` does.
+    """
+    settings = group_settings(optimizer)
+    load(checkpoint, unwrap(model), optimizer, layout(config))
+    mend_after_load(optimizer, settings)
 
 
 def check_order(checkpoint: Path, position: Position, blend: BlendPlan, config: RunConfig) -> None:
@@ -59,8 +72,13 @@ def check_order(checkpoint: Path, position: Position, blend: BlendPlan, config: 
                 "a new run in another folder.",
             )
         )
-    if blend.source_sequences(position.sequences) != position.source_sequences:
+    if _read(blend.source_sequences(position.sequences)) != _read(position.source_sequences):
         raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
+
+
+def _read(source_sequences: Mapping[str, int]) -> dict[str, int]:
+    """The counts of the sources that have been read: one that has not may come, or go, at any resume."""
+    return {name: count for name, count in source_sequences.items() if count}
 
 
 def _pinned(position: Position, blend: BlendPlan, config: RunConfig) -> str:

@@ -106,4 +106,5 @@ class Saver:
             parts=trained_parts(config),
             begun_at=run.beginning.begun_at,
             schedule_shift=run.beginning.schedule_shift,
+            measures=dict(run.measures),
         )

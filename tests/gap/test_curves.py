@@ -5,6 +5,7 @@ import pytest
 
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.gap.curves import loss_curves
+from megatron_cpt.gap.figures import gap_figures
 
 
 def record(step: int, name: str = "general", role: str = "replay", **changes) -> dict:
@@ -31,10 +32,13 @@ def test_general_sets_come_first_and_other_records_are_passed_over():
     assert general.has_baseline
 
 
-def test_a_changed_set_keeps_the_latest_sequences_alone_and_so_loses_its_baseline():
-    (curve,) = loss_curves([record(0), record(1), record(2, identity="b"), record(3, identity="b")])
-    assert curve.steps.tolist() == [2, 3]
-    assert not curve.has_baseline
+def test_a_changed_set_keeps_its_baseline_and_the_marks_after_are_a_curve_of_their_own():
+    marks = [record(0), record(1), record(2, identity="b"), record(3, identity="b"), record(4, identity="c"), record(5)]
+    (curve,) = loss_curves(marks)
+    assert curve.steps.tolist() == [0, 1, 5]
+    assert curve.later is not None and curve.later.later is not None
+    assert (curve.later.steps.tolist(), curve.later.later.steps.tolist()) == ([2, 3], [4])
+    assert gap_figures(curve).changed_tokens == 200
 
 
 def test_a_mark_without_sequences_leaves_none():

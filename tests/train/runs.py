@@ -93,9 +93,11 @@ def runs(pid: int) -> bool:
 
 
 def records_of(run: Path, *kinds: str) -> list[Record]:
-    """A run's records without timings, all or of some kinds."""
+    """A run's records without timings, those of some kinds or all but what a start changed."""
     records = [without_timing(record) for record in read_records(run / "records.jsonl")]
-    return [record for record in records if not kinds or record["kind"] in kinds]
+    if kinds:
+        return [record for record in records if record["kind"] in kinds]
+    return [record for record in records if record.get("event") != "setting_changed"]
 
 
 def column(records: list[Record], name: str) -> list[Any]:

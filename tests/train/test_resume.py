@@ -1,11 +1,13 @@
 """A resumed run is the run: bit-equal losses, gradient norms and evaluations on the same layout."""
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_cpt.config.optimizer import OptimizerSettings
 from tests.parallel import matrix
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, refusal, train
@@ -225,3 +227,84 @@ def test_a_layout_that_the_optimizer_state_does_not_fit_is_refused(
     assert all("saved as dp_reshardable" in text and "`checkpoint.keep_every`" in text for text in said)
     said = one_rank.call(refusal, path=path, overrides=())
     assert "Go on with parallel.distributed_optimizer=true" in said[0]
+
+
+def without_unread(records: list[Any]) -> list[Any]:
+    """Training records without the sources that have given nothing yet."""
+    return [
+        record
+        | {
+            field: {name: value for name, value in record[field].items() if record["source_tokens"][name]}
+            for field in ("source_tokens", "source_losses", "source_scored_tokens", "source_epochs")
+        }
+        for record in records
+    ]
+
+
+def test_a_source_that_was_not_read_comes_and_goes(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """One of weight 0 is added and taken out, and one comes with an appended phase: all as if planned so at once."""
+    constant = ("schedule.kind=constant", "schedule.final=0", "validation.sets={}", "data.replay_ratio=null")
+    new = f"data.sources.new={{paths: ['{workshop.prefix('general')}.validation'], weight: 0}}"
+    phases = "data.phases=[{from_tokens: 0}, {from_tokens: 6 steps, weights: {new: 1}}]"
+    planned, appended = tmp_path / "planned", tmp_path / "appended"
+    one_rank.call(train, path=workshop.write_config(planned), overrides=(*constant, new, phases))
+    path = workshop.write_config(appended)
+    one_rank.call(train, path=path, overrides=(*constant, "training.tokens=3 steps"))
+    one_rank.call(train, path=path, overrides=(*constant, "training.tokens=5 steps", new))
+    one_rank.call(train, path=path, overrides=(*constant, "training.tokens=6 steps"))
+    one_rank.call(train, path=path, overrides=(*constant, new, phases))
+    assert without_unread(records_of(appended, "train")) == without_unread(records_of(planned, "train"))
+    assert records_of(appended, "train")[-1]["source_tokens"]["new"] > 0
+
+
+# What each field of `optimizer` is changed to at a resume: it changes the next update, or is refused by these words.
+CHANGED_OPTIMIZER = {
+    "beta1": ("0.5", None),
+    "beta2": ("0.5", None),
+    "epsilon": ("1e-3", None),
+    "weight_decay": ("5", None),
+    "clip_gradient": ("0.05", None),
+    "undecayed": ("[]", "optimizer.undecayed"),
+    "rates": ("{embedding: 0.5}", "optimizer.rates"),
+    "fill_moments": ("2", "optimizer.fill_moments"),
+}
+
+
+@pytest.mark.parametrize("distributed", ["false", "true"])
+def test_every_optimizer_setting_changed_at_a_resume_counts_or_is_refused(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, distributed: str
+) -> None:
+    assert set(CHANGED_OPTIMIZER) == {field.name for field in fields(OptimizerSettings)}
+    before, settings = tmp_path / "before", (f"parallel.distributed_optimizer={distributed}", "validation.sets={}")
+    shared = (*settings, "training.tokens=6 steps")
+    one_rank.call(train, path=workshop.write_config(before), overrides=(*shared, "checkpoint.keep_last=9"))
+    results = {}
+    for name, (value, refused) in {"nothing": ("", None), **CHANGED_OPTIMIZER}.items():
+        run = tmp_path / name
+        cut_back(before, 4, run)
+        words = (*shared, *([f"optimizer.{name}={value}"] if value else []))
+        if refused is None:
+            one_rank.call(train, path=workshop.write_config(run), overrides=words)
+            results[name] = column(records_of(run, "train"), "loss")
+        else:
+            assert refused in one_rank.call(refusal, path=workshop.write_config(run), overrides=words)[0]
+    same = results.pop("nothing")
+    for name, losses in results.items():
+        assert losses[:5] == same[:5], name  # the loss of step 5 is of the weights that were loaded
+        assert losses[5] != same[5], name
+
+
+def test_optimizer_state_that_is_kept_is_used_with_the_new_settings(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    short = ("validation.sets={}", "training.tokens=4 steps")
+    one_rank.call(train, path=workshop.write_config(base), overrides=short)
+    taken = (*short, f"start.checkpoint={base / 'checkpoints/step-00000004'}", "start.optimizer=kept")
+    losses = {}
+    for name in ("0.95", "0.5"):
+        path = workshop.write_config(tmp_path / name)
+        one_rank.call(train, path=path, overrides=(*taken, f"optimizer.beta2={name}"))
+        losses[name] = column(records_of(tmp_path / name, "train"), "loss")
+    assert losses["0.95"][0] == losses["0.5"][0]
+    assert losses["0.95"][1] != losses["0.5"][1]

@@ -1,0 +1,133 @@
+"""What a start of a run changes since the steps that its checkpoint has done, and what of it is refused.
+
+The configuration of every start is kept (RUN/config.step-N.yaml), so that what is compared is the one with which the
+last of those steps was made, whatever was tried since.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_cpt.config.changes import (
+    LOSS_MEANING,
+    NOT_THE_RESULT,
+    OF_THE_BEGINNING,
+    SettingChange,
+    setting_changes,
+    within,
+)
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.load import load_config
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.planning.start_state import newest_checkpoint, position_of
+from megatron_cpt.runs.folder import RunFolder
+
+ALLOW = "`run.allow_loss_changes=true` goes on all the same, and the report shows the break"
+
+
+@dataclass(frozen=True)
+class ResumeChanges:
+    """What a start changes."""
+
+    step: int = 0
+    """Steps done before it."""
+    changes: tuple[SettingChange, ...] = ()
+    """Every setting that is another one than before."""
+    unknown: str | None = None
+    """Why they are not known; None where they are."""
+
+    def lines(self) -> list[str]:
+        """A line each, for people."""
+        if self.unknown:
+            return [f"what was changed after step {self.step} is not known: {self.unknown}"]
+        return [f"changed from step {self.step + 1} on: {change}" for change in self.changes]
+
+
+def resume_changes(config: RunConfig) -> ResumeChanges:
+    """What this start of a run changes; nothing where it has no checkpoint yet.
+
+    Args:
+        config: as the plan has it (`RunPlan.config`).
+    Raises:
+        BadInput: the run is shorter than its checkpoint, at its end with another configuration, or changes what can no
+            longer count or what a loss means.
+    """
+    folder, newest = RunFolder(config.run.folder), newest_checkpoint(config)
+    if newest is None:
+        return ResumeChanges()
+    step = position_of(newest)["step"]
+    found = changes_since(folder, step, config)
+    faults = length_faults(config, str(newest), step)
+    if step == config.total_steps:
+        faults += finished_faults(folder, step, found.changes)
+    refuse([*faults, *beginning_faults(found.changes), *meaning_faults(config, found.changes)])
+    return found
+
+
+def changes_since(folder: RunFolder, step: int, config: RunConfig) -> ResumeChanges:
+    """The settings that differ from those with which a step was made."""
+    path = config_of_step(folder, step)
+    try:
+        before = load_config(path)
+    except BadInput as error:
+        return ResumeChanges(step, unknown=f"{path} cannot be read ({error})".replace("\n", " "))
+    return ResumeChanges(step, tuple(setting_changes(before, config)))
+
+
+def config_of_step(folder: RunFolder, step: int) -> Path:
+    """The file of the configuration with which a step was made."""
+    earlier = [path for first, path in folder.configs().items() if first < step]
+    return earlier[-1] if earlier else folder.config
+
+
+def length_faults(config: RunConfig, checkpoint: str, step: int) -> list[Fault]:
+    """A run that is to end before the checkpoint that it goes on from."""
+    if step <= config.total_steps:
+        return []
+    rule = f"the run ends after step {config.total_steps}, and {checkpoint} has done {step}: its weights are of these."
+    remedy = (
+        f"Give it at least {step} steps, or train the shorter run in another folder (`run.folder`); to shorten this "
+        "one, move the checkpoints beyond its end away."
+    )
+    return [Fault(f"training.tokens = {config.training.tokens}", rule, remedy)]
+
+
+def finished_faults(folder: RunFolder, step: int, changes: Sequence[SettingChange]) -> list[Fault]:
+    """A run at its end whose results are of another configuration."""
+    free = within(changes, NOT_THE_RESULT)
+    differing = [change for change in changes if change not in free]
+    if not differing:
+        return []
+    shown = f"{folder.path}: done after step {step}; {'; '.join(map(str, differing))}"
+    rule = "it is done with another configuration: nothing is left to train with this one."
+    remedy = (
+        "Restore it (config.yaml in the run folder has it), or train in another folder (`run.folder`), or give the run "
+        "more `training.tokens`."
+    )
+    return [Fault(shown, rule, remedy)]
+
+
+def beginning_faults(changes: Sequence[SettingChange]) -> list[Fault]:
+    """Settings that counted when the run began, and can no longer."""
+    rule = "it counts where a run begins, and this one has begun: it would change nothing."
+    return [
+        Fault(str(change), rule, "Restore it, or start a new run in another folder.")
+        for change in within(changes, OF_THE_BEGINNING)
+    ]
+
+
+def meaning_faults(config: RunConfig, changes: Sequence[SettingChange]) -> list[Fault]:
+    """Settings that change what is counted as the loss."""
+    if config.run.allow_loss_changes:
+        return []
+    rule = "it changes what the losses of this run mean, so that those before and after cannot be compared."
+    return [Fault(str(change), rule, f"Restore it; {ALLOW}.") for change in within(changes, LOSS_MEANING)]
+
+
+def measure_faults(config: RunConfig, changed: Sequence[str]) -> list[Fault]:
+    """Validation sets and tasks that are no longer what they were when the checkpoint was written."""
+    if config.run.allow_loss_changes:
+        return []
+    rule = "it is no longer what was measured before (its text, its budget, or which labels count and how)."
+    remedy = f"Restore it, or give the changed one another name; {ALLOW}."
+    return [Fault(name, rule, remedy) for name in changed]

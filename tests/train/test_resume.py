@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Worksho
     given = [record["source_tokens"]["general"] for record in records_of(planned, "train")]
     assert (given[5], given[11]) == (14 * 32, 50 * 32)
     too_early = phases.replace("6 steps", "11 steps")
-    said = one_rank.call(refusal, path=path, overrides=(*constant, too_early))[0]
+    said = one_rank.call(refusal, path=path, overrides=(*constant, too_early, "training.tokens=13 steps"))[0]
     assert "phases.1.first_sequence: 48 before, 88 now" in said
 
 

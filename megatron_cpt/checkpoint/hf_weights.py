@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_folder import READABLE, HFTensors, open_hf_tensors
+from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
 from megatron_cpt.config.errors import Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
@@ -63,10 +64,13 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
     missing = sorted(set(expected) - tensors.names)
     surplus = sorted(tensors.names - set(expected) - redundant_tensors(tensors, shape))
     faults = tied_faults(tensors, shape)
+    reason = misfit(tensors.folder, missing, surplus, vocabulary_tensors(shape)[1])
+    if reason is not None:
+        refuse([*faults, reason])
     if missing:
         faults.append(
             Fault(
-                f"{tensors.folder}: {_some(missing)}",
+                f"{tensors.folder}: {some(missing)}",
                 f"tensors are missing that config.json calls for ({len(missing)}).",
                 "Fetch the folder again, or mend config.json.",
             )
@@ -74,19 +78,19 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
     if surplus:
         faults.append(
             Fault(
-                f"{tensors.folder}: {_some(surplus)}",
+                f"{tensors.folder}: {some(surplus)}",
                 f"tensors are there that a {shape.family} of this config.json does not have ({len(surplus)}).",
-                "Check config.json against the weights; adapters must be merged first.",
+                "Check config.json against the weights.",
             )
         )
-    for name in sorted(set(expected) & tensors.names):
-        if tensors.size(name) != expected[name]:
-            rule = f"config.json calls for {expected[name]}."
-            value = f"{tensors.folder}: {name} is {tensors.size(name)}"
-            faults.append(Fault(value, rule, "Check config.json against the weights."))
-        elif tensors.dtype(name) not in READABLE:
-            value = f"{tensors.folder}: {name} is {tensors.dtype(name)}"
-            faults.append(Fault(value, "quantized weights cannot be trained.", "Use the unquantized model."))
+    present = sorted(set(expected) & tensors.names)
+    if narrow := [name for name in present if tensors.dtype(name) not in READABLE]:
+        value = f"{tensors.folder}: {some([f'{name} is {tensors.dtype(name)}' for name in narrow])}"
+        faults.append(Fault(value, "quantized weights cannot be trained.", UNQUANTIZED))
+    elif odd := [name for name in present if tensors.size(name) != expected[name]]:
+        sizes = some([f"{name} is {tensors.size(name)} and not {expected[name]}" for name in odd])
+        rule = f"config.json calls for tensors of other sizes ({len(odd)})."
+        faults.append(Fault(f"{tensors.folder}: {sizes}", rule, "Check config.json against the weights."))
     refuse(faults)
 
 
@@ -208,7 +212,3 @@ def join_shards(
         if full.dtype is torch.float16 and not full.isfinite().all():
             raise NumericsFault(f"{name}: a weight beyond 65,504 is too large for float16")
     return tensors
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

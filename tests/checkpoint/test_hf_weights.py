@@ -123,7 +123,7 @@ def change_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> Non
         ({"model.norm.weight": None}, "model.norm.weight: tensors are missing"),
         ({"model.layers.4.mlp.up_proj.weight": torch.ones(2)}, "model.layers.4.mlp.up_proj.weight: tensors are there"),
         ({"model.layers.0.self_attn.q_proj.bias": torch.ones(40)}, "q_proj.bias: tensors are there"),
-        ({"model.layers.1.mlp.up_proj.weight": torch.ones(44, 31)}, "up_proj.weight is (44, 31)"),
+        ({"model.layers.1.mlp.up_proj.weight": torch.ones(44, 31)}, "up_proj.weight is (44, 31) and not (44, 32)"),
         ({"lm_head.weight": torch.ones(101, 32, dtype=torch.int8)}, "lm_head.weight is I8"),
     ],
 )

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.runs.status import ExitCode
 from tests.checkpoint.hf_models import write_llama
+from tests.families.folders import SMALL
 
 NORM = "model.norm.weight"
 
@@ -81,3 +84,102 @@ def test_an_index_of_the_single_file_alone_is_read(tmp_path: Path) -> None:
     places = dict.fromkeys(load_file(folder / SINGLE), SINGLE)
     (folder / INDEX).write_bytes(orjson.dumps({"metadata": {}, "weight_map": places}))
     assert main(["convert", "verify", str(folder), str(folder)]) == 0
+
+
+def saved_as(architecture: str, **changes: Any) -> Callable[[Path], None]:
+    """A folder that another class of transformers saves."""
+
+    def save(folder: Path) -> None:
+        config = transformers.AutoConfig.for_model(**SMALL | changes)
+        getattr(transformers, architecture)(config).save_pretrained(folder)
+
+    return save
+
+
+def rewritten(names: Callable[[str], str]) -> Callable[[Path], None]:
+    """A folder whose tensors have other names."""
+
+    def save(folder: Path) -> None:
+        write_llama(folder)
+        save_file({names(name): tensor for name, tensor in load_file(folder / SINGLE).items()}, folder / SINGLE)
+
+    return save
+
+
+def adapter_alone(folder: Path) -> None:
+    """What peft saves of an adapter."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "llama"}')
+    save_file({"base_model.model.model.lora_A.weight": torch.ones(2)}, folder / "adapter_model.safetensors")
+
+
+def quantized(folder: Path) -> None:
+    """What bitsandbytes leaves, its note in config.json taken out."""
+    write_llama(folder)
+    tensors = load_file(folder / SINGLE)
+    narrow = {name: tensor.char() for name, tensor in tensors.items() if "proj" in name}
+    save_file(tensors | narrow, folder / SINGLE)
+
+
+def noted_as_quantized(folder: Path) -> None:
+    """A config.json that says how the weights are quantized."""
+    write_llama(folder)
+    config = orjson.loads((folder / "config.json").read_bytes())
+    note = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_bytes(orjson.dumps(config | note))
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "a classifier": (
+        saved_as("LlamaForSequenceClassification"),
+        "score.weight: this is a LlamaForSequenceClassification with a head that gives no words",
+        "Use the language model that it was made from.",
+    ),
+    "a tied classifier": (
+        saved_as("LlamaForSequenceClassification", tie_word_embeddings=True),
+        "score.weight: this is a LlamaForSequenceClassification",
+        "Use the language model that it was made from.",
+    ),
+    "a model without a head": (
+        saved_as("LlamaModel"),
+        "this is a LlamaModel, a language model without its output layer",
+        "Use the folder that has lm_head.weight too",
+    ),
+    "a tied model without a head": (
+        saved_as("LlamaModel", tie_word_embeddings=True),
+        "this is a LlamaModel, a language model without its output layer",
+        "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)",
+    ),
+    "an adapter": (adapter_alone, "adapter_config.json: is the description of an adapter", "merge_and_unload()"),
+    "an adapter inside": (
+        rewritten(lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight")),
+        "tensors of an adapter (PEFT)",
+        "Merge it first",
+    ),
+    "GPTQ": (
+        rewritten(lambda name: name.replace("proj.weight", "proj.qweight")),
+        "quantized weights cannot be trained",
+        "Use the model that was quantized",
+    ),
+    "bitsandbytes": (quantized, "down_proj.weight is I8", "Use the model that was quantized"),
+    "noted as quantized": (noted_as_quantized, "quantization_config = 'gptq'", "Use the model that was quantized."),
+    "a model that sees": (
+        rewritten(lambda name: f"language_model.{name}"),
+        "a model that reads more than text",
+        "Save its language model as a folder of its own (docs/families.md)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(FOREIGN))
+def test_what_is_no_language_model_is_told_as_what_it_is(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, found, remedy = FOREIGN[name]
+    write(tmp_path / "hf")
+    capsys.readouterr()  # progress bars
+    assert main(["convert", "from-hf", str(tmp_path / "hf"), str(tmp_path / "out")]) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert found in said
+    assert remedy in said
+    assert said.count("\n") == 1

@@ -5,17 +5,18 @@ folder that they come from; a small file in `hf/` tells the dtypes of its tensor
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import orjson
 import torch
 
 from megatron_cpt.checkpoint.hf_folder import has_safetensors, open_hf_tensors
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.families.shape import stated_dtype
+from megatron_cpt.families.shape import read_config, stated_dtype
 from megatron_cpt.runs.durable import write_json
 
 FILE = "tensor_dtypes.json"
@@ -42,6 +43,11 @@ class TensorDtypes:
         """The dtype of a tensor that is trained or stored in `own`."""
         word = self.others.get(name, self.common)
         return own if word is None else DTYPES[word]
+
+    @property
+    def words(self) -> set[str]:
+        """All that are named."""
+        return {*self.others.values(), *([] if self.common is None else [self.common])}
 
     def are_all(self, word: str) -> bool:
         """Whether every tensor has this dtype."""
@@ -107,7 +113,7 @@ def read_dtypes(folder: Path) -> TensorDtypes | None:
     try:
         values = orjson.loads(path.read_bytes())
         found = TensorDtypes(values["common"], dict(values["others"]))
-        if not {found.common or "float32", *found.others.values()} <= set(DTYPES):
+        if not found.words <= set(DTYPES):
             raise ValueError("a dtype is not known")
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -117,6 +123,18 @@ def read_dtypes(folder: Path) -> TensorDtypes | None:
 def write_dtypes(folder: Path, dtypes: TensorDtypes) -> None:
     """Leaves a note of the dtypes in the folder of a checkpoint that describes its model."""
     write_json(folder / FILE, {"common": dtypes.common, "others": dict(dtypes.others)})
+
+
+def config_for(hf_folder: Path, words: Collection[str]) -> dict[str, Any]:
+    """A folder's config.json for tensors in some dtypes: it names one that holds them all.
+
+    transformers loads them in it, and fails over words such as `auto` and `torch.bfloat16`. What the folder itself
+    states stays where some of the tensors have it.
+    """
+    config, stated = read_config(hf_folder), stated_dtype(hf_folder)
+    word = stated if stated in words else widest(words)
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    return config | dict.fromkeys(names, word)
 
 
 def word_of(dtype: torch.dtype) -> str:

@@ -24,16 +24,15 @@ from megatron_cpt.checkpoint.hf_dtypes import (
     DTYPES,
     Conversion,
     TensorDtypes,
+    config_for,
     parent_dtypes,
     roundings,
-    widest,
     word_of,
 )
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE, copy_companions, write_shard
 from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, hf_sizes, sharing_ranks, weights_of
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.shape import read_config, stated_dtype
 from megatron_cpt.families.weights import Place, Rule, tensor_size
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import barrier, first_on_rank_zero
@@ -134,7 +133,7 @@ def export_weights(
         assert set(written) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(written))}"
         if set(files) != {SINGLE}:
             write_index(partial, files, shape)
-        write_config(partial, hf_folder, {conversion.target for conversion in written.values()})
+        write_json(partial / "config.json", config_for(hf_folder, {each.target for each in written.values()}))
         copy_companions(hf_folder, partial)
         if lineage is not None:
             write_json(partial / "lineage.json", lineage)
@@ -218,11 +217,3 @@ def write_index(folder: Path, files: dict[str, dict[str, Conversion]], shape: Mo
         for name, conversion in names.items()
     )
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_config(folder: Path, hf_folder: Path, dtypes: set[str]) -> None:
-    """Copies config.json; its dtype becomes one that holds the weights beside it, for transformers loads them in it."""
-    config, stated = read_config(hf_folder), stated_dtype(hf_folder)
-    word = stated if stated in dtypes else widest(dtypes)
-    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
-    write_json(folder / "config.json", config | dict.fromkeys(names, word))

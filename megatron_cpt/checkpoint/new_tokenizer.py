@@ -48,6 +48,10 @@ def add_tokens(old: Tokenizer, new_tokens: Sequence[str]) -> Tokenizer:
     known = old.get_vocab(with_added_tokens=True)
     faults, usable = [], []
     for place, token in enumerate(new_tokens):
+        if token.encode(errors="replace").decode() != token:
+            rule = "is no UTF-8 text."
+            faults.append(Fault(f"new token {token!r}", rule, "Write it in UTF-8, which the terminal must use too."))
+            continue
         ids = old.encode(token, add_special_tokens=False).ids
         is_one = len(ids) == 1 and old.decode(ids, skip_special_tokens=False) == token
         if is_one or token in new_tokens[:place]:

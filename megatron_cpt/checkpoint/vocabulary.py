@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from megatron_cpt.checkpoint.hf_dtypes import config_for, parent_dtypes
 from megatron_cpt.checkpoint.hf_export import make_partial
 from megatron_cpt.checkpoint.hf_folder import (
     INDEX,
@@ -249,7 +250,7 @@ def write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
 
 def write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, dict[str, Any]]) -> None:
     """Writes config.json and the generation config with the changed fields of each, by the file's name."""
-    config = orjson.loads((hf_folder / "config.json").read_bytes())
+    config = config_for(hf_folder, parent_dtypes(hf_folder).words)
     write_json(output / "config.json", config | {"vocab_size": rows} | changes.get("config.json", {}))
     path = hf_folder / "generation_config.json"
     if path.is_file():

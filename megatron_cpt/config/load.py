@@ -68,7 +68,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which alone would keep the last of two equal keys in silence."""
+    """PyYAML's safe loader, which alone would keep the last of two equal keys in silence, and take half a character."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        value: str = super().construct_scalar(node)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            problem = f"the text holds half a character ({value[error.start]!a}), which no file can hold"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -36,6 +36,8 @@ def exit_code_of(error: BaseException) -> ExitCode:
     return ExitCode.OTHER
 
 
+NO_TEXT = "surrogates not allowed"
+"""Of what Python and orjson say where a text is none, such as a file name of other bytes than UTF-8."""
 IN_EXTRAS = {"rensa": "quality", "sklearn": "quality", "lm_eval": "eval", "wandb": "watch", "gigatoken": "fast"}
 """Optional libraries by the extra of this package that installs them."""
 
@@ -43,7 +45,8 @@ IN_EXTRAS = {"rensa": "quality", "sklearn": "quality", "lm_eval": "eval", "wandb
 def explained(error: Exception) -> Exception:
     """What users are to see of an error: value and remedy in place of the system's words.
 
-    Of a file, a full disk or a library that is not installed; any other error is returned as it is.
+    Of a file, a full disk, a name that is no text or a library that is not installed; any other error is returned as it
+    is.
     """
     if isinstance(error, OSError) and error.errno in FULL:
         where = error.filename or "a file or the standard output"
@@ -53,6 +56,10 @@ def explained(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return BadInput(Fault(where, f"cannot be used: {error.strerror}.", "Give a place that is there and allows it."))
+    if isinstance(error, UnicodeEncodeError) or (isinstance(error, TypeError) and NO_TEXT in str(error)):
+        where = repr(error.object) if isinstance(error, UnicodeEncodeError) else "a name or a text"
+        rule = "holds bytes that are no UTF-8 text, and what is written about it would not be readable."
+        return BadInput(Fault(where, rule, "Rename the file or folder, or mend the text."))
     if isinstance(error, ImportError) and error.name and not error.name.startswith("megatron_cpt"):
         library = error.name.partition(".")[0]
         source = f"'megatron-cpt[{IN_EXTRAS[library]}]'" if library in IN_EXTRAS else library

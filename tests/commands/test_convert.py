@@ -1,5 +1,6 @@
 """`convert` as a user meets it: which folders are refused before any program reads their weights."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megatron_cpt.commands.dispatch import main
 from megatron_cpt.runs.status import ExitCode
 from tests.checkpoint.hf_models import write_llama
 from tests.families.folders import SMALL
+from tests.workshop import Workshop
 
 NORM = "model.norm.weight"
 
@@ -183,3 +185,14 @@ def test_what_is_no_language_model_is_told_as_what_it_is(
     assert found in said
     assert remedy in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["auto", "torch.bfloat16", "float7"])
+def test_a_dtype_that_transformers_fails_over_is_put_right(workshop: Workshop, tmp_path: Path, word: str) -> None:
+    shutil.copytree(workshop.hf, tmp_path / "hf")
+    config = orjson.loads((workshop.hf / "config.json").read_bytes())
+    (tmp_path / "hf/config.json").write_bytes(orjson.dumps(config | {"dtype": word}))
+    assert main(["convert", "verify", str(tmp_path / "hf"), str(tmp_path / "hf")]) == 0
+    assert main(["convert", "extend", str(tmp_path / "hf"), str(tmp_path / "out"), "--new-tokens", "myocarditis"]) == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (model.dtype, model.config.vocab_size) == (torch.float32, 321)

@@ -99,3 +99,22 @@ def test_a_library_that_is_missing_is_named_with_what_installs_it(
     assert main(words) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "pip install pyarrow" in told
+
+
+def test_names_and_words_that_are_no_text_are_one_message(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tokenizer = ["--tokenizer", str(workshop.hf)]
+    corpus = f"{tmp_path}/corpus\udcff.jsonl"
+    Path(corpus).write_text('{"text": "the river"}\n')
+    config = tmp_path / "run.yaml"
+    config.write_text('run:\n  folder: "a\\ud800"\n')
+    for words, said in (
+        (["prepare", corpus, *tokenizer, "--output", str(tmp_path / "out")], "no UTF-8 text"),
+        (["train", str(config)], "line 2, column 11: the text holds half a character ('\\ud800')"),
+        (["convert", "extend", str(workshop.hf), str(tmp_path / "hf"), "--new-tokens", "a\udcff"], "no UTF-8 text"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Traceback" not in error

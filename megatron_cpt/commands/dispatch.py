@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied
@@ -62,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def forget_output() -> None:
     """Lets what was not written yet go nowhere: the interpreter would try again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):  # an output without a file descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_error(program: str, error: Exception) -> int:

@@ -43,12 +43,14 @@ class ColumnWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is not None:
+            self._open_files.__exit__(kind, error, trace)
+            return
+        with self._open_files:  # An error here, too, leaves no file.
             # numpy pads the header so that its length does not depend on the count.
             self._file.seek(0)
             self._write_header()
             assert self._file.tell() == self._start
-        self._open_files.__exit__(kind, error, trace)
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """Appends dtype[n]."""

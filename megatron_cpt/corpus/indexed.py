@@ -18,6 +18,7 @@ everything that an index can prove when it is opened, and keeps one descriptor, 
 
 import hashlib
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -289,12 +290,17 @@ class IndexedWriter:
         if error is not None:
             self._open_files.__exit__(kind, error, trace)
             return
-        self.data_sha256 = self._data_hash.hexdigest()
-        invalidate(self.prefix)
-        # The index is written aside first; it gets its name behind the data.
-        with durable_file(idx_path(self.prefix)) as file:
-            self._write_index(file)
-            self._open_files.close()
+        with self._open_files:  # An error here, too, leaves no file.
+            self.data_sha256 = self._data_hash.hexdigest()
+            # The index is written aside first, and all of both is on disk before anything older goes.
+            with durable_file(idx_path(self.prefix)) as file:
+                self._write_index(file)
+                for written in (self._data, file):
+                    written.flush()
+                    os.fsync(written.fileno())
+                invalidate(self.prefix)
+                # The index gets its name behind the data.
+                self._open_files.close()
 
     def add(self, tokens: npt.NDArray[Any], sequence_lengths: npt.NDArray[Any] | None = None) -> None:
         """Writes one document: int[n] ids, in one sequence or, for split sentences, in several."""

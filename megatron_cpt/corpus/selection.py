@@ -13,6 +13,7 @@ bytes it was made from: a dataset that changed since is refused.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,13 @@ def write_selection(
     }
     if path.exists() and not overwrite:
         _refuse_other(path, content, table)
-    path.unlink(missing_ok=True)
     with durable_file(array_path(path)) as file:
-        np.save(file, table, allow_pickle=False)
+        # By way of memory: into a file numpy writes with a buffer of its own, and a full disk at its end is no error.
+        array = BytesIO()
+        np.save(array, table, allow_pickle=False)
+        file.write(array.getbuffer())
+        file.flush()
+        path.unlink(missing_ok=True)  # Not before the disk has taken the array.
     seal = {"array_sha256": file_sha256(array_path(path)), "tool_version": tool_version()}
     write_json(path, content | seal)
     return load_selection(path)

@@ -22,6 +22,7 @@ from megatron_cpt.preparation.findings import FoundRun
 from megatron_cpt.preparation.marks import Marks
 from megatron_cpt.preparation.minhash import SLOTS, similarity
 from megatron_cpt.preparation.sorted_run import SortedRun
+from megatron_cpt.runs.durable import named_errors
 
 RANGE_BANDS = 1 << 21
 """Bands that are compared at a time, about: 100 MB."""
@@ -94,11 +95,11 @@ def _write_pairs(
     """Writes all pairs in stretches, each sorted, and returns where each begins and ends."""
     stretches: list[tuple[int, int]] = []
     written = 0
-    with scratch.open("wb") as file:
+    with named_errors(scratch), scratch.open("wb") as file:
         for bands in ranges:
             for candidates in _candidates(bands):
                 pairs = _pairs(candidates, _Signatures(found, firsts, candidates["document"]), threshold)
-                pairs.tofile(file)
+                file.write(pairs.tobytes())  # numpy's own writing passes over a full disk
                 stretches.append((written, written + len(pairs)))
                 written += len(pairs)
     return stretches

@@ -13,6 +13,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.runs.durable import named_errors
+
 MEMORY_BYTES = 4 << 20
 """Of token ids that are held in memory, and of those that are put in order at a time."""
 
@@ -57,8 +59,9 @@ class TokenSpool:
             self._file, path = mkstemp(dir=self._folder)
             os.unlink(path)
         content = self._held_content()
-        while content:
-            content = content[os.write(self._file, content) :]
+        with named_errors(self._folder):
+            while content:
+                content = content[os.write(self._file, content) :]
         self._file_bytes += self._held_bytes
         self._held, self._held_bytes = [], 0
 

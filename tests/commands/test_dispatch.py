@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from megatron_cpt.commands.dispatch import main
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter
 from megatron_cpt.runs.status import read_status
 from tests.workshop import Workshop
 
@@ -61,6 +63,30 @@ def test_a_run_whose_disk_is_full_says_so_in_its_status(workshop: Workshop, tmp_
     assert code == 1 and status is not None
     assert (status.state, status.exit_code) == ("failed", 1)
     assert status.message is not None and "be written" in status.message
+
+
+def test_what_a_full_disk_stops_leaves_what_was_there(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["select", workshop.prefix("domain"), "--keep", "random", "--output", str(tmp_path / "s"), "--tokens"]
+    assert main([*words, "400"]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with largest_file(1000):
+        assert main([*words, "10K", "--overwrite"]) == 1
+    assert "s.selection.npy: cannot be written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    with IndexedWriter(tmp_path / "pair", np.uint16) as writer:
+        writer.add(np.arange(9))
+    with (
+        largest_file(1000),
+        pytest.raises(OSError, match=r"pair\.idx"),
+        IndexedWriter(tmp_path / "pair", "u2") as writer,
+    ):
+        for _ in range(100):
+            writer.add(np.arange(1))
+    assert IndexedDataset(tmp_path / "pair").token_count == 9
+    assert sorted(path.name for path in tmp_path.glob("pair*")) == ["pair.bin", "pair.idx"]
 
 
 def test_a_reader_that_has_enough_ends_a_command_without_a_word():

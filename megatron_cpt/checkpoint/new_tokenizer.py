@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer
 
+from megatron_cpt.checkpoint.reference import transformers_tokenizer
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 
 ALWAYS_STATED = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -126,7 +126,7 @@ def check_in_transformers(folder: Path, tokenizer: Tokenizer, words: Mapping[str
     """
     shown = "the new tokenizer in transformers"
     try:
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs = transformers_tokenizer(folder)
         found: dict[str, int] = theirs.get_vocab()
     except Exception as error:  # transformers raises several kinds for what it cannot read
         rule = f"it cannot be loaded ({type(error).__name__}: {error})."

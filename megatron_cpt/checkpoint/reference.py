@@ -11,10 +11,10 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
+from megatron_cpt.checkpoint.hf_folder import copy_files, open_hf_tensors, tokenizer_files
 from megatron_cpt.checkpoint.hf_weights import check_tensors
 from megatron_cpt.config.model import RopeSettings
 from megatron_cpt.families.family import ModelShape
@@ -64,10 +64,24 @@ def reference_model(
 def transformers_config(hf_folder: Path, rope: RopeSettings | None) -> Any:
     """What transformers makes of a folder's config.json, with other rotary positions if there are any."""
     with TemporaryDirectory() as scratch:
-        # The dtype is given with the model; transformers fails over words such as "auto" and "torch.bfloat16".
-        fields = {name: value for name, value in read_config(hf_folder, rope).items() if name not in DTYPE_FIELDS}
-        (Path(scratch) / "config.json").write_bytes(orjson.dumps(fields))
+        write_readable_config(hf_folder, Path(scratch), rope)
         return AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+
+
+def transformers_tokenizer(hf_folder: Path) -> Any:
+    """transformers' tokenizer of a folder, which is made by rules of its own. No code of the folder is executed."""
+    with TemporaryDirectory() as scratch:
+        write_readable_config(hf_folder, Path(scratch))
+        copy_files(hf_folder, Path(scratch), tokenizer_files(hf_folder))
+        tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+    tokenizer.name_or_path = str(hf_folder)
+    return tokenizer
+
+
+def write_readable_config(hf_folder: Path, output: Path, rope: RopeSettings | None = None) -> None:
+    """Writes config.json without the dtype: transformers fails over words such as "auto" and "torch.bfloat16"."""
+    fields = {name: value for name, value in read_config(hf_folder, rope).items() if name not in DTYPE_FIELDS}
+    (output / "config.json").write_bytes(orjson.dumps(fields))
 
 
 @torch.no_grad()

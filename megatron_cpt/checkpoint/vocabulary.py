@@ -51,6 +51,8 @@ from megatron_cpt.runs.durable import sync_folder, write_json
 from megatron_cpt.tokenizer.huggingface import token_contents, unknown_token
 
 NewRows = Literal["mean", "random"]
+ROWS_AT_ONCE = 4096
+"""Rows of a matrix that are turned into float64 together."""
 
 OF_ANY_VOCABULARY = (
     "tokenizer_config.json",
@@ -197,10 +199,19 @@ def is_text(content: bytes) -> bool:
     return True
 
 
+def statistics(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the rows in each dimension, float64 [width] each, with little memory."""
+    mean = matrix.mean(dim=0, dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    for part in matrix.split(ROWS_AT_ONCE):
+        squares += (part.double() - mean).square().sum(dim=0)
+    return mean, (squares / (len(matrix) - 1)).sqrt()
+
+
 def new_matrix(old: Tensor, sources: Sequence[RowSource], seed: int) -> tuple[Tensor, int]:
     """The matrix of the new vocabulary from the old one, [old tokens, width], in its dtype, and how many of its rows
     are random; means in fp32."""
-    mean, spread = old.mean(dim=0, dtype=torch.float32), old.float().std(dim=0)
+    mean, spread = statistics(old)
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.zeros(len(sources), old.shape[1], dtype=old.dtype)
     drawn = 0

@@ -15,8 +15,8 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
-from transformers import AutoTokenizer
 
+from megatron_cpt.checkpoint.reference import transformers_tokenizer
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.evaluate.likelihood import Likelihoods
 from megatron_cpt.parallel.collectives import first_on_rank_zero
@@ -36,7 +36,7 @@ class MegatronLM(TemplateLM):
     def __init__(self, score: Scoring, hf_folder: Path, longest: int) -> None:
         """`longest`: tokens of the model's input at most."""
         super().__init__()
-        self.tokenizer = AutoTokenizer.from_pretrained(hf_folder, local_files_only=True, trust_remote_code=False)
+        self.tokenizer = transformers_tokenizer(hf_folder)
         self._score, self._longest = score, longest
 
     @property

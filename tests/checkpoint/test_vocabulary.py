@@ -244,6 +244,16 @@ def test_a_token_that_transformers_adds_on_its_own_is_refused(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_a_tokenizer_that_decodes_its_added_words_wrongly_is_refused(tmp_path: Path) -> None:
+    model_of("byte_fallback", tmp_path / "hf")
+    other = write_kind("byte_level", tmp_path / "other")
+    other.add_tokens(["naïve", "myocarditis"])
+    other.save(str(tmp_path / "other/tokenizer.json"))
+    with pytest.raises(BadInput, match="new token 'naïve': the tokenizer would decode it as 'na\ufffdve'"):
+        extend_vocabulary(tmp_path / "hf", tmp_path / "out", tokenizer=tmp_path / "other")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("shards", ["5GB", "30KB"])
 @pytest.mark.parametrize("family", ["llama_tied", "gpt_neox_serial", "gemma3_tied"])
 def test_a_tied_model_may_store_its_output_layer_too(family: str, shards: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.runs.durable import refuse_to_replace, write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.tasks.benchmarks import GROUPS
-from megatron_cpt.tasks.task import Task, open_tasks
+from megatron_cpt.tasks.task import Task, open_tasks, task_row_faults
 from megatron_cpt.tokenizer.tokenize import Tokenizer
 
 
@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     hf_folder = words.source / "hf" if is_complete(words.source) else words.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = read_tasks(words, tokenizer, shape)
-    refuse([*layout_faults(words), *_harness_faults(words)])
+    without_rows = [fault for task in tasks for fault in task_row_faults(task, shape.vocabulary)]
+    refuse([*layout_faults(words), *_harness_faults(words), *without_rows])
     output = words.output or Path("tasks.json")
     refuse_to_replace([output], words.overwrite)
     # The harness's libraries read at their import whether the network may be used.

@@ -13,6 +13,7 @@ from megatron_cpt.corpus.windows import scored_tokens
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.text import columns, percent, quantity
 from megatron_cpt.tasks.benchmarks import GROUPS
+from megatron_cpt.tasks.task import task_row_faults
 
 MARKS_SHOWN = 8
 """A longer list of marks is shown by its beginning and its end."""
@@ -129,7 +130,7 @@ def overhead_warnings(config: RunConfig, evaluations: tuple[EvaluationPlan, ...]
 
 
 def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
-    """Tasks that two files hold, and groups of tasks that no file holds."""
+    """Tasks that two files hold or that have ids without a row, and groups of tasks that no file holds."""
     files: dict[str, str] = {}
     for name, tasks in inputs.tasks.items():
         for task in tasks:
@@ -137,6 +138,8 @@ def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
                 rule = f"holds task {task.name!r}, which tasks.sets.{files[task.name]} holds too."
                 yield Fault(f"tasks.sets.{name}", rule, "Give each task in one file.")
             files[task.name] = name
+            if inputs.shape is not None:
+                yield from task_row_faults(task, inputs.shape.vocabulary)
     yield from harness_faults(config)
     if set(inputs.tasks) != set(config.tasks.sets):
         return  # a file that could not be read has its own fault

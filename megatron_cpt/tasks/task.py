@@ -55,6 +55,16 @@ class Task:
         return sum(len(request.ids) - 1 for request in self.requests)
 
 
+def task_row_faults(task: Task, rows: int) -> list[Fault]:
+    """A task with ids that a model of so many embedding rows has none for: its tokenizer may have more."""
+    largest = max((max(request.ids) for request in task.requests), default=-1)
+    if largest < rows:
+        return []
+    rule = f"the model has {rows} embedding rows, too few for them."
+    remedy = "Give it rows for them: `megatron-cpt convert extend HF_DIR OUTPUT --tokenizer HF_DIR`."
+    return [Fault(f"task {task.name}: ids up to {largest}", rule, remedy)]
+
+
 def open_tasks(name: str, settings: TaskSettings, tokenizer: Tokenizer, longest: int) -> list[Task]:
     """The tasks of one file: those that its lines name, and as `name` what names none.
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from megatron_cpt.checkpoint import hf_weights, reference
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, NumericsFault
+from megatron_cpt.runs.status import ExitCode
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, refusal, train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer_of
@@ -114,7 +115,7 @@ def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> 
 
 
 def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
-    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As Gemma 3 1B and CodeLlama 34B are published."""
     folder, text = tmp_path / "hf", tmp_path / "text.jsonl"
@@ -124,6 +125,8 @@ def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
     tokenizer.add_special_tokens(["<image>"])
     assert tokenizer.token_to_id("<image>") == VOCABULARY
     tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer_before = tmp_path / "tokenizer.json"
+    tokenizer.save(str(tokenizer_before))
     lines = [{"text": f"the river ran over {number} stones <image>"} for number in range(200)]
     text.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
     prepare = ["prepare", str(text), "--tokenizer", str(folder), "--workers", "1", "--output"]
@@ -137,6 +140,17 @@ def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
     one_rank.call(train, path=config("plain", folder), overrides=ONE_STEP)
     (said,) = one_rank.call(refusal, path=config("parsed", folder), overrides=ONE_STEP)
     assert f"data.sources.domain: ids up to {VOCABULARY}: model.hf = {folder} has {VOCABULARY} embedding rows" in said
+    # The tasks of a file are checked alike, in a run and by `evaluate`.
+    tokenizer.add_tokens(["stones"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert main(["evaluate", str(folder), "--tasks", str(text)]) == ExitCode.BAD_INPUT
+    assert f"task text: ids up to {VOCABULARY + 1}: the model has" in capsys.readouterr().err
+    sources = {"sources": {"domain": {"paths": [str(tmp_path / "plain")]}}, "replay_ratio": None}
+    tasks = {"sets": {"stones": {"path": str(text)}}}
+    path = workshop.write_config(tmp_path / "tasks", data=sources, model={"hf": str(folder)}, tasks=tasks)
+    (said,) = one_rank.call(refusal, path=path, overrides=ONE_STEP)
+    assert f"task stones: ids up to {VOCABULARY + 1}: the model has {VOCABULARY} embedding rows" in said
+    tokenizer_before.replace(folder / "tokenizer.json")
     # The remedy of the message.
     assert main(["convert", "extend", str(folder), str(tmp_path / "more"), "--tokenizer", str(folder)]) == 0
     one_rank.call(train, path=config("parsed", tmp_path / "more"), overrides=ONE_STEP)

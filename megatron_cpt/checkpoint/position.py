@@ -80,6 +80,9 @@ class Position:
     """Steps done when the run began: more than 0 where it went on counting another run's."""
     schedule_shift: int = 0
     """Tokens by which the schedule is ahead of the run's own count: more than 0 where it goes on from another run."""
+    batches: dict[str, Any] | None = None
+    """`training.global_batch_size` and `training.batch_ramp`, by which the steps are counted. None: an older
+    checkpoint."""
     measures: dict[str, str] | None = None
     """Identity of every validation set and task, by its name in messages. None: an older checkpoint."""
 

@@ -1,8 +1,9 @@
 """What a run cannot take from another run's checkpoint, and parts of a model that cannot be left untrained."""
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.faults import best_faults
@@ -11,6 +12,7 @@ from megatron_cpt.families.shape import ModelShape, read_shape
 from megatron_cpt.planning.rates import decay_faults
 from megatron_cpt.planning.start_state import newest_checkpoint, position_of
 
+SIZE, RAMP = "training.global_batch_size", "training.batch_ramp"
 LARGEST_RATE = 1.0
 """Peak learning rates above this are mistakes."""
 
@@ -68,7 +70,7 @@ def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator
         yield from decay_faults(config)
     if config.start.data == "new":
         return
-    yield from batch_faults(config, shown, position["step"], position["sequences"])
+    yield from batch_faults(config, shown, position["step"], position["sequences"], position.get("batches"))
     if config.total_tokens <= position["tokens"]:
         rule = (
             f"with data kept, it counts from the beginning, and the checkpoint stands at {position['tokens']} tokens."
@@ -78,18 +80,40 @@ def position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator
         yield from best_faults(config, position["step"])
 
 
-def batch_faults(config: RunConfig, shown: str, step: int, sequences: int) -> Iterator[Fault]:
-    """A position that a run with these batch sizes does not pass: its steps took more sequences, or fewer."""
-    if config.batches.total(step) == sequences:
+def batch_faults(
+    config: RunConfig, shown: str, step: int, sequences: int, before: Mapping[str, Any] | None
+) -> Iterator[Fault]:
+    """A position that a run with these batch sizes does not pass: its steps took more sequences, or fewer.
+
+    Args:
+        before: the settings of the steps done (batch_settings). None: not known.
+    """
+    here = config.batches.total(step)
+    if here == sequences:
         return
-    size, steps, rest = config.training.global_batch_size, max(1, step), sequences % max(1, step)
-    if rest or config.training.batch_ramp is not None:
-        value = f"training.batch_ramp and global_batch_size = {size}; {shown}"
-        rule = f"{step} steps took {sequences} sequences, and here they take {config.batches.total(step)}."
-        yield Fault(value, rule, "Set both as they were there (config.yaml in the run folder has them).")
-        return
-    rule = f"was trained with {sequences // steps} sequences a step: with data kept, the steps go on counting."
-    yield Fault(f"training.global_batch_size = {size}; {shown}", rule, f"Set it to {sequences // steps}.")
+    now, before = batch_settings(config), before or {}
+    value = f"training.global_batch_size = {now[SIZE]}, batch_ramp = {_ramp(now[RAMP])}; {shown}"
+    rule = f"its {step} steps took {sequences} sequences, and here they would take {here}: steps go on counting."
+    parts = [f"Set it to {before[SIZE]}."] if before.get(SIZE, now[SIZE]) != now[SIZE] else []
+    if before.get(RAMP, now[RAMP]) != now[RAMP]:
+        parts.append(f"Set `training.batch_ramp: {_ramp(before[RAMP])}`, as it was.")
+    if parts and before[RAMP] is None and now[SIZE] > before[SIZE]:
+        ramp = {"start": before[SIZE], "increment": now[SIZE] - before[SIZE]}
+        ramp["tokens"] = sequences * config.data.sequence_length
+        parts.append(f"Or, for {now[SIZE]} a step from there on, set `training.batch_ramp: {_ramp(ramp)}`.")
+    whole = " ".join(parts) or "Set both as they were there (config.yaml in the run folder has them)."
+    yield Fault(value, rule, whole)
+
+
+def batch_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that say how many sequences each step takes."""
+    ramp = config.training.batch_ramp
+    return {SIZE: config.training.global_batch_size, RAMP: None if ramp is None else asdict(ramp)}
+
+
+def _ramp(ramp: Mapping[str, int] | None) -> str:
+    """A ramp as YAML has it on one line."""
+    return "null" if ramp is None else "{" + ", ".join(f"{name}: {value}" for name, value in ramp.items()) + "}"
 
 
 def rate_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:

@@ -38,7 +38,7 @@ def resume(
         IntegrityFault: the checkpoint is not what was written.
     """
     position = read_position(checkpoint)
-    refuse([*batch_faults(config, str(checkpoint), position.step, position.sequences)])
+    refuse([*batch_faults(config, str(checkpoint), position.step, position.sequences, position.batches)])
     refuse(length_faults(config, str(checkpoint), position.step))
     check_order(checkpoint, position, plan.blend, config)
     check_parts(checkpoint, position, config)

@@ -10,6 +10,7 @@ from megatron_cpt.checkpoint.writer import CheckpointWriter
 from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
+from megatron_cpt.planning.start_faults import batch_settings
 from megatron_cpt.train.assemble import Run
 from megatron_cpt.train.history import History
 from megatron_cpt.train.journal import Journal
@@ -106,5 +107,6 @@ class Saver:
             parts=trained_parts(config),
             begun_at=run.beginning.begun_at,
             schedule_shift=run.beginning.schedule_shift,
+            batches=batch_settings(config),
             measures=dict(run.measures),
         )

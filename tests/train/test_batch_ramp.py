@@ -112,3 +112,27 @@ def test_rewinds_leave_out_what_the_ramp_took(one_rank: Ranks, workshop: Worksho
     assert column(events, "left_out_sequences") == [[8, 12], [12, 16]]
     assert column(records_of(run, "train"), "sequences") == [2, 4, 6, 8, 22, 28, 36, 44, 52, 60]
     assert read_position(run / "checkpoints" / "step-00000012").left_out == [[8, 16]]
+
+
+def test_a_larger_global_batch_follows_by_a_ramp(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """The refusal of another batch size names the ramp with which a run goes on in larger steps, and that works."""
+    run = tmp_path / "run"
+    path = workshop.write_config(run, validation={"sets": {}}, schedule={"warmup": 300})
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "optimizer.weight_decay=0"))
+    longer = ("training.tokens=8 steps", "training.global_batch_size=12", "optimizer.weight_decay=0")
+    said = one_rank.call(refusal, path=path, overrides=longer)[0]
+    assert "its 4 steps took 32 sequences, and here they would take 48" in said
+    assert "Set it to 8. Or, for 12 a step from there on, set" in said
+    ramp = said.split("`training.batch_ramp: ")[1].split("`")[0]
+    one_rank.call(train, path=path, overrides=(*longer, f"training.batch_ramp={ramp}"))
+    assert column(records_of(run, "train"), "sequences") == [8, 16, 24, 32, 44, 56, 68, 80]
+
+
+def test_a_ramp_that_was_taken_out_is_named(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """Also where its steps took as many sequences as steps of one size might have."""
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}}, schedule={"warmup": 300})
+    ramp = "training.batch_ramp={start: 4, increment: 4, tokens: 256}"  # 2 steps of 4, then of 8: 24 after 4
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps", ramp))
+    said = one_rank.call(refusal, path=path, overrides=("training.tokens=8 steps",))[0]
+    assert "Set `training.batch_ramp: {start: 4, increment: 4, tokens: 256}`, as it was." in said
+    assert "Set it to" not in said

@@ -17,9 +17,9 @@ the files of single sections beside it.
 A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
 name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
 a duration (`Span`; `SpanOrZero` may be 0) is in tokens unless it says `steps` (`100 steps`); `ShareOfPeak` reads
-`0.2 of peak`, `EpochsOfSource` `2 of NAME`. `Count` is a whole number
-above 0, `Share` a number from 0 to 1, `Positive` one above 0. The resolved configuration is written to `config.yaml`
-in the run folder, from which alone the run can be repeated.
+`0.2 of peak` or `20% of peak`, `EpochsOfSource` `2 of NAME`. `Count` is a whole number above 0, `Share` a number from 0
+to 1 or a percentage (`5%`), `Positive` a number above 0. The resolved configuration is written to `config.yaml` in the
+run folder, from which alone the run can be repeated.
 """
 
 

@@ -4,6 +4,7 @@ import argparse
 
 from megatron_cpt.commands.law_actions import choose, compare, fit, predict, sweep
 from megatron_cpt.commands.law_tables import NAMES
+from megatron_cpt.commands.law_words import share
 from megatron_cpt.scaling_law.candidates import LAWS
 from megatron_cpt.scaling_law.critical import TOLERANCE
 
@@ -75,7 +76,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schedule", choices=KINDS, help="instead of curves: the shape of the learning rate")
     parser.add_argument("--peak-lr", type=float, metavar="RATE")
     parser.add_argument("--steps", type=int, metavar="N")
-    parser.add_argument("--replay", type=float, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
+    parser.add_argument("--replay", type=share, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
     _add_sizes(parser)
     parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")

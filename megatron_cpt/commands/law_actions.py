@@ -18,7 +18,7 @@ from megatron_cpt.commands.law_text import (
     outcome_document,
     repetition_text,
 )
-from megatron_cpt.commands.law_words import combinations_of, count, curves_of, fixed, named, numbers, wholes
+from megatron_cpt.commands.law_words import combinations_of, count, curves_of, fixed, named, numbers, shares, wholes
 from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
@@ -185,7 +185,7 @@ def choose(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Writes the pilot runs of a law."""
     grid = {
-        "data.replay_ratio": numbers(options.replay, "--replay"),
+        "data.replay_ratio": shares(options.replay, "--replay"),
         "schedule.peak": numbers(options.peak_lr, "--peak-lr"),
         "schedule.kind": options.schedule.split(",") if options.schedule else None,
     }
@@ -208,7 +208,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 def _tried(options: argparse.Namespace, laws: Laws) -> list[Recipe]:
     """The recipes to choose from: what was said, or what lies within the range of the fit."""
-    kinds, ratios = options.schedule.split(","), numbers(options.replay, "--replay")
+    kinds, ratios = options.schedule.split(","), shares(options.replay, "--replay")
     peaks = numbers(options.peak_lr, "--peak-lr")
     refuse([Fault(f"--schedule {kind}", "is not a schedule of this command.", f"Use {', '.join(get_args(Kind))}.")
             for kind in kinds if kind not in get_args(Kind)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.config.units import parse_count
+from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.scaling_law.combination import Combination, fit_combination
 from megatron_cpt.scaling_law.foreign import is_tensorboard, read_csv, read_tensorboard
 from megatron_cpt.scaling_law.points import Curve, read_run, sets_of
@@ -73,6 +73,22 @@ def numbers(words: str | None, flag: str) -> list[float]:
         return [float(word) for word in words.split(",")] if words else []
     except ValueError as error:
         raise BadInput(Fault(f"{flag} {words}", "is no list of numbers.", "Write, say, 0,0.01,0.05.")) from error
+
+
+def shares(words: str | None, flag: str) -> list[float]:
+    """Numbers or percentages between commas; empty where nothing was given. What is no share is found later."""
+    found = [word.strip().removesuffix("%") for word in (words or "").split(",")]
+    percent = [word.strip().endswith("%") for word in (words or "").split(",")]
+    values = numbers(",".join(found) if words else None, flag)
+    return [value / 100 if is_percent else value for value, is_percent in zip(values, percent, strict=False)]
+
+
+def share(word: str) -> float:
+    """A share, as argparse reads it. Raises ArgumentTypeError."""
+    try:
+        return parse_share(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def wholes(words: str | None, flag: str) -> list[int]:

@@ -17,7 +17,7 @@ SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Two digits of exponent: `1e999999999` would otherwise be computed, exactly.
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([KMBT]?)\s*", re.IGNORECASE)
 _WALL_TIME = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
-_OF_PEAK = re.compile(r"\s*([0-9.e+-]+)\s+of\s+peak\s*")
+_OF_PEAK = re.compile(r"\s*([0-9.e+-]+\s*%?)\s+of\s+peak\s*")
 _OF_SOURCE = re.compile(r"\s*([0-9.e+-]+)\s+of\s+([\w-]+)\s*")
 _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens"}
 
@@ -54,14 +54,20 @@ def parse_number(value: Any) -> float:
 
 def parse_share(value: Any) -> float:
     """A share of 0 to 1 from `0.5%` or `0.005`. Raises ValueError for anything else."""
-    percent = isinstance(value, str) and value.endswith("%")
     try:
-        share = parse_number(value.removesuffix("%") if percent else value) / (100 if percent else 1)
+        share = _number_or_percentage(value)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
         raise ValueError(f"{value!r} is not a share; write a percentage such as 0.5%, or a number from 0 to 1")
     return share
+
+
+def _number_or_percentage(value: Any) -> float:
+    """0.05 from `5%` or 0.05. Raises ValueError as parse_number does."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        return parse_number(value.rstrip().removesuffix("%")) / 100
+    return parse_number(value)
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,8 @@ def parse_wall_time(value: Any) -> str:
 def share_of_peak(text: str) -> float:
     """0.2 from `0.2 of peak`. Raises ValueError for anything else."""
     match = _OF_PEAK.fullmatch(text)
-    if match is None or not 0 < (share := parse_number(match[1])) < 1:
-        raise ValueError(f"{text!r} is no share of the peak learning rate; write one as 0.2 of peak")
+    if match is None or not 0 < (share := _number_or_percentage(match[1])) < 1:
+        raise ValueError(f"{text!r} is no share of the peak learning rate; write one as 0.2 of peak or 20% of peak")
     return share
 
 
@@ -167,7 +173,7 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(parse_number), Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_number_or_percentage), Field(ge=0, le=1, allow_inf_nan=False)]
 WallTime = Annotated[str, BeforeValidator(parse_wall_time)]
 Span = Annotated[Duration, BeforeValidator(parse_duration), AfterValidator(_positive)]
 SpanOrZero = Annotated[Duration, BeforeValidator(parse_duration)]

@@ -51,6 +51,7 @@ def test_the_command_line_wins_and_its_values_are_yaml(tmp_path: Path) -> None:
             "data.sources.general.weight=2",
             "data.sources.books={paths: [data/books], role: replay}",
             "data.sources.books.weight=0.5",
+            "data.replay_ratio=5%",
             "validation.sets.code.paths=[data/code.validation]",
             "validation.marks.at=[5 steps, 100K]",
             "checkpoint.export_hf.dtype=bfloat16",
@@ -63,6 +64,7 @@ def test_the_command_line_wins_and_its_values_are_yaml(tmp_path: Path) -> None:
     assert config.training.tokens == Duration(5_000_000_000)
     assert config.data.sources["general"].weight == 2
     assert config.data.sources["books"].weight == 0.5
+    assert config.data.replay_ratio == 0.05
     assert config.validation.sets["code"].paths == ["data/code.validation"]
     assert config.validation.marks.at == [Duration(5, "steps"), Duration(100_000)]
     assert config.checkpoint.export_hf is not None

@@ -7,7 +7,9 @@ from megatron_cpt.config.units import (
     parse_count,
     parse_duration,
     parse_number,
+    parse_share,
     parse_wall_time,
+    share_of_peak,
     wall_seconds,
 )
 
@@ -89,3 +91,21 @@ def test_wall_time_has_units(text: str, seconds: int) -> None:
 def test_what_is_not_a_wall_time_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"3h50m|no time at all"):
         parse_wall_time(value)
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("30 %", 0.3), ("100%", 1.0), ("0.3", 0.3), (1, 1.0)])
+def test_a_share_is_a_number_or_a_percentage(text: object, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("value", [True, None, "101%", "-1%", 1.5, "nan", "nan%", "inf", "%", "half", "5%%"])
+def test_what_is_no_share_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="is not a share"):
+        parse_share(value)
+
+
+def test_percentages_are_understood_wherever_a_share_is_meant() -> None:
+    assert share_of_peak("20% of peak") == share_of_peak("0.2 of peak") == 0.2
+    for text in ("20 of peak", "100% of peak", "20%% of peak", "% of peak"):
+        with pytest.raises(ValueError, match=r"is no(t a number| share of the peak)"):
+            share_of_peak(text)

@@ -41,6 +41,12 @@ def two_ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
+def three_ranks() -> Iterator[Ranks]:
+    """A live world of three processes."""
+    yield from live(3)
+
+
+@pytest.fixture(scope="session")
 def four_ranks() -> Iterator[Ranks]:
     """A live world of four processes."""
     yield from live(4)

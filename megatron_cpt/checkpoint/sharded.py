@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_packing
 from megatron_cpt.checkpoint.integrity import is_complete, verify
 from megatron_cpt.checkpoint.position import Layout, Position, layout_faults, read_position
 from megatron_cpt.checkpoint.vetting import read_table, vet
@@ -27,6 +30,15 @@ from megatron_cpt.config.errors import IntegrityFault, refuse
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree
 from megatron_cpt.parallel.seed import restore_random_state
+
+DAMAGED = (
+    "{checkpoint}: its optimizer state does not belong to its weights. It is a `fully_reshardable` checkpoint of a"
+    " distributed optimizer whose gradients lay in several padded buckets (`parallel.overlap_gradient_reduce`, or tied"
+    " embeddings over pipeline stages), saved by a version that saved these wrongly. Its weights are right, and so are"
+    " exports. Start a new run in another folder with `start.checkpoint: {checkpoint}`, `start.optimizer: fresh` and"
+    " data and schedule kept; or move it away and go on from an earlier checkpoint that was saved as `dp_reshardable`"
+)
+"""What is said of a checkpoint whose optimizer state is not that of its weights."""
 
 
 def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimizer, layout: Layout) -> Position:
@@ -49,7 +61,10 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
     with quiet():
         loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
     load_model_state(model, loaded)
-    optimizer.load_state_dict(loaded["optimizer"])
+    with differing(optimizer, weights_precision(checkpoint / "shards")) as counts:
+        optimizer.load_state_dict(loaded["optimizer"])
+    if not all_agree(counts[1] == 0):
+        raise IntegrityFault(DAMAGED.format(checkpoint=checkpoint))
     if position.layout == layout:
         restore_random_state(loaded["random"])
     return position
@@ -103,6 +118,17 @@ def chunk_names(model: Sequence[GPTModel]) -> list[str]:
     return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
 
 
+def weights_precision(shards: Path) -> torch.dtype:
+    """The precision in which the torch_dist folder of a checkpoint holds the model's weights."""
+    content = read_table(shards).state_dict_metadata
+    precisions = {
+        entry.properties.dtype
+        for name, entry in content.items()
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith(("optimizer.", "chained_"))
+    }
+    return min(precisions, key=lambda precision: precision.itemsize, default=torch.float32)
+
+
 def has_layers_apart(shards: Path) -> bool:
     """Whether the torch_dist folder of a checkpoint names its layers one by one."""
     return any(".layers.0." in name for name in read_table(shards).state_dict_metadata)
@@ -117,6 +143,7 @@ def optimizer_state(
         model_content: that of the model's weights, by which the optimizer's tensors are laid out.
         sharding: dp_reshardable or fully_reshardable.
     """
+    replace_packing()
     metadata = {
         "distrib_optim_sharding_type": sharding,
         # Gathers on one rank what one rank writes. By default every rank would gather the whole.

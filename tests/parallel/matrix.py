@@ -1,16 +1,23 @@
-"""The loss-equality matrix: every way to share the work must give the numbers of one process.
+"""The loss-equality matrix: every way to share the work must give the numbers of one process, also after a resume.
 
     python -m tests.parallel.matrix [ROW...]
 
 All rows start from one Hugging Face folder of weights and train 20 steps on the same data in fp32. A row passes
 when its losses (training and validation) are within 2e-6 of the one process's, gradient norms within 1e-5 of
-them in proportion, and the exported parameters within PARAMETERS at the end. The last line counts rows.
+them in proportion, and the exported parameters within PARAMETERS at the end.
+
+A second table is of resumes of a distributed optimizer, from both kinds of its checkpoints, with gradients in one
+bucket, in several and in one for each parameter, which are padded at their ends. A row passes when the losses of the
+steps after the resume are those of the run that was not cut: to the last bit on the same layout, else within 2e-6, or
+within BF16_LOSS in bf16. The last line counts the rows of both tables.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +26,12 @@ import numpy as np
 from tests.checkpoint.hf_models import all_tensors
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
-from tests.workshop import Workshop, build
+from tests.workshop import Workshop, build, write_model, write_tokenizer_of
 
 LOSS = 2e-6
 """Nats per token."""
+BF16_LOSS = 5e-4
+"""Nats per token: where gradients are summed in another order, weights may round to the next bf16 number."""
 GRADIENT_NORM = 1e-5
 """In proportion."""
 PARAMETERS = 2e-5
@@ -134,7 +143,119 @@ class Differences:
 
 def model_of(chosen: Row, workshop: Workshop) -> Path:
     """The Hugging Face folder that a row trains."""
+    if chosen.base == "odd":
+        folder = workshop.folder / "hf-odd"
+        if not folder.exists():
+            write_model(folder, hidden_size=36, intermediate_size=58, num_attention_heads=2)
+            write_tokenizer_of(workshop, folder)
+        return folder
     return workshop.hf_with_experts() if chosen.base.startswith("experts") else workshop.hf
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run of RESUMED_STEPS steps, cut after one of them and gone on with."""
+
+    written: Row
+    """Who wrote the checkpoint."""
+    read: Row
+    """Who goes on from it."""
+    sharding: str
+    """How its optimizer state was saved, which decides the step: dp_reshardable or fully_reshardable."""
+
+    @property
+    def step(self) -> int:
+        """The last step before the cut."""
+        return {"dp_reshardable": 2, "fully_reshardable": 4}[self.sharding]
+
+    @property
+    def bound(self) -> float:
+        """The largest difference of a loss, nats per token."""
+        if self.written == self.read:
+            return 0.0
+        return BF16_LOSS if BF16 in self.written.overrides else LOSS
+
+
+RESUMED_STEPS = (
+    *("training.tokens=6 steps", "training.global_batch_size=12", "training.micro_batch_size=1"),
+    *("checkpoint.every=2 steps", "checkpoint.keep_every=4 steps", "checkpoint.keep_last=9", "validation.sets={}"),
+)
+BUCKETS = {
+    "one bucket": (),
+    "several": ("megatron.ddp={bucket_size: 3000}",),
+    "one a parameter": ("megatron.ddp={bucket_size: 20}",),
+    "several, of 65536": ("megatron.ddp={bucket_size: 3000, pad_buckets_for_high_nccl_busbw: true}",),
+}
+"""Buckets that are padded at their ends, but for the first: by settings of `megatron.ddp`."""
+BF16 = "training.precision=bf16"
+
+
+def sharded(ranks: int, buckets: str, *overrides: str, base: str = "odd", **parallel: object) -> Row:
+    """A row with a distributed optimizer."""
+    overlaps = {"distributed_optimizer": "true", "overlap_gradient_reduce": "true"}
+    return Row(ranks, (*BUCKETS[buckets], *overrides), base).named(**overlaps, **parallel)
+
+
+def resumes() -> dict[str, Resume]:
+    """Resumes by name: who wrote, how, who reads."""
+    written = {
+        **{f"data {size}, {buckets}": sharded(size, buckets) for size in (2, 3, 4) for buckets in list(BUCKETS)[:3]},
+        "data 3, several, of 65536": sharded(3, "several, of 65536"),
+        "data 2, several, even sizes": sharded(2, "several", base="dense"),
+        "data 3, several, even sizes": sharded(3, "several", base="dense"),
+        "data 2, one a parameter, bf16": sharded(2, "one a parameter", BF16),
+        "data 3, several, bf16": sharded(3, "several", BF16),
+        "tensor 2, data 2, several": sharded(4, "several", tensor=2),
+        "pipeline 2, data 2, one a parameter": sharded(4, "one a parameter", pipeline=2),
+        "context 2, data 2, several": sharded(4, "several", context=2),
+        "expert 2, several": sharded(2, "several", base="experts", expert=2),
+    }
+    read = {
+        "data 2, one a parameter": ("data 3, several", "data 1, one bucket"),
+        "data 3, several": ("data 2, one bucket", "tensor 2, one bucket", "pipeline 2, one a parameter"),
+        "data 3, one a parameter": ("data 2, one a parameter", "data 4, one a parameter"),
+        "data 4, several": ("data 3, several",),
+        "data 3, several, bf16": ("data 2, several, bf16",),
+        "pipeline 2, data 2, one a parameter": ("data 2, several",),
+        "tensor 2, data 2, several": ("data 3, one a parameter",),
+    }
+    readers = written | {
+        "data 1, one bucket": sharded(1, "one bucket"),
+        "data 2, several, bf16": sharded(2, "several", BF16),
+        "tensor 2, one bucket": sharded(2, "one bucket", tensor=2),
+        "pipeline 2, one a parameter": sharded(2, "one a parameter", pipeline=2),
+    }
+    table = {}
+    for name, writer in written.items():
+        for sharding in ("dp_reshardable", "fully_reshardable"):
+            table[f"{name}; {sharding}"] = Resume(writer, writer, sharding)
+        for other in read.get(name, ()):
+            table[f"{name}; fully_reshardable; {other}"] = Resume(writer, readers[other], "fully_reshardable")
+    name = "data 3, one a parameter; dp_reshardable; data 2, one a parameter"
+    table[name] = Resume(written["data 3, one a parameter"], written["data 2, one a parameter"], "dp_reshardable")
+    return table
+
+
+RESUMES = resumes()
+
+
+def run_uncut(ranks: Ranks, workshop: Workshop, run: Path, writer: Row) -> None:
+    """Trains the run that a resume is held to, with all its checkpoints."""
+    path = workshop.write_config(run, model={"hf": str(model_of(writer, workshop))})
+    ranks.call(train, timeout=900, path=path, overrides=(*RESUMED_STEPS, *writer.overrides))
+
+
+def resumed_difference(ranks: Ranks, workshop: Workshop, uncut: Path, run: Path, chosen: Resume) -> float:
+    """Goes on with a copy of a run, cut; returns the largest difference of a loss, nats per token."""
+    shutil.copytree(uncut, run)
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > chosen.step:
+            shutil.rmtree(checkpoint)
+    run_uncut(ranks, workshop, run, chosen.read)
+    assert f"resumed after step {chosen.step}" in (run / "log.txt").read_text()
+    ours, theirs = records_of(run, "train"), records_of(uncut, "train")
+    assert column(ours, "source_tokens") == column(theirs, "source_tokens")
+    return largest(column(ours, "loss"), column(theirs, "loss"))
 
 
 def run_row(ranks: Ranks, workshop: Workshop, run: Path, chosen: Row) -> None:
@@ -166,38 +287,70 @@ def largest(ours: object, theirs: object) -> float:
 
 
 def main() -> int:
-    """Prints the table. Returns 0 if every row passed."""
+    """Prints the tables. Returns 0 if every row passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
-    names = parser.parse_args().rows or list(ROWS)
-    pools = {size: Ranks(size) for size in (1, 2, 4)}
-    passed = 0
+    names = parser.parse_args().rows or [*ROWS, *RESUMES]
+    pools = {size: Ranks(size) for size in (1, 2, 3, 4)}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        workshop = build(folder / "workshop")
-        references = {base: folder / base for base in {ROWS[name].base for name in names}}
-        for base, reference in references.items():
-            run_row(pools[1], workshop, reference, Row(1, (), base))
-        print(f"{'':<56} ranks  loss     gradient norm  parameters  seconds")
-        for number, name in enumerate(names):
-            started = time.perf_counter()
-            try:
-                run_row(pools[ROWS[name].ranks], workshop, folder / str(number), ROWS[name])
-                found = differences(folder / str(number), references[ROWS[name].base])
-            except AssertionError as error:
-                print(f"{name:<56} {ROWS[name].ranks:>5}  FAILED: {str(error).strip().splitlines()[-1]}", flush=True)
-                continue
-            passed += found.passed
-            print(
-                f"{name:<56} {ROWS[name].ranks:>5}  {found.loss:.1e}  {found.gradient_norm:.1e}"
-                f"        {found.parameters:.1e}     {time.perf_counter() - started:5.1f}"
-                f"  {'passed' if found.passed else 'FAILED'}",
-                flush=True,
-            )
+        workshop = build(Path(scratch) / "workshop")
+        passed = print_parity(pools, workshop, Path(scratch), [name for name in names if name in ROWS])
+        passed += print_resumes(pools, workshop, Path(scratch), [name for name in names if name not in ROWS])
     for pool in pools.values():
         pool.stop()
     print(f"{passed} rows passed, {len(names) - passed} failed")
     return 0 if passed == len(names) else 1
+
+
+def print_parity(pools: Mapping[int, Ranks], workshop: Workshop, folder: Path, names: Sequence[str]) -> int:
+    """Prints the table of layouts. Returns how many rows passed."""
+    if not names:
+        return 0
+    passed = 0
+    references = {base: folder / base for base in {ROWS[name].base for name in names}}
+    for base, reference in references.items():
+        run_row(pools[1], workshop, reference, Row(1, (), base))
+    print(f"{'':<56} ranks  loss     gradient norm  parameters  seconds")
+    for number, name in enumerate(names):
+        started = time.perf_counter()
+        try:
+            run_row(pools[ROWS[name].ranks], workshop, folder / str(number), ROWS[name])
+            found = differences(folder / str(number), references[ROWS[name].base])
+        except AssertionError as error:
+            print(f"{name:<56} {ROWS[name].ranks:>5}  FAILED: {str(error).strip().splitlines()[-1]}", flush=True)
+            continue
+        passed += found.passed
+        print(
+            f"{name:<56} {ROWS[name].ranks:>5}  {found.loss:.1e}  {found.gradient_norm:.1e}"
+            f"        {found.parameters:.1e}     {time.perf_counter() - started:5.1f}"
+            f"  {'passed' if found.passed else 'FAILED'}",
+            flush=True,
+        )
+    return passed
+
+
+def print_resumes(pools: Mapping[int, Ranks], workshop: Workshop, folder: Path, names: Sequence[str]) -> int:
+    """Prints the table of resumes. Returns how many rows passed."""
+    if not names:
+        return 0
+    passed, uncut = 0, dict[Row, Path]()
+    print(f"{'written by; as; read by, if by another layout':<76} loss     bound")
+    for number, name in enumerate(names):
+        chosen = RESUMES[name]
+        try:
+            if chosen.written not in uncut:
+                run_uncut(pools[chosen.written.ranks], workshop, folder / f"uncut {number}", chosen.written)
+                uncut[chosen.written] = folder / f"uncut {number}"
+            run = folder / f"resumed {number}"
+            found = resumed_difference(pools[chosen.read.ranks], workshop, uncut[chosen.written], run, chosen)
+        except AssertionError as error:
+            print(f"{name:<76} FAILED: {str(error).strip().splitlines()[-1]}", flush=True)
+            continue
+        passed += found <= chosen.bound
+        print(
+            f"{name:<76} {found:.1e}  {chosen.bound:.0e}  {'passed' if found <= chosen.bound else 'FAILED'}", flush=True
+        )
+    return passed
 
 
 if __name__ == "__main__":

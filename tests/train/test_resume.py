@@ -308,3 +308,26 @@ def test_optimizer_state_that_is_kept_is_used_with_the_new_settings(
         losses[name] = column(records_of(tmp_path / name, "train"), "loss")
     assert losses["0.95"][0] == losses["0.5"][0]
     assert losses["0.95"][1] != losses["0.5"][1]
+
+
+# The others are parts or mixtures of these.
+RESUMED = (
+    "data 2, one a parameter; dp_reshardable",
+    "data 2, one a parameter; fully_reshardable",
+    "data 3, several, bf16; fully_reshardable; data 2, several, bf16",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in RESUMED else pytest.param(name, marks=pytest.mark.slow) for name in matrix.RESUMES]
+)
+def test_a_resume_with_padded_buckets(
+    request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    chosen = matrix.RESUMES[name]
+    pools = {size: f"{word}_ranks" for size, word in {2: "two", 3: "three", 4: "four"}.items()} | {1: "one_rank"}
+    writers, readers = (request.getfixturevalue(pools[row.ranks]) for row in (chosen.written, chosen.read))
+    uncut = tmp_path_factory.mktemp("uncut") / "run"
+    matrix.run_uncut(writers, workshop, uncut, chosen.written)
+    found = matrix.resumed_difference(readers, workshop, uncut, uncut.parent / "resumed", chosen)
+    assert found <= chosen.bound

@@ -9,24 +9,24 @@ checkpoints/step-00000400/
     complete.json   SHA-256 of every file; written last (integrity.py)
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_packing
 from megatron_cpt.checkpoint.integrity import is_complete, verify
 from megatron_cpt.checkpoint.position import Layout, Position, layout_faults, read_position
 from megatron_cpt.checkpoint.vetting import read_table, vet
-from megatron_cpt.config.errors import IntegrityFault, refuse
+from megatron_cpt.config.errors import IntegrityFault, RankFailed, refuse
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree
 from megatron_cpt.parallel.seed import restore_random_state
@@ -58,8 +58,7 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
     content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
     if position.layout == layout:
         content["random"] = random_object({})
-    with quiet():
-        loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
+    loaded = load_shards(checkpoint, content)
     load_model_state(model, loaded)
     with differing(optimizer, weights_precision(checkpoint / "shards")) as counts:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -73,10 +72,39 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
 def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
-    with quiet():
-        content = model_state(model, has_layers_apart(checkpoint / "shards"))
-        loaded = dist_checkpointing.load(content, str(checkpoint / "shards"))
-    load_model_state(model, loaded)
+    content = model_state(model, has_layers_apart(checkpoint / "shards"))
+    load_model_state(model, load_shards(checkpoint, content))
+
+
+def load_shards(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's shards hold for the entries of a content. Every rank calls it.
+
+    Raises:
+        IntegrityFault: they do not hold it, or not so.
+    """
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(content, str(checkpoint / "shards"))
+    except CHECKPOINT_ERRORS as error:
+        raise IntegrityFault(f"{checkpoint}: its shards do not load into this run ({reason(error)})") from error
+    return loaded
+
+
+CHECKPOINT_ERRORS = (CheckpointException, CheckpointingException)
+"""What torch's and Megatron-Core's checkpoint code raise. The first is no Exception."""
+
+
+def reason(error: BaseException) -> str:
+    """What one of CHECKPOINT_ERRORS tells, in one line: torch's has a traceback of each rank that failed in its text.
+
+    Raises:
+        RankFailed: nothing, for only rank 0 was told.
+    """
+    if not isinstance(error, CheckpointException):
+        return " ".join(str(error).split())
+    causes = [" ".join(f"{type(cause).__name__}: {cause}".split()) for cause, _ in error.failures.values()]
+    if not causes:
+        raise RankFailed("rank 0 says why") from error
+    return "; ".join(dict.fromkeys(causes))
 
 
 def verify_and_vet(checkpoint: Path) -> None:
@@ -91,7 +119,7 @@ def verify_and_vet(checkpoint: Path) -> None:
         except IntegrityFault as error:
             fault = error
     if not all_agree(fault is None):
-        raise fault or IntegrityFault(f"{checkpoint}: refused by rank 0")
+        raise fault or RankFailed(f"{checkpoint}: refused by rank 0")
 
 
 def model_state(model: Sequence[GPTModel], layers_apart: bool = False) -> dict[str, Any]:
@@ -156,12 +184,3 @@ def optimizer_state(
 def random_object(state: dict[str, Any]) -> ShardedObject:
     """The random states of this rank, beside those of the others."""
     return ShardedObject("random", state, (groups.world_size(),), (groups.rank(),), replica_id=0)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves out what torch says to Megatron-Core's developers: deprecations of calls that are not ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield

@@ -15,12 +15,11 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import save as write
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from megatron_cpt.checkpoint.sharded import quiet
+from megatron_cpt.checkpoint.sharded import CHECKPOINT_ERRORS, reason
 from megatron_cpt.checkpoint.stored import Stored
 from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.runs.durable import write_json
@@ -101,11 +100,9 @@ def write_streamed(
     """
     planner, writer = ReadAsWritten(places, values, dtype, read), FileSystemWriter(shards, thread_count=FILES)
     try:
-        with quiet():
-            table = write({}, storage_writer=writer, planner=planner, no_dist=True)
-    except CheckpointException as error:
-        told = "; ".join(str(failure) for failure, _ in error.failures.values())
-        raise StorageFault(f"{shards}: could not be written ({told}): is its disk full?") from error
+        table = write({}, storage_writer=writer, planner=planner, no_dist=True)
+    except CHECKPOINT_ERRORS as error:
+        raise StorageFault(f"{shards}: could not be written ({reason(error)}): is its disk full?") from error
     if planner.failures:
         raise planner.failures[0]
     if len(table.storage_data) != len(planner.plan.items):

@@ -12,7 +12,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,13 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_companions
 from megatron_cpt.checkpoint.integrity import leave_hashes, seal
 from megatron_cpt.checkpoint.position import Position, checkpoint_name
 from megatron_cpt.checkpoint.results import keep_results
-from megatron_cpt.checkpoint.sharded import model_state, optimizer_state, quiet, random_object
+from megatron_cpt.checkpoint.sharded import CHECKPOINT_ERRORS, model_state, optimizer_state, random_object, reason
 from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import any_rank, barrier
@@ -81,7 +81,7 @@ class CheckpointWriter:
         content = model_state(model, layers_apart=any_rank(frozen))
         content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding)
         content["random"] = random_object(random_state())
-        with quiet():
+        with told_if_unwritten(checkpoint):
             request = dist_checkpointing.save(
                 content,
                 str(checkpoint / "shards"),
@@ -90,14 +90,12 @@ class CheckpointWriter:
                 async_sharded_save=True,
                 **options_of_save(dist_checkpointing.save),
             )
-            self._checked.add(position.sharding)
-            if request.async_fn is None:
-                leave_hashes(checkpoint, groups.rank())
-            else:
-                request = request._replace(
-                    async_fn=partial(write_and_hash, request.async_fn, checkpoint, groups.rank())
-                )
-            self._queue.schedule_async_request(request)
+        self._checked.add(position.sharding)
+        if request.async_fn is None:
+            leave_hashes(checkpoint, groups.rank())
+        else:
+            request = request._replace(async_fn=partial(write_and_hash, request.async_fn, checkpoint, groups.rank()))
+        self._queue.schedule_async_request(request)
         self._pending = checkpoint
         return time.perf_counter() - started
 
@@ -109,19 +107,24 @@ class CheckpointWriter:
         """
         if self._pending is None:
             return None
-        try:
-            with quiet():
-                ended = self._queue.maybe_finalize_async_calls(blocking=wait)
-        except CheckpointException as error:
-            told = "; ".join(str(failure) for failure, _ in error.failures.values()) or "rank 0 says why"
-            raise StorageFault(
-                f"{self._pending}: could not be written ({told}): is its disk full? The checkpoint before it is whole"
-            ) from error
+        with told_if_unwritten(self._pending):
+            ended = self._queue.maybe_finalize_async_calls(blocking=wait)
         if not ended:
             return None
         checkpoint, self._pending = self._pending, None
         seal(checkpoint)
         return checkpoint
+
+
+@contextmanager
+def told_if_unwritten(checkpoint: Path) -> Iterator[None]:
+    """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault."""
+    try:
+        yield
+    except CHECKPOINT_ERRORS as error:
+        raise StorageFault(
+            f"{checkpoint}: could not be written ({reason(error)}): is its disk full? The checkpoint before it is whole"
+        ) from error
 
 
 def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -> None:
@@ -130,7 +133,7 @@ def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -
     if groups.rank() == 0:
         make_folder(checkpoint, hf_folder, parent_dtypes(hf_folder))
     barrier()
-    with quiet():
+    with told_if_unwritten(checkpoint):
         dist_checkpointing.save(model_state(model), str(checkpoint / "shards"))
     leave_hashes(checkpoint, groups.rank())
     seal(checkpoint)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied
 from megatron_cpt.runs.durable import FULL, named_errors
+from megatron_cpt.runs.library_warnings import take_warnings
 from megatron_cpt.runs.status import ExitCode, exit_code_of, explained
 
 # name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             return ExitCode.DONE if name else ExitCode.BAD_INPUT
         if name not in COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
+        take_warnings(lambda line: None)
         code = int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
         with named_errors(Path(STANDARD_OUTPUT)):
             sys.stdout.flush()

@@ -18,7 +18,6 @@ from megatron_cpt.model.specs import transformer_engine_usable
 from megatron_cpt.parallel import cpu, groups
 from megatron_cpt.parallel.seed import seed_everything
 from megatron_cpt.runs.durable import write_json
-from megatron_cpt.train.assemble import quiet_megatron
 from megatron_cpt.train.kernels import Kernels, kernels_of
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.provenance import installed_version
@@ -83,7 +82,6 @@ def kernels() -> list[tuple[str, str]]:
 
 def kernels_of_small_model(precision: str) -> Kernels:
     """What a model and its optimizer are made of here, when they are built as a run builds them."""
-    quiet_megatron()
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", SMALL_MODEL)
         shape = read_shape(folder)

@@ -51,6 +51,10 @@ class StorageFault(Exception):
     """What had to be written could not be: a full or failing disk, a writing process that was killed."""
 
 
+class RankFailed(Exception):
+    """Rank 0 failed, and says why: this rank has nothing to add."""
+
+
 def refuse(faults: Sequence[Fault]) -> None:
     """Raises BadInput with all the faults, if there are any."""
     if faults:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from megatron_cpt.config.errors import RankFailed
 from megatron_cpt.parallel import groups
 
 
@@ -60,7 +61,7 @@ def first_on_rank_zero() -> Iterator[None]:
     """
     if groups.rank() != 0:
         if any_rank(False):
-            raise RuntimeError("rank 0 failed; its message says why")
+            raise RankFailed("rank 0 failed; its message says why")
         yield
         return
     try:

@@ -80,6 +80,18 @@ def rank() -> int:
     return dist.get_rank()
 
 
+def is_first(what: str) -> bool:
+    """Whether this rank asks so before every other rank; of all that ask, one hears yes. No collective.
+
+    Where the ranks' store cannot be reached it is rank 0.
+    """
+    try:
+        asked = dist.distributed_c10d._get_default_store().add(f"megatron-cpt/{what}", 1)
+    except (RuntimeError, ValueError):  # no process group yet, or the store's process is gone
+        return os.environ.get("RANK", "0") == "0"
+    return asked == 1
+
+
 def world_size() -> int:
     """Ranks in the world."""
     return dist.get_world_size()

@@ -8,8 +8,6 @@
 6. data and validation sets, opened lazily; tasks
 """
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -35,6 +33,8 @@ from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.planning.resume_changes import measure_faults
 from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.library_warnings import take_warnings
+from megatron_cpt.runs.log import RunLog
 from megatron_cpt.tasks.task import Task
 from megatron_cpt.tokenizer.tokenize import Tokenizer
 from megatron_cpt.train.beginning import Beginning, begin, load_start_weights
@@ -110,7 +110,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         BadInput: what only the weights or a checkpoint could tell.
         IntegrityFault: a checkpoint or a dataset is not what was written.
     """
-    quiet_megatron()
+    take_warnings(RunLog(folder.log).write, groups.is_first)
     groups.divide_world(config.parallel)
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)
@@ -191,10 +191,3 @@ def open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[Validatio
         )
         for name, settings in config.validation.sets.items()
     ]
-
-
-def quiet_megatron() -> None:
-    """Leaves out what Megatron-Core and torch say to each other's developers; the run's log says what matters."""
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)

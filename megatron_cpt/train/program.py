@@ -13,7 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from megatron_cpt.checkpoint.position import complete_checkpoints
-from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, StorageFault, refuse
+from megatron_cpt.checkpoint.sharded import CHECKPOINT_ERRORS
+from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, RankFailed, StorageFault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.machine import machine_faults
@@ -61,8 +62,8 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
         with only_job(found.path) if os.environ.get("RANK", "0") == "0" else nullcontext():
             folder = found  # from here on its status is ours to write
             return run_to_end(config, folder, request)
-    except Exception as error:
-        told = explained(error)
+    except (Exception, *CHECKPOINT_ERRORS) as error:
+        told = explained(error) if isinstance(error, Exception) else error
         tell(told, folder)
         return exit_code_of(told)
     finally:
@@ -139,17 +140,28 @@ def where_things_are(run: Run, checkpoint: Path) -> str:
     )
 
 
-def tell(error: Exception, folder: RunFolder | None) -> None:
-    """Says what went wrong: an expected error once, by rank 0; a defect with its traceback, by the rank it hit."""
-    writes = os.environ.get("RANK", "0") == "0"
+def tell(error: BaseException, folder: RunFolder | None) -> None:
+    """Says what went wrong: an expected error once, a defect with its traceback, by each rank that it hit.
+
+    The rank that failed first writes the status: what follows on the others is what its end did to them.
+    """
+    if isinstance(error, RankFailed):
+        return
+    is_first = groups.is_first("failed")
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
-    elif writes:
+    elif is_first:
         print(f"megatron-cpt train: {error}", file=sys.stderr)
-    if writes and folder is not None and folder.path.is_dir():
+    if is_first and folder is not None and folder.path.is_dir():
         before = read_status(folder.status) or Status("failed")
-        status = Status("failed", int(exit_code_of(error)), str(error), before.step, before.tokens)
+        message = str(error) if isinstance(error, EXPECTED) else defect(error)
+        status = Status("failed", int(exit_code_of(error)), message, before.step, before.tokens)
         try:
             write_status(folder.status, status)
         except OSError as unwritten:
             print(f"megatron-cpt train: {explained(unwritten)}", file=sys.stderr)
+
+
+def defect(error: BaseException) -> str:
+    """An error that nobody expected, and the rank that it hit first."""
+    return f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".removesuffix(": ")

@@ -52,12 +52,12 @@ def whole_parameters(
     model_sharded_state_dict: dict[str, Any],
     is_loading: bool = False,
     metadata: Mapping[str, Any] | None = None,
-) -> dict[int, dict[str, Any]] | None:
+) -> dict[int, dict[str, Any]] | LocalNonpersistentObject:
     """The state in the shapes of the parameters, numbered in the order of the buffers (`fully_reshardable`).
 
     Returns:
         For each parameter its main weights and moments; when saving on the first replica alone, where they are
-        gathered bucket by bucket. None on the others.
+        gathered bucket by bucket. On the others nothing.
     """
     content, _ = extract_sharded_tensors_and_factories(model_sharded_state_dict)
     weights = {weight.data: weight for weight in nested_values(content)}
@@ -80,7 +80,7 @@ def whole_parameters(
                     continue
                 entry[key] = of_weight(weight, f"optimizer.state.{key}.{weight.key}", values)
             state[len(state)] = entry
-    return state if is_loading or optimizer.data_parallel_group_gloo.rank() == 0 else None
+    return state if is_loading or optimizer.data_parallel_group_gloo.rank() == 0 else LocalNonpersistentObject(None)
 
 
 def of_weight(weight: ShardedTensor | ShardedTensorFactory, key: str, values: Tensor) -> Any:

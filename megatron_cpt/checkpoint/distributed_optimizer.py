@@ -248,6 +248,16 @@ def compare_and_set(
     setter(parameter, tensors)
 
 
+def share_main_weights(optimizer: MegatronOptimizer) -> None:
+    """Gives all replicas the weights that each has set from its part of the main weights, as the end of a step does.
+
+    For weights that were loaded in another precision: those of other replicas are rounded still.
+    """
+    for part in chained(optimizer):
+        for chunk in part.model_chunks if isinstance(part, DistributedOptimizer) else ():
+            chunk.start_param_sync(force_sync=True)
+
+
 def chained(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     """The optimizers that a chained optimizer chains."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))

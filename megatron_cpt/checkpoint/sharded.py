@@ -22,11 +22,12 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_packing
+from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_packing, share_main_weights
 from megatron_cpt.checkpoint.integrity import is_complete, verify
-from megatron_cpt.checkpoint.position import Layout, Position, layout_faults, read_position
+from megatron_cpt.checkpoint.position import FREQUENT, KEPT, Layout, Position, layout_faults, read_position
 from megatron_cpt.checkpoint.vetting import read_table, vet
-from megatron_cpt.config.errors import IntegrityFault, RankFailed, refuse
+from megatron_cpt.config.errors import Fault, IntegrityFault, RankFailed, refuse
+from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.collectives import all_agree
 from megatron_cpt.parallel.seed import restore_random_state
@@ -48,25 +49,50 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
     they are: they belong to ranks.
 
     Raises:
-        BadInput: the optimizer state does not load into this layout.
+        BadInput: the optimizer state does not load into this layout or precision.
         IntegrityFault: it is not complete, not intact or not safe to read.
     """
     position = read_position(checkpoint)
     refuse(layout_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
+    before, now = weights_precision(checkpoint / "shards"), next(model[0].parameters()).dtype
+    refuse(precision_faults(checkpoint, position, before, now))
     content = model_state(model, has_layers_apart(checkpoint / "shards"))
     content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
     if position.layout == layout:
         content["random"] = random_object({})
     loaded = load_shards(checkpoint, content)
     load_model_state(model, loaded)
-    with differing(optimizer, weights_precision(checkpoint / "shards")) as counts:
+    with differing(optimizer, before) as counts:
         optimizer.load_state_dict(loaded["optimizer"])
     if not all_agree(counts[1] == 0):
         raise IntegrityFault(DAMAGED.format(checkpoint=checkpoint))
+    if before != now:
+        share_main_weights(optimizer)
     if position.layout == layout:
         restore_random_state(loaded["random"])
     return position
+
+
+def precision_faults(checkpoint: Path, position: Position, before: torch.dtype, now: torch.dtype) -> list[Fault]:
+    """Why the optimizer state of a checkpoint does not load into a run of another precision: at most one fault.
+
+    Whole parameters of a distributed optimizer do: main weights and moments are in fp32 in every precision.
+    """
+    if before == now or (position.layout.distributed_optimizer and position.sharding == KEPT):
+        return []
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    saved = f"saved as {FREQUENT}" if position.layout.distributed_optimizer else "of a plain optimizer"
+    kept = f" or, from a checkpoint saved as {KEPT}, change it;" if position.layout.distributed_optimizer else ""
+    return [
+        Fault(
+            f"{checkpoint}: written with training.precision = {names.get(before, before)}; this run has"
+            f" {names.get(now, now)}",
+            f"optimizer state {saved} is that of one precision.",
+            f"Go on with the precision that it was written with;{kept} or start a new run in another folder with"
+            f" `start.checkpoint: {checkpoint}`, `start.optimizer: fresh` and the data and schedule kept.",
+        )
+    ]
 
 
 def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:

@@ -215,6 +215,38 @@ def test_another_layout_goes_on_with_the_same_data_and_losses(
     equal_to_rounding(resumed, straight)
 
 
+def test_another_precision_goes_on_with_weights_and_moments(
+    one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """From main weights, not from rounded ones: one process and two, which hold other parts of them, then agree."""
+    written = tmp_path / "written"
+    path = workshop.write_config(written, validation={"sets": {}})
+    bf16, fp32 = ((*DISTRIBUTED, "checkpoint.keep_last=9", f"training.precision={name}") for name in ("bf16", "fp32"))
+    two_ranks.call(train, path=path, overrides=(*bf16, "training.tokens=8 steps"))
+    for ranks, run in ((one_rank, tmp_path / "one"), (two_ranks, tmp_path / "two")):
+        cut_back(written, 8, run)
+        ranks.call(train, path=workshop.write_config(run, validation={"sets": {}}), overrides=fp32)
+    losses = [column(records_of(tmp_path / run, "train"), "loss") for run in ("one", "two")]
+    assert len(losses[0]) == 12
+    assert losses[0] == pytest.approx(losses[1], abs=2e-6)
+    two_ranks.call(train, path=workshop.write_config(tmp_path / "two"), overrides=(*bf16, "training.tokens=14 steps"))
+    assert len(records_of(tmp_path / "two", "train")) == 14
+
+
+def test_a_precision_that_the_optimizer_state_does_not_fit_is_refused(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "training.precision=bf16"))
+    said = one_rank.call(refusal, path=path, overrides=("training.precision=fp32",))[0]
+    assert "written with training.precision = bf16; this run has fp32" in said
+    start = {"checkpoint": str(tmp_path / "run/checkpoints/step-00000004"), "optimizer": "fresh"}
+    start |= {"schedule": "kept", "data": "kept"}
+    other = workshop.write_config(tmp_path / "other", validation={"sets": {}}, start=start)
+    one_rank.call(train, path=other, overrides=("training.precision=fp32", "training.tokens=6 steps"))
+    assert column(records_of(tmp_path / "other", "train"), "step") == [5, 6]
+
+
 def test_a_layout_that_the_optimizer_state_does_not_fit_is_refused(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 
 from megatron_cpt.checkpoint import writer
 from megatron_cpt.checkpoint.position import complete_checkpoints
-from megatron_cpt.config.errors import StorageFault
+from megatron_cpt.config.errors import RankFailed, StorageFault
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
 from tests.train.runs import train
@@ -24,7 +24,7 @@ def die(*arguments: object, **more: object) -> None:
 
 def refusal(path: Path, overrides: tuple[str, ...], victim: str) -> str:
     """Job: trains while a writing process of the last rank is killed; what the run says."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageFault) as error:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises((StorageFault, RankFailed)) as error:
         if groups.rank() == groups.world_size() - 1:
             # The processes are forked: each meets this when it comes so far.
             if victim == "writer":
@@ -44,7 +44,8 @@ def test_a_killed_writer_ends_the_run_with_an_error(
     overrides = (f"checkpoint.asynchronous={asynchronous}",)
     said = two_ranks.call(refusal, path=path, overrides=overrides, victim=victim, timeout=120)
     expected = "ranks [1] left no hashes" if victim == "writer" else "could not be written"
-    assert all(expected in text for text in said)
+    assert expected in said[0]
+    assert expected in said[1] or said[1] == "rank 0 says why"
     assert complete_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 

@@ -96,7 +96,8 @@ class SourceSettings:
     epochs: Positive | None = None
     """Target in passes over the source, in place of `tokens`."""
     max_epochs: Positive | None = None
-    """Passes over the source that the run may make; `data.when_exhausted` says what happens beyond."""
+    """Passes over the source that the run may make, rounded down to whole sequences; `data.when_exhausted` says what
+    happens beyond."""
     quality: QualitySettings | None = None
     """Buckets by score. None: all documents alike."""
     draw: DrawSettings | None = None

@@ -4,6 +4,7 @@ torchrun returns 1 whatever its ranks return, so the code also stands in RUN/sta
 `megatron-cpt train` returns it.
 """
 
+import errno
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -42,6 +43,13 @@ IN_EXTRAS = {"rensa": "quality", "sklearn": "quality", "lm_eval": "eval", "wandb
 """Optional libraries by the extra of this package that installs them."""
 
 
+CLOSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""What the system says of a place that cannot be what it was given for."""
+
+
 def explained(error: Exception) -> Exception:
     """What users are to see of an error: value and remedy in place of the system's words.
 
@@ -55,12 +63,14 @@ def explained(error: Exception) -> Exception:
         )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        if error.errno not in CLOSED:  # It was there, or is of a file system that fails: nothing that was given wrong.
+            return StorageFault(f"{where}: {error.strerror}.")
         return BadInput(Fault(where, f"cannot be used: {error.strerror}.", "Give a place that is there and allows it."))
     if isinstance(error, UnicodeEncodeError) or (isinstance(error, TypeError) and NO_TEXT in str(error)):
         where = repr(error.object) if isinstance(error, UnicodeEncodeError) else "a name or a text"
         rule = "holds bytes that are no UTF-8 text, and what is written about it would not be readable."
         return BadInput(Fault(where, rule, "Rename the file or folder, or mend the text."))
-    if isinstance(error, ImportError) and error.name and not error.name.startswith("megatron_cpt"):
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("megatron_cpt"):
         library = error.name.partition(".")[0]
         source = f"'megatron-cpt[{IN_EXTRAS[library]}]'" if library in IN_EXTRAS else library
         return BadInput(Fault(f"the library {library}", f"is needed: {error}.", f"Install it: pip install {source}."))

@@ -42,10 +42,9 @@ TOKENIZER_FILES = (
     "chat_template.json*",
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
-    "tokenization*.py",
 )
-# ... and what belongs to the model: its terms, and the code that `auto_map` names, which is copied and never executed.
-MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*", "*.py")
+# ... and what belongs to the model.
+MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*")
 COMPARED_ELEMENTS = 1 << 24
 """Elements of two tensors that are compared at a time."""
 READABLE = ("F32", "BF16", "F16", "F64")
@@ -204,12 +203,21 @@ def is_file(path: Path) -> bool:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder that make its tokenizer, relative to it, in order."""
-    return _matching(folder, TOKENIZER_FILES)
+    return _matching(folder, (*TOKENIZER_FILES, *own_code(folder / "tokenizer_config.json")))
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a folder beside config.json, weights and tokenizer that belong to its model, relative to it."""
-    return _matching(folder, MODEL_FILES)
+    return _matching(folder, (*MODEL_FILES, *own_code(folder / "config.json")))
+
+
+def own_code(description: Path) -> tuple[str, ...]:
+    """Which files are code where a description names some (`auto_map`): they are copied and never executed."""
+    try:
+        named = orjson.loads(description.read_bytes()).get("auto_map")
+    except (OSError, ValueError, AttributeError):
+        return ()
+    return ("*.py",) if named else ()
 
 
 def copy_companions(folder: Path, output: Path) -> None:

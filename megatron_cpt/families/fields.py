@@ -114,6 +114,11 @@ class ConfigFields:
 
     def refuse_left(self, family: str) -> None:
         """Notes a fault for every field that was not taken, is not empty, is read and is not known to be harmless."""
+        remedy = "If it changes nothing, take it out of config.json; else this model is not supported."
+        if self._left.get("auto_map"):
+            remedy = (
+                "If only code that auto_map names reads it, and the model computes the same without, take both out."
+            )
         for name, value in self._left.items():
             harmless = name in HARMLESS or (name in HARMLESS_WHEN_OFF and value is False)
             if not harmless and value not in (None, {}, []) and not self._note_unread(name):
@@ -121,7 +126,7 @@ class ConfigFields:
                     name,
                     value,
                     f"the family {family!r} does not know this field, which may change the mathematics.",
-                    "If it changes nothing, take it out of config.json; else this model is not supported.",
+                    remedy,
                 )
 
     def _note_unread(self, name: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter
 from megatron_cpt.runs.status import read_status
-from tests.workshop import Workshop
+from tests.workshop import Workshop, write_tokenizer_of
 
 DISPATCH = [sys.executable, "-m", "megatron_cpt.commands.dispatch"]
 
@@ -143,4 +144,25 @@ def test_names_and_words_that_are_no_text_are_one_message(
         assert main(words) == 2
         error = capsys.readouterr().err
         assert said in error
+        assert "Traceback" not in error
+
+
+def test_a_config_of_absurd_sizes_is_one_message(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    write_tokenizer_of(workshop, folder)
+    config = orjson.loads((workshop.hf / "config.json").read_bytes())
+    (folder / "config.json").write_bytes(orjson.dumps(config | {"hidden_size": 10**12, "vocab_size": 10**12}))
+    path = workshop.write_config(tmp_path / "run", model={"hf": str(folder), "weights": "random"})
+    for words in (
+        ["plan", str(path)],
+        ["train", str(path)],
+        ["convert", "from-hf", str(folder), str(tmp_path / "out")],
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "hidden_size = 1000000000000: no model has more than 1,000,000" in error
+        assert "vocab_size = 1000000000000: no model has more than 100,000,000" in error
         assert "Traceback" not in error

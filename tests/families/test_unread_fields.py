@@ -52,8 +52,9 @@ def test_published_folders_are_read_and_their_own_fields_named(tmp_path: Path, n
     ],
 )
 def test_what_transformers_or_code_of_the_folder_may_read_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput) as error:
         read_shape(write_fields(tmp_path, fields))
+    assert ("take both out" in str(error.value)) is ("auto_map" in fields)
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
-from megatron_cpt.checkpoint.hf_folder import SINGLE
+from megatron_cpt.checkpoint.hf_folder import SINGLE, model_files
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors
@@ -115,6 +115,7 @@ def test_no_file_of_the_parent_is_lost(one_rank: Ranks, workshop: Workshop, tmp_
         (parent / name).write_text(f'{{"name": "{name}"}}')
     (parent / "consolidated.safetensors").write_bytes(b"the same weights in another form")
     config = orjson.loads((parent / "config.json").read_bytes())
+    assert not [path for path in model_files(parent) if path.suffix == ".py"]  # a program that happens to lie there
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_llama.Llama"}
     (parent / "config.json").write_bytes(orjson.dumps(config))
     path = workshop.write_config(run, model={"hf": str(parent), "rope": {"positions": 128}})

@@ -167,6 +167,10 @@ def token_id_changes(
         changes[name] = {
             field: renumbered(fields.get(field), role_token(tokenizer_folder, field, new), old, new) for field in asked
         }
+        # transformers trains no row for the pad, which may be the token that ends texts: a model without one gets none.
+        pad = fields.get("pad_token_id")
+        if "pad_token_id" in asked and not (isinstance(pad, int) and pad >= 0):
+            changes[name]["pad_token_id"] = None
         # Lists of words by pieces that may not be there.
         changes[name] |= {field: None for field in OTHER_IDS if field in fields}
     return changes

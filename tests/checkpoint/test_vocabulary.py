@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE
 from megatron_cpt.checkpoint.hf_weights import vocabulary_tensors
+from megatron_cpt.checkpoint.new_tokenizer import token_id_changes
 from megatron_cpt.checkpoint.vocabulary import RowSource, extend_vocabulary, new_matrix, row_sources
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
@@ -232,6 +233,25 @@ def test_nothing_of_the_old_vocabulary_stays_behind(tmp_path: Path) -> None:
     left = {"tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "consolidated.safetensors"}
     assert not left & {path.name for path in (tmp_path / "words").iterdir()}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "words").generation_config.eos_token_id == [2, 319]
+
+
+def test_special_ids_are_those_of_the_new_tokenizer(tmp_path: Path) -> None:
+    old, new = model_of("byte_level", tmp_path / "hf"), write_kind("byte_fallback", tmp_path / "other")
+    described = orjson.loads((tmp_path / "other/tokenizer_config.json").read_bytes()) | {"pad_token": "</s>"}
+    (tmp_path / "other/tokenizer_config.json").write_bytes(orjson.dumps(described))
+    letter = old.token_to_id("s")
+
+    def changed(**fields: Any) -> dict[str, Any]:
+        (tmp_path / "hf/config.json").write_bytes(orjson.dumps(fields))
+        return token_id_changes(tmp_path / "hf", tmp_path / "other", old, new)["config.json"]
+
+    # What config.json does not state, transformers would take from the family's first tokenizer.
+    assert changed() == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    assert changed(pad_token_id=7)["pad_token_id"] == 2
+    assert changed(eos_token_id=[letter, 2])["eos_token_id"] == [2, new.token_to_id("s")]
+    assert changed(image_token_id=letter)["image_token_id"] == new.token_to_id("s")
+    assert changed(image_token_id=old.token_to_id("Ġheart"))["image_token_id"] is None
+    assert changed(pad_token_id=-1)["pad_token_id"] is None
 
 
 def test_a_token_that_transformers_adds_on_its_own_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ class StartCheckSettings:
     `megatron-cpt convert record`. None: transformers computes it."""
     tolerance: Positive | None = None
     """Largest difference of one sequence's loss, in nats per token. None: 0.001 in fp32, 0.02 in bf16."""
+    worse_than_guessing: Literal["warn", "refuse"] = "warn"
+    """A mean loss of these sequences above ln(vocabulary), that of guessing, as damaged weights or another tokenizer
+    have it. Looked at before the first update of a run that starts from a checkpoint, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class ModelSettings:
     dropout: Share = 0.0
     """Dropout of hidden states and of attention. Continual pretraining uses 0."""
     start_check: StartCheckSettings = field(default_factory=StartCheckSettings)
-    """The check before the first update of a run that starts from the folder's weights."""
+    """The check before the first update of a run that does not start from random weights."""
     frozen: FrozenSettings = field(default_factory=FrozenSettings)
     """Parts that are not trained."""
     rope: RopeSettings | None = None

@@ -100,7 +100,11 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     for line in settled:
         journal.warn(line)
     if checked:
-        journal.say(start_check.compare_start(run, reference))
+        losses = start_check.opening_losses(run)
+        if config.start.checkpoint is None:
+            journal.say(start_check.compare_start(run, reference, losses))
+        if worse := start_check.check_guessing(run, losses):
+            journal.warn(worse)
     own = run.first_step > run.beginning.begun_at
     journal.say(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
     if not own:

@@ -1,13 +1,17 @@
-"""The loss before the first update, beside transformers' own: faults of weights, positions or norms show here.
+"""The loss before the first update, beside transformers' own and that of guessing: faults of weights show here.
 
 1. Before our model takes the memory, rank 0 computes with transformers the loss of the first sequences of the run,
    or reads what an earlier run recorded. Where the model fits neither the memory of its GPU nor that of its machine,
    nothing is compared, and the log says so.
 2. Once it is assembled, the model that will be trained computes the same sequences on all ranks.
 3. Beyond the tolerance the run is refused. Within it, both stand in RUN/start_check.json.
+4. Weights that are damaged before either reads them have the same loss in both. One above ln(vocabulary) is worse than
+   guessing: a warning, or a refusal. A run from another's checkpoint, which has no reference, is held to that alone.
 """
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,15 +76,16 @@ class OpeningText:
 
 
 def wanted(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether the run is still before its first update and starts from a Hugging Face folder."""
+    """Whether the run is still before its first update and starts from weights that were trained."""
     begun = any(folder.checkpoints.glob("step-*/complete.json"))
-    from_folder = config.model.weights == "hf" and config.start.checkpoint is None
-    return from_folder and config.model.start_check.enabled and not begun
+    trained = config.model.weights == "hf" or config.start.checkpoint is not None
+    return trained and config.model.start_check.enabled and not begun
 
 
 def first_windows(config: RunConfig, plan: RunPlan) -> npt.NDArray[np.int64]:
     """The first sequences of the run, cut to at most LONGEST tokens: int64 [sequences, tokens]."""
-    place = plan.blend.order.locate(np.arange(min(SEQUENCES, plan.blend.total_sequences)))
+    first, last = plan.start.sequences, plan.blend.total_sequences
+    place = plan.blend.order.locate(np.arange(first, min(first + SEQUENCES, last)))
     streams = [plan.inputs.sources[name] for name in plan.blend.sources]
     longest = LONGEST - LONGEST % sequence_parts(config.parallel)
     return windows(streams, place.source, place.sequence, config.data.sequence_length)[
@@ -94,6 +99,8 @@ def reference_of(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Referen
     Raises:
         BadInput: the recording that the config names is not of these sequences, this model and this precision.
     """
+    if config.start.checkpoint is not None:
+        return None
     with first_on_rank_zero():
         if groups.rank() != 0:
             return None
@@ -120,8 +127,37 @@ def compute_reference(config: RunConfig, plan: RunPlan) -> Reference | None:
     return Reference(hash_of(opening), fingerprint(config.model), config.training.precision, losses)
 
 
-def compare_start(run: Run, reference: Reference | None) -> str:
+def opening_losses(run: Run) -> list[float]:
+    """Nats per token of each of the first sequences, by the assembled model. Every rank calls it and gets the same."""
+    opening = first_windows(run.config, run.plan)
+    ours = evaluate(run.model, [opening_set(opening)], run.config.training.micro_batch_size)[0]
+    return [float(loss) for loss in ours.sequence_nats / ours.scored_tokens]
+
+
+def check_guessing(run: Run, losses: Sequence[float]) -> str | None:
+    """A warning where the model is worse than guessing. Every rank calls it with the same losses.
+
+    Raises:
+        NumericsFault: it is, and the config says to refuse it.
+    """
+    mean, vocabulary = float(np.mean(losses)), run.shape.vocabulary
+    if mean <= math.log(vocabulary):  # False for a NaN, too
+        return None
+    line = (
+        f"before the first update the loss of {len(losses)} sequences is {mean:.4f} nats per token, above ln("
+        f"{vocabulary}) = {math.log(vocabulary):.4f}: worse than guessing. The weights are damaged or were never "
+        "trained, or the text was made by another tokenizer than theirs"
+    )
+    if run.config.model.start_check.worse_than_guessing == "refuse":
+        raise NumericsFault(f"{line} (model.start_check.worse_than_guessing = refuse).")
+    return line
+
+
+def compare_start(run: Run, reference: Reference | None, losses: list[float]) -> str:
     """Compares the assembled model with the reference; returns a line for the log. Every rank calls it.
+
+    Args:
+        losses: those of the model (opening_losses).
 
     Raises:
         NumericsFault: a sequence's loss differs by more than the tolerance.
@@ -133,9 +169,6 @@ def compare_start(run: Run, reference: Reference | None) -> str:
             "start check: NOT MADE, the whole model fits neither the memory of rank 0's GPU nor that of its machine; "
             "record it where it fits (megatron-cpt convert record) and name it in model.start_check.recorded"
         )
-    opening = first_windows(run.config, run.plan)
-    ours = evaluate(run.model, [opening_set(opening)], run.config.training.micro_batch_size)[0]
-    losses = (ours.sequence_nats / ours.scored_tokens).tolist()
     line, fine = "", True
     if reference is not None:
         settings, precision = run.config.model.start_check, run.config.training.precision

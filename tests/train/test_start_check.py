@@ -154,3 +154,42 @@ def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
     # The remedy of the message.
     assert main(["convert", "extend", str(folder), str(tmp_path / "more"), "--tokenizer", str(folder)]) == 0
     one_rank.call(train, path=config("parsed", tmp_path / "more"), overrides=ONE_STEP)
+
+
+def test_a_model_that_is_worse_than_guessing_is_told_or_refused(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """The comparison with transformers passes, for it reads the same weights."""
+    damaged = tmp_path / "hf"
+    write_model(damaged)
+    write_tokenizer_of(workshop, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.norm.weight"] *= 9
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    path = workshop.write_config(tmp_path / "run", model={"hf": str(damaged)})
+    one_rank.call(train, path=path, overrides=ONE_STEP)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "start check: 8 sequences, loss 6.51740, transformers' 6.51740" in log
+    assert "warning: before the first update the loss of 8 sequences is 6.5174 nats" in log
+    assert "above ln(320) = 5.7683: worse than guessing" in log
+
+    refuse = ("model.start_check.worse_than_guessing=refuse", *ONE_STEP)
+    assert main(["convert", "from-hf", str(damaged), str(tmp_path / "converted")]) == 0
+    again = workshop.write_config(tmp_path / "again", model={"hf": str(damaged)})
+    words = (*refuse, f"start.checkpoint={tmp_path / 'converted'}")
+    assert "worse than guessing" in one_rank.call(numerics_refusal, path=again, overrides=words)[0]
+    assert not list((tmp_path / "again/checkpoints").iterdir())
+
+    good = workshop.write_config(tmp_path / "good")
+    one_rank.call(train, path=good, overrides=("validation.sets={}", "checkpoint.every=null"))
+    words = (*refuse, f"start.checkpoint={tmp_path / 'good/checkpoints/step-00000012'}")
+    further = workshop.write_config(tmp_path / "further")
+    one_rank.call(train, path=further, overrides=words)
+    assert "worse than guessing" not in (tmp_path / "further/log.txt").read_text()
+
+
+def numerics_refusal(path: Path, overrides: tuple[str, ...]) -> str:
+    """Job: what a run says that is refused for its numbers."""
+    with pytest.raises(NumericsFault) as error:
+        train(path, overrides)
+    return str(error.value)

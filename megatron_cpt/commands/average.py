@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_cpt.checkpoint.average import average
+from megatron_cpt.checkpoint.hf_convert import newest_of_run
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Averages in this process."""
     options = parser().parse_args(arguments)
+    options.sources = [newest_of_run(source) for source in options.sources]
     groups.join_world()
     groups.divide_world(ParallelSettings())
     try:

@@ -7,7 +7,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.hf_convert import load_model, newest_of_run
 from megatron_cpt.checkpoint.integrity import is_complete
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     Bad input is found before any process starts.
     """
     words = _parser().parse_intermixed_args(arguments)
+    words.source = newest_of_run(words.source)
     hf_folder = words.source / "hf" if is_complete(words.source) else words.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = read_tasks(words, tokenizer, shape)
@@ -127,7 +128,10 @@ def _harness_faults(words: argparse.Namespace) -> list[Fault]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megatron-cpt evaluate", description=__doc__)
     parser.add_argument(
-        "source", type=Path, metavar="CHECKPOINT_OR_HF", help="RUN/checkpoints/step-..., or a HF folder"
+        "source",
+        type=Path,
+        metavar="CHECKPOINT_OR_HF",
+        help="RUN/checkpoints/step-..., RUN for its newest, or a HF folder",
     )
     parser.add_argument(
         "--tasks", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL files of questions or of texts"

@@ -16,7 +16,7 @@ from megatron_cpt.report.export import export_figures
 from megatron_cpt.report.figures import write_headline
 from megatron_cpt.report.forecasts import forecast_line, forecasts_of
 from megatron_cpt.report.page import report_page
-from megatron_cpt.report.runs import ReportedRun, read_runs
+from megatron_cpt.report.runs import ReportedRun, goes_on, read_runs, without_records_yet
 from megatron_cpt.runs.durable import refuse_to_replace, write_durably, write_json
 from megatron_cpt.runs.status import ExitCode
 from megatron_cpt.scaling_law.document import read_laws
@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     foreign = _foreign(options)
     _refuse_to_replace(options)
+    if options.watch is not None:
+        wait_for_records(options)
     while write_report(options, foreign):
         time.sleep(options.watch)
     return ExitCode.DONE
@@ -53,15 +55,26 @@ def _refuse_to_replace(options: argparse.Namespace) -> None:
     refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures, options.overwrite)
 
 
+def wait_for_records(options: argparse.Namespace) -> None:
+    """Returns once each run that is being trained has a record, which a start and a first evaluation precede."""
+    runs = [*options.runs, *([options.control] if options.control else [])]
+    said = False
+    while waiting := without_records_yet(runs):
+        if not said:
+            print(f"waiting for the first record of {', '.join(map(str, waiting))}", flush=True)
+            said = True
+        time.sleep(options.watch)
+
+
 def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
     """Writes the report as the runs stand. Returns whether they are watched and one still goes on."""
     control_path = None if options.control is None else Path(options.control).resolve()
     runs = read_runs([*options.runs, *([control_path] if control_path else [])], foreign)
-    goes_on = options.watch is not None and any(run.status and run.status.state == "running" for run in runs)
+    watched = options.watch is not None and any(goes_on(run.folder) for run in runs)
     comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
     output = _output_folder(options.output, runs)
     forecasts = forecasts_of(runs, read_laws(Path(options.law)).fits if options.law else {})
-    page = report_page(runs, comparison, options.watch if goes_on else None, forecasts)
+    page = report_page(runs, comparison, options.watch if watched else None, forecasts)
     write_durably(output / "report.html", page)
     measured = [MeasuredFolder(run.name, str(run.folder), run.validation, run.tasks) for run in runs]
     write_json(
@@ -77,7 +90,7 @@ def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
         print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}), flush=True)
         for curve, told in forecasts.get(run.name, []):
             print(f"  forecast of {forecast_line(curve, told)}", flush=True)
-    return goes_on
+    return watched
 
 
 def _parser() -> argparse.ArgumentParser:

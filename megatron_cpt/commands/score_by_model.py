@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.hf_convert import load_model, newest_of_run
 from megatron_cpt.checkpoint.integrity import is_complete
 from megatron_cpt.commands.evaluate import layout_faults
 from megatron_cpt.commands.train import environment, launcher
@@ -26,7 +26,8 @@ def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[Sele
     if words.checkpoint is None:
         raise BadInput(Fault("--by model", "needs a model.", "Give --checkpoint CHECKPOINT_OR_HF."))
     refuse(layout_faults(words))
-    source = Path(words.checkpoint)
+    source = newest_of_run(Path(words.checkpoint))
+    words.checkpoint = str(source)  # for the ranks, too: a run that goes on may save another
     hf_folder = source / "hf" if is_complete(source) else source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):

@@ -89,6 +89,19 @@ def read_runs(folders: Sequence[str | Path], foreign: ForeignSettings | None = N
     ]
 
 
+def without_records_yet(folders: Sequence[str | Path]) -> list[Path]:
+    """The run folders among some that are being trained in, and whose first record is still to come."""
+    paths = [path for path in map(Path, folders) if not is_foreign(path) and goes_on(path)]
+    return [path for path in paths if not (file := RunFolder(path).records).is_file() or not read_records(file)]
+
+
+def goes_on(path: Path) -> bool:
+    """Whether a folder's run goes on: its status says so, or is not there while the run starts."""
+    folder = RunFolder(path)
+    status = read_status(folder.status)
+    return status.state == "running" if status else folder.checkpoints.is_dir() and not folder.status.exists()
+
+
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The shortest tails of different absolute paths that tell them apart: `naive`, else `a/naive`, ..."""
     for length in range(1, max((len(path.parts) for path in paths), default=0)):

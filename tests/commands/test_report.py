@@ -8,6 +8,7 @@ import pytest
 
 from megatron_cpt.commands import report
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.runs.status import Status, write_status
 from tests.report.synthetic import write_run
 
@@ -127,3 +128,29 @@ def test_a_watched_report_is_written_until_the_run_ends(tmp_path: Path, monkeypa
     assert report.main([str(run), "--watch", "7"]) == 0
     assert seen == [(7, True)]
     assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
+
+
+def test_a_watched_run_without_records_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_run(tmp_path / "whole", True)
+    run = RunFolder(tmp_path / "run")
+    run.create()  # as `train` leaves it before its processes have started
+    steps = iter(
+        (
+            lambda: write_status(run.status, Status("running")),
+            lambda: run.records.write_bytes(b'{"kind": "tr'),
+            lambda: run.records.write_bytes((whole / "records.jsonl").read_bytes()),
+            lambda: write_status(run.status, Status("done", 0, None, 5, 50)),
+        )
+    )
+    monkeypatch.setattr("time.sleep", lambda _: next(steps)())
+    assert report.main([str(run.path), "--watch", "7"]) == 0
+    assert capsys.readouterr().out.count("waiting for the first record of") == 1
+    assert run.report.exists() and next(steps, None) is None
+    # A run that failed before its first record, and a folder that is no run, are not waited for.
+    run.records.unlink()
+    write_status(run.status, Status("failed", 2, "bad input"))
+    for folder in (run.path, tmp_path):
+        with pytest.raises(BadInput, match="is a run folder without records"):
+            report.main([str(folder), "--watch", "7"])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from megatron_cpt.checkpoint.position import read_position
+from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
@@ -213,3 +214,21 @@ def test_a_decay_branch_repeats_nothing_and_leaves_the_peak_at_its_first_step(
 
 def plan_of(path: Path, *words: str) -> RunPlan:
     return make_plan(load_config(path, words))
+
+
+def test_commands_take_a_run_for_its_newest_checkpoint(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path
+) -> None:
+    texts = ["--tasks", str(workshop.folder / "texts.jsonl")]
+    assert one_rank.call(command, words=["average", str(base), "--output", str(tmp_path / "average")]) == [0]
+    losses = []
+    for source in (base, base / "checkpoints/step-00000012", tmp_path / "average", base / "checkpoints/step-00000004"):
+        output = tmp_path / f"{len(losses)}.json"
+        assert one_rank.call(command, words=["evaluate", str(source), *texts, "--output", str(output)]) == [0]
+        losses.append(orjson.loads(output.read_bytes())["tasks"]["texts"]["loss"])
+    assert losses[0] == losses[1] == losses[2] != losses[3]
+
+
+def command(words: list[str]) -> int:
+    """Job: a command in a process of the pool."""
+    return main(words)

@@ -42,6 +42,8 @@ def settle_exports(run: Run) -> list[str]:
         said.append(
             f"{folder.hf}, of step {at_end}, is now {folder.hf_of_step(at_end)}: the run goes on to {run.plan.steps}"
         )
+    elif at_end is not None:
+        said.append(f"{folder.hf} is there, of step {at_end}: it is not written again")
     if groups.rank() == 0:
         for path in later:
             shutil.rmtree(path)

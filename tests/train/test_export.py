@@ -72,6 +72,7 @@ def test_an_export_that_is_there_is_not_written_again(one_rank: Ranks, workshop:
     assert {tensor.dtype for tensor in all_tensors(run / "hf").values()} == {torch.bfloat16}
     one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.every=1 steps"))
     assert (run / "hf/model.safetensors").stat().st_mtime_ns == before
+    assert f"{run / 'hf'} is there, of step 2: it is not written again" in (run / "log.txt").read_text()
 
 
 def test_an_export_has_the_dtypes_of_the_parents_tensors_whatever_its_config_says(

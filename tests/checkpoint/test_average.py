@@ -63,7 +63,7 @@ def test_a_step_back_towards_the_base(one_rank: Ranks, two_ranks: Ranks, worksho
     # It is evaluated, and started from, as any checkpoint is: the same numbers as from its export.
     questions = workshop.folder / "questions.jsonl"
     of_mean, of_exported, of_base = (
-        one_rank.call(evaluated, source=source, questions=questions, output=tmp_path / "tasks.json")[0]
+        one_rank.call(evaluated, source=source, questions=questions, output=tmp_path / f"{source.name}.json")[0]
         for source in (tmp_path / "mean", tmp_path / "exported", workshop.hf)
     )
     assert of_mean == of_exported != of_base

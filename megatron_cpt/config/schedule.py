@@ -5,7 +5,7 @@ update is not 0 and the last update of a run has the final rate.
 """
 
 import math
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 from megatron_cpt.config.rates import DecayShape, ScheduleSettings
 
@@ -89,27 +89,33 @@ def _progress(tokens: int, begin: int, end: int) -> float:
     return max(0, tokens - begin) / (end - begin)
 
 
-def forward_area(rates: Iterable[float]) -> float:
+@dataclass
+class Areas:
+    """The areas under the learning rate that the loss laws need, summed update by update."""
+
+    before: float | None = None
+    """The rate before the first update, such as the parent's final rate. None: no change at the first update."""
+    decay: float = ANNEALING_DECAY
+    """What is left of a change of rate after one update."""
+    updates: int = 0
+    """Updates so far."""
+    forward: float = 0.0
     """S1 of arXiv:2408.11029 and arXiv:2505.07796 Eq. 1: the sum of the rates of all updates."""
-    return math.fsum(rates)
+    annealing: float = 0.0
+    """S2 of the same: how far the rate has been annealed, with a lag. The sum over updates i of m_i, where
+    m_i = decay * m_(i-1) + (rate_(i-1) - rate_i). A rate that rises (warm-up, re-warming) counts negative."""
+    peak: float | None = None
+    """The highest rate; None before the first update."""
+    final: float | None = None
+    """The last."""
+    _momentum: float = 0.0
 
-
-def annealing_area(rates: Iterable[float], decay: float = ANNEALING_DECAY, previous_rate: float | None = None) -> float:
-    """S2 of arXiv:2408.11029 and arXiv:2505.07796 Eq. 1: how far the rate has been annealed, with a lag.
-
-    S2 = sum over updates i of m_i, where m_i = decay * m_(i-1) + (rate_(i-1) - rate_i). A rate that
-    rises (warm-up, re-warming) counts negative.
-
-    Args:
-        rates: the rate of each update, in order.
-        decay: what is left of a change of rate after one update.
-        previous_rate: the rate before the first update, such as the parent's final rate; None: no
-            change at the first update.
-    """
-    area = momentum = 0.0
-    for rate in rates:
-        change = 0.0 if previous_rate is None else previous_rate - rate
-        momentum = decay * momentum + change
-        area += momentum
-        previous_rate = rate
-    return area
+    def add(self, rate: float) -> None:
+        """Takes the rate of the next update."""
+        previous = self.before if self.final is None else self.final
+        self._momentum = self.decay * self._momentum + (0.0 if previous is None else previous - rate)
+        self.updates += 1
+        self.forward += rate
+        self.annealing += self._momentum
+        self.peak = rate if self.peak is None else max(self.peak, rate)
+        self.final = rate

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.errors import refuse
+from megatron_cpt.config.schedule import Areas
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.labels import label_mask, label_masks
 from megatron_cpt.data.sampler import Slots
@@ -70,6 +71,8 @@ class Run:
     """Where it stands."""
     measures: Mapping[str, str]
     """Identity of every validation set and task, by its name in messages."""
+    areas: Areas = field(default_factory=Areas)
+    """Of the learning rates of its updates, as far as they were summed (provenance.py)."""
 
     @property
     def changed_measures(self) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 
 from megatron_cpt.checkpoint.position import complete_checkpoints
 from megatron_cpt.config.load import dump_config
-from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
+from megatron_cpt.config.schedule import Areas, learning_rate
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.resume_changes import ResumeChanges
 from megatron_cpt.runs.durable import write_durably
@@ -60,8 +60,33 @@ def keep_config(run: Run, changes: ResumeChanges) -> None:
 
 
 def run_lineage(run: Run, step: int) -> dict[str, Any]:
-    """The lineage of a run up to a step."""
-    return lineage(run.config, step, run.beginning.begun_at, run.beginning.schedule_shift)
+    """The parent of a run and the learning-rate history of both, which the laws of CPT loss need.
+
+    forward_area is S1 and annealing_area S2 of arXiv:2408.11029 (Eq. 1 of arXiv:2505.07796) over all updates
+    of the run; the parent's figures come from the lineage.json that our exports and checkpoints carry, and are null
+    elsewhere. The run's sums go on from where they were asked for last.
+
+    Args:
+        step: the last step told of: with none of the run's own, its figures are 0 and its rates null.
+    """
+    config, begun_at, shift = run.config, run.beginning.begun_at, run.beginning.schedule_shift
+    size, consumed = config.tokens_per_step, config.token_batches.total
+    folder = parent_folder(config)
+    parent = read_history(folder) if folder is not None else {}
+    areas = run.areas if run.areas.updates <= step - begun_at else Areas()
+    if not areas.updates:
+        areas.before = parent.get("final_learning_rate")
+    for one in range(begun_at + areas.updates + 1, step + 1):
+        areas.add(learning_rate(config.schedule, consumed(one) + shift, config.total_tokens + shift, size))
+    own = {
+        "forward_area": areas.forward,
+        "annealing_area": areas.annealing,
+        "peak_learning_rate": areas.peak,
+        "final_learning_rate": areas.final,
+        "tokens": consumed(step) - consumed(begun_at),
+    }
+    shown = config.start.checkpoint or config.model.hf
+    return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own
 
 
 def changed_rate(run: Run) -> str | None:
@@ -77,37 +102,6 @@ def changed_rate(run: Run) -> str | None:
         f"the schedule has changed: step {run.first_step} was trained at rate {before:.6g}, and would now be at"
         f" {now:.6g}; the rate jumps there, and lineage.json tells of the schedule as it is now"
     )
-
-
-def lineage(config: RunConfig, steps: int, begun_at: int = 0, schedule_shift: int = 0) -> dict[str, Any]:
-    """The parent of a run and the learning-rate history of both, which the laws of CPT loss need.
-
-    forward_area is S1 and annealing_area S2 of arXiv:2408.11029 (Eq. 1 of arXiv:2505.07796) over all updates
-    of the run; the parent's figures come from the lineage.json that our exports and checkpoints carry, and are null
-    elsewhere.
-
-    Args:
-        steps: the last step told of: with none of the run's own, its figures are 0 and its rates null.
-        begun_at: steps of another run that this one goes on counting; their updates are the parent's.
-        schedule_shift: tokens by which the schedule is ahead of the run's own count.
-    """
-    size, consumed = config.tokens_per_step, config.token_batches.total
-    horizon = config.total_tokens + schedule_shift
-    rates = [
-        learning_rate(config.schedule, consumed(step) + schedule_shift, horizon, size)
-        for step in range(begun_at + 1, steps + 1)
-    ]
-    folder = parent_folder(config)
-    parent = read_history(folder) if folder is not None else {}
-    own = {
-        "forward_area": forward_area(rates),
-        "annealing_area": annealing_area(rates, previous_rate=parent.get("final_learning_rate")),
-        "peak_learning_rate": max(rates, default=None),
-        "final_learning_rate": rates[-1] if rates else None,
-        "tokens": consumed(steps) - consumed(begun_at),
-    }
-    shown = config.start.checkpoint or config.model.hf
-    return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own
 
 
 def parent_folder(config: RunConfig) -> Path | None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_cpt.config.rates import ScheduleSettings, StairSettings
-from megatron_cpt.config.schedule import annealing_area, forward_area, learning_rate
+from megatron_cpt.config.schedule import Areas, learning_rate
 from megatron_cpt.config.units import Duration
 
 STEP = 100  # tokens of an update
@@ -147,27 +148,35 @@ def test_a_run_that_is_all_warmup_ends_at_its_final_rate() -> None:
     assert rates(schedule, 4) == pytest.approx([0.25, 0.5, 0.75, 0.1])
 
 
+def areas(rates: Sequence[float], decay: float = 0.999, before: float | None = None) -> Areas:
+    summed = Areas(before, decay)
+    for rate in rates:
+        summed.add(rate)
+    return summed
+
+
 def test_forward_area_is_the_sum_of_the_rates() -> None:
-    assert forward_area([0.1] * 10) == 1.0
-    assert forward_area([]) == 0.0
+    assert areas([0.1] * 10).forward == pytest.approx(1.0, rel=1e-15)
+    assert (areas([]).forward, areas([]).peak, areas([]).final) == (0.0, None, None)
+    assert (areas([1e-4, 1e-3, 0.0]).peak, areas([1e-4, 1e-3, 0.0]).final) == (1e-3, 0.0)
 
 
 def test_annealing_area_by_hand() -> None:
     # m = 0, 1, 0.5 * 1 + 1 = 1.5, 0.5 * 1.5 - 2 = -1.25
-    assert annealing_area([4.0, 3.0, 2.0, 4.0], decay=0.5) == 0 + 1 + 1.5 - 1.25
+    assert areas([4.0, 3.0, 2.0, 4.0], 0.5).annealing == 0 + 1 + 1.5 - 1.25
     # The same after a rate of 5: m = 1, 1.5, 1.75, -1.125
-    assert annealing_area([4.0, 3.0, 2.0, 4.0], decay=0.5, previous_rate=5.0) == 1 + 1.5 + 1.75 - 1.125
+    assert areas([4.0, 3.0, 2.0, 4.0], 0.5, 5.0).annealing == 1 + 1.5 + 1.75 - 1.125
 
 
 def test_annealing_area_of_a_linear_decay_is_that_of_the_paper() -> None:
     # 2e-4 to 0 over 20,000 updates: about 0.190 of the 0.2 = 2e-4 / (1 - 0.999) reached in the limit.
     decay = [2e-4 * (1 - step / 20_000) for step in range(20_001)]
-    assert annealing_area(decay) == pytest.approx(0.190, abs=5e-4)
-    assert annealing_area([*decay, *[0.0] * 20_000]) == pytest.approx(0.2, rel=1e-4)
+    assert areas(decay).annealing == pytest.approx(0.190, abs=5e-4)
+    assert areas([*decay, *[0.0] * 20_000]).annealing == pytest.approx(0.2, rel=1e-4)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 0.999))
 def test_annealing_area_equals_the_double_sum_of_its_definition(series: list[float], decay: float) -> None:
     eta = [series[0], *series]
     double_sum = sum((eta[k - 1] - eta[k]) * decay ** (i - k) for i in range(1, len(eta)) for k in range(1, i + 1))
-    assert annealing_area(series, decay) == pytest.approx(double_sum, abs=1e-9)
+    assert areas(series, decay).annealing == pytest.approx(double_sum, abs=1e-9)

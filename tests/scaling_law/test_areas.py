@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_cpt.config import schedule
+from megatron_cpt.config.schedule import Areas
 from megatron_cpt.scaling_law.areas import annealing_areas, forward_areas, rate_drops
 
 
@@ -19,10 +19,11 @@ def test_literal_areas():
 
 
 def test_the_last_areas_are_those_of_a_lineage():
-    rates = np.linspace(2e-4, 0, 3000)
-    assert forward_areas(rates)[-1] == pytest.approx(schedule.forward_area(rates), rel=1e-12)
-    lineage = schedule.annealing_area(rates, previous_rate=3e-4)
-    assert annealing_areas(rates, previous_rate=3e-4)[-1] == pytest.approx(lineage, rel=1e-10)
+    rates, lineage = np.linspace(2e-4, 0, 3000), Areas(before=3e-4)
+    for rate in rates.tolist():
+        lineage.add(rate)
+    assert forward_areas(rates)[-1] == pytest.approx(lineage.forward, rel=1e-12)
+    assert annealing_areas(rates, previous_rate=3e-4)[-1] == pytest.approx(lineage.annealing, rel=1e-10)
 
 
 def test_a_weighted_area_stands_still_at_a_rate_of_0_and_a_plain_one_does_not():

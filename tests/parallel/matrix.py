@@ -13,6 +13,7 @@ within BF16_LOSS in bf16. The last line counts the rows of both tables.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -291,6 +292,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
     names = parser.parse_args().rows or [*ROWS, *RESUMES]
+    # What the runs themselves tell goes nowhere: the ranks, started below, inherit the file number.
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     pools = {size: Ranks(size) for size in (1, 2, 3, 4)}
     with tempfile.TemporaryDirectory() as scratch:
         workshop = build(Path(scratch) / "workshop")

@@ -93,7 +93,7 @@ def batch_faults(
         return
     now, before = batch_settings(config), before or {}
     value = f"training.global_batch_size = {now[SIZE]}, batch_ramp = {_ramp(now[RAMP])}; {shown}"
-    rule = f"its {step} steps took {sequences} sequences, and here they would take {here}: steps go on counting."
+    rule = f"its {step} steps took {sequences} sequences, and here they take {here}: steps go on counting."
     parts = [f"Set it to {before[SIZE]}."] if before.get(SIZE, now[SIZE]) != now[SIZE] else []
     if before.get(RAMP, now[RAMP]) != now[RAMP]:
         parts.append(f"Set `training.batch_ramp: {_ramp(before[RAMP])}`, as it was.")

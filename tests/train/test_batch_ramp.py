@@ -121,7 +121,7 @@ def test_a_larger_global_batch_follows_by_a_ramp(one_rank: Ranks, workshop: Work
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "optimizer.weight_decay=0"))
     longer = ("training.tokens=8 steps", "training.global_batch_size=12", "optimizer.weight_decay=0")
     said = one_rank.call(refusal, path=path, overrides=longer)[0]
-    assert "its 4 steps took 32 sequences, and here they would take 48" in said
+    assert "its 4 steps took 32 sequences, and here they take 48" in said
     assert "Set it to 8. Or, for 12 a step from there on, set" in said
     ramp = said.split("`training.batch_ramp: ")[1].split("`")[0]
     one_rank.call(train, path=path, overrides=(*longer, f"training.batch_ramp={ramp}"))

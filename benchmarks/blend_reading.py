@@ -13,10 +13,9 @@ from blend_starts import Clock
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.sampler import Slots, rank_indices
-from megatron_cpt.data.training_data import TrainingData
+from megatron_cpt.data.loader import Slots, TrainingData, rank_indices
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
-from megatron_cpt.mixture.shares import integer_weights
+from megatron_cpt.mixture.phases import integer_weights
 
 SOURCES = 16
 DOCUMENTS = 2048

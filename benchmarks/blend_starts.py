@@ -19,23 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
-
-# The package comes before any module of Megatron-Core: it brings the CPU platform.
-# isort: off
-import megatron_cpt  # noqa: F401
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-# isort: on
 
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.corpus.indexed import HEADER, LONGEST_SEQUENCE, MAGIC, bin_path, idx_path
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
-from megatron_cpt.data.sampler import Slots
-from megatron_cpt.data.training_data import TrainingData
-from megatron_cpt.mixture.plan import plan_blend
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.data.loader import Slots, TrainingData
+from megatron_cpt.mixture.blend import plan_blend
+from megatron_cpt.mixture.phases import blend_streams
 from megatron_cpt.planning.inputs import open_sources
+
+# The package comes before any module of Megatron-Core: it brings the CPU platform.
+# isort: off
+
+
+# isort: on
+
 
 SEQUENCES = 10**7
 LENGTH = 512
@@ -124,7 +125,7 @@ def run_settings(prefixes: list[str], sequences: int) -> dict[str, Any]:
         "model": {"hf": "unused"},
         "data": {"sequence_length": LENGTH, "sources": sources},
         "training": {"tokens": sequences * LENGTH, "global_batch_size": BATCH, "micro_batch_size": BATCH},
-        "schedule": {"peak": 1e-4},
+        "schedule": {"peak_lr": 1e-4},
     }
 
 

@@ -26,17 +26,15 @@ import torch
 import torch.distributed as dist
 from machine import machine, print_result
 
-from megatron_cpt.checkpoint.position import FREQUENT, KEPT, Layout, Position
-from megatron_cpt.checkpoint.sharded import model_state, optimizer_state
-from megatron_cpt.checkpoint.writer import CheckpointWriter
+from megatron_cpt.checkpoint.load import FREQUENT, KEPT, CheckpointState, Layout, model_state, optimizer_state
+from megatron_cpt.checkpoint.save import CheckpointWriter
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import barrier
-from megatron_cpt.parallel.seed import seed_everything
-from megatron_cpt.train.assemble import quiet_megatron
+from megatron_cpt.parallel.groups import barrier, seed_everything
 from megatron_cpt.train.optimizer import build_optimizer
+from megatron_cpt.train.run import quiet_megatron
 
 RANKS = 2
 
@@ -79,11 +77,11 @@ def arguments() -> argparse.Namespace:
 def measure(words: argparse.Namespace, folder: Path) -> None:
     """Job of each rank: all saves; rank 0 writes the rows."""
     quiet_megatron()
-    groups.join_world()
+    groups.init_process_group()
     rows = []
     for distributed in (False, True):
         config = run_config(folder, distributed)
-        groups.divide_world(config.parallel)
+        groups.init_model_parallel(config.parallel)
         seed_everything(1)
         model = wrap_for_training(build_model(shape_of(words.layers, words.hidden), config), config)
         optimizer = build_optimizer(model, config)
@@ -106,10 +104,12 @@ def measure(words: argparse.Namespace, folder: Path) -> None:
             barrier()
     if groups.rank() == 0:
         (folder / "rows.json").write_bytes(orjson.dumps(rows))
-    groups.leave_world()
+    groups.destroy()
 
 
-def save(writer: CheckpointWriter, model: Any, optimizer: Any, where: Position, folder: Path, wait: bool) -> float:
+def save(
+    writer: CheckpointWriter, model: Any, optimizer: Any, where: CheckpointState, folder: Path, wait: bool
+) -> float:
     """Seconds that training would have waited for one save."""
     barrier()
     started = time.perf_counter()
@@ -148,9 +148,9 @@ def write_as_much(checkpoints: Path) -> tuple[float, float]:
     return seconds, float(total) / 1e6
 
 
-def position(sharding: str, layout: Layout) -> Position:
+def position(sharding: str, layout: Layout) -> CheckpointState:
     """A position; nothing depends on it but the sharding."""
-    return Position(1, 1, 1, {}, "", {}, layout, sharding)
+    return CheckpointState(1, 1, 1, {}, "", {}, layout, sharding)
 
 
 def run_config(folder: Path, distributed: bool) -> Any:
@@ -161,7 +161,7 @@ def run_config(folder: Path, distributed: bool) -> Any:
             "model": {"hf": str(folder), "weights": "random"},
             "data": {"sequence_length": 128, "sources": {"text": {"paths": ["none"]}}},
             "training": {"tokens": "1 steps", "global_batch_size": RANKS, "precision": "fp32"},
-            "schedule": {"kind": "constant", "peak": 1e-4},
+            "schedule": {"kind": "constant", "peak_lr": 1e-4},
             "parallel": {"distributed_optimizer": distributed},
         }
     )

@@ -23,7 +23,7 @@ from machine import machine, print_result
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint
+from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint
 from megatron_cpt.checkpoint.hf_folder import INDEX
 from megatron_cpt.checkpoint.hf_weights import hf_sizes
 from megatron_cpt.config.schema import ParallelSettings
@@ -92,8 +92,8 @@ def measure(side: str, folder: Path) -> dict[str, float]:
 def work(side: str, folder: Path, started: float) -> None:
     """One side, in the process that `measure` started."""
     if side == "convert":
-        groups.join_world()
-        groups.divide_world(ParallelSettings())
+        groups.init_process_group()
+        groups.init_model_parallel(ParallelSettings())
     startup = time.time() - started
     with PeakMemory() as memory:
         begun = time.perf_counter()
@@ -109,7 +109,7 @@ def work(side: str, folder: Path, started: float) -> None:
     found = {"seconds": ended - begun, "first": half - begun, "second": ended - half, "startup": startup}
     print(json.dumps(found | {"peak_bytes": memory.peak}))
     if side == "convert":
-        groups.leave_world()
+        groups.destroy()
 
 
 class PeakMemory:

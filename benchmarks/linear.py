@@ -17,8 +17,8 @@ from machine import machine, print_result
 from torch import Tensor
 from train_step import ALL_SHAPES, Shape
 
-from megatron_cpt.model.linear import product
-from megatron_cpt.parallel.allocator import keep_freed_memory
+from megatron_cpt.model.cpu_kernels import product
+from megatron_cpt.parallel.groups import keep_freed_memory
 
 ROUNDS, WARM_UP = 25, 5
 

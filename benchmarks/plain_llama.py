@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.families.family import ModelShape
 
 
 def rotary(length: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:

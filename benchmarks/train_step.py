@@ -8,7 +8,7 @@ Each variant is a process of its own, with the same threads; they take turns on 
 the others sleep. Speeds and ratios are medians over rounds, a ratio being taken within each round. Ours is the whole
 trainer: data read from disk, source losses, records, TensorBoard. Plain is a Llama in plain PyTorch with
 scaled_dot_product_attention and fused AdamW, on a batch in memory; compiled is the same under torch.compile; kept is
-plain with the one setting of the C library that ours makes (parallel/allocator.py). Bare is Megatron-Core's model,
+plain with the one setting of the C library that ours makes (parallel/groups.py). Bare is Megatron-Core's model,
 schedule and optimizer with our kernels, on a batch in memory. The result is ours over plain, the worst of the shapes.
 Where the time of a step goes is shown for the first shape.
 """
@@ -36,19 +36,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.indexed import IndexedWriter
-from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.families.size import flops_per_token
+from megatron_cpt.families.size import flops_per_token, memory_per_rank
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.allocator import keep_freed_memory
+from megatron_cpt.parallel.groups import keep_freed_memory
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.train.assemble import Run, assemble
-from megatron_cpt.train.journal import Journal, peak_flops
-from megatron_cpt.train.kernels import kernels_of
-from megatron_cpt.train.optimizer import clear_gradients
-from megatron_cpt.train.step import train_step
+from megatron_cpt.runs.folder import RunFolder, write_json
+from megatron_cpt.train.logger import RunLogger, peak_flops
+from megatron_cpt.train.optimizer import clear_gradients, train_step
+from megatron_cpt.train.provenance import kernels_of
+from megatron_cpt.train.run import Run, assemble
 
 LEARNING_RATE = 1e-4
 
@@ -142,7 +139,7 @@ def measure_gpu() -> None:
 
 def gpu_figures(shape: Shape) -> tuple[str, dict[str, float]]:
     """A shape with as many layers as fit, and its figures. MFU: causal attention at half, no recomputation."""
-    groups.join_world()
+    groups.init_process_group()
     with tempfile.TemporaryDirectory() as folder:
         config = write_inputs(shape, Path(folder), "bf16")
         largest = 0.9 * torch.cuda.get_device_properties(0).total_memory
@@ -211,7 +208,7 @@ def asked(end: Connection, word: str) -> Any:
 def serve(name: str, shape: Shape, folder: Path, end: Connection) -> None:
     """A variant's process: steps when it is told to, and says how long each took."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    groups.join_world()
+    groups.init_process_group()
     step = VARIANTS[name](shape, folder)
     while (word := end.recv()) != "end":
         end.send(profile_of(step) if word == "profile" else seconds_of(step))
@@ -326,7 +323,7 @@ def bare_step(run: Run, shape: Shape) -> Callable[[], None]:
 
 def our_step(run: Run) -> Callable[[], None]:
     """A step of the training loop, from reading the data to writing the record."""
-    journal = Journal(run)
+    logger = RunLogger(run)
     done = 0
 
     def step() -> None:
@@ -335,7 +332,7 @@ def our_step(run: Run) -> Callable[[], None]:
         batches = run.data.global_batch(done * run.config.training.global_batch_size, groups.device())
         outcome = train_step(run.model, run.optimizer, batches, run.step_shape, LEARNING_RATE, 0.1)
         done += 1
-        journal.trained(done, LEARNING_RATE, outcome, time.perf_counter() - started)
+        logger.log_train_step(done, LEARNING_RATE, outcome, time.perf_counter() - started)
 
     return step
 
@@ -387,7 +384,7 @@ def write_inputs(shape: Shape, folder: Path, precision: str) -> RunConfig:
                 "micro_batch_size": shape.sequences,
                 "precision": precision,
             },
-            "schedule": {"kind": "constant", "peak": LEARNING_RATE},
+            "schedule": {"kind": "constant", "peak_lr": LEARNING_RATE},
         }
     )
 

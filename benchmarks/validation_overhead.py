@@ -130,7 +130,7 @@ def run_config(folder: Path) -> dict[str, Any]:
             "micro_batch_size": MICRO_BATCH,
             "precision": "fp32",
         },
-        "schedule": {"peak": 1e-3, "warmup": "20 steps"},
+        "schedule": {"peak_lr": 1e-3, "warmup": "20 steps"},
         "validation": {
             "sets": {
                 name: {
@@ -140,7 +140,7 @@ def run_config(folder: Path) -> dict[str, Any]:
                 }
                 for name, role in (("general", "replay"), ("domain", "domain"))
             },
-            "marks": {"start": True, "end": False, "at": [f"{step} steps" for step in marks()]},
+            "eval_interval": {"start": True, "end": False, "at": [f"{step} steps" for step in marks()]},
         },
     }
 

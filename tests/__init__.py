@@ -6,6 +6,6 @@ Processes of tests share few cores, and look for nothing on the network: librari
 import os
 
 import megatron_cpt  # noqa: F401
-from megatron_cpt.evaluate.offline import OFFLINE
+from megatron_cpt.runs.processes import OFFLINE
 
 os.environ |= {"OMP_NUM_THREADS": "1"} | OFFLINE | os.environ

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.lifeline import die_with_parent
+from megatron_cpt.runs.processes import die_with_parent
 
 # Seconds that the other ranks have to say why a job failed, once one has said so.
 GRACE = 5
@@ -59,7 +59,7 @@ def serve(rank: int, size: int, port: int, pipe: Connection, results: Any) -> No
             return
         if GPUS:
             do(f"job {number}", job, arguments, pipe)
-            groups.leave_world()
+            groups.destroy()
             gc.collect()
             continue
         child = os.fork()
@@ -90,7 +90,7 @@ def do(name: str, job: Callable[..., Any], arguments: dict[str, Any], pipe: Conn
 def join(name: str) -> None:
     """Joins the world of a job, or of a part of one after it has left another."""
     store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
-    groups.join_world(store=dist.PrefixStore(name, store))
+    groups.init_process_group(store=dist.PrefixStore(name, store))
 
 
 class Ranks:

@@ -57,7 +57,7 @@ class Workshop:
     def tasks(self) -> dict[str, Any]:
         """A `tasks` section: multiple-choice questions and texts before and after training."""
         entries = {name: {"path": str(self.folder / f"{name}.jsonl")} for name in ("questions", "texts")}
-        return {"sets": entries, "groups": {"both": ["first", "second"]}, "micro_batch_size": 3}
+        return {"files": entries, "groups": {"both": ["first", "second"]}, "micro_batch_size": 3}
 
     def config(self, run: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         """A run of 12 steps on a blend of both corpora; sections given replace single values of it."""
@@ -78,15 +78,15 @@ class Workshop:
                 "micro_batch_size": 2,
                 "precision": "fp32",
             },
-            "schedule": {"peak": 2e-3, "warmup": "3 steps", "final": 1e-4},
+            "schedule": {"peak_lr": 2e-3, "warmup": "3 steps", "final_lr": 1e-4},
             "validation": {
                 "sets": {
                     name: {"paths": [f"{self.prefix(name)}.validation"], "role": role, "tokens": 9 * SEQUENCE_LENGTH}
-                    for name, role in (("domain", "domain"), ("general", "replay"))
+                    for name, role in (("domain", "domain"), ("general", "general"))
                 },
-                "marks": {"at": ["5 steps"]},
+                "eval_interval": {"at": ["5 steps"]},
             },
-            "checkpoint": {"every": "4 steps"},
+            "checkpoint": {"save_interval": "4 steps"},
         }
         for section, given in sections.items():
             values.setdefault(section, {}).update(given)

@@ -13,37 +13,37 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron
+from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron
 from megatron_cpt.commands.dispatch import report_error
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.runs.folder import ExitCode
 
 HF_LOADERS = ("hf", "llama_mistral")  # Megatron-LM's name of the loader of Hugging Face folders
 
 
 def main(arguments: list[str]) -> int:
     """Converts in one process; returns the exit code."""
-    words = _parser().parse_args(arguments)
-    groups.join_world()
-    groups.divide_world(ParallelSettings())
+    args = _parser().parse_args(arguments)
+    groups.init_process_group()
+    groups.init_model_parallel(ParallelSettings())
     try:
-        if words.loader in HF_LOADERS and words.saver == "core":
-            checkpoint_from_hf(words.load_dir, words.save_dir)
-        elif words.loader == "core" and words.saver == "hf" and words.hf_config is None:
-            hf_from_checkpoint(words.load_dir, words.save_dir)
-        elif words.loader == "core" and words.saver == "hf":
-            hf_from_megatron(words.load_dir, words.hf_config, words.save_dir)
+        if args.loader in HF_LOADERS and args.saver == "core":
+            checkpoint_from_hf(args.load_dir, args.save_dir)
+        elif args.loader == "core" and args.saver == "hf" and args.hf_config is None:
+            hf_from_checkpoint(args.load_dir, args.save_dir)
+        elif args.loader == "core" and args.saver == "hf":
+            hf_from_megatron(args.load_dir, args.hf_config, args.save_dir)
         else:
             rule = "is no conversion between Hugging Face and Megatron-Core."
             remedy = "Use --loader hf --saver core, or --loader core --saver hf."
-            raise BadInput(Fault(f"--loader {words.loader} --saver {words.saver}", rule, remedy))
+            raise BadInput(Fault(f"--loader {args.loader} --saver {args.saver}", rule, remedy))
     except Exception as error:
         return report_error("convert_checkpoint.py", error)
     finally:
-        groups.leave_world()
-    print(f"wrote {words.save_dir}")
+        groups.destroy()
+    print(f"wrote {args.save_dir}")
     return ExitCode.DONE
 
 

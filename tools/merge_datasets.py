@@ -13,8 +13,8 @@ from pathlib import Path
 
 from megatron_cpt.commands.dispatch import report_error
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.concatenate import concatenate, datasets_in
-from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.corpus.selection import concatenate, datasets_in
+from megatron_cpt.runs.folder import ExitCode
 
 
 def main(arguments: list[str]) -> int:
@@ -24,16 +24,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output-prefix", required=True)
     parser.add_argument("--multimodal", action="store_true", help="refused: only text datasets are read")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
-    words = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        if words.multimodal:
+        if args.multimodal:
             raise BadInput(Fault("--multimodal", "is not read here.", "Merge text datasets."))
-        if not words.input.is_dir():
-            raise BadInput(Fault(f"--input {words.input}", "is no folder.", "Give the folder of the pairs."))
-        manifest = concatenate(datasets_in(words.input), words.output_prefix, words.overwrite)
+        if not args.input.is_dir():
+            raise BadInput(Fault(f"--input {args.input}", "is no folder.", "Give the folder of the pairs."))
+        manifest = concatenate(datasets_in(args.input), args.output_prefix, args.overwrite)
     except Exception as error:
         return report_error("merge_datasets.py", error)
-    print(f"{words.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
+    print(f"{args.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
     return ExitCode.DONE
 
 

@@ -19,95 +19,98 @@ from megatron_cpt.commands.dispatch import report_error
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.job import PrepareSettings, rejected_path
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.runs.status import ExitCode
-from megatron_cpt.tokenizer.encoded import Opened
-from megatron_cpt.tokenizer.huggingface import open_folder, open_gpt2
-from megatron_cpt.tokenizer.plain_numbers import open_numbers
-from megatron_cpt.tokenizer.sentencepiece_model import open_sentencepiece
-from megatron_cpt.tokenizer.tiktoken_ranks import open_megatron_ranks
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.runs.folder import ExitCode
+from megatron_cpt.tokenizer.formats import (
+    Opened,
+    open_folder,
+    open_gpt2,
+    open_megatron_ranks,
+    open_numbers,
+    open_sentencepiece,
+)
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 
 
 def main(arguments: list[str]) -> int:
     """Prepares a dataset for each key; returns the exit code."""
-    words = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
-        path, opened = _opened(words)
-        tokenizer = Tokenizer.of(path, opened, parse_special=words.parse_special)
-        for key in words.json_keys:
-            _prepare(words, tokenizer, key)
+        path, opened = _opened(args)
+        tokenizer = Tokenizer.of(path, opened, parse_special=args.parse_special)
+        for key in args.json_keys:
+            _prepare(args, tokenizer, key)
     except Exception as error:
         return report_error("preprocess_data.py", error)
     return ExitCode.DONE
 
 
-def _opened(words: argparse.Namespace) -> tuple[Path, Opened]:
+def _opened(args: argparse.Namespace) -> tuple[Path, Opened]:
     """The tokenizer of a type, and the file or folder it came from."""
-    special: bool = words.parse_special
+    special: bool = args.parse_special
     kinds: dict[str, Callable[[], tuple[Path, Opened]]] = {
-        "HuggingFaceTokenizer": lambda: (_model(words), open_folder(_model(words), special)),
+        "HuggingFaceTokenizer": lambda: (_model(args), open_folder(_model(args), special)),
         "GPT2BPETokenizer": lambda: (
-            _file(words, "vocab_file").parent,
-            open_gpt2(_file(words, "vocab_file"), _file(words, "merge_file"), special),
+            _file(args, "vocab_file").parent,
+            open_gpt2(_file(args, "vocab_file"), _file(args, "merge_file"), special),
         ),
-        **dict.fromkeys(SENTENCEPIECE, lambda: (_model(words), open_sentencepiece(_model(words)))),
+        **dict.fromkeys(SENTENCEPIECE, lambda: (_model(args), open_sentencepiece(_model(args)))),
         "TikTokenizer": lambda: (
-            _model(words),
+            _model(args),
             open_megatron_ranks(
-                _model(words),
-                words.tiktoken_pattern,
-                words.vocab_size or 1 << 17,
-                words.tiktoken_num_special_tokens,
+                _model(args),
+                args.tiktoken_pattern,
+                args.vocab_size or 1 << 17,
+                args.tiktoken_num_special_tokens,
                 special,
             ),
         ),
-        "NullTokenizer": lambda: (Path("NullTokenizer"), open_numbers(_vocabulary_size(words))),
+        "NullTokenizer": lambda: (Path("NullTokenizer"), open_numbers(_vocabulary_size(args))),
     }
-    if words.tokenizer_type not in kinds:
+    if args.tokenizer_type not in kinds:
         remedy = f"Use one of {', '.join(kinds)}."
-        raise BadInput(Fault(f"--tokenizer-type {words.tokenizer_type}", "is not read here.", remedy))
-    return kinds[words.tokenizer_type]()
+        raise BadInput(Fault(f"--tokenizer-type {args.tokenizer_type}", "is not read here.", remedy))
+    return kinds[args.tokenizer_type]()
 
 
-def _model(words: argparse.Namespace) -> Path:
-    return _file(words, "tokenizer_model")
+def _model(args: argparse.Namespace) -> Path:
+    return _file(args, "tokenizer_model")
 
 
-def _file(words: argparse.Namespace, name: str) -> Path:
+def _file(args: argparse.Namespace, name: str) -> Path:
     """A path that the tokenizer type needs."""
     flag = f"--{name.replace('_', '-')}"
-    path = getattr(words, name)
+    path = getattr(args, name)
     if path is None or not Path(path).exists():
         given = flag if path is None else f"{flag} {path}"
-        rule = f"is needed by --tokenizer-type {words.tokenizer_type}." if path is None else "is not there."
+        rule = f"is needed by --tokenizer-type {args.tokenizer_type}." if path is None else "is not there."
         raise BadInput(Fault(given, rule, f"Give {flag} PATH."))
     return Path(path)
 
 
-def _vocabulary_size(words: argparse.Namespace) -> int:
-    if not words.vocab_size:
+def _vocabulary_size(args: argparse.Namespace) -> int:
+    if not args.vocab_size:
         raise BadInput(Fault("--vocab-size", "is needed by --tokenizer-type NullTokenizer.", "Give --vocab-size N."))
-    return int(words.vocab_size)
+    return int(args.vocab_size)
 
 
-def _prepare(words: argparse.Namespace, tokenizer: Tokenizer, key: str) -> None:
-    prefix = f"{words.output_prefix}_{key}_{'sentence' if words.split_sentences else 'document'}"
+def _prepare(args: argparse.Namespace, tokenizer: Tokenizer, key: str) -> None:
+    prefix = f"{args.output_prefix}_{key}_{'sentence' if args.split_sentences else 'document'}"
     settings = PrepareSettings(
         text_key=key,
-        append_eod=words.append_eod,
+        append_eod=args.append_eod,
         bos="never",
-        parse_special=words.parse_special,
-        split_sentences=words.split_sentences,
-        keep_newlines=words.keep_newlines,
-        language=words.lang,
+        parse_special=args.parse_special,
+        split_sentences=args.split_sentences,
+        keep_newlines=args.keep_newlines,
+        language=args.lang,
         order="as_read",
         keep_duplicates=True,
-        max_rejected=words.max_rejected,
+        max_rejected=args.max_rejected,
     )
     prepared = prepare(
-        [words.input], tokenizer, prefix, settings, workers=words.workers, progress=True, overwrite=words.overwrite
+        [args.input], tokenizer, prefix, settings, workers=args.workers, progress=True, overwrite=args.overwrite
     ).training
     print(f"{prefix}: {prepared.documents:,} documents, {prepared.tokens:,} tokens")
     if prepared.rejected:

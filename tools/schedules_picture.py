@@ -6,13 +6,14 @@ python tools/schedules_picture.py [OUTPUT.png]
 import sys
 
 import matplotlib
+from matplotlib import pyplot as plt
 
-from megatron_cpt.config.rates import ScheduleSettings, StairSettings
 from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.config.schema import PieceSettings, ScheduleSettings
 from megatron_cpt.config.units import Duration
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+
 
 STEPS = 1000
 
@@ -26,8 +27,8 @@ def wsd(shape: str, final: float = 0.0) -> ScheduleSettings:
     """A stable rate and a decay of one shape."""
     return ScheduleSettings(
         kind="wsd",
-        peak=1.0,
-        final=final,
+        peak_lr=1.0,
+        final_lr=final,
         warmup=steps(50),
         decay=steps(300),
         decay_shape=shape,  # type: ignore[arg-type]
@@ -36,9 +37,9 @@ def wsd(shape: str, final: float = 0.0) -> ScheduleSettings:
 
 PANELS: dict[str, dict[str, ScheduleSettings]] = {
     "constant, linear, cosine": {
-        "constant": ScheduleSettings(kind="constant", peak=1.0, warmup=steps(50)),
-        "linear": ScheduleSettings(kind="linear", peak=1.0, warmup=steps(50)),
-        "cosine": ScheduleSettings(kind="cosine", peak=1.0, final=0.1, warmup=steps(50)),
+        "constant": ScheduleSettings(kind="constant", peak_lr=1.0, warmup=steps(50)),
+        "linear": ScheduleSettings(kind="linear", peak_lr=1.0, warmup=steps(50)),
+        "cosine": ScheduleSettings(kind="cosine", peak_lr=1.0, final_lr=0.1, warmup=steps(50)),
     },
     "wsd, by decay_shape": {
         "linear": wsd("linear"),
@@ -49,9 +50,9 @@ PANELS: dict[str, dict[str, ScheduleSettings]] = {
     "infinite": {
         "infinite": ScheduleSettings(
             kind="infinite",
-            peak=1.0,
-            plateau=0.4,
-            final=0.04,
+            peak_lr=1.0,
+            plateau_lr=0.4,
+            final_lr=0.04,
             warmup=steps(50),
             cooldown=steps(300),
             decay=steps(200),
@@ -59,16 +60,16 @@ PANELS: dict[str, dict[str, ScheduleSettings]] = {
     },
     "from the base run's final rate, 0.1": {
         "re-warmed and re-decayed (cosine)": ScheduleSettings(
-            kind="cosine", peak=1.0, final=0.1, initial=0.1, warmup=steps(50)
+            kind="cosine", peak_lr=1.0, final_lr=0.1, initial_lr=0.1, warmup=steps(50)
         ),
-        "not re-warmed (cosine to 1/100)": ScheduleSettings(kind="cosine", peak=0.1, final=0.001),
+        "not re-warmed (cosine to 1/100)": ScheduleSettings(kind="cosine", peak_lr=0.1, final_lr=0.001),
     },
-    "stairs": {
-        "stairs": ScheduleSettings(
-            kind="stairs",
-            peak=1.0,
+    "piecewise": {
+        "piecewise": ScheduleSettings(
+            kind="piecewise",
+            peak_lr=1.0,
             warmup=steps(50),
-            stairs=[StairSettings(from_tokens=steps(600), rate=0.3), StairSettings(from_tokens=steps(850), rate=0.1)],
+            pieces=[PieceSettings(from_tokens=steps(600), lr=0.3), PieceSettings(from_tokens=steps(850), lr=0.1)],
         ),
     },
 }

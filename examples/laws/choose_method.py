@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cpt.scaling_law.cross_validation import forward_errors, left_out_errors
-from megatron_cpt.scaling_law.foreign import read_csv
-from megatron_cpt.scaling_law.method import Method
-from megatron_cpt.scaling_law.pretraining import ANNEALING, MULTI_POWER, annealing_with_warmup
+from megatron_cpt.scaling_law.curves import read_csv
+from megatron_cpt.scaling_law.fit import forward_errors, left_out_errors
+from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, annealing_with_warmup
+from megatron_cpt.scaling_law.problem import Method
 
 TRAINING = ("cosine_24000", "constant_24000", "wsdcon_9")
 WARMUP = 2160

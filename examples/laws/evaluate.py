@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.runs.folder import write_json
 from megatron_cpt.scaling_law.continual import CONTINUAL
-from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.curves import Curve, read_run
+from megatron_cpt.scaling_law.fit import Fit, errors_on, fit_law
 from megatron_cpt.scaling_law.forecast import forecast
-from megatron_cpt.scaling_law.heldout import errors_on
-from megatron_cpt.scaling_law.points import Curve, read_run
 
 GRID_RATIOS = (0.0, 0.05, 0.25)
 SWEEP_RATIOS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5)

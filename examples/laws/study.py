@@ -29,9 +29,9 @@ STEPS = 600
 WARMUP = "24 steps"
 PEAK = 2e-3
 SCHEDULES = {
-    "cosine": {"kind": "cosine", "peak": PEAK, "final": 2e-4, "warmup": WARMUP},
-    "constant": {"kind": "constant", "peak": PEAK, "warmup": WARMUP},
-    "wsd": {"kind": "wsd", "peak": PEAK, "final": 0.0, "warmup": WARMUP, "decay": "150 steps"},
+    "cosine": {"kind": "cosine", "peak_lr": PEAK, "final_lr": 2e-4, "warmup": WARMUP},
+    "constant": {"kind": "constant", "peak_lr": PEAK, "warmup": WARMUP},
+    "wsd": {"kind": "wsd", "peak_lr": PEAK, "final_lr": 0.0, "warmup": WARMUP, "decay": "150 steps"},
 }
 GRID = [(kind, ratio, 1) for ratio in (0, 0.05, 0.25) for kind in SCHEDULES]
 SWEEP = [("cosine", ratio, seed) for ratio in (0, 0.01, 0.05, 0.1, 0.25, 0.5) for seed in (1, 2)]
@@ -71,8 +71,8 @@ def base_config(study: Path) -> dict:
     config = common(study, "base", {"general": {"paths": [str(study / "data/general")]}}, 16)
     config["model"] = {"hf": str(study / "base-config"), "weights": "random"}
     config["training"]["tokens"] = "3000 steps"
-    config["schedule"] = {"kind": "cosine", "peak": 4e-3, "final": 4e-4, "warmup": "100 steps"}
-    config["checkpoint"] = {"every": "1000 steps", "export_hf": {"end": True}}
+    config["schedule"] = {"kind": "cosine", "peak_lr": 4e-3, "final_lr": 4e-4, "warmup": "100 steps"}
+    config["checkpoint"] = {"save_interval": "1000 steps", "export_hf": {"end": True}}
     return config
 
 
@@ -95,7 +95,7 @@ def common(study: Path, name: str, sources: dict, batch: int) -> dict:
     """What all runs share."""
     sets = {
         name: {"paths": [str(study / f"data/{name}.validation")], "role": role, "tokens": "12K"}
-        for name, role in (("general", "replay"), ("domain", "domain"))
+        for name, role in (("general", "general"), ("domain", "domain"))
     }
     return {
         "run": {"folder": str(study / "runs" / name)},
@@ -104,7 +104,7 @@ def common(study: Path, name: str, sources: dict, batch: int) -> dict:
         "validation": {
             "micro_batch_size": 16,
             "sets": sets,
-            "marks": {"log": "3 per decade to 60 steps", "every": "40 steps"},
+            "eval_interval": {"log_spaced": "3 per decade to 60 steps", "every": "40 steps"},
         },
     }
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import orjson
 
-from megatron_cpt.runs.durable import durable_file
+from megatron_cpt.runs.folder import durable_file
 
 LONGEST_PROSE = 4000
 """Characters after which prose is cut at the next paragraph."""

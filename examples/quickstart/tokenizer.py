@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_cpt.runs.durable import write_durably, write_json
+from megatron_cpt.runs.folder import write_durably, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0

@@ -31,15 +31,15 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
-LARGEST_ROUNDING = 2.0**-7
+_LARGEST_ROUNDING = 2.0**-7
 """In proportion, of a bf16 weight."""
 
 
 def replace_packing() -> None:
     """Has every distributed optimizer of this process pack its state by the functions below."""
     replacements: dict[str, Callable[..., Any]] = {
-        "sharded_param_state_fully_reshardable": whole_parameters,
-        "sharded_param_state_dp_reshardable": parts_of_buckets,
+        "sharded_param_state_fully_reshardable": _whole_parameters,
+        "sharded_param_state_dp_reshardable": _parts_of_buckets,
     }
     for name, replacement in replacements.items():
         if not hasattr(DistributedOptimizer, name):
@@ -47,7 +47,7 @@ def replace_packing() -> None:
         setattr(DistributedOptimizer, name, replacement)
 
 
-def whole_parameters(
+def _whole_parameters(
     optimizer: DistributedOptimizer,
     model_sharded_state_dict: dict[str, Any],
     is_loading: bool = False,
@@ -65,13 +65,13 @@ def whole_parameters(
     for number, buffer in enumerate(optimizer.buffers):
         gathered: dict[int, dict[str, Tensor]] = {}
         for index in range(len(buffer.buckets)) if not is_loading else ():
-            gathered[index] = gathered_bucket(optimizer, number, index)
+            gathered[index] = _gathered_bucket(optimizer, number, index)
         for parameter, (start, end, index) in buffer.param_index_map.items():
             weight = weights[parameter]
             assert weight.flattened_range is None, weight
             offset = buffer.buckets[index].offset
             entry: dict[str, Any] = {}
-            for key in state_keys(optimizer):
+            for key in _state_keys(optimizer):
                 if is_loading:
                     values = torch.zeros(end - start, dtype=torch.float32)
                 elif gathered[index]:
@@ -94,7 +94,7 @@ def of_weight(weight: ShardedTensor | ShardedTensorFactory, key: str, values: Te
     return entry
 
 
-def gathered_bucket(optimizer: DistributedOptimizer, number: int, index: int) -> dict[str, Tensor]:
+def _gathered_bucket(optimizer: DistributedOptimizer, number: int, index: int) -> dict[str, Tensor]:
     """The state of a whole bucket with its padding, flat, in fp32 on the CPU of the first replica; empty on the others.
 
     Args:
@@ -103,8 +103,8 @@ def gathered_bucket(optimizer: DistributedOptimizer, number: int, index: int) ->
     """
     group = optimizer.data_parallel_group_gloo
     share = optimizer.buffers[number].buckets[index].grad_data.numel() // group.size()
-    own = {key: torch.zeros(share, dtype=torch.float32) for key in state_keys(optimizer)}
-    for parameter, ranges in parameters_of_bucket(optimizer, number, index).items():
+    own = {key: torch.zeros(share, dtype=torch.float32) for key in _state_keys(optimizer)}
+    for parameter, ranges in _parameters_of_bucket(optimizer, number, index).items():
         tensors = optimizer._get_main_param_and_optimizer_states(parameter)
         place = ranges["gbuf_local"]
         for key, part in own.items():
@@ -118,7 +118,7 @@ def gathered_bucket(optimizer: DistributedOptimizer, number: int, index: int) ->
     return whole
 
 
-def parts_of_buckets(
+def _parts_of_buckets(
     optimizer: DistributedOptimizer,
     model_sharded_state_dict: dict[str, Any],
     is_loading: bool = False,
@@ -159,15 +159,15 @@ def parts_of_buckets(
                                 replica_id=(instance, 0, 0),
                             )
                             for key, values in (entry or gap(optimizer, like, end - start)).items()
-                            if key in state_keys(optimizer) and end > start
+                            if key in _state_keys(optimizer) and end > start
                         },
                     }
-                    for start, end, entry in covered(entries, saved)
+                    for start, end, entry in _covered(entries, saved)
                 ]
     return state
 
 
-def covered(entries: list[dict[str, Any]], saved: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _covered(entries: list[dict[str, Any]], saved: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """A replica's part of a bucket from 0 to `saved`: start, end and state of parameters, and of gaps without state.
 
     Where it is all padding at the bucket's end there is one empty gap, so that the bucket has an entry.
@@ -187,7 +187,7 @@ def gap(optimizer: DistributedOptimizer, like: Mapping[str, Any] | None, length:
     """State of no parameter, in the types and on the device of another's; that of a rank without any is in fp32."""
     return {
         key: like[key].new_zeros(length) if like else torch.zeros(length, dtype=torch.float32)
-        for key in state_keys(optimizer)
+        for key in _state_keys(optimizer)
     }
 
 
@@ -204,27 +204,27 @@ def differing(optimizer: MegatronOptimizer, written_in: torch.dtype) -> Iterator
         This rank's parameters that were compared, and those of them that differ.
     """
     counts = [0, 0]
-    parts = [part for part in chained(optimizer) if isinstance(part, DistributedOptimizer)]
-    before = {id(part): vars(part).get(SETTER) for part in parts}
+    parts = [part for part in _chained(optimizer) if isinstance(part, DistributedOptimizer)]
+    before = {id(part): vars(part).get(_SETTER) for part in parts}
     for part in parts:
-        setattr(part, SETTER, partial(compare_and_set, part, getattr(part, SETTER), written_in, counts))
+        setattr(part, _SETTER, partial(_compare_and_set, part, getattr(part, _SETTER), written_in, counts))
     try:
         yield counts
     finally:
         for part in parts:
             setter = before[id(part)]
             if setter is None:
-                delattr(part, SETTER)
+                delattr(part, _SETTER)
             else:
-                setattr(part, SETTER, setter)
+                setattr(part, _SETTER, setter)
 
 
-SETTER = "_set_main_param_and_optimizer_states"
+_SETTER = "_set_main_param_and_optimizer_states"
 """The method of DistributedOptimizer that takes what was loaded of one parameter."""
 
 
 @torch.no_grad()
-def compare_and_set(
+def _compare_and_set(
     optimizer: DistributedOptimizer,
     setter: Callable[..., None],
     written_in: torch.dtype,
@@ -237,7 +237,7 @@ def compare_and_set(
         place = optimizer._get_model_param_range_map(parameter)["param"]
         weights = parameter.detach().view(-1)[place.start : place.end].float()
         # A precision-aware optimizer may keep a weight and what was rounded off it, which need not round the same way.
-        tolerance = LARGEST_ROUNDING if optimizer.config.use_precision_aware_optimizer else 0.0
+        tolerance = _LARGEST_ROUNDING if optimizer.config.use_precision_aware_optimizer else 0.0
         counts[0] += 1
         counts[1] += not any(
             torch.allclose(
@@ -253,22 +253,22 @@ def share_main_weights(optimizer: MegatronOptimizer) -> None:
 
     For weights that were loaded in another precision: those of other replicas are rounded still.
     """
-    for part in chained(optimizer):
+    for part in _chained(optimizer):
         for chunk in part.model_chunks if isinstance(part, DistributedOptimizer) else ():
             chunk.start_param_sync(force_sync=True)
 
 
-def chained(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+def _chained(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     """The optimizers that a chained optimizer chains."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
-def state_keys(optimizer: DistributedOptimizer) -> tuple[str, ...]:
+def _state_keys(optimizer: DistributedOptimizer) -> tuple[str, ...]:
     """What is kept of a parameter: main weights and moments. Releases before 0.17 know those of Adam alone."""
     return "param", *getattr(optimizer, "optimizer_state_keys", ("exp_avg", "exp_avg_sq"))
 
 
-def parameters_of_bucket(optimizer: DistributedOptimizer, number: int, index: int) -> dict[torch.nn.Parameter, Any]:
+def _parameters_of_bucket(optimizer: DistributedOptimizer, number: int, index: int) -> dict[torch.nn.Parameter, Any]:
     """The parameters of which this rank holds a part in a bucket, and where that part lies."""
     [buckets] = optimizer.gbuf_ranges[number].values()
     found: dict[torch.nn.Parameter, Any] = buckets[index]["param_map"]

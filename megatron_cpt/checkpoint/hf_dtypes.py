@@ -17,9 +17,9 @@ import torch
 from megatron_cpt.checkpoint.hf_folder import has_safetensors, open_hf_tensors
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.families.shape import read_config, stated_dtype
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.runs.folder import write_json
 
-FILE = "tensor_dtypes.json"
+_FILE = "tensor_dtypes.json"
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -83,7 +83,7 @@ def parent_dtypes(*folders: Path) -> TensorDtypes:
         BadInput, IntegrityFault: as opening the folder does.
     """
     for folder in folders:
-        if (found := read_dtypes(folder)) is not None:
+        if (found := _read_dtypes(folder)) is not None:
             return found
     word = stated_dtype(folders[-1])
     return TensorDtypes(word if word in DTYPES else None)
@@ -98,7 +98,7 @@ def chosen_dtypes(word: str | None, *folders: Path) -> TensorDtypes:
     return TensorDtypes(word)
 
 
-def read_dtypes(folder: Path) -> TensorDtypes | None:
+def _read_dtypes(folder: Path) -> TensorDtypes | None:
     """The dtypes of a folder's safetensors, or of those that its model came from; None where it does not say."""
     if has_safetensors(folder):
         with open_hf_tensors(folder) as tensors:
@@ -107,7 +107,7 @@ def read_dtypes(folder: Path) -> TensorDtypes | None:
         # The commonest; of two as common, always the same one.
         common = min(Counter(words.values()).items(), key=lambda item: (-item[1], item[0]))[0] if words else None
         return TensorDtypes(common, {name: word for name, word in words.items() if word != common})
-    path = folder / FILE
+    path = folder / _FILE
     if not path.is_file():
         return None
     try:
@@ -122,7 +122,7 @@ def read_dtypes(folder: Path) -> TensorDtypes | None:
 
 def write_dtypes(folder: Path, dtypes: TensorDtypes) -> None:
     """Leaves a note of the dtypes in the folder of a checkpoint that describes its model."""
-    write_json(folder / FILE, {"common": dtypes.common, "others": dict(dtypes.others)})
+    write_json(folder / _FILE, {"common": dtypes.common, "others": dict(dtypes.others)})
 
 
 def config_for(hf_folder: Path, words: Collection[str]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def config_for(hf_folder: Path, words: Collection[str]) -> dict[str, Any]:
     states stays where some of the tensors have it.
     """
     config, stated = read_config(hf_folder), stated_dtype(hf_folder)
-    word = stated if stated in words else widest(words)
+    word = stated if stated in words else _widest(words)
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
     return config | dict.fromkeys(names, word)
 
@@ -142,7 +142,7 @@ def word_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def widest(words: Iterable[str]) -> str:
+def _widest(words: Iterable[str]) -> str:
     """A dtype that holds every number of all these."""
     return word_of(reduce(torch.promote_types, (DTYPES[word] for word in words)))
 

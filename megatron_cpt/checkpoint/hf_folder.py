@@ -24,9 +24,9 @@ from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-OTHER_WEIGHTS = "transformers_weights"
+_OTHER_WEIGHTS = "transformers_weights"
 # What a folder holds beside config.json and weights, by names in lower case: what makes its tokenizer ...
-TOKENIZER_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model*",
     "tokenizer_config.json",
@@ -44,8 +44,8 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 # ... and what belongs to the model.
-MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*")
-COMPARED_ELEMENTS = 1 << 24
+_MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*")
+_COMPARED_ELEMENTS = 1 << 24
 """Elements of two tensors that are compared at a time."""
 READABLE = ("F32", "BF16", "F16", "F64")
 
@@ -90,7 +90,7 @@ class HFTensors:
         if (self.dtype(first), self.size(first)) != (self.dtype(second), self.size(second)):
             return False
         one, other = (self._file_of[name].get_slice(name) for name in (first, second))
-        rows = max(1, COMPARED_ELEMENTS // prod(self.size(first)[1:]))
+        rows = max(1, _COMPARED_ELEMENTS // prod(self.size(first)[1:]))
         return all(
             torch.equal(one[start : start + rows].view(torch.uint8), other[start : start + rows].view(torch.uint8))
             for start in range(0, self.size(first)[0], rows)
@@ -114,7 +114,7 @@ def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
         BadInput: the folder has no safetensors (pickles are refused), or its index does not fit its files.
         IntegrityFault: a header or the index is torn or altered.
     """
-    places = read_index(folder)
+    places = _read_index(folder)
     with ExitStack() as stack:
         files: dict[Path, Any] = {}
         for path in sorted(set(places.values())) or [folder / SINGLE]:
@@ -122,11 +122,11 @@ def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
                 files[path] = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
             except (SafetensorError, OSError) as error:
                 raise IntegrityFault(f"{path}: not a whole safetensors file ({error})") from error
-        check_index(folder, places, files)
+        _check_index(folder, places, files)
         yield HFTensors(folder, files)
 
 
-def read_index(folder: Path) -> dict[str, Path]:
+def _read_index(folder: Path) -> dict[str, Path]:
     """The file of each tensor as the index states it; empty for a folder of one file.
 
     Raises:
@@ -151,15 +151,15 @@ def read_index(folder: Path) -> dict[str, Path]:
                         "Fetch the missing files, or another copy if the index leaves the folder.",
                     )
                 )
-        refuse_other_weights(folder, set(places.values()))
+        _refuse_other_weights(folder, set(places.values()))
         return places
     if (folder / SINGLE).is_file():
-        refuse_other_weights(folder, set())
+        _refuse_other_weights(folder, set())
         return {}
-    raise BadInput(no_safetensors(folder))
+    raise BadInput(_no_safetensors(folder))
 
 
-def refuse_other_weights(folder: Path, indexed: set[Path]) -> None:
+def _refuse_other_weights(folder: Path, indexed: set[Path]) -> None:
     """Refuses a folder of which transformers would read other weights than ours: no proof would hold.
 
     Args:
@@ -181,10 +181,10 @@ def refuse_other_weights(folder: Path, indexed: set[Path]) -> None:
         remedy = "Merge it into the weights first (merge_and_unload in peft), or remove the adapter's files."
         faults.append(Fault(f"{folder / ADAPTER}", rule, remedy))
     config = read_config(folder) if (folder / "config.json").is_file() else {}
-    if config.get(OTHER_WEIGHTS) is not None:
+    if config.get(_OTHER_WEIGHTS) is not None:
         rule = "transformers reads the weights from there; here they are read from the safetensors of the folder."
         remedy = f"Save the model as {SINGLE} or as shards with an index, and take the field out."
-        faults.append(Fault(f"{folder / 'config.json'}: {OTHER_WEIGHTS} = {config[OTHER_WEIGHTS]!r}", rule, remedy))
+        faults.append(Fault(f"{folder / 'config.json'}: {_OTHER_WEIGHTS} = {config[_OTHER_WEIGHTS]!r}", rule, remedy))
     refuse(faults)
 
 
@@ -203,15 +203,15 @@ def is_file(path: Path) -> bool:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder that make its tokenizer, relative to it, in order."""
-    return _matching(folder, (*TOKENIZER_FILES, *own_code(folder / "tokenizer_config.json")))
+    return _matching(folder, (*_TOKENIZER_FILES, *_own_code(folder / "tokenizer_config.json")))
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a folder beside config.json, weights and tokenizer that belong to its model, relative to it."""
-    return _matching(folder, (*MODEL_FILES, *own_code(folder / "config.json")))
+    return _matching(folder, (*_MODEL_FILES, *_own_code(folder / "config.json")))
 
 
-def own_code(description: Path) -> tuple[str, ...]:
+def _own_code(description: Path) -> tuple[str, ...]:
     """Which files are code where a description names some (`auto_map`): they are copied and never executed."""
     try:
         named = orjson.loads(description.read_bytes()).get("auto_map")
@@ -237,7 +237,7 @@ def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted(name for name in names if any(fnmatchcase(str(name).lower(), pattern) for pattern in patterns))
 
 
-def no_safetensors(folder: Path) -> Fault:
+def _no_safetensors(folder: Path) -> Fault:
     """Why a folder without safetensors cannot be read."""
     if not folder.is_dir():
         return Fault(str(folder), "there is no such folder.", "Name a folder with config.json, tokenizer and weights.")
@@ -256,7 +256,7 @@ def no_safetensors(folder: Path) -> Fault:
     )
 
 
-def check_index(folder: Path, places: Mapping[str, Path], files: Mapping[Path, Any]) -> None:
+def _check_index(folder: Path, places: Mapping[str, Path], files: Mapping[Path, Any]) -> None:
     """Refuses an index that does not say of each tensor which file holds it. Raises BadInput."""
     held = [(name, path) for path, file in files.items() for name in file.keys()]  # noqa: SIM118
     if places and set(held) != set(places.items()):

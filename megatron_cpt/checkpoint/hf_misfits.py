@@ -7,13 +7,13 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.shape import read_config
 
 # Parts of names, as peft, quantizers and transformers' other heads write them.
-ADAPTERS = ("lora_", ".base_layer.", "base_model.model.")
-QUANTIZED = (
+_ADAPTERS = ("lora_", ".base_layer.", "base_model.model.")
+_QUANTIZED = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_packed", ".absmax", ".quant_map", ".SCB",
     "_scales", "_blocks", ".input_scale",
 )  # fmt: skip
-HEADS = ("score.", "classifier.", "qa_outputs.", "v_head.", "value_head.", "reward_head.", "regression_head.")
-OTHER_SENSES = ("vision", "visual", "audio", "image", "multi_modal", "language_model.", "mm_projector")
+_HEADS = ("score.", "classifier.", "qa_outputs.", "v_head.", "value_head.", "reward_head.", "regression_head.")
+_OTHER_SENSES = ("vision", "visual", "audio", "image", "multi_modal", "language_model.", "mm_projector")
 
 
 def misfit(folder: Path, missing: Sequence[str], surplus: Sequence[str], output: str) -> Fault | None:
@@ -25,17 +25,17 @@ def misfit(folder: Path, missing: Sequence[str], surplus: Sequence[str], output:
         output: the output layer's tensor.
     """
     shown = f"{folder}: {some(surplus or missing)}"
-    if _any_holds(surplus, ADAPTERS):
+    if _any_holds(surplus, _ADAPTERS):
         rule = "these are tensors of an adapter (PEFT) beside or inside the model."
         return Fault(shown, rule, "Merge it first (merge_and_unload in peft) and save the model.")
-    if _any_holds(surplus, QUANTIZED):
+    if _any_holds(surplus, _QUANTIZED):
         return Fault(shown, "the weights are quantized, and quantized weights cannot be trained.", UNQUANTIZED)
-    if surplus and all(name.startswith(HEADS) for name in surplus) and set(missing) <= {output}:
+    if surplus and all(name.startswith(_HEADS) for name in surplus) and set(missing) <= {output}:
         rule = (
             f"this is {_architecture(folder)} with a head that gives no words, such as a classifier or a reward model."
         )
         return Fault(shown, rule, "Use the language model that it was made from.")
-    if _any_holds(surplus, OTHER_SENSES):
+    if _any_holds(surplus, _OTHER_SENSES):
         rule = "these are tensors of a model that reads more than text, and only a language model is trained here."
         return Fault(shown, rule, "Save its language model as a folder of its own (docs/families.md).")
     if missing and surplus and {name.partition(".")[2] for name in missing if name != output} == set(surplus):

@@ -72,11 +72,11 @@ def model_card(parent: str, name: str, training: Training | None, lineage: dict[
         f"Base model: `{parent}`.",
     ]
     if training:
-        lines += ["", "## Training", "", *training_lines(training, lineage or {})]
+        lines += ["", "## Training", "", *_training_lines(training, lineage or {})]
     return "\n".join([*lines, "", "Made with megatron-cpt.", ""])
 
 
-def training_lines(training: Training, lineage: dict[str, Any]) -> list[str]:
+def _training_lines(training: Training, lineage: dict[str, Any]) -> list[str]:
     """What it was trained on, and how far."""
     lines = [
         f"Continual pretraining of the base model: {training.tokens:,} tokens in {training.steps:,} steps, in",

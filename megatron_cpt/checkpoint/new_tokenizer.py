@@ -11,12 +11,12 @@ from typing import Any
 import orjson
 from tokenizers import AddedToken, Tokenizer
 
-from megatron_cpt.checkpoint.reference import transformers_tokenizer
+from megatron_cpt.checkpoint.convert import transformers_tokenizer
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 
-ALWAYS_STATED = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ALWAYS_STATED = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that transformers fills with an id of the family's first tokenizer where config.json is silent."""
-OTHER_IDS = (
+_OTHER_IDS = (
     "suppress_tokens",
     "begin_suppress_tokens",
     "bad_words_ids",
@@ -25,7 +25,7 @@ OTHER_IDS = (
     "sequence_bias",
 )
 """Further fields of a generation config that hold ids."""
-CONFIGS = ("config.json", "generation_config.json")
+_CONFIGS = ("config.json", "generation_config.json")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -89,11 +89,11 @@ def words_faults(tokenizer: Tokenizer, words: Mapping[str, int]) -> list[Fault]:
     faults = []
     for word, number in words.items():
         ids = tokenizer.encode(word, add_special_tokens=False).ids
-        faults += word_faults(word, number, ids, tokenizer.decode(ids, skip_special_tokens=False))
+        faults += _word_faults(word, number, ids, tokenizer.decode(ids, skip_special_tokens=False))
     return faults
 
 
-def word_faults(word: str, number: int, ids: list[int], decoded: str) -> list[Fault]:
+def _word_faults(word: str, number: int, ids: list[int], decoded: str) -> list[Fault]:
     """What is wrong with how a tokenizer reads and writes a new word.
 
     Args:
@@ -146,7 +146,7 @@ def check_in_transformers(folder: Path, tokenizer: Tokenizer, words: Mapping[str
     if not faults:
         for word, number in words.items():
             ids = list(theirs.encode(word, add_special_tokens=False))
-            faults += word_faults(word, number, ids, str(theirs.decode(ids, clean_up_tokenization_spaces=False)))
+            faults += _word_faults(word, number, ids, str(theirs.decode(ids, clean_up_tokenization_spaces=False)))
     refuse(faults)
 
 
@@ -159,28 +159,29 @@ def token_id_changes(
     where the old field lists several); any other token is looked for by its name, and null where it is not there.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for name in CONFIGS:
-        fields = read_object(hf_folder / name)
+    for name in _CONFIGS:
+        fields = _read_object(hf_folder / name)
         asked = [field for field in fields if field.endswith("_token_id")]
         if name == "config.json":
-            asked = [*ALWAYS_STATED, *(field for field in asked if field not in ALWAYS_STATED)]
+            asked = [*_ALWAYS_STATED, *(field for field in asked if field not in _ALWAYS_STATED)]
         changes[name] = {
-            field: renumbered(fields.get(field), role_token(tokenizer_folder, field, new), old, new) for field in asked
+            field: _renumbered(fields.get(field), _role_token(tokenizer_folder, field, new), old, new)
+            for field in asked
         }
         # transformers trains no row for the pad, which may be the token that ends texts: a model without one gets none.
         pad = fields.get("pad_token_id")
         if "pad_token_id" in asked and not (isinstance(pad, int) and pad >= 0):
             changes[name]["pad_token_id"] = None
         # Lists of words by pieces that may not be there.
-        changes[name] |= {field: None for field in OTHER_IDS if field in fields}
+        changes[name] |= {field: None for field in _OTHER_IDS if field in fields}
     return changes
 
 
-def role_token(folder: Path, field: str, tokenizer: Tokenizer) -> int | None:
+def _role_token(folder: Path, field: str, tokenizer: Tokenizer) -> int | None:
     """The id of the token that a tokenizer's folder gives the role of `eos_token_id` or another such field."""
     role = field.removesuffix("_id")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_object(folder / name).get(role)
+        token = _read_object(folder / name).get(role)
         content = token.get("content") if isinstance(token, dict) else token
         number = tokenizer.token_to_id(content) if isinstance(content, str) else None
         if number is not None:
@@ -188,15 +189,15 @@ def role_token(folder: Path, field: str, tokenizer: Tokenizer) -> int | None:
     return None
 
 
-def renumbered(value: Any, named: int | None, old: Tokenizer, new: Tokenizer) -> int | list[int] | None:
+def _renumbered(value: Any, named: int | None, old: Tokenizer, new: Tokenizer) -> int | list[int] | None:
     """A field's id or ids by another tokenizer; `named` is the token that has the role there, if one has it."""
     if not isinstance(value, list):
-        return named if named is not None else same_token(value, old, new)
-    numbers = [named, *(same_token(number, old, new) for number in value)]
+        return named if named is not None else _same_token(value, old, new)
+    numbers = [named, *(_same_token(number, old, new) for number in value)]
     return list(dict.fromkeys(number for number in numbers if number is not None)) or None
 
 
-def same_token(number: Any, old: Tokenizer, new: Tokenizer) -> int | None:
+def _same_token(number: Any, old: Tokenizer, new: Tokenizer) -> int | None:
     """The new id of an old token by its name."""
     token = old.id_to_token(number) if isinstance(number, int) and number >= 0 else None
     found = None if token is None else new.token_to_id(token)
@@ -206,23 +207,23 @@ def same_token(number: Any, old: Tokenizer, new: Tokenizer) -> int | None:
 def check_token_ids(folder: Path, rows: int) -> None:
     """Refuses ids in config.json and generation_config.json that the model has no row for. Raises BadInput."""
     faults = []
-    for name in CONFIGS:
-        for field, value in read_object(folder / name).items():
+    for name in _CONFIGS:
+        for field, value in _read_object(folder / name).items():
             if not field.endswith("_token_id"):
                 continue
-            beyond = [one for one in (value if isinstance(value, list) else [value]) if is_beyond(one, rows)]
+            beyond = [one for one in (value if isinstance(value, list) else [value]) if _is_beyond(one, rows)]
             if beyond:
                 rule = f"the model has {rows} rows, and its tokenizer no such id."
                 faults.append(Fault(f"{name}: {field} = {value}", rule, "Correct it in the folder that is read."))
     refuse(faults)
 
 
-def is_beyond(value: Any, rows: int) -> bool:
+def _is_beyond(value: Any, rows: int) -> bool:
     """Whether an id has no row."""
     return isinstance(value, int) and value >= rows
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is no such file. Raises BadInput."""
     if not path.is_file():
         return {}

@@ -26,7 +26,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_dtypes import config_for, parent_dtypes
-from megatron_cpt.checkpoint.hf_export import make_partial
 from megatron_cpt.checkpoint.hf_folder import (
     INDEX,
     copy_files,
@@ -35,7 +34,7 @@ from megatron_cpt.checkpoint.hf_folder import (
     tokenizer_files,
     write_shard,
 )
-from megatron_cpt.checkpoint.hf_weights import check_tensors, vocabulary_tensors
+from megatron_cpt.checkpoint.hf_weights import check_tensors, make_partial, vocabulary_tensors
 from megatron_cpt.checkpoint.new_tokenizer import (
     add_tokens,
     added_words,
@@ -47,14 +46,14 @@ from megatron_cpt.checkpoint.new_tokenizer import (
 )
 from megatron_cpt.config.errors import refuse
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.runs.durable import sync_folder, write_json
-from megatron_cpt.tokenizer.huggingface import token_contents, unknown_token
+from megatron_cpt.runs.folder import sync_folder, write_json
+from megatron_cpt.tokenizer.formats import token_contents, unknown_token
 
 NewRows = Literal["mean", "random"]
-ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096
 """Rows of a matrix that are turned into float64 together."""
 
-OF_ANY_VOCABULARY = (
+_OF_ANY_VOCABULARY = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.*",
@@ -124,11 +123,11 @@ def extend_vocabulary(
         matrices = (embedding,) if shape.tied_embeddings else (embedding, output_layer)
         # A tied output layer that is stored all the same is the embedding once more.
         left_out = {output_layer} if shape.tied_embeddings else set()
-        drawn = [write_file(file, partial / file.name, matrices, left_out, sources, seed) for file in files]
-        write_index(hf_folder, partial, left_out)
+        drawn = [_write_file(file, partial / file.name, matrices, left_out, sources, seed) for file in files]
+        _write_index(hf_folder, partial, left_out)
         changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer else {}
-        write_configs(hf_folder, partial, len(sources), changes)
-        copy_companions(hf_folder, tokenizer, partial)
+        _write_configs(hf_folder, partial, len(sources), changes)
+        _copy_companions(hf_folder, tokenizer, partial)
         if tokenizer is None:
             new.save(str(partial / "tokenizer.json"))
         check_token_ids(partial, len(sources))
@@ -159,7 +158,7 @@ def row_sources(old: Tokenizer, new: Tokenizer, new_rows: NewRows, rows: int) ->
     old_content, new_content = orjson.loads(old.to_str()), orjson.loads(new.to_str())
     texts, new_texts = token_contents(old_content, before), token_contents(new_content, after)
     # Where two tokens stand for the same text, a byte by its number is the less usual one.
-    place_of = {texts[token]: place for token, place in sorted(before.items(), key=lambda item: not is_byte(item[0]))}
+    place_of = {texts[token]: place for token, place in sorted(before.items(), key=lambda item: not _is_byte(item[0]))}
     unknown = before.get(unknown_token(old_content["model"]) or "")
     first = old.encode("a", add_special_tokens=False).tokens[:1]
     puts_blank = bool(first) and texts[first[0]].startswith(b" ")
@@ -176,7 +175,7 @@ def row_sources(old: Tokenizer, new: Tokenizer, new_rows: NewRows, rows: int) ->
             sources[place] = RowSource((same,), kept=True)
             continue
         pieces: list[int] = []
-        if new_rows == "mean" and is_text(text):
+        if new_rows == "mean" and _is_text(text):
             words = text.decode().removeprefix(" ") if puts_blank else text.decode()
             pieces = old.encode(words, add_special_tokens=False).ids
         # What stands for text that a tokenizer cannot spell says nothing of it, nor does the blank put before it alone.
@@ -185,12 +184,12 @@ def row_sources(old: Tokenizer, new: Tokenizer, new_rows: NewRows, rows: int) ->
     return sources
 
 
-def is_byte(token: str) -> bool:
+def _is_byte(token: str) -> bool:
     """Whether a token is one byte by its number: `<0xE4>`."""
     return len(token) == len("<0x00>") and token.startswith("<0x")
 
 
-def is_text(content: bytes) -> bool:
+def _is_text(content: bytes) -> bool:
     """Whether bytes are whole characters."""
     try:
         content.decode()
@@ -203,7 +202,7 @@ def statistics(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the rows in each dimension, float64 [width] each, with little memory."""
     mean = matrix.mean(dim=0, dtype=torch.float64)
     squares = torch.zeros_like(mean)
-    for part in matrix.split(ROWS_AT_ONCE):
+    for part in matrix.split(_ROWS_AT_ONCE):
         squares += (part.double() - mean).square().sum(dim=0)
     return mean, (squares / (len(matrix) - 1)).sqrt()
 
@@ -225,7 +224,7 @@ def new_matrix(old: Tensor, sources: Sequence[RowSource], seed: int) -> tuple[Te
     return matrix, drawn
 
 
-def write_file(
+def _write_file(
     path: Path, output: Path, matrices: Sequence[str], left_out: set[str], sources: Sequence[RowSource], seed: int
 ) -> int:
     """Writes one file of weights; one of which nothing changes is copied byte for byte, one of which nothing is left
@@ -247,7 +246,7 @@ def write_file(
     return most
 
 
-def write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
+def _write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
     """Writes the index of files if there is one."""
     if not (hf_folder / INDEX).is_file():
         return
@@ -259,7 +258,7 @@ def write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
     write_json(output / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, dict[str, Any]]) -> None:
+def _write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, dict[str, Any]]) -> None:
     """Writes config.json and the generation config with the changed fields of each, by the file's name."""
     config = config_for(hf_folder, parent_dtypes(hf_folder).words)
     write_json(output / "config.json", config | {"vocab_size": rows} | changes.get("config.json", {}))
@@ -268,7 +267,7 @@ def write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, d
         write_json(output / path.name, orjson.loads(path.read_bytes()) | changes.get(path.name, {}))
 
 
-def copy_companions(hf_folder: Path, tokenizer: Path | None, output: Path) -> None:
+def _copy_companions(hf_folder: Path, tokenizer: Path | None, output: Path) -> None:
     """Copies what describes neither weights nor rows: the tokenizer's files from its folder, others from the model's.
 
     Of a tokenizer with further words, its other lists of tokens stay behind.
@@ -276,5 +275,5 @@ def copy_companions(hf_folder: Path, tokenizer: Path | None, output: Path) -> No
     copy_files(hf_folder, output, [name for name in model_files(hf_folder) if name != Path("generation_config.json")])
     of_tokenizer = tokenizer_files(tokenizer or hf_folder)
     if tokenizer is None:
-        of_tokenizer = [name for name in of_tokenizer if any(name.match(pattern) for pattern in OF_ANY_VOCABULARY)]
+        of_tokenizer = [name for name in of_tokenizer if any(name.match(pattern) for pattern in _OF_ANY_VOCABULARY)]
     copy_files(tokenizer or hf_folder, output, of_tokenizer)

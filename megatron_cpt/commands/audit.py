@@ -22,10 +22,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seq-length", required=True, type=_count, metavar="S", help="tokens of a sequence")
     parser.add_argument("--split", default="969,30,1", help="shares of documents (default 969,30,1, Megatron-LM's own)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    options = parser.parse_args(arguments)
-    prefixes, weights = read_blend(options.data_path)
-    rows = audit(prefixes, weights, options.train_samples, options.seq_length, training_span(options.split))
-    if options.json:
+    args = parser.parse_args(arguments)
+    prefixes, weights = _read_blend(args.data_path)
+    rows = audit(prefixes, weights, args.train_samples, args.seq_length, _training_span(args.split))
+    if args.json:
         figures = [
             asdict(row)
             | {"passes": row.passes, "epochs_by_surplus": row.epochs_by_surplus}
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def read_blend(text: str) -> tuple[list[str], list[float]]:
+def _read_blend(text: str) -> tuple[list[str], list[float]]:
     """Prefixes and weights of a --data-path; a single prefix has weight 1. Raises BadInput where it is no blend."""
     words = text.split()
     if len(words) == 1:
@@ -60,7 +60,7 @@ def read_blend(text: str) -> tuple[list[str], list[float]]:
     return words[1::2], weights
 
 
-def training_span(split: str) -> tuple[float, float]:
+def _training_span(split: str) -> tuple[float, float]:
     """The span of documents that the first number of a --split gives to training. Raises BadInput."""
     try:
         shares = [float(word) for word in split.replace("/", ",").split(",")]

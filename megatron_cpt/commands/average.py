@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_cpt.checkpoint.average import average
-from megatron_cpt.checkpoint.hf_convert import newest_of_run
+from megatron_cpt.checkpoint.convert import average, newest_of_run
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 
@@ -15,21 +14,21 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("sources", type=Path, nargs="+", metavar="CHECKPOINT_OR_HF", help="models of one shape")
     top.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the checkpoint to write")
     top.add_argument(
-        "--shares", type=float, nargs="+", metavar="SHARE", help="of each source; scaled to 1 (default: all alike)"
+        "--weights", type=float, nargs="+", metavar="SHARE", help="of each source; scaled to 1 (default: all alike)"
     )
     return top
 
 
 def main(arguments: list[str]) -> int:
     """Averages in this process."""
-    options = parser().parse_args(arguments)
-    options.sources = [newest_of_run(source) for source in options.sources]
-    groups.join_world()
-    groups.divide_world(ParallelSettings())
+    args = parser().parse_args(arguments)
+    args.sources = [newest_of_run(source) for source in args.sources]
+    groups.init_process_group()
+    groups.init_model_parallel(ParallelSettings())
     try:
-        dtype = average(options.sources, options.shares or [1.0] * len(options.sources), options.output)
-        rounded = f": rounded to it from sums in float32, as {options.sources[0]} has it" if dtype != "float32" else ""
-        print(f"wrote {options.output} in {dtype}{rounded}")
+        dtype = average(args.sources, args.weights or [1.0] * len(args.sources), args.output)
+        rounded = f": rounded to it from sums in float32, as {args.sources[0]} has it" if dtype != "float32" else ""
+        print(f"wrote {args.output} in {dtype}{rounded}")
     finally:
-        groups.leave_world()
+        groups.destroy()
     return 0

@@ -4,16 +4,16 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_cpt.checkpoint.bare import Precision
-from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron, verify
+from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron, verify
+from megatron_cpt.checkpoint.dcp import Precision
 from megatron_cpt.checkpoint.vocabulary import extend_vocabulary
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.runs.durable import refuse_to_replace, write_json
-from megatron_cpt.train.start_check import compute_reference
+from megatron_cpt.runs.folder import refuse_to_replace, write_json
+from megatron_cpt.train.initial_loss_check import compute_reference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         "--shard-gib", type=float, default=4.0, help="size of a file of weights, in GiB, about (default: %(default)s)"
     )
 
-    record = actions.add_parser("record", help="transformers' loss of a run's first sequences, for its start check")
+    record = actions.add_parser(
+        "record-reference", help="transformers' loss of a run's first sequences, for its start check"
+    )
     record.add_argument("config", metavar="RUN.yaml", help="the run")
     record.add_argument("output", type=Path, metavar="OUTPUT.json", help="the recording to write")
     record.add_argument("--overwrite", action="store_true", help="replace a recording that is there already")
@@ -81,51 +83,52 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Runs one conversion in this process."""
-    options = parser().parse_args(arguments)
-    if options.action == "extend":
-        words = options.new_tokens or ()
-        made = extend_vocabulary(options.hf, options.output, words, options.tokenizer, options.new_rows, options.seed)
+    args = parser().parse_args(arguments)
+    if args.action == "extend":
+        words = args.new_tokens or ()
+        made = extend_vocabulary(args.hf, args.output, words, args.tokenizer, args.new_rows, args.seed)
         print(
-            f"wrote {options.output}: {made.rows} rows, of which {made.kept} kept, {made.averaged} averaged from old "
+            f"wrote {args.output}: {made.rows} rows, of which {made.kept} kept, {made.averaged} averaged from old "
             f"pieces, {made.drawn} random"
         )
         return 0
-    groups.join_world()
-    groups.divide_world(ParallelSettings())
+    groups.init_process_group()
+    groups.init_model_parallel(ParallelSettings())
     try:
-        if options.action == "from-hf":
-            report_written(options.output, checkpoint_from_hf(options.hf, options.output))
-        elif options.action == "to-hf":
-            report_written(options.output, write_hf(options))
-        elif options.action == "record":
-            refuse_to_replace([options.output], options.overwrite)
-            record_start(options.config, options.overrides, options.output)
-            print(f"wrote {options.output}")
+        if args.action == "from-hf":
+            _report_written(args.output, checkpoint_from_hf(args.hf, args.output))
+        elif args.action == "to-hf":
+            _report_written(args.output, _write_hf(args))
+        elif args.action == "record-reference":
+            refuse_to_replace([args.output], args.overwrite)
+            _record_start(args.config, args.overrides, args.output)
+            print(f"wrote {args.output}")
         else:
-            report_difference(options.source, options.hf, options.precision, options.tolerance)
+            _report_difference(args.source, args.hf, args.precision, args.tolerance)
     finally:
-        groups.leave_world()
+        groups.destroy()
     return 0
 
 
-def write_hf(options: argparse.Namespace) -> str:
+def _write_hf(args: argparse.Namespace) -> str:
     """Writes the folder of a checkpoint of ours or, where a config is given beside it, of another program's.
 
     Returns how many tensors were rounded, and from what to what; empty where none was.
     """
-    shard_bytes = int(options.shard_gib * 1024**3)
-    if options.hf_config is None:
-        return hf_from_checkpoint(options.checkpoint, options.output, options.dtype, shard_bytes)
-    return hf_from_megatron(options.checkpoint, options.hf_config, options.output, options.dtype, shard_bytes)
+    shard_bytes = int(args.shard_gib * 1024**3)
+    if args.hf_config is None:
+        return hf_from_checkpoint(args.checkpoint, args.output, args.dtype, shard_bytes)
+    return hf_from_megatron(args.checkpoint, args.hf_config, args.output, args.dtype, shard_bytes)
 
 
-def report_written(output: Path, rounded: str) -> None:
+def _report_written(output: Path, rounded: str) -> None:
     """Prints what was written, and what of it was rounded."""
     print(f"wrote {output}{f'; rounded: {rounded}' if rounded else ''}")
 
 
-def record_start(run: str, overrides: list[str], output: Path) -> None:
-    """Writes what `model.start_check.recorded` names. Raises BadInput where the model does not fit this machine."""
+def _record_start(run: str, overrides: list[str], output: Path) -> None:
+    """Writes what `model.initial_loss_check.reference_file` names. Raises BadInput where the model does not fit this
+    machine."""
     config = load_config(run, overrides)
     one_copy = config.parallel.tensor * config.parallel.pipeline
     reference = compute_reference(config, make_plan(config, one_copy))
@@ -135,7 +138,7 @@ def record_start(run: str, overrides: list[str], output: Path) -> None:
     write_json(output, asdict(reference))
 
 
-def report_difference(source: Path, hf_folder: Path, precision: Precision, tolerance: float) -> None:
+def _report_difference(source: Path, hf_folder: Path, precision: Precision, tolerance: float) -> None:
     """Prints how far two models are apart. Raises NumericsFault where they are not the same model.
 
     In bf16: where ours is more than three times as far from fp32 as transformers' own bf16 is, or gives other first

@@ -8,12 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied
-from megatron_cpt.runs.durable import FULL, named_errors
+from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
-from megatron_cpt.runs.status import ExitCode, exit_code_of, explained
 
 # name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
-COMMANDS = {
+_COMMANDS = {
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
     "merge": "join what the shards of a prepare on many machines left",
     "score": "one number a document: perplexity, importance, class",
@@ -30,32 +29,32 @@ COMMANDS = {
     "average": "one model out of several checkpoints, or on the way back to the base",
     "doctor": "what this machine has, and which kernels will be used",
 }
-STANDARD_OUTPUT = "standard output"
+_STANDARD_OUTPUT = "standard output"
 
 
 def usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in _COMMANDS.items()]
     return "usage: megatron-cpt COMMAND ...\n\n" + "\n".join(lines) + "\n\nmegatron-cpt COMMAND --help tells more."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code (runs/status.py)."""
+    """Runs one command and returns its exit code (runs/folder.py)."""
     words = sys.argv[1:] if arguments is None else arguments
     name, rest = (words[0], words[1:]) if words else ("", [])
     try:
         if not name or name in ("-h", "--help"):
             print(usage(), flush=True)
             return ExitCode.DONE if name else ExitCode.BAD_INPUT
-        if name not in COMMANDS:
-            raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
+        if name not in _COMMANDS:
+            raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(_COMMANDS)}."))
         take_warnings(lambda line: None)
         code = int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
-        with named_errors(Path(STANDARD_OUTPUT)):
+        with named_errors(Path(_STANDARD_OUTPUT)):
             sys.stdout.flush()
         return code
     except BrokenPipeError:
-        forget_output()  # Whoever read it has enough: `| head`.
+        _forget_output()  # Whoever read it has enough: `| head`.
         return ExitCode.OTHER
     except KeyboardInterrupt:
         return ExitCode.OTHER
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         return report_error(f"megatron-cpt {name}", error)
 
 
-def forget_output() -> None:
+def _forget_output() -> None:
     """Lets what was not written yet go nowhere: the interpreter would try again at its end."""
     with suppress(OSError):  # an output without a file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,8 +75,8 @@ def report_error(program: str, error: Exception) -> int:
         print(f"{program}: {told}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-    if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, STANDARD_OUTPUT):
-        forget_output()
+    if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, _STANDARD_OUTPUT):
+        _forget_output()
     return exit_code_of(told)
 
 

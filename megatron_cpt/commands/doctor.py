@@ -14,17 +14,16 @@ import torch
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model, wrap_for_training
-from megatron_cpt.model.specs import transformer_engine_usable
-from megatron_cpt.parallel import cpu, groups
-from megatron_cpt.parallel.seed import seed_everything
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.train.kernels import Kernels, kernels_of
+from megatron_cpt.model.layers import transformer_engine_usable
+from megatron_cpt.parallel import cpu_platform, groups
+from megatron_cpt.parallel.groups import seed_everything
+from megatron_cpt.runs.folder import write_json
 from megatron_cpt.train.optimizer import build_optimizer
-from megatron_cpt.train.provenance import installed_version
+from megatron_cpt.train.provenance import Kernels, installed_version, kernels_of
 
-NEEDED = ("torch", "megatron-core", "numpy", "psutil", "pydantic", "tokenizers", "safetensors", "transformers")
+_NEEDED = ("torch", "megatron-core", "numpy", "psutil", "pydantic", "tokenizers", "safetensors", "transformers")
 # Layers of a Llama, with experts: nothing that only some families have.
-SMALL_MODEL: dict[str, Any] = {
+_SMALL_MODEL: dict[str, Any] = {
     "model_type": "mixtral",
     "vocab_size": 128,
     "hidden_size": 64,
@@ -35,7 +34,7 @@ SMALL_MODEL: dict[str, Any] = {
     "num_local_experts": 2,
     "max_position_embeddings": 64,
 }
-TITLES = {"context": "sequences on several ranks"}
+_TITLES = {"context": "sequences on several ranks"}
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> int:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-    for line in advice():
+    for line in _advice():
         print(f"\n{line}")
     return 0
 
@@ -66,24 +65,24 @@ def machine() -> list[tuple[str, str]]:
 
 def packages() -> list[tuple[str, str]]:
     """Rows on installed versions."""
-    return [(name, installed_version(name) or "MISSING: make install") for name in NEEDED]
+    return [(name, installed_version(name) or "MISSING: make install") for name in _NEEDED]
 
 
 def kernels() -> list[tuple[str, str]]:
     """Rows on what a run will use."""
     precision = "bf16" if torch.cuda.is_available() else "fp32"
-    chosen = asdict(kernels_of_small_model(precision))
+    chosen = asdict(_kernels_of_small_model(precision))
     return [
-        ("Megatron-Core runs on", "the CPU layer (gloo)" if cpu.installed() else "CUDA (NCCL)"),
+        ("Megatron-Core runs on", "the CPU layer (gloo)" if cpu_platform.installed() else "CUDA (NCCL)"),
         ("kernels of", f"a small Mixtral in {precision}; the log of a run names those of its own model"),
-        *((TITLES.get(name, name), kernel) for name, kernel in chosen.items()),
+        *((_TITLES.get(name, name), kernel) for name, kernel in chosen.items()),
     ]
 
 
-def kernels_of_small_model(precision: str) -> Kernels:
+def _kernels_of_small_model(precision: str) -> Kernels:
     """What a model and its optimizer are made of here, when they are built as a run builds them."""
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "config.json", SMALL_MODEL)
+        write_json(Path(folder) / "config.json", _SMALL_MODEL)
         shape = read_shape(folder)
     config = config_from_dict(
         {
@@ -91,20 +90,20 @@ def kernels_of_small_model(precision: str) -> Kernels:
             "model": {"hf": folder},
             "data": {"sequence_length": 64, "sources": {"none": {"paths": ["none"]}}},
             "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": precision},
-            "schedule": {"peak": 1e-5},
+            "schedule": {"peak_lr": 1e-5},
         }
     )
-    groups.join_world()
+    groups.init_process_group()
     try:
-        groups.divide_world(config.parallel)
+        groups.init_model_parallel(config.parallel)
         seed_everything(config.run.seed)
         model = wrap_for_training(build_model(shape, config), config)
         return kernels_of(model, build_optimizer(model, config))
     finally:
-        groups.leave_world()
+        groups.destroy()
 
 
-def advice() -> list[str]:
+def _advice() -> list[str]:
     """What to change, if anything."""
     lines = []
     if torch.version.cuda and not torch.cuda.is_available():

@@ -7,22 +7,20 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import load_model, newest_of_run
-from megatron_cpt.checkpoint.integrity import is_complete
+from megatron_cpt.checkpoint.convert import load_model, newest_of_run
+from megatron_cpt.checkpoint.load import is_complete
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
 from megatron_cpt.evaluate.likelihood import log_likelihoods
-from megatron_cpt.evaluate.offline import OFFLINE
-from megatron_cpt.evaluate.results import document, table
-from megatron_cpt.evaluate.tasks import counted_rates, group_rates, score_tasks
-from megatron_cpt.families.shape import ModelShape, read_shape
+from megatron_cpt.evaluate.scoring import counted_accuracies, document, group_accuracies, score_tasks, table
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.durable import refuse_to_replace, write_json
-from megatron_cpt.runs.status import ExitCode
-from megatron_cpt.tasks.benchmarks import GROUPS
-from megatron_cpt.tasks.task import Task, open_tasks, task_row_faults
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_json
+from megatron_cpt.runs.processes import OFFLINE
+from megatron_cpt.tasks.task_files import GROUPS, Task, open_tasks, task_row_faults
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +32,7 @@ def main(arguments: list[str]) -> int:
     words.source = newest_of_run(words.source)
     hf_folder = words.source / "hf" if is_complete(words.source) else words.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
-    tasks = read_tasks(words, tokenizer, shape)
+    tasks = _read_tasks(words, tokenizer, shape)
     without_rows = [fault for task in tasks for fault in task_row_faults(task, shape.vocabulary)]
     refuse([*layout_faults(words), *_harness_faults(words), *without_rows])
     output = words.output or Path("tasks.json")
@@ -42,15 +40,15 @@ def main(arguments: list[str]) -> int:
     # The harness's libraries read at their import whether the network may be used.
     offline = not words.harness or OFFLINE.keys() <= os.environ.keys()
     if "WORLD_SIZE" not in os.environ and (words.nproc > 1 or not offline):
-        command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *for_ranks(words)]
+        command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *_for_ranks(words)]
         quiet = {"TOKENIZERS_PARALLELISM": "false"}  # tokenizers warn of processes that fork after them
         return subprocess.call(command, env=OFFLINE | quiet | environment(words.nproc))
-    groups.join_world()
+    groups.init_process_group()
     try:
-        groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
+        groups.init_model_parallel(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
         model = load_model(words.source, shape, "fp32")
         scores = score_tasks(model, tasks, shape.max_positions, words.micro_batch_size) if tasks else {}
-        means = group_rates(GROUPS, counted_rates(scores))
+        means = group_accuracies(GROUPS, counted_accuracies(scores))
         settings = {
             "delimiter": words.delimiter,
             "precision": "fp32",
@@ -60,44 +58,44 @@ def main(arguments: list[str]) -> int:
         written, tables = document(str(words.source), settings, tasks, scores, means), [table(tasks, scores, means)]
         if words.harness:
             # An optional library.
-            from megatron_cpt.evaluate import harness  # noqa: PLC0415
+            from megatron_cpt.evaluate import lm_eval  # noqa: PLC0415
 
             longest = shape.max_positions
             score = partial(log_likelihoods, model, micro_batch_size=words.micro_batch_size, longest=longest)
-            asked = harness.MegatronLM(score, hf_folder, longest)
-            results = harness.evaluate_harness(asked, words.harness, words.include, words.shots, words.limit)
+            asked = lm_eval.MegatronLM(score, hf_folder, longest)
+            results = lm_eval.evaluate_lm_eval(asked, words.harness, words.include, words.shots, words.limit)
             if results is not None:
-                written["harness"] = harness.harness_document(results)
-                tables.append(harness.harness_table(results))
+                written["harness"] = lm_eval.lm_eval_document(results)
+                tables.append(lm_eval.lm_eval_table(results))
         if groups.rank() == 0:
             write_json(output, written)
             print("\n".join(filter(None, tables)))
             print(f"tasks: {output}")
     finally:
-        groups.leave_world()
+        groups.destroy()
     return ExitCode.DONE
 
 
-def for_ranks(words: argparse.Namespace) -> list[str]:
+def _for_ranks(args: argparse.Namespace) -> list[str]:
     """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
     names = ("output", "delimiter", "shots", "examples", "limit", "micro_batch_size", "tensor", "pipeline", "include")
-    named = {name: getattr(words, name) for name in names}
+    named = {name: getattr(args, name) for name in names}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-    files = ["--tasks", *map(str, words.tasks)] if words.tasks else []
-    options += ["--overwrite"] if words.overwrite else []
-    return [str(words.source), *options, *files, *(["--harness", *words.harness] if words.harness else [])]
+    files = ["--tasks", *map(str, args.tasks)] if args.tasks else []
+    options += ["--overwrite"] if args.overwrite else []
+    return [str(args.source), *options, *files, *(["--harness", *args.harness] if args.harness else [])]
 
 
-def read_tasks(words: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShape) -> list[Task]:
+def _read_tasks(args: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShape) -> list[Task]:
     """The tasks of all files. Raises BadInput, also for a task that is in two files."""
     tasks: dict[str, Task] = {}
-    for path in words.tasks:
+    for path in args.tasks:
         settings = TaskSettings(
             path=str(path),
-            shots=words.shots or 0,
-            examples=words.examples,
-            delimiter=words.delimiter,
-            limit=words.limit,
+            num_fewshot=args.num_fewshot or 0,
+            fewshot_file=args.fewshot_file,
+            delimiter=args.delimiter,
+            limit=args.limit,
         )
         for task in open_tasks(path.stem, settings, tokenizer, shape.max_positions):
             if task.name in tasks:
@@ -107,19 +105,19 @@ def read_tasks(words: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShap
     return list(tasks.values())
 
 
-def layout_faults(words: argparse.Namespace) -> list[Fault]:
+def layout_faults(args: argparse.Namespace) -> list[Fault]:
     """What is wrong with --tensor and --pipeline for so many processes."""
-    ranks = int(os.environ.get("WORLD_SIZE", words.nproc))
-    if words.tensor * words.pipeline and ranks % (words.tensor * words.pipeline) == 0:
+    ranks = int(os.environ.get("WORLD_SIZE", args.nproc))
+    if args.tensor * args.pipeline and ranks % (args.tensor * args.pipeline) == 0:
         return []
     rule = f"cannot be shared by {ranks} ranks: their product must divide the number of ranks."
-    return [Fault(f"--tensor {words.tensor} --pipeline {words.pipeline}", rule, "Give other sizes, or --nproc.")]
+    return [Fault(f"--tensor {args.tensor} --pipeline {args.pipeline}", rule, "Give other sizes, or --nproc.")]
 
 
-def _harness_faults(words: argparse.Namespace) -> list[Fault]:
-    if not words.tasks and not words.harness:
+def _harness_faults(args: argparse.Namespace) -> list[Fault]:
+    if not args.tasks and not args.harness:
         return [Fault("--tasks and --harness", "are both missing: there is nothing to score.", "Give one of them.")]
-    if words.harness and importlib.util.find_spec("lm_eval") is None:
+    if args.harness and importlib.util.find_spec("lm_eval") is None:
         rule = "needs lm-evaluation-harness, which is not installed."
         return [Fault("--harness", rule, "Install it: pip install 'megatron-cpt[eval]'.")]
     return []
@@ -143,12 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there already")
     parser.add_argument(
-        "--shots",
+        "--num-fewshot",
         type=int,
         metavar="N",
         help="solved examples before each question (default: 0, or what a harness task says)",
     )
-    parser.add_argument("--examples", metavar="FILE", help="where they come from (default: the task's own questions)")
+    parser.add_argument(
+        "--fewshot-file", metavar="FILE", help="where they come from (default: the task's own questions)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task alone")
     parser.add_argument("--delimiter", default=" ", help="between question and choice (default: a blank)")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="N", help="choices at a time (default 8)")

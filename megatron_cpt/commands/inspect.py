@@ -7,13 +7,11 @@ import numpy as np
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import Manifest, load_manifest
-from megatron_cpt.corpus.scores import read_score, scores_beside
-from megatron_cpt.corpus.shown import shown, tokenizer_of
-from megatron_cpt.corpus.verify import verify_dataset
-from megatron_cpt.quality.histogram import histogram_lines
+from megatron_cpt.corpus.manifest import Manifest, load_manifest, read_score, scores_beside, verify_dataset
+from megatron_cpt.corpus.stream import shown, tokenizer_of
+from megatron_cpt.quality.score import histogram_lines
 
-COUNTS = (
+_COUNTS = (
     "documents",
     "tokens",
     "bytes",
@@ -29,21 +27,21 @@ COUNTS = (
     "order",
     "seed",
 )
-SHOWN_TOKENS = 400
+_SHOWN_TOKENS = 400
 """Of each document."""
 
 
 def main(arguments: list[str]) -> int:
-    words = _parser().parse_args(arguments)
-    manifest = verify_dataset(words.prefix) if words.verify else load_manifest(words.prefix)
-    dataset = IndexedDataset(words.prefix)
+    args = _parser().parse_args(arguments)
+    manifest = verify_dataset(args.prefix) if args.verify else load_manifest(args.prefix)
+    dataset = IndexedDataset(args.prefix)
     print(_counts(manifest, dataset))
-    if words.histograms:
-        print(_histograms(words.prefix, manifest, dataset))
-    tokenizer = tokenizer_of(manifest, words.tokenizer)
-    for number in range(min(words.show, dataset.documents)):
-        print(f"\n--- document {number}\n{shown(dataset.document(number), tokenizer, SHOWN_TOKENS)}")
-    if words.verify:
+    if args.histograms:
+        print(_histograms(args.prefix, manifest, dataset))
+    tokenizer = tokenizer_of(manifest, args.tokenizer)
+    for number in range(min(args.show, dataset.documents)):
+        print(f"\n--- document {number}\n{shown(dataset.document(number), tokenizer, _SHOWN_TOKENS)}")
+    if args.verify:
         print("\nverified: index and data hashes, ids, document ends")
     return 0
 
@@ -65,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _counts(manifest: Manifest, dataset: IndexedDataset) -> str:
     values = asdict(manifest)
-    lines = [f"{name:<16} {_shown(values[name])}" for name in COUNTS]
+    lines = [f"{name:<16} {_shown(values[name])}" for name in _COUNTS]
     lengths = np.diff(dataset.document_starts)
     if len(lengths):
         lines.append(

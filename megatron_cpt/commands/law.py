@@ -1,20 +1,73 @@
-"""`megatron-cpt law compare|fit|predict|choose|sweep`: laws of the loss along a learning-rate schedule."""
+"""`megatron-cpt law compare|fit|predict|choose|sweep`: laws of the loss, from arguments to files, tables and pages."""
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import get_args
 
-from megatron_cpt.commands.law_actions import choose, compare, fit, predict, sweep
-from megatron_cpt.commands.law_tables import NAMES
-from megatron_cpt.commands.law_words import share
-from megatron_cpt.scaling_law.candidates import LAWS
-from megatron_cpt.scaling_law.critical import TOLERANCE
+import numpy as np
+import orjson
+
+from megatron_cpt.commands.law_output import (
+    choice_text,
+    combination_text,
+    errors_text,
+    fit_text,
+    outcome_document,
+    repetition_text,
+)
+from megatron_cpt.commands.sweep import sweep_text
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.units import parse_count, parse_share
+from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
+from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably, write_json
+from megatron_cpt.scaling_law.choose import (
+    Kind,
+    Laws,
+    Recipe,
+    critical_point,
+    laws_of,
+    ranked,
+    read_laws,
+    recipes,
+    to_document,
+    turning_length,
+)
+from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS, Combination, fit_combination
+from megatron_cpt.scaling_law.curves import Curve, is_tensorboard, read_csv, read_run, read_tensorboard, sets_of
+from megatron_cpt.scaling_law.fit import best_method, candidates, errors_on, fit_law, mean_errors
+from megatron_cpt.scaling_law.laws import Law
+from megatron_cpt.scaling_law.problem import Method
+from megatron_cpt.scaling_law.sweep import decay_is_fitted, pilot_sweep, write_sweep
+from megatron_cpt.scaling_law.table_choice import MixtureOutcome, ranked_mixtures
+from megatron_cpt.scaling_law.tables import (
+    CRITICAL,
+    D_CPT,
+    MIXING,
+    SHARE,
+    TABLE_LAWS,
+    TOLERANCE,
+    Table,
+    TableFits,
+    critical_shares,
+    fitted_tables,
+    is_table_document,
+    left_out_rows,
+    read_table,
+    read_table_fits,
+    table_document,
+    tables_of_runs,
+)
+from megatron_cpt.scaling_law.uncertainty import band, bootstrap, profiled
 
 KINDS = ("constant", "linear", "cosine", "wsd")
 
 
 def main(arguments: list[str]) -> int:
     """Runs one of the actions. Raises BadInput for curves that cannot be read or are too short for the law."""
-    options = _parser().parse_args(arguments)
-    return int(options.action(options))
+    args = _parser().parse_args(arguments)
+    return int(args.action(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,7 +93,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("curves", nargs="+", metavar="RUN_OR_LOG", help="run folders, CSV files, TensorBoard folders")
     parser.add_argument(
         "--law",
-        choices=[*sorted(LAWS), *NAMES],
+        choices=[*sorted(LAWS), *_NAMES],
         help="default: continual for run folders, else annealing; the last four are of final losses: of run folders, "
         "or of one CSV table (columns tokens, replay_ratio or share:SOURCE, model_size, loss:SET, start:SET)",
     )
@@ -136,3 +189,434 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-step", type=int, default=1, metavar="STEP", help="leave earlier points out (default 1)")
     parser.add_argument("--loss-tag", default="loss", help="TensorBoard: tag of the loss (default loss)")
     parser.add_argument("--rate-tag", default="lr", help="TensorBoard: tag of the learning rate (default lr)")
+
+
+_NAMES = (*TABLE_LAWS, CRITICAL)
+"""Laws of tables, as users type them."""
+
+
+def _fit_tables(args: argparse.Namespace) -> int:
+    """Fits one law to the final losses of runs, or of a table; law.json."""
+    refuse_to_replace([Path(args.output)], args.overwrite)
+    tables = _tables(args)
+    if args.law == CRITICAL:
+        tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
+    fits = fitted_tables(args.law, tables, args.draws)
+    for name, fit in fits.fits.items():
+        print(f"{name}\n{fit_text(fit)}\n  on the fitted rows: {errors_text(errors_on(fit, tables[name]))}")
+        if len(tables[name].losses) > len(fit.standard_errors) + 1:
+            left = np.abs(left_out_rows(args.law, tables[name]))
+            print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
+        else:
+            print("  too few rows to leave one out: nothing tells how good the law is")
+    write_json(Path(args.output), table_document(fits))
+    print(f"written: {args.output}")
+    return ExitCode.DONE
+
+
+def _predict_tables(args: argparse.Namespace) -> int:
+    """The losses of the rows of tables, or of one mixture, from a fitted law of tables."""
+    refuse_to_replace([Path(args.output)] if args.output else [], args.overwrite)
+    fits = read_table_fits(Path(args.law))
+    if args.curves:
+        tables = [read_table(path, args.sets or list(fits.fits)) for path in args.curves]
+    else:
+        given = _given(args) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay})
+        columns = {name: np.array([value]) for name, value in given.items()}
+        unknown = np.full(1, np.nan)
+        tables = [{name: Table(name, unknown, unknown, columns, ("asked",)) for name in args.sets or fits.fits}]
+        for words in fits.beyond(given):
+            print(f"outside of what was fitted: {words}")
+    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in tables[0]
+            if name not in fits.fits])  # fmt: skip
+    lines = ["row,set,loss,predicted,low,high"]
+    for name, table in ((name, table) for by_set in tables for name, table in by_set.items()):
+        predicted = band(fits.fits[name], table)
+        for number, row in enumerate(table.rows):
+            loss = table.losses[number]
+            values = [predicted.middle[number], predicted.low[number], predicted.high[number]]
+            measured = f"; measured {loss:.4f}" if np.isfinite(loss) else ""
+            print(f"{name}, {row}: {values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]{measured}")
+            told = f"{loss:.6g}" if np.isfinite(loss) else ""
+            lines.append(f'"{row}",{name},{told},' + ",".join(f"{value:.6g}" for value in values))
+        if len(table.losses) > 1 and np.isfinite(table.losses).all():
+            print(f"{name}: {errors_text(errors_on(fits.fits[name], table))}")
+    if args.output:
+        write_durably(Path(args.output), "\n".join(lines) + "\n")
+    return ExitCode.DONE
+
+
+def _choose_tables(args: argparse.Namespace) -> int:
+    """The best mixtures for a weighted sum of losses, under bounds; choice.json."""
+    refuse_to_replace([Path(args.output)], args.overwrite)
+    fits = read_table_fits(Path(args.law))
+    weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
+    _refuse_unknown(fits, weights, bounds)
+    given = _given(args)
+    if fits.law != MIXING and "tokens" not in given:
+        raise BadInput(Fault("--tokens", "is missing.", f"The {fits.law} law is of tokens: say how many are trained."))
+    unique = count("--domain-tokens", args.domain_tokens)
+    outcomes = ranked_mixtures(fits, given, weights, bounds, unique)
+    for outcome in outcomes[: args.show]:
+        print(_line(outcome))
+    best = outcomes[0]
+    for name in best.broken:
+        print(f"WARNING: no mixture keeps {name} within its bound; the nearest is shown")
+    for name in best.unsure:
+        print(f"WARNING: the upper end of the band breaks the bound on {name}")
+    for words in fits.beyond(best.columns):
+        print(f"WARNING: extrapolates: {words}")
+    if unique is not None and "tokens" in given and "replay_ratio" in best.columns:
+        epochs = given["tokens"] * (1 - best.columns["replay_ratio"]) / unique
+        print(f"the new text is read {epochs:.2g} times; repeated text counts as less (arXiv:2305.16264)")
+    write_json(Path(args.output), {"choice": asdict(best), "others": [asdict(other) for other in outcomes[1:20]]})
+    print(f"written: {args.output}")
+    return ExitCode.DONE
+
+
+def _tables(args: argparse.Namespace) -> dict[str, Table]:
+    """By validation set. Raises BadInput for a mixture of run folders and files, and for a set that is not there."""
+    runs = [path for path in args.curves if Path(path).is_dir()]
+    if runs and len(runs) < len(args.curves):
+        other = next(path for path in args.curves if path not in runs)
+        raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
+    if not runs and len(args.curves) > 1:
+        raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
+    along_from = args.from_step if args.law in (CRITICAL, D_CPT) else None
+    tables = tables_of_runs(runs, along_from) if runs else read_table(args.curves[0])
+    wanted = args.sets or list(tables)
+    refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in wanted
+            if name not in tables])  # fmt: skip
+    return {name: tables[name] for name in wanted}
+
+
+def _given(args: argparse.Namespace) -> dict[str, float]:
+    """What was said of tokens and size."""
+    found = {"tokens": count("--tokens", args.tokens), "model_size": count("--model-size", args.model_size)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _refuse_unknown(fits: TableFits, weights: Mapping[str, float], bounds: Mapping[str, float]) -> None:
+    if fits.law == CRITICAL:
+        remedy = "Ask `law predict` for the critical share at --tokens."
+        raise BadInput(Fault(CRITICAL, "is a law of shares, not of losses: nothing to make small.", remedy))
+    faults = [Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in [*weights, *bounds]
+              if name not in fits.fits]  # fmt: skip
+    faults += [Fault(f"--bound {name}", "has no measured start.", f"Give a start:{name} column.") for name in bounds
+               if name in fits.fits and fits.starts[name] is None]  # fmt: skip
+    refuse(faults)
+
+
+def _line(outcome: MixtureOutcome) -> str:
+    shares = [f"{name.removeprefix(SHARE)} {value:.4g}" for name, value in outcome.columns.items()
+              if name.startswith(SHARE) or name == "replay_ratio"]  # fmt: skip
+    losses = [f"{name} {loss:.4f} [{low:.4f}, {high:.4f}]" for name, (loss, low, high) in outcome.losses.items()]
+    return f"{', '.join(shares)}: {'; '.join(losses)}"
+
+
+_TURNING_SEARCH = 20
+"""Times the fitted length up to which a turning length is looked for."""
+
+_ROUNDING = 1e-6
+"""Relative difference below which two peak rates are one."""
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Fits every law of pretraining on some curves and scores it on others."""
+    fitted = [curve for found in _curves_of(args.csv, None, args).values() for curve in found]
+    others = [curve for found in _curves_of(args.predict, None, args).values() for curve in found]
+    rows = []
+    for law in LAWS.values():
+        if law is CONTINUAL:  # a law of curves that begin from a base
+            continue
+        fitting = fit_law(law, fitted)
+        rows.append((fitting, mean_errors([errors_on(fitting, curve) for curve in others])))
+    if args.json:
+        laws = [{"law": row.law.name, "parameters": row.parameters, "heldout": asdict(errors)} for row, errors in rows]
+        print(orjson.dumps({"laws": laws}, option=orjson.OPT_INDENT_2).decode())
+    else:
+        print("\n\n".join(f"{fit_text(row)}\n  held out: {errors_text(errors)}" for row, errors in rows))
+    return ExitCode.DONE
+
+
+def fit(args: argparse.Namespace) -> int:
+    """Fits one law to each validation set; law.json and a page."""
+    if args.law in _NAMES:
+        return _fit_tables(args)
+    _refuse_to_replace(args)
+    curves = _curves_of(args.curves, args.sets, args)
+    default = CONTINUAL.name if Path(args.curves[0]).is_dir() and "loss" not in curves else "annealing"
+    law = LAWS[args.law or default]
+    combinations = _combinations_of(args.combine, curves)
+    fits = {}
+    for name, found in curves.items():
+        if name in combinations:
+            continue
+        method = _method(law, found, args)
+        fitting = fit_law(law, found, fixed(args.fix), args.free, method=method)
+        drawn = bootstrap(fitting, found, args.draws) if args.draws > 0 else fitting
+        fits[name] = profiled(drawn, found, drawn.weak) if args.profile else drawn
+        print(f"{name}\n{fit_text(fits[name])}")
+        print(f"  on the fitted curves: {errors_text(mean_errors([errors_on(fitting, curve) for curve in found]))}")
+    for name, combined in combinations.items():
+        print(combination_text(name, combined))
+    laws = laws_of(fits, curves, combinations)
+    write_json(Path(args.output), to_document(laws))
+    write_durably(Path(args.html), fit_page(laws, {name: curves[name] for name in fits}))
+    print(f"written: {args.output}, {args.html}")
+    return ExitCode.DONE
+
+
+def _refuse_to_replace(args: argparse.Namespace) -> None:
+    refuse_to_replace([Path(path) for path in (args.output, args.html) if path], args.overwrite)
+
+
+def _method(law: Law, curves: Sequence[Curve], args: argparse.Namespace) -> Method:
+    """The default method, or the one that predicts curves left out best."""
+    if not args.cross_validate:
+        return Method()
+    method, errors = best_method(law, curves, candidates(law), args.free)
+    for candidate, error in errors.items():
+        chosen = " (chosen)" if candidate == method else ""
+        words = f"delta {candidate.huber_delta:g}, priors worth {candidate.prior_points} points"
+        print(f"curves left out, {words}: mae {error:.5f}{chosen}")
+    return method
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Scores a fitted law on measured curves, or tells the loss of a schedule that nobody has run."""
+    if is_table_document(Path(args.law)):
+        return _predict_tables(args)
+    _refuse_to_replace(args)
+    laws = read_laws(Path(args.law))
+    if args.curves:
+        curves = _curves_of(args.curves, args.sets or list(laws.fits), args)
+    else:
+        recipe = _recipe(args)
+        planned = recipe.curve(laws.base)
+        curves = {name: [planned] for name in args.sets or laws.fits}
+        for words in laws.fitted.beyond(recipe):
+            print(f"outside of what was fitted: {words}")
+        of_end = laws.outcome(recipe, {}).sets
+        for name in laws.combinations:
+            print(f"{name}: {of_end[name].loss:.4f} [{of_end[name].low:.4f}, {of_end[name].high:.4f}] at the end")
+    unknown = [name for name in curves if name not in laws.fits]
+    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.fits)}.") for name in unknown])
+    lines = ["curve,set,step,loss,predicted,low,high"]
+    for name, found in curves.items():
+        for curve in found:
+            predicted = band(laws.fits[name], curve)
+            ends = f"{predicted.middle[-1]:.4f} [{predicted.low[-1]:.4f}, {predicted.high[-1]:.4f}]"
+            scored = np.isfinite(curve.losses).all()
+            told = f"; {errors_text(errors_on(laws.fits[name], curve))}" if scored else ""
+            print(f"{name}, {curve.name}: {ends} at step {curve.steps[-1]}{told}")
+            cells = zip(curve.steps, curve.losses, predicted.middle, predicted.low, predicted.high, strict=True)
+            for step, loss, *values in cells:
+                measured = f"{loss:.6g}" if np.isfinite(loss) else ""
+                numbers_text = ",".join(f"{value:.6g}" for value in values)
+                lines.append(f'"{curve.name}",{name},{step},{measured},{numbers_text}')
+    if args.output:
+        write_durably(Path(args.output), "\n".join(lines) + "\n")
+    if args.html:
+        write_durably(Path(args.html), prediction_page(laws, curves))
+    return ExitCode.DONE
+
+
+def choose(args: argparse.Namespace) -> int:
+    """The best recipes for a weighted sum of losses, under bounds; choice.json and a page."""
+    if is_table_document(Path(args.law)):
+        return _choose_tables(args)
+    _refuse_to_replace(args)
+    laws = read_laws(Path(args.law))
+    weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
+    sets = [*weights, *bounds]
+    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.sets)}.") for name in sets
+            if name not in laws.sets])  # fmt: skip
+    unmeasured = [name for name in bounds if laws.start_losses[name] is None]
+    refuse([Fault(f"--bound {name}", "has no measured start.", "Fit runs with a mark at 0.") for name in unmeasured])
+    outcomes = ranked(laws, _tried(args, laws), weights, bounds)
+    best = outcomes[0]
+    length = turning_length(laws, weights, best.recipe, _TURNING_SEARCH * laws.fitted.steps)
+    points = {name: critical_point(fit) for name, fit in laws.fits.items() if "shift_size" in fit.parameters}
+    print(choice_text(outcomes[: args.show], laws, length, points))
+    unique, size = count("--domain-tokens", args.domain_tokens), count("--tokens-per-step", args.tokens_per_step)
+    if unique and size:
+        print(repetition_text(best.recipe, unique, size))
+    content = {
+        "choice": outcome_document(best),
+        "turning_length": length,
+        "critical_points": points,
+        "loss_potential": laws.base.loss_potential,
+        "others": [outcome_document(other) for other in outcomes[1:20]],
+    }
+    write_json(Path(args.output), content)
+    same = [o for o in outcomes if replace(o.recipe, replay_ratio=0) == replace(best.recipe, replay_ratio=0)]
+    same.sort(key=lambda outcome: outcome.recipe.replay_ratio)
+    write_durably(Path(args.html), choice_page(laws, best, same))
+    print(f"written: {args.output}, {args.html}")
+    return ExitCode.DONE
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Writes the pilot runs of a law."""
+    grid = {
+        "data.replay_ratio": shares(args.replay, "--replay"),
+        "schedule.peak_lr": numbers(args.peak_lr, "--peak-lr"),
+        "schedule.kind": args.schedule.split(",") if args.schedule else None,
+    }
+    varied = {key: values for key, values in grid.items() if values}
+    faults = [
+        Fault(f"--{name} {value}", "is below 1.", "Give a whole number from 1 on.")
+        for name, value in (("seeds", args.seeds), ("fit-steps", args.fit_steps), ("nproc", args.nproc))
+        if value < 1
+    ]
+    refuse(faults)
+    pilot = pilot_sweep(Path(args.config), Path(args.output), varied, args.seeds, args.fit_steps, args.nproc)
+    print(sweep_text(pilot, write_sweep(pilot, args.overwrite)))
+    if decay_is_fitted(args.fit_steps):
+        print("Runs below 2,000 steps do not show a decay of 0.999 an update: it will be fitted with the rest.")
+    print(f"then: megatron-cpt law fit {args.output}/runs/*")
+    return ExitCode.DONE
+
+
+def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
+    """The recipes to choose from: what was said, or what lies within the range of the fit."""
+    kinds, ratios = args.schedule.split(","), shares(args.replay, "--replay")
+    peaks = numbers(args.peak_lr, "--peak-lr")
+    refuse([Fault(f"--schedule {kind}", "is not a schedule of this command.", f"Use {', '.join(get_args(Kind))}.")
+            for kind in kinds if kind not in get_args(Kind)]
+           + [Fault(f"--replay {ratio:g}", "is no share.", "Give ratios from 0 to 1.") for ratio in ratios
+              if not 0 <= ratio <= 1]
+           + [Fault(f"--peak-lr {peak:g}", "is not above 0.", "Give a learning rate.") for peak in peaks
+              if not peak > 0])  # fmt: skip
+    low, high = laws.fitted.replay_ratio
+    slow, fast = laws.fitted.peak
+    return recipes(
+        kinds,
+        peaks or (np.geomspace(slow, fast, 9).tolist() if fast > slow * (1 + _ROUNDING) else [slow]),
+        _wholes(args.steps, "--steps") or [laws.fitted.steps],
+        ratios or np.unique(np.linspace(low, high, 41)).tolist(),
+    )
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    missing = [name for name in ("schedule", "peak_lr", "steps") if getattr(args, name) is None]
+    if missing:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise BadInput(Fault(words, "missing: there is nothing to predict.", "Give curves, or a schedule with these."))
+    if args.steps < 1 or not args.peak_lr > 0 or not 0 <= args.replay <= 1:
+        rule = "is no run that can be."
+        raise BadInput(Fault("--steps, --peak-lr or --replay", rule, "Give steps >= 1, a rate > 0, a ratio in [0, 1]."))
+    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay)
+
+
+_LOG_SET = "loss"
+"""What the one curve of a log of another system is called."""
+
+
+def _curves_of(paths: Sequence[str], sets: Sequence[str] | None, args: argparse.Namespace) -> dict[str, list[Curve]]:
+    """The curves by validation set; those of logs of other systems are `loss`.
+
+    Without sets, all that every run folder has. Raises BadInput for what cannot be read and for a mixture of run
+    folders and logs, which no law describes.
+    """
+    runs = [path for path in paths if Path(path).is_dir() and not is_tensorboard(path)]
+    if runs and len(runs) < len(paths):
+        other = next(path for path in paths if path not in runs)
+        raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or logs, not both."))
+    if not runs:
+        return {_LOG_SET: [_usable(path, _log(path, args), args) for path in paths]}
+    shared = list(sets or [name for name in sets_of(runs[0]) if all(name in sets_of(path) for path in runs)])
+    if not shared:
+        raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
+    return {name: [_usable(path, read_run(path, name), args) for path in runs] for name in shared}
+
+
+def _combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]]) -> dict[str, Combination]:
+    """`SET=OLD,NEW` words, each fitted to the curves of the three sets."""
+    found = {}
+    for word in words:
+        name, _, two = word.partition("=")
+        old, comma, new = two.partition(",")
+        if not comma:
+            raise BadInput(Fault(f"--combine {word}", "is not SET=OLD,NEW.", "Write, say, books=general,domain."))
+        unknown = [one for one in (name, old, new) if one not in curves]
+        refuse([Fault(one, "is no set of these runs.", f"They share {', '.join(curves)}.") for one in unknown])
+        if len({name, old, new}) < 3:
+            raise BadInput(Fault(f"--combine {word}", "names a set twice.", "Name three different ones."))
+        found[name] = fit_combination(old, new, curves[name], curves[old], curves[new])
+    chained = [one for combined in found.values() for one in (combined.old, combined.new) if one in found]
+    refuse([Fault(one, "is a combination itself.", "Combine sets that a law is fitted to.") for one in chained])
+    return found
+
+
+def fixed(words: Sequence[str]) -> dict[str, float]:
+    """`NAME=NUMBER` words."""
+    return named(words, None)
+
+
+def named(words: Sequence[str], default: float | None) -> dict[str, float]:
+    """`NAME=NUMBER` words; a name alone has the default, where there is one."""
+    values = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        try:
+            values[name] = default if not equals and default is not None else float(value)
+        except ValueError as error:
+            raise BadInput(Fault(word, "is not NAME=NUMBER.", "Write, say, general=0.02.")) from error
+    return values
+
+
+def numbers(words: str | None, flag: str) -> list[float]:
+    """Numbers between commas; empty where nothing was given."""
+    try:
+        return [float(word) for word in words.split(",")] if words else []
+    except ValueError as error:
+        raise BadInput(Fault(f"{flag} {words}", "is no list of numbers.", "Write, say, 0,0.01,0.05.")) from error
+
+
+def shares(words: str | None, flag: str) -> list[float]:
+    """Numbers or percentages between commas; empty where nothing was given. What is no share is found later."""
+    found = [word.strip().removesuffix("%") for word in (words or "").split(",")]
+    percent = [word.strip().endswith("%") for word in (words or "").split(",")]
+    values = numbers(",".join(found) if words else None, flag)
+    return [value / 100 if is_percent else value for value, is_percent in zip(values, percent, strict=False)]
+
+
+def share(word: str) -> float:
+    """A share, as argparse reads it. Raises ArgumentTypeError."""
+    try:
+        return parse_share(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _wholes(words: str | None, flag: str) -> list[int]:
+    """Whole numbers from 1 on, between commas."""
+    values = numbers(words, flag)
+    if any(value < 1 or value != int(value) for value in values):
+        raise BadInput(Fault(f"{flag} {words}", "is no list of whole numbers.", "Write, say, 5000,20000."))
+    return [int(value) for value in values]
+
+
+def count(flag: str, words: str | None) -> float | None:
+    """A count such as 5B; None where nothing was given."""
+    if words is None:
+        return None
+    try:
+        return float(parse_count(words))
+    except ValueError as error:
+        raise BadInput(Fault(f"{flag} {words}", f"{error}.", "Write, say, 5B.")) from error
+
+
+def _log(path: str, args: argparse.Namespace) -> Curve:
+    if is_tensorboard(path):
+        return read_tensorboard(path, args.loss_tag, args.rate_tag, args.warmup)
+    return read_csv(path, args.warmup)
+
+
+def _usable(path: str, curve: Curve, args: argparse.Namespace) -> Curve:
+    kept = curve.after(args.from_step)
+    if not len(kept.steps):
+        raise BadInput(Fault(path, "has no loss to use.", "Give a curve with losses, or a lower --from-step."))
+    return kept

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_cpt.commands.prepare import told
+from megatron_cpt.commands.prepare import summary
 from megatron_cpt.preparation.prepare import merge
 
 
@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("prefix", metavar="PREFIX", help="the --output of the shards")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
-    words = parser.parse_args(arguments)
-    prefix = Path(words.prefix)
-    print(told(merge(prefix, words.overwrite), prefix))
+    args = parser.parse_args(arguments)
+    prefix = Path(args.prefix)
+    print(summary(merge(prefix, args.overwrite), prefix))
     return 0

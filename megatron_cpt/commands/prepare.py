@@ -18,60 +18,60 @@ from megatron_cpt.preparation.job import (
     validation_prefix,
 )
 from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
-from megatron_cpt.tasks.evaluation_text import evaluation_sets
+from megatron_cpt.tasks.task_files import evaluation_sets
 
-MOST_PERCENT = 100
+_MOST_PERCENT = 100
 """`--holdout 5` has no unit, and nobody holds out five tokens."""
 
 
 def main(arguments: list[str]) -> int:
-    words = _parser().parse_args(arguments)
-    if len(words.text_key) > 1 and "-" in words.corpus:
+    args = _parser().parse_args(arguments)
+    if len(args.text_key) > 1 and "-" in args.corpus:
         rule = "cannot be read once for each of several --text-key."
         raise BadInput(Fault("-", rule, "Give files, or one key a call."))
-    if words.overwrite and words.shard:
+    if args.overwrite and args.shard:
         remedy = "Give it to `megatron-cpt merge`."
         raise BadInput(Fault("--overwrite", "has no meaning for a shard, which replaces nothing.", remedy))
-    evaluation = evaluation_sets(words.decontaminate)
-    for key in words.text_key:
-        output = Path(words.output if len(words.text_key) == 1 else f"{words.output}_{key}")
-        print(_prepare(words, _settings(words, key), evaluation, output))
+    evaluation = evaluation_sets(args.decontaminate)
+    for key in args.text_key:
+        output = Path(args.output if len(args.text_key) == 1 else f"{args.output}_{key}")
+        print(_prepare(args, _settings(args, key), evaluation, output))
     return 0
 
 
 def _prepare(
-    words: argparse.Namespace, settings: PrepareSettings, evaluation: Sequence[EvaluationSet], output: Path
+    args: argparse.Namespace, settings: PrepareSettings, evaluation: Sequence[EvaluationSet], output: Path
 ) -> str:
-    how = {"evaluation": evaluation, "workers": words.workers, "progress": not words.quiet, "fast": words.fast}
-    if words.shard is None:
-        return told(prepare(words.corpus, words.tokenizer, output, settings, overwrite=words.overwrite, **how), output)
-    done = prepare_shard(words.corpus, words.tokenizer, output, settings, words.shard, **how)
+    how = {"evaluation": evaluation, "workers": args.workers, "progress": not args.quiet, "fast": args.fast}
+    if args.shard is None:
+        return summary(prepare(args.corpus, args.tokenizer, output, settings, overwrite=args.overwrite, **how), output)
+    done = prepare_shard(args.corpus, args.tokenizer, output, settings, args.shard, **how)
     return (
-        f"{output}: shard {words.shard.number} of {words.shard.of}: {done.documents:,} documents, {done.tokens:,} "
+        f"{output}: shard {args.shard.number} of {args.shard.of}: {done.documents:,} documents, {done.tokens:,} "
         f"tokens, {done.rejected:,} rejected. When every shard is there: megatron-cpt merge {output}"
     )
 
 
-def _settings(words: argparse.Namespace, key: str) -> PrepareSettings:
-    share, tokens = _holdout(words.holdout)
+def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
+    share, tokens = _holdout(args.holdout)
     return PrepareSettings(
         text_key=key,
-        id_key=words.id_key,
-        document_per_line=words.document_per_line,
-        eod=words.eod,
-        bos=words.bos,
-        parse_special=words.parse_special,
-        split_sentences=words.split_sentences,
-        keep_newlines=words.keep_newlines,
-        language=words.lang,
-        order=words.order,
-        seed=words.seed,
+        id_key=args.id_key,
+        document_per_line=args.document_per_line,
+        eod=args.eod,
+        bos=args.bos,
+        parse_special=args.parse_special,
+        split_sentences=args.split_sentences,
+        keep_newlines=args.keep_newlines,
+        language=args.lang,
+        order=args.order,
+        seed=args.seed,
         holdout=share,
         holdout_tokens=tokens,
-        keep_duplicates=words.keep_duplicates,
-        near_duplicates=_share("--similarity", words.similarity) if words.dedup == "minhash" else None,
-        contaminated=words.decontaminate_action,
-        max_rejected=_share("--max-rejected", words.max_rejected),
+        keep_duplicates=args.keep_duplicates,
+        near_duplicates=_share("--similarity", args.similarity) if args.dedup == "minhash" else None,
+        contaminated=args.decontaminate_action,
+        max_rejected=_share("--max-rejected", args.max_rejected),
     )
 
 
@@ -171,7 +171,7 @@ def _holdout(text: str) -> tuple[float, int | None]:
         tokens = 0 if text.endswith("%") else parse_count(text)
     except ValueError:
         tokens = 0
-    if 1 <= tokens <= MOST_PERCENT and text.isdecimal():
+    if 1 <= tokens <= _MOST_PERCENT and text.isdecimal():
         rule = "may be meant as a percentage or as a number of tokens."
         raise BadInput(Fault(f"--holdout {text}", rule, f"Write {text}%, or the tokens that are to be held out: 2M."))
     return (0.0, tokens) if tokens >= 1 else (_share("--holdout", text), None)
@@ -185,7 +185,7 @@ def _share(name: str, text: str) -> float:
         raise BadInput(Fault(f"{name} {text}", "is not a share.", "Write a percentage such as 0.5%.")) from error
 
 
-def told(prepared: Prepared, output: Path) -> str:
+def summary(prepared: Prepared, output: Path) -> str:
     """What was done, in a few lines."""
     lines = [_line(output, prepared.training)]
     if prepared.validation is not None:

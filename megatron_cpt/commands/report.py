@@ -9,17 +9,14 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count
-from megatron_cpt.gap.foreign import ForeignSettings, MappedSet
+from megatron_cpt.gap.curves import ForeignSettings, MappedSet
 from megatron_cpt.gap.summary import MeasuredFolder, gap_document, summary_line
-from megatron_cpt.report.comparison import compare
-from megatron_cpt.report.export import export_figures
 from megatron_cpt.report.figures import write_headline
-from megatron_cpt.report.forecasts import forecast_line, forecasts_of
-from megatron_cpt.report.page import report_page
-from megatron_cpt.report.runs import ReportedRun, goes_on, read_runs, without_records_yet
-from megatron_cpt.runs.durable import refuse_to_replace, write_durably, write_json
-from megatron_cpt.runs.status import ExitCode
-from megatron_cpt.scaling_law.document import read_laws
+from megatron_cpt.report.page import export_figures, report_page
+from megatron_cpt.report.read import ReportedRun, compare, goes_on, read_runs, without_records_yet
+from megatron_cpt.report.sections import forecast_line, forecasts_of
+from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably, write_json
+from megatron_cpt.scaling_law.choose import read_laws
 
 
 def main(arguments: list[str]) -> int:
@@ -32,59 +29,59 @@ def main(arguments: list[str]) -> int:
     foreign = _foreign(options)
     _refuse_to_replace(options)
     if options.watch is not None:
-        wait_for_records(options)
-    while write_report(options, foreign):
+        _wait_for_records(options)
+    while _write_report(options, foreign):
         time.sleep(options.watch)
     return ExitCode.DONE
 
 
-def _refuse_to_replace(options: argparse.Namespace) -> None:
+def _refuse_to_replace(args: argparse.Namespace) -> None:
     """Raises BadInput where a report of other runs would be replaced. One of the same runs is written anew as they go
     on, and so is the one in a run's own folder."""
-    runs = [Path(path).resolve() for path in [*options.runs, *([options.control] if options.control else [])]]
-    if len(runs) == 1 and runs[0].is_dir() and options.output is None:
+    runs = [Path(path).resolve() for path in [*args.runs, *([args.control] if args.control else [])]]
+    if len(runs) == 1 and runs[0].is_dir() and args.output is None:
         return
-    output = Path(options.output or "")
+    output = Path(args.output or "")
     try:
         before = {run["folder"] for run in orjson.loads((output / "gap.json").read_bytes())["runs"]}
     except (OSError, ValueError, KeyError, TypeError):
         before = None
     if before is not None and before <= set(map(str, runs)):
         return
-    figures = [options.figures] if options.figures is not None and any(options.figures.glob("*.png")) else []
-    refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures, options.overwrite)
+    figures = [args.figures] if args.figures is not None and any(args.figures.glob("*.png")) else []
+    refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures, args.overwrite)
 
 
-def wait_for_records(options: argparse.Namespace) -> None:
+def _wait_for_records(args: argparse.Namespace) -> None:
     """Returns once each run that is being trained has a record, which a start and a first evaluation precede."""
-    runs = [*options.runs, *([options.control] if options.control else [])]
+    runs = [*args.runs, *([args.control] if args.control else [])]
     said = False
     while waiting := without_records_yet(runs):
         if not said:
             print(f"waiting for the first record of {', '.join(map(str, waiting))}", flush=True)
             said = True
-        time.sleep(options.watch)
+        time.sleep(args.watch)
 
 
-def write_report(options: argparse.Namespace, foreign: ForeignSettings) -> bool:
+def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
     """Writes the report as the runs stand. Returns whether they are watched and one still goes on."""
-    control_path = None if options.control is None else Path(options.control).resolve()
-    runs = read_runs([*options.runs, *([control_path] if control_path else [])], foreign)
-    watched = options.watch is not None and any(goes_on(run.folder) for run in runs)
+    control_path = None if args.control is None else Path(args.control).resolve()
+    runs = read_runs([*args.runs, *([control_path] if control_path else [])], foreign)
+    watched = args.watch is not None and any(goes_on(run.folder) for run in runs)
     comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
-    output = _output_folder(options.output, runs)
-    forecasts = forecasts_of(runs, read_laws(Path(options.law)).fits if options.law else {})
-    page = report_page(runs, comparison, options.watch if watched else None, forecasts)
+    output = _output_folder(args.output, runs)
+    forecasts = forecasts_of(runs, read_laws(Path(args.law)).fits if args.law else {})
+    page = report_page(runs, comparison, args.watch if watched else None, forecasts)
     write_durably(output / "report.html", page)
     measured = [MeasuredFolder(run.name, str(run.folder), run.validation, run.tasks) for run in runs]
     write_json(
         output / "gap.json",
         gap_document(measured, comparison.arms, comparison.differences, comparison.control, comparison.splits),
     )
-    if options.png:
+    if args.png:
         write_headline(runs, output / "report.png")
-    if options.figures is not None:
-        print(f"figures: {len(export_figures(runs, options.figures))} in {options.figures}")
+    if args.figures is not None:
+        print(f"figures: {len(export_figures(runs, args.figures))} in {args.figures}")
     print(f"report: {output / 'report.html'}", flush=True)
     for run in runs:
         print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}), flush=True)
@@ -140,13 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _foreign(options: argparse.Namespace) -> ForeignSettings:
+def _foreign(args: argparse.Namespace) -> ForeignSettings:
     """How logs are to be read. Raises BadInput with every word that does not say."""
     given = {
-        ("replay", False): options.map,
-        ("domain", False): options.map_domain,
-        ("replay", True): options.map_accuracy,
-        ("domain", True): options.map_domain_accuracy,
+        ("general", False): args.map,
+        ("domain", False): args.map_domain,
+        ("general", True): args.map_accuracy,
+        ("domain", True): args.map_domain_accuracy,
     }
     words = [(word, role, accuracy) for (role, accuracy), those in given.items() for word in those]
     refuse(
@@ -158,12 +155,12 @@ def _foreign(options: argparse.Namespace) -> ForeignSettings:
     )
     sets = [MappedSet(word.partition("=")[0], role, word.partition("=")[2], accuracy) for word, role, accuracy in words]
     tokens_per_step = None
-    if options.tokens_per_step is not None:
+    if args.tokens_per_step is not None:
         try:
-            tokens_per_step = parse_count(options.tokens_per_step)
+            tokens_per_step = parse_count(args.tokens_per_step)
         except ValueError as error:
             raise BadInput(Fault("--tokens-per-step", f"{error}.", "For example: --tokens-per-step 4M.")) from error
-    return ForeignSettings(sets, tokens_per_step, options.start_step)
+    return ForeignSettings(sets, tokens_per_step, args.start_step)
 
 
 def _output_folder(asked: str | None, runs: Sequence[ReportedRun]) -> Path:

@@ -7,61 +7,56 @@ from collections.abc import Sequence
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.selection import SelectedDataset
-from megatron_cpt.quality.field import score_by_field
-from megatron_cpt.quality.importance import importance_method
-from megatron_cpt.quality.perplexity import ngram_method
-from megatron_cpt.quality.reference import open_references
-from megatron_cpt.quality.score import Method, Scored, open_datasets, score
+from megatron_cpt.quality.learned import Sides, classifier_method, importance_method
+from megatron_cpt.quality.ngram import ngram_method
+from megatron_cpt.quality.score import Method, Scored, open_datasets, open_references, score, score_by_field
 
-METHODS = ("ngram", "classifier", "importance", "model", "field")
+_METHODS = ("ngram", "classifier", "importance", "model", "field")
 
 
 def main(arguments: list[str]) -> int:
-    words = _parser().parse_args(arguments)
-    datasets = open_datasets(words.datasets)
-    name = words.name or words.by
-    if words.by == "model":
+    args = _parser().parse_args(arguments)
+    datasets = open_datasets(args.datasets)
+    name = args.name or args.by
+    if args.by == "model":
         # Only a model needs torch.
         from megatron_cpt.commands.score_by_model import score_by_model  # noqa: PLC0415
 
-        scored = score_by_model(words, name, datasets)
+        scored = score_by_model(args, name, datasets)
         if isinstance(scored, int):
             return scored
     else:
-        scored = _scored(words, name, datasets)
+        scored = _scored(args, name, datasets)
     for done in scored:
-        print(_told(name, done))
+        print(_summary(name, done))
     return 0
 
 
-def _scored(words: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored]:
-    if words.by == "field":
-        if words.field is None:
+def _scored(args: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored]:
+    if args.by == "field":
+        if args.field is None:
             raise BadInput(Fault("--by field", "needs a field.", "Name it: --field quality."))
-        return score_by_field(datasets, name, words.field, words.text_key, words.input, words.overwrite)
-    method = _method(words, datasets)
-    quiet, overwrite = words.quiet, words.overwrite
-    return score(datasets, name, method, workers=words.workers, progress=not quiet, overwrite=overwrite)
+        return score_by_field(datasets, name, args.field, args.text_key, args.input, args.overwrite)
+    method = _method(args, datasets)
+    quiet, overwrite = args.quiet, args.overwrite
+    return score(datasets, name, method, workers=args.workers, progress=not quiet, overwrite=overwrite)
 
 
-def _method(words: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Method:
-    manifest, text_key = datasets[0].manifest, words.text_key or "text"
-    if words.by == "ngram":
-        references = open_references("--reference", words.reference, manifest)
-        return ngram_method(manifest, references, words.order, text_key)
-    if words.by == "importance":
-        references = open_references("--reference", words.reference, manifest)
-        return importance_method(datasets, references, words.buckets, text_key, words.workers)
+def _method(args: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Method:
+    manifest, text_key = datasets[0].manifest, args.text_key or "text"
+    if args.by == "ngram":
+        references = open_references("--reference", args.reference, manifest)
+        return ngram_method(manifest, references, args.order, text_key)
+    if args.by == "importance":
+        references = open_references("--reference", args.reference, manifest)
+        return importance_method(datasets, references, args.buckets, text_key, args.workers)
     if importlib.util.find_spec("sklearn") is None:
         rule = "needs scikit-learn, which is not installed."
         raise BadInput(Fault("--by classifier", rule, "pip install 'megatron-cpt[quality]'."))
-    # An optional library.
-    from megatron_cpt.quality.classifier import Sides, classifier_method  # noqa: PLC0415
-
     sides = Sides(
-        open_references("--positive", words.positive, manifest), open_references("--negative", words.negative, manifest)
+        open_references("--positive", args.positive, manifest), open_references("--negative", args.negative, manifest)
     )
-    return classifier_method(manifest, sides, words.seed, text_key)
+    return classifier_method(manifest, sides, args.seed, text_key)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="megatron-cpt score", description="Score every document of datasets: PREFIX.NAME.npy beside each."
     )
     parser.add_argument("datasets", nargs="+", metavar="PREFIX", help="or globs")
-    parser.add_argument("--by", choices=METHODS, required=True, help="docs/quality.md says what each is good for")
+    parser.add_argument("--by", choices=_METHODS, required=True, help="docs/quality.md says what each is good for")
     parser.add_argument("--name", help="name of the score (default: the method)")
     references = "datasets, selections or files of text"
     parser.add_argument("--reference", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}")
@@ -102,7 +97,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _told(name: str, done: Scored) -> str:
+def _summary(name: str, done: Scored) -> str:
     record = done.record
     scores = "no documents" if record.lowest is None else f"{record.lowest:.6g} to {record.highest:.6g}"
     reused = " (there already, made in the same way)" if done.reused else ""

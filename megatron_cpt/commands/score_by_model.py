@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.checkpoint.hf_convert import load_model, newest_of_run
-from megatron_cpt.checkpoint.integrity import is_complete
+from megatron_cpt.checkpoint.convert import load_model, newest_of_run
+from megatron_cpt.checkpoint.load import is_complete
 from megatron_cpt.commands.evaluate import layout_faults
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
@@ -16,18 +16,18 @@ from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.planning.faults import row_faults
+from megatron_cpt.planning.checks import row_faults
 from megatron_cpt.quality.score import Scored, already
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 
-def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored] | int:
+def score_by_model(args: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored] | int:
     """Scores under torchrun where --nproc is more than 1, and returns its exit code then."""
-    if words.checkpoint is None:
+    if args.checkpoint is None:
         raise BadInput(Fault("--by model", "needs a model.", "Give --checkpoint CHECKPOINT_OR_HF."))
-    refuse(layout_faults(words))
-    source = newest_of_run(Path(words.checkpoint))
-    words.checkpoint = str(source)  # for the ranks, too: a run that goes on may save another
+    refuse(layout_faults(args))
+    source = newest_of_run(Path(args.checkpoint))
+    args.checkpoint = str(source)  # for the ranks, too: a run that goes on may save another
     hf_folder = source / "hf" if is_complete(source) else source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):
@@ -35,28 +35,28 @@ def score_by_model(words: argparse.Namespace, name: str, datasets: Sequence[Sele
         raise BadInput(Fault(f"--checkpoint {source}", rule, "Prepare the text with the model's own tokenizer."))
     model, rows = f"--checkpoint {source}", shape.vocabulary
     refuse([fault for part in datasets for fault in row_faults(str(part.prefix), part.manifest, model, rows)])
-    how = {"by": "model", "precision": words.precision, "files": _files(source), "longest": shape.max_positions}
-    already(datasets, name, how, words.overwrite)
-    if words.nproc > 1 and "WORLD_SIZE" not in os.environ:
-        command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "score", *for_ranks(words, name)]
-        return subprocess.call(command, env=environment(words.nproc))
-    groups.join_world()
+    how = {"by": "model", "precision": args.precision, "files": _files(source), "longest": shape.max_positions}
+    already(datasets, name, how, args.overwrite)
+    if args.nproc > 1 and "WORLD_SIZE" not in os.environ:
+        command = [*launcher(args.nproc), "-m", "megatron_cpt.commands.dispatch", "score", *_for_ranks(args, name)]
+        return subprocess.call(command, env=environment(args.nproc))
+    groups.init_process_group()
     try:
-        groups.divide_world(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
-        loaded = load_model(source, shape, words.precision)
-        scorer = ScoringModel(loaded, words.micro_batch_size, shape.max_positions, tokenizer.vocabulary_size)
-        done = score_documents(scorer, datasets, name, how, words.overwrite)
+        groups.init_model_parallel(ParallelSettings(tensor=args.tensor, pipeline=args.pipeline))
+        loaded = load_model(source, shape, args.precision)
+        scorer = ScoringModel(loaded, args.micro_batch_size, shape.max_positions, tokenizer.vocabulary_size)
+        done = score_documents(scorer, datasets, name, how, args.overwrite)
         return done if groups.rank() == 0 else []
     finally:
-        groups.leave_world()
+        groups.destroy()
 
 
-def for_ranks(words: argparse.Namespace, name: str) -> list[str]:
+def _for_ranks(args: argparse.Namespace, name: str) -> list[str]:
     """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
     names = ("by", "checkpoint", "micro_batch_size", "tensor", "pipeline", "precision")
-    options = [f"--{option.replace('_', '-')}={getattr(words, option)}" for option in names]
-    overwrite = ["--overwrite"] if words.overwrite else []
-    return [*words.datasets, f"--name={name}", *options, *overwrite]
+    options = [f"--{option.replace('_', '-')}={getattr(args, option)}" for option in names]
+    overwrite = ["--overwrite"] if args.overwrite else []
+    return [*args.datasets, f"--name={name}", *options, *overwrite]
 
 
 def _files(source: Path) -> list[list[str | int]]:

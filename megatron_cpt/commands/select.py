@@ -4,27 +4,26 @@ import argparse
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
-from megatron_cpt.corpus.shown import shown, tokenizer_of
-from megatron_cpt.quality.ranking import KEEPS
-from megatron_cpt.quality.select import Chosen, HowMany, select
+from megatron_cpt.corpus.stream import shown, tokenizer_of
+from megatron_cpt.quality.select import KEEPS, Chosen, HowMany, select
 
-SHOWN_TOKENS = 80
+_SHOWN_TOKENS = 80
 """Of each example."""
 
 
 def main(arguments: list[str]) -> int:
-    words = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     chosen = select(
-        words.datasets,
-        words.output,
-        _how_many(words),
-        keep=words.keep,
-        by=words.by,
-        seed=words.seed,
-        temperature=words.temperature,
-        overwrite=words.overwrite,
+        args.datasets,
+        args.output,
+        _how_many(args),
+        keep=args.keep,
+        by=args.by,
+        seed=args.seed,
+        temperature=args.temperature,
+        overwrite=args.overwrite,
     )
-    print(_told(chosen))
+    print(_summary(chosen))
     return 0
 
 
@@ -47,19 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _how_many(words: argparse.Namespace) -> HowMany:
+def _how_many(args: argparse.Namespace) -> HowMany:
     try:
         return HowMany(
-            tokens=None if words.tokens is None else parse_count(words.tokens),
-            share=None if words.share is None else parse_share(words.share),
-            documents=None if words.documents is None else parse_count(words.documents),
-            threshold=words.threshold,
+            tokens=None if args.tokens is None else parse_count(args.tokens),
+            share=None if args.share is None else parse_share(args.share),
+            documents=None if args.documents is None else parse_count(args.documents),
+            threshold=args.threshold,
         )
     except ValueError as error:
         raise BadInput(Fault("the budget", f"{error}.", "For example: --tokens 300K, or --share 20%.")) from error
 
 
-def _told(chosen: Chosen) -> str:
+def _summary(chosen: Chosen) -> str:
     selection, how = chosen.selection, chosen.selection.how
     documents = sum(len(part.documents) for part in selection.datasets)
     lines = [
@@ -73,6 +72,6 @@ def _told(chosen: Chosen) -> str:
     for example in chosen.examples:
         score = "" if example.score is None else f", {how['by']} {example.score:.6g}"
         tokenizer = tokenizer_of(example.dataset.manifest)
-        text = shown(example.dataset.dataset.document(example.document), tokenizer, SHOWN_TOKENS)
+        text = shown(example.dataset.dataset.document(example.document), tokenizer, _SHOWN_TOKENS)
         lines.append(f"\n--- {example.dataset.prefix}, document {example.document:,}{score}\n{text}")
     return "\n".join(lines)

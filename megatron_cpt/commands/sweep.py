@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.runs.folder import ExitCode
 from megatron_cpt.scaling_law.sweep import SCRIPT, Sweep, read_sweep, write_sweep
 
 
@@ -13,9 +13,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="megatron-cpt sweep", description=__doc__)
     parser.add_argument("arms", metavar="ARMS.yaml", help="config, folder, seeds, and arms or grid of overrides")
     parser.add_argument("--overwrite", action="store_true", help="replace files of another sweep in the folder")
-    options = parser.parse_args(arguments)
-    sweep = read_sweep(Path(options.arms))
-    print(sweep_text(sweep, write_sweep(sweep, options.overwrite)))
+    args = parser.parse_args(arguments)
+    sweep = read_sweep(Path(args.arms))
+    print(sweep_text(sweep, write_sweep(sweep, args.overwrite)))
     return ExitCode.DONE
 
 

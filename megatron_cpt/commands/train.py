@@ -14,8 +14,8 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
-from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.lifeline import (
+from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, only_job, read_status, write_status
+from megatron_cpt.runs.processes import (
     STOP_SIGNALS,
     adopt_orphans,
     children,
@@ -23,8 +23,6 @@ from megatron_cpt.runs.lifeline import (
     end_all,
     stop_signals_held,
 )
-from megatron_cpt.runs.lock import only_job
-from megatron_cpt.runs.status import ExitCode, Status, read_status, write_status
 
 
 def main(arguments: list[str]) -> int:
@@ -52,12 +50,12 @@ def main(arguments: list[str]) -> int:
         last = read_status(folder.status) or Status("failed")
         write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error), last.step, last.tokens))
         raise
-    if is_done(plan, folder):
+    if _is_done(plan, folder):
         print(f"{folder.path}: done before, with this configuration and these data")
         return ExitCode.DONE
     folder.status.unlink(missing_ok=True)
     command = [*launcher(words.nproc), "-m", "megatron_cpt.train", words.config, *words.overrides]
-    code, told = run_and_forward(command, environment(words.nproc), words.nproc)
+    code, told = _run_and_forward(command, environment(words.nproc), words.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
         return status.exit_code
@@ -71,7 +69,7 @@ def main(arguments: list[str]) -> int:
     return code or ExitCode.OTHER
 
 
-def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:
+def _run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:
     """Runs the program to its end, passing signals that ask it to stop on to its ranks.
 
     torchrun itself is passed over, and hears none that a scheduler sends to every process. The program and torchrun end
@@ -86,7 +84,7 @@ def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> 
     def forward(number: int, _frame: FrameType | None) -> None:
         told.append(number)
         if program is not None:
-            tell_ranks(program, processes, number)
+            _tell_ranks(program, processes, number)
 
     adopt_orphans()
     ours = set(children(os.getpid()))
@@ -95,7 +93,7 @@ def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> 
         with stop_signals_held():
             program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
         for number in told:  # while it was starting
-            tell_ranks(program, processes, number)
+            _tell_ranks(program, processes, number)
         return program.wait(), bool(told)
     finally:
         for number, handler in before.items():
@@ -103,7 +101,7 @@ def run_and_forward(command: list[str], env: dict[str, str], processes: int) -> 
         end_all(set(children(os.getpid())) - ours)
 
 
-def tell_ranks(program: subprocess.Popen[bytes], processes: int, number: int) -> None:
+def _tell_ranks(program: subprocess.Popen[bytes], processes: int, number: int) -> None:
     """Sends a signal to the ranks; torchrun that has not started them yet is ended."""
     ranks = children(program.pid) if processes > 1 else [program.pid]
     for pid in ranks:
@@ -113,7 +111,7 @@ def tell_ranks(program: subprocess.Popen[bytes], processes: int, number: int) ->
         program.kill()
 
 
-def is_done(plan: RunPlan, folder: RunFolder) -> bool:
+def _is_done(plan: RunPlan, folder: RunFolder) -> bool:
     """Whether the run folder holds the finished run of this very configuration, on the same data."""
     status = read_status(folder.status)
     try:

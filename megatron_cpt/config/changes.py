@@ -14,15 +14,15 @@ from megatron_cpt.config.schema import RunConfig
 
 # How a run is computed and what is kept of it, not what is computed: a finished run may be started again with others.
 NOT_THE_RESULT = (
-    *("run.log_every", "run.profile", "run.peak_flops", "run.wandb", "run.allow_loss_changes"),
-    *("parallel", "checkpoint", "stop", "model.start_check", "training.micro_batch_size", "training.recompute"),
+    *("run.log_interval", "run.profile", "run.peak_flops", "run.wandb", "run.allow_loss_changes"),
+    *("parallel", "checkpoint", "stop", "model.initial_loss_check", "training.micro_batch_size", "training.recompute"),
     *("validation.micro_batch_size", "tasks.micro_batch_size", "data.sources.*.paths", "validation.sets.*.paths"),
 )
 # Done with once the first step is made.
-OF_THE_BEGINNING = ("start", "model.weights", "optimizer.fill_moments")
+OF_THE_BEGINNING = ("start", "model.weights", "optimizer.moment_warmup_steps")
 # Which labels count and what they are told by: another loss by the same name. That of training text has no identity
 # of its own that would show it, as a validation set has.
-LOSS_MEANING = ("data.attention", "data.labels", "data.sources.*.unscored_lead")
+LOSS_MEANING = ("data.attention", "data.loss_mask", "data.sources.*.prompt_length_column")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SettingChange:
     """A setting that was changed between two starts of a run."""
 
     key: str
-    """Its name, such as `schedule.peak`."""
+    """Its name, such as `schedule.peak_lr`."""
     before: Any
     """Its value at the start before; None too where it was not there."""
     now: Any

@@ -1,7 +1,7 @@
 """The errors that users see: each names the value, the rule it breaks and the remedy.
 
 Every expected failure is one of these; the programs turn them into one message and an exit code
-(runs/status.py). Anything else is a defect of ours and keeps its traceback.
+(runs/folder.py). Anything else is a defect of ours and keeps its traceback.
 """
 
 from collections.abc import Sequence

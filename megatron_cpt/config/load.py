@@ -1,25 +1,84 @@
-"""From a YAML file and `section.key=value` words to a RunConfig, and back to YAML.
+"""From a YAML file and `section.key=value` arguments to a RunConfig, and back to YAML.
 
-1. The file is read with PyYAML's safe loader; a key given twice is refused.
-2. Each word sets one value of it; the value is YAML too, so lists, null and sections work.
-3. Every value is checked by the types of schema.py; all faults are reported at once.
+1. PyYAML's safe loader reads the file. A key given twice is refused.
+2. Each argument sets one value. The value is YAML too, so lists, null and sections work.
+3. pydantic checks every value by the types of schema.py. All faults are reported at once, each with the dotted key,
+   the rule and the remedy.
 
-What only several values together can get wrong is the matter of faults.py.
+What only several values together can get wrong is found by checks.py.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Duration
-from megatron_cpt.config.wrong_values import faults_of
+
+# (section, key of version 0.1, its name since): sections as fnmatch patterns, `` for the top level.
+_RENAMED = (
+    ("", "start", "init_from"),
+    ("schedule", "peak", "peak_lr"),
+    ("schedule", "final", "final_lr"),
+    ("schedule", "initial", "initial_lr"),
+    ("schedule", "plateau", "plateau_lr"),
+    ("schedule", "stairs", "pieces"),
+    ("schedule.pieces.*", "rate", "lr"),
+    ("optimizer", "clip_gradient", "clip_grad"),
+    ("optimizer", "undecayed", "no_weight_decay"),
+    ("optimizer", "rates", "lr_multipliers"),
+    ("optimizer.lr_multipliers.layers.*", "rate", "multiplier"),
+    ("optimizer", "fill_moments", "moment_warmup_steps"),
+    ("training", "batch_ramp", "batch_size_rampup"),
+    ("training", "on_bad_step", "on_nonfinite"),
+    ("training", "spike_deviations", "spike_sigmas"),
+    ("run", "log_every", "log_interval"),
+    ("checkpoint", "every", "save_interval"),
+    ("checkpoint", "asynchronous", "async_save"),
+    ("validation", "marks", "eval_interval"),
+    ("validation.sets.*", "marks", "eval_interval"),
+    ("tasks", "marks", "eval_interval"),
+    ("tasks.*", "marks", "eval_interval"),
+    ("*.eval_interval", "log", "log_spaced"),
+    ("data", "labels", "loss_mask"),
+    ("data.loss_mask", "unscored_tokens", "ignored_token_ids"),
+    ("data.sources.*", "unscored_lead", "prompt_length_column"),
+    ("validation.sets.*", "unscored_lead", "prompt_length_column"),
+    ("data.sources.*", "draw", "sample_per_epoch"),
+    ("init_from", "optimizer", "load_optimizer"),
+    ("init_from", "schedule", "load_schedule"),
+    ("init_from", "data", "load_data_position"),
+    ("parallel", "overlap_gradient_reduce", "overlap_grad_reduce"),
+    ("parallel", "overlap_parameter_gather", "overlap_param_gather"),
+    ("model", "start_check", "initial_loss_check"),
+    ("model.initial_loss_check", "recorded", "reference_file"),
+    ("model.rope", "positions", "max_position_embeddings"),
+    ("model.rope", "base", "rope_theta"),
+    ("model.rope", "further", "extra"),
+    ("tasks", "sets", "files"),
+    ("tasks", "harness", "lm_eval"),
+    ("tasks.*", "shots", "num_fewshot"),
+    ("tasks.files.*", "examples", "fewshot_file"),
+)
+
+# (section, key, value of version 0.1, what says it since).
+_RENAMED_VALUES = (
+    ("validation.sets.*", "role", "replay", "general"),
+    ("tasks.*", "role", "replay", "general"),
+    ("schedule", "kind", "stairs", "piecewise"),
+    ("training", "on_spike", "go_on", "ignore"),
+    ("model.rope", "scaling", "kept", "keep"),
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -27,7 +86,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: a YAML file.
-        overrides: words such as `schedule.peak=1e-4` or `data.sources.general.weight=2`.
+        overrides: words such as `schedule.peak_lr=1e-4` or `data.sources.general.weight=2`.
     Raises:
         BadInput: with every fault of the file and the words.
     """
@@ -119,7 +178,7 @@ def _override(settings: dict[str, Any], word: str) -> list[Fault]:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         rule = "a setting on the command line is `section.key=value`."
-        return [Fault(word, rule, "Write it as, for example, `schedule.peak=1e-4`.")]
+        return [Fault(word, rule, "Write it as, for example, `schedule.peak_lr=1e-4`.")]
     try:
         value = _parse(text)
     except yaml.YAMLError as error:
@@ -172,3 +231,146 @@ def plain(value: Any) -> Any:
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
             return value
+
+
+Place = tuple[int | str, ...]
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """One fault for each wrong value, in the order of the configuration."""
+    return [_fault(details) for details in error.errors()]
+
+
+def _fault(details: ErrorDetails) -> Fault:
+    place, found = details["loc"], details["input"]
+    context = details.get("ctx", {})
+    name = ".".join(map(str, place))
+    shown = f"{name} = {_short(found)}"
+    match details["type"]:
+        case "missing":
+            section = _section_at(place)
+            remedy = f"Add the section. {_section_remedy(place)}" if section else f"Add `{name}` to the file."
+            return Fault(name, "is required and was not given.", remedy)
+        case "unexpected_keyword_argument":
+            return Fault(name, "is not a setting.", _nearest(place))
+        case _ if place[-1:] == ("[key]",):
+            key = ".".join(map(str, place[:-2]))
+            return Fault(f"{key}: {found!r}", "a name is a text.", f'Put quotes around it: "{found}".')
+        case "dataclass_type" | "dict_type" | "mapping_type":
+            return Fault(shown, "should be a section with keys of its own.", _section_remedy(place))
+        case "list_type":
+            return Fault(shown, "should be a list.", f"Write `{place[-1]}: [{_short(found)}]`.")
+        case "string_type":
+            one = not isinstance(found, dict | list | None)
+            return Fault(shown, "should be a text.", "Put quotes around it." if one else "Write one text.")
+        case "bool_type" | "bool_parsing":
+            return Fault(shown, "should be true or false.", "Write one of the two.")
+        case "literal_error" if new := _renamed_value(place, found):
+            return Fault(shown, f"it is called `{new}` since version 0.2.", f"Write `{place[-1]}: {new}`.")
+        case "literal_error":
+            return Fault(shown, f"should be one of {context['expected'].replace(' or ', ', ')}.", "Write one of them.")
+        case "greater_than":
+            return Fault(shown, f"should be greater than {context['gt']:g}.", "Raise it.")
+        case "greater_than_equal":
+            return Fault(shown, f"should be at least {context['ge']:g}.", "Raise it.")
+        case "less_than_equal":
+            return Fault(shown, f"should be at most {context['le']:g}.", "Lower it.")
+        case "finite_number":
+            return Fault(shown, "should be a finite number.", "Write a number such as 0.1 or 1e-4.")
+        case "value_error":
+            # The validators of units.py say `rule; remedy`.
+            rule, _, remedy = str(context["error"]).partition("; ")
+            return Fault(shown, f"{rule}.", f"{remedy[:1].upper()}{remedy[1:]}.")
+        case _:
+            return Fault(shown, f"{details['msg'].removeprefix('Input ')}.", "Change it.")
+
+
+def _short(value: Any) -> str:
+    """A value as the user wrote it, near enough, and cut where it is long."""
+    match value:
+        case None:
+            text = "(nothing)"
+        case bool():
+            text = str(value).lower()
+        case str() | int() | float():
+            text = str(value)
+        case _:
+            text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _section_remedy(place: Place) -> str:
+    section = _section_at(place)
+    keys = [field.name for field in dataclasses.fields(section)] if section else []
+    return f"Its keys: {', '.join(keys)}." if keys else "Write `name: value` lines under it, or take it out."
+
+
+def _nearest(place: Place) -> str:
+    """What a key that is not known was likely meant to be."""
+    parent, key = place[:-1], str(place[-1])
+    section = _section_at(parent)
+    if new := _renamed_key(parent, key):
+        keys = f" {_section_remedy((*parent, new))}" if _section_at((*parent, new)) else ""
+        return f"It is called `{'.'.join(map(str, (*parent, new)))}` since version 0.2.{keys}"
+    siblings = [field.name for field in dataclasses.fields(section)] if section else []
+    if close := difflib.get_close_matches(key, siblings, n=1):
+        return f"The nearest is `{'.'.join(map(str, (*parent, close[0])))}`."
+    everywhere = dict(_keys(RunConfig, ()))
+    if close := difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8):
+        return f"The nearest is `{everywhere[close[0]]}`."
+    return f"Known here: {', '.join(siblings)}."
+
+
+def _renamed_key(section: Place, key: str) -> str | None:
+    """The present name of a key of version 0.1; None for any other key."""
+    dotted = ".".join(map(str, section))
+    return next((new for pattern, old, new in _RENAMED if old == key and fnmatchcase(dotted, pattern)), None)
+
+
+def _renamed_value(place: Place, value: Any) -> str | None:
+    """The present name of a value of version 0.1; None for any other value."""
+    dotted, key = ".".join(map(str, place[:-1])), place[-1]
+    renamed = (
+        new
+        for pattern, name, old, new in _RENAMED_VALUES
+        if (name, old) == (key, value) and fnmatchcase(dotted, pattern)
+    )
+    return next(renamed, None)
+
+
+def _section_at(place: Place) -> Any:
+    """The section of schema.py at a place; None where there is none."""
+    kind: Any = RunConfig
+    for key in place:
+        if get_origin(kind) in (dict, list):
+            kind = _bare(get_args(kind)[-1])
+        elif dataclasses.is_dataclass(kind) and isinstance(key, str):
+            kind = _bare(get_type_hints(kind).get(key))
+        else:
+            return None
+    return kind if _is_section(kind) else None
+
+
+def _keys(section: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Every key below a section with its dotted name; where a key occurs twice the outermost comes last."""
+    hints = {name: _bare(hint) for name, hint in get_type_hints(section).items() if not name.startswith("__")}
+    for name, hint in hints.items():
+        if get_origin(hint) is dict and _is_section(get_args(hint)[1]):
+            yield from _keys(get_args(hint)[1], (*path, name, "NAME"))
+        elif _is_section(hint):
+            yield from _keys(hint, (*path, name))
+    yield from ((name, ".".join((*path, name))) for name in hints)
+
+
+def _bare(hint: Any) -> Any:
+    """A type without `Annotated` and without `| None`."""
+    if get_origin(hint) is Annotated:
+        return _bare(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return _bare(kinds[0]) if len(kinds) == 1 else hint
+    return hint
+
+
+def _is_section(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and kind is not Duration

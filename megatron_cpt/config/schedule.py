@@ -1,13 +1,41 @@
-"""Learning-rate schedules as pure functions of tokens, and what of them the loss laws need.
+"""Learning-rate schedules as pure functions of tokens, and what phases and scaling laws need of them.
 
-The rate of an update is the schedule at the tokens consumed after it, so that the first warm-up
-update is not 0 and the last update of a run has the final rate.
+The learning rate of an update is the schedule at the tokens consumed after it. So the first warm-up update is not 0,
+and the last update of a run has the final learning rate.
 """
 
 import math
 from dataclasses import dataclass
 
-from megatron_cpt.config.rates import DecayShape, ScheduleSettings
+from megatron_cpt.config.schema import DecayShape, PhaseSettings, RunConfig, ScheduleSettings
+from megatron_cpt.config.units import share_of_peak
+
+
+def phase_steps(config: RunConfig) -> list[int | None]:
+    """Steps before each phase; None for one that begins with an epoch: the blend tells (mixture/phases.py).
+
+    A phase that begins at a learning rate which is never reached begins after the run.
+    """
+    return [_steps(config, phase) for phase in config.data.phases]
+
+
+def _step_when_lr_reaches(config: RunConfig, share: float) -> int:
+    """Updates before the first whose rate has fallen to a share of the peak, after the highest; all, if none has."""
+    size, total, consumed = config.tokens_per_step, config.total_tokens, config.token_batches.total
+    rates = [learning_rate(config.schedule, consumed(step), total, size) for step in range(1, config.total_steps + 1)]
+    highest = rates.index(max(rates))
+    # A rate that is to be exactly a share of the peak may come out a rounding error above it.
+    limit = share * config.schedule.peak_lr * (1 + 1e-12)
+    return next((number for number in range(highest, len(rates)) if rates[number] <= limit), len(rates))
+
+
+def _steps(config: RunConfig, phase: PhaseSettings) -> int | None:
+    if phase.from_lr is not None:
+        return _step_when_lr_reaches(config, share_of_peak(phase.from_lr))
+    if phase.from_tokens is not None:
+        return phase.from_tokens.whole_steps(config.tokens_per_step, config.token_batches.ramp)
+    return None
+
 
 # arXiv:2408.11029 section 3 and arXiv:2505.07796 Eq. 1: the same decay in all their fits.
 ANNEALING_DECAY = 0.999
@@ -16,40 +44,40 @@ ANNEALING_DECAY = 0.999
 def learning_rate(schedule: ScheduleSettings, tokens: int, total_tokens: int, tokens_per_step: int) -> float:
     """The learning rate of one update.
 
-    Each kind begins with a linear warm-up from `initial` to `peak`, if there is one; then:
+    Each kind begins with a linear warm-up from `initial_lr` to `peak_lr`, if there is one; then:
 
     - `constant`: the peak.
-    - `linear`, `cosine`: decay to `final` over the rest of the run. With a warm-up it is the re-warming and
+    - `linear`, `cosine`: decay to `final_lr` over the rest of the run. With a warm-up it is the re-warming and
       re-decaying of arXiv:2403.08763; from the base run's final rate, without warm-up and to a
       hundredth of it, the restart of arXiv:2407.07263.
-    - `wsd`: the peak, then over the last `decay` tokens down to `final` (arXiv:2404.06395).
-    - `infinite`: down to `plateau` over `cooldown` tokens in the shape of a cosine, the plateau, then over the
-      last `decay` tokens down to `final` (arXiv:2403.08763, its infinite schedule).
-    - `stairs`: the peak, then the rate of each step of `stairs` from its place on (two stages: arXiv:2503.12811).
+    - `wsd`: the peak, then over the last `decay` tokens down to `final_lr` (arXiv:2404.06395).
+    - `infinite`: down to `plateau_lr` over `cooldown` tokens in the shape of a cosine, the plateau, then over the
+      last `decay` tokens down to `final_lr` (arXiv:2403.08763, its infinite schedule).
+    - `piecewise`: the peak, then the rate of each of `pieces` from its place on (two stages: arXiv:2503.12811).
 
     Args:
         tokens: tokens consumed after the update (the first update: `tokens_per_step`).
         total_tokens: tokens of the whole run.
         tokens_per_step: tokens of one update, for durations given in steps. Where updates grow at the beginning, those
-            are refused (schedule_faults.py), and it is that of the later ones.
+            are refused (checks.py), and it is that of the later ones.
     """
-    peak, final = schedule.peak, schedule.final
+    peak, final = schedule.peak_lr, schedule.final_lr
     warmup = schedule.warmup.tokens(tokens_per_step) if schedule.warmup else 0
     if tokens < warmup:
-        return between(schedule.initial, peak, 1 - tokens / warmup)
+        return between(schedule.initial_lr, peak, 1 - tokens / warmup)
     match schedule.kind:
         case "constant":
             return peak
         case "linear" | "cosine":
             return decayed(peak, final, schedule.kind, _progress(tokens, warmup, total_tokens))
-        case "stairs":
-            passed = [stair.rate for stair in schedule.stairs if tokens > stair.from_tokens.tokens(tokens_per_step)]
+        case "piecewise":
+            passed = [stair.lr for stair in schedule.pieces if tokens > stair.from_tokens.tokens(tokens_per_step)]
             return passed[-1] if passed else peak
     annealed_from = total_tokens - decay_tokens(schedule, total_tokens, tokens_per_step)
     high = peak
-    if schedule.kind == "infinite" and schedule.plateau is not None:
+    if schedule.kind == "infinite" and schedule.plateau_lr is not None:
         cooldown = schedule.cooldown.tokens(tokens_per_step) if schedule.cooldown else 0
-        high = decayed(peak, schedule.plateau, "cosine", _progress(tokens, warmup, warmup + cooldown))
+        high = decayed(peak, schedule.plateau_lr, "cosine", _progress(tokens, warmup, warmup + cooldown))
     shape = schedule.decay_shape or ("exponential" if schedule.kind == "infinite" else "linear")
     return decayed(high, final, shape, _progress(tokens, annealed_from, total_tokens))
 

@@ -1,19 +1,129 @@
-"""Numbers with units, as users type them: `5B` tokens, `300M`, `2K`, `100 steps`, `3h50m` of wall time.
+"""Numbers with units, as users type them, and the counts of sequences and tokens of every step.
 
-Annotated types for the fields of schema.py. A bool is never a number, and YAML's `1e-3` (a string
-to PyYAML) is one.
+`5B` tokens, `300M`, `2K`, `100 steps`, `3h50m` of wall time: annotated types for the fields of schema.py. A bool is
+never a number, and YAML's `1e-3` (a string to PyYAML) is one.
+
+`Batches` gives the sequences of each step and of all steps before it, in closed form and whole numbers, also where the
+batch size ramps up. Nothing else in the package multiplies steps by a batch size.
 """
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from megatron_cpt.config.batches import Batches, Ramp
+_STEPS = re.compile(r"([1-9][0-9]*)(?:-([1-9][0-9]*))?")
 
-SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+def profiled_steps(text: str) -> range:
+    """The steps of `10` or `10-12`, both ends in. Raises ValueError for anything else.
+
+    >>> list(profiled_steps("10-12"))
+    [10, 11, 12]
+    """
+    match = _STEPS.fullmatch(text)
+    steps = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not steps:
+        raise ValueError("it names no steps")
+    return steps
+
+
+@dataclass(frozen=True)
+class Stair:
+    """Steps at the beginning of a run that are smaller than the later ones."""
+
+    steps: int
+    """How many."""
+    size: int
+    """Of each, in the unit of the batches."""
+
+
+Ramp = tuple[Stair, ...]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The sizes of all steps, in sequences, or all in tokens."""
+
+    size: int
+    """Of a step after the ramp; at the end of the run."""
+    ramp: Ramp = ()
+    """The stairs before."""
+
+    def total(self, steps: int) -> int:
+        """What the first `steps` steps take together."""
+        taken = 0
+        for stair in self.ramp:
+            if steps <= stair.steps:
+                return taken + steps * stair.size
+            taken += stair.steps * stair.size
+            steps -= stair.steps
+        return taken + steps * self.size
+
+    def of_step(self, step: int) -> int:
+        """The size of a step, counted from 1."""
+        return self.total(step) - self.total(step - 1)
+
+    def whole_steps(self, amount: int) -> int:
+        """Steps that an amount is enough for."""
+        steps = 0
+        for stair in self.ramp:
+            if amount < stair.steps * stair.size:
+                return steps + amount // stair.size
+            amount -= stair.steps * stair.size
+            steps += stair.steps
+        return steps + amount // self.size
+
+    def nearest_step(self, amount: int) -> int:
+        """The step whose end is nearest to an amount, the later of two that are as near; 0: the beginning."""
+        before = self.whole_steps(amount)
+        size = self.of_step(before + 1)
+        return before + (amount - self.total(before) + size // 2) // size
+
+    def next_end(self, amount: int) -> int:
+        """What has been taken at the end of the step in which an amount of at least 1 is reached."""
+        return self.total(self.whole_steps(amount - 1) + 1)
+
+    def last_end(self, amount: int) -> int:
+        """What the steps take that an amount is enough for."""
+        return self.total(self.whole_steps(amount))
+
+    def after(self, steps: int) -> "Batches":
+        """The batches that are left after the first `steps`."""
+        left = []
+        for stair in self.ramp:
+            if stair.steps > steps:
+                left.append(replace(stair, steps=stair.steps - steps))
+            steps = max(0, steps - stair.steps)
+        return Batches(self.size, tuple(left))
+
+    def times(self, factor: int) -> "Batches":
+        """The batches in a unit of which each present one is `factor`: of sequences in tokens."""
+        stairs = tuple(replace(stair, size=stair.size * factor) for stair in self.ramp)
+        return Batches(self.size * factor, stairs)
+
+
+def ramp_up(start: int, increment: int, tokens: int, size: int, sequence_length: int) -> Ramp:
+    """The stairs from `start` by `increment` to below `size` sequences, evenly over `tokens`.
+
+    A step has the size that is due at the sequences consumed before it, so a stair ends with the step that passes its
+    bound: the batch sizes of Megatron-LM's `--rampup-batch-size START INCREMENT SAMPLES`. A stair that the step before
+    it has passed whole is left out.
+    """
+    sizes = range(start, size, increment)
+    stairs, taken = [], 0
+    for number, stair_size in enumerate(sizes, start=1):
+        bound = -(-number * tokens // (len(sizes) * sequence_length))
+        steps = max(0, -(-(bound - taken) // stair_size))
+        taken += steps * stair_size
+        if steps:
+            stairs.append(Stair(steps, stair_size))
+    return tuple(stairs)
+
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Two digits of exponent: `1e999999999` would otherwise be computed, exactly.
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([KMBT]?)\s*", re.IGNORECASE)
 _WALL_TIME = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
@@ -35,7 +145,7 @@ def parse_count(value: Any) -> int:
         raise ValueError(f"{value!r} is not a count; write a whole number, or one with a suffix: 300M, 5B")
     mantissa, _, exponent = match[1].lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
-    scale = SUFFIXES[match[2].upper()] * 10 ** int(exponent or 0)
+    scale = _SUFFIXES[match[2].upper()] * 10 ** int(exponent or 0)
     amount, remainder = divmod(int(whole + fraction) * scale, 10 ** len(fraction))
     if remainder:
         raise ValueError(f"{value!r} is not a whole number; round it")

@@ -33,21 +33,21 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.runs.durable import durable_file, sync_folder
+from megatron_cpt.runs.folder import durable_file, sync_folder
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """Megatron's dtype codes; its two floating-point ones are not for token ids."""
 LONGEST_SEQUENCE = 2**31 - 1
-SMALL_VOCABULARY = 65_500
+_SMALL_VOCABULARY = 65_500
 """Megatron's rule: ids of a smaller vocabulary are uint16, of any other int32."""
 CHUNK_TOKENS = 1 << 24
 """Tokens that are looked at together where all are read."""
-CHUNK = 1 << 20
+_CHUNK = 1 << 20
 """Entries of an index that are looked at together: bounds the memory of checks."""
-LARGE_PORTION = 256 << 10
+_LARGE_PORTION = 256 << 10
 """Bytes of which the hash takes so long, a fifth of a millisecond, that a thread is worth it."""
 
 
@@ -68,7 +68,7 @@ def manifest_path(prefix: str | Path) -> Path:
 
 def dtype_for(vocabulary_size: int) -> np.dtype[Any]:
     """The dtype that Megatron gives ids of a vocabulary."""
-    return np.dtype("<u2" if vocabulary_size < SMALL_VOCABULARY else "<i4")
+    return np.dtype("<u2" if vocabulary_size < _SMALL_VOCABULARY else "<i4")
 
 
 def invalidate(prefix: str | Path) -> None:
@@ -169,11 +169,11 @@ class _IndexLayout:
         _, version, code, self.sequences, bounds = HEADER.unpack(head)
         if version != VERSION:
             raise self.fault(f"is version {version} of the index format; only version 1 is known")
-        if code not in DTYPES:
+        if code not in _DTYPES:
             raise self.fault(f"has dtype code {code}, which stands for no integer type")
         if bounds < 1:
             raise self.fault("has no document bounds")
-        self.dtype = np.dtype(DTYPES[code])
+        self.dtype = np.dtype(_DTYPES[code])
         self.documents = bounds - 1
         expected = HEADER.size + self.sequences * 12 + bounds * 8
         if size != expected:
@@ -213,12 +213,12 @@ class _IndexLayout:
     def _check_pointers(self) -> int:
         lengths, pointers = self.lengths(), self.pointers()
         tokens = 0
-        for first in range(0, self.sequences, CHUNK):
-            chunk = lengths[first : first + CHUNK].astype(np.int64)
+        for first in range(0, self.sequences, _CHUNK):
+            chunk = lengths[first : first + _CHUNK].astype(np.int64)
             if chunk.min() < 0:
                 raise self.fault(f"has a negative length at sequence {first + int(np.argmin(chunk)):,}")
             ends = tokens + np.cumsum(chunk)
-            wrong = pointers[first : first + CHUNK] != (ends - chunk) * self.dtype.itemsize
+            wrong = pointers[first : first + _CHUNK] != (ends - chunk) * self.dtype.itemsize
             if wrong.any():
                 raise self.fault(f"places sequence {first + int(np.argmax(wrong)):,} elsewhere than its lengths do")
             tokens = int(ends[-1])
@@ -230,8 +230,8 @@ class _IndexLayout:
             raise self.fault(
                 f"has document bounds from {bounds[0]:,} to {bounds[-1]:,} over {self.sequences:,} sequences"
             )
-        for first in range(0, self.documents, CHUNK):
-            backwards = np.diff(bounds[first : first + CHUNK + 1]) < 0
+        for first in range(0, self.documents, _CHUNK):
+            backwards = np.diff(bounds[first : first + _CHUNK + 1]) < 0
             if backwards.any():
                 raise self.fault(f"ends document {first + int(np.argmax(backwards)):,} before it begins")
 
@@ -359,7 +359,7 @@ class IndexedWriter:
             file.write(content)
             digest.update(content)
 
-        code = {name: code for code, name in DTYPES.items()}[_dtype_name(self.dtype)]
+        code = {name: code for code, name in _DTYPES.items()}[_dtype_name(self.dtype)]
         put(HEADER.pack(MAGIC, VERSION, code, self._sequences, self.documents + 1))
         for lengths in _read_back(self._lengths, "<i4"):
             put(lengths.tobytes())
@@ -384,7 +384,7 @@ class _HashBeside:
     def update(self, content: bytes) -> None:
         """Takes the next portion, once the one before is done: one is held at most."""
         self._wait()
-        if len(content) < LARGE_PORTION:
+        if len(content) < _LARGE_PORTION:
             self._hash.update(content)
         else:
             self._last = self._thread.submit(self._hash.update, content)
@@ -401,7 +401,7 @@ class _HashBeside:
 def _read_back(file: BinaryIO, dtype: str) -> Iterator[npt.NDArray[Any]]:
     """What was written to a file, an array of CHUNK entries at a time."""
     file.seek(0)
-    while content := file.read(CHUNK * np.dtype(dtype).itemsize):
+    while content := file.read(_CHUNK * np.dtype(dtype).itemsize):
         yield np.frombuffer(content, dtype)
 
 

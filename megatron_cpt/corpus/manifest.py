@@ -1,21 +1,99 @@
-"""PREFIX.manifest.json: what a dataset is and how it came to be.
+"""Files beside a dataset: its manifest, its columns and its scores.
 
-The manifest is written last, so a dataset that has one is whole. A pair made elsewhere gets one on
-first use, with what can be known from its files; what cannot is null. The index is hashed at every
-load, which settles what its structure alone cannot; the tokens are hashed by `inspect --verify`.
+PREFIX.manifest.json says what the dataset is and how it was made. It is written last, so a dataset with a manifest is
+whole. A .bin/.idx pair made elsewhere gets one on first use; what cannot be known is null. The index is hashed at every
+load. `inspect --verify` hashes the tokens and reads each once.
+
+PREFIX.NAME.npy holds one value per document, memory-mapped. PREFIX.NAME.score.json says how a score was made and names
+the dataset's content; a score of other content is refused. A .npy array without a record, made elsewhere, is used as it
+is; only its length can be checked.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
-from megatron_cpt.config.errors import IntegrityFault
-from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path, manifest_path
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.indexed import CHUNK_TOKENS, IndexedDataset, bin_path, idx_path, manifest_path
+from megatron_cpt.runs.folder import durable_file, write_json
+
+DOCUMENTS = "documents"
+"""The column that prepare writes."""
+DOCUMENT_RECORD = np.dtype([("content_hash", "<u8"), ("bytes", "<i8")])
+"""Of each document: 64-bit hash of its text (holdout.py), UTF-8 bytes of its text."""
+
+
+def column_path(prefix: str | Path, name: str) -> Path:
+    """The file of a column."""
+    return Path(f"{prefix}.{name}.npy")
+
+
+class ColumnWriter:
+    """Writes a column of unknown length; it appears when the block ends without an error."""
+
+    def __init__(self, prefix: str | Path, name: str, dtype: npt.DTypeLike) -> None:
+        self.path = column_path(prefix, name)
+        self.dtype = np.dtype(dtype)
+        self.count = 0
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._file = self._open_files.enter_context(durable_file(self.path))
+        self._write_header()
+        self._start = self._file.tell()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._open_files.__exit__(kind, error, trace)
+            return
+        with self._open_files:  # An error here, too, leaves no file.
+            # numpy pads the header so that its length does not depend on the count.
+            self._file.seek(0)
+            self._write_header()
+            assert self._file.tell() == self._start
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """Appends dtype[n]."""
+        self._file.write(np.ascontiguousarray(values, self.dtype).tobytes())
+        self.count += len(values)
+
+    def _write_header(self) -> None:
+        description = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": description, "fortran_order": False, "shape": (self.count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def read_column(prefix: str | Path, name: str, documents: int) -> npt.NDArray[Any]:
+    """A column of a dataset of so many documents, mapped from disk.
+
+    Raises BadInput where there is none, IntegrityFault where it is torn or of another dataset.
+    """
+    path = column_path(prefix, name)
+    if not path.is_file():
+        raise BadInput(Fault(str(path), "is not there.", f"Score {prefix} first, or choose by another score."))
+    try:
+        column = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise IntegrityFault(f"{path}: is not a whole .npy file ({error}). Write it again.") from error
+    if column.shape != (documents,):
+        raise IntegrityFault(
+            f"{path}: has shape {column.shape} where {prefix} has {documents:,} documents. Write it again."
+        )
+    return column
 
 
 @dataclass(frozen=True)
@@ -158,3 +236,199 @@ def _stale(prefix: str | Path) -> IntegrityFault:
         "replaced or altered after it was described. Prepare or copy it again; if the new files are right, "
         "remove the manifest."
     )
+
+
+def verify_dataset(prefix: str | Path) -> Manifest:
+    """Checks index and data hashes, ids inside the vocabulary, EOD and BOS around each document.
+
+    What the manifest does not know is not checked. Raises IntegrityFault naming the file and what is
+    wrong; returns the manifest.
+    """
+    manifest = load_manifest(prefix)
+    dataset = IndexedDataset(prefix)
+    if file_sha256(bin_path(prefix)) != manifest.data_sha256:
+        raise IntegrityFault(
+            f"{bin_path(prefix)}: is not the content that its manifest describes. Prepare or copy it again."
+        )
+    _check_ids(dataset, manifest)
+    _check_ends(dataset, manifest)
+    return manifest
+
+
+def _check_ids(dataset: IndexedDataset, manifest: Manifest) -> None:
+    limit = manifest.vocabulary_size
+    for first in range(0, dataset.token_count, CHUNK_TOKENS):
+        chunk = dataset.tokens[first : first + CHUNK_TOKENS]
+        wrong = (chunk < 0) if limit is None else (chunk < 0) | (chunk >= limit)
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            raise IntegrityFault(
+                f"{bin_path(dataset.prefix)}: token {first + place:,} is {chunk[place]}, outside the vocabulary "
+                f"of {'unknown size' if limit is None else f'{limit:,}'}. Prepare it again."
+            )
+
+
+def _check_ends(dataset: IndexedDataset, manifest: Manifest) -> None:
+    starts = dataset.document_starts
+    filled = np.flatnonzero(np.diff(starts))
+    for name, token, places in (
+        ("end with EOD", manifest.eod, starts[filled + 1] - 1),
+        ("begin with BOS", manifest.bos, starts[filled]),
+    ):
+        if token is None:
+            continue
+        wrong = dataset.tokens[places] != token
+        if wrong.any():
+            raise IntegrityFault(
+                f"{dataset.prefix}: {int(wrong.sum()):,} documents do not {name} ({token}), the first is "
+                f"document {int(filled[np.argmax(wrong)]):,}. Prepare it again."
+            )
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecord:
+    """The content of PREFIX.NAME.score.json."""
+
+    how: dict[str, Any]
+    """What decides the numbers, the dataset aside: method, settings, references with their hashes."""
+    documents: int
+    """Documents scored: all of the dataset."""
+    lowest: float | None
+    """Smallest score; None for a dataset without documents."""
+    highest: float | None
+    """Largest score."""
+    data_sha256: str
+    """SHA-256 of the dataset's .bin."""
+    index_sha256: str
+    """SHA-256 of the dataset's .idx."""
+    array_sha256: str
+    """SHA-256 of PREFIX.NAME.npy."""
+    tool_version: str
+    """Version of this package that wrote it."""
+
+
+def record_path(prefix: str | Path, name: str) -> Path:
+    """The file of a score's record."""
+    return Path(f"{prefix}.{name}.score.json")
+
+
+def scores_beside(prefix: str | Path) -> list[str]:
+    """The names of the scores of a dataset, in alphabetical order."""
+    path = Path(prefix)
+    names = (file.name[len(path.name) + 1 : -len(".npy")] for file in path.parent.glob(f"{escape(path.name)}.*.npy"))
+    return sorted(name for name in names if _NAME.fullmatch(name) and name != DOCUMENTS)
+
+
+def check_name(name: str) -> None:
+    """BadInput for a name that cannot be a part of a file name, or is the documents' own column."""
+    if not _NAME.fullmatch(name) or name == DOCUMENTS:
+        raise BadInput(
+            Fault(f"score {name!r}", "is no name for a score.", "Use letters, digits, - and _, as in ngram-medical.")
+        )
+
+
+def read_score(prefix: str | Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
+    """The scores of a dataset, mapped from disk: a number for each of manifest.documents.
+
+    Raises BadInput where there is no such score, it was made for other content, or it is not a number
+    somewhere; IntegrityFault where its files are torn or altered.
+    """
+    check_name(name)
+    scores = read_column(prefix, name, manifest.documents)
+    record = read_record(prefix, name)
+    if record is not None:
+        if (record.data_sha256, record.index_sha256) != (manifest.data_sha256, manifest.index_sha256):
+            rule = f"was made for other content than {prefix} has now."
+            raise BadInput(Fault(str(column_path(prefix, name)), rule, "Run `megatron-cpt score --overwrite`."))
+        if file_sha256(column_path(prefix, name)) != record.array_sha256:
+            raise IntegrityFault(
+                f"{column_path(prefix, name)}: is not the array that {record_path(prefix, name).name} describes. "
+                "Run `megatron-cpt score` again."
+            )
+    if scores.dtype.kind not in "fiu":
+        raise BadInput(Fault(f"score {name}", f"has no numbers ({prefix}: {scores.dtype}).", "Name a score."))
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        rule = f"is not a number for {missing:,} documents of {prefix}."
+        raise BadInput(Fault(f"score {name}", rule, "Score it again."))
+    return scores
+
+
+def read_record(prefix: str | Path, name: str) -> ScoreRecord | None:
+    """The record of a score, or None where there is none. IntegrityFault: it is no such record."""
+    path = record_path(prefix, name)
+    if not path.is_file():
+        return None
+    try:
+        content = orjson.loads(path.read_bytes())
+        known = {field.name for field in fields(ScoreRecord)}
+        return ScoreRecord(**{key: value for key, value in content.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise IntegrityFault(f"{path}: is not the record of a score ({error}). Score the dataset again.") from error
+
+
+def whole_record(prefix: str | Path, name: str) -> ScoreRecord:
+    """The record of a score that is known to be there."""
+    record = read_record(prefix, name)
+    assert record is not None, f"no record of {name} beside {prefix}"
+    return record
+
+
+def write_score(
+    prefix: str | Path, name: str, manifest: Manifest, chunks: Iterable[npt.NDArray[np.float32]], how: dict[str, Any]
+) -> ScoreRecord:
+    """Writes both files from scores that come a piece at a time: float32[any], manifest.documents in all.
+
+    Raises BadInput for a score that is not a number; then nothing is written.
+    """
+    lowest, highest = np.inf, -np.inf
+    with ColumnWriter(prefix, name, "<f4") as column:
+        for chunk in chunks:
+            if np.isnan(chunk).any():
+                number = column.count + int(np.argmax(np.isnan(chunk)))
+                rule = f"is not a number for document {number:,} of {prefix}."
+                raise BadInput(Fault(f"score {name}", rule, "See what the document holds: `megatron-cpt inspect`."))
+            column.add(chunk)
+            if len(chunk):
+                lowest, highest = min(lowest, float(chunk.min())), max(highest, float(chunk.max()))
+        assert column.count == manifest.documents, f"{column.count} scores for {manifest.documents} documents"
+    record = ScoreRecord(
+        how=how,
+        documents=manifest.documents,
+        lowest=lowest if manifest.documents else None,
+        highest=highest if manifest.documents else None,
+        data_sha256=manifest.data_sha256,
+        index_sha256=manifest.index_sha256,
+        array_sha256=file_sha256(column_path(prefix, name)),
+        tool_version=tool_version(),
+    )
+    write_json(record_path(prefix, name), asdict(record))
+    return record
+
+
+def refuse_other_score(prefix: str | Path, name: str) -> None:
+    """Raises BadInput where a whole score has this name: it was made in another way, or elsewhere."""
+    array = column_path(prefix, name)
+    try:
+        record = read_record(prefix, name)
+    except IntegrityFault:
+        return
+    if not array.is_file() or (record is not None and file_sha256(array) != record.array_sha256):
+        return  # A killed call left one of the two files, or one of another score.
+    how = "elsewhere" if record is None else "in another way, or of other content"
+    remedy = "Give another --name, or --overwrite to replace it."
+    raise BadInput(Fault(str(array), f"is a score that was made {how}.", remedy))
+
+
+def is_scored(prefix: str | Path, name: str, manifest: Manifest, how: dict[str, Any]) -> bool:
+    """Whether a dataset has this very score already, whole."""
+    try:
+        record = read_record(prefix, name)
+        read_score(prefix, name, manifest)
+    except (BadInput, IntegrityFault):
+        return False
+    # As JSON holds it: tuples are lists there.
+    return record is not None and record.how == orjson.loads(orjson.dumps(how))

@@ -1,18 +1,19 @@
-"""NAME.selection.json + NAME.selection.npy: documents chosen from datasets, with no copy of their tokens.
+"""NAME.selection.json + NAME.selection.npy: documents chosen from datasets, without a copy of their tokens.
 
-The array is int64[3, documents], its rows mapped from disk:
+The array is int64[3, documents], memory-mapped row by row:
 
     0  document number in its dataset, ascending
     1  token offset at which the document begins in its dataset
-    2  cumulative tokens of the selection, this document counted
+    2  cumulative tokens of the selection, this document included
 
-Documents of one dataset lie together, in the order of the JSON file's list. A selection belongs to the
-bytes it was made from: a dataset that changed since is refused.
+Documents of one dataset are adjacent, in the order of the JSON file's list. A selection belongs to the bytes it was
+made from: a dataset that changed since is refused. `concatenate` joins whole datasets into one, a chunk at a time.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,126 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import Manifest, file_sha256, open_dataset, tool_version
-from megatron_cpt.runs.durable import durable_file, write_json
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path
+from megatron_cpt.corpus.manifest import (
+    DOCUMENT_RECORD,
+    DOCUMENTS,
+    ColumnWriter,
+    Manifest,
+    column_path,
+    file_sha256,
+    open_dataset,
+    read_column,
+    tool_version,
+    write_manifest,
+)
+from megatron_cpt.runs.folder import durable_file, refuse_to_replace, write_json
+
+_CHUNK_DOCUMENTS = 1 << 14
+SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")
+"""What the joined manifest keeps where all parts say the same."""
+
+
+def concatenate(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> Manifest:
+    """Writes the documents of datasets, in the order given, as the dataset `output`.
+
+    Raises BadInput where there is none, they differ in dtype or tokenizer, the output is one of them or is
+    there already and may not be replaced (`overwrite`);
+    IntegrityFault where one is broken.
+    """
+    refuse_to_replace([idx_path(output)], overwrite)
+    opened = [open_dataset(prefix) for prefix in prefixes]
+    datasets, manifests = [dataset for dataset, _ in opened], [manifest for _, manifest in opened]
+    _refuse_unlike(datasets, Path(output))
+    _refuse_other_tokenizers(datasets, manifests)
+    described = all(column_path(dataset.prefix, DOCUMENTS).is_file() for dataset in datasets)
+    with ExitStack() as files:
+        column = files.enter_context(ColumnWriter(output, DOCUMENTS, DOCUMENT_RECORD)) if described else None
+        writer = files.enter_context(IndexedWriter(output, datasets[0].dtype))
+        for dataset in datasets:
+            _copy(dataset, writer)
+            if column is not None:
+                column.add(read_column(dataset.prefix, DOCUMENTS, dataset.documents))
+    if column is None:
+        column_path(output, DOCUMENTS).unlink(missing_ok=True)  # of a dataset that stood there before
+    manifest = _joined(manifests, writer)
+    write_manifest(output, manifest)
+    return manifest
+
+
+def _copy(dataset: IndexedDataset, writer: IndexedWriter) -> None:
+    lengths, bounds, starts = dataset.sequence_lengths, dataset.document_bounds, dataset.document_starts
+    for first in range(0, dataset.documents, _CHUNK_DOCUMENTS):
+        end = min(first + _CHUNK_DOCUMENTS, dataset.documents)
+        writer.add_split(
+            dataset.tokens[starts[first] : starts[end]],
+            np.array(lengths[bounds[first] : bounds[end]]),
+            np.diff(bounds[first : end + 1]),
+        )
+
+
+def _refuse_unlike(datasets: Sequence[IndexedDataset], output: Path) -> None:
+    if not datasets:
+        raise BadInput(Fault("no dataset", "was given.", "Give pairs PREFIX.bin and PREFIX.idx."))
+    faults: list[Fault] = []
+    for dataset in datasets:
+        if dataset.dtype != datasets[0].dtype:
+            rule = f"holds {dataset.dtype} where {datasets[0].prefix} holds {datasets[0].dtype}."
+            faults.append(Fault(str(dataset.prefix), rule, "Prepare both with one tokenizer."))
+        if bin_path(dataset.prefix).resolve() == bin_path(output).resolve():
+            faults.append(Fault(str(output), "is one of the inputs.", "Write to another prefix."))
+    refuse(faults)
+
+
+def _refuse_other_tokenizers(datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest]) -> None:
+    known = [
+        (dataset.prefix, manifest.tokenizer)
+        for dataset, manifest in zip(datasets, manifests, strict=True)
+        if manifest.tokenizer is not None
+    ]
+    rule = "was made with another tokenizer than"
+    refuse(
+        [
+            Fault(str(prefix), f"{rule} {known[0][0]}.", "Prepare both with one tokenizer.")
+            for prefix, tokenizer in known
+            if tokenizer != known[0][1]
+        ]
+    )
+
+
+def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
+    def same(name: str) -> Any:
+        values = {getattr(manifest, name) for manifest in manifests}
+        return values.pop() if len(values) == 1 else None
+
+    def summed(name: str) -> int | None:
+        values = [getattr(manifest, name) for manifest in manifests]
+        return None if None in values else sum(values)
+
+    joined = Manifest(
+        documents=writer.documents,
+        tokens=writer.token_count,
+        bytes=summed("bytes"),
+        dtype=writer.dtype.name,
+        largest_id=writer.largest_id,
+        data_sha256=writer.data_sha256,
+        index_sha256=writer.index_sha256,
+        tool_version=tool_version(),
+    )
+    return replace(joined, **{name: same(name) for name in SHARED})
+
+
+def datasets_in(folder: Path) -> list[Path]:
+    """The prefixes of all pairs of a folder, in the order of their files' names. BadInput: half a pair."""
+    prefixes = [file.with_suffix("") for file in sorted(folder.iterdir()) if file.suffix == ".idx"]
+    halves = [file for file in folder.iterdir() if file.suffix == ".bin" and file.with_suffix("") not in prefixes]
+    refuse([Fault(str(file), "has no .idx beside it.", "Prepare it again, or take it away.") for file in halves])
+    return prefixes
+
 
 SUFFIX = ".selection.json"
-DOCUMENT, START, END = 0, 1, 2
+DOCUMENT, START, _END = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +191,7 @@ def array_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".npy")
 
 
-def selection_path(name: str | Path) -> Path:
+def _selection_path(name: str | Path) -> Path:
     """NAME.selection.json, also where the user wrote the suffix."""
     return Path(name) if str(name).endswith(SUFFIX) else Path(f"{name}{SUFFIX}")
 
@@ -89,7 +203,7 @@ def write_selection(
 
     Raises BadInput where another selection has this name and may not be replaced (`overwrite`).
     """
-    path = selection_path(name)
+    path = _selection_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lengths = np.concatenate([part.lengths for part in datasets])
     table = np.stack(
@@ -147,13 +261,13 @@ def load_selection(name: str | Path) -> Selection:
     Raises BadInput where it or a dataset is missing or a dataset changed, IntegrityFault where the
     selection's own files were altered.
     """
-    path = selection_path(name)
+    path = _selection_path(name)
     content, table = _read(path)
     parts: list[SelectedDataset] = []
     first = 0
     for entry in content["datasets"]:
         rows = slice(first, first + entry["documents"])
-        parts.append(_checked_part(path, entry, table[:, rows], int(table[END, first - 1]) if first else 0))
+        parts.append(_checked_part(path, entry, table[:, rows], int(table[_END, first - 1]) if first else 0))
         first += entry["documents"]
     tokens = sum(part.tokens for part in parts)
     if first != table.shape[1] or tokens != content["tokens"]:
@@ -219,7 +333,7 @@ def _checked_part(path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64
                 "Run `megatron-cpt select` again, with --overwrite.",
             )
         )
-    lengths = np.diff(table[END], prepend=before)
+    lengths = np.diff(table[_END], prepend=before)
     ends = table[START] + lengths
     outside = (table[START] < 0) | (lengths < 0) | (ends > manifest.tokens)
     if outside.any() or int(lengths.sum()) != entry["tokens"]:

@@ -4,11 +4,13 @@
 2. Each becomes parts: a whole dataset is one, a selection one for each of its datasets.
 3. Position p of the stream is position p modulo `tokens` of the parts laid end to end.
 
-Nothing but indices is read before the first token; each dataset's .bin is opened when first touched.
+Nothing but indices is read before the first token. Each dataset's .bin is opened when first touched. Validation
+windows, chunks of documents and previews as text are read from here too.
 """
 
 import glob
 import hashlib
+import textwrap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.columns import column_path, read_column
-from megatron_cpt.corpus.manifest import Manifest, open_dataset
+from megatron_cpt.corpus.manifest import Manifest, column_path, open_dataset, read_column
 from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,
@@ -31,8 +32,87 @@ from megatron_cpt.corpus.selection import (
     load_selection,
     refuse_overlap,
 )
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
-HELD_OUT = ".validation"
+
+def tokenizer_of(manifest: Manifest, folder: str | None = None) -> Tokenizer | None:
+    """The tokenizer in the folder asked for, or the manifest's where it still is; None where it is not.
+
+    Raises BadInput where the folder holds another tokenizer than the dataset was made with.
+    """
+    if folder is not None:
+        tokenizer = Tokenizer.load(folder)
+        if manifest.tokenizer not in (None, tokenizer.identity):
+            rule = "is not the tokenizer that the dataset was made with."
+            raise BadInput(Fault(f"--tokenizer {folder}", rule, f"It was {manifest.tokenizer_folder}."))
+        return tokenizer
+    if manifest.tokenizer_folder is None or not Path(manifest.tokenizer_folder, "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.load(manifest.tokenizer_folder)
+    return tokenizer if tokenizer.identity == manifest.tokenizer else None
+
+
+def shown(ids: npt.NDArray[Any], tokenizer: Tokenizer | None, most: int) -> str:
+    """The beginning of a document, `most` tokens of it: as text, or as ids where no tokenizer is there."""
+    more = "" if len(ids) <= most else f" ... ({len(ids):,} tokens)"
+    head = ids[:most].tolist()
+    text = tokenizer.decode(head) if tokenizer else textwrap.fill(" ".join(map(str, head)))
+    # Documents are foreign text: nothing in them may steer the terminal.
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text) + more
+
+
+def scored_tokens(stream_tokens: int, sequence_length: int, budget: int | None) -> npt.NDArray[np.int64]:
+    """Tokens that count in each sequence of a set: int64 [sequences].
+
+    Sequence s of a stream is scored on tokens s L + 1 to s L + L: the last token of the stream has no label
+    after it, and the last sequence may be short. A budget is filled with whole sequences, at least one.
+
+    >>> scored_tokens(100, 32, None).tolist()
+    [32, 32, 32, 3]
+    >>> scored_tokens(100, 32, 70).tolist()
+    [32, 32]
+    """
+    targets = stream_tokens - 1
+    if budget is not None:
+        targets = min(targets, max(1, budget // sequence_length) * sequence_length)
+    sequences = -(-targets // sequence_length)
+    scored = np.full(sequences, sequence_length, dtype=np.int64)
+    if sequences:
+        scored[-1] = targets - (sequences - 1) * sequence_length
+    return scored
+
+
+_CHUNK_TOKENS = 1 << 19
+"""A chunk ends with the document that reaches this: bounds memory, and is enough work for a thread."""
+
+
+@dataclass(frozen=True)
+class DocumentChunk:
+    """Some documents laid end to end: their text and EOD, without BOS."""
+
+    tokens: npt.NDArray[np.int64]
+    """Ids of all: int64[sum of lengths]."""
+    lengths: npt.NDArray[np.int64]
+    """Ids of each document: int64[documents]; 0 for an empty one."""
+
+
+def dataset_chunks(part: SelectedDataset) -> Iterator[DocumentChunk]:
+    """The documents of a dataset or of a selection from it, in order."""
+    starts, lengths = part.starts, part.lengths
+    if part.manifest.bos is not None:
+        has_bos = (lengths > 0).astype(np.int64)
+        starts, lengths = starts + has_bos, lengths - has_bos
+    ends = np.cumsum(lengths)
+    first = 0
+    while first < len(lengths):
+        before = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + _CHUNK_TOKENS, side="right")))
+        pieces = [part.dataset.tokens[starts[n] : starts[n] + lengths[n]] for n in range(first, last)]
+        yield DocumentChunk(np.concatenate(pieces).astype(np.int64), lengths[first:last])
+        first = last
+
+
+_HELD_OUT = ".validation"
 """Ending of the prefixes that `prepare --holdout` writes; a glob takes them only when it says so itself."""
 
 
@@ -55,7 +135,7 @@ def _expand(text: str) -> list[Path]:
         found = sorted(glob.glob(text, recursive=True))
     else:
         names = sorted(name.removesuffix(".idx") for name in glob.glob(f"{text}.idx", recursive=True))
-        found = [name for name in names if text.endswith(HELD_OUT) or not name.endswith(HELD_OUT)]
+        found = [name for name in names if text.endswith(_HELD_OUT) or not name.endswith(_HELD_OUT)]
     if not found:
         remedy = "Check the path; a dataset is a pair PREFIX.bin and PREFIX.idx."
         raise BadInput(Fault(text, "matches no dataset.", remedy))

@@ -14,14 +14,14 @@ import numpy.typing as npt
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from megatron_cpt.corpus.chunks import DocumentChunk, dataset_chunks
-from megatron_cpt.corpus.scores import whole_record, write_score
+from megatron_cpt.corpus.manifest import whole_record, write_score
 from megatron_cpt.corpus.selection import SelectedDataset
+from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks
 from megatron_cpt.evaluate.likelihood import log_likelihoods
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.parallel.groups import barrier
 from megatron_cpt.quality.score import Scored, already
-from megatron_cpt.tasks.requests import Continuation
+from megatron_cpt.tasks.task_files import Continuation
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,4 @@
-"""config.json of a Hugging Face folder, read field by field so that none is overlooked.
-
-A family takes the fields that it understands. Whatever it has not taken in the end, and is not known
-to be harmless, is a fault: a field that changes the mathematics must never be ignored. What transformers does not read
-either cannot change it, and is noted.
-"""
+"""config.json of a Hugging Face folder, read field by field so that none is overlooked."""
 
 from collections.abc import Container, Iterable
 from typing import Any
@@ -28,7 +23,7 @@ HARMLESS = frozenset({
 })
 # fmt: on
 # Harmless as long as they are off.
-HARMLESS_WHEN_OFF = frozenset({"is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"})
+_HARMLESS_WHEN_OFF = frozenset({"is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"})
 
 
 class ConfigFields:
@@ -120,7 +115,7 @@ class ConfigFields:
                 "If only code that auto_map names reads it, and the model computes the same without, take both out."
             )
         for name, value in self._left.items():
-            harmless = name in HARMLESS or (name in HARMLESS_WHEN_OFF and value is False)
+            harmless = name in HARMLESS or (name in _HARMLESS_WHEN_OFF and value is False)
             if not harmless and value not in (None, {}, []) and not self._note_unread(name):
                 self.fault(
                     name,
@@ -134,3 +129,23 @@ class ConfigFields:
             return False
         self.unread.append(name)
         return True
+
+
+KINDS = ("full_attention", "sliding_attention")
+
+
+def read_layer_types(fields: ConfigFields, layers: int) -> frozenset[int] | None:
+    """The layers that `layer_types` marks as having a window, counted from 0; None where it is not written."""
+    kinds = fields.take("layer_types")
+    if kinds is None:
+        return None
+    if not (isinstance(kinds, list) and len(kinds) == layers and all(kind in KINDS for kind in kinds)):
+        rule = f"must name one of {' and '.join(KINDS)} for each of {layers} layers."
+        fields.fault("layer_types", kinds, rule, "Mend config.json.")
+        return frozenset()
+    return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+
+
+def every_layer(window: int | None, layers: int) -> frozenset[int]:
+    """All layers where there is a window, else none."""
+    return frozenset(range(layers)) if window else frozenset()

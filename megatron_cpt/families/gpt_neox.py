@@ -12,7 +12,7 @@ from megatron_cpt.families.rope import YarnScaling, read_rope
 from megatron_cpt.families.weights import ColumnParallel, Replicated, RowParallel, Rule, Tensor, VocabularyParallel
 
 # transformers' names of activations; three of them are one approximation.
-ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
+_ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -20,13 +20,13 @@ ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
 }
 
 
-def read_gpt_neox(fields: ConfigFields) -> ModelShape:
+def _read_gpt_neox(fields: ConfigFields) -> ModelShape:
     """The shape of a GPT-NeoX from its config.json; defaults are transformers' own (GPTNeoXConfig)."""
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     rope = read_rope(fields, "gpt_neox", "rotary_emb_base", "rotary_pct", share=0.25)
     activation = fields.take("hidden_act", "gelu")
-    if activation not in list(ACTIVATIONS):  # a list: JSON may hold what no dictionary can be asked for
-        known = " or ".join(map(repr, ACTIVATIONS))
+    if activation not in list(_ACTIVATIONS):  # a list: JSON may hold what no dictionary can be asked for
+        known = " or ".join(map(repr, _ACTIVATIONS))
         fields.fault("hidden_act", activation, f"only {known} is supported.", "Use a model that has it so.")
     shape = ModelShape(
         family="gpt_neox",
@@ -44,7 +44,7 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
         rotary_share=rope.share,
         tied_embeddings=fields.boolean("tie_word_embeddings", False),
         normalization="LayerNorm",
-        activation=ACTIVATIONS.get(str(activation), "gelu"),
+        activation=_ACTIVATIONS.get(str(activation), "gelu"),
         gated_mlp=False,
         linear_bias=True,
         parallel_residual=fields.boolean("use_parallel_residual", True),
@@ -64,7 +64,7 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
     return shape
 
 
-def gpt_neox_weights(shape: ModelShape) -> tuple[Rule, ...]:
+def _gpt_neox_weights(shape: ModelShape) -> tuple[Rule, ...]:
     """The name table of a GPT-NeoX; its query_key_value is laid out as Megatron-Core's linear_qkv."""
     layer = "gpt_neox.layers.{layer}"
     embedding = Tensor("gpt_neox.embed_in.weight", ("vocabulary", "hidden"))
@@ -118,8 +118,8 @@ def _row(name: str, theirs: str, size: tuple[str, str]) -> tuple[Rule, ...]:
 
 GPT_NEOX = Family(
     model_type="gpt_neox",
-    read=read_gpt_neox,
-    weights=gpt_neox_weights,
+    read=_read_gpt_neox,
+    weights=_gpt_neox_weights,
     # Older folders keep the causal mask, its fill value and the rotary frequencies.
     ignored_tensors=(
         "gpt_neox.layers.*.attention.bias",

@@ -1,11 +1,14 @@
-"""Llama: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP, no biases.
+"""Llama, Mistral and Mixtral.
 
-Llama 1, 2, 3 and 3.x (with their RoPE scaling), and models of the same shape under `model_type: llama`,
-such as TinyLlama and OpenLLaMA (arXiv:2302.13971, arXiv:2407.21783).
+Llama: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP, no biases.
+Mistral: a Llama with sliding-window attention (arXiv:2310.06825).
+Mixtral: a Mistral whose MLPs are eight experts, two for each token (arXiv:2401.04088).
 """
 
-from megatron_cpt.families.family import Family, ModelShape
-from megatron_cpt.families.fields import ConfigFields
+from dataclasses import replace
+
+from megatron_cpt.families.family import Family, ModelShape, expert_weights, read_chosen
+from megatron_cpt.families.fields import ConfigFields, every_layer
 from megatron_cpt.families.rope import Rope, YarnScaling, read_rope
 from megatron_cpt.families.weights import (
     GatedUp,
@@ -18,7 +21,39 @@ from megatron_cpt.families.weights import (
 )
 
 
-def read_llama(fields: ConfigFields) -> ModelShape:
+def _read_mixtral(fields: ConfigFields) -> ModelShape:
+    """The shape of a Mixtral from its config.json; defaults are transformers' own (MixtralConfig)."""
+    window = fields.optional_integer("sliding_window", None)
+    shape = read_llama_like(
+        fields, "mixtral", max_positions=131_072, key_value_heads=8, norm_epsilon=1e-5, rope_base=1e6
+    )
+    experts = fields.integer("num_local_experts", fields.take("num_experts", 8))
+    chosen = read_chosen(fields, experts, 2)
+    if chosen == 1:
+        # Megatron-Core has no way to give one chosen expert the whole weight.
+        fields.fault("num_experts_per_tok", 1, "a Mixtral sends a token to at least two.", "Use another model.")
+    fields.require("router_jitter_noise", [0, 0.0], 0.0)
+    fields.take("output_router_logits")  # what transformers returns beside the logits
+    return replace(
+        shape,
+        local_window=window,
+        local_layers=every_layer(window, shape.layers),
+        experts=experts,
+        experts_per_token=chosen,
+        expert_ffn_hidden=shape.ffn_hidden,
+        router_balance=fields.not_negative("router_aux_loss_coef", 0.001),
+    )
+
+
+def _mixtral_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Llama's name table, and the experts."""
+    return (*llama_weights(shape), *expert_weights("block_sparse_moe", gate="w1", up="w3", down="w2"))
+
+
+MIXTRAL = Family(model_type="mixtral", read=_read_mixtral, weights=_mixtral_weights)
+
+
+def _read_llama(fields: ConfigFields) -> ModelShape:
     """The shape of a Llama from its config.json; defaults are transformers' own (LlamaConfig)."""
     return read_llama_like(fields, "llama", max_positions=2048)
 
@@ -57,7 +92,7 @@ def read_llama_like(
         query_groups=query_groups,
         head_dim=fields.optional_integer("head_dim", head_dim) or max(hidden // heads, 1),
         vocabulary=fields.integer("vocab_size"),
-        max_positions=read_positions(fields, rope, max_positions),
+        max_positions=_read_positions(fields, rope, max_positions),
         norm_epsilon=fields.positive("rms_norm_eps", norm_epsilon),
         rope_base=rope.base,
         rope_scaling=rope.scaling,
@@ -75,7 +110,7 @@ def read_llama_like(
     return shape
 
 
-def read_positions(fields: ConfigFields, rope: Rope, default: int) -> int:
+def _read_positions(fields: ConfigFields, rope: Rope, default: int) -> int:
     """`max_position_embeddings`, or what YaRN made of the original positions: folders state the one or the other."""
     stated = fields.integer("max_position_embeddings", default)
     return max(stated, rope.scaling.positions) if isinstance(rope.scaling, YarnScaling) else stated
@@ -84,7 +119,7 @@ def read_positions(fields: ConfigFields, rope: Rope, default: int) -> int:
 def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:
     """The name table of a Llama, and of families that name the same weights so; a tied one has no output layer.
 
-    The MLP is that of dense layers; experts are named in experts.py.
+    The MLP is that of dense layers; experts are named in family.py.
     """
     layer, attention, mlp = (
         "model.layers.{layer}",
@@ -141,8 +176,21 @@ def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:
 
 LLAMA = Family(
     model_type="llama",
-    read=read_llama,
+    read=_read_llama,
     weights=llama_weights,
     # Folders of old keep the rotary frequencies, which the config implies.
     ignored_tensors=("model.layers.*.self_attn.rotary_emb.inv_freq",),
 )
+
+
+def _read_mistral(fields: ConfigFields) -> ModelShape:
+    """The shape of a Mistral from its config.json; defaults are transformers' own (MistralConfig).
+
+    A window that is not mentioned is one of 4,096 tokens; `null` is none.
+    """
+    window = fields.optional_integer("sliding_window", 4096)
+    shape = read_llama_like(fields, "mistral", max_positions=131_072, key_value_heads=8)
+    return replace(shape, local_window=window, local_layers=every_layer(window, shape.layers))
+
+
+MISTRAL = Family(model_type="mistral", read=_read_mistral, weights=llama_weights)

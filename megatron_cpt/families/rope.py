@@ -1,12 +1,65 @@
-"""Rotary positions (arXiv:2104.09864) in config.json, in the two forms that transformers has written them.
+"""Rotary positions (arXiv:2104.09864) in config.json, in both forms that transformers has written.
 
-How a scaling changes the frequencies is in model/rotary.py.
+`with_positions` writes the config.json of a model that `model.rope` gives other positions than its folder has.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.fields import ConfigFields
+
+# What stays where the kind of scaling changes: the base, and the part of a head that is turned.
+_OF_NO_KIND = ("rope_theta", "partial_rotary_factor")
+# Where positions are told by kind of layer: those that see the whole sequence; local ones see no further than before.
+_WIDE_LAYERS = "full_attention"
+_BASE_NAMES = ("rotary_emb_base", "rope_theta")
+
+
+def with_positions(fields: dict[str, Any], rope: RopeSettings) -> dict[str, Any]:
+    """The fields of a config.json with the positions of a run, in the form that transformers 4 or 5 has given them.
+
+    Args:
+        fields: config.json as it is in the folder; left as it is.
+    """
+    changed = fields | {"max_position_embeddings": rope.max_position_embeddings}
+    by_kind = fields.get("rope_parameters")
+    if isinstance(by_kind, dict) and _WIDE_LAYERS in by_kind:
+        of_wide = with_positions(fields | {"rope_parameters": by_kind[_WIDE_LAYERS]}, rope)["rope_parameters"]
+        return changed | {"rope_parameters": by_kind | {_WIDE_LAYERS: of_wide}}
+    newer = isinstance(fields.get("rope_parameters"), dict)
+    before: dict[str, Any] = dict(fields.get("rope_parameters" if newer else "rope_scaling") or {})
+    after = before
+    if rope.scaling != "keep":
+        after = {name: before[name] for name in _OF_NO_KIND if name in before}
+        after |= _scaling_fields(fields, before, rope)
+    if rope.rope_theta is not None and newer:
+        after = after | {"rope_theta": rope.rope_theta}
+    elif rope.rope_theta is not None:
+        changed |= {next((name for name in _BASE_NAMES if name in fields), "rope_theta"): rope.rope_theta}
+    if newer:
+        return changed | {"rope_parameters": after}
+    return {name: value for name, value in changed.items() if name != "rope_scaling"} | (
+        {"rope_scaling": after} if after and after.get("rope_type") != "default" else {}
+    )
+
+
+def _scaling_fields(fields: dict[str, Any], before: dict[str, Any], rope: RopeSettings) -> dict[str, Any]:
+    """The fields of a kind of scaling, under transformers' names.
+
+    Args:
+        before: those of the folder's own scaling.
+    """
+    if rope.scaling == "none":
+        return {"rope_type": "default"}
+    original = rope.original_positions or before.get("original_max_position_embeddings")
+    original = original or fields.get("max_position_embeddings")
+    factor = rope.factor or (rope.max_position_embeddings / original if original else None)
+    further = {} if rope.scaling == "linear" else {"original_max_position_embeddings": original}
+    if rope.scaling == "llama3":
+        further |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return {"rope_type": rope.scaling, "factor": factor, **further, **rope.extra}
 
 
 @dataclass(frozen=True)
@@ -143,9 +196,9 @@ def _read_yarn(fields: ConfigFields) -> YarnScaling:
     factor = fields.positive("factor", 1.0)
     numerator = fields.optional_positive("mscale", None)
     denominator = fields.optional_positive("mscale_all_dim", None)
-    implied = yarn_attention_factor(factor)
+    implied = _yarn_attention_factor(factor)
     if numerator and denominator:
-        implied = yarn_attention_factor(factor, numerator) / yarn_attention_factor(factor, denominator)
+        implied = _yarn_attention_factor(factor, numerator) / _yarn_attention_factor(factor, denominator)
     return YarnScaling(
         factor=factor,
         original_positions=fields.integer("original_max_position_embeddings"),
@@ -156,6 +209,6 @@ def _read_yarn(fields: ConfigFields) -> YarnScaling:
     )
 
 
-def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
+def _yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
     """What queries and keys are multiplied by (arXiv:2309.00071, section 3.4), 1 where nothing is scaled."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -6,24 +6,17 @@ from typing import Any
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.config.model import RopeSettings
+from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
-from megatron_cpt.families.gemma2 import GEMMA2
-from megatron_cpt.families.gemma3 import GEMMA3
+from megatron_cpt.families.gemma import GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
-from megatron_cpt.families.llama import LLAMA
-from megatron_cpt.families.longer import with_positions
-from megatron_cpt.families.mistral import MISTRAL
-from megatron_cpt.families.mixtral import MIXTRAL
-from megatron_cpt.families.olmo2 import OLMO2
-from megatron_cpt.families.qwen2 import QWEN2
-from megatron_cpt.families.qwen3 import QWEN3
-from megatron_cpt.families.qwen3_moe import QWEN3_MOE
+from megatron_cpt.families.llama import LLAMA, MISTRAL, MIXTRAL
+from megatron_cpt.families.olmo import OLMO2
+from megatron_cpt.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
 from megatron_cpt.families.weights import Place, Rule, places
-
-__all__ = ["FAMILIES", "ModelShape", "family_of", "name_table", "read_shape"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -31,12 +24,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 # Layers, or experts of a layer: a name table holds them all, so that an absurd number must end before it.
-MOST_PARTS = 10_000
+_MOST_PARTS = 10_000
 # Rows and columns of a matrix, and tokens: beyond them sizes pass what a machine can count.
-MOST_WIDE, MOST_TOKENS = 1_000_000, 100_000_000
+_MOST_WIDE, _MOST_TOKENS = 1_000_000, 100_000_000
 ADAPTER = "adapter_config.json"
 # Names of the part of a config.json that describes the language model of one that reads more than text.
-TEXT_PARTS = ("text_config", "language_config", "llm_config")
+_TEXT_PARTS = ("text_config", "language_config", "llm_config")
 
 
 def read_shape(folder: str | Path, rope: RopeSettings | None = None) -> ModelShape:
@@ -65,22 +58,22 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
     fields = ConfigFields(str(path), given, None if own is None else READ_BY_ALL | own)
     fields.take("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        fields.fault("model_type", model_type, *unknown_family(given))
+        fields.fault("model_type", model_type, *_unknown_family(given))
         raise BadInput(*fields.faults)
     shape = FAMILIES[model_type].read(fields)
     for name in ("dtype", "torch_dtype"):
         if not isinstance(word := fields.take(name), str | None):
             fields.fault(name, word, "must be a word.", "Mend config.json.")
     for name, count, most in (
-        ("num_hidden_layers", shape.layers, MOST_PARTS),
-        ("num_experts", shape.experts, MOST_PARTS),
-        ("hidden_size", shape.hidden, MOST_WIDE),
-        ("intermediate_size", shape.ffn_hidden, MOST_WIDE),
-        ("moe_intermediate_size", shape.expert_ffn_hidden, MOST_WIDE),
-        ("num_attention_heads", shape.heads, MOST_WIDE),
-        ("head_dim", shape.head_dim, MOST_WIDE),
-        ("vocab_size", shape.vocabulary, MOST_TOKENS),
-        ("max_position_embeddings", shape.max_positions, MOST_TOKENS),
+        ("num_hidden_layers", shape.layers, _MOST_PARTS),
+        ("num_experts", shape.experts, _MOST_PARTS),
+        ("hidden_size", shape.hidden, _MOST_WIDE),
+        ("intermediate_size", shape.ffn_hidden, _MOST_WIDE),
+        ("moe_intermediate_size", shape.expert_ffn_hidden, _MOST_WIDE),
+        ("num_attention_heads", shape.heads, _MOST_WIDE),
+        ("head_dim", shape.head_dim, _MOST_WIDE),
+        ("vocab_size", shape.vocabulary, _MOST_TOKENS),
+        ("max_position_embeddings", shape.max_positions, _MOST_TOKENS),
     ):
         if count > most:
             fields.fault(name, count, f"no model has more than {most:,}.", "Mend config.json.")
@@ -95,11 +88,11 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
     return shape, fields
 
 
-def unknown_family(given: dict[str, Any]) -> tuple[str, str]:
+def _unknown_family(given: dict[str, Any]) -> tuple[str, str]:
     """Why a model of a type that is not known cannot be read, and what to do instead."""
     known = f"Known families: {', '.join(sorted(FAMILIES))}."
     parts = {name: value for name, value in given.items() if name.endswith("_config") and isinstance(value, dict)}
-    text = next((parts[name] for name in TEXT_PARTS if name in parts), None)
+    text = next((parts[name] for name in _TEXT_PARTS if name in parts), None)
     if text is None and not {"vision_config", "audio_config"} & set(parts):
         return "is not a family known here.", known
     rule = "reads more than text, and only a language model is trained here"

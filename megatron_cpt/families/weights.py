@@ -144,7 +144,7 @@ def pieces(rule: Rule, shape: Sizes, rank: int, ranks: int) -> list[Piece]:
     """The slices that tensor-parallel rank `rank` of `ranks` owns, in the order of its parameter.
 
     Padding rows of the vocabulary belong to no piece. Sizes that the ranks cannot share evenly are
-    refused before a model is built (config/faults.py).
+    refused before a model is built (config/checks.py).
     """
     sizes = [tensor_size(tensor, shape) for tensor in rule.tensors]
     match rule:

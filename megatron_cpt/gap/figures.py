@@ -1,17 +1,113 @@
 """The figures of the stability gap: how far a loss rose, what of it came back, when, and whether it is real.
 
-Continual pretraining raises the loss on what the model knew. Part of the rise is transient (the
-stability gap proper: De Lange et al., arXiv:2205.13452; Guo et al., arXiv:2406.14833) and part stays
-(forgetting). All losses are nats per token, all tokens are tokens trained since the start of the run.
+A rise is tested against evaluation noise by paired standard errors and a max-t test over all evaluations. Measures of
+continual evaluation over tasks follow De Lange et al. (arXiv:2205.13452, section 3).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from megatron_cpt.gap.curves import LossCurve
-from megatron_cpt.gap.significance import family_wise_p_value, paired_standard_error
+from megatron_cpt.gap.curves import WRONG, LossCurve, loss_curves
+
+KEPT = ("kind", "step", "tokens", "set", "role", "identity", "loss")
+
+
+class RunningGap:
+    """Takes the validation records of a run one by one."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """The figures of the record's set up to it, by name.
+
+        None without a baseline on its sequences, or where a loss is not finite.
+        """
+        marks = self._marks.setdefault(record["set"], [])
+        marks.append({name: record[name] for name in KEPT} | {"baseline": record.get("baseline")})
+        (curve,) = loss_curves(marks)
+        compared = curve.has_baseline and curve.identity == record["identity"]
+        if not compared or len(curve.steps) < 2 or not np.isfinite(curve.losses).all():
+            return {}
+        rise = rises(curve)
+        depth, final = float(rise.max()), float(rise[-1])
+        return {
+            "change": final,
+            "depth": depth,
+            "transient": depth - max(final, 0.0),
+            "area": float(np.trapezoid(np.maximum(rise, 0), curve.tokens)),
+        }
+
+
+WINDOWS = (10, 100)
+"""Evaluations of a window, as in the paper."""
+
+
+@dataclass(frozen=True)
+class ContinualMeasures:
+    """The measures of one run; None where its tasks or marks do not give one."""
+
+    min_accuracy: float | None
+    """min-ACC: the mean over old tasks of the lowest accuracy since the first update."""
+    worst_case_accuracy: float | None
+    """WC-ACC: accuracy of the new task at the end, weighted 1/k, and min-ACC, weighted 1 - 1/k, of k tasks."""
+    windowed_forgetting: dict[str, float | None]
+    """WF^w by w: the mean over tasks of the largest fall within w evaluations running, on equally spaced marks."""
+    windowed_plasticity: dict[str, float | None]
+    """WP^w: the same of the largest gain."""
+
+
+def continual_measures(curves: Sequence[LossCurve]) -> ContinualMeasures:
+    """The measures of the tasks that have accuracies."""
+    tasks = [curve for curve in curves if curve.unit == WRONG and curve.steps[-1] > 0]
+    # Marks since the first update: the first mark is one of them where nothing was evaluated before it.
+    old = [1 - curve.losses[curve.steps > 0] for curve in tasks if curve.role != "domain"]
+    new = [1 - curve.losses for curve in tasks if curve.role == "domain"]
+    lowest = float(np.mean([accuracy.min() for accuracy in old])) if old else None
+    worst = None
+    if lowest is not None and new:
+        share = 1 / (len(old) + 1)
+        worst = float(share * np.mean([accuracy[-1] for accuracy in new]) + (1 - share) * lowest)
+    spaced = [1 - curve.losses[equally_spaced(curve.tokens)] for curve in tasks]
+    return ContinualMeasures(
+        min_accuracy=lowest,
+        worst_case_accuracy=worst,
+        windowed_forgetting={str(width): _mean([largest_fall(one, width) for one in spaced]) for width in WINDOWS},
+        windowed_plasticity={str(width): _mean([largest_fall(-one, width) for one in spaced]) for width in WINDOWS},
+    )
+
+
+def equally_spaced(tokens: np.ndarray) -> np.ndarray:
+    """Places of the most marks that are equally far from each other, beginning with the first: int64 [places].
+
+    Log-spaced early marks are left out so, and an end that does not fit. tokens: int64 [marks], ascending.
+    """
+    place_of = {int(count - tokens[0]): place for place, count in enumerate(tokens)}
+    best = [0]
+    for distance in list(place_of)[1:]:
+        found = [0]
+        while (place := place_of.get(distance * len(found))) is not None:
+            found.append(place)
+        best = max(best, found, key=len)
+    return np.array(best, dtype=np.int64)
+
+
+def largest_fall(values: np.ndarray, width: int) -> float | None:
+    """Largest fall from one value to a later one among `width` values running; None with fewer values."""
+    if len(values) < width:
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(values, width)
+    return float((np.maximum.accumulate(windows, axis=1) - windows).max())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
 
 BAND = 0.01
 """Nats per token: a loss this near to its baseline, or within 2 standard errors, is back at it."""
@@ -72,7 +168,7 @@ class GapFigures:
     area: float | None = None
     """Trapezoid of the positive rise over tokens, to the last mark: nats per token times tokens."""
     p_value: float | None = None
-    """Family-wise p value of a rise at any mark (significance.py); None without losses per sequence."""
+    """Family-wise p value of a rise at any mark (figures.py); None without losses per sequence."""
     significant: bool | None = None
     """p_value <= 5 %; None where it cannot be tested."""
     changed_tokens: int | None = None
@@ -106,7 +202,7 @@ def gap_figures(curve: LossCurve) -> GapFigures:
     peak = int(np.argmax(rise))
     depth, final = float(rise[peak]), float(rise[-1])
     recovery, recovery_mark = find_recovery(rise, bands(errors))
-    first = first_recovered_rise(rise, bands(errors))
+    first = _first_recovered_rise(rise, bands(errors))
     p_value = _p_value(curve)
     return GapFigures(
         missing=None,
@@ -148,7 +244,7 @@ def find_recovery(rise: np.ndarray, band: np.ndarray) -> tuple[Recovery, int | N
     return Recovery.NOT_RECOVERED, None
 
 
-def first_recovered_rise(rise: np.ndarray, band: np.ndarray) -> tuple[int, int] | None:
+def _first_recovered_rise(rise: np.ndarray, band: np.ndarray) -> tuple[int, int] | None:
     """Marks of the peak and of the end of the first rise that came back; None where none did.
 
     It begins with the first mark above the band and ends with the first of two marks running within it.
@@ -181,3 +277,81 @@ def _p_value(curve: LossCurve) -> float | None:
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+_MINIMUM_SEQUENCES = 5
+"""With fewer, 2^-sequences > 5 %: no outcome of the sign-flip test could be significant."""
+
+FLIPS = 1999
+"""Random sign patterns. The standard error of a p value of 0.05 is then 0.005."""
+
+SEED = 20220514
+"""Of the sign patterns; fixed, so that the same records give the same answer."""
+
+
+def paired_standard_error(differences: np.ndarray, sequence_tokens: np.ndarray) -> np.ndarray:
+    """Standard error of the change of the loss, in nats per token.
+
+    `differences` [..., sequences]: summed nats of a sequence now minus then. `sequence_tokens`
+    [sequences]: scored tokens. The change is a ratio of sums, c = sum(d) / sum(n); its variance is that
+    of the residuals d - c n (ratio estimator: Cochran, Sampling Techniques, 1977, eq. 6.9). Returns [...],
+    NaN with fewer than two sequences.
+    """
+    squares = (differences**2).sum(axis=-1)
+    return _standard_error(squares, differences @ sequence_tokens, differences.sum(axis=-1), sequence_tokens)
+
+
+def family_wise_p_value(
+    differences: np.ndarray, sequence_tokens: np.ndarray, flips: int = FLIPS, seed: int = SEED
+) -> float | None:
+    """Probability of so large a rise at any mark, were there none at all.
+
+    `differences` [marks, sequences]: summed nats at a mark minus those at the baseline. The statistic is
+    the largest of change / standard error over marks, one-sided (a rise). Without a rise each sequence's
+    row of differences is as likely with the opposite sign, at all marks at once; so flipping the signs of
+    whole sequences gives the distribution of the largest t whatever the correlation between marks
+    (Westfall and Young, Resampling-Based Multiple Testing, 1993). A test at the maximum alone would call
+    flat noise a gap in 33 to 96 % of runs. None with fewer than MINIMUM_SEQUENCES sequences or no mark.
+    """
+    marks, sequences = differences.shape
+    if sequences < _MINIMUM_SEQUENCES or marks == 0:
+        return None
+    squares = (differences**2).sum(axis=-1)
+    products = differences * sequence_tokens
+    observed = _largest_t(squares, products.sum(axis=-1), differences.sum(axis=-1), sequence_tokens)
+    if observed <= 0:
+        return 1.0
+    generator = np.random.default_rng(seed)
+    as_large = 0
+    for block in _blocks(flips, sequences):
+        signs = generator.integers(0, 2, size=(block, sequences)).astype(np.float64) * 2 - 1
+        flipped = _largest_t(squares, signs @ products.T, signs @ differences.T, sequence_tokens)
+        # The pattern of all +1 is the observation itself; rounding must not make it smaller.
+        as_large += int((flipped >= observed * (1 - 1e-9)).sum())
+    return (1 + as_large) / (1 + flips)
+
+
+def _blocks(flips: int, sequences: int) -> list[int]:
+    """Sizes of blocks of sign patterns that hold at most about 32 MB."""
+    size = max(1, min(flips, 4_000_000 // sequences))
+    return [min(size, flips - start) for start in range(0, flips, size)]
+
+
+def _largest_t(squares: np.ndarray, products: np.ndarray, sums: np.ndarray, sequence_tokens: np.ndarray) -> np.ndarray:
+    """Largest of change / standard error over the last axis (marks). No change at all is 0."""
+    changes = sums / sequence_tokens.sum()
+    errors = _standard_error(squares, products, sums, sequence_tokens)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(changes == 0, 0.0, changes / errors).max(axis=-1)
+
+
+def _standard_error(
+    squares: np.ndarray, products: np.ndarray, sums: np.ndarray, sequence_tokens: np.ndarray
+) -> np.ndarray:
+    """sqrt(S/(S-1) * sum (d - c n)^2) / sum n, from sum d^2, sum d n and sum d."""
+    sequences, total = len(sequence_tokens), sequence_tokens.sum()
+    changes = sums / total
+    residuals = squares - 2 * changes * products + changes**2 * (sequence_tokens.astype(np.float64) ** 2).sum()
+    if sequences < 2:
+        return np.full_like(residuals, np.nan)
+    return np.sqrt(np.maximum(residuals, 0) * sequences / (sequences - 1)) / total

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_cpt.gap.arms import Arm
-from megatron_cpt.gap.continual import continual_measures
-from megatron_cpt.gap.control import ControlSplit
+from megatron_cpt.gap.compare import Arm, ArmDifference, ControlSplit
 from megatron_cpt.gap.curves import LossCurve
-from megatron_cpt.gap.differences import ArmDifference
-from megatron_cpt.gap.figures import BAND, GapFigures, Recovery
+from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, continual_measures
 
-UNITS = {
+_UNITS = {
     "baseline, depth, final, improvement, transient, first_rise, *_standard_error": "nats per token",
     "*_tokens": "tokens trained since the start of the run",
     "area": "nats per token times tokens trained",
@@ -55,7 +52,7 @@ def gap_document(
         splits: {run: {set: the rise split by the control}}.
     """
     return {
-        "units": UNITS,
+        "units": _UNITS,
         "runs": [
             {
                 "name": run.name,

@@ -1,31 +1,139 @@
-"""The phases of a run: those configured, the stairs of ramps, and those that begin where a stream is exhausted.
+"""From weights and replay ratio, as users write them, to streams and phases of the order.
 
-A stream is exhausted once it has given all sequences that it may (streams.py). Where its share is to be redistributed,
-a phase begins at exactly that index of the run, in which its share is divided among the others of its role in
-proportion, so that the replay ratio holds before and after. A phase that begins with an epoch of a source begins with
-the first whole step after it. All of them depend on what came before them alone: a longer run or a phase appended later
-changes none.
+A stream is a source, or a quality bucket of one, with a limit. A phase is a stretch of training with its own integer
+weights: configured, a step of a ramp, or begun where a stream is exhausted.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor, gcd, lcm
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.config.batches import Batches
-from megatron_cpt.config.blend import DataSettings, PhaseSettings
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.units import Duration, epochs_of_source
-from megatron_cpt.mixture.shares import due_shares, integer_weights, source_of
-from megatron_cpt.mixture.streams import BlendStream
-from megatron_cpt.mixture.weight_tree import Integers, WeightTree
+from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
+from megatron_cpt.config.units import Batches, Duration, epochs_of_source
+from megatron_cpt.mixture.order import LARGEST_WEIGHT_SUM, Draw, Integers, SourceStream, WeightTree
+
+UNLIMITED = 2**62
+"""Stands for the limit of a stream without one; runs are shorter."""
+
+_SLACK = 2
+"""The order is never two sequences off: a target may be passed by them, unless its share is redistributed."""
+
+
+@dataclass(frozen=True)
+class BlendStream:
+    """A stream of text and what the blend has to know of it."""
+
+    name: str
+    """Name of the source, or SOURCE.N for bucket N of a source."""
+    tokens: int
+    """Tokens of one pass over the text."""
+    identity: str
+    """What is read (TokenStream.identity); empty: names and tokens alone tell streams apart in the fingerprint."""
+    once: int
+    """Tokens of one pass over what is read: those of a draw where one is repeated, else those of the text."""
+    role: str
+    """domain or replay."""
+    scale: Fraction
+    """What the source's weight is multiplied by to give that of the stream."""
+    room: int
+    """Sequences that it may give to the run."""
+    limit: str
+    """The setting that limits it, `max_epochs = 4`; empty where none does."""
+    target: Fraction | None
+    """Tokens that it is to give; None: as many as its share comes to."""
+    draw: Draw | None
+    """The draws it is read in; None: in epochs."""
+
+    @property
+    def for_order(self) -> SourceStream:
+        """What the order has to know."""
+        return SourceStream(self.name, self.tokens, self.draw)
+
+
+def blend_streams(
+    data: DataSettings,
+    stream_tokens: Mapping[str, int],
+    identities: Mapping[str, str] | None = None,
+    portions: Mapping[str, Fraction] | None = None,
+) -> tuple[BlendStream, ...]:
+    """The streams of a blend, sources in the order of the configuration.
+
+    Args:
+        stream_tokens: tokens of one pass over each stream, by name, the buckets of a source in their order.
+        identities: what each stream reads, by name.
+        portions: part of its source's weight that each bucket has, by name. Other streams have all of it.
+    """
+    by_source: dict[str, dict[str, int]] = {name: {} for name in data.sources}
+    for name, tokens in stream_tokens.items():
+        by_source[source_of(name)][name] = tokens
+    streams = []
+    for source_name, its_tokens in by_source.items():
+        source = data.sources[source_name]
+        whole = _target_tokens(source, its_tokens)
+        draw = _draw(source, data.sequence_length)
+        for name, tokens in its_tokens.items():
+            scale = (portions or {}).get(name, Fraction(1)) * (whole or 1)
+            once = draw.sequences * data.sequence_length if draw and not draw.anew else tokens
+            target = scale if whole else None
+            room, limit = _room(data, source, once, target)
+            identity = (identities or {}).get(name, "")
+            streams.append(BlendStream(name, tokens, identity, once, source.role, scale, room, limit, target, draw))
+    return tuple(streams)
+
+
+def _draw(source: SourceSettings, sequence_length: int) -> Draw | None:
+    if source.sample_per_epoch is None:
+        return None
+    return Draw(source.sample_per_epoch.tokens // sequence_length, source.sample_per_epoch.resample == "each_epoch")
+
+
+def _target_tokens(source: SourceSettings, stream_tokens: Mapping[str, int]) -> Fraction | None:
+    """Tokens that a source is to give by its target; None where it has none."""
+    if source.tokens is not None:
+        return Fraction(source.tokens)
+    if source.epochs is not None:
+        return decimal(source.epochs) * sum(stream_tokens.values())
+    if source.quality is not None and source.quality.epochs is not None:
+        passes = zip(source.quality.epochs, stream_tokens.values(), strict=True)
+        return sum((decimal(epochs) * tokens for epochs, tokens in passes), Fraction(0))
+    return None
+
+
+def _room(data: DataSettings, source: SourceSettings, once: int, target: Fraction | None) -> tuple[int, str]:
+    """Sequences that a stream may give, and the setting that says so.
+
+    Args:
+        once: tokens of one pass over what it reads.
+        target: tokens that it is to give, if it has a target.
+    """
+    rooms = [(UNLIMITED, "")]
+    if source.max_epochs is not None:
+        # Rounded down: a limit holds, and a sequence may be many passes over a short source.
+        passes = floor(decimal(source.max_epochs) * once / data.sequence_length)
+        rooms.append((passes, f"max_epochs = {source.max_epochs:g}"))
+    if target is not None:
+        spare = 0 if data.when_exhausted == "redistribute" else _SLACK
+        goal = target / data.sequence_length
+        rooms.append((ceil(goal) + spare if spare else floor(goal), _target_setting(source)))
+    return min(rooms)
+
+
+def _target_setting(source: SourceSettings) -> str:
+    if source.tokens is not None:
+        return f"tokens = {source.tokens}"
+    if source.epochs is not None:
+        return f"epochs = {source.epochs:g}"
+    return f"quality.epochs = {source.quality and source.quality.epochs}"
+
 
 Shares = tuple[Fraction, ...]
-STAIRS = 32
+_STAIRS = 32
 """Stairs of a ramp whose blocks the configuration does not size."""
 
 
@@ -140,7 +248,7 @@ class _Walk:
             begin, tokens = self.position, self.batches.times(self.data.sequence_length)
             done = self.batches.whole_steps(begin)
             steps = self._steps_of(phase.ramp)
-            block = phase.ramp_block.steps(tokens.size) if phase.ramp_block else ceil(steps / STAIRS)
+            block = phase.ramp_block.steps(tokens.size) if phase.ramp_block else ceil(steps / _STAIRS)
             whole = self.batches.total(done + steps) - begin
             for first in range(0, steps, block):
                 stair_begin = self.batches.total(done + first)
@@ -224,3 +332,58 @@ class _Walk:
 def _first(most: int, reached: Callable[[int], bool]) -> int:
     """The smallest of the lengths up to `most` that has reached something, else `most`; what is reached stays so."""
     return bisect_left(range(most), True, key=reached)
+
+
+def due_shares(data: DataSettings, scales: Mapping[str, Fraction] | None = None) -> dict[str, Fraction]:
+    """Each stream's exact share of the training tokens, by name; they sum to 1.
+
+    Args:
+        scales: what the weight of its source is multiplied by for each stream, by the stream's name. None: the
+            streams are the sources.
+
+    Raises ValueError where a role is to give tokens and has no weight; config/checks.py has told the user.
+    """
+    weights = {
+        name: decimal(data.sources[source_of(name)].weight) * scale
+        for name, scale in (scales or dict.fromkeys(data.sources, Fraction(1))).items()
+    }
+    shares: dict[str, Fraction] = {}
+    for role, ratio in _role_shares(data).items():
+        members = [name for name in weights if role in (None, data.sources[source_of(name)].role)]
+        total = sum(weights[name] for name in members)
+        if ratio and not total:
+            raise ValueError(f"{role or 'all'} sources are to give {ratio} of the tokens and have no weight")
+        shares |= {name: ratio * weights[name] / (total or 1) for name in members}
+    return {name: shares[name] for name in weights}
+
+
+def source_of(stream: str) -> str:
+    """The source of a stream: names of sources have no dots, buckets of a source are named SOURCE.N."""
+    return stream.partition(".")[0]
+
+
+def integer_weights(shares: Sequence[Fraction]) -> tuple[int, ...]:
+    """The smallest whole numbers in the ratio of the shares, in their order.
+
+    Where these would sum to more than the order's 2^30, the nearest that sum to about 2^29, and at least 1
+    for a source that is read: its share is then off by less than 1e-8.
+    """
+    scale = lcm(*(share.denominator for share in shares))
+    weights = [int(share * scale) for share in shares]
+    common = gcd(*weights)
+    if sum(weights) // common <= LARGEST_WEIGHT_SUM:
+        return tuple(weight // common for weight in weights)
+    return tuple(max(1, round(share * (LARGEST_WEIGHT_SUM // 2))) if share else 0 for share in shares)
+
+
+def decimal(number: float) -> Fraction:
+    """The fraction that the shortest decimal text of a float names."""
+    return Fraction(repr(float(number)))
+
+
+def _role_shares(data: DataSettings) -> dict[str | None, Fraction]:
+    """The share of each role; without a replay ratio, of all sources together (None)."""
+    if data.replay_ratio is None:
+        return {None: Fraction(1)}
+    replay = decimal(data.replay_ratio)
+    return {"domain": 1 - replay, "replay": replay}

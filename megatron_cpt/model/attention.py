@@ -1,13 +1,24 @@
-"""Core attention through scaled_dot_product_attention, for Megatron-Core's local layer spec.
+"""Core attention for Megatron-Core's local layer spec: causal, windowed, by document, and over shared sequences.
 
-Megatron's own local core attention builds the whole score matrix and a softmax over it. This one
-keeps no matrix: flash attention on CUDA and on CPU, at any length.
+- `ScaledDotProductAttention` keeps no score matrix: flash attention on CUDA and on CPU, at any length.
+- `WindowedAttention` takes queries in blocks with the keys they see, so that neither time nor memory grows with the
+  square of the length (arXiv:2310.06825, section 2).
+- Documents apart: a micro batch is one row of documents (packed sequences, `thd`); no mask is needed.
+- Documents apart under context parallelism: a rank holds two parts of every sequence (parallel/context_parallel.py).
+  Each document's piece is attended by itself, to the keys from its document's beginning to its own end. Megatron-Core
+  cuts every document among the ranks instead, and so needs lengths that are multiples of twice their number.
 """
 
 import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -18,11 +29,99 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_cpt.model.shared_documents import SharedDocuments
-from megatron_cpt.parallel.context import whole_row, with_keys_before
+from megatron_cpt.data.loader import Batch
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.context_parallel import own_numbers, whole_row, with_keys_before
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of one document that follow each other on one rank. Places are in all sequences laid end to end."""
+
+    document: int
+    """Where the document begins: the first key that its tokens see."""
+    begin: int
+    """Where the piece begins."""
+    end: int
+    """Where it ends: its last token sees the keys before this place."""
+
+
+@dataclass(kw_only=True)
+class SharedDocuments(PackedSeqParams):
+    """The documents of a micro batch whose sequences ranks share, as they pass through the model.
+
+    Megatron-Core hands them on as it does packed sequences, and leaves them alone: their format is not `thd`.
+    """
+
+    pieces: Sequence[Piece]
+    """This rank's, in the order of its tokens."""
+    positions: Tensor
+    """int64 [t]: position of each of this rank's tokens in its document."""
+    sequences: int
+    """Sequences of the micro batch."""
+
+
+def _shared_documents(batch: Batch) -> SharedDocuments:
+    """What this rank has of the documents of a micro batch.
+
+    Args:
+        batch: of b sequences; this rank's parts of them, and the lengths of all documents.
+    """
+    assert batch.document_lengths is not None, "the batch says where documents begin"
+    sequences, own_length = batch.tokens.shape
+    length = own_length * groups.context_size()
+    pieces = pieces_of(batch.document_lengths, length, groups.context_size(), own_numbers())
+    positions = np.concatenate([np.arange(piece.begin, piece.end) - piece.document for piece in pieces])
+    return SharedDocuments(
+        qkv_format="sbhd",
+        max_seqlen_q=length,
+        max_seqlen_kv=length,
+        pieces=pieces,
+        positions=torch.from_numpy(positions).to(batch.tokens.device),
+        sequences=sequences,
+    )
+
+
+def pieces_of(
+    document_lengths: Iterable[int], length: int, ranks: int, own_numbers: tuple[int, int]
+) -> tuple[Piece, ...]:
+    """The pieces of a rank, in the order of its tokens.
+
+    Args:
+        document_lengths: tokens of each document, over sequences laid end to end; each ends with its sequence.
+        length: tokens of a sequence, a multiple of 2 * ranks.
+        ranks: ranks that share each sequence.
+        own_numbers: which of the 2 * ranks parts of a sequence are the rank's, counted from 0.
+    """
+    documents = np.cumsum([0, *document_lengths])
+    part = length // (2 * ranks)
+    cuts = np.union1d(documents, np.arange(0, documents[-1], part))
+    begins, ends = cuts[:-1], cuts[1:]
+    own = np.isin(begins // part % (2 * ranks), own_numbers)
+    begins, ends = begins[own], ends[own]
+    first_keys = documents[np.searchsorted(documents, begins, side="right") - 1]
+    return tuple(map(Piece, first_keys.tolist(), begins.tolist(), ends.tolist()))
+
+
+def restart_positions(model: GPTModel) -> None:
+    """Has a chunk of the model turn shared documents by positions that begin anew with each, as packed ones do."""
+    embedding = model.rotary_pos_emb
+    model.decoder.register_forward_pre_hook(partial(_with_angles_in_documents, embedding), with_kwargs=True)
+
+
+def _with_angles_in_documents(
+    embedding: RotaryEmbedding, decoder: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What the layers are called with: the angles, [t, 1, 1, d], are those of this rank's tokens in their documents."""
+    documents = named.get("packed_seq_params")
+    if not isinstance(documents, SharedDocuments):
+        return None
+    angles = embedding.get_emb(documents.max_seqlen_q)[documents.positions]
+    return given, named | {"rotary_pos_emb": angles}
+
 
 # Queries whose scores stand in memory at once where scores are computed one by one.
-QUERIES_AT_ONCE = 1024
+_QUERIES_AT_ONCE = 1024
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -58,7 +157,7 @@ class ScaledDotProductAttention(MegatronModule):
         """Attends each position to itself and those before it.
 
         query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d]. Where ranks share
-        sequences, s is this rank's part (parallel/context.py). With packed sequences all are [t, heads, d]: b
+        sequences, s is this rank's part (parallel/context_parallel.py). With packed sequences all are [t, heads, d]: b
         documents of any length, end to end; with shared documents [t, 1, heads, d]: this rank's pieces of them.
         """
         if attention_mask is not None or attention_bias is not None:
@@ -145,8 +244,8 @@ class SoftCappedAttention(ScaledDotProductAttention):
         values = value.permute(1, 2, 0, 3).repeat_interleave(repeats, dim=1)  # [b, heads, k, d]
         queries = query.permute(1, 2, 0, 3)
         parts = [
-            self.attend_block(queries[:, :, start : start + QUERIES_AT_ONCE], keys, values, before + start, dropout)
-            for start in range(0, len(query), QUERIES_AT_ONCE)
+            self.attend_block(queries[:, :, start : start + _QUERIES_AT_ONCE], keys, values, before + start, dropout)
+            for start in range(0, len(query), _QUERIES_AT_ONCE)
         ]
         return torch.cat(parts, dim=2).permute(2, 0, 1, 3).flatten(2)
 
@@ -162,3 +261,75 @@ class SoftCappedAttention(ScaledDotProductAttention):
             hidden = hidden | (distance >= self.window)
         weights = scores.float().masked_fill(hidden, float("-inf")).softmax(dim=-1).to(queries.dtype)
         return functional.dropout(weights, dropout) @ values[:, :, :stop]
+
+
+# Queries of a block: as many as the window has tokens, within these bounds. Smaller are slow, larger wasteful.
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 1024
+
+
+class WindowedAttention(ScaledDotProductAttention):
+    """Causal attention within a window, with grouped queries. Tensors are [sequence, batch, heads, head_dim]."""
+
+    def __init__(self, *given: Any, window: int, **named: Any) -> None:
+        """Takes what ScaledDotProductAttention takes, and the tokens that a position sees, itself included."""
+        super().__init__(*given, **named)
+        self.window = window
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """As ScaledDotProductAttention.attend.
+
+        query: [q, b, heads, d]; key and value: [k, b, groups, d], k >= q, the last query at the last key.
+        Returns [q, b, heads * d].
+        """
+        if len(key) <= self.window:
+            return super().attend(query, key, value, dropout)
+        size, before = min(max(self.window, _SMALLEST_BLOCK), _LARGEST_BLOCK), len(key) - len(query)
+        parts = [
+            self.attend_block(queries, key, value, before + number * size, dropout)
+            for number, queries in enumerate(query.split(size))
+        ]
+        return torch.cat(parts)
+
+    def attend_block(self, queries: Tensor, key: Tensor, value: Tensor, start: int, dropout: float) -> Tensor:
+        """The outputs, [q, b, heads * d], of q queries from position `start` on."""
+        stop, first = start + len(queries), max(0, start - self.window + 1)
+        places = torch.arange(first, stop, device=queries.device)
+        distance = places[start - first :, None] - places
+        context = functional.scaled_dot_product_attention(
+            queries.permute(1, 2, 0, 3),  # [b, heads, q, d]
+            key[first:stop].permute(1, 2, 0, 3),
+            value[first:stop].permute(1, 2, 0, 3),
+            attn_mask=(distance >= 0) & (distance < self.window),
+            dropout_p=dropout,
+            scale=self.scale,
+            enable_gqa=key.size(2) != queries.size(2),
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+
+def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """The nats of each label, [b, s], of a micro batch whose documents are kept apart."""
+    shared = groups.context_size() > 1
+    output: Tensor = model(
+        batch.tokens.view(1, -1),
+        batch.positions.reshape(1, -1),
+        None,
+        labels=batch.labels.view(1, -1),
+        packed_seq_params=_shared_documents(batch) if shared else _packed_parameters(batch),
+    )
+    # The last pipeline stage has nats, [1, b s], or penalties beside them, [1, b s, 2]; the others pass hidden states
+    # on, [b s, 1, h].
+    if output.shape[:2] != (1, batch.tokens.numel()):
+        return output
+    return output.view(*batch.tokens.shape, *output.shape[2:])
+
+
+def _packed_parameters(batch: Batch) -> PackedSeqParams:
+    """Where the documents of a micro batch begin and end."""
+    assert batch.document_lengths is not None, "the batch says where documents begin"
+    lengths = torch.tensor((0, *batch.document_lengths), dtype=torch.int32, device=batch.tokens.device)
+    ends = lengths.cumsum(0, dtype=torch.int32)
+    longest = max(batch.document_lengths)
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
+    )

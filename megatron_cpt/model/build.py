@@ -1,38 +1,39 @@
-"""From a model's shape and a run's settings to Megatron-Core's GPTModel, wrapped for training."""
+"""From a model's shape and a run's settings to Megatron-Core's GPTModel, wrapped for training.
+
+Parts of a model that are not trained.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.config.schema import ParallelSettings, RunConfig
-from megatron_cpt.families.shape import ModelShape
-from megatron_cpt.model import gated, linear, rotation, router_losses
-from megatron_cpt.model.cross_entropy import use_cached_rows
-from megatron_cpt.model.ends import cap_logits, scale_embeddings
-from megatron_cpt.model.having import having
-from megatron_cpt.model.local_rotary import pair_rotary
-from megatron_cpt.model.padding import hide_padding, padded_vocabulary
-from megatron_cpt.model.rotary import scale_positions, score_scale
-from megatron_cpt.model.shared_documents import restart_positions
-from megatron_cpt.model.specs import block_spec, transformer_engine_usable, window_fields
-from megatron_cpt.model.weight_gradients import add_in_products
-from megatron_cpt.model.z_loss import add_z_loss
+from megatron_cpt.config.schema import FrozenSettings, ParallelSettings, RunConfig
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.model import cpu_kernels, mcore_patches, rope
+from megatron_cpt.model.attention import restart_positions
+from megatron_cpt.model.cpu_kernels import install_cross_entropy, install_weight_gradients
+from megatron_cpt.model.forward import add_z_loss
+from megatron_cpt.model.layers import block_spec, transformer_engine_usable, window_fields
+from megatron_cpt.model.mcore_patches import (
+    cap_logits,
+    mask_vocab_padding,
+    padded_vocabulary,
+    scale_embeddings,
+    temporary_attributes,
+)
+from megatron_cpt.model.rope import pair_rotary, scale_positions, score_scale
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.versions import known_fields
+from megatron_cpt.parallel.mcore_compat import known_fields
 
-ACTIVATIONS = {
+_ACTIVATIONS = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
@@ -100,8 +101,8 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "softmax_scale": score_scale(shape),
         **window_fields(shape),
         "gated_linear_unit": shape.gated_mlp,
-        "activation_func": ACTIVATIONS[shape.activation],
-        **(expert_fields(shape) if shape.experts else {}),
+        "activation_func": _ACTIVATIONS[shape.activation],
+        **(_expert_fields(shape) if shape.experts else {}),
         "hidden_dropout": config.model.dropout,
         "attention_dropout": config.model.dropout,
         "params_dtype": dtype,
@@ -111,8 +112,8 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "sequence_parallel": config.parallel.sequence,
         "context_parallel_size": config.parallel.context,
         "expert_model_parallel_size": config.parallel.expert,
-        **pipeline_fields(config.parallel),
-        **recompute_fields(shape, config.training.recompute),
+        **_pipeline_fields(config.parallel),
+        **_recompute_fields(shape, config.training.recompute),
         # Random weights are drawn whole on the CPU and then sliced, so that tensor-parallel sizes agree.
         "use_cpu_initialization": not on_gpu,
         # Also where weights are loaded next: without it 0.16.1 leaves out the tensor-parallel marks of the weights,
@@ -145,7 +146,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
     return megatron_config(TransformerConfig, ours, passed, "megatron.transformer", defaults)
 
 
-def expert_fields(shape: ModelShape) -> dict[str, Any]:
+def _expert_fields(shape: ModelShape) -> dict[str, Any]:
     """What TransformerConfig is told of layers with experts."""
     return {
         "num_moe_experts": shape.experts,
@@ -159,7 +160,7 @@ def expert_fields(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
+def _pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
     """What TransformerConfig is told of pipeline stages."""
     fields: dict[str, Any] = {"pipeline_model_parallel_size": parallel.pipeline}
     if parallel.virtual_pipeline > 1:
@@ -172,7 +173,7 @@ def pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
     return fields
 
 
-def recompute_fields(shape: ModelShape, recompute: str) -> dict[str, Any]:
+def _recompute_fields(shape: ModelShape, recompute: str) -> dict[str, Any]:
     """What TransformerConfig is told of activations that are computed again."""
     match recompute:
         case "full":
@@ -190,14 +191,14 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
 
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
-    rotation.put_in_place()
+    rope.install_rope()
     if groups.device().type == "cpu":
-        gated.put_in_place()
-        linear.put_in_place()
-    router_losses.put_in_place()
+        cpu_kernels.install_swiglu()
+        cpu_kernels.install_linear()
+    mcore_patches.install_router_losses()
     transformer = transformer_config(shape, config)
     device = groups.device()
-    return [build_chunk(shape, config, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
+    return [_build_chunk(shape, config, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
 
 
 def build_outline(shape: ModelShape, config: RunConfig) -> GPTModel:
@@ -206,22 +207,22 @@ def build_outline(shape: ModelShape, config: RunConfig) -> GPTModel:
     # Else parameters ask for the GPU by name, and are drawn at random.
     transformer.use_cpu_initialization, transformer.perform_initialization = True, False
     with torch.device("meta"):
-        return build_chunk(shape, config, transformer, None)
+        return _build_chunk(shape, config, transformer, None)
 
 
-def shares_documents(config: RunConfig) -> bool:
+def _shares_documents(config: RunConfig) -> bool:
     """Whether ranks share sequences whose documents are kept apart, which attention of ours alone can."""
     return config.parallel.context > 1 and config.data.attention == "within_documents"
 
 
-def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
+def _build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
     """One chunk of the model; None is all that this rank holds."""
     # Megatron-Core 0.19 builds norms of queries and keys only where this is set. Once it is built, it would sum their
     # gradients over tensor-parallel ranks, of which each has its own part of a norm over all heads.
-    with having(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
+    with temporary_attributes(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
         model = GPTModel(
             config=transformer,
-            transformer_layer_spec=block_spec(shape, transformer, chunk, shares_documents(config)),
+            transformer_layer_spec=block_spec(shape, transformer, chunk, _shares_documents(config)),
             vocab_size=padded_vocabulary(shape, config.parallel.tensor),
             max_sequence_length=config.data.sequence_length,
             pre_process=groups.is_first_stage(chunk),
@@ -237,8 +238,8 @@ def build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerCo
     restart_positions(model)
     scale_embeddings(model, shape)
     cap_logits(model, shape)
-    hide_padding(model, shape)
-    use_cached_rows(model)
+    mask_vocab_padding(model, shape)
+    install_cross_entropy(model)
     add_z_loss(model, config.training.z_loss)
     return model
 
@@ -247,8 +248,8 @@ def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[Dist
     """Adds mixed precision and the gradient buffers of data parallelism. Weights are loaded before."""
     ours = {
         "use_distributed_optimizer": config.parallel.distributed_optimizer,
-        "overlap_grad_reduce": config.parallel.overlap_gradient_reduce,
-        "overlap_param_gather": config.parallel.overlap_parameter_gather,
+        "overlap_grad_reduce": config.parallel.overlap_grad_reduce,
+        "overlap_param_gather": config.parallel.overlap_param_gather,
         "grad_reduce_in_fp32": True,
         "average_in_collective": False,
     }
@@ -267,7 +268,7 @@ def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[Dist
     for replica in replicas:
         replica.broadcast_params()
     if groups.device().type == "cpu" and config.megatron.transformer.get("gradient_accumulation_fusion", True):
-        add_in_products(replicas)
+        install_weight_gradients(replicas)
     if settings.overlap_grad_reduce:
         # Only the last micro batch of a step may set off the reduction.
         hold_back = [replica.no_sync for replica in replicas]
@@ -293,3 +294,19 @@ def inner_model(chunk: torch.nn.Module) -> GPTModel:
     while not isinstance(inner, GPTModel):
         inner = inner.module
     return inner
+
+
+def freeze(model: Sequence[GPTModel], shape: ModelShape, frozen: FrozenSettings) -> None:
+    """Takes the frozen parts of this rank's model out of training, before it is wrapped.
+
+    They get no gradient, no optimizer state and no weight decay; the final norm is always trained.
+    """
+    for chunk in model:
+        for layer in chunk.decoder.layers:
+            number = layer.layer_number  # from 1, over all pipeline stages
+            if number <= frozen.bottom or number > shape.layers - frozen.top:
+                layer.requires_grad_(False)
+        if frozen.embeddings:
+            for part in (getattr(chunk, "embedding", None), getattr(chunk, "output_layer", None)):
+                if part is not None:
+                    part.requires_grad_(False)

@@ -1,21 +1,108 @@
-"""One pass of Megatron-Core's pipeline schedule over the micro batches of a rank."""
+"""One pass of Megatron-Core's pipeline schedule over the micro batches of a rank, and its losses.
+
+Losses are sums of nats over counts of tokens, never means of means. The z-loss (arXiv:2204.02311, section 5) keeps the
+softmax's normaliser Z near 1, so that logits do not drift.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, tee
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 
-from megatron_cpt.data.batches import Batch
-from megatron_cpt.model.loss import SequenceLosses, join, sequence_losses
-from megatron_cpt.model.packing import packed_forward
+from megatron_cpt.data.loader import Batch
+from megatron_cpt.model.attention import packed_forward
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.context import own_part
+from megatron_cpt.parallel.context_parallel import own_part
+from megatron_cpt.parallel.groups import from_last_stage, sum_over_replicas
+
+
+def add_z_loss(model: GPTModel, coefficient: float) -> None:
+    """In training the last stage gives [b, s, 2]: the nats of each label, and coefficient * (log Z)^2 of its logits.
+
+    In evaluation it gives the nats alone. The penalty is computed in fp32 whatever the precision, and takes the
+    memory of another copy of the logits: Megatron-Core's cross entropy writes over those that it is given.
+    """
+    if not model.post_process or not coefficient:
+        return
+    cross_entropy = model.compute_language_model_loss
+
+    def with_penalty(labels: Tensor, logits: Tensor) -> Tensor:
+        if not model.training:
+            nats: Tensor = cross_entropy(labels, logits)
+            return nats
+        penalty = coefficient * _log_normaliser(logits.to(torch.float32, copy=True)).square()
+        return torch.stack([cross_entropy(labels, logits), penalty.transpose(0, 1)], dim=-1)
+
+    model.compute_language_model_loss = with_penalty
+
+
+def _log_normaliser(logits: Tensor) -> Tensor:
+    """log Z, the logarithm of the sum of exp(logit) over the whole vocabulary: float [s, b], on every rank.
+
+    Args:
+        logits: float [s, b, this rank's part of the vocabulary]; minus infinity for what is padding.
+    """
+    own = torch.logsumexp(logits, dim=-1)
+    if groups.tensor_size() == 1:
+        return own
+    highest = own.detach().clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=groups.tensor_group())
+    # The sum is made in place, and exp keeps its output for the backward pass.
+    total: Tensor = reduce_from_tensor_model_parallel_region(torch.exp(own - highest).clone())
+    return highest + total.log()
+
+
+@dataclass(frozen=True)
+class SequenceLosses:
+    """Losses of some sequences, on the rank that computed them."""
+
+    nats: Tensor
+    """float64 [n]: summed over the scored tokens of each sequence, of its part where ranks share it."""
+    tokens: Tensor
+    """int64 [n]: scored tokens of each, or of its part."""
+    sources: Tensor
+    """int64 [n]: which source each is from."""
+
+
+def _sequence_losses(token_nats: Tensor, batch: Batch) -> SequenceLosses:
+    """Losses of the sequences of one micro batch from the nats of each token, [b, s]."""
+    nats = (token_nats.detach() * batch.loss_mask).sum(dim=1, dtype=torch.float64)
+    return SequenceLosses(nats, batch.loss_mask.sum(dim=1).to(torch.int64), batch.sources)
+
+
+def join(parts: list[SequenceLosses]) -> SequenceLosses:
+    """The losses of several micro batches as one."""
+    return SequenceLosses(
+        torch.cat([part.nats for part in parts]),
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.sources for part in parts]),
+    )
+
+
+def source_sums(losses: SequenceLosses | None, sources: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nats and scored tokens of each source over all ranks: two float64 [sources], the same on every rank.
+
+    Args:
+        losses: those of this rank's sequences; None on ranks that are not the last pipeline stage.
+        sources: how many sources there are.
+    """
+    sums = torch.zeros(2, sources, dtype=torch.float64, device=device)
+    if losses is not None:
+        sums[0].index_add_(0, losses.sources, losses.nats)
+        sums[1].index_add_(0, losses.sources, losses.tokens.to(torch.float64))
+        sum_over_replicas(sums)
+    from_last_stage(sums)
+    return sums[0], sums[1]
+
 
 LossOutput = tuple[Tensor, Tensor, SequenceLosses]
 
@@ -66,7 +153,7 @@ def run_schedule(
     passes = micro_batches
     if len(model) > 1:
         passes += -micro_batches % groups.pipeline_size()
-        batches = filled_up(batches, passes - micro_batches)
+        batches = _filled_up(batches, passes - micro_batches)
     kept: list[Any] = get_forward_backward_func()(
         forward_step_func=step,
         data_iterator=list(tee(batches, len(model))),  # each chunk reads all micro batches
@@ -90,7 +177,7 @@ def own_tokens(batch: Batch) -> Batch:
     )
 
 
-def filled_up(batches: Iterator[Batch], missing: int) -> Iterator[Batch]:
+def _filled_up(batches: Iterator[Batch], missing: int) -> Iterator[Batch]:
     """The batches, and as many as are missing in which no token counts."""
     first = next(batches)
     yield first
@@ -115,18 +202,18 @@ def loss_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor,
     """The forward pass of training and validation."""
     batch = next(batches)
     if batch.document_lengths is not None:
-        return packed_forward(model, batch), partial(token_loss, batch)
+        return packed_forward(model, batch), partial(_token_loss, batch)
     output = model(batch.tokens, batch.positions, None, labels=batch.labels)
-    return output, partial(token_loss, batch)
+    return output, partial(_token_loss, batch)
 
 
-def token_loss(batch: Batch, output: Tensor) -> LossOutput:
+def _token_loss(batch: Batch, output: Tensor) -> LossOutput:
     """What the last stage gives the schedule: the summed loss, its count of tokens, and what we keep.
 
     Args:
         output: float [b, s], cross entropy of each label; or [b, s, 2] with a penalty of each that is trained on
-            and told nowhere (z_loss.py).
+            and told nowhere (forward.py).
     """
     nats, objective = (output, output) if output.dim() == 2 else (output[..., 0], output.sum(dim=-1))
     total = (objective.float() * batch.loss_mask).sum()
-    return total, batch.loss_mask.sum().to(torch.int), sequence_losses(nats.float(), batch)
+    return total, batch.loss_mask.sum().to(torch.int), _sequence_losses(nats.float(), batch)

@@ -1,17 +1,155 @@
-"""Transformer layers that Megatron-Core lacks, made of its own parts through layer specs."""
+"""Which modules a layer is made of: the best kernels at hand, and the layers and norms that Megatron-Core lacks.
 
+Transformer Engine's layer spec where it is installed and a GPU is there; else Megatron-Core's local spec with
+scaled_dot_product_attention as its core attention.
+"""
+
+import copy
+import importlib.util
 from typing import Any
 
 import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    LayerNormImpl,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.model.local_rotary import own_angles
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
+from megatron_cpt.model.rope import own_angles
+from megatron_cpt.parallel import groups
+
+
+def transformer_engine_usable() -> bool:
+    """Whether Transformer Engine is installed and has a GPU to run on."""
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def block_spec(
+    shape: ModelShape, config: TransformerConfig, virtual_stage: int | None = None, shares_documents: bool = False
+) -> TransformerBlockSubmodules:
+    """Specs of the layers of this rank, or of its chunk `virtual_stage`, and the final norm.
+
+    Args:
+        shares_documents: whether ranks share sequences whose documents are kept apart.
+    """
+    first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
+    count = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer_spec(shape, layer, shares_documents) for layer in range(first, first + count)],
+        layer_norm=_norm_of(shape),
+    )
+
+
+def layer_spec(shape: ModelShape, layer: int = 0, shares_documents: bool = False) -> ModuleSpec:
+    """The spec of a transformer layer of a model of this shape, by the layer's number in the whole model, from 0."""
+    experts = shape.experts if layer in shape.sparse_layers else None
+    if transformer_engine_usable() and not _has_own_parts(shape):
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=experts, moe_grouped_gemm=True, qk_layernorm=shape.query_key_norm
+        )
+        if shares_documents:
+            spec = copy.deepcopy(spec)
+            spec.submodules.self_attention.submodules.core_attention = _core_attention(shape, layer)
+    else:
+        local = get_gpt_layer_local_spec(
+            num_experts=experts, normalization=shape.normalization, qk_layernorm=shape.query_key_norm
+        )
+        spec = copy.deepcopy(local)
+        attention = spec.submodules.self_attention.submodules
+        attention.core_attention = _core_attention(shape, layer)
+        if shape.query_key_norm:
+            attention.q_layernorm = attention.k_layernorm = Norm
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
+        if experts:
+            # The norm before experts is never fused with them: its name in a checkpoint is its own, as it is in
+            # Transformer Engine's spec.
+            spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
+    if shape.parallel_residual:
+        spec.module = ParallelResidualLayer
+    if _has_own_parts(shape):
+        _put_own_parts(spec, shape, layer)
+    return spec
+
+
+def _has_own_parts(shape: ModelShape) -> bool:
+    """Whether layers have norms or attention that the spec of this machine lacks.
+
+    Transformer Engine has windows (window_fields), Megatron-Core's local spec has none.
+    """
+    windows = bool(shape.local_layers) and not transformer_engine_usable()
+    capped = shape.attention_soft_cap is not None
+    return shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms or capped or windows
+
+
+def window_fields(shape: ModelShape) -> dict[str, Any]:
+    """What TransformerConfig is told of layers that see a window: tokens before and after a position."""
+    if not shape.local_layers or shape.local_window is None:
+        return {}
+    return {
+        "window_size": (shape.local_window - 1, 0),
+        "window_attn_skip_freq": [int(layer in shape.local_layers) for layer in range(shape.layers)],
+    }
+
+
+def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
+    """Puts them into Megatron-Core's local spec of a layer."""
+    norm = _norm_of(shape) if shape.pre_norm else IdentityOp
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
+    if shape.post_norm:
+        spec.module = PostNormLayer
+        two_bases = shape.local_rope_base is not None
+        spec.params = {"post_norm": _norm_of(shape), "is_local": layer in shape.local_layers if two_bases else None}
+    attention = spec.submodules.self_attention.submodules
+    if shape.query_key_norm:
+        attention.q_layernorm = attention.k_layernorm = _norm_of(shape)
+    if shape.all_heads_norm:
+        # Classes, not specs with parameters: Megatron-Core 0.19 calls them itself.
+        attention.q_layernorm, attention.k_layernorm = AllQueriesRMSNorm, AllKeysRMSNorm
+
+
+def _core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAttention] | ModuleSpec:
+    """Our core attention of a layer: with a soft cap or a window if it has one."""
+    window = shape.local_window if layer in shape.local_layers else None
+    # Gemma 3 has no soft cap, but with the other kernel a logit of its test under tensor parallelism lies 1.07e-5 from
+    # transformers', beyond the 1e-5 that all families are held to.
+    if shape.attention_soft_cap is not None or shape.local_rope_base is not None:
+        return ModuleSpec(SoftCappedAttention, params={"soft_cap": shape.attention_soft_cap, "window": window})
+    if window is not None:
+        return ModuleSpec(WindowedAttention, params={"window": window})
+    return ScaledDotProductAttention
+
+
+def _norm_of(shape: ModelShape) -> Any:
+    """The norm at the end, and of layers that have parts of ours."""
+    if shape.zero_centered_norms:
+        return ZeroCenteredRMSNorm
+    return LayerNormImpl if transformer_engine_usable() else Norm
+
 
 # Megatron-Core recomputes these inside the forward pass that is replaced here; core_attn recomputes itself.
-SERIAL_ONLY = {"layernorm", "mlp"}
+_SERIAL_ONLY = {"layernorm", "mlp"}
 
 
 class ParallelResidualLayer(TransformerLayer):
@@ -32,14 +170,14 @@ class ParallelResidualLayer(TransformerLayer):
         Raises:
             BadInput: `megatron.transformer` asks for a recomputation that this layer does not have.
         """
-        refuse_partial_recomputation(config, "attention and MLP in parallel")
+        _refuse_partial_recomputation(config, "attention and MLP in parallel")
         super().__init__(config, submodules, **named)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **named: Any
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h]; the rest is what self-attention takes. Returns [s, b, h], and no context."""
-        refuse_context(named, "ParallelResidualLayer")
+        _refuse_context(named, "ParallelResidualLayer")
         attended = self.self_attention(self.input_layernorm(hidden_states), attention_mask, **named)
         transformed = self.mlp(self.pre_mlp_layernorm(hidden_states))
         fused = self.config.bias_dropout_fusion
@@ -70,7 +208,7 @@ class PostNormLayer(TransformerLayer):
         Raises:
             BadInput: `megatron.transformer` asks for a recomputation that this layer does not have.
         """
-        refuse_partial_recomputation(config, "norms after attention and MLP")
+        _refuse_partial_recomputation(config, "norms after attention and MLP")
         super().__init__(config, submodules, **named)
         assert post_norm is not None
         self.is_local = is_local
@@ -82,7 +220,7 @@ class PostNormLayer(TransformerLayer):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **named: Any
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h]; the rest is what self-attention takes. Returns [s, b, h], and no context."""
-        refuse_context(named, "PostNormLayer")
+        _refuse_context(named, "PostNormLayer")
         if self.is_local is not None:
             named["rotary_pos_emb"] = own_angles(named["rotary_pos_emb"], self.is_local)
         fused = self.config.bias_dropout_fusion
@@ -94,10 +232,10 @@ class PostNormLayer(TransformerLayer):
         return self.mlp_bda(self.training, fused)((normed, None), hidden_states, self.hidden_dropout), None
 
 
-def refuse_partial_recomputation(config: TransformerConfig, kind: str) -> None:
+def _refuse_partial_recomputation(config: TransformerConfig, kind: str) -> None:
     """Raises BadInput where parts are to be recomputed that only Megatron-Core's own forward pass recomputes."""
     recomputed = set(config.recompute_modules or ()) if config.recompute_granularity == "selective" else set()
-    if recomputed & SERIAL_ONLY:
+    if recomputed & _SERIAL_ONLY:
         raise BadInput(
             Fault(
                 f"megatron.transformer.recompute_modules = {sorted(recomputed)}",
@@ -107,8 +245,126 @@ def refuse_partial_recomputation(config: TransformerConfig, kind: str) -> None:
         )
 
 
-def refuse_context(named: dict[str, Any], layer: str) -> None:
+def _refuse_context(named: dict[str, Any], layer: str) -> None:
     """Takes out what a layer of a language model is given and does not use; it must be None."""
     for name in ("context", "context_mask", "padding_mask", "dynamic_inference_decode_only"):
         if named.pop(name, None) is not None:
             raise ValueError(f"{layer} takes no {name}")
+
+
+class ZeroCenteredRMSNorm(torch.nn.Module):
+    """y = x / rms(x) * (1 + w), in fp32, as in Gemma (arXiv:2403.08295): weight decay draws it to 1, not to 0."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **ignored: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        # Where ranks divide sequences, its gradient is summed over them.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states: [..., hidden_size], any shape before."""
+        wide = hidden_states.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
+        return (normed * (1.0 + self.weight.float())).type_as(hidden_states)
+
+
+class AllQueriesRMSNorm(torch.nn.Module):
+    """RMSNorm over all heads of a query together, as in OLMo 2 (arXiv:2501.00656, section 3.2).
+
+    Tensor-parallel ranks hold some heads each, and sum the squares of all. It is built by Megatron-Core's
+    SelfAttention, which gives `hidden_size` as the width of one head.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **ignored: Any) -> None:
+        super().__init__()
+        self.eps, self.width = eps, self.heads(config) * hidden_size
+        own = self.width // config.tensor_model_parallel_size
+        self.weight = torch.nn.Parameter(torch.ones(own, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
+
+    def heads(self, config: TransformerConfig) -> int:
+        """Heads that are normed together, those of other ranks included."""
+        return int(config.num_attention_heads)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads: [s, b, this rank's heads, head_dim]."""
+        wide = heads.float()
+        squares = wide.pow(2).sum(dim=(-2, -1), keepdim=True)
+        # Every rank's output depends on every rank's squares: summed forward and, for their gradient, backward.
+        squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
+        normed = wide * torch.rsqrt(squares / self.width + self.eps)
+        return (normed * self.weight.float().view(heads.shape[-2:])).type_as(heads)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Its part of a distributed checkpoint: the weight is divided as the heads are."""
+        state = self.state_dict(prefix="", keep_vars=True)
+        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 0}, sharded_offsets)
+        return sharded
+
+
+class AllKeysRMSNorm(AllQueriesRMSNorm):
+    """The same over all heads of a key, which are fewer where queries share them."""
+
+    def heads(self, config: TransformerConfig) -> int:
+        """Key heads, those of other ranks included."""
+        return int(config.num_query_groups)
+
+
+class Norm:
+    """Makes the norm that the config names; Megatron-Core builds it where a spec says so.
+
+    Theirs (WrappedTorchNorm) refuses sequence parallelism, because under it each tensor-parallel rank sees a part
+    of the sequence and its gradient is a part of the whole. The mark set here makes Megatron-Core sum them.
+    """
+
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
+    ) -> torch.nn.Module:
+        """A norm over the last dimension, of width `hidden_size`."""
+        norm = kind(config)(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
+def kind(config: TransformerConfig) -> type[torch.nn.Module]:
+    """The class of the norms: on a CPU and in fp32 one of ours for torch's RMSNorm, which has no kernel there."""
+    if config.normalization == "LayerNorm":
+        return torch.nn.LayerNorm
+    in_few_passes = groups.device().type == "cpu" and config.params_dtype is torch.float32
+    return RMSNorm if in_few_passes else torch.nn.RMSNorm
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, whose bits its outputs are, with its gradients from the kernel that LayerNorm's come from."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states: fp32 [..., width]."""
+        return RootMeanSquare.apply(states, self.weight, self.eps)
+
+
+class RootMeanSquare(torch.autograd.Function):
+    """y = x r w, where r = 1 / sqrt(mean(x^2) + epsilon)."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """states: [..., width]; weight: [width]."""
+        inverse = states.square().mean(dim=-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(states, weight, inverse)
+        return (states * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """dx = r (g w - x r mean(g w x r)), dw = sum(g x r).
+
+        A LayerNorm whose mean is 0 and whose deviation is 1 / r has the same, but for dx less r mean(g w).
+        """
+        states, weight, inverse = ctx.saved_tensors
+        of_states, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, states, weight.shape, torch.zeros_like(inverse), inverse, weight, None, [True, True, False]
+        )
+        means = (gradient @ weight).div_(weight.numel()).unsqueeze(-1)
+        return of_states.add_(means.mul_(inverse)), of_weight, None

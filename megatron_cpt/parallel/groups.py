@@ -1,21 +1,28 @@
-"""The ranks of a run and their groups: the one file that names Megatron-Core's parallel_state.
+"""The ranks of a run: process groups, collectives and random states. The one file that names parallel_state.
 
-World size = tensor x context x data x pipeline. Ranks are laid out as Megatron-Core does: tensor-parallel
-neighbours first, then those that share a sequence, then data parallel, then pipeline stages. Experts are
-divided among the ranks of context and data parallel.
+All gloo groups of a process share their devices: each group would otherwise have a thread that wakes a hundred times a
+second. Parts of unequal length, which gloo neither gathers nor scatters, are padded on the way. On a CPU, memory that a
+step frees is kept for the next step.
 """
 
+import ctypes
 import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from torch import Tensor
+from torch.distributed import ProcessGroupGloo, Store, distributed_c10d
 
+from megatron_cpt.config.errors import RankFailed
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.parallel.gloo import share_devices
 
 
 def device() -> torch.device:
@@ -30,7 +37,7 @@ def own_gpu(local_rank: int, visible: int) -> int:
     return local_rank if visible > 1 else 0
 
 
-def join_world(timeout: timedelta = timedelta(minutes=10), store: dist.Store | None = None) -> None:
+def init_process_group(timeout: timedelta = timedelta(minutes=10), store: dist.Store | None = None) -> None:
     """Starts the process group from torchrun's environment (a world of one without it): NCCL on GPUs, gloo on CPUs.
 
     A silent rank ends the others after the timeout. `store` is where the ranks meet, if not where torchrun says.
@@ -48,11 +55,11 @@ def join_world(timeout: timedelta = timedelta(minutes=10), store: dist.Store | N
         torch.cuda.set_device(device())
         dist.init_process_group("nccl", device_id=device(), **place)
     else:
-        share_devices()
+        _share_devices()
         dist.init_process_group("gloo", **place)
 
 
-def divide_world(parallel: ParallelSettings) -> None:
+def init_model_parallel(parallel: ParallelSettings) -> None:
     """Makes Megatron-Core's groups for a layout; an earlier layout of this process is given up."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
@@ -65,7 +72,7 @@ def divide_world(parallel: ParallelSettings) -> None:
     )
 
 
-def leave_world() -> None:
+def destroy() -> None:
     """Gives the groups back, and with them their threads."""
     # A cache of results on the class keeps the embeddings that gave them, and these a group each.
     RotaryEmbedding.forward.cache_clear()
@@ -147,7 +154,7 @@ def pipeline_group() -> dist.ProcessGroup:
     return parallel_state.get_pipeline_model_parallel_group()
 
 
-def last_stage_rank() -> int:
+def _last_stage_rank() -> int:
     """World rank of this pipeline's last stage, which has the loss."""
     return parallel_state.get_pipeline_model_parallel_last_rank()
 
@@ -198,6 +205,191 @@ def token_rank() -> int:
     return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
-def token_group() -> dist.ProcessGroup:
+def _token_group() -> dist.ProcessGroup:
     """The ranks that hold the same parameters, experts apart, and see other tokens: data and context parallel."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def gather_of_any_parts(gather_equal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Megatron-Core's gathering along the first dimension, for parts of any length."""
+
+    def gather(
+        input_: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+    ) -> Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return gather_equal(input_, group, None, use_global_buffer)
+        sizes = [int(size) for size in output_split_sizes]
+        longest = max(*sizes, 1)
+        gathered = input_.new_empty(longest * len(sizes), *input_.shape[1:])
+        dist.all_gather_into_tensor(gathered, _filled_up(input_, longest), group=group)
+        return torch.cat([part[:size] for part, size in zip(gathered.split(longest), sizes, strict=True)])
+
+    return gather
+
+
+def scatter_to_any_parts(scatter_equal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Megatron-Core's summing and scattering along the first dimension, for parts of any length."""
+
+    def scatter(
+        input_: Tensor, group: Any, input_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+    ) -> Tensor:
+        if input_split_sizes is None or group.size() == 1:
+            return scatter_equal(input_, group, None, use_global_buffer)
+        sizes = [int(size) for size in input_split_sizes]
+        longest = max(*sizes, 1)
+        parts = torch.cat([_filled_up(part, longest) for part in input_.split(sizes)])
+        own = input_.new_empty(longest, *input_.shape[1:])
+        dist.reduce_scatter_tensor(own, parts, group=group)
+        return own[: sizes[group.rank()]]
+
+    return scatter
+
+
+def _filled_up(part: Tensor, length: int) -> Tensor:
+    """A part with zeros behind it, up to a length."""
+    return torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])])
+
+
+RandomState = dict[str, torch.Tensor]
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch alike on all ranks that hold the same parameters.
+
+    Pipeline stages get different seeds, as in Megatron-LM (a stage draws its own layers), and
+    tensor-parallel ranks share one, with Megatron's tracker of per-rank states beside it. Two layouts
+    therefore draw different random weights: layouts are compared from one shared checkpoint.
+    """
+    stage_seed = seed + 100 * pipeline_rank()
+    random.seed(stage_seed)
+    np.random.seed(stage_seed)
+    torch.manual_seed(stage_seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
+
+
+def random_state() -> RandomState:
+    """The states that training draws from, as tensors: torch's on CPU and GPU and those of Megatron's tracker."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    tracker = tensor_parallel.get_cuda_rng_tracker().get_states()
+    return state | {f"tracker.{name}": value for name, value in tracker.items()}
+
+
+def restore_random_state(state: RandomState) -> None:
+    """Puts states back that random_state gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    prefix = "tracker."
+    tensor_parallel.get_cuda_rng_tracker().set_states(
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    )
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever the block seeds or draws, in Python, numpy or torch, the states after it are those before it."""
+    python, numpy, torch_states = random.getstate(), np.random.get_state(), random_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        restore_random_state(torch_states)
+
+
+def sum_over_replicas(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks that see other tokens (data and context parallel), in place. Shape and dtype as given."""
+    dist.all_reduce(values, group=_token_group())
+    return values
+
+
+def sum_over_world(values: torch.Tensor) -> torch.Tensor:
+    """Sum over all ranks, in place. Shape and dtype as given."""
+    dist.all_reduce(values)
+    return values
+
+
+def from_last_stage(values: torch.Tensor) -> torch.Tensor:
+    """What the last pipeline stage holds, on every stage, in place. All stages pass the same shape and dtype."""
+    if pipeline_size() > 1:
+        dist.broadcast(values, src=_last_stage_rank(), group=pipeline_group())
+    return values
+
+
+def all_agree(condition: bool) -> bool:
+    """Whether the condition holds on every rank."""
+    flag = torch.tensor(int(condition), device=device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def largest(value: int) -> int:
+    """The largest of the ranks' values."""
+    shared = torch.tensor(value, device=device())
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared.item())
+
+
+def any_rank(condition: bool) -> bool:
+    """Whether the condition holds on some rank."""
+    return not all_agree(not condition)
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    dist.barrier()
+
+
+@contextmanager
+def first_on_rank_zero() -> Iterator[None]:
+    """Runs the block on rank 0 before the others: for what one rank may have to make and all read.
+
+    An error on rank 0 ends the other ranks with an error, not with a wait for the timeout.
+    """
+    if rank() != 0:
+        if any_rank(False):
+            raise RankFailed("rank 0 failed; its message says why")
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        any_rank(True)
+        raise
+    any_rank(False)
+
+
+def _share_devices() -> None:
+    """Has all gloo groups that torch makes in this process from now on use the same devices."""
+    devices = open_devices()
+
+    class OnSharedDevices(ProcessGroupGloo):
+        """Made as torch makes a group: by store, rank, size and timeout."""
+
+        def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
+            options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            options._devices, options._threads = devices, 2 * len(devices)
+            options._timeout = timeout
+            super().__init__(store, rank, size, options)
+
+    distributed_c10d.ProcessGroupGloo = OnSharedDevices  # type: ignore[misc]
+
+
+def open_devices() -> list[ProcessGroupGloo.Device]:
+    """Those that torch would open: of the interfaces that GLOO_SOCKET_IFNAME lists, else of the host's name."""
+    interfaces = os.environ.get("GLOO_SOCKET_IFNAME")
+    if not interfaces:
+        return [ProcessGroupGloo.create_default_device()]
+    return [ProcessGroupGloo.create_device(interface=interface) for interface in interfaces.split(",")]
+
+
+# Parameters of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep what this process frees; False where it is not glibc, and nothing changes."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1)])

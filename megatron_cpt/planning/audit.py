@@ -21,11 +21,11 @@ import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import HEADER, MAGIC, idx_path
-from megatron_cpt.planning.text import columns, percent, quantity
+from megatron_cpt.planning.text_tables import columns, percent, quantity
 
-SURPLUS = 0.005
+_SURPLUS = 0.005
 """BlendedMegatronDatasetConfig.mid_level_dataset_surplus, its default."""
-SEPARATE_BELOW = 0.80
+_SEPARATE_BELOW = 0.80
 """A last epoch of which less is needed is not shuffled into the others."""
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
@@ -111,7 +111,7 @@ def audit(
             faults.append(Fault(f"{prefix}: weight {weight:g}", rule, "Leave the source out, or give it a weight."))
             continue
         try:
-            tokens = split_tokens(prefix, split)
+            tokens = _split_tokens(prefix, split)
         except BadInput as error:
             faults += error.faults
             continue
@@ -125,7 +125,7 @@ def audit(
     return rows
 
 
-def split_tokens(prefix: str, split: tuple[float, float]) -> int:
+def _split_tokens(prefix: str, split: tuple[float, float]) -> int:
     """Tokens of the entries of an index in a span of it, rounded as Megatron-Core rounds."""
     path = idx_path(prefix)
     if not path.is_file():
@@ -191,13 +191,13 @@ def audit_lines(rows: Sequence[SourceAudit]) -> list[str]:
 
 
 def _row(prefix: str, weight: float, tokens: int, requested: int, sequence_length: int) -> SourceAudit:
-    built = ceil(requested * (1 + SURPLUS))
+    built = ceil(requested * (1 + _SURPLUS))
     epochs = epochs_for(built, sequence_length, tokens)
     available = (epochs * tokens - 1) // sequence_length
     joined_epochs, joined_samples = epochs, available
     if epochs > 1:
         before_last = ((epochs - 1) * tokens - 1) // sequence_length
-        if built - before_last < int(SEPARATE_BELOW * ((tokens - 1) // sequence_length)):
+        if built - before_last < int(_SEPARATE_BELOW * ((tokens - 1) // sequence_length)):
             joined_epochs, joined_samples = epochs - 1, before_last
     return SourceAudit(
         prefix=prefix,
@@ -217,7 +217,7 @@ def _remarks(row: SourceAudit) -> list[str]:
     remarks = []
     if row.epochs_by_surplus:
         remarks.append(
-            f"{row.prefix}: the surplus of {SURPLUS:.1%} alone adds an epoch: {row.epochs} are built where "
+            f"{row.prefix}: the surplus of {_SURPLUS:.1%} alone adds an epoch: {row.epochs} are built where "
             f"{row.epochs - row.epochs_by_surplus} hold what the run reads."
         )
     if row.requested == 1:

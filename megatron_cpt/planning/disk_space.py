@@ -9,12 +9,12 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.planning.text import size
+from megatron_cpt.planning.text_tables import size
 from megatron_cpt.runs.folder import RunFolder
 
-STATE_BYTES = {"fp32": 12, "bf16": 14}
+_STATE_BYTES = {"fp32": 12, "bf16": 14}
 """Of a checkpoint, a parameter: weights, two fp32 moments and, with bf16, the fp32 main parameter."""
-EXPORT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EXPORT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ def disk_estimate(config: RunConfig, parameters: int, first_step: int = 0) -> Di
     Frozen parts have no moments, so that theirs are less.
     """
     settings, steps, tokens = config.checkpoint, config.total_steps - first_step, config.tokens_per_step
-    saves = 1 if settings.every is None else -(-steps // settings.every.steps(tokens))
+    saves = 1 if settings.save_interval is None else -(-steps // settings.save_interval.steps(tokens))
     kept = settings.keep_last + 1
     if settings.keep_every is not None:
         kept += steps // settings.keep_every.steps(tokens)
     kept += settings.keep_best is not None
     export = settings.export_hf
     exports = 0 if export is None else export.end + (steps // export.every.steps(tokens) if export.every else 0)
-    weight = EXPORT_BYTES.get(export.dtype or "", 0) if export is not None else 0
+    weight = _EXPORT_BYTES.get(export.dtype or "", 0) if export is not None else 0
     return DiskEstimate(
         checkpoints=min(saves, kept),
-        checkpoint_bytes=STATE_BYTES[config.training.precision] * parameters,
+        checkpoint_bytes=_STATE_BYTES[config.training.precision] * parameters,
         exports=exports,
         export_bytes=weight * parameters or _weight_files(Path(config.model.hf)) or 2 * parameters,
     )

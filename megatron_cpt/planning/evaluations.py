@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.marks import mark_steps, thinned
-from megatron_cpt.config.schema import MarksSettings, RunConfig
-from megatron_cpt.corpus.windows import scored_tokens
+from megatron_cpt.config.eval_schedule import mark_steps, subsampled
+from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
+from megatron_cpt.corpus.stream import scored_tokens
 from megatron_cpt.planning.inputs import RunInputs
-from megatron_cpt.planning.text import columns, percent, quantity
-from megatron_cpt.tasks.benchmarks import GROUPS
-from megatron_cpt.tasks.task import task_row_faults
+from megatron_cpt.planning.text_tables import columns, percent, quantity
+from megatron_cpt.tasks.task_files import GROUPS, task_row_faults
 
-MARKS_SHOWN = 8
+_MARKS_SHOWN = 8
 """A longer list of marks is shown by its beginning and its end."""
 
 
@@ -24,8 +23,8 @@ class EvaluationPlan:
     """How often a validation set or an entry of tasks is evaluated and what that costs."""
 
     name: str
-    """Name of the entry in `validation.sets`, `tasks.sets` or `tasks.harness`."""
-    kind: Literal["validation", "tasks", "harness"]
+    """Name of the entry in `validation.sets`, `tasks.files` or `tasks.lm_eval`."""
+    kind: Literal["validation", "tasks", "lm_eval"]
     """Which of the three."""
     role: str
     """domain or replay."""
@@ -33,7 +32,7 @@ class EvaluationPlan:
     """Tokens of one evaluation; None for the harness's tasks, which the plan does not open."""
     marks: tuple[int, ...]
     """Steps at which it is evaluated."""
-    left_out: int
+    omitted: int
     """Marks that `validation.max_overhead` leaves out."""
     share_of_one: float
     """Compute of one evaluation over that of training: a forward pass is a third of a training pass. With it the
@@ -51,30 +50,31 @@ def plan_evaluations(
     """Every validation set, file of tasks and entry of harness tasks, with as many marks as `max_overhead` allows.
 
     Args:
-        first_step: steps done before the run begins (`start.data: kept`): marks and costs are of the steps after it.
+        first_step: steps done before the run begins (`init_from.load_data_position: true`): marks and costs are of
+        the steps after it.
     """
     size, ramp = config.tokens_per_step, config.token_batches.after(first_step).ramp
     steps = max(1, total_steps - first_step)
     per_step = (config.total_tokens - config.token_batches.total(first_step)) / steps  # on average
 
-    def marks_of(marks: MarksSettings) -> tuple[int, ...]:
+    def marks_of(marks: EvalIntervalSettings) -> tuple[int, ...]:
         return tuple(first_step + mark for mark in mark_steps(marks, total_steps - first_step, size, ramp))
 
     planned = []
     for name, one in config.validation.sets.items():
         scored = scored_tokens(inputs.validation_sets[name].tokens, config.data.sequence_length, one.tokens)
         tokens = len(scored) * config.data.sequence_length  # the last sequence is computed at full length
-        marks = marks_of(one.marks or config.validation.marks)
+        marks = marks_of(one.eval_interval or config.validation.eval_interval)
         gradient = min(tokens, size) / per_step if name == config.validation.stability_gradient else 0
         cost = (tokens / (3 * per_step) + gradient) / steps
         planned.append(EvaluationPlan(name, "validation", one.role, tokens, marks, 0, cost))
     for name, tasks in inputs.tasks.items():
-        file, tokens = config.tasks.sets[name], sum(task.tokens for task in tasks)
-        marks = marks_of(file.marks or config.tasks.marks)
+        file, tokens = config.tasks.files[name], sum(task.tokens for task in tasks)
+        marks = marks_of(file.eval_interval or config.tasks.eval_interval)
         planned.append(EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * steps)))
-    for name, asked in config.tasks.harness.items():
-        marks = marks_of(asked.marks or config.tasks.marks)
-        planned.append(EvaluationPlan(name, "harness", asked.role, None, marks, 0, 0.0))
+    for name, asked in config.tasks.lm_eval.items():
+        marks = marks_of(asked.eval_interval or config.tasks.eval_interval)
+        planned.append(EvaluationPlan(name, "lm_eval", asked.role, None, marks, 0, 0.0))
     return within(config.validation.max_overhead, tuple(planned))
 
 
@@ -86,12 +86,12 @@ def within(limit: float | None, planned: tuple[EvaluationPlan, ...]) -> tuple[Ev
     kept = planned
     for thousandths in range(1000, -1, -1):
         kept = tuple(_with_share(evaluation, thousandths / 1000) for evaluation in planned)
-        if limit is None or total_share(kept) <= limit:
+        if limit is None or _total_share(kept) <= limit:
             break
     return kept
 
 
-def total_share(evaluations: tuple[EvaluationPlan, ...]) -> float:
+def _total_share(evaluations: tuple[EvaluationPlan, ...]) -> float:
     """Compute of all evaluations over that of training."""
     return sum(evaluation.compute_share for evaluation in evaluations)
 
@@ -99,17 +99,17 @@ def total_share(evaluations: tuple[EvaluationPlan, ...]) -> float:
 def _with_share(evaluation: EvaluationPlan, share: float) -> EvaluationPlan:
     if evaluation.tokens is None:
         return evaluation  # what costs an unknown sum cannot be fitted into a limit
-    marks = thinned(evaluation.marks, share)
-    return replace(evaluation, marks=marks, left_out=len(evaluation.marks) - len(marks))
+    marks = subsampled(evaluation.marks, share)
+    return replace(evaluation, marks=marks, omitted=len(evaluation.marks) - len(marks))
 
 
 def overhead_warnings(config: RunConfig, evaluations: tuple[EvaluationPlan, ...]) -> Iterator[str]:
     """That marks were left out, and a limit that even the first and the last mark of each set exceed."""
-    most, cost = config.validation.max_overhead, total_share(evaluations)
+    most, cost = config.validation.max_overhead, _total_share(evaluations)
     thinned_out = [
-        f"{evaluation.left_out} of {evaluation.left_out + len(evaluation.marks)} marks of {evaluation.name}"
+        f"{evaluation.omitted} of {evaluation.omitted + len(evaluation.marks)} marks of {evaluation.name}"
         for evaluation in evaluations
-        if evaluation.left_out
+        if evaluation.omitted
     ]
     if most is not None and thinned_out:
         yield (
@@ -135,13 +135,13 @@ def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
     for name, tasks in inputs.tasks.items():
         for task in tasks:
             if task.name in files:
-                rule = f"holds task {task.name!r}, which tasks.sets.{files[task.name]} holds too."
-                yield Fault(f"tasks.sets.{name}", rule, "Give each task in one file.")
+                rule = f"holds task {task.name!r}, which tasks.files.{files[task.name]} holds too."
+                yield Fault(f"tasks.files.{name}", rule, "Give each task in one file.")
             files[task.name] = name
             if inputs.shape is not None:
                 yield from task_row_faults(task, inputs.shape.vocabulary)
-    yield from harness_faults(config)
-    if set(inputs.tasks) != set(config.tasks.sets):
+    yield from _lm_eval_faults(config)
+    if set(inputs.tasks) != set(config.tasks.files):
         return  # a file that could not be read has its own fault
     kinds = {task.name: task.metric for tasks in inputs.tasks.values() for task in tasks}
     for group, members in group_members(config).items():
@@ -150,27 +150,27 @@ def task_faults(config: RunConfig, inputs: RunInputs) -> Iterator[Fault]:
             yield Fault(f"tasks.groups.{group} is empty", rule, "Name its tasks.")
         if group in kinds:
             yield Fault(f"tasks.groups.{group}", "a task has the same name.", "Rename the group.")
-        unknown = "accuracy" if config.tasks.harness else "loss"  # whether it is a harness task is seen when opened
+        unknown = "accuracy" if config.tasks.lm_eval else "loss"  # whether it is a harness task is seen when opened
         absent = [member for member in members if kinds.get(member, unknown) == "loss"]
         if absent:
-            rule = f"{', '.join(absent)}: no multiple-choice task of tasks.sets by that name, so the mean would be "
+            rule = f"{', '.join(absent)}: no multiple-choice task of tasks.files by that name, so the mean would be "
             remedy = f"There are: {', '.join(kinds) or 'none'}. Name those that the mean is to be over."
             yield Fault(f"tasks.groups.{group}", f"{rule}another.", remedy)
 
 
-def harness_faults(config: RunConfig) -> Iterator[Fault]:
+def _lm_eval_faults(config: RunConfig) -> Iterator[Fault]:
     """That the harness is not installed, and folders and files of tasks that are not there."""
-    if config.tasks.harness and importlib.util.find_spec("lm_eval") is None:
+    if config.tasks.lm_eval and importlib.util.find_spec("lm_eval") is None:
         rule = "needs lm-evaluation-harness, which is not installed."
-        yield Fault("tasks.harness", rule, "Install it: pip install 'megatron-cpt[eval]'.")
-    for name, asked in config.tasks.harness.items():
+        yield Fault("tasks.lm_eval", rule, "Install it: pip install 'megatron-cpt[eval]'.")
+    for name, asked in config.tasks.lm_eval.items():
         if asked.include is not None and not Path(asked.include).is_dir():
-            value = f"tasks.harness.{name}.include = {asked.include}"
+            value = f"tasks.lm_eval.{name}.include = {asked.include}"
             yield Fault(value, "there is no such folder.", "Name a folder of task files.")
         for task in asked.tasks:
             if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
                 rule, remedy = "there is no such file.", "Name a task, or the path of its YAML file."
-                yield Fault(f"tasks.harness.{name}.tasks: {task}", rule, remedy)
+                yield Fault(f"tasks.lm_eval.{name}.tasks: {task}", rule, remedy)
 
 
 def group_members(config: RunConfig) -> dict[str, tuple[str, ...]]:
@@ -186,8 +186,8 @@ def evaluation_lines(evaluations: tuple[EvaluationPlan, ...]) -> list[str]:
             evaluation.name if evaluation.kind == "validation" else f"{evaluation.name} ({evaluation.kind})",
             evaluation.role,
             "not known" if evaluation.tokens is None else quantity(evaluation.tokens),
-            f"{len(evaluation.marks)} of {len(evaluation.marks) + evaluation.left_out}"
-            if evaluation.left_out
+            f"{len(evaluation.marks)} of {len(evaluation.marks) + evaluation.omitted}"
+            if evaluation.omitted
             else str(len(evaluation.marks)),
             "not known" if evaluation.tokens is None else percent(evaluation.compute_share),
             _shortened(evaluation.marks),
@@ -196,12 +196,12 @@ def evaluation_lines(evaluations: tuple[EvaluationPlan, ...]) -> list[str]:
     ]
     marks = sum(len(evaluation.marks) for evaluation in evaluations)
     beyond = " and more" if any(evaluation.tokens is None for evaluation in evaluations) else ""
-    total = ["together", "", "", str(marks), percent(total_share(evaluations)) + beyond, ""]
+    total = ["together", "", "", str(marks), percent(_total_share(evaluations)) + beyond, ""]
     return columns([heading, *rows, total], "llrrrl")
 
 
 def _shortened(marks: tuple[int, ...]) -> str:
     words = [str(mark) for mark in marks]
-    if len(words) > MARKS_SHOWN:
-        words = [*words[: MARKS_SHOWN - 2], "...", words[-1]]
+    if len(words) > _MARKS_SHOWN:
+        words = [*words[: _MARKS_SHOWN - 2], "...", words[-1]]
     return ", ".join(words)

@@ -1,26 +1,30 @@
-"""What a run reads, opened without a GPU and without touching a token: model folder, datasets, selections."""
+"""What a run reads, opened without a GPU and without touching a token: model folder, datasets, selections.
 
-from collections.abc import Callable, Mapping, Sequence
+Also which tasks and validation sets the training sources overlap, as `prepare --decontaminate` counted it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from megatron_cpt.config.blend import SourceSettings
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.corpus.manifest import Manifest
+from megatron_cpt.config.schema import RunConfig, SourceSettings
+from megatron_cpt.corpus.manifest import Manifest, file_sha256
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.families.shape import ModelShape, read_shape
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.mixture.quality import open_source
-from megatron_cpt.mixture.shares import source_of
-from megatron_cpt.tasks.task import Task, open_tasks
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.preparation.contamination import NGRAM_WORDS, SetOverlap, read_contamination
+from megatron_cpt.tasks.task_files import Task, open_tasks
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 Opened = TypeVar("Opened")
-OPENERS = 8
+_OPENERS = 8
 """Sources opened at a time: indices are hashed outside Python's lock, and network file systems answer late."""
 
 
@@ -90,7 +94,7 @@ def open_sources(config: RunConfig, faults: list[Fault]) -> tuple[dict[str, Toke
     """
     sources: dict[str, TokenStream] = {}
     portions: dict[str, Fraction] = {}
-    with ThreadPoolExecutor(OPENERS) as openers:
+    with ThreadPoolExecutor(_OPENERS) as openers:
         for streams, parts, found in openers.map(_open_source, config.data.sources, config.data.sources.values()):
             sources |= streams
             portions |= parts
@@ -129,11 +133,11 @@ def _open_tasks(
     if shape is None or tokenizer is None:
         return {}
     opened = {}
-    for name, settings in config.tasks.sets.items():
+    for name, settings in config.tasks.files.items():
         try:
             opened[name] = open_tasks(name, settings, tokenizer, shape.max_positions)
         except BadInput as error:
-            faults += [Fault(f"tasks.sets.{name}: {one.value}", one.rule, one.remedy) for one in error.faults]
+            faults += [Fault(f"tasks.files.{name}: {one.value}", one.rule, one.remedy) for one in error.faults]
     return opened
 
 
@@ -151,3 +155,100 @@ def _attempt(read: Callable[[], Opened], faults: list[Fault]) -> Opened | None:
     except BadInput as error:
         faults += error.faults
         return None
+
+
+@dataclass(frozen=True)
+class SourceOverlap:
+    """What a training source and a task or validation set have in common."""
+
+    source: str
+    """The training source."""
+    kind: Literal["task", "validation"]
+    """What is compared."""
+    name: str
+    """Name of the task, or of the validation set."""
+    datasets: int
+    """Datasets of the source."""
+    compared: int
+    """Those that were compared."""
+    items: int | None
+    """Items of the task or set; None where nothing was compared."""
+    items_kept: int | None
+    """Items that documents of the source overlap: in the dataset that has most of them."""
+    documents_kept: int | None
+    """Documents of the source that overlap an item."""
+    documents_left_out: int | None
+    """Documents that `prepare` left out of the source because they do."""
+
+
+def source_overlaps(config: RunConfig, inputs: RunInputs) -> tuple[SourceOverlap, ...]:
+    """Every training source against every task and every validation set. IntegrityFault: a damaged record."""
+    asked: list[tuple[Literal["task", "validation"], str, str]] = [
+        ("task", name, sha256) for name, sha256 in _asked_tasks(config, inputs)
+    ]
+    asked += [
+        ("validation", name, manifest.data_sha256)
+        for name, stream in inputs.validation_sets.items()
+        for manifest in stream.manifests
+    ]
+    return tuple(
+        _overlap(source, kind, name, sha256, counted)
+        for source, counted in _counted(inputs.sources).items()
+        for kind, name, sha256 in asked
+    )
+
+
+def overlap_warnings(overlaps: Sequence[SourceOverlap]) -> Iterator[str]:
+    """Scores and losses that say less about new text than they seem to."""
+    for one in overlaps:
+        if one.documents_kept:
+            yield (
+                f"source {one.source} holds {one.documents_kept:,} documents that share {NGRAM_WORDS} words running "
+                f"with {one.kind} {one.name} ({one.items_kept:,} of its {one.items:,} items): what it shows is in "
+                "part what was read before. `megatron-cpt prepare --decontaminate` leaves such documents out."
+            )
+
+
+def _asked_tasks(config: RunConfig, inputs: RunInputs) -> Iterator[tuple[str, str]]:
+    """Each task of a run with the hash of its file."""
+    for name, tasks in inputs.tasks.items():
+        sha256 = file_sha256(Path(config.tasks.files[name].path))
+        for task in tasks:
+            yield task.name, sha256
+
+
+def _counted(sources: Mapping[str, TokenStream]) -> dict[str, list[Sequence[SetOverlap]]]:
+    """What was counted in each dataset of each source; buckets of a source read the same datasets."""
+    counted: dict[str, dict[tuple[Path, str], Sequence[SetOverlap]]] = {}
+    for stream, tokens in sources.items():
+        of_source = counted.setdefault(source_of(stream), {})
+        for documents in tokens.document_sets:
+            found = read_contamination(documents.prefix, documents.data_sha256)
+            of_source[documents.prefix, documents.data_sha256] = [] if found is None else found.sets
+    return {source: list(datasets.values()) for source, datasets in counted.items()}
+
+
+def _overlap(
+    source: str, kind: Literal["task", "validation"], name: str, sha256: str, counted: Sequence[Sequence[SetOverlap]]
+) -> SourceOverlap:
+    found = [_matching(name, sha256, sets) for sets in counted]
+    compared = [one for one in found if one is not None]
+    return SourceOverlap(
+        source=source,
+        kind=kind,
+        name=name,
+        datasets=len(counted),
+        compared=len(compared),
+        items=compared[0].items if compared else None,
+        items_kept=max((one.items_kept for one in compared), default=None),
+        documents_kept=sum(one.documents_kept for one in compared) if compared else None,
+        documents_left_out=sum(one.documents_left_out for one in compared) if compared else None,
+    )
+
+
+def _matching(name: str, sha256: str, sets: Sequence[SetOverlap]) -> SetOverlap | None:
+    """What was counted of one file's or dataset's set: of several tasks in a file, the one of that name."""
+    same = [one for one in sets if one.sha256 == sha256]
+    if len(same) == 1:
+        return same[0]
+    return next((one for one in same if one.name == name), None)

@@ -1,33 +1,33 @@
-"""What `plan` prints and `train` obeys: blend, steps, marks, size and cost of a run, and what looks unwise."""
+"""What `plan` prints and `train` obeys: blend, steps, evaluations, size and cost of a run, and warnings."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from megatron_cpt.config.checks import schedule_faults
 from megatron_cpt.config.errors import refuse
-from megatron_cpt.config.schedule_faults import schedule_faults
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import Duration
-from megatron_cpt.families.memory import MemoryEstimate, memory_per_rank
-from megatron_cpt.families.shape import ModelShape
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import unread_fields
 from megatron_cpt.families.size import (
+    MemoryEstimate,
     active_parameter_count,
     flops_per_token,
+    memory_per_rank,
     non_embedding_parameter_count,
     parameter_count,
 )
-from megatron_cpt.mixture.plan import BlendPlan
-from megatron_cpt.planning.contamination import SourceOverlap, overlap_warnings, source_overlaps
+from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan
+from megatron_cpt.planning.checks import checked_blend, shared_warnings, start_faults
 from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
-from megatron_cpt.planning.faults import checked_blend
-from megatron_cpt.planning.inputs import RunInputs, open_inputs
-from megatron_cpt.planning.phase_table import phase_lines
-from megatron_cpt.planning.picture import picture_lines
+from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
 from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
-from megatron_cpt.planning.start_faults import start_faults
-from megatron_cpt.planning.start_state import StartState, resume_state, start_state
-from megatron_cpt.planning.text import columns, percent, quantity, size
-from megatron_cpt.planning.warnings import plan_warnings
+from megatron_cpt.planning.start_state import StartState, position_of, resume_state, start_state
+from megatron_cpt.planning.text_tables import columns, percent, phase_lines, picture_lines, quantity, size
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RunPlan:
     inputs: RunInputs
     """What the run reads, opened."""
     start: StartState
-    """Where it begins: after steps of another run, with `start.data: kept`."""
+    """Where it begins: after steps of another run, with `init_from.load_data_position: true`."""
     resume: StartState | None
     """Where it goes on: at its newest checkpoint. None where it has none."""
     folder: str
@@ -106,9 +106,9 @@ class RunPlan:
         return {item.name: item.marks for item in self.evaluations if item.kind == "tasks"}
 
     @property
-    def harness_marks(self) -> dict[str, tuple[int, ...]]:
+    def lm_eval_marks(self) -> dict[str, tuple[int, ...]]:
         """Steps at which each entry of the harness's tasks is scored, by its name."""
-        return {item.name: item.marks for item in self.evaluations if item.kind == "harness"}
+        return {item.name: item.marks for item in self.evaluations if item.kind == "lm_eval"}
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -125,7 +125,7 @@ class RunPlan:
                 "schedule_shift": self.start.schedule_shift,
             },
             "learning_rate": rates_of(self.config, self.start),
-            **({"batch_ramp": [asdict(stair) for stair in ramp]} if (ramp := self.config.batches.ramp) else {}),
+            **({"batch_size_rampup": [asdict(stair) for stair in ramp]} if (ramp := self.config.batches.ramp) else {}),
             "blend": {
                 "sequences": self.blend.total_sequences,
                 "sources": [asdict(row) for row in self.blend.rows_from(self.start.sequences)],
@@ -190,7 +190,7 @@ class RunPlan:
     def _counting(self) -> list[str]:
         if not self.start.step:
             return []
-        checkpoint = self.config.start.checkpoint or "the checkpoint that it started from"
+        checkpoint = self.config.init_from.checkpoint or "the checkpoint that it started from"
         return [
             f"Start    data kept: steps {self.start.step + 1:,} to {self.steps:,}, counted on from {checkpoint}; marks "
             "count from there"
@@ -211,8 +211,11 @@ class RunPlan:
         rope, shape = self.config.model.rope, self.inputs.shape
         if rope is None or shape is None:
             return []
-        scaling = "as the folder's" if rope.scaling == "kept" else rope.scaling
-        return [f"Rope     for {rope.positions:,} tokens: base {shape.rope_base:,.0f}, scaling {scaling} (model.rope)"]
+        scaling = "as the folder's" if rope.scaling == "keep" else rope.scaling
+        return [
+            f"Rope     for {rope.max_position_embeddings:,} tokens: base {shape.rope_base:,.0f}, scaling {scaling} "
+            "(model.rope)"
+        ]
 
     def _blend_lines(self) -> list[str]:
         heading = ["source", "role", "tokens read", "share", "of", "epochs", "effective unique"]
@@ -244,8 +247,8 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     inputs = open_inputs(config)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
-    warnings = plan_warnings(config, inputs, blend)
-    config = to_its_end(config, blend)
+    warnings = _plan_warnings(config, inputs, blend)
+    config = _to_its_end(config, blend)
     start, resume = start_state(config), resume_state(config)
     evaluations = plan_evaluations(config, inputs, config.total_steps, start.step)
     overlaps = source_overlaps(config, inputs)
@@ -276,7 +279,7 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
     )
 
 
-def to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
+def _to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
     """A run that an exhausted source ends, configured for just the tokens until there.
 
     So its learning rate comes to its end and its last marks are reached. Raises BadInput where the schedule does not
@@ -307,3 +310,161 @@ def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int, f
 
 def _indented(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines]
+
+
+_PASSED_BY = 1.1
+"""A source that gives more than this of its target is named: a sequence is long beside it."""
+_MISSED_BY = 0.99
+"""A source that gives less of its target than this is named."""
+
+
+def _plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
+    """Everything that a person should know before the run is paid for, a sentence each."""
+    return (
+        *_blend_warnings(config, blend),
+        *_length_warnings(config, blend),
+        *_target_warnings(blend),
+        *_unread_warnings(config, blend),
+        *_repeated_warnings(config, blend),
+        *shared_warnings(config, inputs),
+        *_evaluation_warnings(config),
+        *_budget_warnings(config, inputs),
+        *_folder_warnings(config),
+        *_origin_warnings(inputs),
+    )
+
+
+def _marks_of(config: RunConfig, name: str) -> EvalIntervalSettings:
+    """The marks of a validation set: its own, or those of all."""
+    return config.validation.sets[name].eval_interval or config.validation.eval_interval
+
+
+def _blend_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """Sources read very often, and continual pretraining without replay."""
+    for row in blend.rows:
+        if row.epochs > CHEAP_EPOCHS:
+            yield (
+                f"source {row.name} is read {row.epochs:.1f} times: beyond {CHEAP_EPOCHS} epochs repeated text is "
+                f"worth clearly less than new text (arXiv:2305.16264); its {quantity(row.tokens)} tokens do what "
+                f"{quantity(row.effective_unique_tokens)} new ones would."
+            )
+    replayed = sum(row.sequences for row in blend.rows if row.role == "replay")
+    if config.model.weights == "hf" and not replayed:
+        yield (
+            "no source of role `replay` gives tokens: what the model knew will fade. A share of general text "
+            "holds it (data.replay_ratio)."
+        )
+
+
+def _length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """A run that ends before its schedule, and phases that it does not reach."""
+    steps = config.batches.whole_steps(blend.total_sequences)
+    if steps < config.total_steps:
+        tokens = config.token_batches.total(steps)
+        yield (
+            f"the run stops after {steps:,} of {config.total_steps:,} steps ({quantity(tokens)} tokens), before a "
+            "source passes its max_epochs; schedule and marks end there too."
+        )
+    reached = {phase.number for phase in blend.phases}
+    for number, phase in enumerate(config.data.phases):
+        if number not in reached:
+            yield f"phase {number}, {phase.beginning}, is not reached: the run has {steps:,} steps."
+
+
+def _target_warnings(blend: BlendPlan) -> Iterator[str]:
+    """Sources that give clearly less, or more, than their target."""
+    for stream, row in zip(blend.streams, blend.rows, strict=True):
+        if stream.target is not None and row.tokens < _MISSED_BY * stream.target:
+            yield (
+                f"source {row.name} gives {quantity(row.tokens)} of its target of {quantity(float(stream.target))} "
+                "tokens: the run is shorter than the targets together, or weights or ratio leave it less."
+            )
+        elif stream.target is not None and row.tokens > _PASSED_BY * stream.target:
+            yield (
+                f"source {row.name} gives {quantity(row.tokens)} tokens, {row.epochs:.2f} epochs, beyond its target of "
+                f"{quantity(float(stream.target))}: what is given is whole sequences. Join it with another source."
+            )
+
+
+def _unread_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """Sources that have a weight and give nothing: their share of a short run is less than a sequence."""
+    start = start_state(config)
+    for row in blend.rows_from(start.sequences):
+        if row.due_share > 0 and not row.sequences:
+            due = row.due_share * (blend.total_sequences - start.sequences)
+            yield (
+                f"source {row.name} has a share of {percent(row.due_share)} and gives no sequence: {due:.2g} of a "
+                "sequence would be its part. Train longer, give it more weight, or take it out."
+            )
+
+
+def _repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
+    """Text that the run which wrote `init_from.checkpoint` has read, and that `init_from.load_data_position: false`
+    begins again."""
+    if config.init_from.checkpoint is None or config.init_from.load_data_position:
+        return
+    position = position_of(Path(config.init_from.checkpoint))
+    sources = position.get("order", {}).get("sources", {})
+    read = {
+        known["identity"]: position["source_sequences"].get(name, 0) * position["order"]["sequence_length"]
+        for name, known in sources.items()
+    }
+    for stream, row in zip(blend.streams, blend.rows, strict=True):
+        tokens = read.get(stream.identity, 0)
+        if row.sequences and tokens:
+            yield (
+                f"source {row.name} begins anew (init_from.load_data_position is false): the parent has read "
+                f"{quantity(tokens)} tokens of "
+                f"the same text, {tokens / row.source_tokens:.2f} epochs. `init_from.load_data_position: true` goes "
+                "on where that ended."
+            )
+
+
+def _evaluation_warnings(config: RunConfig) -> Iterator[str]:
+    """Gains and gaps that nobody would see."""
+    sets = config.validation.sets
+    if not sets:
+        yield "there are no validation sets: neither gain nor forgetting will be seen (validation.sets)."
+    elif config.model.weights == "hf" and all(settings.role != "general" for settings in sets.values()):
+        yield "no validation set has the role `general`: forgetting will not be seen (validation.sets)."
+    without_baseline = [name for name in sets if not _marks_of(config, name).start]
+    if without_baseline:
+        yield (
+            f"no evaluation before the first update of {', '.join(without_baseline)}: without that baseline there is "
+            "no gap figure (marks.start)."
+        )
+    sparse = [name for name in sets if _marks_of(config, name).log_spaced is None]
+    if sparse:
+        yield (
+            f"no dense early marks for {', '.join(sparse)}: the stability gap is deepest in the first steps and may "
+            "fall between marks (eval_interval.log_spaced: 8 per decade to 1000 steps)."
+        )
+
+
+def _budget_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
+    """Validation sets that hold less than their budget."""
+    for name, stream in inputs.validation_sets.items():
+        budget = config.validation.sets[name].tokens
+        if budget is not None and stream.tokens < budget:
+            yield (
+                f"validation set {name} has {quantity(stream.tokens)} of the {quantity(budget)} tokens of its budget: "
+                "all of it is read at each mark. Hold more out (`megatron-cpt prepare --holdout`) if it is too little."
+            )
+
+
+def _folder_warnings(config: RunConfig) -> Iterator[str]:
+    """Fields of config.json that nobody reads."""
+    if unread := unread_fields(config.model.hf):
+        proof = "" if config.model.initial_loss_check.enabled else " (the start check, which would prove it, is off)"
+        yield (
+            f"model.hf: config.json has fields that neither transformers' model of this type nor this program reads: "
+            f"{', '.join(unread)}. They change nothing{proof}, and exports keep them."
+        )
+
+
+def _origin_warnings(inputs: RunInputs) -> Iterator[str]:
+    """Datasets that do not say which tokenizer made them."""
+    unknown = Counter(name for name, manifest in inputs.manifests() if manifest.tokenizer is None)
+    for name, count in unknown.items():
+        datasets = "a dataset" if count == 1 else f"{count} datasets"
+        yield f"{name}: {datasets} made elsewhere; whether the model's tokenizer made them cannot be checked."

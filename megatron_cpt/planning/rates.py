@@ -7,9 +7,9 @@ from megatron_cpt.config.schedule import decay_tokens
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.start_state import StartState, start_state
 
-HIGH_RATE = 0.02
+_HIGH_RATE = 0.02
 """Peak rates above this are named: pretraining of the smallest models takes less."""
-SAME = 1e-6
+_SAME = 1e-6
 """Rates that differ by less than this share of the larger one are the same."""
 
 
@@ -18,18 +18,18 @@ def rates_of(config: RunConfig, start: StartState) -> dict[str, float | None]:
     steps = range(start.step + 1, config.total_steps + 1)
     if not steps:
         return {"before": start.rate_before, "first": None, "peak": None, "last": None}
-    rates = [start.rate_at(config, step) for step in turning_steps(config, start, steps)]
+    rates = [start.rate_at(config, step) for step in _turning_steps(config, start, steps)]
     return {"before": start.rate_before, "first": rates[0], "peak": max(rates), "last": rates[-1]}
 
 
-def turning_steps(config: RunConfig, start: StartState, steps: range) -> list[int]:
+def _turning_steps(config: RunConfig, start: StartState, steps: range) -> list[int]:
     """The first and the last of some steps and those between at which a schedule may turn, in order.
 
     A schedule rises or falls the whole way from one of them to the next.
     """
     schedule, size = config.schedule, config.tokens_per_step
     places = [schedule.warmup] if schedule.warmup else []
-    places += [stair.from_tokens for stair in schedule.stairs]
+    places += [stair.from_tokens for stair in schedule.pieces]
     tokens = [place.tokens(size) - start.schedule_shift for place in places]
     nearest = [config.token_batches.nearest_step(max(0, place)) for place in tokens]
     near = {step + offset for step in nearest for offset in (-1, 0, 1)} & set(steps)
@@ -55,15 +55,16 @@ def rate_lines(config: RunConfig, start: StartState, resume: StartState | None) 
 
 def rate_warnings(config: RunConfig, start: StartState) -> Iterator[str]:
     """A peak that few models bear; a schedule that is to go on from the parent's and does not have its rate there."""
-    if config.schedule.peak > HIGH_RATE:
+    if config.schedule.peak_lr > _HIGH_RATE:
         yield (
-            f"schedule.peak = {shown(config.schedule.peak)} is far above what continual pretraining takes (1e-5 to "
+            f"schedule.peak_lr = {shown(config.schedule.peak_lr)} is far above what continual pretraining takes "
+            "(1e-5 to "
             "1e-3): most models lose what they knew at it."
         )
-    if config.start.schedule != "kept" or not differs(start.rate_before, now := rate_there(config, start)):
+    if not config.init_from.load_schedule or not differs(start.rate_before, now := _rate_there(config, start)):
         return
     yield (
-        f"start.schedule is kept, and the rate jumps where the run begins: the parent's last update had "
+        f"init_from.load_schedule is true, and the rate jumps where the run begins: the parent's last update had "
         f"{shown(start.rate_before)}, and this schedule has {shown(now)} there. A schedule that depends on the "
         "length of the run has another past when that changes."
     )
@@ -72,17 +73,17 @@ def rate_warnings(config: RunConfig, start: StartState) -> Iterator[str]:
 def decay_faults(config: RunConfig) -> Iterator[Fault]:
     """A final decay that a kept schedule has begun before the run does, and one that nobody has given a length."""
     schedule, start = config.schedule, start_state(config)
-    if config.start.schedule != "kept" or schedule.kind not in ("wsd", "infinite"):
+    if not config.init_from.load_schedule or schedule.kind not in ("wsd", "infinite"):
         return
     left, horizon = config.total_tokens - start.tokens, config.total_tokens + start.schedule_shift
     decay = decay_tokens(schedule, horizon, config.tokens_per_step)
     remedy = f"Set it to {left} tokens or less: a run that is all decay has `schedule.decay: {config.training.tokens}`."
-    if config.start.data == "kept":
+    if config.init_from.load_data_position:
         remedy = f"Set it to {left} tokens or less: so many are left after the checkpoint."
-    if schedule.decay is None and config.start.data == "new":
-        rule = f"with start.schedule kept, a tenth of parent and run together would be {decay} tokens."
+    if schedule.decay is None and not config.init_from.load_data_position:
+        rule = f"with init_from.load_schedule, a tenth of parent and run together would be {decay} tokens."
         yield Fault("schedule.decay is not set", rule, remedy)
-    elif decay > left and differs(start.rate_before, now := rate_there(config, start)):
+    elif decay > left and differs(start.rate_before, now := _rate_there(config, start)):
         rule = (
             f"it is longer than the run's own {left} tokens and would have begun before the checkpoint: the rate would "
             f"go from {shown(start.rate_before)} to {shown(now)} at once."
@@ -90,14 +91,14 @@ def decay_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(f"schedule.decay = {schedule.decay or f'a tenth, {decay} tokens'}", rule, remedy)
 
 
-def rate_there(config: RunConfig, start: StartState) -> float:
+def _rate_there(config: RunConfig, start: StartState) -> float:
     """The rate that the schedule has for the last update before the run."""
     return start.rate_at(config, start.step)
 
 
 def differs(before: float | None, now: float) -> bool:
     """Whether two rates are known and not the same."""
-    return before is not None and abs(before - now) > SAME * max(before, now)
+    return before is not None and abs(before - now) > _SAME * max(before, now)
 
 
 def shown(rate: float | None) -> str:

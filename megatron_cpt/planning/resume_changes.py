@@ -22,7 +22,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.start_state import newest_checkpoint, position_of
 from megatron_cpt.runs.folder import RunFolder
 
-ALLOW = "`run.allow_loss_changes=true` goes on all the same, and the report shows the break"
+_ALLOW = "`run.allow_loss_changes=true` goes on all the same, and the report shows the break"
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ def resume_changes(config: RunConfig) -> ResumeChanges:
     if newest is None:
         return ResumeChanges()
     step = position_of(newest)["step"]
-    found = changes_since(folder, step, config)
+    found = _changes_since(folder, step, config)
     faults = length_faults(config, str(newest), step)
     if step == config.total_steps:
-        faults += finished_faults(folder, step, found.changes)
-    refuse([*faults, *beginning_faults(found.changes), *meaning_faults(config, found.changes)])
+        faults += _finished_faults(folder, step, found.changes)
+    refuse([*faults, *_beginning_faults(found.changes), *_meaning_faults(config, found.changes)])
     return found
 
 
-def changes_since(folder: RunFolder, step: int, config: RunConfig) -> ResumeChanges:
+def _changes_since(folder: RunFolder, step: int, config: RunConfig) -> ResumeChanges:
     """The settings that differ from those with which a step was made."""
-    path = config_of_step(folder, step)
+    path = _config_of_step(folder, step)
     try:
         before = load_config(path)
     except BadInput as error:
@@ -74,7 +74,7 @@ def changes_since(folder: RunFolder, step: int, config: RunConfig) -> ResumeChan
     return ResumeChanges(step, tuple(setting_changes(before, config)))
 
 
-def config_of_step(folder: RunFolder, step: int) -> Path:
+def _config_of_step(folder: RunFolder, step: int) -> Path:
     """The file of the configuration with which a step was made."""
     earlier = [path for first, path in folder.configs().items() if first < step]
     return earlier[-1] if earlier else folder.config
@@ -92,7 +92,7 @@ def length_faults(config: RunConfig, checkpoint: str, step: int) -> list[Fault]:
     return [Fault(f"training.tokens = {config.training.tokens}", rule, remedy)]
 
 
-def finished_faults(folder: RunFolder, step: int, changes: Sequence[SettingChange]) -> list[Fault]:
+def _finished_faults(folder: RunFolder, step: int, changes: Sequence[SettingChange]) -> list[Fault]:
     """A run at its end whose results are of another configuration."""
     free = within(changes, NOT_THE_RESULT)
     differing = [change for change in changes if change not in free]
@@ -107,7 +107,7 @@ def finished_faults(folder: RunFolder, step: int, changes: Sequence[SettingChang
     return [Fault(shown, rule, remedy)]
 
 
-def beginning_faults(changes: Sequence[SettingChange]) -> list[Fault]:
+def _beginning_faults(changes: Sequence[SettingChange]) -> list[Fault]:
     """Settings that counted when the run began, and can no longer."""
     rule = "it counts where a run begins, and this one has begun: it would change nothing."
     return [
@@ -116,12 +116,12 @@ def beginning_faults(changes: Sequence[SettingChange]) -> list[Fault]:
     ]
 
 
-def meaning_faults(config: RunConfig, changes: Sequence[SettingChange]) -> list[Fault]:
+def _meaning_faults(config: RunConfig, changes: Sequence[SettingChange]) -> list[Fault]:
     """Settings that change what is counted as the loss."""
     if config.run.allow_loss_changes:
         return []
     rule = "it changes what the losses of this run mean, so that those before and after cannot be compared."
-    return [Fault(str(change), rule, f"Restore it; {ALLOW}.") for change in within(changes, LOSS_MEANING)]
+    return [Fault(str(change), rule, f"Restore it; {_ALLOW}.") for change in within(changes, LOSS_MEANING)]
 
 
 def measure_faults(config: RunConfig, changed: Sequence[str]) -> list[Fault]:
@@ -129,5 +129,5 @@ def measure_faults(config: RunConfig, changed: Sequence[str]) -> list[Fault]:
     if config.run.allow_loss_changes:
         return []
     rule = "it is no longer what was measured before (its text, its budget, or which labels count and how)."
-    remedy = f"Restore it, or give the changed one another name; {ALLOW}."
+    remedy = f"Restore it, or give the changed one another name; {_ALLOW}."
     return [Fault(name, rule, remedy) for name in changed]

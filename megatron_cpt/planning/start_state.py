@@ -1,7 +1,7 @@
 """Where a run begins and where it goes on, as the files of checkpoints tell: its place in data and schedule, its rates.
 
-Steps, tokens and sequences count from the beginning of the order, which with `start.data: kept` is the parent's. What
-a run has saved itself decides over what its configuration says.
+Steps, tokens and sequences count from the beginning of the order, which with `init_from.load_data_position: true` is
+the parent's. What a run has saved itself decides over what its configuration says.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ import orjson
 
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.config.start import StartSettings
+from megatron_cpt.config.schema import InitFromSettings, RunConfig
 from megatron_cpt.runs.folder import RunFolder
 
 
@@ -41,16 +40,16 @@ class StartState:
 
 def start_state(config: RunConfig) -> StartState:
     """Where the run begins: before the first step that is its own. Raises IntegrityFault for a damaged position."""
-    start, newest = config.start, newest_checkpoint(config)
+    start, newest = config.init_from, newest_checkpoint(config)
     own = position_of(newest) if newest is not None else {}
     step, shift = own.get("begun_at", 0), own.get("schedule_shift", 0)
     if start.checkpoint is None:
-        before = rate_of_parent(Path(config.model.hf)) if config.model.weights == "hf" else None
+        before = _rate_of_parent(Path(config.model.hf)) if config.model.weights == "hf" else None
     else:
-        before = rate_of_parent(Path(start.checkpoint) / "hf")
+        before = _rate_of_parent(Path(start.checkpoint) / "hf")
         position = position_of(Path(start.checkpoint))
         if not own and position:
-            step = position["step"] if start.data == "kept" else 0
+            step = position["step"] if start.load_data_position else 0
             shift = schedule_shift(start, position["tokens"], position.get("schedule_shift", 0))
     return StartState(step, config.token_batches.total(step), config.batches.total(step), shift, before)
 
@@ -66,20 +65,20 @@ def resume_state(config: RunConfig) -> StartState | None:
         tokens=position["tokens"],
         sequences=position["sequences"],
         schedule_shift=position.get("schedule_shift", 0),
-        rate_before=rate_of_parent(newest / "hf"),
+        rate_before=_rate_of_parent(newest / "hf"),
     )
 
 
-def schedule_shift(start: StartSettings, tokens: int, parent_shift: int) -> int:
+def schedule_shift(start: InitFromSettings, tokens: int, parent_shift: int) -> int:
     """Tokens to add to a run's own count for the schedule, so that it goes on or begins as the switches say.
 
     Args:
         tokens: those of the checkpoint that it starts from.
         parent_shift: the shift of the run that wrote it.
     """
-    if start.schedule == "kept":
-        return parent_shift + (tokens if start.data == "new" else 0)
-    return -tokens if start.data == "kept" else 0
+    if start.load_schedule:
+        return parent_shift + (tokens if not start.load_data_position else 0)
+    return -tokens if start.load_data_position else 0
 
 
 def newest_checkpoint(config: RunConfig) -> Path | None:
@@ -102,7 +101,7 @@ def position_of(checkpoint: Path) -> dict[str, Any]:
     raise IntegrityFault(f"{path}: not a readable position (step, tokens or sequences are missing)")
 
 
-def rate_of_parent(folder: Path) -> float | None:
+def _rate_of_parent(folder: Path) -> float | None:
     """The learning rate at the end of the training that a Hugging Face folder's lineage.json tells of, if it does."""
     try:
         rate = orjson.loads((folder / "lineage.json").read_bytes())["final_learning_rate"]

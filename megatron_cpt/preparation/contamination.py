@@ -16,8 +16,8 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.manifest import open_dataset
-from megatron_cpt.corpus.shown import tokenizer_of
-from megatron_cpt.preparation.words import HashedWords, hashed_words
+from megatron_cpt.corpus.stream import tokenizer_of
+from megatron_cpt.preparation.hashed_words import HashedWords, hashed_words
 
 NGRAM_WORDS = 13
 OVERLAP = np.dtype([("position", "<u4"), ("item", "<u4"), ("ngrams", "<u4")])

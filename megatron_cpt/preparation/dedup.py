@@ -1,18 +1,279 @@
-"""Which documents are exact copies of an earlier one, with memory for one range of the hashes.
+"""Which documents are exact copies or near duplicates of one that stays, with bounded memory.
 
-Every run has a table of its documents sorted by content hash (sorted_run.py). Range by range of hashes, one
-stretch of every table is read; of equal hashes all but the first in the order read are copies.
+Exact copies: every run has a table of its documents sorted by content hash (sorted_runs.py), read range by range.
 
-Two texts are taken for copies where their 64-bit hashes agree: among a thousand million documents the
-chance that any two different ones do is 3 %.
+Near duplicates:
+1. Range by range of band keys, one stretch of every run's table is read (text_signatures.py). Documents with an equal
+   key are candidates; those whose whole signatures agree enough are a pair. Pairs go to a scratch file.
+2. Pairs are read back in the order of the document that would be dropped. It is dropped if the other one stays.
+
+The document of a pair with the higher hold-out key (sorted_runs.py) is dropped. So the choice depends on content alone,
+not on the order of the input, and no near duplicate of a held-out document remains in training. Similarity is judged
+pair by pair, never through a chain of documents.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from megatron_cpt.preparation.sorted_run import SortedRun
+from megatron_cpt.preparation.sorted_runs import SortedRun
+from megatron_cpt.preparation.text_signatures import SLOTS, FoundRun, similarity
+from megatron_cpt.runs.folder import named_errors
+
+
+class Reason(IntEnum):
+    """Why a document is left out."""
+
+    NONE = 0
+    """It stays."""
+    COPY = 1
+    """An exact copy of another."""
+    CONTAMINATED = 2
+    """It overlaps an evaluation item."""
+    NEAR_DUPLICATE = 3
+    """Nearly another, which stays."""
+
+
+class DropMask:
+    """A mark for each document of some runs; the file goes with the block."""
+
+    def __init__(self, path: Path, runs: Sequence[SortedRun]) -> None:
+        self._path = path
+        self._first = np.cumsum([0, *(run.documents for run in runs)])
+
+    def __enter__(self) -> Self:
+        count = max(1, int(self._first[-1]))
+        with named_errors(self._path), self._path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, count)  # A full disk is an error here, and a signal at a mark.
+        self._marks = np.memmap(self._path, np.uint8, mode="r+", shape=(count,))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del self._marks
+        self._path.unlink()
+
+    def mark(self, run: int, position: int, reason: Reason) -> None:
+        """Leaves a document of a run out."""
+        self._marks[self._first[run] + position] = reason
+
+    def reason(self, run: int, position: int) -> Reason:
+        """Why a document is left out, or NONE."""
+        return Reason(self._marks[self._first[run] + position])
+
+    def left_out(self, run: int, first: int, end: int) -> npt.NDArray[np.bool_]:
+        """Whether the documents of a stretch of a run are left out: bool[end - first]."""
+        start = self._first[run]
+        return np.array(self._marks[start + first : start + end], np.bool_)
+
+    def left_out_at(self, run: int, positions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Whether some documents of a run are left out: bool[positions]."""
+        return np.array(self._marks[self._first[run] + positions.astype(np.int64)], np.bool_)
+
+
+RANGE_BANDS = 1 << 21
+"""Bands that are compared at a time, about: 100 MB."""
+COMPARED_TEXTS = 1 << 16
+"""Candidates whose signatures are in memory at a time: 34 MB."""
+_JUDGED_PAIRS = 1 << 14
+"""Pairs whose signatures are compared at a time."""
+RANGE_PAIRS = 1 << 20
+"""Pairs that are sorted at a time, about: 100 MB."""
+MOST_COMPARED = 32
+"""Of documents that share a band key, each is compared with so many of lowest rank: templates have thousands."""
+_BAND = np.dtype([("key", "<u8"), ("rank", "<u8"), ("document", "<i8")])
+_PAIR = np.dtype([("rank", "<u8"), ("other_rank", "<u8"), ("document", "<i8"), ("other", "<i8"), ("similarity", "<f8")])
+"""A document, by its number among those of all runs, and another of lower rank that it is like. All of 8 bytes: numpy
+copies fields that are not aligned before it searches them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicate:
+    """A document that is nearly another, which stays."""
+
+    run: int
+    """Number of its run."""
+    position: int
+    """Its place among the records of the run."""
+    of_run: int
+    """Run of the document that stays."""
+    of_position: int
+    """Position of that document."""
+    similarity: float
+    """Share of the slots in which their signatures agree."""
+
+
+def near_duplicates(
+    runs: Sequence[SortedRun],
+    found: Sequence[FoundRun],
+    threshold: float,
+    marks: DropMask,
+    scratch: Path,
+) -> Iterator[NearDuplicate]:
+    """Every document to be left out because one that stays is at least `threshold` (0 to 1) like it.
+
+    `marks` says which documents are left out by now, exact copies among them; the caller has to mark what it is given
+    before it asks for the next. `scratch` is a file that may be overwritten.
+    """
+    firsts = np.cumsum([0, *(run.documents for run in runs)])
+    stretches = _write_pairs(_ranges(runs, found, firsts, marks), found, firsts, threshold, scratch)
+    try:
+        for pair in _in_order(scratch, stretches):
+            run, position = _place(firsts, int(pair["document"]))
+            other_run, other_position = _place(firsts, int(pair["other"]))
+            if not marks.reason(run, position) and not marks.reason(other_run, other_position):
+                yield NearDuplicate(run, position, other_run, other_position, round(float(pair["similarity"]), 4))
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _place(firsts: npt.NDArray[np.int64], document: int) -> tuple[int, int]:
+    run = int(np.searchsorted(firsts, document, side="right")) - 1
+    return run, document - int(firsts[run])
+
+
+def _write_pairs(
+    ranges: Iterator[npt.NDArray[np.void]],
+    found: Sequence[FoundRun],
+    firsts: npt.NDArray[np.int64],
+    threshold: float,
+    scratch: Path,
+) -> list[tuple[int, int]]:
+    """Writes all pairs in stretches, each sorted, and returns where each begins and ends."""
+    stretches: list[tuple[int, int]] = []
+    written = 0
+    with named_errors(scratch), scratch.open("wb") as file:
+        for bands in ranges:
+            for candidates in _candidates(bands):
+                pairs = _pairs(candidates, _Signatures(found, firsts, candidates["document"]), threshold)
+                file.write(pairs.tobytes())  # numpy's own writing passes over a full disk
+                stretches.append((written, written + len(pairs)))
+                written += len(pairs)
+    return stretches
+
+
+def _ranges(
+    runs: Sequence[SortedRun], found: Sequence[FoundRun], firsts: npt.NDArray[np.int64], marks: DropMask
+) -> Iterator[npt.NDArray[np.void]]:
+    """The bands of all documents that are not left out, sorted by key and rank, a range of keys at a time."""
+    bits = (sum(one.bands for one in found) // RANGE_BANDS).bit_length()
+    for number in range(1 << bits):
+        low, high = number << (64 - bits), ((number + 1) << (64 - bits)) - 1
+        parts = [np.empty(0, _BAND)]
+        for owner, (run, one) in enumerate(zip(runs, found, strict=True)):
+            keys = one.band_keys()
+            begin = int(np.searchsorted(keys, np.uint64(low), side="left"))
+            end = int(np.searchsorted(keys, np.uint64(high), side="right"))
+            part = np.empty(end - begin, _BAND)
+            positions = one.band_positions()[begin:end]
+            part["key"] = keys[begin:end]
+            part["rank"] = run.records()["holdout_key"][positions]
+            part["document"] = positions.astype(np.int64) + firsts[owner]
+            parts.append(part[~marks.left_out_at(owner, positions)])
+        bands = np.concatenate(parts)
+        yield bands[np.lexsort((bands["rank"], bands["key"]))]
+
+
+def _candidates(bands: npt.NDArray[np.void]) -> Iterator[npt.NDArray[np.void]]:
+    """The bands that others have too, some at a time, those of one key together."""
+    same = bands["key"][1:] == bands["key"][:-1]
+    shared = np.zeros(len(bands), np.bool_)
+    shared[1:] |= same
+    shared[:-1] |= same
+    bands = bands[shared]
+    if len(bands) == 0:
+        return
+    begins = np.flatnonzero(np.concatenate([[True], bands["key"][1:] != bands["key"][:-1]]))
+    ends = np.append(begins[1:], len(bands))
+    first = 0
+    while first < len(begins):
+        last = max(first + 1, int(np.searchsorted(ends, begins[first] + COMPARED_TEXTS, side="right")))
+        lot = bands[begins[first] : ends[last - 1]]
+        if len(lot) <= COMPARED_TEXTS:
+            yield lot
+        else:
+            # All of one key.
+            for start in range(MOST_COMPARED, len(lot), COMPARED_TEXTS):
+                yield np.concatenate([lot[:MOST_COMPARED], lot[start : start + COMPARED_TEXTS]])
+        first = last
+
+
+class _Signatures:
+    """Signatures of some documents, read once."""
+
+    def __init__(
+        self, found: Sequence[FoundRun], firsts: npt.NDArray[np.int64], documents: npt.NDArray[np.int64]
+    ) -> None:
+        self._documents = np.unique(documents)
+        self._rows = np.empty((len(self._documents), SLOTS), np.uint32)
+        bounds = np.searchsorted(self._documents, firsts)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            begin, end = bounds[number], bounds[number + 1]
+            rows = found[number].signature_rows()
+            self._rows[begin:end] = rows[self._documents[begin:end] - firsts[number]]
+
+    def of(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """uint32[documents, SLOTS]"""
+        rows: npt.NDArray[np.uint32] = self._rows[np.searchsorted(self._documents, documents)]
+        return rows
+
+
+def _pairs(candidates: npt.NDArray[np.void], signatures: _Signatures, threshold: float) -> npt.NDArray[np.void]:
+    """The candidates that are alike, sorted: each with those of lowest rank among the documents of its key."""
+    begins = np.flatnonzero(np.concatenate([[True], candidates["key"][1:] != candidates["key"][:-1]]))
+    group = np.repeat(begins, np.diff(begins, append=len(candidates)))
+    behind = np.arange(len(candidates)) - group
+    alike = [np.empty(0, _PAIR)]
+    for lowest in range(min(MOST_COMPARED, int(behind.max()))):
+        judged = np.flatnonzero(behind > lowest)
+        for start in range(0, len(judged), _JUDGED_PAIRS):
+            these = judged[start : start + _JUDGED_PAIRS]
+            documents, others = candidates[these], candidates[group[these] + lowest]
+            likeness = similarity(signatures.of(documents["document"]), signatures.of(others["document"]))
+            kept = likeness >= threshold
+            alike.append(_paired(documents[kept], others[kept], likeness[kept]))
+    return _sorted_once(np.concatenate(alike))
+
+
+def _paired(
+    documents: npt.NDArray[Any], others: npt.NDArray[Any], alike: npt.NDArray[np.float64]
+) -> npt.NDArray[np.void]:
+    pairs = np.empty(len(documents), _PAIR)
+    pairs["rank"], pairs["document"] = documents["rank"], documents["document"]
+    pairs["other_rank"], pairs["other"], pairs["similarity"] = others["rank"], others["document"], alike
+    return pairs
+
+
+def _in_order(scratch: Path, stretches: Sequence[tuple[int, int]]) -> Iterator[npt.NDArray[np.void]]:
+    """All pairs, sorted, a range of ranks at a time."""
+    count = stretches[-1][1] if stretches else 0
+    if count == 0:
+        return
+    bits = (count // RANGE_PAIRS).bit_length()
+    for number in range(1 << bits):
+        # Mapped anew for each range, so that the pages of the one before are not held.
+        table = np.memmap(scratch, _PAIR, mode="r", shape=(count,))
+        low, high = number << (64 - bits), ((number + 1) << (64 - bits)) - 1
+        parts = [np.empty(0, _PAIR)]
+        for begin, end in stretches:
+            ranks = table["rank"][begin:end]
+            first = begin + int(np.searchsorted(ranks, np.uint64(low), side="left"))
+            last = begin + int(np.searchsorted(ranks, np.uint64(high), side="right"))
+            parts.append(np.array(table[first:last]))
+        yield from _sorted_once(np.concatenate(parts))
+
+
+def _sorted_once(pairs: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Pairs by rank and other rank; one that several bands found is there once."""
+    pairs = pairs[np.lexsort((pairs["other_rank"], pairs["rank"]))]
+    again = (pairs["rank"][1:] == pairs["rank"][:-1]) & (pairs["other_rank"][1:] == pairs["other_rank"][:-1])
+    return pairs[np.concatenate([np.ones(min(1, len(pairs)), np.bool_), ~again])]
+
 
 RANGE_DOCUMENTS = 1 << 21
 """Documents that are compared at a time, about: 100 MB."""

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from megatron_cpt.preparation.inputs import Kind
-from megatron_cpt.preparation.lines import lines_of
-from megatron_cpt.preparation.pieces import Piece
+from megatron_cpt.preparation.inputs import Kind, Piece, lines_of
 
 LONGEST_DOCUMENT = 128 << 20
 """Bytes of a line, or of a .txt file, that are taken for one document: bounds memory."""
@@ -88,7 +86,7 @@ def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Document | Rejected
 
 def _rows(piece: Piece, keys: Keys) -> Iterator[Document | Rejected]:
     # Its library takes 50 MB of every process: only where there is a table.
-    from megatron_cpt.preparation.table import rows_of  # noqa: PLC0415
+    from megatron_cpt.preparation.parquet import rows_of  # noqa: PLC0415
 
     columns = [keys.text] if keys.id is None else [keys.text, keys.id]
     for line, values in enumerate(rows_of(piece.path, piece.start, piece.end, columns), start=1):

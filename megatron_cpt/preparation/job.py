@@ -17,10 +17,9 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import dtype_for
 from megatron_cpt.corpus.manifest import SourceFile, tool_version
-from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input
-from megatron_cpt.preparation.pieces import piece_size
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.tokenizer.tokenize import BosPolicy, Tokenizer
+from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input, piece_size
+from megatron_cpt.runs.folder import write_json
+from megatron_cpt.tokenizer.tokenizer import BosPolicy, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class PrepareSettings:
     """Whether exact copies of earlier documents stay."""
     near_duplicates: float | None = None
     """Documents of which at least this share, 0 to 1, of the runs of 5 words is in another that stays are left out
-    (minhash.py). None: not looked for."""
+    (text_signatures.py). None: not looked for."""
     decontaminate: str | None = None
     """Hash of the evaluation items that documents are compared with (contamination.py). None: with none."""
     contaminated: Literal["remove", "count"] = "remove"
@@ -78,7 +77,7 @@ class PrepareSettings:
         return self.near_duplicates is not None or self.decontaminate is not None
 
 
-JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "contaminated", "max_rejected")
+_JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "contaminated", "max_rejected")
 """Settings that decide nothing about the pieces."""
 
 
@@ -93,7 +92,7 @@ class Job:
     sources: list[SourceFile]
     """The inputs as they were when the call began."""
     piece_size: int
-    """Bytes of text of a piece (pieces.py)."""
+    """Bytes of text of a piece (inputs.py)."""
     tokenizer: str
     """Tokenizer identity."""
     tokenizer_folder: str
@@ -148,7 +147,7 @@ class Job:
 
     def _fixed(self) -> dict[str, Any]:
         content = _content(self)
-        for name in JOINING:
+        for name in _JOINING:
             del content["settings"][name]
         # Signatures are in the pieces or not; how alike is decided when they are joined.
         content["settings"]["near_duplicates"] = self.settings.near_duplicates is not None

@@ -1,14 +1,14 @@
 """Documents to a dataset.
 
-1. The inputs are cut into pieces (pieces.py).
-2. Workers take a piece each: its lines are documents or are rejected with their reason (documents.py), the
-   documents are tokenized, framed by BOS and EOD, hashed (batches.py) and filed, sorted, in PREFIX.pieces
-   (piecework.py). A run that was killed goes on with the pieces that are not filed.
-3. The pieces are joined (join.py): rejected lines and copies listed, documents held out, everything in its
-   order written to PREFIX.validation and PREFIX. Shards do step 2 for a part of the pieces each; `merge` is step 3.
+1. The inputs are cut into pieces (inputs.py).
+2. A worker takes a piece: it reads the documents and rejects broken lines with a reason (documents.py), tokenizes them,
+   adds BOS and EOD, hashes them, and leaves the finished piece, sorted, in PREFIX.pieces (process_piece.py). A killed
+   run resumes with the pieces that are not finished.
+3. The pieces are joined (join.py): copies and rejected lines are listed, documents are held out, and everything is
+   written in its order to PREFIX and PREFIX.validation. Shards do step 2 for some of the pieces; `merge` is step 3.
 
-Memory holds a piece of each worker, later one range of the order. The bytes are the same for any number of
-workers and shards, and what stood under PREFIX stays whole until the end of step 3.
+Memory holds one piece per worker, later one range of the order. The bytes are the same for any number of workers and
+shards. What stood under PREFIX stays whole until the end of step 3.
 """
 
 import glob
@@ -20,12 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.corpus.columns import DOCUMENTS, read_column
 from megatron_cpt.corpus.indexed import idx_path, manifest_path
-from megatron_cpt.corpus.manifest import Manifest, SourceFile, load_manifest, read_manifest
-from megatron_cpt.preparation.batches import Framing
+from megatron_cpt.corpus.manifest import DOCUMENTS, Manifest, SourceFile, load_manifest, read_column, read_manifest
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
     evaluation_ngrams,
@@ -33,9 +32,19 @@ from megatron_cpt.preparation.contamination import (
     item_names,
     read_contamination,
 )
-from megatron_cpt.preparation.filed import filed, unfiled
-from megatron_cpt.preparation.findings import LookedFor
-from megatron_cpt.preparation.inputs import STANDARD_INPUT, input_files
+from megatron_cpt.preparation.documents import Document, Keys, read_piece
+from megatron_cpt.preparation.hashed_words import hashed_words
+from megatron_cpt.preparation.inputs import (
+    STANDARD_INPUT,
+    Kind,
+    Piece,
+    Span,
+    decompressed,
+    input_files,
+    of_shard,
+    spans,
+    unpacked,
+)
 from megatron_cpt.preparation.job import (
     Job,
     PrepareSettings,
@@ -46,22 +55,20 @@ from megatron_cpt.preparation.job import (
     workspace_of,
 )
 from megatron_cpt.preparation.join import join
-from megatron_cpt.preparation.minhash import refuse_without_rensa
-from megatron_cpt.preparation.pieces import Piece, Span, of_shard, spans
-from megatron_cpt.preparation.piecework import (
+from megatron_cpt.preparation.pool import Progress, Workers
+from megatron_cpt.preparation.process_piece import (
+    DocumentEncoder,
     Finished,
+    completed_pieces,
+    pending_pieces,
     tokenize_piece,
 )
-from megatron_cpt.preparation.progress import Progress
-from megatron_cpt.preparation.sample import sample
-from megatron_cpt.preparation.words import hashed_words
-from megatron_cpt.preparation.workers import Workers
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.tokenizer.fast import encoder_for
-from megatron_cpt.tokenizer.sentences import SentenceSplitter, sentence_splitter
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.preparation.text_signatures import TextChecks, refuse_without_rensa
+from megatron_cpt.runs.folder import write_json
+from megatron_cpt.tokenizer.gigatoken import encoder_for
+from megatron_cpt.tokenizer.tokenizer import SentenceSplitter, Tokenizer, sentence_splitter
 
-WRITTEN = (
+_WRITTEN = (
     "bin",
     "idx",
     "manifest.json",
@@ -75,7 +82,7 @@ WRITTEN = (
 )
 """Endings of the files of a dataset and of the lists beside it."""
 
-WORKERS_BYTES, SMALLEST_SHARE = 512 << 20, 32 << 20
+_WORKERS_BYTES, _SMALLEST_SHARE = 512 << 20, 32 << 20
 """Memory of all workers together between two pieces, as long as none has less than the smallest share."""
 
 
@@ -167,7 +174,7 @@ def prepare_shard(
     begin(job, shared=True)
     found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
     _tokenize(job, opened, evaluation, found, workers, progress, fast)
-    pieces = filed(job, found, check=False)
+    pieces = completed_pieces(job, found, check=False)
     return ShardDone(
         len(pieces),
         sum(piece.documents for piece in pieces),
@@ -224,7 +231,7 @@ def _settings_faults(settings: PrepareSettings) -> list[Fault]:
 
 def _sweep(output: Path) -> None:
     """Removes what a killed call left beside the dataset."""
-    for ending in WRITTEN:
+    for ending in _WRITTEN:
         for part in ("", ".validation"):
             for file in output.parent.glob(f".{glob.escape(output.name)}{part}.{ending}.partial-*"):
                 file.unlink()
@@ -328,12 +335,12 @@ def _tokenize(
         Progress(job.output.name, count, sum(span.size for span in found), progress) as bar,
     ):
         looked_for = _looked_for(job, evaluation)
-        pieces = unfiled(job, found, bar)
+        pieces = pending_pieces(job, found, bar)
         first = next(pieces, None)
         if first is None:
             return
         text = partial(sample, job, found, first)
-        framing = Framing(
+        framing = DocumentEncoder(
             tokenizer=tokenizer,
             encode=encoder_for(tokenizer, text, fast),
             bos=job.bos,
@@ -350,7 +357,7 @@ def _tokenize(
 
 def _share_of_memory(workers: int) -> int:
     """Bytes that each worker may have to itself between two pieces."""
-    return max(SMALLEST_SHARE, WORKERS_BYTES // workers)
+    return max(_SMALLEST_SHARE, _WORKERS_BYTES // workers)
 
 
 def _splitter(job: Job) -> SentenceSplitter | None:
@@ -382,7 +389,7 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _looked_for(job: Job, evaluation: Sequence[EvaluationSet]) -> LookedFor | None:
+def _looked_for(job: Job, evaluation: Sequence[EvaluationSet]) -> TextChecks | None:
     """What workers look for in texts; names of evaluation items are kept for the pass that joins the pieces."""
     settings = job.settings
     if not settings.looks_at_text:
@@ -390,20 +397,70 @@ def _looked_for(job: Job, evaluation: Sequence[EvaluationSet]) -> LookedFor | No
     # So that its table of letters is built once, before workers are forked.
     hashed_words([])
     if settings.decontaminate is None:
-        return LookedFor(settings.near_duplicates is not None, None)
+        return TextChecks(settings.near_duplicates is not None, None)
     ngrams = evaluation_ngrams(evaluation)
     write_json(job.evaluation, item_names(evaluation, ngrams))
-    return LookedFor(settings.near_duplicates is not None, ngrams)
+    return TextChecks(settings.near_duplicates is not None, ngrams)
 
 
 def _work(
-    job: Job, framing: Framing, looked_for: LookedFor | None, bar: Progress, worker: int, piece: Piece
+    job: Job, framing: DocumentEncoder, looked_for: TextChecks | None, bar: Progress, worker: int, piece: Piece
 ) -> Finished:
     return tokenize_piece(job, framing, looked_for, piece, bar.counters(worker))
 
 
 def _join(job: Job, check: bool) -> Prepared:
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
-    joined = join(job, filed(job, found, check))
+    joined = join(job, completed_pieces(job, found, check))
     shutil.rmtree(job.workspace)
     return Prepared(joined.training, joined.validation, reused=False)
+
+
+_SAMPLED_FILES = 16
+"""Stretches, evenly among the inputs, from whose beginnings the sample comes."""
+SAMPLED_CHARACTERS = 128_000
+"""Of real text in all: a fifth of a second of the tokenizers library."""
+
+
+def sample(job: Job, found: Sequence[Span], first: Piece | None = None) -> list[str]:
+    """Beginnings of documents from stretches spread over the inputs, SAMPLED_CHARACTERS at most.
+
+    Of standard input only the `first` piece can be looked at, once it is unpacked.
+    """
+    chosen = dict.fromkeys(found[i * len(found) // _SAMPLED_FILES] for i in range(_SAMPLED_FILES)) if found else {}
+    share = SAMPLED_CHARACTERS // max(1, len(chosen))
+    texts: list[str] = []
+    for span in chosen:
+        left = share
+        for text in _beginnings(job, span, first):
+            # Several documents of a file rather than one long one.
+            texts.append(text[: min(left, share // 4 + 1)])
+            left -= len(texts[-1])
+            if left <= 0:
+                break
+    return texts
+
+
+def _beginnings(job: Job, span: Span, first: Piece | None) -> Iterator[str]:
+    """Texts from the beginning of a stretch."""
+    file = span.piece.file
+    source = job.inputs[file]
+    keys = Keys(job.settings.text_key)
+    if first is not None and first.file == file and source.streamed:
+        yield from _texts(first, source.kind, keys)
+    elif not span.streamed:
+        yield from _texts(span.piece, source.kind, keys)
+    elif source.path != STANDARD_INPUT:
+        with TemporaryDirectory() as folder:
+            with (
+                source.path.open("rb") as raw,
+                decompressed(raw, str(source.path), source.compression) as stream,
+            ):
+                pieces = unpacked(stream, 0, source.kind == "text", False, Path(folder), SAMPLED_CHARACTERS)
+                piece = next(pieces, None)
+            if piece is not None:
+                yield from _texts(piece, source.kind, keys)
+
+
+def _texts(piece: Piece, kind: Kind, keys: Keys) -> Iterator[str]:
+    return (line.text for line in read_piece(piece, kind, keys) if isinstance(line, Document))

@@ -1,29 +1,50 @@
-"""An n-gram language model over token ids: interpolated modified Kneser-Ney (Chen and Goodman 1999, section 3).
+"""An n-gram language model over token ids, and perplexity of documents under it (arXiv:2406.14833, section 3).
 
-1. N-grams are counted level by level; a k-gram is the number of its first k - 1 tokens' node, times the
-   size of the alphabet, plus its last token. The sorted keys of a level are its nodes.
-2. Counts below the highest order become numbers of different left neighbours; n-grams that begin a
-   document have none and keep their counts.
-3. p_k(w | h) = alpha_k(h w) + gamma(h) p_{k-1}(w | h without its first token), from the discounts of each
-   level; p_0 is uniform over the vocabulary.
-
-The same estimate as KenLM's `lmplz` gives for text whose words are the token ids. Memory is about 16
-bytes a distinct n-gram, whatever the length of the text.
+Interpolated modified Kneser-Ney (Chen and Goodman 1999, section 3). Text like the reference has a low perplexity.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.corpus.chunks import DocumentChunk
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.manifest import Manifest
+from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks
+from megatron_cpt.quality.score import Method, Reference, Scorer, tokenized
 
-NOT_SEEN = -1
+
+def ngram_method(manifest: Manifest, references: Sequence[Reference], order: int, text_key: str) -> Method:
+    """The perplexity of each document of datasets tokenized as that of `manifest`. BadInput: an order below 1."""
+    if not 1 <= order <= 8:
+        raise BadInput(Fault(f"--order {order}", "must be from 1 to 8.", "The paper has 3; 5 is usual for sub-words."))
+    how = {
+        "by": "ngram",
+        "order": order,
+        "reference": [reference.described() for reference in references],
+        "tokenizer": manifest.tokenizer,
+    }
+
+    def learn(folder: Path) -> Scorer:
+        parts = tokenized(references, manifest, text_key, folder)
+        if not sum(part.tokens for part in parts):
+            raise BadInput(Fault("--reference", "holds no text.", "Name text like the one you look for."))
+        vocabulary = manifest.vocabulary_size
+        if vocabulary is None:
+            vocabulary = 1 + max(int(chunk.tokens.max(initial=0)) for part in parts for chunk in dataset_chunks(part))
+        return train(lambda: chain.from_iterable(map(dataset_chunks, parts)), order, vocabulary).perplexities
+
+    return Method(how, learn)
+
+
+_NOT_SEEN = -1
 """Node of an n-gram that the reference does not have."""
 FALLBACK = (0.5, 1.0, 1.5)
 """Discounts where a level has too few n-grams to estimate them; those of lmplz."""
-MERGE_AT = 1 << 22
+_MERGE_AT = 1 << 22
 """Counted keys that wait before they are merged, at least."""
 
 
@@ -58,10 +79,10 @@ class NgramModel:
         for length, (level, gamma) in enumerate(zip(self.levels, self.gammas, strict=True), start=2):
             ends, contexts, keys = _grown(node, text, length, self.vocabulary)
             found = _find(level.keys, keys)
-            seen = found != NOT_SEEN
+            seen = found != _NOT_SEEN
             probability[ends] *= gamma[contexts]
             probability[ends[seen]] += level.alpha[found[seen]]
-            node = np.full(len(text.ids), NOT_SEEN)
+            node = np.full(len(text.ids), _NOT_SEEN)
             node[ends] = found
         return np.log(probability[text.places > 0])
 
@@ -130,7 +151,7 @@ def _keys_of(
         node = text.ids
         for shorter_length, shorter in enumerate(keys, start=2):
             ends, _, grown = _grown(node, text, shorter_length, vocabulary)
-            node = np.full(len(text.ids), NOT_SEEN)
+            node = np.full(len(text.ids), _NOT_SEEN)
             node[ends] = _find(shorter, grown)
         yield _grown(node, text, length, vocabulary)[2]
 
@@ -144,7 +165,7 @@ def _grown(
     """
     ends = np.flatnonzero(text.places >= length - 1)
     contexts = node[ends - 1]
-    ends, contexts = ends[contexts != NOT_SEEN], contexts[contexts != NOT_SEEN]
+    ends, contexts = ends[contexts != _NOT_SEEN], contexts[contexts != _NOT_SEEN]
     return ends, contexts, contexts * (vocabulary + 2) + text.ids[ends]
 
 
@@ -159,7 +180,7 @@ def _merged(
         waiting.append(np.unique(piece, return_counts=True))
         size += len(waiting[-1][0])
         # Merging when as much waits as is merged already keeps the work in proportion to the text.
-        if size > max(MERGE_AT, len(keys)):
+        if size > max(_MERGE_AT, len(keys)):
             keys, counts = _merge([(keys, counts), *waiting])
             waiting, size = [], 0
     return _merge([(keys, counts), *waiting])
@@ -171,7 +192,7 @@ def _merge(
     every, counts = (np.concatenate(column) for column in zip(*runs, strict=True))
     order = np.argsort(every, kind="stable")
     every, counts = every[order], counts[order]
-    firsts = np.flatnonzero(np.diff(every, prepend=NOT_SEEN))
+    firsts = np.flatnonzero(np.diff(every, prepend=_NOT_SEEN))
     return every[firsts], np.add.reduceat(counts, firsts) if len(firsts) else counts
 
 
@@ -211,6 +232,6 @@ def _discounts(counts: npt.NDArray[np.int64]) -> tuple[float, float, float]:
 
 def _find(sorted_keys: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if not len(sorted_keys):
-        return np.full(len(keys), NOT_SEEN)
+        return np.full(len(keys), _NOT_SEEN)
     places = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return np.where(sorted_keys[places] == keys, places, NOT_SEEN)
+    return np.where(sorted_keys[places] == keys, places, _NOT_SEEN)

@@ -1,18 +1,18 @@
-"""Scoring every document of datasets: PREFIX.NAME.npy beside each (scores.py).
+"""Scores of documents: PREFIX.NAME.npy beside each dataset (corpus/manifest.py).
 
-1. A method says, before anything is learned, what will decide its numbers (Method.how).
-2. Datasets that have this very score already are left alone; if all have, nothing is learned.
-3. The method learns from its references, then datasets are read in chunks that threads score.
-
-Memory holds what was learned and a few chunks. A call that was killed goes on with the next dataset.
+A score comes from a method (ngram.py, learned.py, a model) or from a number that stands in the JSON already, matched by
+the hash of each document's text. References are texts that a method learns from.
 """
 
+import hashlib
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,17 +20,27 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.chunks import DocumentChunk, dataset_chunks
-from megatron_cpt.corpus.scores import (
+from megatron_cpt.corpus.indexed import idx_path
+from megatron_cpt.corpus.manifest import (
+    DOCUMENTS,
+    Manifest,
     ScoreRecord,
     check_name,
+    file_sha256,
     is_scored,
+    read_column,
     refuse_other_score,
     whole_record,
     write_score,
 )
-from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, whole_dataset
-from megatron_cpt.corpus.stream import expand_paths
+from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, load_selection, whole_dataset
+from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks, expand_paths, tokenizer_of
+from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
+from megatron_cpt.preparation.inputs import Input, decompressed, input_files, piece_size, spans, unpacked
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
+from megatron_cpt.preparation.process_piece import batches
+from megatron_cpt.preparation.sorted_runs import content_hash
 
 Scorer = Callable[[DocumentChunk], npt.NDArray[np.float32]]
 """A chunk to the score of each of its documents, float32[documents]. Threads call it at once."""
@@ -125,3 +135,212 @@ def in_order(work: Callable[[DocumentChunk], T], chunks: Iterable[DocumentChunk]
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def score_by_field(
+    datasets: Sequence[SelectedDataset],
+    name: str,
+    field: str,
+    text_key: str | None,
+    paths: Sequence[str],
+    overwrite: bool = False,
+) -> list[Scored]:
+    """Writes the score of each dataset from the field of its documents.
+
+    `paths` are the files it was prepared from, by default those that its manifest names; `text_key` is by
+    default the key it was prepared with. Raises BadInput where files are unknown, gone or changed, or a document
+    has no number, or a dataset has another score of this name and it may not be replaced (`overwrite`).
+    """
+    check_name(name)
+    results = []
+    for part in datasets:
+        inputs = input_files(paths) if paths else _sources(part)
+        state = [[str(source.path.resolve()), *_state(source.path)] for source in inputs]
+        keys = Keys(text_key or (part.manifest.settings or {}).get("text_key", "text"), field)
+        how = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
+        reused = already([part], name, how, overwrite)[part.prefix]
+        if not reused:
+            write_score(part.prefix, name, part.manifest, [_scores(part, inputs, keys)], how)
+        results.append(Scored(part.prefix, whole_record(part.prefix, name), reused))
+    return results
+
+
+def _sources(part: SelectedDataset) -> list[Input]:
+    """The files that a manifest names, as they were then."""
+    sources = part.manifest.sources
+    if not sources:
+        rule = "does not say which files it was prepared from."
+        raise BadInput(Fault(str(part.prefix), rule, "Name them with --input."))
+    for source in sources:
+        path = Path(source.path)
+        if not path.is_file() or _state(path) != (source.size, source.modified_ns):
+            rule = f"was prepared from {path}, which is gone or changed."
+            raise BadInput(Fault(str(part.prefix), rule, "Name the files, as they are now, with --input."))
+    return input_files([source.path for source in sources])
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> npt.NDArray[np.float32]:
+    """The number under keys.id of each document; of copies the first that has one counts."""
+    prefix, manifest = part.prefix, part.manifest
+    hashes = read_column(prefix, DOCUMENTS, manifest.documents)["content_hash"]
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    scores = np.full(manifest.documents, np.nan, np.float32)
+    for batch in batches(read_documents(inputs, keys), []):
+        numbers = np.array([_number(document.id) for document in batch], np.float32)
+        found = np.frombuffer(b"".join(content_hash(document.text.encode()) for document in batch), "<u8")
+        first, end = np.searchsorted(ordered, found), np.searchsorted(ordered, found, side="right")
+        for number, begin, behind in zip(numbers, first, end, strict=True):
+            same = order[begin:behind]
+            scores[same[np.isnan(scores[same])]] = number
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        rule = f"gives no number for {missing:,} of the {manifest.documents:,} documents of {prefix}."
+        raise BadInput(Fault(f"--field {keys.id}", rule, "Name another field, or --input with the files as prepared."))
+    return scores
+
+
+def read_documents(inputs: Sequence[Input], keys: Keys) -> Iterator[Document | Rejected]:
+    """Every document or rejected line of whole inputs, in the order read."""
+    size = piece_size(inputs)
+    for span in spans(inputs, size, keys.text):
+        source = inputs[span.piece.file]
+        if not span.streamed:
+            yield from read_piece(span.piece, source.kind, keys)
+            continue
+        with (
+            TemporaryDirectory() as folder,
+            source.path.open("rb") as raw,
+            decompressed(raw, str(source.path), source.compression) as stream,
+        ):
+            for piece in unpacked(stream, span.piece.file, source.kind == "text", False, Path(folder), size):
+                yield from read_piece(piece, source.kind, keys)
+                piece.path.unlink()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference as the user named it."""
+
+    path: str
+    """Prefix, selection, or file, folder or glob of files."""
+    sha256: str
+    """Hash of its content."""
+    parts: tuple[SelectedDataset, ...]
+    """Its tokens; none where it is text still to be tokenized."""
+
+    def described(self) -> dict[str, Any]:
+        """What to keep of it: the content decides, the name is for people."""
+        return {"name": Path(self.path).name, "sha256": self.sha256}
+
+
+def open_references(option: str, paths: Sequence[str], manifest: Manifest) -> list[Reference]:
+    """The references that an option names, to be read as the dataset of `manifest` is tokenized.
+
+    Raises BadInput where there are none, one is missing, or one is tokenized otherwise.
+    """
+    if not paths:
+        raise BadInput(Fault(option, "is needed.", "Name datasets, selections or files of text."))
+    return [_open(option, path, manifest) for path in paths]
+
+
+def tokenized(
+    references: Sequence[Reference], manifest: Manifest, text_key: str, folder: Path
+) -> list[SelectedDataset]:
+    """The documents of references, those of files tokenized into `folder` as the dataset of `manifest` was.
+
+    Raises BadInput as `prepare` does.
+    """
+    parts: list[SelectedDataset] = []
+    for number, reference in enumerate(references):
+        parts += reference.parts
+        if not reference.parts:
+            assert manifest.tokenizer_folder is not None, "open_references asked for it"
+            settings = PrepareSettings(
+                text_key=text_key,
+                eod=(manifest.settings or {}).get("eod"),
+                append_eod=manifest.eod is not None,
+                bos="never",
+                order="as_read",
+            )
+            prefix = folder / f"reference-{hashlib.sha256(reference.path.encode()).hexdigest()[:8]}-{number}"
+            prepare([reference.path], manifest.tokenizer_folder, prefix, settings)
+            parts.append(whole_dataset(prefix))
+    return parts
+
+
+def _open(option: str, path: str, manifest: Manifest) -> Reference:
+    if path.endswith(SUFFIX):
+        selection = load_selection(path)
+        reference = Reference(path, selection.sha256, selection.datasets)
+    elif idx_path(path).is_file():
+        whole = whole_dataset(path)
+        reference = Reference(path, whole.manifest.data_sha256, (whole,))
+    else:
+        files = [source.path for source in input_files([path])]
+        if tokenizer_of(manifest) is None:
+            rule = "is text, and the tokenizer of the dataset is unknown or no longer where it was."
+            raise BadInput(Fault(f"{option} {path}", rule, "Give a dataset made with the same tokenizer."))
+        hashes = "\n".join(file_sha256(file) for file in files)
+        return Reference(path, hashlib.sha256(hashes.encode()).hexdigest(), ())
+    for part in reference.parts:
+        if None not in (manifest.tokenizer, part.manifest.tokenizer) and manifest.tokenizer != part.manifest.tokenizer:
+            rule = f"is made with another tokenizer ({part.manifest.tokenizer_folder})."
+            raise BadInput(Fault(f"{option} {path}", rule, "Give its text, or a dataset made with the same tokenizer."))
+    return reference
+
+
+_BINS = 12
+_WIDTH = 40
+"""Characters of the longest bar."""
+_SPREAD = 20
+"""Positive values whose largest is so many times their median are binned by their logarithms."""
+
+
+def histogram_lines(values: npt.NDArray[np.generic]) -> list[str]:
+    """A line for each bin: where it begins and ends, how many values are in it, and a bar.
+
+    Values that are not finite have no bin; they are counted in a last line.
+    """
+    finite = np.asarray(values[np.isfinite(values)], np.float64)
+    if len(finite) == 0:
+        return ["no values"]
+    edges = _edges(finite)
+    counts = np.histogram(finite, edges)[0]
+    spans = [f"{_short(low)} to {_short(high)}" for low, high in pairwise(edges)]
+    widths = max(map(len, spans)), len(f"{counts.max():,}")
+    lines = [
+        f"{span:<{widths[0]}} {count:>{widths[1]},} {'#' * int(np.ceil(_WIDTH * count / counts.max()))}".rstrip()
+        for span, count in zip(spans, counts.tolist(), strict=True)
+    ]
+    odd = len(values) - len(finite)
+    return [*lines, f"not finite: {odd:,}"] if odd else lines
+
+
+def _edges(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest == highest:
+        return np.array([lowest, highest])
+    if lowest > 0 and highest > _SPREAD * float(np.median(values)):
+        edges = np.geomspace(lowest, highest, _BINS + 1)
+    else:
+        edges = np.linspace(lowest, highest, _BINS + 1)
+    # Rounded on the way, they would leave out the values at the ends.
+    edges[0], edges[-1] = lowest, highest
+    return edges
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

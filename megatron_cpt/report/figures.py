@@ -1,19 +1,25 @@
-"""The loss of validation sets against tokens trained, with the gap to be seen in it."""
+"""The loss of validation sets against tokens trained, with the gap visible; panels and colours of all figures."""
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, rise_standard_errors, rises
-from megatron_cpt.report.palette import LIGHT, run_dashes, run_series
-from megatron_cpt.report.panels import HEIGHT, WIDTH, drawing, logarithmic_token_axis, new_panel, token_axis, write_png
-from megatron_cpt.report.runs import ReportedRun
+from megatron_cpt.gap.summary import short_count
+from megatron_cpt.report.read import ReportedRun
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def write_headline(runs: Sequence[ReportedRun], path: Path) -> None:
             _draw_losses(axes, curves)
             axes.set_title(set_title(role, name), loc="left", fontsize=12, pad=10)
             axes.set_ylabel("loss, nats per token")
-            token_axis(axes)
+            _token_axis(axes)
         figure.legend(*_legend(runs), loc="outside lower center", ncols=len(runs) + 4, frameon=False, fontsize=10)
         write_png(figure, path)
 
@@ -168,3 +174,173 @@ def _legend(runs: Sequence[ReportedRun]) -> tuple[list[Line2D], list[str]]:
         "recovered": Line2D([], [], color=muted, marker="o", linestyle=""),
     }
     return [*handles, *marks.values()], [*(run.name for run in runs), *marks]
+
+
+WIDTH, HEIGHT = 6.4, 4.1
+"""Inches of a panel: 461 x 295 SVG units, legible when a phone shows it 350 pixels wide."""
+
+LONGEST_LINE = 400
+"""Points of a drawn line; longer histories are drawn as means of that many stretches."""
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib's settings while the report draws: names from data are text, never formulas."""
+    settings: dict[Any, Any] = {
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "megatron_cpt",
+        "font.size": 11,
+        "text.color": LIGHT["ink"],
+        "axes.edgecolor": LIGHT["axis"],
+        "axes.labelcolor": LIGHT["muted"],
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": LIGHT["grid"],
+        "grid.linewidth": 0.8,
+        "xtick.color": LIGHT["axis"],
+        "ytick.color": LIGHT["axis"],
+        "xtick.labelcolor": LIGHT["muted"],
+        "ytick.labelcolor": LIGHT["muted"],
+        "lines.solid_capstyle": "round",
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def new_panel(y_label: str) -> tuple[Figure, Axes]:
+    """A figure of one panel over tokens trained."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylabel(y_label)
+    _token_axis(axes)
+    return figure, axes
+
+
+def _token_axis(axes: Axes) -> None:
+    """Makes x tokens trained, labelled 200K, 1M, 5B."""
+    axes.set_xlabel("tokens trained")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: short_count(count)))
+
+
+def logarithmic_token_axis(axes: Axes) -> None:
+    """Makes x tokens trained on a log axis, labelled at 1, 2 and 5 of each decade where they have room."""
+    axes.set_xscale("log")
+    first, last = axes.get_xlim()
+    labelled = (1.0, 2.0, 5.0) if last < 1000 * first else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=labelled, numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _token_axis(axes)
+    axes.set_xlabel("tokens trained, log scale")
+
+
+def thin(tokens: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A long line as at most LONGEST_LINE points, each the (weighted) mean of as many neighbours.
+
+    Points that are not finite are left out first. Shapes [steps] to [points].
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    kept = np.isfinite(values) & (weights > 0)
+    tokens, values, weights = tokens[kept], values[kept], weights[kept]
+    if len(values) <= LONGEST_LINE:
+        return tokens, values
+    starts = np.linspace(0, len(values), LONGEST_LINE, endpoint=False).astype(np.int64)
+    sums = np.add.reduceat(weights, starts)
+    last = np.append(starts[1:], len(values)) - 1
+    return tokens[last], np.add.reduceat(values * weights, starts) / sums
+
+
+def inline_svg(figure: Figure, label: str) -> str:
+    """A drawn figure as an SVG element for the page, its colours CSS variables.
+
+    `label` is what a screen reader says. Nothing in it names a place outside the page.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawn = buffer.getvalue().decode()
+    body = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
+    body = re.sub(r"(\d+\.?\d*)px ('[^\"]*|sans-serif)(?=[;\"])", r"\1px sans-serif", body)
+    body = re.sub(r'(?<= d=")[^"]*', _rounded, body)
+    for name, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{name})")
+    body = re.sub(r"\s*\n\s*", "\n", body)
+    box = re.search(r'viewBox="([^"]*)"', drawn)
+    assert box is not None, "matplotlib writes a viewBox"
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="{box[1]}">{body}</svg>'
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """A drawn figure as a PNG on the light background."""
+    figure.savefig(path, format="png", dpi=160, facecolor=LIGHT["paper"])
+
+
+def _rounded(path: re.Match[str]) -> str:
+    """The coordinates of a path to a hundredth of a unit."""
+    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), path[0])
+
+
+LIGHT = {
+    "paper": "#fffffe",
+    "card": "#f5f7f9",
+    "ink": "#1b2026",
+    "muted": "#5a646f",
+    "axis": "#929ba5",
+    "grid": "#e4e8ec",
+    "series0": "#1c6cb0",
+    "series1": "#cf5217",
+    "series2": "#10876a",
+    "series3": "#8b4aa8",
+    "series4": "#a37a05",
+    "series5": "#2a9bc0",
+    "series6": "#b73668",
+    "series7": "#606c7b",
+}
+"""Name to colour. All different: figures are recoloured by value."""
+
+DARK = {
+    "paper": "#13161a",
+    "card": "#1c2026",
+    "ink": "#e9ecef",
+    "muted": "#a3acb6",
+    "axis": "#6c7680",
+    "grid": "#2a3037",
+    "series0": "#6db3f2",
+    "series1": "#ff9860",
+    "series2": "#4fcba6",
+    "series3": "#d09dea",
+    "series4": "#e5c04f",
+    "series5": "#8bddf6",
+    "series6": "#f690b5",
+    "series7": "#abb6c4",
+}
+
+_SERIES = [name for name in LIGHT if name.startswith("series")]
+Dashes = tuple[float, tuple[float, ...]]
+"""A line style: offset, then lengths of dashes and gaps in line widths; no lengths is a solid line."""
+
+_DASHES: list[Dashes] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+
+
+def run_series(index: int) -> str:
+    """Colour name of the run at an index; after eight they repeat with other dashes."""
+    return _SERIES[index % len(_SERIES)]
+
+
+def run_dashes(index: int) -> Dashes:
+    """Line style of the run at an index."""
+    return _DASHES[index // len(_SERIES) % len(_DASHES)]
+
+
+def source_series(index: int) -> str:
+    """Colour name of a source: from the other end, so that few runs and few sources share none."""
+    return _SERIES[-2 - index % (len(_SERIES) - 1)]
+
+
+def css_variables(colours: dict[str, str]) -> str:
+    """The colours as CSS declarations."""
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())

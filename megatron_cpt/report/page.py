@@ -1,17 +1,34 @@
-"""The report: one HTML file that shows everything a run left, with no script and nothing to load."""
+"""The report: one self-contained HTML file, without scripts; and its figures as files."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import GapFigures, Recovery
 from megatron_cpt.gap.summary import changed_words, first_rise_words, is_better, recovery_words, short_count
-from megatron_cpt.report.comparison import Comparison, compare
-from megatron_cpt.report.comparison_tables import arm_table, difference_table, split_table
-from megatron_cpt.report.contamination import contamination_section
-from megatron_cpt.report.elements import (
+from megatron_cpt.report.figures import (
+    LIGHT,
+    RunCurve,
+    change_figure,
+    curves_by_set,
+    drawing,
+    loss_figure,
+    run_dashes,
+    run_series,
+    set_title,
+    source_series,
+    write_png,
+)
+from megatron_cpt.report.html import (
     MISSING,
     figure,
     gap_legend,
+    html_page,
     missing_section,
     panels,
     run_heading,
@@ -20,19 +37,38 @@ from megatron_cpt.report.elements import (
     section,
     source_legend,
 )
-from megatron_cpt.report.figures import RunCurve, change_figure, curves_by_set, loss_figure, set_title
-from megatron_cpt.report.forecasts import Forecasts, forecast_section
-from megatron_cpt.report.html import html_page
-from megatron_cpt.report.panels import drawing
-from megatron_cpt.report.runs import ReportedRun
-from megatron_cpt.report.sections import events_section, signals_section, tasks_section, time_section
-from megatron_cpt.report.tables import MINUS, gap_table, mixture_table, plan_tables
+from megatron_cpt.report.read import Comparison, ReportedRun, compare
+from megatron_cpt.report.sections import (
+    Forecasts,
+    contamination_section,
+    events_section,
+    forecast_section,
+    signals_section,
+    tasks_section,
+    time_section,
+)
+from megatron_cpt.report.tables import (
+    MINUS,
+    arm_table,
+    difference_table,
+    gap_table,
+    mixture_table,
+    plan_tables,
+    split_table,
+)
 from megatron_cpt.report.training_figures import (
+    accuracy_figure,
+    drawn_sources,
     epochs_figure,
     gradient_norm_figure,
+    group_figure,
     learning_rate_figure,
     mixture_figure,
+    speed_figure,
+    stability_figure,
     training_loss_figure,
+    update_figure,
+    update_ratio_figure,
 )
 
 Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
@@ -251,3 +287,58 @@ def _folded(name: str, content: str | None) -> str:
     if content is None:
         return f'<p class="folded">{escape(name)}: {MISSING}</p>'
     return f"<details><summary>{escape(name)}</summary>{content}</details>"
+
+
+def export_figures(runs: Sequence[ReportedRun], folder: Path) -> list[Path]:
+    """Writes NAME.svg and NAME.png of each figure into a folder, which is made; returns the PNG paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with drawing():
+        for name, figure, labels in _figures(runs):
+            if figure is None:
+                continue
+            lines = [Line2D([], [], color=LIGHT[colour], linestyle=style, linewidth=2.4) for _, colour, style in labels]
+            figure.legend(lines, [label for label, _, _ in labels], loc="outside lower center",
+                          ncols=min(4, len(labels)), frameon=False, fontsize=10)  # fmt: skip
+            path = folder / re.sub(r"[^\w.-]+", "-", name)
+            figure.savefig(f"{path}.svg", format="svg", facecolor=LIGHT["paper"], metadata={"Date": None})
+            write_png(figure, Path(f"{path}.png"))
+            written.append(Path(f"{path}.png"))
+    return written
+
+
+Label = tuple[str, str, tuple[float, tuple[float, ...]]]
+"""A line of a legend: its words, colour name and style."""
+
+
+def _figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure | None, list[Label]]]:
+    """(file name, figure, legend) of all figures of the page."""
+    labels = [(run.name, run_series(index), run_dashes(index)) for index, run in enumerate(runs)]
+    for (_, name), curves in curves_by_set([run.validation for run in runs]).items():
+        yield f"loss-{name}", loss_figure(curves), labels
+        yield f"change-{name}", change_figure(curves), labels
+    chances = {name: chance for run in runs for name, chance in run.chances.items()}
+    for (_, name), curves in curves_by_set([run.tasks for run in runs]).items():
+        drawn = accuracy_figure(curves, chances.get(name)) if curves[0].curve.unit == WRONG else loss_figure(curves)
+        yield f"task-{name}", drawn, labels
+    signals = [run.signals for run in runs]
+    for name in dict.fromkeys(name for one in signals for name in one.groups):
+        having = [(index, one.groups[name]) for index, one in enumerate(signals) if name in one.groups]
+        yield f"tasks-{name}", group_figure(having), labels
+    yield "weight-update", update_figure(signals, "norm_ratio"), labels
+    yield "weight-update-bottom-over-top", update_ratio_figure(signals, "mean_relative"), labels
+    for name in dict.fromkeys(name for one in signals for name in one.stability):
+        having = [(index, one.stability[name]) for index, one in enumerate(signals) if name in one.stability]
+        yield f"stability-gradient-{name}", stability_figure(having), labels
+    yield "speed", speed_figure(signals), labels
+    trained = [run for run in runs if len(run.training.tokens)]
+    if trained:
+        yield "learning-rate", learning_rate_figure([run.training for run in runs]), labels
+        yield "gradient-norm", gradient_norm_figure([run.training for run in runs]), labels
+    for run in trained:
+        solid = run_dashes(0)
+        sources = [(name, source_series(index), solid) for index, name in enumerate(drawn_sources(run.training))]
+        yield f"training-loss-{run.name}", training_loss_figure(run.training), [("all tokens", "ink", solid), *sources]
+        if run.training.sources:
+            yield f"mixture-{run.name}", mixture_figure(run.training), sources
+            yield f"epochs-{run.name}", epochs_figure(run.training), sources

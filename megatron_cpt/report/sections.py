@@ -1,21 +1,21 @@
-"""Sections of the page on what is measured beside the losses: tasks, signals, time, events.
+"""Sections of the page beside the losses: tasks, signals, time, events, contamination, forecasts."""
 
-A section of which no run recorded anything says so; it is not left out.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
-from megatron_cpt.gap.continual import ContinualMeasures, continual_measures
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.gap.curves import WRONG
-from megatron_cpt.gap.figures import GapFigures
+from megatron_cpt.gap.figures import ContinualMeasures, GapFigures, continual_measures
 from megatron_cpt.gap.summary import recovery_words, short_count
-from megatron_cpt.report.elements import figure, missing_section, panels, run_heading, run_legend, section
 from megatron_cpt.report.figures import RunCurve, curves_by_set, loss_figure, set_title
-from megatron_cpt.report.runs import ReportedRun
-from megatron_cpt.report.signal_figures import (
+from megatron_cpt.report.html import figure, missing_section, panels, run_heading, run_legend, section
+from megatron_cpt.report.law_page import forecast_figure
+from megatron_cpt.report.read import ReportedRun
+from megatron_cpt.report.tables import group_row, number, table, with_error
+from megatron_cpt.report.training_figures import (
     accuracy_figure,
     group_figure,
     speed_figure,
@@ -23,9 +23,11 @@ from megatron_cpt.report.signal_figures import (
     update_figure,
     update_ratio_figure,
 )
-from megatron_cpt.report.tables import group_row, number, table, with_error
+from megatron_cpt.scaling_law.curves import Curve
+from megatron_cpt.scaling_law.fit import Fit
+from megatron_cpt.scaling_law.forecast import Forecast, forecast, law_of_run, planned_curve
 
-MOST_EVENTS = 200
+_MOST_EVENTS = 200
 """Events of a run that are listed; of more, the last ones."""
 
 
@@ -33,7 +35,7 @@ def tasks_section(runs: Sequence[ReportedRun]) -> str:
     """Accuracy of every task and group against tokens, and what it lost on the way."""
     by_task = curves_by_set([run.tasks for run in runs])
     if not by_task:
-        return missing_section("Downstream tasks", "No task was scored (tasks.sets, tasks.harness).")
+        return missing_section("Downstream tasks", "No task was scored (tasks.files, tasks.lm_eval).")
     chances = {name: chance for run in runs for name, chance in run.chances.items()}
     figures = [figure(set_title(role, name, "tasks"), accuracy_figure(curves, chances.get(name))
                       if curves[0].curve.unit == WRONG else loss_figure(curves))
@@ -92,13 +94,13 @@ def events_section(runs: Sequence[ReportedRun]) -> str:
         events = run.signals.events
         if not events:
             continue
-        more = f"<p class='note'>The last {MOST_EVENTS} of {len(events):,}.</p>" if len(events) > MOST_EVENTS else ""
+        more = f"<p class='note'>The last {_MOST_EVENTS} of {len(events):,}.</p>" if len(events) > _MOST_EVENTS else ""
         rows = [
             f"<tr><td>{number(event.step, '{:,}')}</td><td>{short_count(event.tokens)}</td>"
             f"<td class='words'>{escape(event.name.replace('_', ' '))}</td>"
             f"<td class='words'>{escape(', '.join(f'{name}: {value}' for name, value in event.details.items()))}</td>"
             "</tr>"
-            for event in events[-MOST_EVENTS:]
+            for event in events[-_MOST_EVENTS:]
         ]
         headers = "<th>Step</th><th>Tokens</th><th class='words'>What</th><th class='words'>Details</th>"
         parts.append(run_heading(index, run.name) + more + table(headers, rows))
@@ -170,3 +172,115 @@ def _time_row(run: ReportedRun) -> str:
         number(None if share is None else 100 * share, "{:.1f} %"),
     ]
     return f"<tr><td class='words'>{escape(run.name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+Forecasts = Mapping[str, Sequence[tuple[Curve, Forecast]]]
+"""By run, the curve of each set so far and what is forecast of it."""
+
+
+def forecasts_of(runs: Sequence[ReportedRun], fits: Mapping[str, Fit]) -> dict[str, list[tuple[Curve, Forecast]]]:
+    """Of every run that is not done; `fits` are laws of other runs, by validation set.
+
+    A run of which the rest is not known (no configuration, updates without a rate) has none.
+    """
+    found = {}
+    for run in runs:
+        if run.status is None or run.status.state == "done" or not run.validation:
+            continue
+        try:
+            law = law_of_run(run.folder)
+            curves = [planned_curve(run.folder, curve.name) for curve, _ in run.validation]
+        except BadInput:
+            continue
+        found[run.name] = [(curve, forecast(law, curve, fits.get(curve.name))) for curve in curves]
+    return found
+
+
+def forecast_line(curve: Curve, told: Forecast) -> str:
+    """A forecast in words."""
+    if not told.told:
+        return f"{curve.name}: no forecast, {'; '.join(told.notes)}"
+    ends = f"{told.middle[-1]:.4f} [{told.low[-1]:.4f}, {told.high[-1]:.4f}]"
+    return f"{curve.name}: {ends} nats per token at step {told.steps[-1]}; {'; '.join(told.notes)}"
+
+
+def forecast_section(forecasts: Forecasts) -> str:
+    """Where the runs are going; nothing where all are done."""
+    if not forecasts:
+        return ""
+    rows, drawn = [], []
+    for run, of_run in forecasts.items():
+        for curve, told in of_run:
+            now = f"{curve.losses[-1]:.4f}" if len(curve.losses) else ""
+            end = f"{told.middle[-1]:.4f}" if told.told else "none"
+            between = f"{told.low[-1]:.4f} to {told.high[-1]:.4f}" if told.told else ""
+            rows.append(
+                f"<tr><td class='words'>{escape(run)}</td><td class='words'>{escape(curve.name)}</td><td>{now}</td>"
+                f"<td>{end}</td><td>{between}</td><td class='words'>{escape('; '.join(told.notes))}</td></tr>"
+            )
+            if told.told:
+                drawn.append(figure(f"{curve.name}, {run}", forecast_figure(curve, told)))
+    headers = "<th class='words'>Run</th><th class='words'>Set</th><th>Now<small>nats per token</small></th>"
+    headers += "<th>At the end</th><th>95 %</th><th class='words'></th>"
+    return section(
+        "Forecast",
+        "The law of the loss, fitted to the records so far (dots), along the schedule that is still to come. A band "
+        "knows nothing of a law that is wrong.",
+        table(headers, rows) + panels(drawn),
+    )
+
+
+_NOT_COMPARED = "<span class='missing'>not compared</span>"
+
+
+def contamination_section(runs: Sequence[ReportedRun]) -> str:
+    """What the plan of each run says of it."""
+    rows_of = [_rows(run.plan) for run in runs]
+    if not any(rows_of):
+        return missing_section("Contamination", "Nothing is known of it (prepare --decontaminate).")
+    headers = (
+        "<th class='words'>Source</th><th class='words'>Evaluation</th><th>Items overlapped</th>"
+        "<th>Documents read<small>that overlap</small></th><th>Documents left out<small>by prepare</small></th>"
+    )
+    parts = [
+        run_heading(index, run.name) + table(headers, [_row(row) for row in rows])
+        for index, (run, rows) in enumerate(zip(runs, rows_of, strict=True))
+        if rows
+    ]
+    return section(
+        "Contamination",
+        "Documents of a training source that share 13 words running with a task's question and choice, or with a "
+        "validation set, as prepare --decontaminate counted them.",
+        _named(runs, rows_of) + "".join(parts),
+    )
+
+
+def _rows(plan: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    rows = (plan or {}).get("contamination")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _named(runs: Sequence[ReportedRun], rows_of: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """A warning that names what a run has read of its own evaluation."""
+    warnings = []
+    for run, rows in zip(runs, rows_of, strict=True):
+        names = dict.fromkeys(str(row.get("name")) for row in rows if row.get("documents_kept"))
+        if names:
+            words = escape(f"{run.name} trains on documents that overlap {', '.join(names)}.")
+            warnings.append(f'<p class="warning">{words}</p>')
+    return "".join(warnings)
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    names = f"<td class='words'>{escape(str(row.get('source')))}</td>"
+    names += f"<td class='words'>{escape(str(row.get('kind')))} {escape(str(row.get('name')))}</td>"
+    compared, datasets = row.get("compared"), row.get("datasets")
+    if not compared:
+        return f"<tr>{names}<td colspan='3' class='words'>{_NOT_COMPARED}</td></tr>"
+    part = "" if compared == datasets else f"<small>{compared} of {datasets} datasets compared</small>"
+    cells = [
+        f"{number(row.get('items_kept'), '{:,}')} of {number(row.get('items'), '{:,}')}{part}",
+        number(row.get("documents_kept"), "{:,}"),
+        number(row.get("documents_left_out"), "{:,}"),
+    ]
+    return f"<tr>{names}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

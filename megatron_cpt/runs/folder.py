@@ -1,8 +1,27 @@
-"""The run folder: what remains of a run, by name."""
+"""The run folder: names of its files, files that are whole or absent, the lock, the status.
 
+A file gets its name only when all its bytes are on disk (temporary name, fsync, rename). A kill at any moment leaves
+the old file or the new one. One job at a time trains in a folder: two would overwrite each other's checkpoints.
+
+Exit codes are an API. torchrun returns 1 whatever its ranks return, so the code also stands in RUN/status.json, and
+`megatron-cpt train` returns it from there.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import IntEnum
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from megatron_cpt.config.errors import BadInput, Fault
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, refuse
 
 
 class RunFolder:
@@ -42,9 +61,9 @@ class RunFolder:
         return self.path / "lineage.json"
 
     @property
-    def start_check(self) -> Path:
+    def initial_loss_check(self) -> Path:
         """The loss of the first sequences before the first update, beside transformers' own."""
-        return self.path / "start_check.json"
+        return self.path / "initial_loss_check.json"
 
     @property
     def records(self) -> Path:
@@ -53,12 +72,12 @@ class RunFolder:
 
     @property
     def status(self) -> Path:
-        """How the run stands or ended (status.py)."""
+        """How the run stands or ended (folder.py)."""
         return self.path / "status.json"
 
     @property
     def log(self) -> Path:
-        """What a person reads (log.py)."""
+        """What a person reads (records.py)."""
         return self.path / "log.txt"
 
     @property
@@ -106,3 +125,200 @@ class RunFolder:
         except OSError as error:
             reason = f"the run folder cannot be made here: {error.strerror or error}."
             raise BadInput(Fault(str(self.path), reason, "Give another `run.folder`.")) from error
+
+
+@contextmanager
+def only_job(folder: Path) -> Iterator[None]:
+    """Holds RUN/lock during the block. It is the process's, not its children's, and ends with it, however it ends.
+
+    Raises:
+        BadInput: another job holds it.
+    """
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another job"
+            rule = f"{holder} is training in this folder."
+            raise BadInput(Fault(f"run.folder = {folder}", rule, "Wait for it, end it, or name another.")) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+class ExitCode(IntEnum):
+    """What a program returns."""
+
+    DONE = 0
+    OTHER = 1
+    BAD_INPUT = 2
+    INTEGRITY = 3
+    NUMERICS = 4
+    PREEMPTED = 75
+
+
+def exit_code_of(error: BaseException) -> ExitCode:
+    """The code that stands for an error."""
+    if isinstance(error, BadInput):
+        return ExitCode.BAD_INPUT
+    if isinstance(error, IntegrityFault):
+        return ExitCode.INTEGRITY
+    if isinstance(error, NumericsFault):
+        return ExitCode.NUMERICS
+    return ExitCode.OTHER
+
+
+_NO_TEXT = "surrogates not allowed"
+"""Of what Python and orjson say where a text is none, such as a file name of other bytes than UTF-8."""
+_IN_EXTRAS = {"rensa": "quality", "sklearn": "quality", "lm_eval": "eval", "wandb": "watch", "gigatoken": "fast"}
+"""Optional libraries by the extra of this package that installs them."""
+
+
+_CLOSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""What the system says of a place that cannot be what it was given for."""
+
+
+def explained(error: Exception) -> Exception:
+    """What users are to see of an error: value and remedy in place of the system's words.
+
+    Of a file, a full disk, a name that is no text or a library that is not installed; any other error is returned as it
+    is.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "a file or the standard output"
+        return StorageFault(
+            f"{where}: cannot be written: {error.strerror}. Free room for it, then run the command again."
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        if error.errno not in _CLOSED:  # It was there, or is of a file system that fails: nothing that was given wrong.
+            return StorageFault(f"{where}: {error.strerror}.")
+        return BadInput(Fault(where, f"cannot be used: {error.strerror}.", "Give a place that is there and allows it."))
+    if isinstance(error, UnicodeEncodeError) or (isinstance(error, TypeError) and _NO_TEXT in str(error)):
+        where = repr(error.object) if isinstance(error, UnicodeEncodeError) else "a name or a text"
+        rule = "holds bytes that are no UTF-8 text, and what is written about it would not be readable."
+        return BadInput(Fault(where, rule, "Rename the file or folder, or mend the text."))
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("megatron_cpt"):
+        library = error.name.partition(".")[0]
+        source = f"'megatron-cpt[{_IN_EXTRAS[library]}]'" if library in _IN_EXTRAS else library
+        return BadInput(Fault(f"the library {library}", f"is needed: {error}.", f"Install it: pip install {source}."))
+    return error
+
+
+@dataclass(frozen=True)
+class Status:
+    """The content of status.json."""
+
+    state: str
+    """running, done, preempted or failed."""
+    exit_code: int | None = None
+    """None while the run goes on."""
+    message: str | None = None
+    """What went wrong or why it was stopped, in the words that the user saw."""
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens trained."""
+
+
+def write_status(path: Path, status: Status) -> None:
+    """Replaces status.json. On a full disk it is written over, which needs no room."""
+    try:
+        write_json(path, asdict(status))
+    except OSError as error:
+        if error.errno not in FULL or not path.exists():
+            raise
+        content = orjson.dumps(asdict(status))
+        with path.open("r+b") as file:
+            file.write(content.ljust(path.stat().st_size))
+
+
+def read_status(path: Path) -> Status | None:
+    """The status, or None where there is no readable one."""
+    try:
+        return Status(**orjson.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for what is written: on the disk, by a quota, by a limit."""
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Gives an error of writing the name of the file, which the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raises BadInput with every result that is there already, unless it may be replaced."""
+    remedy = "Give another name, or --overwrite to replace it."
+    refuse([Fault(str(path), "is there already.", remedy) for path in paths if not overwrite and path.exists()])
+
+
+@contextmanager
+def renamed_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears as `path` only when the block ends without an error.
+
+    Whole after a kill, but not after a loss of power: for what is checked when it is read and can be made again.
+    """
+    # Process numbers repeat between machines that share a folder, and in containers nearly always.
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with named_errors(path), temporary.open("wb") as file:
+            yield file
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears as `path`, on disk, only when the block ends without an error."""
+    with renamed_file(path) as file:
+        yield file
+        with named_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def write_durably(path: Path, content: bytes | str) -> None:
+    """Writes the whole content under a final name."""
+    with durable_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON with a final newline; numpy scalars and arrays are allowed."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+    write_durably(path, orjson.dumps(value, option=options))
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a file's bytes are on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

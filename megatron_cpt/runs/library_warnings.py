@@ -10,11 +10,11 @@ from typing import TextIO
 
 from megatron_cpt.config.errors import IntegrityFault
 
-LIBRARIES = ("megatron", "torch")
+_LIBRARIES = ("megatron", "torch")
 """Packages whose warnings are taken."""
-LOGGERS = (*LIBRARIES, "torch.distributed")
+LOGGERS = (*_LIBRARIES, "torch.distributed")
 """Their loggers; torch's does not hand on what the third hears."""
-OF_DAMAGE = re.compile(r"corrupt|padded with zeros|mismatch", re.IGNORECASE)
+_OF_DAMAGE = re.compile(r"corrupt|padded with zeros|mismatch", re.IGNORECASE)
 PRINT_WARNING = warnings.showwarning
 HARMLESS = re.compile(
     "Overwriting old incomplete / corrupted checkpoint"  # a save that was cut short: replaced whole
@@ -46,7 +46,7 @@ class LibraryWarnings(logging.Handler):
         line: str | None = None,
     ) -> None:
         """Takes what `warnings` would print, if it is a library's."""
-        package = next((name for name in LIBRARIES if name in Path(filename).parts), None)
+        package = next((name for name in _LIBRARIES if name in Path(filename).parts), None)
         if package is None:
             PRINT_WARNING(message, category, filename, lineno, file, line)
         else:
@@ -54,7 +54,7 @@ class LibraryWarnings(logging.Handler):
 
     def _take(self, name: str, text: str) -> None:
         line = f"{name} warns: {' '.join(text.split())}"
-        if OF_DAMAGE.search(text) and not HARMLESS.search(text):
+        if _OF_DAMAGE.search(text) and not HARMLESS.search(text):
             raise IntegrityFault(line)
         # A process that this one forked, a checkpoint writer, must not talk over its connection to the other ranks.
         if line not in self._seen and os.getpid() == self._process:

@@ -1,7 +1,6 @@
-"""Fitting a law to curves: Huber on log-loss residuals, many starts, bounds, fixed parameters.
+"""Fitting a law to curves: many starts, bounds, fixed parameters; its errors on curves not seen.
 
-All starts come from a seed: the same curves give the same fit. Where curves leave a parameter open, a prior of the law
-decides (pretraining.py says which), so that an open direction does not run away and spoil what is predicted.
+Cross-validation asks the fitted curves alone how a law should be fitted: each is left out in turn and predicted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,20 +10,62 @@ from typing import Generic
 
 import numpy as np
 
-from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.scaling_law.curvature import curvature_at
-from megatron_cpt.scaling_law.method import Method
-from megatron_cpt.scaling_law.parameters import Law, Observed
-from megatron_cpt.scaling_law.points import Curve
-from megatron_cpt.scaling_law.problem import Problem
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.scaling_law.curves import Curve
+from megatron_cpt.scaling_law.laws import Law, Observed
+from megatron_cpt.scaling_law.problem import Method, Problem, curvature_at
+
+DELTAS = (3e-4, 1e-3, 3e-3, 1e-2)
+PRIOR_POINTS = (0, 100, 6400)
+_VALIDATION_STARTS = 48
+"""Of each fit."""
+
+
+def candidates(law: Law) -> list[Method]:
+    """What `law fit --cross-validate` chooses from: every delta, and every weight where the law has priors."""
+    guided = any(parameter.prior is not None for parameter in law.parameters)
+    return [Method(delta, weight) for delta in DELTAS for weight in (PRIOR_POINTS if guided else (0,))]
+
+
+def left_out_errors(
+    law: Law, curves: Sequence[Curve], method: Method, freed: Sequence[str] = (), starts: int = _VALIDATION_STARTS
+) -> list[float]:
+    """Mean absolute error on each curve, nats, of the law fitted to the others.
+
+    Raises BadInput for fewer than three curves: of two, one would be all there is to fit.
+    """
+    if len(curves) < 3:
+        rule = "are too few to leave one out."
+        raise BadInput(Fault(f"{len(curves)} curves", rule, "Give three or more, of different schedules."))
+    errors = []
+    for number, left in enumerate(curves):
+        others = [curve for other, curve in enumerate(curves) if other != number]
+        errors.append(errors_on(fit_law(law, others, freed=freed, starts=starts, method=method), left).mae)
+    return errors
+
+
+def forward_errors(law: Law, curves: Sequence[Curve], method: Method, starts: int = _VALIDATION_STARTS) -> list[float]:
+    """Mean absolute error on the later half of each curve, nats, of the law fitted to the first halves of all."""
+    early = [curve.until(int(curve.steps[-1]) // 2) for curve in curves]
+    fit = fit_law(law, early, starts=starts, method=method)
+    return [errors_on(fit, curve.after(int(curve.steps[-1]) // 2 + 1)).mae for curve in curves]
+
+
+def best_method(
+    law: Law, curves: Sequence[Curve], methods: Sequence[Method], freed: Sequence[str] = ()
+) -> tuple[Method, dict[Method, float]]:
+    """The method with the least mean error on curves left out, and this error of every candidate, nats."""
+    errors = {method: float(np.mean(left_out_errors(law, curves, method, freed))) for method in methods}
+    return min(methods, key=lambda method: errors[method]), errors
+
 
 STARTS = 128
 """Points of the search space that are looked at."""
-REFINED = 6
+_REFINED = 6
 """Of these, the best are refined."""
-WEAK = 0.25
+_WEAK = 0.25
 """A relative standard error from which a parameter counts as weakly identified."""
-LARGEST_EXPONENT = 700.0
+_LARGEST_EXPONENT = 700.0
 """Of e, in an interval on a logarithmic scale."""
 NORMAL_95 = 1.96
 """Standard errors either way that hold 95 % of a normal distribution."""
@@ -78,7 +119,7 @@ class Fit(Generic[Observed]):
                 continue
             if parameter.logarithmic:
                 spread = NORMAL_95 * max(float(np.std(np.log(draws))), self.standard_errors[name] / value)
-                low, high = (value * np.exp(-spread), value * np.exp(min(spread, LARGEST_EXPONENT)))
+                low, high = (value * np.exp(-spread), value * np.exp(min(spread, _LARGEST_EXPONENT)))
             else:
                 spread = NORMAL_95 * max(float(np.std(draws)), self.standard_errors[name])
                 low, high = value - spread, value + spread
@@ -93,7 +134,7 @@ class Fit(Generic[Observed]):
         return tuple(
             name
             for name, error in (self.standard_errors | errors).items()
-            if name in self.at_bound or name in open_ or not error < WEAK * abs(self.parameters[name])
+            if name in self.at_bound or name in open_ or not error < _WEAK * abs(self.parameters[name])
         )
 
     def predict(self, observed: Observed) -> np.ndarray:
@@ -126,14 +167,14 @@ def fit_law(
 
     Raises BadInput for fewer points than parameters, and for a parameter that the law does not have.
     """
-    check_names(law, [*(fixed or {}), *freed])
+    _check_names(law, [*(fixed or {}), *freed])
     held = {name: value for name, value in law.held(curves).items() if name not in freed} | dict(fixed or {})
     method = method or Method()
     problem = Problem(law, curves, held, method)
     generator = np.random.default_rng(seed)
     candidates = [problem.start(generator) for _ in range(max(1, starts))]
     candidates.sort(key=problem.objective)
-    best = min((problem.refine(start) for start in candidates[:REFINED]), key=problem.objective)
+    best = min((problem.refine(start) for start in candidates[:_REFINED]), key=problem.objective)
     errors = curvature_at(problem, best).errors
     names = [parameter.name for parameter in problem.free_parameters]
     units = [np.exp(inner) if p.logarithmic else 1.0 for p, inner in zip(problem.free_parameters, best, strict=True)]
@@ -149,7 +190,7 @@ def fit_law(
     )
 
 
-def check_names(law: Law, names: Sequence[str]) -> None:
+def _check_names(law: Law, names: Sequence[str]) -> None:
     """Raises BadInput naming every word that is no parameter of the law."""
     known = [parameter.name for parameter in law.parameters]
     remedy = f"It has {', '.join(known)}."
@@ -161,3 +202,38 @@ def huber_objective(law: Law, parameters: Mapping[str, float], curves: Sequence[
     values = np.array([parameters[parameter.name] for parameter in law.parameters])
     residuals = [np.log(np.real(law.exact(curve)(values))) - np.log(curve.losses) for curve in curves]
     return float(np.sum(Method(huber_delta=delta).huber(np.concatenate(residuals))))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a law is from a curve that it has not seen, as arXiv:2503.12811 measures it."""
+
+    r2: float
+    """1 - squared errors over squared deviations from the mean."""
+    mae: float
+    """Mean absolute error, nats."""
+    rmse: float
+    """Root of the mean squared error, nats."""
+    prede: float
+    """Mean of error over loss."""
+    worste: float
+    """Largest error over loss."""
+
+
+def errors_on(fit: Fit[Observed], curve: Observed) -> Errors:
+    """Errors of the predicted loss of one curve or table."""
+    difference = fit.predict(curve) - curve.losses
+    spread = float(np.sum((curve.losses - curve.losses.mean()) ** 2))
+    relative = np.abs(difference) / curve.losses
+    return Errors(
+        r2=1 - float(np.sum(difference**2)) / spread if spread > 0 else float("nan"),
+        mae=float(np.abs(difference).mean()),
+        rmse=float(np.sqrt(np.mean(difference**2))),
+        prede=float(relative.mean()),
+        worste=float(relative.max()),
+    )
+
+
+def mean_errors(errors: Sequence[Errors]) -> Errors:
+    """The mean of each figure over curves."""
+    return Errors(*np.mean([[e.r2, e.mae, e.rmse, e.prede, e.worste] for e in errors], axis=0).tolist())

@@ -1,20 +1,60 @@
 """A law and curves as an optimisation problem: Huber on log-loss residuals over the free parameters.
 
-Derivatives are taken by complex steps, which are exact to rounding. Parameters in which a law is linear are solved
-for at each start, so that only its few others are searched.
+`Method` says how a law is fitted; `Curvature` says what the optimum determines of each parameter.
 """
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares, lsq_linear
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.scaling_law.method import PRIOR_RESIDUAL, Method
-from megatron_cpt.scaling_law.parameters import Law, Measured, Parameter
+from megatron_cpt.scaling_law.curves import Curve
+from megatron_cpt.scaling_law.laws import Law, Measured, Parameter
 
-TINY = 1e-30
+_PRIOR_RESIDUAL = 1e-3
+"""Of the log loss: how far off a point of a prior is at one width from its centre."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Choices of a fit.
+
+    The defaults are those of 96 candidates with which training curves were predicted best, by others and by their own
+    first halves (examples/laws/choose_method.py); no test curve is opened there.
+    """
+
+    huber_delta: float = 1e-3
+    """On log-loss residuals: beyond so large a part of the loss a point counts linearly. It is also what
+    arXiv:2503.12811 has."""
+    prior_points: int = 100
+    """A prior counts as so many points. 0: no priors."""
+    points: int | None = None
+    """Of each curve, evenly spaced in the logarithm of the updates; None: all."""
+
+    def huber(self, residuals: np.ndarray) -> np.ndarray:
+        """The Huber loss of each residual."""
+        size = np.abs(residuals)
+        return np.where(
+            size <= self.huber_delta, 0.5 * residuals**2, self.huber_delta * (size - 0.5 * self.huber_delta)
+        )
+
+    def sampled(self, observed: Sequence[Any]) -> list[Any]:
+        """Curves with the points that are fitted, their rates whole; a table as it is."""
+        return [self._thinned(one) if isinstance(one, Curve) else one for one in observed]
+
+    def _thinned(self, curve: Curve) -> Curve:
+        if self.points is None or len(curve.steps) <= self.points:
+            return curve
+        wanted = np.geomspace(curve.steps[0], curve.steps[-1], self.points)
+        kept = np.unique(np.abs(curve.steps[:, None] - wanted).argmin(axis=0))
+        return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])
+
+
+_TINY = 1e-30
 """Imaginary step: the derivative it gives is exact to rounding."""
 
 
@@ -64,7 +104,7 @@ class Problem:
 
     def guided_residuals(self, vector: np.ndarray) -> np.ndarray:
         """The residuals of the points, then those of the priors: [points + priors * prior_points]."""
-        pulls = PRIOR_RESIDUAL * (vector[self._guided] - self._centres) / self._widths
+        pulls = _PRIOR_RESIDUAL * (vector[self._guided] - self._centres) / self._widths
         return np.concatenate([self.residuals(vector), np.repeat(pulls, self.method.prior_points)])
 
     def jacobian(self, vector: np.ndarray) -> np.ndarray:
@@ -72,8 +112,8 @@ class Problem:
         columns = []
         for position in range(len(vector)):
             moved = vector.astype(complex)
-            moved[position] += 1j * TINY
-            columns.append(np.imag(self.guided_residuals(moved)) / TINY)
+            moved[position] += 1j * _TINY
+            columns.append(np.imag(self.guided_residuals(moved)) / _TINY)
         return np.stack(columns, axis=1)
 
     def start(self, generator: np.random.Generator) -> np.ndarray:
@@ -166,4 +206,48 @@ def _reach(parameter: Parameter) -> float:
 
 
 def _inner(parameter: Parameter, value: float) -> float:
-    return float(np.log(max(value, TINY))) if parameter.logarithmic else value
+    return float(np.log(max(value, _TINY))) if parameter.logarithmic else value
+
+
+_FLAT = 1e-13
+"""Of the largest curvature, columns scaled alike: below it a direction is flat to rounding."""
+_OPEN = 1e-3
+"""Part of the flat directions from which a parameter is open."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Of a problem at an optimum, over its free parameters and in the units of the search."""
+
+    errors: np.ndarray
+    """float64 [parameters]: standard errors; infinite where a parameter is open or at a bound."""
+    directions: np.ndarray
+    """float64 [parameters, directions]: those that are independent of each other. A parameter at a bound has no
+    part in them."""
+    lengths: np.ndarray
+    """float64 [directions]: one standard error along each; infinite where it is flat."""
+
+
+def curvature_at(problem: Problem, vector: np.ndarray) -> Curvature:
+    """The curvature at a vector; residuals are taken as independent."""
+    residuals = problem.residuals(vector)
+    jacobian = problem.jacobian(vector)[: len(residuals)]
+    delta = problem.method.huber_delta
+    inside = np.abs(residuals) <= delta
+    slopes = np.clip(residuals, -delta, delta)
+    used = np.flatnonzero(~problem.at_bound(vector))
+    norms = np.linalg.norm(jacobian[:, used], axis=0)
+    scale = np.where(norms > 0, norms, 1.0)
+    scaled = jacobian[:, used] / scale
+    values, axes = np.linalg.eigh(scaled.T @ (scaled * inside[:, None]))
+    flat = values <= _FLAT * max(float(values.max(initial=0.0)), _FLAT)
+    # Along the axes, where the curvature is diagonal: inverse, spread, inverse.
+    inverse = np.where(flat, 0.0, 1 / np.where(flat, 1.0, values))
+    turned = scaled @ axes
+    covariance = inverse[:, None] * ((turned * slopes[:, None] ** 2).T @ turned) * inverse
+    errors = np.full(len(vector), np.inf)
+    errors[used] = np.sqrt(np.maximum(np.einsum("ik,kl,il->i", axes, covariance, axes), 0)) / scale
+    errors[used[np.linalg.norm(axes[:, flat], axis=1) > _OPEN]] = np.inf
+    directions = np.zeros((len(vector), len(used)))
+    directions[used] = axes / scale[:, None]
+    return Curvature(errors, directions, np.where(flat, np.inf, np.sqrt(np.maximum(np.diag(covariance), 0))))

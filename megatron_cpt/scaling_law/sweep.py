@@ -18,11 +18,11 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config, read_yaml
 from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.runs.durable import refuse_to_replace, write_durably
+from megatron_cpt.runs.folder import refuse_to_replace, write_durably
 
-KEYS = {"config", "folder", "arms", "grid", "seeds", "nproc"}
+_KEYS = {"config", "folder", "arms", "grid", "seeds", "nproc"}
 """What an ARMS.yaml may hold."""
-PILOT_MARKS = 50
+_PILOT_MARKS = 50
 """Evaluations of a pilot run: enough points for a fit."""
 SCRIPT = "run.sh"
 
@@ -51,8 +51,8 @@ def read_sweep(path: Path) -> Sweep:
     """
     content = read_yaml(path)
     faults = [
-        Fault(f"{path}: {key}", "is not a key of a sweep.", f"Use {', '.join(sorted(KEYS))}.")
-        for key in content.keys() - KEYS
+        Fault(f"{path}: {key}", "is not a key of a sweep.", f"Use {', '.join(sorted(_KEYS))}.")
+        for key in content.keys() - _KEYS
     ]
     faults += [
         Fault(f"{path}: {key}", "is missing.", f"Say {what}.")
@@ -72,11 +72,11 @@ def read_sweep(path: Path) -> Sweep:
     if nproc is not None and (type(nproc) is not int or nproc < 1):
         faults.append(Fault(f"{path}: nproc", "is not a number of processes.", "Write `nproc: 1`."))
     refuse(faults)
-    chosen: list[dict[str, Any]] = grid_arms(grid) if grid is not None else content["arms"]
+    chosen: list[dict[str, Any]] = _grid_arms(grid) if grid is not None else content["arms"]
     return Sweep(Path(content["config"]), Path(content["folder"]), tuple(chosen), tuple(seeds), nproc or 1)
 
 
-def grid_arms(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _grid_arms(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """All combinations of the values, the last name changing fastest."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -87,9 +87,9 @@ def pilot_sweep(
     """Pilot runs to fit the law to: every combination, `fit_steps` long, with marks enough for a fit."""
     length = {
         "training.tokens": f"{fit_steps} steps",
-        "validation.marks.every": f"{max(1, fit_steps // PILOT_MARKS)} steps",
+        "validation.eval_interval.every": f"{max(1, fit_steps // _PILOT_MARKS)} steps",
     }
-    return Sweep(config, folder, tuple(arm | length for arm in grid_arms(grid)), tuple(range(1, seeds + 1)), nproc)
+    return Sweep(config, folder, tuple(arm | length for arm in _grid_arms(grid)), tuple(range(1, seeds + 1)), nproc)
 
 
 def decay_is_fitted(fit_steps: int) -> bool:

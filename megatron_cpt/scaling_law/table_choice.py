@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_cpt.mixture.repetition import effective_unique_tokens
-from megatron_cpt.scaling_law.intervals import band
-from megatron_cpt.scaling_law.table import SHARE, Table
-from megatron_cpt.scaling_law.table_fits import TableFits
+from megatron_cpt.mixture.blend import effective_unique_tokens
+from megatron_cpt.scaling_law.tables import SHARE, Table, TableFits
+from megatron_cpt.scaling_law.uncertainty import band
 
 GRID = 101
 """Mixtures of two that are tried, over the fitted range."""
-MIXTURES = 4000
+_MIXTURES = 4000
 """Mixtures of three sources or more that are tried, drawn evenly over all that add up to 1."""
 
 
@@ -72,7 +71,7 @@ def ranked_mixtures(
 def _mixtures(fits: TableFits, given: Mapping[str, float], domain_tokens: float | None) -> Table:
     """The mixtures that are tried, as a table without losses."""
     if len(fits.sources) > 2:
-        drawn = np.random.default_rng(0).dirichlet(np.ones(len(fits.sources)), MIXTURES)
+        drawn = np.random.default_rng(0).dirichlet(np.ones(len(fits.sources)), _MIXTURES)
         columns = {SHARE + name: drawn[:, position] for position, name in enumerate(fits.sources)}
     elif fits.sources and SHARE + fits.sources[0] in fits.fitted:
         first = np.linspace(*fits.fitted[SHARE + fits.sources[0]], GRID)

@@ -8,7 +8,7 @@ if __name__ == "__main__":
     import os
     import sys
 
-    from megatron_cpt.evaluate.offline import OFFLINE
+    from megatron_cpt.runs.processes import OFFLINE
     from megatron_cpt.train.stop import StopRequest
 
     os.environ |= OFFLINE | os.environ

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import barrier
-from megatron_cpt.runs.durable import sync_folder
-from megatron_cpt.train.assemble import Run
+from megatron_cpt.parallel.groups import barrier
+from megatron_cpt.runs.folder import sync_folder
 from megatron_cpt.train.provenance import read_history
+from megatron_cpt.train.run import Run
 
 
 def settle_exports(run: Run) -> list[str]:
@@ -29,7 +29,7 @@ def settle_exports(run: Run) -> list[str]:
         for path in sorted((folder.path / "hf_steps").glob("step-*"))
         if int(path.name.removeprefix("step-")) > first
     ]
-    at_end = step_of(folder.hf, run) if folder.hf.exists() else None
+    at_end = _step_of(folder.hf, run) if folder.hf.exists() else None
     if folder.hf.exists() and (at_end is None or at_end > first):
         what = "no export of this run" if at_end is None else f"the model of step {at_end}"
         rule = f"holds {what}, and the run stands after step {first}: it would not be of what is trained now."
@@ -53,7 +53,7 @@ def settle_exports(run: Run) -> list[str]:
     return said
 
 
-def step_of(export: Path, run: Run) -> int | None:
+def _step_of(export: Path, run: Run) -> int | None:
     """The step that an export of this run is of, by the tokens in its lineage; None where it is no such export."""
     try:
         tokens = int(read_history(export)["tokens"])

@@ -1,19 +1,30 @@
-"""The training loop."""
+"""The training loop: update, record, evaluate, save; steps skipped or rewound; profiler traces."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from megatron_cpt.checkpoint import save
+from megatron_cpt.checkpoint.load import FREQUENT, KEPT, CheckpointState, complete_checkpoints
+from megatron_cpt.checkpoint.save import CheckpointWriter
+from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.config.units import profiled_steps
+from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import largest
-from megatron_cpt.train.assemble import Run
-from megatron_cpt.train.export import export_due, export_step
-from megatron_cpt.train.journal import Journal
-from megatron_cpt.train.leaving_out import leave_out
-from megatron_cpt.train.marks import evaluate_marks
-from megatron_cpt.train.profile import profiled
-from megatron_cpt.train.saving import Saver
-from megatron_cpt.train.step import train_step
+from megatron_cpt.parallel.groups import largest
+from megatron_cpt.planning.checks import batch_settings
+from megatron_cpt.train.evaluation import evaluate_marks
+from megatron_cpt.train.logger import RunLogger
+from megatron_cpt.train.optimizer import StepOutcome, train_step
+from megatron_cpt.train.provenance import export_due, export_step, run_lineage
+from megatron_cpt.train.run import Run, UpdateHistory, layout, resume, trained_parts
 from megatron_cpt.train.stop import StopRequest, reason
 
 
@@ -27,7 +38,7 @@ class Stop:
     """Why, in words."""
 
 
-def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
+def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
     """Takes a run from where it stands to its end, and returns None; or as far as it may go, and returns a Stop.
 
     At each step: update, record, evaluate, and then, once the records are on disk, checkpoint. A resume
@@ -36,15 +47,15 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
     A stop leaves no record: stopped and resumed, a run has the records of one that never was.
     """
     config, history = run.config, run.beginning.history
-    if stop := agreed_stop(run, run.first_step, request):
+    if stop := _agreed_stop(run, run.first_step, request):
         return stop
     if run.first_step == run.beginning.begun_at:
-        evaluate_marks(run, journal, run.first_step)
-        fill_moments(run, journal)
-    with Saver(run, journal) as saver:
+        evaluate_marks(run, logger, run.first_step)
+        warm_up_moments(run, logger)
+    with Saver(run, logger) as saver:
         for step in range(run.first_step + 1, run.plan.steps + 1):
             started = time.perf_counter()
-            rate = rate_of(run, step)
+            rate = _learning_rate_at(run, step)
             batches = run.data.global_batch(config.batches.total(step - 1), groups.device())
             limit = history.loss_limit(config.training)
             with profiled(run, step):
@@ -53,35 +64,35 @@ def train(run: Run, journal: Journal, request: StopRequest) -> Stop | None:
                 )
             if outcome.updated:
                 history = history.with_update(outcome.loss, config.training)
-                journal.trained(step, rate, outcome, time.perf_counter() - started)
+                logger.log_train_step(step, rate, outcome, time.perf_counter() - started)
             else:
-                history = leave_out(run, journal, saver, history, step, rate, outcome)
-            losses = evaluate_marks(run, journal, step)
+                history = _skip_step(run, logger, saver, history, step, rate, outcome)
+            losses = evaluate_marks(run, logger, step)
             if export_due(run, step):
                 exported = time.perf_counter()
                 export_step(run, step)
-                journal.stalled("exports", time.perf_counter() - exported)
-            stop = agreed_stop(run, step, request)
+                logger.stalled("exports", time.perf_counter() - exported)
+            stop = _agreed_stop(run, step, request)
             saver.finish()
             if stop or saver.due(step):
                 saver.save(step, history, losses)
             if stop:
                 return stop
-    journal.sync()
+    logger.sync()
     return None
 
 
-def fill_moments(run: Run, journal: Journal) -> None:
+def warm_up_moments(run: Run, logger: RunLogger) -> None:
     """Steps at rate 0: they fill Adam's moments and change no weight. Training then begins with the same sequences."""
     settings = run.config.optimizer
-    for number in range(settings.fill_moments):
+    for number in range(settings.moment_warmup_steps):
         step = run.first_step + number + 1
         batches = run.data.global_batch(run.config.batches.total(step - 1), groups.device())
         outcome = train_step(run.model, run.optimizer, batches, run.shape_of(step), 0.0, settings.weight_decay)
-        journal.filled(number + 1, outcome)
+        logger.log_moment_warmup(number + 1, outcome)
 
 
-def agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
+def _agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
     """A Stop on all ranks if one of them is asked to stop, else None; None after the last step.
 
     Costs one all-reduce of 8 bytes over all ranks. The limit of wall time counts from the first update on:
@@ -92,8 +103,155 @@ def agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
     return Stop(step, reason(code, after)) if code and step < run.plan.steps else None
 
 
-def rate_of(run: Run, step: int) -> float:
+def _learning_rate_at(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
     config, shift = run.config, run.beginning.schedule_shift
     tokens = config.token_batches.total(step)
     return learning_rate(config.schedule, tokens + shift, config.total_tokens + shift, config.tokens_per_step)
+
+
+class Saver:
+    """Saves a run after some of its steps. At the end of its context all that was begun is whole."""
+
+    def __init__(self, run: Run, logger: RunLogger) -> None:
+        self._run, self._logger = run, logger
+        self._writer = CheckpointWriter(run.folder.checkpoints)
+        every, keep_every = run.config.checkpoint.save_interval, run.config.checkpoint.keep_every
+        self._every = every.steps(run.config.tokens_per_step) if every else None
+        self._keep_every = keep_every.steps(run.config.tokens_per_step) if keep_every else None
+        self._wanted: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Waits for a save that is under way, save after an error that only this rank may have met."""
+        if kind is None or issubclass(kind, NumericsFault):
+            self.finish(wait=True)
+
+    def due(self, step: int) -> bool:
+        """Whether the run saves after this step: at regular distances, at the end, and where it was asked for."""
+        regular = self._every is not None and step % self._every == 0
+        return regular or step in (self._run.plan.steps, self._wanted)
+
+    def save_next(self, step: int) -> None:
+        """Asks for a save after this step."""
+        self._wanted = step
+
+    def save(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> None:
+        """Saves after a step. Returns when the state is taken or, without `checkpoint.async_save`, when it is whole.
+
+        The records up to the step are on disk before.
+
+        Args:
+            losses: of the validation sets that were evaluated at this step, by name.
+        Raises:
+            StorageFault: this checkpoint, or the one before it, could not be written.
+        """
+        run = self._run
+        self._logger.sync()
+        started = time.perf_counter()
+        self.finish(wait=True)
+        waited = time.perf_counter() - started
+        gather_parameters(run.model)
+        planned = self._writer.begin(
+            unwrap(run.model),
+            run.optimizer,
+            self._position(step, history, losses),
+            run.hf_folder,
+            run.dtypes,
+            run_lineage(run, step),
+        )
+        if not run.config.checkpoint.async_save:
+            self.finish(wait=True)
+        stalled = time.perf_counter() - started
+        self._logger.stalled("saves", stalled)
+        self._logger.log(
+            f"step {step}: training waited {stalled:.2f} s to save"
+            f" (for the save before {waited:.2f} s, to take the state {planned:.2f} s)"
+        )
+
+    def finish(self, wait: bool = False) -> None:
+        """Seals a checkpoint whose writing has ended, and then removes what need not stay."""
+        checkpoint = self._writer.finish(wait)
+        if checkpoint is not None and groups.rank() == 0:
+            settings = self._run.config.checkpoint
+            self._logger.saved(int(checkpoint.name.removeprefix("step-")), checkpoint)
+            save.prune(checkpoint.parent, settings.keep_last, self._keep_every, settings.keep_best)
+
+    def _position(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> CheckpointState:
+        run, config = self._run, self._run.config
+        round_distance = self._keep_every is not None and step % self._keep_every == 0
+        sequences = config.batches.total(step)
+        return CheckpointState(
+            step=step,
+            tokens=config.token_batches.total(step),
+            sequences=sequences,
+            order=run.plan.blend.describe(sequences),
+            order_fingerprint=run.plan.blend.fingerprint(sequences),
+            source_sequences=run.plan.blend.source_sequences(sequences),
+            layout=layout(config),
+            sharding=KEPT if round_distance or step == run.plan.steps else FREQUENT,
+            validation=losses,
+            skipped_ranges=[list(span) for span in history.skipped_ranges],
+            skipped_in_a_row=history.skipped_in_a_row,
+            recent_losses=list(history.losses),
+            parts=trained_parts(config),
+            first_own_step=run.beginning.begun_at,
+            schedule_shift=run.beginning.schedule_shift,
+            batches=batch_settings(config),
+            measures=dict(run.measures),
+        )
+
+
+# Steps left out in a row: with weights that are broken, all would be.
+_MOST_LEFT_OUT = 10
+
+
+def _skip_step(
+    run: Run, logger: RunLogger, saver: Saver, history: UpdateHistory, step: int, rate: float, outcome: StepOutcome
+) -> UpdateHistory:
+    """Does what the settings say of a step without an update, and records it. Returns the history to go on with.
+
+    A rewind puts back the state of the last checkpoint and goes on after this step: the sequences since that
+    checkpoint are left out. The run saves after this step, so that the next start knows of it.
+
+    Raises:
+        NumericsFault: the settings say `stop`, too many were left out in a row, or there is no checkpoint to rewind to.
+    """
+    consumed = run.config.batches.total(step)
+    policy = run.config.training.on_spike if outcome.finite else run.config.training.on_nonfinite
+    in_a_row = history.skipped_in_a_row + 1
+    saver.finish(wait=policy == "rewind")
+    checkpoints = complete_checkpoints(run.folder.checkpoints) if policy == "rewind" else []
+    if policy == "skip" and in_a_row <= _MOST_LEFT_OUT:
+        logger.log_skipped_step(step, rate, outcome, "skipped")
+        return history.without(run.config.batches.total(step - 1), consumed, in_a_row)
+    if policy == "rewind" and in_a_row <= _MOST_LEFT_OUT and checkpoints:
+        position = resume(checkpoints[-1], run.model, run.optimizer, run.config, run.plan)
+        logger.log_rewind(position.step, step, rate, outcome)
+        saver.save_next(step)
+        return UpdateHistory.of(position).without(position.sequences, consumed, in_a_row)
+    logger.log_skipped_step(step, rate, outcome, "stopped")
+    logger.sync()
+    what = "a spike" if outcome.finite else "not finite on some rank"
+    again = f", {in_a_row} times in a row" if in_a_row > 1 else ""
+    no_way_back = "; there is no checkpoint to go back to" if policy == "rewind" and not checkpoints else ""
+    raise NumericsFault(
+        f"step {step}: loss {outcome.loss}, gradient norm {outcome.gradient_norm}: {what}{again}{no_way_back};"
+        " no parameter was changed"
+    )
+
+
+@contextmanager
+def profiled(run: Run, step: int) -> Iterator[None]:
+    """Traces what happens inside on every rank, if `run.profile` names the step; else costs nothing."""
+    chosen = run.config.run.profile
+    if chosen is None or step not in profiled_steps(chosen):
+        yield
+        return
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities, record_shapes=True, profile_memory=True) as trace:
+        yield
+    run.folder.profile.mkdir(exist_ok=True)
+    trace.export_chrome_trace(str(run.folder.profile / f"step-{step:08}-rank-{groups.rank():05}.json.gz"))

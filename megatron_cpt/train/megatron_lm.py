@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import Duration
-from megatron_cpt.data.labels import label_mask, label_masks
-from megatron_cpt.data.samples import BlendSamples, Sample, ValidationSamples
+from megatron_cpt.data.loader import label_mask, label_masks
+from megatron_cpt.data.megatron_dataset import BlendSamples, Sample, ValidationSamples
 from megatron_cpt.planning.plan import make_plan
 
 Datasets = tuple[Dataset[Sample], Dataset[Sample] | None, None]
@@ -26,12 +26,12 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
     `training.global_batch_size` count, which must be Megatron-LM's `--global-batch-size`, without a ramp; the length
     of the run is Megatron-LM's. The first validation set is given. Every rank builds the datasets; nothing is written.
 
-    Raises BadInput for a `training.batch_ramp` and, when called, with every fault of the run.
+    Raises BadInput for a `training.batch_size_rampup` and, when called, with every fault of the run.
     """
     config = load_config(str(path), list(overrides))
-    if config.training.batch_ramp is not None:
+    if config.training.batch_size_rampup is not None:
         rule = "the datasets that Megatron-LM is given deal out global batches of one size."
-        refuse([Fault("training.batch_ramp", rule, "Take it out, and start Megatron-LM without a ramp.")])
+        refuse([Fault("training.batch_size_rampup", rule, "Take it out, and start Megatron-LM without a ramp.")])
 
     def provide(train_val_test_num_samples: Sequence[int], vp_stage: int | None = None) -> Datasets:
         train, validation, _ = train_val_test_num_samples
@@ -50,7 +50,7 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
             return samples, None, None
         name, settings = sets[0]
         stream = plan.inputs.validation_sets[name]
-        mask = label_mask(config.data, stream, settings.unscored_lead)
+        mask = label_mask(config.data, stream, settings.prompt_length_column)
         length = config.data.sequence_length
         return samples, ValidationSamples(stream, mask, length, settings.tokens, validation), None
 

@@ -1,29 +1,37 @@
-"""Megatron-Core's optimizer with the best AdamW at hand, and the mends it needs with torch's AdamW.
+"""Megatron-Core's optimizer with the best AdamW at hand, and one optimizer step.
 
-Without Transformer Engine and Apex, Megatron-Core 0.16 to 0.19 has three faults around torch's AdamW:
-a distributed optimizer cannot be saved or loaded before its first step (there is no state yet); its
-loader trips over AdamW's `step` entry; and after a load all parameters share ONE `step` tensor, which
-every update then advances once per parameter (the bias correction is off and nothing says so).
-`build_optimizer` and `mend_after_load` keep all three away; tests/train/test_resume.py holds them to it.
+Without Transformer Engine and apex, Megatron-Core 0.16 to 0.19 has three faults around torch's AdamW: a distributed
+optimizer cannot be saved or loaded before its first step (there is no state yet); its loader trips over AdamW's `step`
+entry; and after a load all parameters share ONE `step` tensor, which every update then advances once per parameter (the
+bias correction is off and nothing says so). `build_optimizer` and `mend_after_load` prevent all three.
+
+Parameter groups have their own learning rates and weight decay.
 """
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import OptimizerConfig, clip_grads, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.utils import local_multi_tensor_l2_norm
+from torch import Tensor
 
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.schema import LrMultiplierSettings, OptimizerSettings, Part, RunConfig
+from megatron_cpt.data.loader import Batch
 from megatron_cpt.model.build import DTYPES, megatron_config, unwrap
+from megatron_cpt.model.forward import run_micro_batches, source_sums
 from megatron_cpt.parallel import groups
-from megatron_cpt.train.parameter_groups import group_options
+from megatron_cpt.parallel.groups import all_agree
 
 
 def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig) -> MegatronOptimizer:
@@ -31,14 +39,14 @@ def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig)
     settings = config.optimizer
     ours = {
         "optimizer": "adam",
-        "lr": config.schedule.peak,
+        "lr": config.schedule.peak_lr,
         "min_lr": 0.0,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.beta1,
         "adam_beta2": settings.beta2,
         "adam_eps": settings.epsilon,
         # 0 would leave the gradient norm uncomputed; nothing is clipped at infinity.
-        "clip_grad": settings.clip_gradient or math.inf,
+        "clip_grad": settings.clip_grad or math.inf,
         "bf16": config.training.precision == "bf16",
         "params_dtype": DTYPES[config.training.precision],
         "use_distributed_optimizer": config.parallel.distributed_optimizer,
@@ -46,23 +54,23 @@ def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig)
     optimizer = get_megatron_optimizer(
         megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"),
         list(model),
-        **group_options(unwrap(model), settings),
+        **_group_options(unwrap(model), settings),
     )
     model[0].config.grad_scale_func = optimizer.scale_loss
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm and groups.device().type == "cpu":
-        clip_grads.l2_norm_impl = gradient_norm_on_cpu
+        clip_grads.l2_norm_impl = _gradient_norm_on_cpu
     for part in parts(optimizer):
         inner = part.optimizer
         if isinstance(inner, torch.optim.AdamW):
             for group in inner.param_groups:
                 group["fused"] = True  # Megatron-Core builds it without
-            allocate_state(inner)
+            _allocate_state(inner)
             if isinstance(part, DistributedOptimizer):
-                part._set_main_param_and_optimizer_states = partial(set_parameter_state, part)
+                part._set_main_param_and_optimizer_states = partial(_set_parameter_state, part)
     return optimizer
 
 
-def gradient_norm_on_cpu(
+def _gradient_norm_on_cpu(
     chunk_size: int, noop_flag: torch.Tensor, tensor_lists: Sequence[Sequence[torch.Tensor]], per_tensor: bool
 ) -> tuple[torch.Tensor, None]:
     """The norm of all tensors together, float32 [1], summed in float64.
@@ -86,7 +94,7 @@ def clear_gradients(model: Sequence[DistributedDataParallel], optimizer: Megatro
     optimizer.zero_grad()
 
 
-def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
+def _set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
     """Sets the learning rate and weight decay of the next update in every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_mult", 1.0)
@@ -133,7 +141,7 @@ GroupSettings = list[list[dict[str, Any]]]
 def group_settings(optimizer: MegatronOptimizer) -> GroupSettings:
     """All values of all parameter groups that the config decides: betas, epsilon, factors, switches."""
     return [
-        [{name: value for name, value in group.items() if name not in ("params", "step")} for group in groups_of(part)]
+        [{name: value for name, value in group.items() if name not in ("params", "step")} for group in _groups_of(part)]
         for part in parts(optimizer)
     ]
 
@@ -145,14 +153,14 @@ def mend_after_load(optimizer: MegatronOptimizer, settings: GroupSettings) -> No
         settings: the group settings before the load, which put back those of the run that was saved.
     """
     for part, of_part in zip(parts(optimizer), settings, strict=True):
-        for group, values in zip(groups_of(part), of_part, strict=True):
+        for group, values in zip(_groups_of(part), of_part, strict=True):
             group.update(values)
         if isinstance(part.optimizer, torch.optim.AdamW):
             for state in part.optimizer.state.values():
                 state["step"] = state["step"].clone()
 
 
-def groups_of(part: Any) -> list[dict[str, Any]]:
+def _groups_of(part: Any) -> list[dict[str, Any]]:
     """The parameter groups of one chained optimizer; none where a rank has nothing of it to train."""
     return [] if part.optimizer is None else list(part.optimizer.param_groups)
 
@@ -162,7 +170,7 @@ def parts(optimizer: MegatronOptimizer) -> list[Any]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
-def allocate_state(optimizer: torch.optim.AdamW) -> None:
+def _allocate_state(optimizer: torch.optim.AdamW) -> None:
     """The state that AdamW's first step would make: zero moments at step 0."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -174,7 +182,7 @@ def allocate_state(optimizer: torch.optim.AdamW) -> None:
 
 
 @torch.no_grad()
-def set_parameter_state(
+def _set_parameter_state(
     optimizer: DistributedOptimizer, model_parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
 ) -> None:
     """Copies one parameter's loaded shard (main parameter and moments) into the optimizer.
@@ -187,3 +195,129 @@ def set_parameter_state(
     for name, target in {"param": main, **optimizer.optimizer.state[main]}.items():
         if name != "step" and name in tensors:  # theirs is the step from before the load
             target.copy_(tensors[name])
+
+
+def _group_options(model: Sequence[GPTModel], settings: OptimizerSettings) -> dict[str, Any]:
+    """What get_megatron_optimizer is told of parameter groups: nothing, where its own are meant.
+
+    Args:
+        model: the chunks of this rank.
+    """
+    if settings.lr_multipliers == LrMultiplierSettings() and settings.no_weight_decay == ["norms_and_biases"]:
+        return {}
+    groups: defaultdict[tuple[float, float], set[int]] = defaultdict(set)
+    for chunk in model:
+        for parameter, factors in _parameter_factors(chunk, settings):
+            groups[factors].add(id(parameter))
+    return {
+        "config_overrides": {
+            ParamKey(
+                predicate=ParamPredicate(name=f"rate {rate:g}, decay {decay:g}", fn=lambda one, ids=ids: id(one) in ids)
+            ): {"lr_mult": rate} | ({"wd_mult": decay} if decay != 1 else {})
+            for (rate, decay), ids in groups.items()
+        }
+    }
+
+
+def _parameter_factors(
+    chunk: GPTModel, settings: OptimizerSettings
+) -> Iterator[tuple[torch.nn.Parameter, tuple[float, float]]]:
+    """Each parameter of a chunk, with the factors of its learning rate and of its weight decay."""
+    layers = {
+        id(parameter): layer.layer_number - 1  # theirs count from 1, over all pipeline stages
+        for layer in chunk.decoder.layers
+        for parameter in layer.parameters()
+    }
+    for name, parameter in chunk.named_parameters():
+        parts = _parts_of(name, parameter, chunk.share_embeddings_and_output_weights)
+        rate = _layer_rate(layers.get(id(parameter)), settings.lr_multipliers)
+        for part in parts:
+            rate *= getattr(settings.lr_multipliers, part)
+        yield parameter, (rate, float(not set(parts) & set(settings.no_weight_decay)))
+
+
+def _parts_of(name: str, parameter: torch.nn.Parameter, tied: bool) -> list[Part]:
+    """The parts that have a name in the settings and that a parameter belongs to.
+
+    Args:
+        tied: whether the output layer has the embedding's weights, of which a last pipeline stage has a copy.
+    """
+    found: list[Part] = []
+    if name.startswith("embedding.") or (tied and name.startswith("output_layer.")):
+        found.append("embedding")
+    elif name.startswith("output_layer."):
+        found.append("output")
+    if parameter.dim() == 1:
+        found.append("norms_and_biases")
+    return found
+
+
+def _layer_rate(layer: int | None, rates: LrMultiplierSettings) -> float:
+    """The factor of a layer's learning rate; 1 for what is in no layer."""
+    return next(
+        (group.multiplier for group in rates.layers if layer is not None and group.first <= layer <= group.last), 1.0
+    )
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The sizes of a step."""
+
+    micro_batches: int
+    """Micro batches of each data-parallel rank."""
+    micro_batch_size: int
+    """Sequences of a micro batch."""
+    sequence_length: int
+    """Tokens of a sequence."""
+    sources: int
+    """Sources of the blend."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step did, the same on every rank."""
+
+    nats: Tensor
+    """float64 [sources]: summed loss of each source's tokens."""
+    tokens: Tensor
+    """float64 [sources]: scored tokens of each source."""
+    gradient_norm: float
+    """Norm of the whole gradient, before clipping."""
+    finite: bool
+    """Whether loss and gradients were finite on all ranks."""
+    updated: bool
+    """False where they were not, or the loss was a spike: no parameter and no moment was changed."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token of the global batch; NaN where no label of it counts."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+def train_step(
+    model: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    batches: Iterator[Batch],
+    shape: StepShape,
+    learning_rate: float,
+    weight_decay: float,
+    loss_limit: float = math.inf,
+) -> StepOutcome:
+    """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made.
+
+    Args:
+        loss_limit: nats per token above which it must not.
+    """
+    clear_gradients(model, optimizer)
+    losses = run_micro_batches(
+        model, batches, shape.micro_batches, shape.micro_batch_size, shape.sequence_length, backward=True
+    )
+    nats, tokens = source_sums(losses, shape.sources, groups.device())
+    gradient_norm, finite = gather_gradients(optimizer)
+    finite = all_agree(finite and bool(torch.isfinite(nats).all()))
+    is_spike = float(nats.sum() / tokens.sum()) > loss_limit  # False where no label counts, and the loss is NaN
+    updated = finite and (loss_limit == math.inf or all_agree(not is_spike))
+    if updated:
+        _set_rates(optimizer, learning_rate, weight_decay)
+        update(optimizer, gradient_norm)
+    return StepOutcome(nats, tokens, gradient_norm, finite, updated)

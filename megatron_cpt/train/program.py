@@ -12,38 +12,48 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from megatron_cpt.checkpoint.position import complete_checkpoints
-from megatron_cpt.checkpoint.sharded import CHECKPOINT_ERRORS
+from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS, complete_checkpoints
 from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, RankFailed, StorageFault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.model.machine import machine_faults
+from megatron_cpt.model.environment_checks import machine_faults
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.allocator import keep_freed_memory
-from megatron_cpt.parallel.collectives import barrier
+from megatron_cpt.parallel.groups import barrier, keep_freed_memory
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.lifeline import die_with_parent
-from megatron_cpt.runs.lock import only_job
-from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, explained, read_status, write_status
-from megatron_cpt.train import start_check
-from megatron_cpt.train.assemble import Run, assemble
-from megatron_cpt.train.described import describe
+from megatron_cpt.runs.folder import (
+    ExitCode,
+    RunFolder,
+    Status,
+    exit_code_of,
+    explained,
+    only_job,
+    read_status,
+    write_json,
+    write_status,
+)
+from megatron_cpt.runs.processes import die_with_parent
+from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
-from megatron_cpt.train.export import dtype_notes, export_end
-from megatron_cpt.train.journal import Journal
-from megatron_cpt.train.kernels import kernels_of
+from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.loop import train
-from megatron_cpt.train.provenance import changed_rate, keep_config, run_lineage, versions
+from megatron_cpt.train.provenance import (
+    changed_rate,
+    dtype_notes,
+    export_end,
+    keep_config,
+    kernels_of,
+    run_lineage,
+    versions,
+)
+from megatron_cpt.train.run import Run, assemble, write_hf_config_dir
 from megatron_cpt.train.stop import StopRequest
 
-EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
+_EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
 
 
 def main(arguments: Sequence[str], request: StopRequest) -> int:
-    """Runs the program and returns its exit code (runs/status.py).
+    """Runs the program and returns its exit code (runs/folder.py).
 
     Args:
         request: open; says when to save and end before the end.
@@ -53,10 +63,10 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
     parser = argparse.ArgumentParser(prog="megatron_cpt.train", description="Train a run, or go on with it.")
     parser.add_argument("config", metavar="RUN.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
-    words = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     folder: RunFolder | None = None
     try:
-        config = load_config(words.config, words.overrides)
+        config = load_config(args.config, args.overrides)
         found = RunFolder(config.run.folder)
         found.create()
         with only_job(found.path) if os.environ.get("RANK", "0") == "0" else nullcontext():
@@ -64,10 +74,10 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
             return run_to_end(config, folder, request)
     except (Exception, *CHECKPOINT_ERRORS) as error:
         told = explained(error) if isinstance(error, Exception) else error
-        tell(told, folder)
+        report_error(told, folder)
         return exit_code_of(told)
     finally:
-        groups.leave_world()
+        groups.destroy()
 
 
 def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> ExitCode:
@@ -79,12 +89,12 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     config = plan.config
     changes = resume_changes(config)
     refuse(list(machine_faults(config)))
-    groups.join_world()
+    groups.init_process_group()
     if groups.device().type == "cpu":
         keep_freed_memory()
-    describe(config, folder)
-    checked = start_check.wanted(config, folder)
-    reference = start_check.reference_of(config, plan, folder) if checked else None
+    write_hf_config_dir(config, folder)
+    checked = initial_loss_check.is_needed(config, folder)
+    reference = initial_loss_check.reference_losses_of(config, plan, folder) if checked else None
     run = assemble(config, plan, folder)
     settled = settle_exports(run)
     kernels = kernels_of(run.model, run.optimizer)
@@ -93,48 +103,48 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_json(folder.plan, plan.to_dict())
         write_json(folder.versions, versions(kernels))
         write_json(folder.lineage, run_lineage(run, run.first_step))
-    journal = Journal(run)
-    journal.say(f"kernels: {kernels}")
+    logger = RunLogger(run)
+    logger.log(f"kernels: {kernels}")
     for note in dtype_notes(run):
-        journal.say(note)
+        logger.log(note)
     for line in settled:
-        journal.warn(line)
+        logger.warn(line)
     if checked:
-        losses = start_check.opening_losses(run)
-        if config.start.checkpoint is None:
-            journal.say(start_check.compare_start(run, reference, losses))
-        if worse := start_check.check_guessing(run, losses):
-            journal.warn(worse)
+        losses = initial_loss_check.opening_losses(run)
+        if config.init_from.checkpoint is None:
+            logger.log(initial_loss_check.compare_initial_loss(run, reference, losses))
+        if worse := initial_loss_check.check_guessing(run, losses):
+            logger.warn(worse)
     own = run.first_step > run.beginning.begun_at
-    journal.say(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
+    logger.log(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
     if not own:
         for warning in plan.warnings:
-            journal.warn(warning)
-    journal.introduce()
-    journal.changed(changes)
+            logger.warn(warning)
+    logger.log_mfu_formula()
+    logger.changed(changes)
     if changed := changed_rate(run):
-        journal.warn(changed)
-    journal.status("running", run.first_step)
-    stop = train(run, journal, request)
+        logger.warn(changed)
+    logger.status("running", run.first_step)
+    stop = train(run, logger, request)
     if groups.rank() == 0:
         write_json(folder.lineage, run_lineage(run, plan.steps if stop is None else stop.step))
     checkpoints = complete_checkpoints(folder.checkpoints)
     if stop is not None:
         message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command goes on from there"
-        journal.say(f"{message}: {checkpoints[-1] if checkpoints else 'nothing was to be saved'}", shown=True)
-        journal.status("preempted", stop.step, exit_code=int(ExitCode.PREEMPTED), message=message)
-        journal.close()
+        logger.log(f"{message}: {checkpoints[-1] if checkpoints else 'nothing was to be saved'}", shown=True)
+        logger.status("preempted", stop.step, exit_code=int(ExitCode.PREEMPTED), message=message)
+        logger.close()
         barrier()
         return ExitCode.PREEMPTED
     export_end(run)
     barrier()
-    journal.say(where_things_are(run, checkpoints[-1]), shown=True)
-    journal.status("done", plan.steps, exit_code=int(ExitCode.DONE))
-    journal.close()
+    logger.log(_where_things_are(run, checkpoints[-1]), shown=True)
+    logger.status("done", plan.steps, exit_code=int(ExitCode.DONE))
+    logger.close()
     return ExitCode.DONE
 
 
-def where_things_are(run: Run, checkpoint: Path) -> str:
+def _where_things_are(run: Run, checkpoint: Path) -> str:
     """A line that closes a run."""
     exports = run.config.checkpoint.export_hf
     exported = f"; Hugging Face folder {run.folder.hf}" if exports is not None and exports.end else ""
@@ -144,7 +154,7 @@ def where_things_are(run: Run, checkpoint: Path) -> str:
     )
 
 
-def tell(error: BaseException, folder: RunFolder | None) -> None:
+def report_error(error: BaseException, folder: RunFolder | None) -> None:
     """Says what went wrong: an expected error once, a defect with its traceback, by each rank that it hit.
 
     The rank that failed first writes the status: what follows on the others is what its end did to them.
@@ -152,13 +162,13 @@ def tell(error: BaseException, folder: RunFolder | None) -> None:
     if isinstance(error, RankFailed):
         return
     is_first = groups.is_first("failed")
-    if not isinstance(error, EXPECTED):
+    if not isinstance(error, _EXPECTED):
         traceback.print_exception(error)
     elif is_first:
         print(f"megatron-cpt train: {error}", file=sys.stderr)
     if is_first and folder is not None and folder.path.is_dir():
         before = read_status(folder.status) or Status("failed")
-        message = str(error) if isinstance(error, EXPECTED) else defect(error)
+        message = str(error) if isinstance(error, _EXPECTED) else defect(error)
         status = Status("failed", int(exit_code_of(error)), message, before.step, before.tokens)
         try:
             write_status(folder.status, status)

@@ -1,32 +1,247 @@
-"""What a run came from and what it was made with: lineage.json and versions.json."""
+"""What a run came from and what it leaves: lineage.json, versions.json, kernels used, Hugging Face exports.
+
+Kernels are read from the model and the optimizer that were built.
+"""
 
 import platform
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.transformer.attention import Attention
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_cpt.checkpoint.position import complete_checkpoints
+from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
+from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
+from megatron_cpt.checkpoint.load import complete_checkpoints
+from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.config.load import dump_config
 from megatron_cpt.config.schedule import Areas, learning_rate
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.shape import stated_dtype
+from megatron_cpt.model import cpu_kernels, rope
+from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
+from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
+from megatron_cpt.parallel.groups import all_agree
 from megatron_cpt.planning.resume_changes import ResumeChanges
-from megatron_cpt.runs.durable import write_durably
-from megatron_cpt.train.assemble import Run
-from megatron_cpt.train.kernels import Kernels
+from megatron_cpt.runs.folder import write_durably
+from megatron_cpt.train.optimizer import parts
+from megatron_cpt.train.run import Run
 
-PACKAGES = ("megatron-cpt", "torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
-HISTORY = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate", "tokens")
+
+def export_due(run: Run, step: int) -> bool:
+    """Whether the run exports after this step, the end apart."""
+    settings = run.config.checkpoint.export_hf
+    if settings is None or settings.every is None:
+        return False
+    return step % settings.every.steps(run.config.tokens_per_step) == 0
+
+
+def export_step(run: Run, step: int) -> None:
+    """Writes the model as it stands after a step, before the checkpoint: a run that is cut short makes up for it."""
+    export(run, step, run.folder.hf_of_step(step))
+
+
+def export_end(run: Run) -> None:
+    """Writes the trained model, if the config asks for it."""
+    settings = run.config.checkpoint.export_hf
+    if settings is not None and settings.end:
+        export(run, run.plan.steps, run.folder.hf)
+
+
+def dtype_notes(run: Run) -> list[str]:
+    """What is rounded on the way from the parent into the model and from there into exports, a sentence each."""
+    config, hf_folder, notes = run.config, Path(run.config.model.hf), []
+    trained = DTYPES[config.training.precision]
+    from_folder = config.model.weights == "hf" and config.init_from.checkpoint is None and not run.first_step
+    if from_folder:
+        rounded = roundings(
+            Conversion(word_of(run.dtypes.of(name, trained)), word_of(trained)) for name in hf_sizes(run.shape)
+        )
+        if rounded:
+            notes.append(f"weights: read from model.hf in the dtype of training.precision; rounded: {rounded}")
+        stated = stated_dtype(hf_folder)
+        if stated is not None and stated != run.dtypes.common:
+            notes.append(
+                f"weights: config.json of model.hf says {stated}, its tensors are {run.dtypes}; the tensors hold"
+            )
+    if config.checkpoint.export_hf is not None:
+        dtypes = _export_dtypes(run)
+        written = roundings(
+            Conversion(word_of(trained), word_of(dtypes.of(name, trained))) for name in hf_sizes(run.shape)
+        )
+        if written:
+            by = "checkpoint.export_hf.dtype" if config.checkpoint.export_hf.dtype else "the parent's tensors"
+            notes.append(f"exports: in the dtype of {by}; rounded from what is trained: {written}")
+    return notes
+
+
+def _export_dtypes(run: Run) -> TensorDtypes:
+    """The dtypes of an export's tensors: what is asked for, else those of the folder the model comes from."""
+    settings = run.config.checkpoint.export_hf
+    return TensorDtypes(settings.dtype) if settings is not None and settings.dtype else run.dtypes
+
+
+def export(run: Run, step: int, output: Path) -> None:
+    """Writes the model of a step, unless an earlier attempt has written it. Every rank calls it."""
+    if not all_agree(not output.exists()):
+        return
+    sequences = run.config.batches.total(step)
+    blend, history = run.plan.blend, run_lineage(run, step)
+    training = training_of(
+        step, run.config.token_batches.total(step), blend.describe(sequences), blend.source_sequences(sequences)
+    )
+    gather_parameters(run.model)
+    export_hf(
+        unwrap(run.model),
+        run.shape,
+        run.hf_folder,
+        output,
+        _export_dtypes(run),
+        lineage=history,
+        card=model_card(Path(run.config.model.hf).name, run.folder.path.name, training, history),
+    )
+
+
+_OWN_ATTENTION = {
+    ScaledDotProductAttention: "torch scaled_dot_product_attention",
+    WindowedAttention: "torch scaled_dot_product_attention on blocks of a window",
+    SoftCappedAttention: "scores in memory (soft cap, or windows beside two bases of positions)",
+}
+_MAKERS = {
+    "transformer_engine": "Transformer Engine",
+    "apex": "apex",
+    "megatron": "Megatron-Core",
+    "megatron_cpt": "megatron-cpt",
+    "torch": "torch",
+}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of this rank's part of the model, as the log, versions.json and `doctor` name them."""
+
+    layers: str
+    """Linear layers."""
+    attention: str
+    """Core attention."""
+    norm: str
+    """Normalisation."""
+    rope: str
+    """Turning of queries and keys by their positions."""
+    loss: str
+    """Cross entropy."""
+    optimizer: str
+    """Update of the weights."""
+    context: str
+    """How ranks that share sequences see each other's keys."""
+    experts: str
+    """How a rank computes its experts."""
+
+    def __str__(self) -> str:
+        return "; ".join(f"{field.name}: {getattr(self, field.name)}" for field in fields(self))
+
+
+def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -> Kernels:
+    """What the chunks of a model and their optimizer are made of."""
+    chunks = unwrap(model)
+    modules = [module for chunk in chunks for module in chunk.modules()]
+    attention = [module for module in modules if isinstance(module, Attention)]
+    cores = [module.core_attention for module in attention]
+    own = all(isinstance(core, ScaledDotProductAttention) for core in cores)
+    return Kernels(
+        layers=listed(_made_by(module.linear_proj) for module in attention) + _products_of(chunks[0].config),
+        attention=listed(_OWN_ATTENTION.get(type(core)) or named(core) for core in cores),
+        norm=listed(named(module) for module in modules if _is_norm(module)),
+        rope=_rope_of(chunks[0]),
+        loss=_loss_of(chunks[0].config),
+        optimizer=listed(_optimizer_of(part.optimizer) for part in parts(optimizer)),
+        context="keys and values gathered" if own else listed(_made_by(core) for core in cores),
+        experts=listed(_experts_of(module) for module in modules if isinstance(module, MoELayer)),
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Each name once."""
+    return ", ".join(sorted(set(names))) or "none"
+
+
+def _made_by(part: object) -> str:
+    """Whose class an object is."""
+    module = type(part).__module__
+    # Megatron-Core's layers around Transformer Engine's stand in a module named after it.
+    package = "transformer_engine" if "transformer_engine" in module else module.partition(".")[0]
+    return _MAKERS.get(package, package)
+
+
+def named(part: object) -> str:
+    """Whose class an object is, and the class."""
+    return f"{_made_by(part)} {type(part).__name__}"
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    """Whether a module is a norm, or a layer that one is fused with."""
+    return any(kind in type(module).__name__ for kind in ("RMSNorm", "LayerNorm"))
+
+
+def _products_of(config: TransformerConfig) -> str:
+    """What multiplies in linear layers, where it is of our choosing."""
+    ours = (
+        cpu_kernels.linear_is_enabled()
+        and config.params_dtype is torch.float32
+        and config.tensor_model_parallel_size == 1
+    )
+    return ", products by oneDNN" if ours else ""
+
+
+def _rope_of(model: GPTModel) -> str:
+    """What turns queries and keys."""
+    if model.config.apply_rope_fusion:
+        return "Transformer Engine (fused)"
+    whole_heads = 2 * len(model.rotary_pos_emb.inv_freq) == model.config.kv_channels
+    ours = rope_utils._apply_rotary_pos_emb_bshd is rope.rotate
+    return "megatron-cpt, whole heads in one pass" if ours and whole_heads else "Megatron-Core"
+
+
+def _loss_of(config: TransformerConfig) -> str:
+    """What computes the cross entropy."""
+    if cpu_kernels.cross_entropy_is_enabled():
+        return "megatron-cpt, rows in the cache"
+    if not config.cross_entropy_loss_fusion:
+        return "Megatron-Core cross entropy"
+    return "Transformer Engine cross entropy" if config.cross_entropy_fusion_impl == "te" else "Megatron-Core fused"
+
+
+def _optimizer_of(optimizer: torch.optim.Optimizer) -> str:
+    """What updates the weights."""
+    fused = isinstance(optimizer, torch.optim.AdamW) and all(group.get("fused") for group in optimizer.param_groups)
+    return named(optimizer) + (" (fused)" if fused else "")
+
+
+def _experts_of(layer: MoELayer) -> str:
+    """How a layer's experts are computed."""
+    one_by_one = isinstance(layer.experts, SequentialMLP)
+    return f"{_made_by(layer.experts)}, {'one after the other' if one_by_one else 'grouped'}"
+
+
+_PACKAGES = ("megatron-cpt", "torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
+_HISTORY = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate", "tokens")
 
 
 def versions(kernels: Kernels) -> dict[str, Any]:
     """Versions of what computes, the machine and the kernels."""
     return {
         "python": platform.python_version(),
-        "packages": {name: installed_version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in _PACKAGES},
         "machine": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "kernels": asdict(kernels),
@@ -71,7 +286,7 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
     """
     config, begun_at, shift = run.config, run.beginning.begun_at, run.beginning.schedule_shift
     size, consumed = config.tokens_per_step, config.token_batches.total
-    folder = parent_folder(config)
+    folder = _parent_folder(config)
     parent = read_history(folder) if folder is not None else {}
     areas = run.areas if run.areas.updates <= step - begun_at else Areas()
     if not areas.updates:
@@ -85,8 +300,8 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
         "final_learning_rate": areas.final,
         "tokens": consumed(step) - consumed(begun_at),
     }
-    shown = config.start.checkpoint or config.model.hf
-    return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in HISTORY} | own
+    shown = config.init_from.checkpoint or config.model.hf
+    return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in _HISTORY} | own
 
 
 def changed_rate(run: Run) -> str | None:
@@ -104,10 +319,10 @@ def changed_rate(run: Run) -> str | None:
     )
 
 
-def parent_folder(config: RunConfig) -> Path | None:
+def _parent_folder(config: RunConfig) -> Path | None:
     """The Hugging Face folder of the weights that a run starts from; None where they are drawn at random."""
-    if config.start.checkpoint is not None:
-        return Path(config.start.checkpoint) / "hf"
+    if config.init_from.checkpoint is not None:
+        return Path(config.init_from.checkpoint) / "hf"
     return Path(config.model.hf) if config.model.weights == "hf" else None
 
 

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from megatron_cpt.config.units import wall_seconds
-from megatron_cpt.runs.lifeline import STOP_SIGNALS, hear_stop_signals
+from megatron_cpt.runs.processes import STOP_SIGNALS, hear_stop_signals
 
 NOT_ASKED, OUT_OF_TIME = 0, 1
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.collectives import sum_over_world
+from megatron_cpt.parallel.groups import sum_over_world
 
-MOST_LAYERS = 5
+_MOST_LAYERS = 5
 """Layers of the bottom and of the top; a model of fewer than twice as many is halved."""
 
-ENDS = ("bottom", "top")
+LAYER_GROUPS = ("bottom", "top")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class WeightUpdate:
     """|w_t - w_0| / |w_0|. None: all weights started at 0."""
 
 
-class StartWeights:
+class InitialWeights:
     """The weights of the bottom and top layers as they were before the first update, kept in host memory."""
 
     def __init__(self, model: Sequence[DistributedDataParallel]) -> None:
@@ -47,7 +47,7 @@ class StartWeights:
     def updates(self, model: Sequence[DistributedDataParallel]) -> dict[str, WeightUpdate]:
         """The update of the bottom and of the top layers. Every rank calls it and gets the same."""
         # Of each end: weights that were not 0, sum of relative changes, squared norms of change and start.
-        sums = torch.zeros(len(ENDS), 4, dtype=torch.float64, device=groups.device())
+        sums = torch.zeros(len(LAYER_GROUPS), 4, dtype=torch.float64, device=groups.device())
         for (end, part), kept in zip(self._parts(model), self._start, strict=True):
             start = kept.to(part.device)
             change, moved = part.detach().float() - start, start != 0
@@ -56,7 +56,7 @@ class StartWeights:
             sums[end, 2] += change.square().sum(dtype=torch.float64)
             sums[end, 3] += start.square().sum(dtype=torch.float64)
         sum_over_world(sums)
-        return {name: _update(*sums[end].tolist()) for end, name in enumerate(ENDS)}
+        return {name: _update(*sums[end].tolist()) for end, name in enumerate(LAYER_GROUPS)}
 
     def _parts(self, model: Sequence[DistributedDataParallel]) -> Iterator[tuple[int, Tensor]]:
         """What this rank counts of the bottom (0) and top (1) layers, in a fixed order."""
@@ -64,17 +64,17 @@ class StartWeights:
             bottom = layer.layer_number <= self._layers
             if bottom or layer.layer_number > model[0].config.num_layers - self._layers:
                 for parameter in layer.parameters():
-                    part = counted_part(parameter)
+                    part = _counted_part(parameter)
                     if part is not None:
                         yield 0 if bottom else 1, part
 
 
 def edge_layers(layers: int) -> int:
     """Layers of the bottom, and as many of the top: five, or half the model."""
-    return min(MOST_LAYERS, layers // 2)
+    return min(_MOST_LAYERS, layers // 2)
 
 
-def counted_part(parameter: torch.nn.Parameter) -> Tensor | None:
+def _counted_part(parameter: torch.nn.Parameter) -> Tensor | None:
     """What of a parameter this rank adds to a sum over the world; None where another rank adds it.
 
     Tensor-parallel ranks hold norms and biases alike, data-parallel ranks everything, but for a distributed

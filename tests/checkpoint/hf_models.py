@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.hf_convert import load_model, megatron_logits
-from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.checkpoint.convert import load_model, megatron_logits
+from megatron_cpt.checkpoint.hf_weights import export_hf
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
@@ -55,7 +55,7 @@ def load_and_export(
     folder: Path, output: Path, tokens: Tensor, tensor: int, pipeline: int, shard_bytes: int
 ) -> np.ndarray | None:
     """A job for ranks: the folder into a layout and out again. Returns the logits of the last stage."""
-    groups.divide_world(ParallelSettings(tensor=tensor, pipeline=pipeline))
+    groups.init_model_parallel(ParallelSettings(tensor=tensor, pipeline=pipeline))
     shape = read_shape(folder)
     model = load_model(folder, shape, "fp32")
     logits = megatron_logits(model, shape, tokens)

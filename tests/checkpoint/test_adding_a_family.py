@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_cpt.checkpoint.reference import transformers_logits
+from megatron_cpt.checkpoint.convert import transformers_logits
 from megatron_cpt.families.family import Family
 from megatron_cpt.families.shape import FAMILIES
 from tests.checkpoint.hf_models import assert_same_tensors, load_and_export, write_model

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.average import average
-from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
+from megatron_cpt.checkpoint.convert import average, hf_from_checkpoint
 from megatron_cpt.commands.evaluate import main as evaluate
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import ParallelSettings
@@ -22,13 +21,13 @@ from tests.workshop import Workshop
 
 def averaged(sources: list[Path], shares: list[float], output: Path) -> None:
     """Job: averages."""
-    groups.divide_world(ParallelSettings(tensor=groups.world_size()))
+    groups.init_model_parallel(ParallelSettings(tensor=groups.world_size()))
     average(sources, shares, output)
 
 
 def exported(checkpoint: Path, output: Path) -> None:
     """Job: a checkpoint to a folder."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     hf_from_checkpoint(checkpoint, output)
 
 
@@ -68,6 +67,6 @@ def test_a_step_back_towards_the_base(one_rank: Ranks, two_ranks: Ranks, worksho
     )
     assert of_mean == of_exported != of_base
     path = workshop.write_config(tmp_path / "further")
-    one_rank.call(train, path=path, overrides=(f"start.checkpoint={tmp_path / 'mean'}", "training.tokens=4 steps"))
+    one_rank.call(train, path=path, overrides=(f"init_from.checkpoint={tmp_path / 'mean'}", "training.tokens=4 steps"))
     said = one_rank.call(refusal, sources=[checkpoint, workshop.hf], shares=[1.0], output=tmp_path / "other")[0]
     assert "is no list of 2 shares" in said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint import sharded
+from megatron_cpt.checkpoint import load
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.runs import library_warnings
 from tests.parallel import matrix
@@ -20,7 +20,7 @@ ONE_BUCKET = matrix.RESUMES["data 2, one bucket; fully_reshardable"].written
 
 def train_as_before(path: Path, overrides: tuple[str, ...]) -> int:
     """Job: a run that saves with Megatron-Core's own packing, and does not hear its warning."""
-    sharded.replace_packing = lambda: None
+    load.replace_packing = lambda: None
     library_warnings.HARMLESS = re.compile("padded with zeros|differs from rank 0")
     return train(path, overrides)
 
@@ -42,11 +42,11 @@ def test_optimizer_state_that_was_saved_wrongly_is_refused_and_the_weights_are_t
     run = tmp_path / "run"
     path = workshop.write_config(run, model={"hf": str(matrix.model_of(PADDED, workshop))})
     # Megatron-Core's own dp_reshardable fails with these buckets: only the last checkpoint is saved.
-    before = settings(PADDED, "training.tokens=4 steps", "checkpoint.every=4 steps")
+    before = settings(PADDED, "training.tokens=4 steps", "checkpoint.save_interval=4 steps")
     two_ranks.call(train_as_before, path=path, overrides=before)
     for said in two_ranks.call(refusal, path=path, overrides=settings(PADDED)):
         assert "step-00000004: its optimizer state does not belong to its weights" in said
-        assert "`start.optimizer: fresh`" in said
+        assert "`init_from.load_optimizer: false`" in said
     assert column(records_of(run, "train"), "step") == [1, 2, 3, 4]
     other = workshop.write_config(
         tmp_path / "other",

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.data.batches import make_batch
+from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.parallel.groups import seed_everything
 from tests.checkpoint.hf_models import all_tensors, write_model
 from tests.families.folders import MODELS
 from tests.ranks import Ranks
@@ -36,12 +36,12 @@ def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int, transfo
             "model": {"hf": str(folder), "dropout": 0.0},
             "data": {"sequence_length": LENGTH, "sources": {"text": {"paths": ["text"]}}},
             "training": {"tokens": "1 steps", "global_batch_size": SEQUENCES, "precision": "fp32"},
-            "schedule": {"peak": 1e-5},
+            "schedule": {"peak_lr": 1e-5},
             "parallel": {"tensor": tensor, "pipeline": pipeline, "sequence": divides_sequences(folder, tensor)},
             "megatron": {"transformer": transformer},
         }
     )
-    groups.divide_world(config.parallel)
+    groups.init_model_parallel(config.parallel)
     seed_everything(0)  # divided sequences ask for the ranks' random states, also without dropout
     shape = read_shape(folder)
     bare = build_model(shape, config)

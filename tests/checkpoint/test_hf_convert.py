@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_cpt.checkpoint.hf_convert import (
+from megatron_cpt.checkpoint.convert import (
     LogitDifference,
     checkpoint_from_hf,
     compare,
@@ -18,7 +18,7 @@ from megatron_cpt.checkpoint.hf_convert import (
     verify,
 )
 from megatron_cpt.checkpoint.hf_folder import SINGLE
-from megatron_cpt.checkpoint.writer import save_weights
+from megatron_cpt.checkpoint.save import save_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
@@ -33,7 +33,7 @@ STORIES = Path(__file__).parents[3] / "shared" / "data" / "model_stories260K" / 
 
 def to_checkpoint(hf: Path, output: Path, tensor: int = 1, pipeline: int = 1) -> type[Exception] | None:
     """A job: from-hf, or on another layout a save of the model. Returns the kind of error that the user would see."""
-    groups.divide_world(ParallelSettings(tensor=tensor, pipeline=pipeline))
+    groups.init_model_parallel(ParallelSettings(tensor=tensor, pipeline=pipeline))
     try:
         if tensor == pipeline == 1:
             checkpoint_from_hf(hf, output)
@@ -46,7 +46,7 @@ def to_checkpoint(hf: Path, output: Path, tensor: int = 1, pipeline: int = 1) ->
 
 def to_hf(checkpoint: Path, output: Path, dtype: str | None = None) -> type[Exception] | None:
     """A job: to-hf on one process."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     try:
         hf_from_checkpoint(checkpoint, output, dtype)
     except (BadInput, IntegrityFault) as error:
@@ -56,7 +56,7 @@ def to_hf(checkpoint: Path, output: Path, dtype: str | None = None) -> type[Exce
 
 def difference(source: Path, hf: Path) -> LogitDifference | None:
     """A job: verify on one process."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     found = verify(source, hf)
     return found and found[0]
 

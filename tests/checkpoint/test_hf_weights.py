@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_cpt.checkpoint.convert import transformers_logits
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE, open_hf_tensors
 from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, join_shards
-from megatron_cpt.checkpoint.reference import transformers_logits
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.families.weights import local_size

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint.integrity import MARKER, is_complete, leave_hashes, read_hashes, seal, verify
+from megatron_cpt.checkpoint.load import MARKER, is_complete, leave_hashes, read_hashes, seal, verify
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks

@@ -12,10 +12,9 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_cpt.checkpoint.hf_convert import hf_from_megatron
+from megatron_cpt.checkpoint.convert import hf_from_megatron
+from megatron_cpt.checkpoint.dcp import TRACKER, Stored, alternatives, find_shards, match_places
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.checkpoint.megatron_lm import TRACKER, alternatives, find_shards, match_places
-from megatron_cpt.checkpoint.stored import Stored
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
@@ -26,14 +25,16 @@ from tests.families.folders import MODELS, write_config
 from tests.ranks import Ranks
 
 
-def write_foreign(hf: Path, root: Path, tensor: int = 1, layers_apart: bool = False, norms_alone: bool = False) -> None:
+def write_foreign(
+    hf: Path, root: Path, tensor: int = 1, per_layer_keys: bool = False, norms_alone: bool = False
+) -> None:
     """A job: the folder's weights in Megatron-Core's own GPTModel, saved as Megatron-LM saves it: iteration 100.
 
     One process pads its vocabulary to 128 rows, as Megatron-LM does; beside the weights are an optimizer's tensor, a
     random state that only a full unpickler would read, and a number.
     """
     rows = 128 if tensor == 1 else 102
-    groups.divide_world(ParallelSettings(tensor=tensor))
+    groups.init_model_parallel(ParallelSettings(tensor=tensor))
     shape = read_shape(hf)
     config = TransformerConfig(
         num_layers=shape.layers,
@@ -65,7 +66,7 @@ def write_foreign(hf: Path, root: Path, tensor: int = 1, layers_apart: bool = Fa
         load_padded(model, hf, rows)
     else:
         load_hf_weights([model], shape, hf)
-    content = model.sharded_state_dict(metadata={"non_homogeneous_layers": True} if layers_apart else None)
+    content = model.sharded_state_dict(metadata={"non_homogeneous_layers": True} if per_layer_keys else None)
     if norms_alone:
         rename(content, "self_attention.linear_qkv.layer_norm_", "input_layernorm.")
         rename(content, "mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
@@ -99,7 +100,7 @@ def rename(content: dict[str, Any], old: str, new: str) -> None:
 
 def to_hf(folder: Path, hf_config: Path, output: Path) -> str | None:
     """A job: the checkpoint of another program to a folder. Returns the error that the user would see."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     try:
         hf_from_megatron(folder, hf_config, output, shard_bytes=20_000)
     except (BadInput, IntegrityFault) as error:
@@ -108,12 +109,12 @@ def to_hf(folder: Path, hf_config: Path, output: Path) -> str | None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "qwen2", "qwen3"])
-@pytest.mark.parametrize("layers_apart", [False, True])
+@pytest.mark.parametrize("per_layer_keys", [False, True])
 def test_a_checkpoint_of_megatron_core_itself_is_read_to_the_last_bit(
-    one_rank: Ranks, tmp_path: Path, kind: str, layers_apart: bool
+    one_rank: Ranks, tmp_path: Path, kind: str, per_layer_keys: bool
 ) -> None:
     hf = write_model(tmp_path / "hf", MODELS[kind])
-    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run", layers_apart=layers_apart)
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run", per_layer_keys=per_layer_keys)
     config = write_config_of(hf, tmp_path / "config")
     assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=config, output=tmp_path / "out") == [None]
     assert_same_tensors(tmp_path / "out", hf)
@@ -133,10 +134,10 @@ def test_a_checkpoint_of_two_ranks_is_read_whole(one_rank: Ranks, two_ranks: Ran
     assert_same_tensors(tmp_path / "out", hf)
 
 
-@pytest.mark.parametrize("layers_apart", [False, True])
-def test_norms_that_are_saved_alone_are_found(one_rank: Ranks, tmp_path: Path, layers_apart: bool) -> None:
+@pytest.mark.parametrize("per_layer_keys", [False, True])
+def test_norms_that_are_saved_alone_are_found(one_rank: Ranks, tmp_path: Path, per_layer_keys: bool) -> None:
     hf = write_model(tmp_path / "hf", MODELS["llama"])
-    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run", layers_apart=layers_apart, norms_alone=True)
+    one_rank.call(write_foreign, hf=hf, root=tmp_path / "run", per_layer_keys=per_layer_keys, norms_alone=True)
     assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=hf, output=tmp_path / "out") == [None]
     assert_same_tensors(tmp_path / "out", hf)
 

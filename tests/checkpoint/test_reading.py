@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from torch import Tensor
 
-from megatron_cpt.checkpoint.bare import build_bare
+from megatron_cpt.checkpoint.dcp import build_standalone
 from megatron_cpt.checkpoint.hf_folder import HFTensors
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.config.schema import ParallelSettings
@@ -23,9 +23,9 @@ MB = 1_000_000
 
 def bytes_read(folder: Path, tensor: int, pipeline: int) -> tuple[int, int]:
     """A job: bytes that this rank reads, and bytes of its part of the model, both without padding."""
-    groups.divide_world(ParallelSettings(tensor=tensor, pipeline=pipeline))
+    groups.init_model_parallel(ParallelSettings(tensor=tensor, pipeline=pipeline))
     shape = read_shape(folder)
-    model = build_bare(shape, "fp32")
+    model = build_standalone(shape, "fp32")
     read: list[int] = []
     original = HFTensors.read
 
@@ -51,9 +51,9 @@ def test_a_rank_reads_what_it_owns_and_no_more(
 
 def memory_of_reading(folder: Path) -> tuple[int, int, int]:
     """A job: bytes held above the built model while it is filled, those of the largest slice, those of the model."""
-    groups.divide_world(ParallelSettings(tensor=2))
+    groups.init_model_parallel(ParallelSettings(tensor=2))
     shape = read_shape(folder)
-    model = build_bare(shape, "fp32")
+    model = build_standalone(shape, "fp32")
     sizes = [value.nbytes for chunk in model for value in chunk.parameters()]
     before, peak, done = own_bytes(), [0], threading.Event()
 

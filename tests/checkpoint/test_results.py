@@ -10,7 +10,7 @@ import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from megatron_cpt.checkpoint.results import keep_results
+from megatron_cpt.checkpoint.save import keep_results
 
 LEFT = {0: [MetadataIndex("weight", torch.Size((0, 2)))]}
 

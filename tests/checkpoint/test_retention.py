@@ -3,10 +3,9 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_cpt.checkpoint.integrity import MARKER
-from megatron_cpt.checkpoint.position import FREQUENT, Layout, Position
-from megatron_cpt.checkpoint.retention import best_of, prune, surplus
-from megatron_cpt.runs.durable import write_json
+from megatron_cpt.checkpoint.load import FREQUENT, MARKER, CheckpointState, Layout
+from megatron_cpt.checkpoint.save import best_of, prune, surplus
+from megatron_cpt.runs.folder import write_json
 
 
 def test_the_last_ones_and_round_distances_stay() -> None:
@@ -32,7 +31,9 @@ def test_the_best_by_a_set_stays_as_long_as_it_is_the_best(tmp_path: Path) -> No
         ({"general": 3.0}, {}, {"general": 2.5, "code": 1.0}, {"general": 2.75}), start=1
     ):
         checkpoint = tmp_path / f"step-{step:08}"
-        position = Position(step, step, step, {}, "", {}, Layout(1, 1, 1, False), FREQUENT, validation=validation)
+        position = CheckpointState(
+            step, step, step, {}, "", {}, Layout(1, 1, 1, False), FREQUENT, validation=validation
+        )
         checkpoint.mkdir()
         write_json(checkpoint / "position.json", asdict(position))
         (checkpoint / MARKER).write_text("{}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.hf_convert import load_model, megatron_logits
+from megatron_cpt.checkpoint.convert import load_model, megatron_logits
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
@@ -52,7 +52,7 @@ def mean_loss(logits: Tensor, tokens: Tensor) -> float:
 
 def loss_of_ours(tokens: Tensor) -> float:
     """Job: the loss under Megatron-Core."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     shape = read_shape(STORIES)
     logits = megatron_logits(load_model(STORIES, shape, "fp32"), shape, tokens)
     assert logits is not None
@@ -74,12 +74,12 @@ def test_it_learns_another_domain_and_transformers_reads_what_comes_out(one_rank
         "model": {"hf": str(STORIES)},
         "data": {"sequence_length": 256, "sources": {"medicine": {"paths": [str(tmp_path / "medicine")]}}},
         "training": {"tokens": "8 steps", "global_batch_size": 8, "micro_batch_size": 8, "precision": "fp32"},
-        "schedule": {"peak": 2e-3, "warmup": "2 steps"},
+        "schedule": {"peak_lr": 2e-3, "warmup": "2 steps"},
         "checkpoint": {"export_hf": {"end": True}},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     assert one_rank.call(train, path=tmp_path / "run.yaml") == [0]
-    check = orjson.loads((tmp_path / "run/start_check.json").read_bytes())
+    check = orjson.loads((tmp_path / "run/initial_loss_check.json").read_bytes())
     assert check["ours"] == pytest.approx(check["losses"], abs=1e-5)
     tokens = opening_tokens("med_pubmedqa_abstracts")
     with torch.no_grad():

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_cpt.checkpoint.hf_convert import checkpoint_from_hf, hf_from_checkpoint, load_model
-from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, load_model
+from megatron_cpt.checkpoint.dcp import Stored, StoredTensors, write_streamed
 from megatron_cpt.checkpoint.hf_folder import SINGLE
-from megatron_cpt.checkpoint.stored import Stored, StoredTensors
-from megatron_cpt.checkpoint.streamed import write_streamed
+from megatron_cpt.checkpoint.hf_weights import export_hf
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
@@ -27,7 +26,7 @@ KINDS = ["llama_tied", "qwen2", "gpt_neox", "mixtral", "qwen3_moe_mixed", "olmo2
 
 def there_and_back(hf: Path, checkpoint: Path, output: Path) -> str | None:
     """A job: from-hf and to-hf. Returns the error that the user would see."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     try:
         checkpoint_from_hf(hf, checkpoint)
         hf_from_checkpoint(checkpoint, output)
@@ -38,7 +37,7 @@ def there_and_back(hf: Path, checkpoint: Path, output: Path) -> str | None:
 
 def load_and_export(checkpoint: Path, output: Path) -> None:
     """A job: the checkpoint through Megatron-Core's own loader into two ranks, and out again."""
-    groups.divide_world(ParallelSettings(tensor=2))
+    groups.init_model_parallel(ParallelSettings(tensor=2))
     shape = read_shape(checkpoint / "hf")
     export_hf(load_model(checkpoint, shape, "fp32"), shape, checkpoint / "hf", output)
 

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from megatron_cpt.checkpoint.vetting import read_table, vet
+from megatron_cpt.checkpoint.load import read_table, vet
 from megatron_cpt.config.errors import IntegrityFault
 
 

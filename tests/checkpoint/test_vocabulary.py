@@ -18,8 +18,8 @@ from megatron_cpt.checkpoint.vocabulary import RowSource, extend_vocabulary, new
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.runs.status import ExitCode
-from megatron_cpt.tokenizer.tokenize import Tokenizer as PreparingTokenizer
+from megatron_cpt.runs.folder import ExitCode
+from megatron_cpt.tokenizer.tokenizer import Tokenizer as PreparingTokenizer
 from tests.checkpoint import hf_models
 from tests.checkpoint.hf_models import all_tensors
 from tests.families.folders import MODELS

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-from megatron_cpt.checkpoint import writer
-from megatron_cpt.checkpoint.position import complete_checkpoints
+from megatron_cpt.checkpoint import save
+from megatron_cpt.checkpoint.load import complete_checkpoints
 from megatron_cpt.config.errors import RankFailed, StorageFault
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
@@ -28,7 +28,7 @@ def refusal(path: Path, overrides: tuple[str, ...], victim: str) -> str:
         if groups.rank() == groups.world_size() - 1:
             # The processes are forked: each meets this when it comes so far.
             if victim == "writer":
-                patch.setattr(writer, "leave_hashes", die)
+                patch.setattr(save, "leave_hashes", die)
             else:
                 patch.setattr(FileSystemWriterAsync, "write_preloaded_data", die)
         train(path, overrides)
@@ -41,7 +41,7 @@ def test_a_killed_writer_ends_the_run_with_an_error(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, asynchronous: str, victim: str
 ) -> None:
     path = workshop.write_config(tmp_path / "run", training={"tokens": "6 steps"}, validation={"sets": {}})
-    overrides = (f"checkpoint.asynchronous={asynchronous}",)
+    overrides = (f"checkpoint.async_save={asynchronous}",)
     said = two_ranks.call(refusal, path=path, overrides=overrides, victim=victim, timeout=120)
     expected = "ranks [1] left no hashes" if victim == "writer" else "could not be written"
     assert expected in said[0]
@@ -65,6 +65,6 @@ def full_disk(path: Path, overrides: tuple[str, ...]) -> str:
 
 def test_a_full_disk_ends_the_run_with_an_error(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
-    said = one_rank.call(full_disk, path=path, overrides=("checkpoint.asynchronous=true",))[0]
+    said = one_rank.call(full_disk, path=path, overrides=("checkpoint.async_save=true",))[0]
     assert "is its disk full?" in said
     assert complete_checkpoints(tmp_path / "run" / "checkpoints") == []

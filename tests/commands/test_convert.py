@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE
 from megatron_cpt.commands.dispatch import main
-from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.runs.folder import ExitCode
 from tests.checkpoint.hf_models import write_llama
 from tests.families.folders import SMALL
 from tests.workshop import Workshop

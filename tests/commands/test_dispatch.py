@@ -17,7 +17,7 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter
-from megatron_cpt.runs.status import read_status
+from megatron_cpt.runs.folder import read_status
 from tests.workshop import Workshop, write_tokenizer_of
 
 DISPATCH = [sys.executable, "-m", "megatron_cpt.commands.dispatch"]
@@ -120,7 +120,7 @@ def test_a_library_that_is_missing_is_named_with_what_installs_it(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
-    monkeypatch.delitem(sys.modules, "megatron_cpt.preparation.table", raising=False)
+    monkeypatch.delitem(sys.modules, "megatron_cpt.preparation.parquet", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     words = ["prepare", str(tmp_path / "a.parquet"), "--tokenizer", str(workshop.hf), "--output", str(tmp_path / "x")]
     assert main(words) == 2

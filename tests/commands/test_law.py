@@ -10,12 +10,10 @@ import pytest
 
 from megatron_cpt.commands import law
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.scaling_law.areas import annealing_areas, forward_areas
-from megatron_cpt.scaling_law.budgets import mixing_law
 from megatron_cpt.scaling_law.choose import Base, Recipe
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit
-from megatron_cpt.scaling_law.laws import annealing_law
+from megatron_cpt.scaling_law.laws import annealing_areas, annealing_law, forward_areas, mixing_law
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLIC = SHARED / "data" / "loss_curves_mpl"

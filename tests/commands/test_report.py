@@ -8,8 +8,7 @@ import pytest
 
 from megatron_cpt.commands import report
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.status import Status, write_status
+from megatron_cpt.runs.folder import RunFolder, Status, write_status
 from tests.report.synthetic import write_run
 
 

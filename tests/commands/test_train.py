@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from megatron_cpt.commands.dispatch import main
-from megatron_cpt.runs.status import ExitCode, read_status
+from megatron_cpt.runs.folder import ExitCode, read_status
 from tests.ranks import Ranks
 from tests.train.runs import train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer, write_tokenizer_of
@@ -165,7 +165,7 @@ def one_thread() -> dict[str, str]:
 def test_a_run_without_a_terminal_tells_of_itself_on_standard_output(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run, training={"tokens": "4 steps"})
-    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path), "run.log_every=2 steps"]
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path), "run.log_interval=2 steps"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert told == (run / "log.txt").read_text()
     number = r"[-+0-9.e,]+"

@@ -19,9 +19,9 @@ SETTINGS: dict[str, Any] = {
         "replay_ratio": 0.3,
     },
     "training": {"tokens": "1024K", "global_batch_size": 16, "micro_batch_size": 4},
-    "schedule": {"peak": 1e-3, "warmup": "10 steps"},
+    "schedule": {"peak_lr": 1e-3, "warmup": "10 steps"},
     "validation": {"sets": {"general": {"paths": ["data/general.validation"]}}},
-    "checkpoint": {"every": "50 steps"},
+    "checkpoint": {"save_interval": "50 steps"},
 }
 
 

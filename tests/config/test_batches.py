@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.batches import Batches, Ramp, Stair, ramp_up
-from megatron_cpt.config.faults import config_faults
-from megatron_cpt.config.marks import mark_steps
-from megatron_cpt.config.schema import MarksSettings
-from megatron_cpt.config.units import Duration
+from megatron_cpt.config.checks import config_faults
+from megatron_cpt.config.eval_schedule import mark_steps
+from megatron_cpt.config.schema import EvalIntervalSettings
+from megatron_cpt.config.units import Batches, Duration, Ramp, Stair, ramp_up
 from tests.config.examples import config_with
 
 # 8 sequences at first, then 16, then 24 for good.
@@ -76,26 +75,37 @@ def test_without_a_ramp_all_is_one_product(size: int, amount: int) -> None:
 def test_a_run_counts_its_steps_and_tokens_through_the_ramp() -> None:
     # 16 sequences of 256 tokens in the end; 4, 8 and 12 over 48 sequences: 4 steps, 2 steps, 2 steps (56 sequences).
     ramp = {"start": 4, "increment": 4, "tokens": 48 * 256}
-    config = config_with(training__batch_ramp=ramp, schedule={"peak": 1e-3, "warmup": "10K"})
+    config = config_with(training__batch_size_rampup=ramp, schedule={"peak_lr": 1e-3, "warmup": "10K"})
     assert config.batches == Batches(16, (Stair(4, 4), Stair(2, 8), Stair(2, 12)))
     assert config.total_steps == 8 + 247  # 1,024,000 tokens are 4,000 sequences, of which 3,944 come after the ramp
     assert config.total_tokens == (56 + 247 * 16) * 256
-    assert config_with(training={"tokens": "9 steps", "global_batch_size": 16, "batch_ramp": ramp}).total_tokens == (
-        72 * 256
-    )
+    assert config_with(
+        training={"tokens": "9 steps", "global_batch_size": 16, "batch_size_rampup": ramp}
+    ).total_tokens == (72 * 256)
     assert not config_faults(config, world_size=1)
 
 
 def test_places_of_marks_are_tokens_and_distances_steps() -> None:
     ramp: Ramp = RAMPED.ramp
-    marks = MarksSettings(at=[Duration(56), Duration(2, "steps")], every=Duration(48), log="1 per decade to 112 tokens")
+    marks = EvalIntervalSettings(
+        at=[Duration(56), Duration(2, "steps")], every=Duration(48), log_spaced="1 per decade to 112 tokens"
+    )
     assert mark_steps(marks, 12, RAMPED.size, ramp) == (0, 1, 2, 4, 6, 8, 10, 12)
-    assert mark_steps(MarksSettings(log="1 per decade to 112 tokens"), 12, RAMPED.size, ramp) == (0, 1, 12)
-    assert mark_steps(MarksSettings(log="1 per decade to 136 tokens"), 12, RAMPED.size, ramp) == (0, 1, 10, 12)
+    assert mark_steps(EvalIntervalSettings(log_spaced="1 per decade to 112 tokens"), 12, RAMPED.size, ramp) == (
+        0,
+        1,
+        12,
+    )
+    assert mark_steps(EvalIntervalSettings(log_spaced="1 per decade to 136 tokens"), 12, RAMPED.size, ramp) == (
+        0,
+        1,
+        10,
+        12,
+    )
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
-    ({"start": 16, "increment": 4, "tokens": "10K"}, "training.batch_ramp.start = 16: it should be below"),
+    ({"start": 16, "increment": 4, "tokens": "10K"}, "training.batch_size_rampup.start = 16: it should be below"),
     ({"start": 4, "increment": 8, "tokens": "10K"}, "increment = 8: it does not lead from 4 to"),
     ({"start": 6, "increment": 2, "tokens": "10K"}, "start = 6: every batch of the ramp should be a multiple of 4"),
 ]
@@ -103,23 +113,25 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("ramp", "said"), FAULTS)
 def test_ramps_that_lead_nowhere_are_refused(ramp: dict[str, Any], said: str) -> None:
-    config = config_with(training__batch_ramp=ramp, schedule={"peak": 1e-3})
+    config = config_with(training__batch_size_rampup=ramp, schedule={"peak_lr": 1e-3})
     assert any(said in str(fault) for fault in config_faults(config, world_size=1))
 
 
 def test_every_stair_fills_an_interleaved_pipeline() -> None:
     parallel = {"pipeline": 2, "virtual_pipeline": 2}
     config = config_with(
-        training__batch_ramp={"start": 4, "increment": 4, "tokens": "10K"}, parallel=parallel, schedule={"peak": 1e-3}
+        training__batch_size_rampup={"start": 4, "increment": 4, "tokens": "10K"},
+        parallel=parallel,
+        schedule={"peak_lr": 1e-3},
     )
     shown = [str(fault).partition(":")[0] for fault in config_faults(config, world_size=2)]
     assert shown == ["1 micro batches in a step", "3 micro batches in a step"]
 
 
 def test_a_schedule_in_steps_is_refused_with_its_tokens() -> None:
-    config = config_with(training__batch_ramp={"start": 4, "increment": 4, "tokens": 48 * 256})
+    config = config_with(training__batch_size_rampup={"start": 4, "increment": 4, "tokens": 48 * 256})
     [fault] = config_faults(config)
     assert str(fault) == (
-        "schedule.warmup = 10 steps: with training.batch_ramp steps are of several sizes, and the rate follows the "
-        "tokens. Give it in tokens (the first 10 steps of this run take 22528)."
+        "schedule.warmup = 10 steps: with training.batch_size_rampup steps are of several sizes, and the rate follows "
+        "the tokens. Give it in tokens (the first 10 steps of this run take 22528)."
     )

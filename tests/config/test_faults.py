@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.faults import config_faults
 from tests.config.examples import config_with
 
 GENERAL = {"paths": ["data/general"], "role": "replay"}
@@ -26,9 +26,9 @@ def test_an_interleaved_pipeline_takes_whole_rounds_of_micro_batches() -> None:
         "3 micro batches in a step: an interleaved pipeline takes a multiple of parallel.pipeline = 2 of them."
         " Raise training.global_batch_size, lower training.micro_batch_size, or set parallel.virtual_pipeline to 1."
     ]
-    assert complaints(schedule={"kind": "wsd", "peak": 1e-3, "warmup": "10 steps", "decay": "240 steps"}) == []
-    assert complaints(schedule={"kind": "constant", "peak": 1e-3, "warmup": "250 steps"}) == []
-    assert complaints(checkpoint={"every": "50 steps", "keep_every": "100 steps"}) == []
+    assert complaints(schedule={"kind": "wsd", "peak_lr": 1e-3, "warmup": "10 steps", "decay": "240 steps"}) == []
+    assert complaints(schedule={"kind": "constant", "peak_lr": 1e-3, "warmup": "250 steps"}) == []
+    assert complaints(checkpoint={"save_interval": "50 steps", "keep_every": "100 steps"}) == []
     assert complaints(data__replay_ratio=0, data__sources={"code": CODE, "general": {**GENERAL, "weight": 0}}) == []
     assert complaints(data__replay_ratio=1, data__sources={"general": GENERAL}) == []
     assert complaints(data__phases=[{"from_tokens": 0, "replay_ratio": 0.5}, {"from_tokens": "512K"}]) == []
@@ -102,16 +102,16 @@ CASES: list[tuple[dict[str, Any], str]] = [
         " 2 * parallel.context = 6. The nearest are 252 and 258.",
     ),
     (
-        {"parallel__overlap_parameter_gather": True},
-        "parallel.overlap_parameter_gather = true: parameters are gathered only where the distributed optimizer",
+        {"parallel__overlap_param_gather": True},
+        "parallel.overlap_param_gather = true: parameters are gathered only where the distributed optimizer",
     ),
     (
-        {"parallel": {"distributed_optimizer": True, "overlap_parameter_gather": True}},
-        "parallel.overlap_parameter_gather = true: Megatron-Core overlaps the gathering of parameters only together",
+        {"parallel": {"distributed_optimizer": True, "overlap_param_gather": True}},
+        "parallel.overlap_param_gather = true: Megatron-Core overlaps the gathering of parameters only together",
     ),
     (
         {"checkpoint__keep_every": "120 steps"},
-        "checkpoint.keep_every = 120 steps: 120 steps are not a multiple of checkpoint.every, 50 steps."
+        "checkpoint.keep_every = 120 steps: 120 steps are not a multiple of checkpoint.save_interval, 50 steps."
         " The nearest are 100 and 150 steps.",
     ),
     (
@@ -123,39 +123,45 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "schedule.warmup = 251 steps: it is longer than the run of 1024000 tokens (250 steps).",
     ),
     ({"schedule__warmup": "250 steps"}, "schedule.warmup = 250 steps: it takes the whole run"),
-    ({"schedule__final": 0.1}, "schedule.final = 0.1: it should not be above schedule.peak = 0.001."),
-    ({"schedule__initial": 1e-4, "schedule__warmup": None}, "schedule.initial = 0.0001: there is no warm-up"),
-    ({"schedule": {"kind": "infinite", "peak": 1, "final": 0.1}}, "schedule.plateau: `infinite` cools down to a rate"),
+    ({"schedule__final_lr": 0.1}, "schedule.final_lr = 0.1: it should not be above schedule.peak_lr = 0.001."),
+    ({"schedule__initial_lr": 1e-4, "schedule__warmup": None}, "schedule.initial_lr = 0.0001: there is no warm-up"),
     (
-        {"schedule": {"kind": "infinite", "peak": 1, "final": 0.1, "plateau": 2}},
-        "schedule.plateau = 2: it should lie between schedule.final = 0.1 and schedule.peak = 1.",
+        {"schedule": {"kind": "infinite", "peak_lr": 1, "final_lr": 0.1}},
+        "schedule.plateau_lr: `infinite` cools down to a rate",
     ),
     (
-        {"schedule": {"kind": "wsd", "peak": 1, "decay_shape": "exponential"}},
-        "schedule.final = 0: an exponential decay never reaches 0.",
+        {"schedule": {"kind": "infinite", "peak_lr": 1, "final_lr": 0.1, "plateau_lr": 2}},
+        "schedule.plateau_lr = 2: it should lie between schedule.final_lr = 0.1 and schedule.peak_lr = 1.",
     ),
-    ({"schedule": {"kind": "stairs", "peak": 1}}, "schedule.stairs is empty"),
     (
-        {"schedule": {"kind": "stairs", "peak": 1, "stairs": [{"from_tokens": "250 steps", "rate": 0.1}]}},
-        "schedule.stairs.0.from_tokens = 250 steps: it is not reached",
+        {"schedule": {"kind": "wsd", "peak_lr": 1, "decay_shape": "exponential"}},
+        "schedule.final_lr = 0: an exponential decay never reaches 0.",
+    ),
+    ({"schedule": {"kind": "piecewise", "peak_lr": 1}}, "schedule.pieces is empty"),
+    (
+        {"schedule": {"kind": "piecewise", "peak_lr": 1, "pieces": [{"from_tokens": "250 steps", "lr": 0.1}]}},
+        "schedule.pieces.0.from_tokens = 250 steps: it is not reached",
     ),
     (
         {"schedule__decay": "5M"},
         "schedule.decay = 5000000 tokens: it belongs to `wsd` or `infinite`, and schedule.kind is cosine.",
     ),
     (
-        {"schedule": {"kind": "wsd", "peak": 1, "warmup": "11 steps", "decay": "240 steps"}},
+        {"schedule": {"kind": "wsd", "peak_lr": 1, "warmup": "11 steps", "decay": "240 steps"}},
         "schedule.decay = 240 steps: warm-up and decay together (1028096 tokens) are longer than the run",
     ),
     (
-        {"schedule": {"kind": "wsd", "peak": 1, "warmup": "230 steps"}},
+        {"schedule": {"kind": "wsd", "peak_lr": 1, "warmup": "230 steps"}},
         "schedule.decay = a tenth of the run, 102400 tokens: warm-up and decay together (1044480 tokens)",
     ),
     ({"optimizer__beta2": 1}, "optimizer.beta2 = 1: it should be below 1."),
-    ({"validation__marks__log": "often"}, "validation.marks.log = 'often': it should read like `8 per decade"),
     (
-        {"validation__sets__general__marks": {"log": "8 per decade to 10"}},
-        "validation.sets.general.marks.log = '8 per decade to 10': it should read like",
+        {"validation__eval_interval__log_spaced": "often"},
+        "validation.eval_interval.log_spaced = 'often': it should read like `8 per decade",
+    ),
+    (
+        {"validation__sets__general__eval_interval": {"log_spaced": "8 per decade to 10"}},
+        "validation.sets.general.eval_interval.log_spaced = '8 per decade to 10': it should read like",
     ),
     (
         {"megatron__transformer": {"hidden_size": 8}},
@@ -204,13 +210,13 @@ def test_all_faults_come_at_once() -> None:
     found = complaints(
         run__folder="",
         training__micro_batch_size=3,
-        schedule__final=1,
+        schedule__final_lr=1,
         megatron={"ddp": {"average_in_collective": True}},
     )
     assert [complaint.split(" ")[0] for complaint in found] == [
         "run.folder",
         "training.global_batch_size",
-        "schedule.final",
+        "schedule.final_lr",
         "megatron.ddp.average_in_collective",
     ]
 
@@ -229,10 +235,14 @@ QUALITY = {"score": "ngram", "buckets": [0, 0.5, 1]}
 BLENDS: list[tuple[dict[str, Any], str]] = [
     ({"tokens": "1B", "epochs": 2}, "data.sources.law: tokens = 1000000000, epochs = 2.0: are targets, and a source"),
     ({"epochs": 2}, "data.sources: code without a target: other sources of role `domain` have targets"),
-    ({"draw": {"tokens": 10}}, "data.sources.law.draw.tokens = 10: a draw holds at least one sequence of 256 tokens."),
     (
-        {"draw": {"tokens": "1M"}, "quality": {**QUALITY, "shares": [1, 2]}},
-        "data.sources.law.draw.tokens = 1000000: buckets of a source are read in epochs of their own, not in draws.",
+        {"sample_per_epoch": {"tokens": 10}},
+        "data.sources.law.sample_per_epoch.tokens = 10: a draw holds at least one sequence of 256 tokens.",
+    ),
+    (
+        {"sample_per_epoch": {"tokens": "1M"}, "quality": {**QUALITY, "shares": [1, 2]}},
+        "data.sources.law.sample_per_epoch.tokens = 1000000: buckets of a source are read in epochs of their own, "
+        "not in draws.",
     ),
     ({"quality": QUALITY}, "data.sources.law.quality: no curve: one of `epochs`, `shares` and `temperature` says"),
     (
@@ -279,7 +289,7 @@ def test_phases_that_begin_nowhere(phases: list[dict[str, Any]], expected: str) 
 
 def test_a_rate_that_is_never_reached_or_depends_on_the_end() -> None:
     phases = [{"from_tokens": 0}, {"from_lr": "0.2 of peak"}]
-    constant = config_with(data__phases=phases, schedule={"kind": "constant", "peak": 1e-3})
+    constant = config_with(data__phases=phases, schedule={"kind": "constant", "peak_lr": 1e-3})
     [fault] = config_faults(constant)
     assert str(fault).startswith("data.phases.1.from_lr = 0.2 of peak: the learning rate never falls to it (schedule.")
     [fault] = config_faults(config_with(data__phases=phases, data__when_exhausted="stop"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict, dump_config, load_config
-from megatron_cpt.config.schema import MarksSettings
+from megatron_cpt.config.schema import EvalIntervalSettings
 from megatron_cpt.config.units import Duration
 from tests.config.examples import SETTINGS, settings_with
 
@@ -31,21 +31,21 @@ def test_a_file_becomes_a_config(tmp_path: Path) -> None:
     assert config.training.tokens == Duration(1_024_000)
     assert config.schedule.warmup == Duration(10, "steps")
     assert config.data.sources["general"].role == "replay"
-    assert config.validation.marks == MarksSettings(start=True, end=True)
+    assert config.validation.eval_interval == EvalIntervalSettings(start=True, end=True)
     assert (config.tokens_per_step, config.total_steps, config.total_tokens) == (4096, 250, 1_024_000)
 
 
 def test_yaml_reads_1e_minus_3_as_text_and_we_as_a_number(tmp_path: Path) -> None:
-    text = yaml.safe_dump(settings_with()).replace("peak: 0.001", "peak: 1e-3")
-    assert "peak: 1e-3" in text
-    assert load_config(written(tmp_path, text)).schedule.peak == 0.001
+    text = yaml.safe_dump(settings_with()).replace("peak_lr: 0.001", "peak_lr: 1e-3")
+    assert "peak_lr: 1e-3" in text
+    assert load_config(written(tmp_path, text)).schedule.peak_lr == 0.001
 
 
 def test_the_command_line_wins_and_its_values_are_yaml(tmp_path: Path) -> None:
     config = load_config(
         written(tmp_path, SETTINGS),
         [
-            "schedule.peak=1e-4",
+            "schedule.peak_lr=1e-4",
             "schedule.warmup=null",
             "training.tokens=5B",
             "data.sources.general.weight=2",
@@ -53,20 +53,20 @@ def test_the_command_line_wins_and_its_values_are_yaml(tmp_path: Path) -> None:
             "data.sources.books.weight=0.5",
             "data.replay_ratio=5%",
             "validation.sets.code.paths=[data/code.validation]",
-            "validation.marks.at=[5 steps, 100K]",
+            "validation.eval_interval.at=[5 steps, 100K]",
             "checkpoint.export_hf.dtype=bfloat16",
             "megatron.transformer.recompute_granularity=full",
             "run.folder=runs/a=b",
         ],
     )
-    assert config.schedule.peak == 1e-4
+    assert config.schedule.peak_lr == 1e-4
     assert config.schedule.warmup is None
     assert config.training.tokens == Duration(5_000_000_000)
     assert config.data.sources["general"].weight == 2
     assert config.data.sources["books"].weight == 0.5
     assert config.data.replay_ratio == 0.05
     assert config.validation.sets["code"].paths == ["data/code.validation"]
-    assert config.validation.marks.at == [Duration(5, "steps"), Duration(100_000)]
+    assert config.validation.eval_interval.at == [Duration(5, "steps"), Duration(100_000)]
     assert config.checkpoint.export_hf is not None
     assert config.checkpoint.export_hf.dtype == "bfloat16"
     assert config.megatron.transformer == {"recompute_granularity": "full"}
@@ -83,43 +83,43 @@ def test_a_setting_does_not_reach_an_aliased_section(tmp_path: Path) -> None:
 
 def test_every_fault_is_listed_in_plain_words(tmp_path: Path) -> None:
     wrong = settings_with(
-        schedule__peak=True,
-        schedule__final=-1,
+        schedule__peak_lr=True,
+        schedule__final_lr=-1,
         training__global_batch_size=0,
         training__micro_batch_size="3.5",
         data__sources__code__paths="data/code",
         data__sources__code__role="expert",
         run__folder=3,
-        checkpoint__asynchronous="maybe",
-        checkpoint__every="9 epochs",
+        checkpoint__async_save="maybe",
+        checkpoint__save_interval="9 epochs",
         optimizer__epsilon=float("inf"),
         optimizer__beta1=1.5,
         validation__sets=["general"],
     )
     del wrong["model"]
-    found = complaints(tmp_path, wrong, "schedule.peek=1", "nonsense", "training.tokens.x=1")
+    found = complaints(tmp_path, wrong, "schedule.peek_lr=1", "nonsense", "training.tokens.x=1")
     assert sorted(found) == sorted(
         [
             "nonsense: a setting on the command line is `section.key=value`."
-            " Write it as, for example, `schedule.peak=1e-4`.",
+            " Write it as, for example, `schedule.peak_lr=1e-4`.",
             "training.tokens.x=1: `training.tokens` is a value, not a section."
             " Set it as a whole: `training.tokens=...`.",
             "run.folder = 3: should be a text. Put quotes around it.",
             "model: is required and was not given. Add the section."
-            " Its keys: hf, weights, dropout, start_check, frozen, rope.",
+            " Its keys: hf, weights, dropout, initial_loss_check, frozen, rope.",
             "data.sources.code.paths = data/code: should be a list. Write `paths: [data/code]`.",
             "data.sources.code.role = expert: should be one of 'domain', 'replay'. Write one of them.",
             "training.global_batch_size = 0: should be greater than 0. Raise it.",
             "training.micro_batch_size = 3.5: '3.5' is not a whole number. Round it.",
-            "schedule.peak = true: True is not a number. Write one such as 0.1 or 1e-4.",
-            "schedule.final = -1: should be at least 0. Raise it.",
-            "schedule.peek: is not a setting. The nearest is `schedule.peak`.",
+            "schedule.peak_lr = true: True is not a number. Write one such as 0.1 or 1e-4.",
+            "schedule.final_lr = -1: should be at least 0. Raise it.",
+            "schedule.peek_lr: is not a setting. The nearest is `schedule.peak_lr`.",
             "optimizer.beta1 = 1.5: should be at most 1. Lower it.",
             "optimizer.epsilon = inf: should be a finite number. Write a number such as 0.1 or 1e-4.",
             "validation.sets = ['general']: should be a section with keys of its own."
             " Write `name: value` lines under it, or take it out.",
-            "checkpoint.asynchronous = maybe: should be true or false. Write one of the two.",
-            "checkpoint.every = 9 epochs: '9 epochs' is not a duration."
+            "checkpoint.async_save = maybe: should be true or false. Write one of the two.",
+            "checkpoint.save_interval = 9 epochs: '9 epochs' is not a duration."
             " Write tokens, as 300M or 5B, or steps, as 100 steps.",
         ]
     )
@@ -131,16 +131,19 @@ def test_every_fault_is_listed_in_plain_words(tmp_path: Path) -> None:
         ("trainign.tokens=1", "The nearest is `training`."),
         ("training.tokns=1", "The nearest is `training.tokens`."),
         ("data.sources.general.wieght=1", "The nearest is `data.sources.general.weight`."),
-        ("validation.sets.general.marks.evry=1", "The nearest is `validation.sets.general.marks.every`."),
+        (
+            "validation.sets.general.eval_interval.evry=1",
+            "The nearest is `validation.sets.general.eval_interval.every`.",
+        ),
         ("checkpoint.export_hf.dtpe=float32", "The nearest is `checkpoint.export_hf.dtype`."),
         ("training.seed=1", "The nearest is `run.seed`."),
         ("sequence_length=8", "The nearest is `data.sequence_length`."),
-        ("optimizer.peak=1", "The nearest is `schedule.peak`."),
+        ("optimizer.peak_lr=1", "The nearest is `schedule.peak_lr`."),
         ("data.max_epochs=1", "The nearest is `data.sources.NAME.max_epochs`."),
         (
             "parallel.zzz=1",
             "Known here: tensor, sequence, pipeline, virtual_pipeline, context, expert, "
-            "distributed_optimizer, overlap_gradient_reduce, overlap_parameter_gather.",
+            "distributed_optimizer, overlap_grad_reduce, overlap_param_gather.",
         ),
     ],
 )
@@ -197,7 +200,7 @@ def test_a_dump_spells_out_durations_as_users_type_them() -> None:
     dumped = yaml.safe_load(dump_config(config_from_dict(SETTINGS)))
     assert dumped["training"]["tokens"] == 1_024_000
     assert dumped["schedule"]["warmup"] == "10 steps"
-    assert dumped["run"]["log_every"] == "10 steps"
+    assert dumped["run"]["log_interval"] == "10 steps"
     assert list(dumped)[:3] == ["run", "model", "data"]
 
 
@@ -236,10 +239,26 @@ def test_a_dump_is_read_back_equal(
         config,
         data=dataclasses.replace(config.data, sources={name: source}),
         training=dataclasses.replace(config.training, tokens=tokens),
-        schedule=dataclasses.replace(config.schedule, warmup=warmup, peak=peak),
-        validation=dataclasses.replace(config.validation, marks=MarksSettings(at=at)),
+        schedule=dataclasses.replace(config.schedule, warmup=warmup, peak_lr=peak),
+        validation=dataclasses.replace(config.validation, eval_interval=EvalIntervalSettings(at=at)),
         megatron=dataclasses.replace(config.megatron, transformer=passed),
     )
     path = tmp_path_factory.mktemp("dump") / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("schedule.peak=1e-4", "schedule.peak: is not a setting. It is called `schedule.peak_lr` since version 0.2."),
+        ("start.checkpoint=x", "It is called `init_from` since version 0.2. Its keys: checkpoint, load_optimizer,"),
+        ("validation.eval_interval.log=1 per decade to 9 steps", "`validation.eval_interval.log_spaced` since version"),
+        ("validation.sets.general.marks={end: true}", "`validation.sets.general.eval_interval` since version 0.2."),
+        ("data.sources.code.draw={tokens: 5}", "`data.sources.code.sample_per_epoch` since version 0.2."),
+        ("validation.sets.general.role=replay", "it is called `general` since version 0.2. Write `role: general`."),
+        ("schedule.kind=stairs", "Write `kind: piecewise`."),
+    ],
+)
+def test_a_key_or_value_of_the_version_before_is_told_its_present_name(word: str, told: str, tmp_path: Path) -> None:
+    assert told in "\n".join(complaints(tmp_path, SETTINGS, word))

@@ -2,38 +2,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.marks import LogMarks, mark_steps, parse_log_marks, thinned
-from megatron_cpt.config.schema import MarksSettings
+from megatron_cpt.config.eval_schedule import LogMarks, mark_steps, parse_log_marks, subsampled
+from megatron_cpt.config.schema import EvalIntervalSettings
 from megatron_cpt.config.units import Duration
 
 STEP = 1000  # tokens of an update
 
 
 def test_by_default_before_the_first_update_and_after_the_last() -> None:
-    assert mark_steps(MarksSettings(), 250, STEP) == (0, 250)
-    assert mark_steps(MarksSettings(start=False, end=False), 250, STEP) == ()
+    assert mark_steps(EvalIntervalSettings(), 250, STEP) == (0, 250)
+    assert mark_steps(EvalIntervalSettings(start=False, end=False), 250, STEP) == ()
 
 
 def test_log_marks_are_dense_early() -> None:
-    marks = MarksSettings(log="4 per decade to 100 steps", end=False)
+    marks = EvalIntervalSettings(log_spaced="4 per decade to 100 steps", end=False)
     assert mark_steps(marks, 250, STEP) == (0, 1, 2, 3, 6, 10, 18, 32, 56, 100)
 
 
 def test_log_marks_may_end_at_tokens_and_end_with_the_run() -> None:
-    marks = MarksSettings(log="1 per decade to 5M tokens")
+    marks = EvalIntervalSettings(log_spaced="1 per decade to 5M tokens")
     assert mark_steps(marks, 10_000, STEP) == (0, 1, 10, 100, 1000, 10_000)
     assert mark_steps(marks, 50, STEP) == (0, 1, 10, 50)
 
 
 def test_regular_marks_are_multiples_in_whole_steps() -> None:
-    assert mark_steps(MarksSettings(every=Duration(40, "steps")), 100, STEP) == (0, 40, 80, 100)
-    assert mark_steps(MarksSettings(every=Duration(39_600)), 100, STEP) == (0, 40, 80, 100)
-    assert mark_steps(MarksSettings(every=Duration(1)), 3, STEP) == (0, 1, 2, 3)
+    assert mark_steps(EvalIntervalSettings(every=Duration(40, "steps")), 100, STEP) == (0, 40, 80, 100)
+    assert mark_steps(EvalIntervalSettings(every=Duration(39_600)), 100, STEP) == (0, 40, 80, 100)
+    assert mark_steps(EvalIntervalSettings(every=Duration(1)), 3, STEP) == (0, 1, 2, 3)
 
 
 def test_marks_unite_and_those_beyond_the_end_are_dropped() -> None:
-    marks = MarksSettings(
-        log="2 per decade to 10 steps",
+    marks = EvalIntervalSettings(
+        log_spaced="2 per decade to 10 steps",
         every=Duration(5, "steps"),
         at=[Duration(7, "steps"), Duration(12_000), Duration(13, "steps")],
     )
@@ -76,8 +76,8 @@ def test_anything_else_is_refused(text: str) -> None:
 def test_marks_are_sorted_single_and_inside_the_run(
     per_decade: int, end: int, every: int | None, at: list[int], total: int
 ) -> None:
-    settings = MarksSettings(
-        log=f"{per_decade} per decade to {end} steps",
+    settings = EvalIntervalSettings(
+        log_spaced=f"{per_decade} per decade to {end} steps",
         every=Duration(every, "steps") if every else None,
         at=[Duration(step, "steps") for step in at],
     )
@@ -90,16 +90,16 @@ def test_marks_are_sorted_single_and_inside_the_run(
 
 def test_marks_are_thinned_evenly_and_never_at_the_ends() -> None:
     marks = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55)
-    assert thinned(marks, 1) == marks
-    assert thinned(marks, 0.5) == (0, 2, 5, 13, 34, 55)
-    assert thinned(marks, 0.3) == (0, 3, 21, 55)
-    assert thinned(marks, 0) == (0, 55)
-    assert thinned((0, 7), 0) == (0, 7) and thinned((7,), 0) == (7,) and thinned((), 0) == ()
+    assert subsampled(marks, 1) == marks
+    assert subsampled(marks, 0.5) == (0, 2, 5, 13, 34, 55)
+    assert subsampled(marks, 0.3) == (0, 3, 21, 55)
+    assert subsampled(marks, 0) == (0, 55)
+    assert subsampled((0, 7), 0) == (0, 7) and subsampled((7,), 0) == (7,) and subsampled((), 0) == ()
 
 
 @given(st.sets(st.integers(0, 1000)), st.floats(0, 1))
 def test_thinned_marks_are_marks(steps: set[int], share: float) -> None:
     marks = tuple(sorted(steps))
-    kept = thinned(marks, share)
+    kept = subsampled(marks, share)
     assert set(kept) <= steps and list(kept) == sorted(set(kept))
     assert len(kept) == min(len(marks), 2 + int(share * max(0, len(marks) - 2)))

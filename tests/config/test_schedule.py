@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.rates import ScheduleSettings, StairSettings
 from megatron_cpt.config.schedule import Areas, learning_rate
+from megatron_cpt.config.schema import PieceSettings, ScheduleSettings
 from megatron_cpt.config.units import Duration
 
 STEP = 100  # tokens of an update
@@ -18,35 +18,35 @@ def rates(schedule: ScheduleSettings, steps: int) -> list[float]:
 
 
 def test_warmup_rises_from_0_and_its_first_update_is_not_0() -> None:
-    schedule = ScheduleSettings(kind="constant", peak=0.4, warmup=Duration(4, "steps"))
+    schedule = ScheduleSettings(kind="constant", peak_lr=0.4, warmup=Duration(4, "steps"))
     assert rates(schedule, 6) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
 def test_warmup_in_tokens_need_not_be_whole_steps() -> None:
-    schedule = ScheduleSettings(kind="constant", peak=0.5, warmup=Duration(250))
+    schedule = ScheduleSettings(kind="constant", peak_lr=0.5, warmup=Duration(250))
     assert rates(schedule, 4) == pytest.approx([0.2, 0.4, 0.5, 0.5])
 
 
 def test_linear() -> None:
-    schedule = ScheduleSettings(kind="linear", peak=1.0, final=0.2, warmup=Duration(1, "steps"))
+    schedule = ScheduleSettings(kind="linear", peak_lr=1.0, final_lr=0.2, warmup=Duration(1, "steps"))
     assert rates(schedule, 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
 def test_cosine() -> None:
-    schedule = ScheduleSettings(kind="cosine", peak=1.0, final=0.0)
+    schedule = ScheduleSettings(kind="cosine", peak_lr=1.0, final_lr=0.0)
     half = math.sqrt(0.5) / 2
     assert rates(schedule, 4) == pytest.approx([0.5 + half, 0.5, 0.5 - half, 0.0])
 
 
 def test_wsd_is_stable_and_then_decays_linearly() -> None:
     schedule = ScheduleSettings(
-        kind="wsd", peak=1.0, final=0.1, warmup=Duration(2, "steps"), decay=Duration(3, "steps")
+        kind="wsd", peak_lr=1.0, final_lr=0.1, warmup=Duration(2, "steps"), decay=Duration(3, "steps")
     )
     assert rates(schedule, 8) == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.1])
 
 
 def test_wsd_decays_over_a_tenth_of_the_run_unless_told() -> None:
-    schedule = ScheduleSettings(kind="wsd", peak=1.0)
+    schedule = ScheduleSettings(kind="wsd", peak_lr=1.0)
     assert rates(schedule, 20)[-4:] == pytest.approx([1.0, 1.0, 0.5, 0.0])
     assert rates(schedule, 3) == [1.0, 1.0, 0.0]
 
@@ -56,13 +56,13 @@ QUARTERS = [0.8535534, 0.5, 0.1464466, 0.0]  # half of 1 + cos(pi p) at p = 1/4,
 
 def test_rewarming_and_redecaying() -> None:
     """arXiv:2403.08763: linear from the base run's final rate to a new peak, then a cosine over the new budget."""
-    schedule = ScheduleSettings(kind="cosine", peak=1.0, final=0.1, initial=0.1, warmup=Duration(3, "steps"))
+    schedule = ScheduleSettings(kind="cosine", peak_lr=1.0, final_lr=0.1, initial_lr=0.1, warmup=Duration(3, "steps"))
     assert rates(schedule, 7) == pytest.approx([0.4, 0.7, 1.0, 0.8681981, 0.55, 0.2318019, 0.1])
 
 
 def test_restarting_without_rewarming() -> None:
     """arXiv:2407.07263: from the base run's final rate, 4.5e-5, by a cosine to a hundredth of it."""
-    schedule = ScheduleSettings(kind="cosine", peak=4.5e-5, final=4.5e-7)
+    schedule = ScheduleSettings(kind="cosine", peak_lr=4.5e-5, final_lr=4.5e-7)
     assert rates(schedule, 4) == pytest.approx([3.847580e-5, 2.2725e-5, 6.974196e-6, 4.5e-7])
     # Its second blend begins where the rate has come down to a fifth: at 71.1 % of the run.
     assert rates(schedule, 1000)[710] == pytest.approx(9e-6, rel=2e-3)
@@ -81,8 +81,8 @@ def test_shapes_of_the_final_decay(shape: str, final: float, expected: list[floa
     """arXiv:2404.06395 (wsd), arXiv:2405.18392 (1-sqrt)."""
     schedule = ScheduleSettings(
         kind="wsd",
-        peak=1.0,
-        final=final,
+        peak_lr=1.0,
+        final_lr=final,
         decay=Duration(4, "steps"),
         decay_shape=shape,  # type: ignore[arg-type]
     )
@@ -93,9 +93,9 @@ def test_infinite_warms_cools_down_stays_and_anneals() -> None:
     """arXiv:2403.08763: the annealing is exponential, so half of its way is the geometric mean of its ends."""
     schedule = ScheduleSettings(
         kind="infinite",
-        peak=1.0,
-        plateau=0.1,
-        final=0.01,
+        peak_lr=1.0,
+        plateau_lr=0.1,
+        final_lr=0.01,
         warmup=Duration(2, "steps"),
         cooldown=Duration(4, "steps"),
         decay=Duration(2, "steps"),
@@ -106,15 +106,20 @@ def test_infinite_warms_cools_down_stays_and_anneals() -> None:
 
 def test_stairs_drop_at_their_places() -> None:
     """Two stages, as in the curves of arXiv:2503.12811: 3e-4, and 9e-5 from the fourth update on."""
-    stairs = [StairSettings(from_tokens=Duration(3, "steps"), rate=9e-5)]
-    schedule = ScheduleSettings(kind="stairs", peak=3e-4, warmup=Duration(2, "steps"), stairs=stairs)
+    stairs = [PieceSettings(from_tokens=Duration(3, "steps"), lr=9e-5)]
+    schedule = ScheduleSettings(kind="piecewise", peak_lr=3e-4, warmup=Duration(2, "steps"), pieces=stairs)
     assert rates(schedule, 5) == pytest.approx([1.5e-4, 3e-4, 3e-4, 9e-5, 9e-5])
 
 
 def test_a_longer_run_goes_on_with_a_schedule_whose_past_does_not_depend_on_its_end() -> None:
     """Stopped after 6 updates of a planned 12 and continued to 20: the first 6 rates are the same."""
     infinite = ScheduleSettings(
-        kind="infinite", peak=1.0, plateau=0.5, final=0.1, cooldown=Duration(4, "steps"), decay=Duration(2, "steps")
+        kind="infinite",
+        peak_lr=1.0,
+        plateau_lr=0.5,
+        final_lr=0.1,
+        cooldown=Duration(4, "steps"),
+        decay=Duration(2, "steps"),
     )
     assert rates(infinite, 12)[:6] == rates(infinite, 20)[:6]
     assert rates(infinite, 20)[9:18] == [0.5] * 9
@@ -133,8 +138,8 @@ def test_rates_stay_between_their_ends_and_reach_the_last_exactly(
     final = peak * share
     schedule = ScheduleSettings(
         kind=kind,  # type: ignore[arg-type]
-        peak=peak,
-        final=final,
+        peak_lr=peak,
+        final_lr=final,
         warmup=Duration(warmup, "steps") if warmup else None,
     )
     series = rates(schedule, steps)
@@ -144,7 +149,7 @@ def test_rates_stay_between_their_ends_and_reach_the_last_exactly(
 
 
 def test_a_run_that_is_all_warmup_ends_at_its_final_rate() -> None:
-    schedule = ScheduleSettings(kind="cosine", peak=1.0, final=0.1, warmup=Duration(4, "steps"))
+    schedule = ScheduleSettings(kind="cosine", peak_lr=1.0, final_lr=0.1, warmup=Duration(4, "steps"))
     assert rates(schedule, 4) == pytest.approx([0.25, 0.5, 0.75, 0.1])
 
 

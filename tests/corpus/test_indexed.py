@@ -7,16 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.corpus.indexed import (
-    IndexedDataset,
-    IndexedWriter,
-    bin_path,
-    dtype_for,
-    idx_path,
-    manifest_path,
-)
-from megatron_cpt.corpus.manifest import load_manifest
-from megatron_cpt.corpus.verify import verify_dataset
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, dtype_for, idx_path, manifest_path
+from megatron_cpt.corpus.manifest import load_manifest, verify_dataset
 from tests.texts import SHARED
 
 Documents = list[list[list[int]]]

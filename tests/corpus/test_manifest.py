@@ -4,8 +4,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.indexed import bin_path, idx_path, manifest_path
-from megatron_cpt.corpus.manifest import load_manifest
-from megatron_cpt.corpus.verify import verify_dataset
+from megatron_cpt.corpus.manifest import load_manifest, verify_dataset
 from tests.corpus.datasets import write_dataset
 
 

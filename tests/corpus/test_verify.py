@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.config.errors import IntegrityFault
-from megatron_cpt.corpus.manifest import Manifest, load_manifest, write_manifest
-from megatron_cpt.corpus.verify import verify_dataset
+from megatron_cpt.corpus.manifest import Manifest, load_manifest, verify_dataset, write_manifest
 from tests.corpus.datasets import write_dataset
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.corpus.windows import scored_tokens
+from megatron_cpt.corpus.stream import scored_tokens
 
 
 def test_literal_sets() -> None:

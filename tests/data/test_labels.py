@@ -10,9 +10,8 @@ import torch
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.manifest import load_manifest, write_manifest
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.batches import make_batch
-from megatron_cpt.data.labels import LabelMask, label_mask
-from megatron_cpt.evaluate.validate import open_set
+from megatron_cpt.data.loader import LabelMask, label_mask, make_batch
+from megatron_cpt.evaluate.validation import open_set
 from megatron_cpt.quality.select import HowMany, select
 from tests.config.examples import config_with
 from tests.corpus.datasets import write_dataset
@@ -68,7 +67,7 @@ def test_the_eod_is_the_one_that_the_manifest_names(prefix: Path) -> None:
     write_manifest(prefix, replace(load_manifest(prefix), eod=8))
     stream = TokenStream([prefix])
     assert label_mask(config_with().data, stream, None) == LabelMask()
-    without = config_with(data__labels={"eod": False, "unscored_tokens": [4, 2]}).data
+    without = config_with(data__loss_mask={"eod": False, "ignored_token_ids": [4, 2]}).data
     assert label_mask(without, stream, "prompt") == LabelMask((2, 4, 8), True, "prompt")
 
 
@@ -81,19 +80,21 @@ def test_a_batch_counts_what_is_there_and_not_left_out(prefix: Path) -> None:
 
 def test_a_validation_set_counts_alike_and_its_identity_says_so(prefix: Path) -> None:
     stream, byte_each = TokenStream([prefix]), np.ones(9, np.int64)
-    plain = open_set("set", "replay", stream, 3, None, byte_each)
+    plain = open_set("set", "general", stream, 3, None, byte_each)
     assert (plain.labels.tolist(), plain.scored_tokens.tolist(), plain.scored_bytes) == ([3, 3, 2], [3, 3, 2], 8)
     masks = [LabelMask(tokens=(4,)), LabelMask(document_starts=False), LabelMask(lead="prompt")]
-    masked = [open_set("set", "replay", stream, 3, None, byte_each, mask=mask) for mask in masks]
+    masked = [open_set("set", "general", stream, 3, None, byte_each, mask=mask) for mask in masks]
     # Labels 1 2 3, 4 5 6, 7 8.
     assert [one.scored_tokens.tolist() for one in masked] == [[3, 2, 2], [2, 2, 2], [3, 1, 1]]
     assert [one.scored_bytes for one in masked] == [7, 6, 5]
     assert len({plain.identity, *(one.identity for one in masked)}) == 4
     np.save(prefix.with_name("data.prompt.npy"), np.array([1, 0, 2]))
-    assert open_set("set", "replay", TokenStream([prefix]), 3, None, None, mask=masks[2]).identity != masked[2].identity
+    assert (
+        open_set("set", "general", TokenStream([prefix]), 3, None, None, mask=masks[2]).identity != masked[2].identity
+    )
 
 
 def test_a_validation_set_in_which_nothing_counts_is_refused(prefix: Path) -> None:
     np.save(prefix.with_name("data.prompt.npy"), np.array([99, 99, 99]))
     with pytest.raises(BadInput, match=r"validation.sets.set: has no label that counts among its 8"):
-        open_set("set", "replay", TokenStream([prefix]), 3, None, None, mask=LabelMask(lead="prompt"))
+        open_set("set", "general", TokenStream([prefix]), 3, None, None, mask=LabelMask(lead="prompt"))

@@ -5,7 +5,7 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.data.sampler import Slots, rank_indices
+from megatron_cpt.data.loader import Slots, rank_indices
 
 
 def dealt(first: int, size: int, micro: int, ranks: int, seed: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from megatron_cpt.config.faults import config_faults
+from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import config_from_dict
 
 ROOT = Path(__file__).parents[2]

@@ -9,21 +9,21 @@ from typing import Any
 
 import orjson
 import pytest
-
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'")
-
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.convert import load_model
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.evaluate.harness import MegatronLM, evaluate_harness
 from megatron_cpt.evaluate.likelihood import log_likelihoods
+from megatron_cpt.evaluate.lm_eval import MegatronLM, evaluate_lm_eval
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
 from tests.workshop import Workshop
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'")
+
 
 TASKS = ["choices", "goes_on", "whole"]
 
@@ -37,8 +37,8 @@ def megatron(hf: Path) -> MegatronLM:
 
 def ours(hf: Path, folder: Path, layout: ParallelSettings, shots: int | None) -> dict[str, Any] | None:
     """Job: the harness's results with the Megatron model."""
-    groups.divide_world(layout)
-    return evaluate_harness(megatron(hf), TASKS, folder, shots, limit=None)
+    groups.init_model_parallel(layout)
+    return evaluate_lm_eval(megatron(hf), TASKS, folder, shots, limit=None)
 
 
 def theirs(hf: Path, folder: Path, shots: int | None) -> dict[str, Any]:
@@ -80,10 +80,10 @@ def test_on_every_layout(two_ranks: Ranks, workshop: Workshop, harness_folder: P
 
 def refused(hf: Path, folder: Path, name: str) -> str:
     """Job: what is said of a task that cannot be scored."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     model = megatron(hf)
     with pytest.raises(BadInput) as error:
-        evaluate_harness(model, [name], folder, None, None)
+        evaluate_lm_eval(model, [name], folder, None, None)
     return str(error.value)
 
 

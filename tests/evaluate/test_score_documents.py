@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.convert import load_model
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.scores import read_record, read_score
+from megatron_cpt.corpus.manifest import read_record, read_score
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents, windows
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
@@ -21,7 +21,7 @@ from tests.workshop import VOCABULARY, Workshop
 
 def score_dataset(hf: Path, prefix: str, name: str, layout: ParallelSettings) -> list[bool]:
     """Job: scores a dataset, three windows at a time; whether the score was there."""
-    groups.divide_world(layout)
+    groups.init_model_parallel(layout)
     shape = read_shape(hf)
     model = ScoringModel(load_model(hf, shape, "fp32"), 3, shape.max_positions, VOCABULARY)
     return [done.reused for done in score_documents(model, open_datasets([prefix]), name, {"by": "model"})]

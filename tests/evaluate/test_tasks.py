@@ -11,23 +11,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.convert import load_model
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
-from megatron_cpt.evaluate.tasks import (
-    Rate,
+from megatron_cpt.evaluate.scoring import (
+    Accuracy,
     TaskScore,
     TextScore,
-    counted_rates,
-    group_rates,
-    mean_rate,
+    counted_accuracies,
+    group_accuracies,
+    mean_accuracy,
     score_choices,
     score_tasks,
 )
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.tasks.questions import Question, read_items
-from megatron_cpt.tasks.task import Task, open_tasks
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tasks.task_files import Question, Task, open_tasks, read_items
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.ranks import Ranks
 from tests.workshop import GENERAL, Workshop
 
@@ -41,7 +40,7 @@ def open_file(hf: Path, settings: TaskSettings) -> list[Task]:
 
 def score_file(hf: Path, settings: TaskSettings, layout: ParallelSettings) -> dict[str, TaskScore]:
     """Job: the scores of a Hugging Face folder on a file, three choices at a time."""
-    groups.divide_world(layout)
+    groups.init_model_parallel(layout)
     shape = read_shape(hf)
     model = load_model(hf, shape, "fp32")
     return score_tasks(model, open_file(hf, settings), shape.max_positions, 3)
@@ -117,7 +116,7 @@ def test_log_likelihoods_are_those_of_transformers(one_rank: Ranks, workshop: Wo
 
 
 def test_examples_stand_before_the_question(one_rank: Ranks, workshop: Workshop, file: Path) -> None:
-    settings = TaskSettings(path=str(file), shots=1, limit=2)
+    settings = TaskSettings(path=str(file), num_fewshot=1, limit=2)
     (scores,) = one_rank.call(score_file, hf=workshop.hf, settings=settings, layout=ParallelSettings())
     first, second = questions_of(file, "task 1", 2)
     shown = [
@@ -191,11 +190,11 @@ def test_accuracies_and_their_standard_errors_in_literal_numbers() -> None:
 
 
 def test_a_group_is_the_plain_mean_of_its_tasks() -> None:
-    both = mean_rate([Rate(0.25, 0.03), Rate(0.75, 0.04)])
+    both = mean_accuracy([Accuracy(0.25, 0.03), Accuracy(0.75, 0.04)])
     assert both.value == 0.5 and both.standard_error == pytest.approx(0.025)
-    assert mean_rate([Rate(0.25, 0.03), Rate(0.75, None)]).standard_error is None
+    assert mean_accuracy([Accuracy(0.25, 0.03), Accuracy(0.75, None)]).standard_error is None
     scores = {"a": score_choices([Question("1", "q", ("x", "y"), 0)], [np.array([0.0, -1.0])], "accuracy")}
-    assert group_rates({"g": ["a"], "h": ["a", "b"]}, counted_rates(scores)) == {"g": Rate(1.0, None)}
+    assert group_accuracies({"g": ["a"], "h": ["a", "b"]}, counted_accuracies(scores)) == {"g": Accuracy(1.0, None)}
 
 
 @pytest.mark.slow

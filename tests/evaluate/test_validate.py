@@ -45,8 +45,8 @@ def test_the_baseline_is_the_loss_of_the_hugging_face_model(
 def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     often, never = tmp_path / "often", tmp_path / "never"
     dropout = ("model.dropout=0.1",)
-    every_step = ("validation.marks.every=1 steps",)
-    path = workshop.write_config(often, tasks=workshop.tasks | {"marks": {"at": ["7 steps"], "end": False}})
+    every_step = ("validation.eval_interval.every=1 steps",)
+    path = workshop.write_config(often, tasks=workshop.tasks | {"eval_interval": {"at": ["7 steps"], "end": False}})
     signals = ("validation.weight_updates=true", "validation.stability_gradient=general")
     one_rank.call(train, path=path, overrides=(*dropout, *every_step, *signals))
     assert len(records_of(often, "weights")) == 12 and len(records_of(often, "stability")) == 13

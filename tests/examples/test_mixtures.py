@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cpt.config.faults import config_faults
+from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import load_config
 from megatron_cpt.corpus.indexed import HEADER, MAGIC, IndexedDataset, bin_path, idx_path
 from megatron_cpt.corpus.manifest import Manifest, load_manifest, write_manifest

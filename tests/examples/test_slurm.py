@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_cpt.runs.status import ExitCode, read_status
+from megatron_cpt.runs.folder import ExitCode, read_status
 from tests.train.runs import column, records_of
 from tests.workshop import Workshop
 

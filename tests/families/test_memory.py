@@ -11,14 +11,13 @@ from torch import Tensor
 
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.data.batches import make_batch
-from megatron_cpt.families.memory import activation_bytes, chunks_in_flight, memory_per_rank
+from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.families.size import parameter_count
+from megatron_cpt.families.size import activation_bytes, chunks_in_flight, memory_per_rank, parameter_count
 from megatron_cpt.model.build import build_model
 from megatron_cpt.model.forward import loss_step
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.parallel.groups import seed_everything
 from tests.families.folders import MODELS, write_fields
 from tests.families.test_size import LLAMA_3_8B
 from tests.ranks import Ranks
@@ -32,7 +31,7 @@ def run_of(world: dict[str, Any], precision: str = "bf16", **training: Any) -> R
             "model": {"hf": "hf"},
             "data": {"sequence_length": 8192, "sources": {"text": {"paths": ["text"]}}},
             "training": {"tokens": "1 steps", "global_batch_size": 64, "precision": precision, **training},
-            "schedule": {"peak": 1e-5},
+            "schedule": {"peak_lr": 1e-5},
             "parallel": world,
         }
     )
@@ -146,10 +145,10 @@ def kept_and_estimated(folder: Path, recompute: str) -> tuple[int, int]:
                 "precision": "fp32",
                 "recompute": recompute,
             },
-            "schedule": {"peak": 1e-5},
+            "schedule": {"peak_lr": 1e-5},
         }
     )
-    groups.divide_world(config.parallel)
+    groups.init_model_parallel(config.parallel)
     seed_everything(1)
     shape = read_shape(folder)
     (model,) = build_model(shape, config)

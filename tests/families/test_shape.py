@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.rope import LinearScaling, Llama3Scaling, YarnScaling
-from megatron_cpt.families.shape import ModelShape, name_table, read_shape
+from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.families.weights import Place
 from tests.families.folders import write_config
 

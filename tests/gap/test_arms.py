@@ -2,14 +2,13 @@
 
 import pytest
 
-from megatron_cpt.gap.arms import MeasuredRun, Spread, group_arms
-from megatron_cpt.gap.differences import arm_differences, holm, two_sided_p_value, welch
+from megatron_cpt.gap.compare import MeasuredRun, Spread, arm_differences, group_arms, holm, two_sided_p_value, welch
 from megatron_cpt.gap.figures import gap_figures
 from tests.gap.test_figures import curve
 
 
 def run(name: str, seed: int, peak: float, losses: list[float]) -> MeasuredRun:
-    config = f"run:\n  folder: runs/{name}\n  seed: {seed}\nschedule:\n  peak: {peak}\n"
+    config = f"run:\n  folder: runs/{name}\n  seed: {seed}\nschedule:\n  peak_lr: {peak}\n"
     measured = curve(losses)
     return MeasuredRun(name, config, [(measured, gap_figures(measured))])
 

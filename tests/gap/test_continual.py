@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megatron_cpt.gap.continual import continual_measures, equally_spaced, largest_fall
 from megatron_cpt.gap.curves import WRONG, LossCurve
+from megatron_cpt.gap.figures import continual_measures, equally_spaced, largest_fall
 
 
 def accuracy(name: str, role: str, values: list[float], tokens: list[int] | None = None) -> LossCurve:
@@ -14,8 +14,8 @@ def accuracy(name: str, role: str, values: list[float], tokens: list[int] | None
 
 def test_minimum_and_worst_case() -> None:
     curves = [
-        accuracy("a", "replay", [0.8, 0.5, 0.7]),
-        accuracy("b", "replay", [0.6, 0.6, 0.4]),
+        accuracy("a", "general", [0.8, 0.5, 0.7]),
+        accuracy("b", "general", [0.6, 0.6, 0.4]),
         accuracy("new", "domain", [0.3, 0.2, 0.9]),
     ]
     found = continual_measures(curves)
@@ -27,15 +27,15 @@ def test_minimum_and_worst_case() -> None:
 
 
 def test_marks_count_from_the_first_update_on_where_none_was_before_it() -> None:
-    unmeasured = accuracy("a", "replay", [0.5, 0.55, 0.6], [1, 2, 3])
+    unmeasured = accuracy("a", "general", [0.5, 0.55, 0.6], [1, 2, 3])
     assert continual_measures([unmeasured]).min_accuracy == pytest.approx(0.5)
-    assert continual_measures([accuracy("a", "replay", [0.5], [7])]).min_accuracy == pytest.approx(0.5)
-    assert continual_measures([accuracy("a", "replay", [0.5], [0])]).min_accuracy is None
+    assert continual_measures([accuracy("a", "general", [0.5], [7])]).min_accuracy == pytest.approx(0.5)
+    assert continual_measures([accuracy("a", "general", [0.5], [0])]).min_accuracy is None
 
 
 def test_windows_see_falls_and_gains() -> None:
     values = [0.5, 0.6, 0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7]
-    found = continual_measures([accuracy("a", "replay", values)])
+    found = continual_measures([accuracy("a", "general", values)])
     assert found.windowed_forgetting["10"] == pytest.approx(0.3)
     assert found.windowed_plasticity["10"] == pytest.approx(0.6)
     assert largest_fall(np.array([3.0, 1.0, 2.0, 0.0]), 2) == 2.0

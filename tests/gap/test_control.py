@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_cpt.gap.control import control_split
+from megatron_cpt.gap.compare import control_split
 from megatron_cpt.gap.curves import LossCurve
 from tests.gap.test_figures import curve
 
@@ -32,7 +32,7 @@ def with_sequences(losses: list[float], seed: int) -> LossCurve:
     nats = (np.array(losses)[:, None] + hardness + noise) * 10
     steps = np.arange(len(losses))
     tokens = np.full(64, 10)
-    return LossCurve("general", "replay", "a", steps, steps * 100, nats.sum(1) / tokens.sum(), nats, tokens)
+    return LossCurve("general", "general", "a", steps, steps * 100, nats.sum(1) / tokens.sum(), nats, tokens)
 
 
 def test_a_shift_is_tested_sequence_by_sequence():

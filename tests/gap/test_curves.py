@@ -8,7 +8,7 @@ from megatron_cpt.gap.curves import loss_curves
 from megatron_cpt.gap.figures import gap_figures
 
 
-def record(step: int, name: str = "general", role: str = "replay", **changes) -> dict:
+def record(step: int, name: str = "general", role: str = "general", **changes) -> dict:
     return {
         "kind": "validation", "step": step, "tokens": step * 100, "set": name, "role": role,
         "loss": 4.0 + step, "identity": "a", "sequence_nats": [8.0, 4.0], "sequence_tokens": [2, 1],
@@ -24,7 +24,7 @@ def test_general_sets_come_first_and_other_records_are_passed_over():
         record(2, "code", "domain"),
     ]
     general, code = loss_curves(records)
-    assert (general.name, general.role, code.name, code.role) == ("general", "replay", "code", "domain")
+    assert (general.name, general.role, code.name, code.role) == ("general", "general", "code", "domain")
     assert general.steps.tolist() == [0, 2]
     assert general.tokens.tolist() == [0, 200]
     assert general.losses.tolist() == [4.0, 6.0]

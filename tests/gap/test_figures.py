@@ -23,7 +23,7 @@ def curve(losses: Sequence[float], steps: Sequence[int] | None = None, spread: f
         nats = (values[:, None] + sides * (np.arange(len(losses)) > 0)[:, None]) * 10
     return LossCurve(
         "general",
-        "replay",
+        "general",
         "a",
         marks,
         marks * 100,

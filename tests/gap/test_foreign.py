@@ -6,9 +6,8 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.gap.curves import WRONG
+from megatron_cpt.gap.curves import WRONG, ForeignSettings, MappedSet, foreign_curves, is_foreign
 from megatron_cpt.gap.figures import Recovery, gap_figures
-from megatron_cpt.gap.foreign import ForeignSettings, MappedSet, foreign_curves, is_foreign
 
 TAG = "lm-loss-validation/lm loss validation"
 LOSSES = {0: 4.0, 100: 4.5, 200: 4.2, 300: 4.004, 400: 4.0}
@@ -26,7 +25,7 @@ def board(tmp_path: Path) -> Path:
 
 
 def test_a_tensorboard_folder_gives_figures_without_standard_errors(board: Path):
-    settings = ForeignSettings([MappedSet("general", "replay", TAG)], tokens_per_step=1000)
+    settings = ForeignSettings([MappedSet("general", "general", TAG)], tokens_per_step=1000)
     (curve,) = foreign_curves(board, settings)
     assert curve.steps.tolist() == list(LOSSES)
     assert curve.losses.tolist() == pytest.approx(list(LOSSES.values()), abs=1e-6)
@@ -41,9 +40,9 @@ def test_a_folder_without_a_map_or_with_a_wrong_one_lists_its_tags(board: Path):
     with pytest.raises(BadInput, match=r"lm-loss-training/lm loss, lm-loss-validation/lm loss validation.*--map"):
         foreign_curves(board, ForeignSettings(tokens_per_step=1000))
     with pytest.raises(BadInput, match="is no tag of it; it has: lm-loss-training"):
-        foreign_curves(board, ForeignSettings([MappedSet("general", "replay", "loss")], 1000))
+        foreign_curves(board, ForeignSettings([MappedSet("general", "general", "loss")], 1000))
     with pytest.raises(BadInput, match="--tokens-per-step"):
-        foreign_curves(board, ForeignSettings([MappedSet("general", "replay", TAG)]))
+        foreign_curves(board, ForeignSettings([MappedSet("general", "general", TAG)]))
 
 
 def test_a_csv_file_of_tokens_and_losses(tmp_path: Path):
@@ -51,7 +50,7 @@ def test_a_csv_file_of_tokens_and_losses(tmp_path: Path):
     path.write_text("tokens, loss, code\n0,4.0,5.0\n1e6,4.5,\n2000000,4.1,3.0\n")
     (general,) = foreign_curves(path, ForeignSettings())
     assert general.tokens.tolist() == [0, 1_000_000, 2_000_000] and general.losses.tolist() == [4.0, 4.5, 4.1]
-    sets = [MappedSet("code", "domain", "code"), MappedSet("general", "replay", "loss")]
+    sets = [MappedSet("code", "domain", "code"), MappedSet("general", "general", "loss")]
     general, code = foreign_curves(path, ForeignSettings(sets))
     assert general.name == "general"
     assert (code.role, code.tokens.tolist(), code.losses.tolist()) == ("domain", [0, 2_000_000], [5.0, 3.0])
@@ -94,12 +93,12 @@ def test_what_is_foreign(board: Path, tmp_path: Path):
 def test_accuracies_are_turned_around_and_are_no_losses(tmp_path: Path):
     path = tmp_path / "tasks.csv"
     path.write_text("tokens,val_acc,accumulated\n0,0.5,4.0\n100,0.3,4.1\n200,0.6,4.0\n")
-    (curve,) = foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "val_acc", accuracy=True)]))
+    (curve,) = foreign_curves(path, ForeignSettings([MappedSet("old", "general", "val_acc", accuracy=True)]))
     assert curve.unit == WRONG and curve.losses.tolist() == pytest.approx([0.5, 0.7, 0.4])
     assert gap_figures(curve).depth == pytest.approx(0.2)
     with pytest.raises(BadInput, match=r"val_acc: holds accuracies, by its name.*--map-accuracy"):
-        foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "val_acc")]))
-    assert len(foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "accumulated")]))) == 1
+        foreign_curves(path, ForeignSettings([MappedSet("old", "general", "val_acc")]))
+    assert len(foreign_curves(path, ForeignSettings([MappedSet("old", "general", "accumulated")]))) == 1
     path.write_text("tokens,val_acc\n0,50\n100,30\n")
     with pytest.raises(BadInput, match=r"holds 50, which is no accuracy from 0 to 1\. Divide percentages by 100"):
-        foreign_curves(path, ForeignSettings([MappedSet("old", "replay", "val_acc", accuracy=True)]))
+        foreign_curves(path, ForeignSettings([MappedSet("old", "general", "val_acc", accuracy=True)]))

@@ -3,13 +3,12 @@
 import pytest
 
 from megatron_cpt.gap.curves import loss_curves
-from megatron_cpt.gap.figures import gap_figures
-from megatron_cpt.gap.running import RunningGap
+from megatron_cpt.gap.figures import RunningGap, gap_figures
 
 
 def mark(step: int, loss: float | None, name: str = "general") -> dict:
     return {
-        "kind": "validation", "step": step, "tokens": step * 10, "set": name, "role": "replay", "identity": "x",
+        "kind": "validation", "step": step, "tokens": step * 10, "set": name, "role": "general", "identity": "x",
         "loss": loss,
     }  # fmt: skip
 

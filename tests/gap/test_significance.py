@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_cpt.gap.significance import family_wise_p_value, paired_standard_error
+from megatron_cpt.gap.figures import family_wise_p_value, paired_standard_error
 
 TOKENS = np.array([256] * 31 + [40])
 

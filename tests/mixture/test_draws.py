@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.blend import DataSettings, DrawSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.schema import DataSettings, SamplePerEpochSettings, SourceSettings
+from megatron_cpt.mixture.blend import BlendPlan, expected_unique, plan_blend
 from megatron_cpt.mixture.order import Draw, Phase, SampleOrder, SourceStream
-from megatron_cpt.mixture.plan import BlendPlan, plan_blend
-from megatron_cpt.mixture.repetition import expected_unique
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.mixture.phases import blend_streams
 
 
 def drawn(tokens: int, length: int, sequences: int, anew: bool, seed: int = 1) -> SampleOrder:
@@ -53,12 +52,14 @@ def strategy(resample: str, epochs: int) -> BlendPlan:
     data = DataSettings(
         sequence_length=10,
         sources={
-            "domain": SourceSettings(paths=["d"], weight=4.1, draw=DrawSettings(tokens=4100, resample=resample)),  # type: ignore[arg-type]
+            "domain": SourceSettings(
+                paths=["d"], weight=4.1, sample_per_epoch=SamplePerEpochSettings(tokens=4100, resample=resample)
+            ),  # type: ignore[arg-type]
             "general": SourceSettings(
                 paths=["g"],
                 role="replay",
                 weight=0.9,
-                draw=DrawSettings(tokens=900, resample=resample),  # type: ignore[arg-type]
+                sample_per_epoch=SamplePerEpochSettings(tokens=900, resample=resample),  # type: ignore[arg-type]
             ),
         },
     )
@@ -93,8 +94,11 @@ def test_the_fingerprint_names_the_draw() -> None:
 
 
 def test_a_draw_larger_than_its_source_is_refused() -> None:
-    data = DataSettings(sequence_length=10, sources={"a": SourceSettings(paths=["a"], draw=DrawSettings(tokens=2000))})
-    with pytest.raises(BadInput, match=r"data.sources.a.draw.tokens = 2000: the source has 1,999 tokens"):
+    data = DataSettings(
+        sequence_length=10,
+        sources={"a": SourceSettings(paths=["a"], sample_per_epoch=SamplePerEpochSettings(tokens=2000))},
+    )
+    with pytest.raises(BadInput, match=r"data.sources.a.sample_per_epoch.tokens = 2000: the source has 1,999 tokens"):
         plan_blend(data, blend_streams(data, {"a": 1999}), 10, seed=1)
     with pytest.raises(ValueError, match="draw"):
         drawn(19, 10, 2, anew=True)

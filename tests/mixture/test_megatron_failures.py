@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cpt.config.blend import DataSettings, SourceSettings
-from megatron_cpt.data.sampler import Slots, rank_indices
-from megatron_cpt.mixture.plan import BlendPlan, plan_blend
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.config.schema import DataSettings, SourceSettings
+from megatron_cpt.data.loader import Slots, rank_indices
+from megatron_cpt.mixture.blend import BlendPlan, plan_blend
+from megatron_cpt.mixture.phases import blend_streams
 
 
 def planned(tokens: dict[str, int], weights: dict[str, float], sequences: int, length: int = 10) -> BlendPlan:

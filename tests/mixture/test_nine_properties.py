@@ -13,15 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.units import Duration
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.sampler import Slots
-from megatron_cpt.data.training_data import TrainingData
+from megatron_cpt.data.loader import Slots, TrainingData
+from megatron_cpt.mixture.blend import BlendPlan, plan_blend
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
-from megatron_cpt.mixture.plan import BlendPlan, plan_blend
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.mixture.phases import blend_streams
 from tests.corpus.datasets import write_dataset
 
 HUGE = 10**12

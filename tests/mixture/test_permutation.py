@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.mixture.permutation import LARGEST_SIZE, derive, key_of, mix, permute
+from megatron_cpt.mixture.order import LARGEST_SIZE, derive, key_of, mix, permute
 
 keys = st.integers(0, 2**64 - 1)
 

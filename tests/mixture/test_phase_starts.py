@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.phase_starts import phase_steps
+from megatron_cpt.config.schedule import phase_steps
+from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.units import Duration
-from megatron_cpt.mixture.plan import BlendPlan, plan_blend
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.mixture.blend import BlendPlan, plan_blend
+from megatron_cpt.mixture.phases import blend_streams
 from tests.config.examples import config_with
 
 START = PhaseSettings(from_tokens=Duration(0))
@@ -111,14 +111,14 @@ def test_the_switch_at_a_fifth_of_the_peak_lies_at_71_per_cent_of_a_cosine_to_a_
     config = config_with(
         data__phases=[{"from_tokens": 0}, {"from_lr": "0.2 of peak", "replay_ratio": 0.1}],
         training__tokens="1000 steps",
-        schedule={"kind": "cosine", "peak": 1e-3, "final": 1e-5},
+        schedule={"kind": "cosine", "peak_lr": 1e-3, "final_lr": 1e-5},
     )
     assert phase_steps(config) == [0, 711]
 
 
 def test_a_rate_is_looked_for_after_the_peak_and_never_before() -> None:
     changes = {"data__phases": [{"from_tokens": 0}, {"from_lr": "0.5 of peak"}], "training__tokens": "100 steps"}
-    linear = config_with(**changes, schedule={"kind": "linear", "peak": 1.0, "warmup": "20 steps"})
+    linear = config_with(**changes, schedule={"kind": "linear", "peak_lr": 1.0, "warmup": "20 steps"})
     assert phase_steps(linear) == [0, 59]
-    constant = config_with(**changes, schedule={"kind": "constant", "peak": 1.0})
+    constant = config_with(**changes, schedule={"kind": "constant", "peak_lr": 1.0})
     assert phase_steps(constant) == [0, 100]

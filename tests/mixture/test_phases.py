@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cpt.config.batches import Stair
-from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.units import Duration
-from megatron_cpt.mixture.phases import BlendPhase
-from megatron_cpt.mixture.plan import BlendPlan, plan_blend
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
+from megatron_cpt.config.units import Duration, Stair
+from megatron_cpt.mixture.blend import BlendPlan, plan_blend
+from megatron_cpt.mixture.phases import BlendPhase, blend_streams
 
 TOKENS = {"law": 10_000, "code": 5_000, "web": 1_000_000, "books": 50_000}
 HALF, TENTH = Fraction(1, 2), Fraction(1, 10)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_cpt.config.blend import DataSettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.schema import DataSettings, SourceSettings
+from megatron_cpt.mixture.blend import BlendPlan, differences, plan_blend
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
-from megatron_cpt.mixture.plan import BlendPlan, differences, plan_blend
-from megatron_cpt.mixture.streams import blend_streams
+from megatron_cpt.mixture.phases import blend_streams
 
 TOKENS = {"law": 10_000, "web": 1_000_000}
 

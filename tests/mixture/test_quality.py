@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.blend import DataSettings, QualitySettings, SourceSettings
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.mixture.plan import plan_blend
+from megatron_cpt.config.schema import DataSettings, QualitySettings, SourceSettings
+from megatron_cpt.mixture.blend import plan_blend
+from megatron_cpt.mixture.phases import blend_streams
 from megatron_cpt.mixture.quality import bucket_numbers, bucket_portions, open_source
-from megatron_cpt.mixture.streams import blend_streams
 from tests.corpus.datasets import write_dataset
 
 BOUNDS = [0, 0.1, 0.3, 0.6, 1]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_cpt.mixture.repetition import REPETITION_DECAY, effective_unique_tokens
+from megatron_cpt.mixture.blend import REPETITION_DECAY, effective_unique_tokens
 
 
 def test_nothing_repeated_is_worth_what_it_is() -> None:

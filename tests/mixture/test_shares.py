@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.blend import DataSettings, SourceSettings
-from megatron_cpt.mixture.shares import due_shares, integer_weights
-from megatron_cpt.mixture.weight_tree import LARGEST_WEIGHT_SUM
+from megatron_cpt.config.schema import DataSettings, SourceSettings
+from megatron_cpt.mixture.order import LARGEST_WEIGHT_SUM
+from megatron_cpt.mixture.phases import due_shares, integer_weights
 
 
 def data_of(replay_ratio: float | None, **sources: tuple[str, float]) -> DataSettings:

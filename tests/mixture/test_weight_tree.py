@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megatron_cpt.mixture.weight_tree import LARGEST_WEIGHT_SUM, WeightTree
+from megatron_cpt.mixture.order import LARGEST_WEIGHT_SUM, WeightTree
 
 weight_lists = st.lists(
     st.one_of(st.integers(0, 9), st.integers(0, 10**4), st.integers(0, 10**6)), min_size=1, max_size=40

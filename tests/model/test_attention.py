@@ -11,13 +11,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.model.attention import ScaledDotProductAttention
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.parallel.groups import seed_everything
 from tests.ranks import Ranks
 
 
 def both(heads: int, query_groups: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Output and gradients of ours and of Megatron-Core's attention on the same random input."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     config = TransformerConfig(
         num_layers=1, hidden_size=16 * heads, num_attention_heads=heads, num_query_groups=query_groups,
         attention_dropout=0.0, masked_softmax_fusion=False, attention_softmax_in_fp32=True,
@@ -45,7 +45,7 @@ def test_agrees_with_dot_product_attention_to_rounding(one_rank: Ranks, query_gr
 
 
 def refusals() -> list[str]:
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=1)
     said: list[str] = []
 

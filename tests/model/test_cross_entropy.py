@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from megatron_cpt.model import cross_entropy
-from megatron_cpt.model.cross_entropy import label_nats
+from megatron_cpt.model import cpu_kernels
+from megatron_cpt.model.cpu_kernels import label_nats
 
 
-@pytest.mark.parametrize("cached_bytes", [cross_entropy.CACHED_BYTES, 1, 3 * 11 * 4])  # all rows, one, three at a time
+@pytest.mark.parametrize("cached_bytes", [cpu_kernels.CACHED_BYTES, 1, 3 * 11 * 4])  # all rows, one, three at a time
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nats_and_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch, cached_bytes: int, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(cross_entropy, "CACHED_BYTES", cached_bytes)
+    monkeypatch.setattr(cpu_kernels, "CACHED_BYTES", cached_bytes)
     torch.manual_seed(0)
     given, labels, gradient = torch.randn(4, 2, 11).to(dtype), torch.randint(11, (2, 4)), torch.rand(2, 4)
-    given[..., 10] = -math.inf  # a row of padding (model/padding.py)
+    given[..., 10] = -math.inf  # a row of padding (model/mcore_patches.py)
     labels.clamp_(max=9)
     leaf, torchs_leaf = given.clone().requires_grad_(), given.clone().requires_grad_()
     nats = label_nats(labels, leaf * 1)

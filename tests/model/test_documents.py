@@ -10,11 +10,11 @@ from torch import Tensor
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.data.batches import Batch, lengths_between, make_batch
+from megatron_cpt.data.loader import Batch, lengths_between, make_batch
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.attention import Piece, pieces_of
 from megatron_cpt.model.build import build_model
 from megatron_cpt.model.forward import loss_step, own_tokens
-from megatron_cpt.model.shared_documents import Piece, pieces_of
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import write_model
 from tests.families.folders import MODELS
@@ -44,7 +44,7 @@ def settings(folder: Path, recompute: str = "none", context: int = 1) -> RunConf
             },
             "parallel": {"context": context},
             "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": "fp32", "recompute": recompute},
-            "schedule": {"peak": 1e-5},
+            "schedule": {"peak_lr": 1e-5},
             # The balance of experts is a loss over all tokens: no token sees another through it.
             "megatron": {"transformer": {"moe_aux_loss_coeff": 0.0}},
         }
@@ -54,7 +54,7 @@ def settings(folder: Path, recompute: str = "none", context: int = 1) -> RunConf
 def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.ndarray]:
     """A job: the nats of all labels, of each document alone, and which embeddings each document's loss depends on."""
     config = settings(folder, recompute)
-    groups.divide_world(config.parallel)
+    groups.init_model_parallel(config.parallel)
     shape = read_shape(folder)
     (model,) = build_model(shape, config)
     load_hf_weights([model], shape, folder)
@@ -103,7 +103,7 @@ def look_around_together(folder: Path, windows: Tensor, recompute: str, context:
     """A job: what a rank that shares the sequences has of them, its nats, and which of its embeddings each document's
     loss depends on."""
     config = settings(folder, recompute, context)
-    groups.divide_world(config.parallel)
+    groups.init_model_parallel(config.parallel)
     shape = read_shape(folder)
     (model,) = build_model(shape, config)
     load_hf_weights([model], shape, folder)

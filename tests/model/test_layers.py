@@ -11,10 +11,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.model.layers import ParallelResidualLayer
-from megatron_cpt.model.specs import layer_spec
+from megatron_cpt.model.layers import ParallelResidualLayer, layer_spec
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.seed import seed_everything
+from megatron_cpt.parallel.groups import seed_everything
 from tests.ranks import Ranks
 
 
@@ -43,7 +42,7 @@ def layer_of(parallel: bool, **changes: Any) -> TransformerLayer:
 
 def paths() -> dict[str, Any]:
     """A job: the output of both kinds of layer, with the same weights, beside sums of their parts."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     seed_everything(0)
     quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "use_cpu_initialization": True}
     parallel, serial = layer_of(True, **quiet), layer_of(False, **quiet)
@@ -78,7 +77,7 @@ def test_attention_and_mlp_read_the_same_input(one_rank: Ranks) -> None:
 
 
 def refusals() -> tuple[str, str]:
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     with pytest.raises(BadInput) as recomputation:
         layer_of(True, recompute_granularity="selective", recompute_modules=["core_attn", "mlp"])
     with pytest.raises(ValueError) as context:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_cpt.model import linear
+from megatron_cpt.model import cpu_kernels
 
 ALONE: dict[str, Any] = {"gradient_accumulation_fusion": False, "allreduce_dgrad": False, "sequence_parallel": False}
 
@@ -28,7 +28,7 @@ def test_values_and_gradients_are_torchs(has_bias: bool) -> None:
     theirs = functional.linear(states, weight, bias)
     wanted = [leaf for leaf in (states, weight, bias) if leaf is not None]
     expected = torch.autograd.grad(theirs, wanted, of_outputs)
-    ours = linear.linear(states, weight, bias, **ALONE)
+    ours = cpu_kernels.linear(states, weight, bias, **ALONE)
     torch.testing.assert_close(ours, theirs)
     for found, right in zip(torch.autograd.grad(ours, wanted, of_outputs), expected, strict=True):
         torch.testing.assert_close(found, right)
@@ -38,33 +38,33 @@ def test_a_gradient_is_added_to_what_the_buffer_holds() -> None:
     states, weight, _ = inputs(has_bias=False)
     weight.main_grad = torch.ones(4, 7)  # type: ignore[attr-defined]
     for _ in range(2):
-        linear.linear(states, weight, None, **ALONE | {"gradient_accumulation_fusion": True}).sum().backward()
+        cpu_kernels.linear(states, weight, None, **ALONE | {"gradient_accumulation_fusion": True}).sum().backward()
     assert weight.grad_added_to_main_grad  # type: ignore[attr-defined]
     torch.testing.assert_close(weight.main_grad, 1 + 2 * states.detach().sum((0, 1)).expand(4, 7))  # type: ignore[attr-defined]
 
 
 def test_the_first_layers_inputs_need_no_gradient() -> None:
     states, weight, _ = inputs(has_bias=False)
-    linear.linear(states.detach(), weight, None, **ALONE).sum().backward()
+    cpu_kernels.linear(states.detach(), weight, None, **ALONE).sum().backward()
     assert weight.grad is not None and states.grad is None
 
 
 def test_outputs_may_be_overwritten() -> None:
     states, weight, _ = inputs(has_bias=False)
-    linear.linear(states, weight, None, **ALONE).mul_(2).sum().backward()
+    cpu_kernels.linear(states, weight, None, **ALONE).mul_(2).sum().backward()
     torch.testing.assert_close(weight.grad, 2 * states.detach().sum((0, 1)).expand(4, 7))
 
 
 @pytest.mark.parametrize("changed", ["allreduce_dgrad", "sequence_parallel", "bf16", "no tokens"])
 def test_the_rest_is_left_to_megatron_core(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[SimpleNamespace] = []
-    monkeypatch.setattr(linear, "MEGATRONS", lambda **given: left.append(SimpleNamespace(**given)))
+    monkeypatch.setattr(cpu_kernels, "MEGATRONS", lambda **given: left.append(SimpleNamespace(**given)))
     states, weight, _ = inputs(has_bias=False)
     if changed == "bf16":
         states, weight = states.bfloat16(), weight.bfloat16()
     if changed == "no tokens":
         states = states[:0]
-    linear.linear(states, weight, None, **ALONE | {changed: True} if changed in ALONE else ALONE, tp_group="ranks")
+    cpu_kernels.linear(states, weight, None, **ALONE | {changed: True} if changed in ALONE else ALONE, tp_group="ranks")
     [given] = left
     assert given.input is states and given.weight is weight and given.tp_group == "ranks"
     assert [name for name in ALONE if getattr(given, name)] == [changed] * (changed in ALONE)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from megatron_cpt.model.machine import crowding_faults, machine_faults
-from megatron_cpt.model.specs import transformer_engine_usable
+from megatron_cpt.model.environment_checks import crowding_faults, machine_faults
+from megatron_cpt.model.layers import transformer_engine_usable
 from tests.config.examples import config_with
 
 without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transformer Engine is usable here")

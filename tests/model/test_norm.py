@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_cpt.model.norm import RMSNorm, RootMeanSquare
+from megatron_cpt.model.layers import RMSNorm, RootMeanSquare
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-5])

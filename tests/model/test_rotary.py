@@ -10,7 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_cpt.families.rope import LinearScaling, Llama3Scaling, YarnScaling
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.model.rotary import frequencies, score_scale
+from megatron_cpt.model.rope import frequencies, score_scale
 from tests.families.folders import LLAMA3_ROPE, SMALL, YARN, write_fields
 
 SCALINGS = [

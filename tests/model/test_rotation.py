@@ -6,8 +6,8 @@ from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.model import rotation
-from megatron_cpt.model.rotation import MEGATRONS, Rotation, rotate
+from megatron_cpt.model import rope
+from megatron_cpt.model.rope import MEGATRONS, Rotation, rotate
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
 
@@ -35,8 +35,8 @@ def test_states_and_gradients_are_those_of_megatron_core(turned: int) -> None:
 
 def turned_by_megatron_core(states: torch.Tensor, turned: int) -> torch.Tensor:
     """A job: the states as the installed Megatron-Core turns them, with ours in place."""
-    groups.divide_world(ParallelSettings())
-    rotation.put_in_place()
+    groups.init_model_parallel(ParallelSettings())
+    rope.install_rope()
     config = TransformerConfig(num_layers=1, hidden_size=24, num_attention_heads=3)
     return rope_utils.apply_rotary_pos_emb(states, angles(6, turned), config)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from megatron_cpt.config.load import load_config
+from megatron_cpt.model.cpu_kernels import Products
 from megatron_cpt.model.forward import run_micro_batches
-from megatron_cpt.model.weight_gradients import Products
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.train.assemble import Run, assemble
 from megatron_cpt.train.optimizer import clear_gradients
+from megatron_cpt.train.run import Run, assemble
 from tests.ranks import Ranks
 from tests.workshop import Workshop
 

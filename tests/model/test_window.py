@@ -6,15 +6,14 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.model.attention import SoftCappedAttention
-from megatron_cpt.model.window import WindowedAttention
+from megatron_cpt.model.attention import SoftCappedAttention, WindowedAttention
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
 
 
 def both(window: int, queries: int, keys: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Output and gradients of the blocks, and of scores that all stand in memory, on the same random input."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4, num_query_groups=2)
     torch.manual_seed(0)
     states = [torch.randn(length, 2, heads, 8) for length, heads in ((queries, 4), (keys, 2), (keys, 2))]

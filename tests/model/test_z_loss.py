@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.data.batches import make_batch
+from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
 from megatron_cpt.model.forward import run_micro_batches
@@ -45,11 +45,11 @@ def losses_and_gradients(
                 "precision": precision,
                 "z_loss": COEFFICIENT,
             },
-            "schedule": {"peak": 1e-5},
+            "schedule": {"peak_lr": 1e-5},
             "parallel": parallel,
         }
     )
-    groups.divide_world(config.parallel)
+    groups.init_model_parallel(config.parallel)
     shape = read_shape(folder)
     bare = build_model(shape, config)
     load_hf_weights(bare, shape, folder)

@@ -47,7 +47,7 @@ BASES = {
 """Runs of one process, and their settings; those of experts have another model."""
 STEPS = (
     "training.tokens=20 steps",
-    "checkpoint.every=null",
+    "checkpoint.save_interval=null",
     "validation.weight_updates=true",
     "validation.stability_gradient=general",
 )
@@ -75,14 +75,14 @@ def row(ranks: int, **parallel: object) -> Row:
     return Row(ranks, ()).named(**parallel)
 
 
-OVERLAPS = {"distributed_optimizer": "true", "overlap_gradient_reduce": "true", "overlap_parameter_gather": "true"}
+OVERLAPS = {"distributed_optimizer": "true", "overlap_grad_reduce": "true", "overlap_param_gather": "true"}
 ROWS = {
     "tensor 2": row(2, tensor=2),
     "tensor 2, sequence": row(2, tensor=2, sequence="true"),
     "pipeline 2": row(2, pipeline=2),
     "pipeline 2 x 2 chunks": row(2, pipeline=2, virtual_pipeline=2),
     "data 2": row(2),
-    "data 2, overlapped reduction": row(2, overlap_gradient_reduce="true"),
+    "data 2, overlapped reduction": row(2, overlap_grad_reduce="true"),
     "data 2, distributed optimizer": row(2, distributed_optimizer="true"),
     "data 2, distributed optimizer, both overlaps": row(2, **OVERLAPS),
     "tensor 2, pipeline 2": row(4, tensor=2, pipeline=2),
@@ -179,7 +179,12 @@ class Resume:
 
 RESUMED_STEPS = (
     *("training.tokens=6 steps", "training.global_batch_size=12", "training.micro_batch_size=1"),
-    *("checkpoint.every=2 steps", "checkpoint.keep_every=4 steps", "checkpoint.keep_last=9", "validation.sets={}"),
+    *(
+        "checkpoint.save_interval=2 steps",
+        "checkpoint.keep_every=4 steps",
+        "checkpoint.keep_last=9",
+        "validation.sets={}",
+    ),
 )
 BUCKETS = {
     "one bucket": (),
@@ -193,7 +198,7 @@ BF16 = "training.precision=bf16"
 
 def sharded(ranks: int, buckets: str, *overrides: str, base: str = "odd", **parallel: object) -> Row:
     """A row with a distributed optimizer."""
-    overlaps = {"distributed_optimizer": "true", "overlap_gradient_reduce": "true"}
+    overlaps = {"distributed_optimizer": "true", "overlap_grad_reduce": "true"}
     return Row(ranks, (*BUCKETS[buckets], *overrides), base).named(**overlaps, **parallel)
 
 

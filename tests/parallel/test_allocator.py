@@ -8,7 +8,7 @@ import pytest
 COUNTED = """
 import ctypes, resource, sys
 import numpy
-from megatron_cpt.parallel.allocator import keep_freed_memory
+from megatron_cpt.parallel.groups import keep_freed_memory
 if sys.argv[1] == "kept":
     if not keep_freed_memory():
         print("no glibc")

@@ -8,7 +8,7 @@ import torch
 from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import random as megatron_random
 
-from megatron_cpt.parallel import cpu
+from megatron_cpt.parallel import cpu_platform
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with CUDA the layer does nothing")
 
@@ -21,7 +21,7 @@ def test_megatron_factories_make_cpu_tensors_where_they_ask_for_cuda() -> None:
 
 
 def test_torch_itself_is_untouched() -> None:
-    assert cpu.installed()
+    assert cpu_platform.installed()
     with pytest.raises((AssertionError, RuntimeError)):
         torch.zeros(2, device="cuda")
     with pytest.raises((AssertionError, RuntimeError)):
@@ -43,9 +43,9 @@ def test_gradients_are_clipped_in_their_place() -> None:
 
 
 def test_events_and_streams_do_nothing_and_say_done() -> None:
-    event = cpu.Stream().record_event()
+    event = cpu_platform.Stream().record_event()
     assert event.query()
-    assert event.elapsed_time(cpu.Event()) == 0.0
+    assert event.elapsed_time(cpu_platform.Event()) == 0.0
 
 
 def test_importing_the_package_costs_no_torch() -> None:

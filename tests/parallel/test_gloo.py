@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.parallel import gloo, groups
+from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
 
 
@@ -19,7 +19,7 @@ def threads_of_devices() -> int:
 
 def divided() -> tuple[int, float]:
     """Job: threads of devices beside all of Megatron-Core's groups, and a sum over one of them."""
-    groups.divide_world(ParallelSettings(tensor=2))
+    groups.init_model_parallel(ParallelSettings(tensor=2))
     total = torch.tensor(groups.rank() + 1.0)
     dist.all_reduce(total, group=groups.tensor_group())
     return threads_of_devices(), float(total)
@@ -33,4 +33,4 @@ def test_all_groups_share_one_device(two_ranks: Ranks) -> None:
 
 def test_devices_of_named_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,lo")
-    assert len(gloo.open_devices()) == 2
+    assert len(groups.open_devices()) == 2

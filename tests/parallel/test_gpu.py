@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_cpt.parallel import cpu
+from megatron_cpt.parallel import cpu_platform
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_the_cpu_platform_does_nothing() -> None:
-    assert not cpu.installed()
+    assert not cpu_platform.installed()
     assert sys.modules["megatron.core.utils"].torch is torch
 
 
@@ -36,7 +36,7 @@ def test_a_gpu_gives_the_losses_that_transformers_gives(
 
 def test_a_gpu_run_resumes(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
-    shorter = ("schedule.kind=constant", "schedule.final=0")
+    shorter = ("schedule.kind=constant", "schedule.final_lr=0")
     one_rank.call(train, path=path, overrides=(*shorter, "training.tokens=4 steps"))
     one_rank.call(train, path=path, overrides=shorter)
     assert column(records_of(tmp_path / "run", "train"), "step") == list(range(1, 13))

@@ -19,7 +19,7 @@ def threads_after(paths: list[Path]) -> list[int]:
     counts = []
     for path in paths:
         train(path, ("training.tokens=4 steps",))
-        groups.leave_world()
+        groups.destroy()
         gc.collect()
         counts.append(psutil.Process().num_threads())
         join(path.name)

@@ -14,7 +14,7 @@ from tests.workshop import Workshop
 
 TWENTY_STEPS = (
     "training.tokens=20 steps",
-    "checkpoint.every=null",
+    "checkpoint.save_interval=null",
     "validation.weight_updates=true",
     "validation.stability_gradient=general",
 )

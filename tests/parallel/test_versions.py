@@ -8,7 +8,7 @@ import megatron.core
 from megatron.core import dist_checkpointing
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_cpt.parallel.versions import known_fields, options_of_save
+from megatron_cpt.parallel.mcore_compat import known_fields, options_of_save
 
 PACKAGE = Path(__file__).parents[2] / "megatron_cpt"
 MACHINE_WING = ("parallel", "data", "model", "checkpoint", "evaluate", "train")

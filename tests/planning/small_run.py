@@ -12,9 +12,9 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.corpus.indexed import IndexedWriter
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
-from megatron_cpt.planning.faults import checked_blend
+from megatron_cpt.planning.checks import checked_blend
 from megatron_cpt.planning.inputs import open_inputs
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 VOCABULARY = 64
 LLAMA = {
@@ -76,13 +76,13 @@ def settings(folder: Path) -> dict[str, Any]:
             },
         },
         "training": {"tokens": "100 steps", "global_batch_size": 8, "micro_batch_size": 2},
-        "schedule": {"peak": 1e-3},
+        "schedule": {"peak_lr": 1e-3},
         "validation": {
             "sets": {
                 "law": {"paths": [write_dataset(folder / "law.validation", 1000, model)], "role": "domain"},
                 "web": {"paths": [write_dataset(folder / "web.validation", 1000, model)], "tokens": 640},
             },
-            "marks": {"log": "2 per decade to 100 steps", "every": "50 steps"},
+            "eval_interval": {"log_spaced": "2 per decade to 100 steps", "every": "50 steps"},
         },
     }
 

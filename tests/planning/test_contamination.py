@@ -41,7 +41,7 @@ def sections(tmp_path: Path) -> dict[str, Any]:
     sections = settings(tmp_path)
     lines = [{"task": task, "text": "w2"} for task in ("quiz", "exam")]
     (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    sections["tasks"] = {"sets": {"both": {"path": str(tmp_path / "quiz.jsonl")}}}
+    sections["tasks"] = {"files": {"both": {"path": str(tmp_path / "quiz.jsonl")}}}
     return sections
 
 

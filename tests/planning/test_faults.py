@@ -169,13 +169,17 @@ def test_weights_that_make_no_shares_are_told_once(sections: dict[str, Any]) -> 
 def test_harness_tasks_that_cannot_be_asked(
     sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"tasks": ["arc_easy", f"{tmp_path}/no.yaml"], "include": f"{tmp_path}/no", "marks": {"log": "often"}}
-    sections["tasks"] = {"harness": {"exams": asked, "none": {"tasks": []}}, "groups": {"mean": ["arc_easy"]}}
+    asked = {
+        "tasks": ["arc_easy", f"{tmp_path}/no.yaml"],
+        "include": f"{tmp_path}/no",
+        "eval_interval": {"log_spaced": "often"},
+    }
+    sections["tasks"] = {"lm_eval": {"exams": asked, "none": {"tasks": []}}, "groups": {"mean": ["arc_easy"]}}
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     found = faults_of(sections)
     assert [fault.split(":")[0] for fault in found] == [
-        "tasks.harness.exams.marks.log = 'often'", "tasks.harness.none.tasks is empty", "tasks.harness",
-        f"tasks.harness.exams.include = {tmp_path}/no", "tasks.harness.exams.tasks",
+        "tasks.lm_eval.exams.marks.log = 'often'", "tasks.lm_eval.none.tasks is empty", "tasks.lm_eval",
+        f"tasks.lm_eval.exams.include = {tmp_path}/no", "tasks.lm_eval.exams.tasks",
     ]  # fmt: skip
     assert found[2].endswith("which is not installed. Install it: pip install 'megatron-cpt[eval]'.")
 
@@ -185,15 +189,15 @@ def test_tasks_that_cannot_be_asked(sections: dict[str, Any], tmp_path: Path) ->
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"task": "mine", "text": "w2"}))
     (tmp_path / "broken.jsonl").write_text('{"question": 1}')
     paths = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b", "broken", "gone")}
-    sections["tasks"] = {"sets": {"a": paths["a"]}}
+    sections["tasks"] = {"files": {"a": paths["a"]}}
     assert faults_of(sections) == []
-    sections["tasks"] = {"sets": paths, "groups": {"s1_medical": [], "none": []}}
+    sections["tasks"] = {"files": paths, "groups": {"s1_medical": [], "none": []}}
     found = faults_of(sections)
     assert len(found) == 3
-    assert found[0].startswith(f"tasks.sets.broken: {tmp_path}/broken.jsonl, line 1")
-    assert found[1].startswith(f"tasks.sets.gone: {tmp_path}/gone.jsonl: cannot be read")
-    assert found[2].startswith("tasks.sets.b: holds task 'mine', which tasks.sets.a holds too")
-    sections["tasks"] = {"sets": {"a": paths["a"]}, "groups": {"s1_medical": [], "none": [], "mine": ["other"]}}
+    assert found[0].startswith(f"tasks.files.broken: {tmp_path}/broken.jsonl, line 1")
+    assert found[1].startswith(f"tasks.files.gone: {tmp_path}/gone.jsonl: cannot be read")
+    assert found[2].startswith("tasks.files.b: holds task 'mine', which tasks.files.a holds too")
+    sections["tasks"] = {"files": {"a": paths["a"]}, "groups": {"s1_medical": [], "none": [], "mine": ["other"]}}
     found = faults_of(sections)
     assert [fault.split(":")[0] for fault in found] == [
         "tasks.groups.s1_medical", "tasks.groups.none is empty", "tasks.groups.mine", "tasks.groups.mine",
@@ -209,4 +213,4 @@ def test_a_rate_that_is_no_rate_and_a_missing_library_are_refused(
     (tmp_path / "wandb").mkdir()
     sections["schedule"]["peak"] = 1e5
     sections["run"]["wandb"] = {"project": "x"}
-    assert {fault.partition(":")[0] for fault in faults_of(sections)} == {"schedule.peak = 100000", "run.wandb"}
+    assert {fault.partition(":")[0] for fault in faults_of(sections)} == {"schedule.peak_lr = 100000", "run.wandb"}

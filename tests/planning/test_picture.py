@@ -1,10 +1,10 @@
 """picture.py: what is drawn is what the order gives."""
 
-from megatron_cpt.config.blend import DataSettings, PhaseSettings, SourceSettings
+from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.units import Duration
-from megatron_cpt.mixture.plan import BlendPlan, plan_blend
-from megatron_cpt.mixture.streams import blend_streams
-from megatron_cpt.planning.picture import picture_lines
+from megatron_cpt.mixture.blend import BlendPlan, plan_blend
+from megatron_cpt.mixture.phases import blend_streams
+from megatron_cpt.planning.text_tables import picture_lines
 
 
 def blend_of(phases: list[PhaseSettings], **weights: float) -> BlendPlan:

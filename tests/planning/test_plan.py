@@ -37,7 +37,7 @@ def test_steps_tokens_and_blend(sections: dict[str, Any]) -> None:
 
 
 def test_marks_and_what_they_cost(sections: dict[str, Any]) -> None:
-    sections["validation"]["sets"]["law"]["marks"] = {"start": True, "end": True}
+    sections["validation"]["sets"]["law"]["eval_interval"] = {"start": True, "end": True}
     plan = plan_of(sections)
     assert plan.marks == {"law": (0, 100), "web": (0, 1, 3, 10, 32, 50, 100)}
     law, web = plan.evaluations
@@ -47,7 +47,7 @@ def test_marks_and_what_they_cost(sections: dict[str, Any]) -> None:
 
 
 def test_batches_that_grow_are_told_and_counted(sections: dict[str, Any]) -> None:
-    sections["training"]["batch_ramp"] = {"start": 2, "increment": 2, "tokens": 24 * 32}
+    sections["training"]["batch_size_rampup"] = {"start": 2, "increment": 2, "tokens": 24 * 32}
     plan = plan_of(sections)
     # 4 steps of 2 sequences, 2 of 4, 2 of 6 (28 sequences), then 92 of 8.
     assert (plan.steps, plan.tokens_per_step, plan.tokens) == (100, 256, 764 * 32)
@@ -57,10 +57,14 @@ def test_batches_that_grow_are_told_and_counted(sections: dict[str, Any]) -> Non
     assert web.compute_share == pytest.approx(len(web.marks) * 640 / (3 * 764 * 32))
     assert "100 steps of at most 8 x 32 = 256 tokens" in plan.table()
     assert "Batches  from 2 sequences in 3 stairs: 8 after 8 steps, 896 tokens" in plan.table()
-    assert plan.to_dict()["batch_ramp"] == [{"steps": 4, "size": 2}, {"steps": 2, "size": 4}, {"steps": 2, "size": 6}]
-    del sections["training"]["batch_ramp"]
+    assert plan.to_dict()["batch_size_rampup"] == [
+        {"steps": 4, "size": 2},
+        {"steps": 2, "size": 4},
+        {"steps": 2, "size": 6},
+    ]
+    del sections["training"]["batch_size_rampup"]
     assert "Batches" not in plan_of(sections).table()
-    assert "batch_ramp" not in plan_of(sections).to_dict()
+    assert "batch_size_rampup" not in plan_of(sections).to_dict()
 
 
 def test_size_of_the_model(sections: dict[str, Any]) -> None:
@@ -124,7 +128,7 @@ def test_a_run_that_an_exhausted_source_ends(sections: dict[str, Any]) -> None:
 def test_the_schedule_of_a_run_that_an_exhausted_source_ends_comes_to_its_end(sections: dict[str, Any]) -> None:
     sections["data"]["when_exhausted"] = "stop"
     sections["data"]["sources"]["law"]["max_epochs"] = 1.5
-    sections["schedule"] = {"peak": 1e-3, "final": 1e-5, "kind": "linear", "warmup": "10 steps"}
+    sections["schedule"] = {"peak_lr": 1e-3, "final_lr": 1e-5, "kind": "linear", "warmup": "10 steps"}
     config = plan_of(sections).config
     assert (config.total_steps, config.total_tokens) == (78, 78 * 256)
     assert learning_rate(config.schedule, config.total_tokens, config.total_tokens, config.tokens_per_step) == 1e-5
@@ -145,13 +149,13 @@ def test_what_looks_unwise_is_said(sections: dict[str, Any], tmp_path: Path) -> 
         "sequence_length": 32,
         "sources": {"law": {"paths": [write_dataset(tmp_path / "f", 5000, None)]}},
     }
-    sections["validation"]["marks"] = {"start": False, "every": "50 steps"}
+    sections["validation"]["eval_interval"] = {"start": False, "every": "50 steps"}
     del sections["validation"]["sets"]["web"]
     warnings = plan_of(sections).warnings
     assert [warning.split(":")[0] for warning in warnings] == [
         "source law is read 5.1 times",
         "no source of role `replay` gives tokens",
-        "no validation set has the role `replay`",
+        "no validation set has the role `general`",
         "no evaluation before the first update of law",
         "no dense early marks for law",
         "data.sources.law",
@@ -180,7 +184,7 @@ def test_plan_json(sections: dict[str, Any]) -> None:
     assert content["tokens"] == 25_600
     assert [source["sequences"] for source in content["blend"]["sources"]] == [600, 200]
     assert content["blend"]["order"]["phases"] == [{"first_sequence": 0, "weights": {"law": 3, "web": 1}}]
-    assert content["evaluations"][0]["marks"] == [0, 1, 3, 10, 32, 50, 100]
+    assert content["evaluations"][0]["eval_interval"] == [0, 1, 3, 10, 32, 50, 100]
     memory = content["model"]["memory"]
     assert content["model"]["memory_per_rank"] == sum(memory.values())
 
@@ -222,14 +226,14 @@ def test_a_limit_thins_marks_and_says_so(sections: dict[str, Any]) -> None:
 def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModuleSpec("lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval", module_from_spec(spec))
-    sections["tasks"] = {"harness": {"exams": {"tasks": ["arc_easy"], "marks": {"every": "10 steps"}}}}
+    sections["tasks"] = {"lm_eval": {"exams": {"tasks": ["arc_easy"], "eval_interval": {"every": "10 steps"}}}}
     sections["validation"]["max_overhead"] = 0.1
     plan = plan_of(sections)
-    assert plan.harness_marks == {"exams": tuple(range(0, 101, 10))} and plan.task_marks == {}
+    assert plan.lm_eval_marks == {"exams": tuple(range(0, 101, 10))} and plan.task_marks == {}
     assert len(plan.marks["law"]) < 7
     lines = plan.table().splitlines()
     assert next(line for line in lines if "(harness)" in line).split()[:9] == [
-        "exams", "(harness)", "replay", "not", "known", "11", "not", "known", "0,"
+        "exams", "(lm_eval)", "general", "not", "known", "11", "not", "known", "0,"
     ]  # fmt: skip
     assert next(line for line in lines if "together" in line).endswith("% and more")
     assert "max_overhead does not count the harness's tasks of exams" in plan.warnings[-1]
@@ -237,7 +241,7 @@ def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkey
 
 def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "w2"}\n{"text": "w3"}')
-    sections["tasks"] = {"sets": {"texts": {"path": str(tmp_path / "texts.jsonl")}}}
+    sections["tasks"] = {"files": {"texts": {"path": str(tmp_path / "texts.jsonl")}}}
     sections["validation"]["stability_gradient"] = "web"
     _, web, texts = plan_of(sections).evaluations
     assert (texts.kind, texts.tokens, texts.marks) == ("tasks", 2, (0, 100))
@@ -265,4 +269,4 @@ def test_a_budget_that_a_validation_set_does_not_hold_and_a_high_rate_are_named(
     new = [line for line in plan_of(sections).warnings if line not in before]
     assert len(new) == 2
     assert any(line.startswith("validation set law has ") and "1.00M tokens of its budget" in line for line in new)
-    assert any(line.startswith("schedule.peak = 0.1 is far above") for line in new)
+    assert any(line.startswith("schedule.peak_lr = 0.1 is far above") for line in new)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_cpt.planning.text import columns, percent, quantity, size
+from megatron_cpt.planning.text_tables import columns, percent, quantity, size
 
 
 @pytest.mark.parametrize(

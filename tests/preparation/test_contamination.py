@@ -15,10 +15,10 @@ from megatron_cpt.preparation.contamination import (
     evaluation_ngrams,
     read_contamination,
 )
+from megatron_cpt.preparation.hashed_words import hashed_words
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.preparation.words import hashed_words
-from megatron_cpt.tasks.evaluation_text import evaluation_sets
+from megatron_cpt.tasks.task_files import evaluation_sets
 
 WriteJsonl = Callable[..., Path]
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"

@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cpt.corpus.mixed import mixed
+from megatron_cpt.corpus.hashing import mixed
 from megatron_cpt.preparation import dedup
 from megatron_cpt.preparation.dedup import copies
-from megatron_cpt.preparation.sorted_run import RECORD, SortedRun, TokenizedDocuments, write_run
-from megatron_cpt.preparation.spool import TokenSpool
+from megatron_cpt.preparation.sorted_runs import RECORD, SortedRun, TokenBuffer, TokenizedDocuments, write_run
 
 HASHES = st.lists(st.sampled_from([0, 1, 2, 2**58, 2**63, 2**64 - 1, 12345678901234567]), max_size=60)
 
@@ -25,7 +24,7 @@ def runs_of(folder: Path, hashes: list[int], size: int) -> list[SortedRun]:
         records["bytes"] = first + np.arange(len(part))
         records["key"] = mixed(records["bytes"].astype(np.uint64))
         nothing = TokenizedDocuments(records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8))
-        write_run(folder / f"{first}.run", nothing, TokenSpool(folder, np.dtype("<u2")))
+        write_run(folder / f"{first}.run", nothing, TokenBuffer(folder, np.dtype("<u2")))
         runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(part), 0, 0, 0))
     return runs
 

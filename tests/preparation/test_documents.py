@@ -5,8 +5,7 @@ import pytest
 
 from megatron_cpt.preparation import documents
 from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
-from megatron_cpt.preparation.inputs import Kind
-from megatron_cpt.preparation.pieces import Piece
+from megatron_cpt.preparation.inputs import Kind, Piece
 
 BAD = [
     (b'{"text": "no end}', "broken JSON"),

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.corpus.mixed import mixed
-from megatron_cpt.preparation.holdout import ALL, below, bound_of_share, bound_of_tokens, content_hash, holdout_keys
+from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.preparation.sorted_runs import ALL, below, bound_of_share, bound_of_tokens, content_hash, holdout_keys
 
 
 def test_the_share_is_met_and_a_larger_one_holds_out_the_same_and_more() -> None:

@@ -10,21 +10,20 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("rensa", reason="the optional rensa is not installed: pip install -e '.[quality]'")
-
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.preparation import minhash, near
+from megatron_cpt.preparation import dedup, text_signatures
 from megatron_cpt.preparation.contamination import OVERLAP
-from megatron_cpt.preparation.findings import Findings, FoundRun, write_findings
+from megatron_cpt.preparation.dedup import DropMask, Reason, near_duplicates
+from megatron_cpt.preparation.hashed_words import hashed_words
 from megatron_cpt.preparation.job import PrepareSettings
-from megatron_cpt.preparation.marks import Marks, Reason
-from megatron_cpt.preparation.near import near_duplicates
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.preparation.sorted_run import RECORD, SortedRun, TokenizedDocuments, write_run
-from megatron_cpt.preparation.spool import TokenSpool
-from megatron_cpt.preparation.words import hashed_words
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.preparation.sorted_runs import RECORD, SortedRun, TokenBuffer, TokenizedDocuments, write_run
+from megatron_cpt.preparation.text_signatures import FoundRun, TextSignatures, write_signatures
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
+
+pytest.importorskip("rensa", reason="the optional rensa is not installed: pip install -e '.[quality]'")
+
 
 WriteJsonl = Callable[..., Path]
 
@@ -128,8 +127,8 @@ SIGNATURES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size
 
 def made_up(kinds: list[tuple[int, int]]) -> np.ndarray:
     """Signatures of a few kinds, each with so many slots of its own."""
-    rows = np.array([np.random.default_rng(kind).integers(0, 1 << 32, minhash.SLOTS) for kind, _ in kinds])
-    rows = rows.reshape(-1, minhash.SLOTS).astype(np.uint32)
+    rows = np.array([np.random.default_rng(kind).integers(0, 1 << 32, text_signatures.SLOTS) for kind, _ in kinds])
+    rows = rows.reshape(-1, text_signatures.SLOTS).astype(np.uint32)
     for number, (_, own) in enumerate(kinds):
         rows[number, :own] = np.random.default_rng(1000 + number).integers(0, 1 << 32, own)
     return rows
@@ -144,7 +143,7 @@ def test_of_each_pair_the_higher_rank_leaves_if_the_other_stays(
     rows = made_up(kinds)
     ranks = np.random.default_rng(len(kinds)).permutation(len(kinds)).astype(np.uint64) << np.uint64(58)
     leaving = left_by(folder, rows, ranks, size, dict(zip(LIMITS, limits, strict=True)))
-    bands = minhash.band_keys(rows)
+    bands = text_signatures.band_keys(rows)
     expected: dict[int, int] = {}
     for document in np.argsort(ranks).tolist():
         for other in np.argsort(ranks).tolist():
@@ -175,16 +174,16 @@ def left_by(folder: Path, rows: np.ndarray, ranks: np.ndarray, size: int, limits
         records = np.zeros(len(rows[first : first + size]), RECORD)
         records["holdout_key"] = ranks[first : first + size]
         documents = TokenizedDocuments(records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8))
-        write_run(folder / f"{first}.run", documents, TokenSpool(folder, np.dtype("<u2")))
+        write_run(folder / f"{first}.run", documents, TokenBuffer(folder, np.dtype("<u2")))
         runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(records), 0, 0, 0))
-        findings = Findings(rows[first : first + size], np.ones(len(records), np.bool_), np.empty(0, OVERLAP))
-        checksum = write_findings(folder / f"{first}.found", findings, np.arange(len(records)))
-        found.append(FoundRun(folder / f"{first}.found", len(records), len(records) * minhash.BANDS, 0))
+        findings = TextSignatures(rows[first : first + size], np.ones(len(records), np.bool_), np.empty(0, OVERLAP))
+        checksum = write_signatures(folder / f"{first}.found", findings, np.arange(len(records)))
+        found.append(FoundRun(folder / f"{first}.found", len(records), len(records) * text_signatures.BANDS, 0))
         assert found[-1].is_whole(checksum) and not found[-1].is_whole(checksum + 1)
     leaving = {}
-    with pytest.MonkeyPatch.context() as patch, Marks(folder / "marks", runs) as marks:
+    with pytest.MonkeyPatch.context() as patch, DropMask(folder / "marks", runs) as marks:
         for name, value in limits.items():
-            patch.setattr(near, name, value)
+            patch.setattr(dedup, name, value)
         for one in near_duplicates(runs, found, 0.8, marks, folder / "pairs"):
             marks.mark(one.run, one.position, Reason.NEAR_DUPLICATE)
             leaving[one.run * size + one.position] = one.of_run * size + one.of_position

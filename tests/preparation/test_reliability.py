@@ -8,12 +8,11 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.verify import verify_dataset
+from megatron_cpt.corpus.manifest import verify_dataset
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.tokenizer.encoded import Opened
-from megatron_cpt.tokenizer.plain_numbers import open_numbers
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tokenizer.formats import Opened, open_numbers
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 BAD_LINES = {
     "an unterminated string": (b'{"text": "no end}\n', "broken JSON"),

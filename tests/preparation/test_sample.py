@@ -2,11 +2,10 @@ import gzip
 import json
 from pathlib import Path
 
-from megatron_cpt.preparation.inputs import input_files
+from megatron_cpt.preparation.inputs import input_files, spans
 from megatron_cpt.preparation.job import Job, PrepareSettings
-from megatron_cpt.preparation.pieces import spans
-from megatron_cpt.preparation.sample import SAMPLED_CHARACTERS, sample
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.preparation.prepare import SAMPLED_CHARACTERS, sample
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 
 def test_the_sample_comes_from_all_over_the_input(tmp_path: Path, tokenizer_folder: Path) -> None:

@@ -5,10 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cpt.corpus.mixed import mixed
-from megatron_cpt.preparation import spool
-from megatron_cpt.preparation.sorted_run import RECORD, SortedRun, TokenizedDocuments, shuffle_keys, write_run
-from megatron_cpt.preparation.spool import TokenSpool
+from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.preparation import sorted_runs
+from megatron_cpt.preparation.sorted_runs import (
+    RECORD,
+    SortedRun,
+    TokenBuffer,
+    TokenizedDocuments,
+    shuffle_keys,
+    write_run,
+)
 
 
 def documents(count: int, seed: int = 1) -> TokenizedDocuments:
@@ -28,7 +34,7 @@ def documents(count: int, seed: int = 1) -> TokenizedDocuments:
 
 
 def write(path: Path, whole: TokenizedDocuments) -> int:
-    with TokenSpool(path.parent, np.dtype("<i4")) as tokens:
+    with TokenBuffer(path.parent, np.dtype("<i4")) as tokens:
         for part in np.array_split(whole.tokens, 7):
             tokens.add(part)
         assert tokens.count == len(whole.tokens)
@@ -59,7 +65,7 @@ def test_any_stretch_comes_back_in_the_order_of_keys(
     tmp_path: Path, cuts: list[int], memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the ids are on the way: in memory, in a scratch file, or in both."""
-    monkeypatch.setattr(spool, "MEMORY_BYTES", memory)
+    monkeypatch.setattr(sorted_runs, "MEMORY_BYTES", memory)
     whole = documents(500)
     run = written(tmp_path / "run", whole)
     parts = [run.read(first, end) for first, end in pairwise(cuts)]

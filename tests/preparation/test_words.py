@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.preparation.words import hashed_words
+from megatron_cpt.preparation.hashed_words import hashed_words
 
 TEXTS = st.lists(st.text(alphabet="ab 漢字é.,\nA\uff22\U00010400", max_size=30), max_size=8)
 

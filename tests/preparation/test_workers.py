@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
-from megatron_cpt.preparation import workers
-from megatron_cpt.preparation.workers import TASKS_AHEAD, Workers
+from megatron_cpt.preparation import pool as workers
+from megatron_cpt.preparation.pool import TASKS_AHEAD, Workers
 
 ENOUGH = 1 << 40
 """Memory that no worker reaches."""

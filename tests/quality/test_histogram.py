@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.quality.histogram import histogram_lines
+from megatron_cpt.quality.score import histogram_lines
 
 
 def counted(lines: list[str]) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.corpus.chunks import DocumentChunk
+from megatron_cpt.corpus.stream import DocumentChunk
 from megatron_cpt.quality.ngram import NgramModel, train
 
 VOCABULARY = 6

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.quality.ranking import (
+from megatron_cpt.quality.select import (
     KEEPS,
     Keep,
     gumbel_noise,

@@ -9,19 +9,14 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.corpus.chunks import DocumentChunk
-from megatron_cpt.corpus.columns import column_path
-from megatron_cpt.corpus.manifest import load_manifest, write_manifest
-from megatron_cpt.corpus.scores import read_record, read_score
+from megatron_cpt.corpus.manifest import column_path, load_manifest, read_record, read_score, write_manifest
 from megatron_cpt.corpus.selection import SelectedDataset
+from megatron_cpt.corpus.stream import DocumentChunk
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.quality.classifier import Sides, classifier_method
-from megatron_cpt.quality.hashed import hashed_ngrams
-from megatron_cpt.quality.importance import importance_method
-from megatron_cpt.quality.perplexity import ngram_method
-from megatron_cpt.quality.reference import open_references
-from megatron_cpt.quality.score import Method, Scorer, open_datasets, score
+from megatron_cpt.quality.learned import Sides, classifier_method, hashed_ngrams, importance_method
+from megatron_cpt.quality.ngram import ngram_method
+from megatron_cpt.quality.score import Method, Scorer, open_datasets, open_references, score
 from tests.corpus.datasets import write_dataset
 
 WORDS = {

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_cpt.runs.folder import Status, write_status
 from megatron_cpt.runs.records import RecordWriter
-from megatron_cpt.runs.status import Status, write_status
 
 STEP_TOKENS = 4096
 MARKS = [0, 1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 80, 100, 120, 140, 160, 180, 200, 220, 240, 256]
 SEQUENCE_TOKENS = [256] * 63 + [97]
-CONFIG = "run:\n  folder: runs/x\n  seed: 1234\nschedule:\n  peak: 0.001  # </details><script>alert(1)</script>\n"
+CONFIG = "run:\n  folder: runs/x\n  seed: 1234\nschedule:\n  peak_lr: 0.001  # </details><script>alert(1)</script>\n"
 
 
 def write_run(folder: Path, mitigated: bool, names: tuple[str, str] = ("general", "code")) -> Path:
@@ -23,11 +23,11 @@ def write_run(folder: Path, mitigated: bool, names: tuple[str, str] = ("general"
         if step:
             records.append(_train(step, mitigated, names, noise))
         if step in MARKS:
-            records.append(_validation(step, general, "replay", _general(step, mitigated), noise))
+            records.append(_validation(step, general, "general", _general(step, mitigated), noise))
             records.append(_validation(step, domain, "domain", _domain(step, mitigated), noise))
             records += [_stability(step, general), _weights(step)]
         if step % 64 == 0:
-            records += [_task(step, f"{general} task", "replay", 0.6 - 0.2 * (step > 0) * (not mitigated), noise)]
+            records += [_task(step, f"{general} task", "general", 0.6 - 0.2 * (step > 0) * (not mitigated), noise)]
             records += [_task(step, f"{domain} task", "domain", 0.3 + 0.001 * step, noise), _group(step, general)]
     records.append(_at(40, "event") | {"event": "skipped_not_finite", "loss": None, "<b>reason": "<script>"})
     writer = RecordWriter(folder / "records.jsonl")

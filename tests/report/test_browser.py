@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.report.comparison import compare
 from megatron_cpt.report.page import report_page
-from megatron_cpt.report.runs import read_runs
+from megatron_cpt.report.read import compare, read_runs
 from tests.report.synthetic import write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import orjson
 
-from megatron_cpt.report.contamination import contamination_section
-from megatron_cpt.report.runs import read_runs
+from megatron_cpt.report.read import read_runs
+from megatron_cpt.report.sections import contamination_section
 from tests.report.synthetic import write_run
 from tests.report.test_page import Balance
 

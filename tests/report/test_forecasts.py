@@ -10,11 +10,11 @@ import yaml
 from megatron_cpt.commands import report
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.report.forecasts import forecast_line, forecasts_of
 from megatron_cpt.report.page import report_page
-from megatron_cpt.report.runs import read_runs
+from megatron_cpt.report.read import read_runs
+from megatron_cpt.report.sections import forecast_line, forecasts_of
+from megatron_cpt.runs.folder import Status, write_status
 from megatron_cpt.runs.records import RecordWriter
-from megatron_cpt.runs.status import Status, write_status
 
 STEPS, STEP_TOKENS = 400, 1024
 CONFIG = {
@@ -22,8 +22,8 @@ CONFIG = {
     "model": {"hf": "base"},
     "data": {"sequence_length": 128, "sources": {"code": {"paths": ["data/code"]}}},
     "training": {"tokens": f"{STEPS} steps", "global_batch_size": 8, "micro_batch_size": 8},
-    "schedule": {"kind": "cosine", "peak": 2e-3, "final": 2e-4, "warmup": "20 steps"},
-    "validation": {"sets": {"general": {"paths": ["data/general"], "role": "replay"}}},
+    "schedule": {"kind": "cosine", "peak_lr": 2e-3, "final_lr": 2e-4, "warmup": "20 steps"},
+    "validation": {"sets": {"general": {"paths": ["data/general"], "role": "general"}}},
 }
 
 
@@ -49,7 +49,7 @@ def running(folder: Path, done: int, state: str = "running") -> Path:
             writer.append(train | {"source_losses": {}, "source_tokens": {}, "source_epochs": {}})
         if step % 10 == 0:
             writer.append({
-                "kind": "validation", "step": step, "tokens": tokens, "set": "general", "role": "replay",
+                "kind": "validation", "step": step, "tokens": tokens, "set": "general", "role": "general",
                 "loss": loss(step) + noise.normal(0, 0.003), "bits_per_byte": None, "scored_tokens": 1000,
                 "scored_bytes": None, "identity": "g", "seconds": 0.1,
             })  # fmt: skip

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from megatron_cpt.report.page import report_page
-from megatron_cpt.report.runs import read_runs
+from megatron_cpt.report.read import read_runs
 from tests.report.synthetic import write_run
 
 VOID = {"meta", "link", "br", "img", "line", "rect", "circle", "path", "use"}

@@ -6,8 +6,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from megatron_cpt.report.palette import DARK, LIGHT
-from megatron_cpt.report.panels import LONGEST_LINE, drawing, inline_svg, logarithmic_token_axis, new_panel, thin
+from megatron_cpt.report.figures import (
+    DARK,
+    LIGHT,
+    LONGEST_LINE,
+    drawing,
+    inline_svg,
+    logarithmic_token_axis,
+    new_panel,
+    thin,
+)
 
 
 def test_a_short_line_is_left_alone_save_for_what_is_not_a_number():

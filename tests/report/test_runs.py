@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.report.runs import read_runs, short_names, training_history
+from megatron_cpt.report.read import read_runs, short_names, training_history
 from tests.report.synthetic import write_run
 
 

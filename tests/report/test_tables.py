@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from megatron_cpt.gap.differences import ArmDifference
-from megatron_cpt.report.comparison_tables import difference_table
+from megatron_cpt.gap.compare import ArmDifference
 from megatron_cpt.report.figures import curves_by_set
-from megatron_cpt.report.runs import read_runs
-from megatron_cpt.report.tables import MINUS, gap_table, mixture_table, plan_tables
+from megatron_cpt.report.read import read_runs
+from megatron_cpt.report.tables import MINUS, difference_table, gap_table, mixture_table, plan_tables
 from tests.report.synthetic import write_run
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cpt.runs.durable import durable_file, write_durably, write_json
+from megatron_cpt.runs.folder import durable_file, write_durably, write_json
 
 
 def test_content_appears_whole_under_its_name(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.runs.lock import only_job
+from megatron_cpt.runs.folder import only_job
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from megatron_cpt.runs.lock import only_job
+from megatron_cpt.runs.folder import only_job
 with only_job(Path(sys.argv[1])):
     if os.fork() == 0:
         time.sleep(60)  # a child, such as a writer of checkpoints, holds nothing

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault
-from megatron_cpt.runs.status import ExitCode, Status, exit_code_of, read_status, write_status
+from megatron_cpt.runs.folder import ExitCode, Status, exit_code_of, read_status, write_status
 
 
 def test_exit_codes_are_an_api() -> None:

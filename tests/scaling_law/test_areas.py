@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_cpt.config.schedule import Areas
-from megatron_cpt.scaling_law.areas import annealing_areas, forward_areas, rate_drops
+from megatron_cpt.scaling_law.laws import annealing_areas, forward_areas, rate_drops
 
 
 def test_literal_areas():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_cpt.scaling_law.budgets import (
+from megatron_cpt.scaling_law.laws import (
     critical_mixture_share,
     domain_pretraining_law,
     forgetting_law,

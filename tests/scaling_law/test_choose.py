@@ -12,15 +12,14 @@ from megatron_cpt.scaling_law.choose import (
     Laws,
     Recipe,
     critical_point,
+    laws_of,
     ranked,
     recipes,
     turning_length,
 )
-from megatron_cpt.scaling_law.combination import fit_combination
-from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
-from megatron_cpt.scaling_law.document import laws_of
+from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS, fit_combination
 from megatron_cpt.scaling_law.fit import Fit, fit_law
-from megatron_cpt.scaling_law.pretraining import ANNEALING
+from megatron_cpt.scaling_law.laws import ANNEALING
 
 HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999} | ON_DEMAND | SIZE_TERMS
 GENERAL = HELD | {

@@ -8,13 +8,10 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
-from megatron_cpt.scaling_law.fit import Fit, fit_law, huber_objective
-from megatron_cpt.scaling_law.foreign import read_csv
-from megatron_cpt.scaling_law.heldout import errors_on, mean_errors
-from megatron_cpt.scaling_law.intervals import bootstrap
-from megatron_cpt.scaling_law.parameters import Law
-from megatron_cpt.scaling_law.points import Curve
-from megatron_cpt.scaling_law.pretraining import ANNEALING, MULTI_POWER, RATE_WEIGHTED
+from megatron_cpt.scaling_law.curves import Curve, read_csv
+from megatron_cpt.scaling_law.fit import Fit, errors_on, fit_law, huber_objective, mean_errors
+from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, RATE_WEIGHTED, Law
+from megatron_cpt.scaling_law.uncertainty import bootstrap
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLIC = SHARED / "data" / "loss_curves_mpl"

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from megatron_cpt.scaling_law.continual import CONTINUAL
+from megatron_cpt.scaling_law.curves import Curve, read_csv
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.forecast import forecast
-from megatron_cpt.scaling_law.foreign import read_csv
-from megatron_cpt.scaling_law.points import Curve
-from megatron_cpt.scaling_law.pretraining import ANNEALING
+from megatron_cpt.scaling_law.laws import ANNEALING
 from tests.scaling_law.test_fit import ANNEALED, PRINTED, planted
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))

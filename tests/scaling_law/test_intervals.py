@@ -5,13 +5,11 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.continual import CONTINUAL
-from megatron_cpt.scaling_law.cross_validation import best_method, left_out_errors
-from megatron_cpt.scaling_law.fit import Fit, fit_law
-from megatron_cpt.scaling_law.intervals import band, bootstrap
-from megatron_cpt.scaling_law.method import Method
-from megatron_cpt.scaling_law.points import Curve
-from megatron_cpt.scaling_law.pretraining import ANNEALING, MULTI_POWER
-from megatron_cpt.scaling_law.profile import likeness, profiled
+from megatron_cpt.scaling_law.curves import Curve
+from megatron_cpt.scaling_law.fit import Fit, best_method, fit_law, left_out_errors
+from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER
+from megatron_cpt.scaling_law.problem import Method
+from megatron_cpt.scaling_law.uncertainty import band, bootstrap, likeness, profiled
 from tests.scaling_law.test_fit import ANNEALED, PRINTED, history, planted, schedule
 
 WITH_INJECTION = PRINTED | {"bend": 0.0, "injection_gain": 200.0, "injection_exponent": 0.4}

@@ -8,8 +8,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.scaling_law.foreign import rates_of_every_update, read_csv, read_tensorboard
-from megatron_cpt.scaling_law.points import read_run
+from megatron_cpt.scaling_law.curves import rates_of_every_update, read_csv, read_run, read_tensorboard
 
 
 def write(path: Path, text: str) -> Path:

@@ -21,7 +21,7 @@ RUN = {
         "replay_ratio": 0.1,
     },
     "training": {"tokens": "10 steps", "global_batch_size": 8},
-    "schedule": {"peak": 1e-3},
+    "schedule": {"peak_lr": 1e-3},
 }
 
 
@@ -33,14 +33,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
-    grid = {"data.replay_ratio": [0, 0.05], "schedule.peak": ["1e-3", "2e-3"]}
+    grid = {"data.replay_ratio": [0, 0.05], "schedule.peak_lr": ["1e-3", "2e-3"]}
     Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "grid": grid, "seeds": [1, 2]}))
     assert command.main(["arms.yaml"]) == 0
     assert "8 runs: 4 arms, 2 seeds" in capsys.readouterr().out
     configs = sorted(Path("out/configs").glob("*.yaml"))
     assert len(configs) == 8
     one = load_config("out/configs/replay_ratio-0.05-peak-2e-3-seed-2.yaml")
-    assert (one.data.replay_ratio, one.schedule.peak, one.run.seed) == (0.05, 2e-3, 2)
+    assert (one.data.replay_ratio, one.schedule.peak_lr, one.run.seed) == (0.05, 2e-3, 2)
     assert one.run.folder == "out/runs/replay_ratio-0.05-peak-2e-3-seed-2"
     assert len({load_config(path).run.folder for path in configs}) == 8
 
@@ -55,7 +55,7 @@ def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_faults_of_every_arm_come_at_once_and_nothing_is_written(here: Path):
-    arms = [{"data.replay_ratio": 1.5}, {"schedule.peak": -1}, {"schedule.kind": "cosine"}]
+    arms = [{"data.replay_ratio": 1.5}, {"schedule.peak_lr": -1}, {"schedule.kind": "cosine"}]
     Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "arms": arms}))
     with pytest.raises(BadInput) as error:
         write_sweep(read_sweep(Path("arms.yaml")))
@@ -84,7 +84,7 @@ def test_pilot_runs(here: Path):
     configs = [load_config(path) for path in write_sweep(sweep)]
     assert [config.data.replay_ratio for config in configs] == [0, 0, 0.5, 0.5]
     assert {config.total_steps for config in configs} == {5000}
-    assert str(configs[0].validation.marks.every) == "100 steps"
+    assert str(configs[0].validation.eval_interval.every) == "100 steps"
     assert decay_is_fitted(1999) and not decay_is_fitted(2001)
 
 

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.runs.durable import write_json
-from megatron_cpt.scaling_law.budgets import domain_pretraining_law, forgetting_law, mixing_law
-from megatron_cpt.scaling_law.critical import CRITICAL_RATIO, critical_shares
+from megatron_cpt.runs.folder import write_json
 from megatron_cpt.scaling_law.fit import fit_law
-from megatron_cpt.scaling_law.table import Table, read_table
+from megatron_cpt.scaling_law.laws import domain_pretraining_law, forgetting_law, mixing_law
 from megatron_cpt.scaling_law.table_choice import ranked_mixtures
-from megatron_cpt.scaling_law.table_fits import (
+from megatron_cpt.scaling_law.tables import (
+    CRITICAL_RATIO,
+    Table,
+    critical_shares,
     fitted_tables,
     left_out_rows,
+    read_table,
     read_table_fits,
     table_document,
 )

@@ -7,9 +7,8 @@ import pytest
 
 from megatron_cpt.commands import evaluate
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.tasks.questions import Question, Text, read_items
-from megatron_cpt.tasks.requests import continuations
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tasks.task_files import Question, Text, continuations, read_items
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.workshop import Workshop
 
 GOOD = {"id": "a", "task": "t", "question": "Q", "choices": ["x", "y"], "answer": 1}

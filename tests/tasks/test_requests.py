@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.tasks.questions import Question
-from megatron_cpt.tasks.requests import windows, with_examples
+from megatron_cpt.tasks.task_files import Question, windows, with_examples
 
 
 def test_the_first_window_begins_at_the_text_and_the_last_is_full() -> None:

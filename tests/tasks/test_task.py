@@ -7,9 +7,8 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import TaskSettings
-from megatron_cpt.tasks.benchmarks import usual_metric
-from megatron_cpt.tasks.task import Task, open_tasks
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tasks.task_files import Task, open_tasks, usual_metric
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.workshop import Workshop
 
 

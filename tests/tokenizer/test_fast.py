@@ -13,10 +13,9 @@ from tokenizers import models, pre_tokenizers
 
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.tokenizer.encoded import Encoded
-from megatron_cpt.tokenizer.fast import FastTokenizer, NotEqual
-from megatron_cpt.tokenizer.huggingface import HuggingFace
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tokenizer.formats import Encoded, HuggingFace
+from megatron_cpt.tokenizer.gigatoken import FastTokenizer, NotEqual
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.texts import save_tokenizer, unigram
 
 pytest.importorskip("gigatoken", reason="the optional gigatoken is not installed")
@@ -120,8 +119,8 @@ def test_prepare_falls_back_with_a_warning(tmp_path: Path, write_jsonl: Callable
 def test_the_process_beside_ends_with_one_that_is_killed(tokenizer_folder: Path) -> None:
     code = """if True:
         import os, signal, sys
-        from megatron_cpt.tokenizer.fast import encoded_beside
-        from megatron_cpt.tokenizer.tokenize import Tokenizer
+        from megatron_cpt.tokenizer.gigatoken import encoded_beside
+        from megatron_cpt.tokenizer.tokenizer import Tokenizer
         with encoded_beside(Tokenizer.load(sys.argv[1]), ["a b c d"] * 100_000):
             os.kill(os.getpid(), signal.SIGKILL)
     """

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.tokenizer.tokenize import Tokenizer
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.texts import SHARED, save_tokenizer, unigram, with_template
 
 STORIES = SHARED / "model_stories260K" / "hf"

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Tokenizer
 
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.verify import verify_dataset
+from megatron_cpt.corpus.manifest import verify_dataset
 
 TEXTS = [text[:700] for text in list(topics.values())[:40]] + ["naïve 漢字 😀 1234567", "  two  blanks\n\n\tand a tab "]
 Theirs = Callable[[str], list[int]]

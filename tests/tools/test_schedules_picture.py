@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from megatron_cpt.config.rates import DecayShape, ScheduleSettings
+from megatron_cpt.config.schema import DecayShape, ScheduleSettings
 from tools.schedules_picture import PANELS
 
 

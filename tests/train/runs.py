@@ -14,7 +14,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.runs.folder import RunFolder
-from megatron_cpt.runs.lifeline import children, end_all
+from megatron_cpt.runs.processes import children, end_all
 from megatron_cpt.runs.records import Record, read_records, without_timing
 from megatron_cpt.train.program import run_to_end
 from megatron_cpt.train.stop import StopRequest

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_cpt.checkpoint.position import read_position
-from megatron_cpt.config.batches import Stair
+from megatron_cpt.checkpoint.load import read_state
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.data.sampler import Slots
-from megatron_cpt.data.training_data import TrainingData
+from megatron_cpt.config.units import Stair
+from megatron_cpt.data.loader import Slots, TrainingData
 from megatron_cpt.planning.plan import make_plan
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, refusal, train
@@ -21,7 +20,7 @@ from tests.workshop import SEQUENCE_LENGTH, Workshop
 
 # Global batches of 2, 4 and 6 sequences over 24, then of 8: 4 steps, 2 steps, 2 steps (to 28 sequences), 8 from there.
 RAMP = (
-    *("training.batch_ramp={start: 2, increment: 2, tokens: 768}", "training.micro_batch_size=1"),
+    *("training.batch_size_rampup={start: 2, increment: 2, tokens: 768}", "training.micro_batch_size=1"),
     *("schedule.warmup=300", "model.dropout=0.1", "checkpoint.keep_last=9"),
 )
 CONSUMED = [2, 4, 6, 8, 12, 16, 22, 28, 36, 44, 52, 60]
@@ -65,7 +64,7 @@ def test_records_count_what_was_read(one_rank: Ranks, workshop: Workshop, tmp_pa
         assert sum(record["source_scored_tokens"].values()) == record["tokens"] - SEQUENCE_LENGTH * before
         assert record["learning_rate"] == learning_rate(config.schedule, record["tokens"], 1920, 256)
     assert records[-1]["learning_rate"] == 1e-4
-    position = read_position(run / "checkpoints" / "step-00000008")
+    position = read_state(run / "checkpoints" / "step-00000008")
     assert (position.sequences, position.tokens) == (28, 28 * SEQUENCE_LENGTH)
     assert sum(position.source_sequences.values()) == 28
 
@@ -78,7 +77,7 @@ def test_a_resume_in_the_ramp_is_exact(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: tuple[str, ...]
 ) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    overrides = (*RAMP, *layout, "checkpoint.every=3 steps")
+    overrides = (*RAMP, *layout, "checkpoint.save_interval=3 steps")
     two_ranks.call(train, path=workshop.write_config(straight), overrides=overrides)
     for step in (3, 6):  # within a stair, and at the end of one
         cut_back(straight, step, resumed)
@@ -94,7 +93,7 @@ def test_a_resume_with_other_batches_is_refused(one_rank: Ranks, workshop: Works
     before = records_of(tmp_path / "run")
     [said] = one_rank.call(refusal, path=path, overrides=("training.micro_batch_size=1",))
     assert "8 steps took 28 sequences, and here they take 64" in said
-    other = (*RAMP, "training.batch_ramp.tokens=1536")
+    other = (*RAMP, "training.batch_size_rampup.tokens=1536")
     [said] = one_rank.call(refusal, path=path, overrides=other)
     assert "8 steps took 28 sequences, and here they take 16" in said
     assert records_of(tmp_path / "run") == before
@@ -103,7 +102,7 @@ def test_a_resume_with_other_batches_is_refused(one_rank: Ranks, workshop: Works
 def test_rewinds_leave_out_what_the_ramp_took(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run)
-    overrides = (*RAMP, "training.on_bad_step=rewind")
+    overrides = (*RAMP, "training.on_nonfinite=rewind")
     # The hook counts 8 micro batches a step: its step 2 is micro batches 9 to 16, those of steps 5 and 6.
     [(ended, _, _)] = one_rank.call(train_with_nan, path=path, overrides=overrides, steps=(2,), rank=0)
     assert ended == "done"
@@ -111,7 +110,7 @@ def test_rewinds_leave_out_what_the_ramp_took(one_rank: Ranks, workshop: Worksho
     assert column(events, "to_step") == [4, 5]
     assert column(events, "left_out_sequences") == [[8, 12], [12, 16]]
     assert column(records_of(run, "train"), "sequences") == [2, 4, 6, 8, 22, 28, 36, 44, 52, 60]
-    assert read_position(run / "checkpoints" / "step-00000012").left_out == [[8, 16]]
+    assert read_state(run / "checkpoints" / "step-00000012").skipped_ranges == [[8, 16]]
 
 
 def test_a_larger_global_batch_follows_by_a_ramp(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
@@ -123,16 +122,16 @@ def test_a_larger_global_batch_follows_by_a_ramp(one_rank: Ranks, workshop: Work
     said = one_rank.call(refusal, path=path, overrides=longer)[0]
     assert "its 4 steps took 32 sequences, and here they take 48" in said
     assert "Set it to 8. Or, for 12 a step from there on, set" in said
-    ramp = said.split("`training.batch_ramp: ")[1].split("`")[0]
-    one_rank.call(train, path=path, overrides=(*longer, f"training.batch_ramp={ramp}"))
+    ramp = said.split("`training.batch_size_rampup: ")[1].split("`")[0]
+    one_rank.call(train, path=path, overrides=(*longer, f"training.batch_size_rampup={ramp}"))
     assert column(records_of(run, "train"), "sequences") == [8, 16, 24, 32, 44, 56, 68, 80]
 
 
 def test_a_ramp_that_was_taken_out_is_named(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """Also where its steps took as many sequences as steps of one size might have."""
     path = workshop.write_config(tmp_path / "run", validation={"sets": {}}, schedule={"warmup": 300})
-    ramp = "training.batch_ramp={start: 4, increment: 4, tokens: 256}"  # 2 steps of 4, then of 8: 24 after 4
+    ramp = "training.batch_size_rampup={start: 4, increment: 4, tokens: 256}"  # 2 steps of 4, then of 8: 24 after 4
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps", ramp))
     said = one_rank.call(refusal, path=path, overrides=("training.tokens=8 steps",))[0]
-    assert "Set `training.batch_ramp: {start: 4, increment: 4, tokens: 256}`, as it was." in said
+    assert "Set `training.batch_size_rampup: {start: 4, increment: 4, tokens: 256}`, as it was." in said
     assert "Set it to" not in said

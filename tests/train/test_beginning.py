@@ -7,17 +7,17 @@ import orjson
 import pytest
 import yaml
 
-from megatron_cpt.checkpoint.position import read_position
+from megatron_cpt.checkpoint.load import read_state
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
-from megatron_cpt.report.runs import read_runs
+from megatron_cpt.report.read import read_runs
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
 
-ALL_KEPT = ("start.optimizer=kept", "start.schedule=kept", "start.data=kept")
+ALL_KEPT = ("init_from.load_optimizer=true", "init_from.load_schedule=true", "init_from.load_data_position=true")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def base(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempPathF
 
 def started(ranks: Ranks, workshop: Workshop, run: Path, base: Path, *overrides: str, step: int = 4) -> Path:
     checkpoint = base / "checkpoints" / f"step-{step:08}"
-    words = ("model.dropout=0.1", f"start.checkpoint={checkpoint}", *overrides)
+    words = ("model.dropout=0.1", f"init_from.checkpoint={checkpoint}", *overrides)
     ranks.call(train, path=workshop.write_config(run), overrides=words)
     return run
 
@@ -70,20 +70,20 @@ def test_weights_alone_begin_a_new_run(one_rank: Ranks, workshop: Workshop, tmp_
 
 def test_the_schedule_goes_on_over_new_data(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
     constant = ("schedule.kind=wsd", "schedule.decay=4 steps", "training.tokens=8 steps")
-    run = started(one_rank, workshop, tmp_path / "run", base, "start.schedule=kept", *constant)
+    run = started(one_rank, workshop, tmp_path / "run", base, "init_from.load_schedule=true", *constant)
     # Steps 5 to 12 of wsd over 12: the warm-up of 3 steps is past.
     expected = [2e-3] * 4 + [2e-3 - share * (2e-3 - 1e-4) for share in (0.25, 0.5, 0.75, 1)]
     assert column(records_of(run, "train"), "learning_rate") == pytest.approx(expected)
     assert records_of(run, "train")[0]["sequences"] == 8
     shutil.rmtree(run / "checkpoints" / "step-00000008")
-    assert read_position(run / "checkpoints" / "step-00000004").schedule_shift == 4 * 8 * 32
+    assert read_state(run / "checkpoints" / "step-00000004").schedule_shift == 4 * 8 * 32
     before = records_of(run)
-    started(one_rank, workshop, run, base, "start.schedule=kept", *constant)
+    started(one_rank, workshop, run, base, "init_from.load_schedule=true", *constant)
     assert records_of(run) == before
 
 
 def test_the_data_go_on_under_a_new_schedule(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
-    run = started(one_rank, workshop, tmp_path / "run", base, "start.data=kept")
+    run = started(one_rank, workshop, tmp_path / "run", base, "init_from.load_data_position=true")
     ours = records_of(run, "train")
     rest = [record for record in records_of(base, "train") if record["step"] > 4]
     for name in ("step", "tokens", "sequences", "source_tokens"):
@@ -94,12 +94,13 @@ def test_the_data_go_on_under_a_new_schedule(one_rank: Ranks, workshop: Workshop
 def test_optimizer_state_is_taken_or_left(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
     losses = {
         kept: column(
-            records_of(started(one_rank, workshop, tmp_path / kept, base, f"start.optimizer={kept}"), "train"), "loss"
+            records_of(started(one_rank, workshop, tmp_path / kept, base, f"init_from.load_optimizer={kept}"), "train"),
+            "loss",
         )
-        for kept in ("kept", "fresh")
+        for kept in ("true", "false")
     }
-    assert losses["kept"][0] == losses["fresh"][0]
-    assert losses["kept"][2] != losses["fresh"][2]
+    assert losses["true"][0] == losses["false"][0]
+    assert losses["true"][2] != losses["false"][2]
 
 
 def refusal(path: Path, overrides: tuple[str, ...]) -> str:
@@ -112,11 +113,17 @@ def refusal(path: Path, overrides: tuple[str, ...]) -> str:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("start.data=kept",), "start.data = kept: there is no checkpoint"),
-        (("start.checkpoint=/nowhere",), "is not a complete checkpoint"),
-        (("start.checkpoint={step}", "start.data=kept", "training.global_batch_size=4"), "Set it to 8."),
-        (("start.checkpoint={step}", "start.data=kept", "training.tokens=4 steps"), "stands at 1024 tokens"),
-        (("start.checkpoint={step}", *ALL_KEPT, "data.replay_ratio=0.5"), "phases"),
+        (("init_from.load_data_position=true",), "init_from.load_data_position = true: there is no checkpoint"),
+        (("init_from.checkpoint=/nowhere",), "is not a complete checkpoint"),
+        (
+            ("init_from.checkpoint={step}", "init_from.load_data_position=true", "training.global_batch_size=4"),
+            "Set it to 8.",
+        ),
+        (
+            ("init_from.checkpoint={step}", "init_from.load_data_position=true", "training.tokens=4 steps"),
+            "stands at 1024 tokens",
+        ),
+        (("init_from.checkpoint={step}", *ALL_KEPT, "data.replay_ratio=0.5"), "phases"),
         (("model.frozen.bottom=3", "model.frozen.top=2"), "the model has 4 layers"),
     ],
 )
@@ -128,7 +135,7 @@ def test_what_cannot_be_taken_is_said(
 
 
 def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
-    marks = ("validation.marks.log=2 per decade to 100 steps", "validation.marks.at=[5 steps]")
+    marks = ("validation.eval_interval.log_spaced=2 per decade to 100 steps", "validation.eval_interval.at=[5 steps]")
     run = started(one_rank, workshop, tmp_path / "run", base, *ALL_KEPT, *marks)
     validated = [record for record in records_of(run, "validation") if record["set"] == "general"]
     assert column(validated, "step") == [4, 5, 7, 9, 12]
@@ -143,7 +150,7 @@ def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Worksh
 
 
 def test_a_plan_shows_what_is_left_to_do(workshop: Workshop, tmp_path: Path, base: Path) -> None:
-    words = [f"start.checkpoint={base / 'checkpoints' / 'step-00000004'}", *ALL_KEPT]
+    words = [f"init_from.checkpoint={base / 'checkpoints' / 'step-00000004'}", *ALL_KEPT]
     plan = make_plan(load_config(workshop.write_config(tmp_path / "run"), words))
     whole = make_plan(load_config(workshop.write_config(tmp_path / "run")))
     text = plan.table()
@@ -177,8 +184,8 @@ def test_a_decay_branch_repeats_nothing_and_leaves_the_peak_at_its_first_step(
     stable = workshop.write_config(tmp_path / "stable")
     general = ("data.sources.domain.weight=0", "training.tokens=16 steps", "checkpoint.keep_last=9")
     one_rank.call(train, path=stable, overrides=(*STABLE, *general))
-    taken = f"start.checkpoint={tmp_path / 'stable/checkpoints/step-00000008'}"
-    kept = (*STABLE, taken, "start.optimizer=kept", "start.schedule=kept")
+    taken = f"init_from.checkpoint={tmp_path / 'stable/checkpoints/step-00000008'}"
+    kept = (*STABLE, taken, "init_from.load_optimizer=true", "init_from.load_schedule=true")
     falling = pytest.approx([2e-3 - share * (2e-3 - 1e-4) for share in (0.25, 0.5, 0.75, 1)])
 
     alone = workshop.config(tmp_path / "alone")
@@ -190,7 +197,7 @@ def test_a_decay_branch_repeats_nothing_and_leaves_the_peak_at_its_first_step(
 
     path = workshop.write_config(tmp_path / "mixed")
     phases = "data.phases=[{from_tokens: 0}, {from_tokens: 8 steps, weights: {domain: 7, general: 3}}]"
-    mixed = ("start.data=kept", "data.sources.domain.weight=0", phases, "training.tokens=12 steps")
+    mixed = ("init_from.load_data_position=true", "data.sources.domain.weight=0", phases, "training.tokens=12 steps")
     one_rank.call(train, path=path, overrides=(*kept, *mixed))
     trained = records_of(tmp_path / "mixed", "train")
     assert column(trained, "learning_rate") == falling
@@ -202,7 +209,7 @@ def test_a_decay_branch_repeats_nothing_and_leaves_the_peak_at_its_first_step(
     repeated = plan_of(path, *short).warnings
     assert any("general begins anew" in line and "has read 2.05K tokens" in line for line in repeated)
     assert not any("domain begins anew" in line for line in repeated)
-    jumped = plan_of(path, *short, "schedule.peak=3e-3").warnings
+    jumped = plan_of(path, *short, "schedule.peak_lr=3e-3").warnings
     assert any("the parent's last update had 0.002, and this schedule has 0.003 there" in line for line in jumped)
     for word, said in (
         ("schedule.decay=8 steps", "the rate would go from 0.002 to 0.00105 at once. Set it to 1024 tokens or less"),

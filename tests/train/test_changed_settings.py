@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from megatron_cpt.commands.dispatch import main
-from megatron_cpt.runs.status import ExitCode, read_status
+from megatron_cpt.runs.folder import ExitCode, read_status
 from tests.ranks import Ranks
 from tests.train.runs import records_of, refusal, train
 from tests.train.test_resume import cut_back
@@ -59,7 +59,7 @@ def test_a_run_that_an_exhausted_source_ends_before_its_checkpoint_is_refused(
     cut_back(done, 8, run)
     said = one_rank.call(refusal, path=workshop.write_config(run), overrides=ends)[0]
     assert "step-00000008 has done 8" in said
-    taken = (f"start.checkpoint={done / 'checkpoints/step-00000008'}", "start.data=kept", *ends)
+    taken = (f"init_from.checkpoint={done / 'checkpoints/step-00000008'}", "init_from.load_data_position=true", *ends)
     said = one_rank.call(refusal, path=workshop.write_config(tmp_path / "new"), overrides=taken)[0]
     assert f"stands at {8 * 8 * SEQUENCE_LENGTH} tokens" in said
 
@@ -67,7 +67,7 @@ def test_a_run_that_an_exhausted_source_ends_before_its_checkpoint_is_refused(
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("schedule.peak=0.02", "schedule.peak: 0.002 before, 0.02 now"),
+        ("schedule.peak_lr=0.02", "schedule.peak_lr: 0.002 before, 0.02 now"),
         ("optimizer.weight_decay=0.2", "optimizer.weight_decay: 0.1 before, 0.2 now"),
         ("model.dropout=0.1", "model.dropout: 0.0 before, 0.1 now"),
         ("validation.sets.more={paths: [x]}", ""),
@@ -94,8 +94,8 @@ def test_the_command_keeps_what_a_finished_run_says_of_itself(
     run = tmp_path / "run"
     shutil.copytree(done, run)
     path = workshop.write_config(run)
-    assert main(["train", str(path), *KEPT, "schedule.peak=0.02"]) == ExitCode.BAD_INPUT
-    assert "schedule.peak: 0.002 before, 0.02 now" in capsys.readouterr().err
+    assert main(["train", str(path), *KEPT, "schedule.peak_lr=0.02"]) == ExitCode.BAD_INPUT
+    assert "schedule.peak_lr: 0.002 before, 0.02 now" in capsys.readouterr().err
     status = read_status(run / "status.json")
     assert status is not None
     assert (status.exit_code, status.step) == (2, 12)
@@ -147,14 +147,17 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
     ("override", "said"),
     [
         ("data.attention=within_documents", "data.attention: across_documents before, within_documents now"),
-        ("data.labels.eod=false", "data.labels.eod: true before, false now"),
-        ("data.labels.unscored_tokens=[7]", "data.labels.unscored_tokens"),
+        ("data.loss_mask.eod=false", "data.loss_mask.eod: true before, false now"),
+        ("data.loss_mask.ignored_token_ids=[7]", "data.loss_mask.ignored_token_ids"),
         ("validation.sets.general.tokens=64", "validation.sets.general: it is no longer what was measured before"),
         ("validation.sets.general.paths=['{domain}']", "validation.sets.general: it is no longer"),
-        ("tasks.sets.questions.shots=1", "task first: it is no longer what was measured before"),
-        ("start.schedule=kept", "start.schedule"),
+        ("tasks.files.questions.shots=1", "task first: it is no longer what was measured before"),
+        ("init_from.load_schedule=true", "init_from.load_schedule"),
         ("model.weights=random", "model.weights: hf before, random now: it counts where a run begins"),
-        ("optimizer.fill_moments=2", "optimizer.fill_moments: 0 before, 2 now: it counts where a run begins"),
+        (
+            "optimizer.moment_warmup_steps=2",
+            "optimizer.moment_warmup_steps: 0 before, 2 now: it counts where a run begins",
+        ),
     ],
 )
 def test_what_losses_mean_and_how_a_run_began_is_not_changed(
@@ -183,11 +186,16 @@ def test_the_report_shows_where_a_set_was_changed(
     run = tmp_path / "run"
     cut_back(done, 8, run)
     path = workshop.write_config(run)
-    changed = (*KEPT, "run.allow_loss_changes=true", "data.labels.eod=false", "validation.marks.at=[5 steps, 10 steps]")
+    changed = (
+        *KEPT,
+        "run.allow_loss_changes=true",
+        "data.loss_mask.eod=false",
+        "validation.eval_interval.at=[5 steps, 10 steps]",
+    )
     one_rank.call(train, path=path, overrides=changed)
     events = {(record["step"], record.get("name")) for record in records_of(run, "event")}
     assert {(9, "validation.sets.general"), (9, "validation.sets.domain")} < events
-    assert (9, "data.labels.eod", True, False) in told(run)
+    assert (9, "data.loss_mask.eod", True, False) in told(run)
     assert main(["report", str(run)]) == ExitCode.DONE
     gap = orjson.loads((run / "gap.json").read_bytes())["runs"][0]["sets"]["general"]
     before = orjson.loads(report_of(done, tmp_path / "whole"))["runs"][0]["sets"]["general"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.lifeline import children
-from megatron_cpt.runs.status import ExitCode, read_status
+from megatron_cpt.runs.folder import ExitCode, read_status
+from megatron_cpt.runs.processes import children
 from tests.train.runs import descendants, start, wait_for_checkpoint, wait_until_gone
 from tests.workshop import Workshop
 

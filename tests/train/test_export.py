@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_cpt.checkpoint.hf_convert import hf_from_checkpoint
+from megatron_cpt.checkpoint.convert import hf_from_checkpoint
 from megatron_cpt.checkpoint.hf_folder import SINGLE, model_files
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
@@ -21,7 +21,7 @@ ONE_STEP = (
     "training.tokens=1 steps",
     "schedule.kind=constant",
     "schedule.warmup=null",
-    "checkpoint.every=1 steps",
+    "checkpoint.save_interval=1 steps",
     "validation.sets={}",
 )
 SETTINGS = ("training.tokens=4 steps", "checkpoint.export_hf.every=2 steps", "validation.sets={}", "parallel.tensor=2")
@@ -29,7 +29,7 @@ SETTINGS = ("training.tokens=4 steps", "checkpoint.export_hf.every=2 steps", "va
 
 def to_hf(checkpoint: Path, output: Path) -> None:
     """Job: a checkpoint to a folder, on one process."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     hf_from_checkpoint(checkpoint, output, shard_bytes=20_000)
 
 
@@ -131,7 +131,7 @@ def test_no_file_of_the_parent_is_lost(one_rank: Ranks, workshop: Workshop, tmp_
 
 def test_an_export_is_of_the_state_that_it_names(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    path = workshop.write_config(run, checkpoint={"every": "2 steps", "keep_last": 9})
+    path = workshop.write_config(run, checkpoint={"save_interval": "2 steps", "keep_last": 9})
     words = ("validation.sets={}", "checkpoint.export_hf.end=true", "schedule.kind=constant")
     one_rank.call(train, path=path, overrides=(*words, "training.tokens=4 steps"))
     shorter = all_tensors(run / "hf")
@@ -149,7 +149,7 @@ def test_an_export_is_of_the_state_that_it_names(one_rank: Ranks, workshop: Work
     # Back at step 4: the end is no longer this run's, and what was on the way to it is made anew.
     for step in (6, 8):
         shutil.rmtree(run / f"checkpoints/step-0000000{step}")
-    other = (*words, every, "training.tokens=8 steps", "schedule.peak=1e-3")
+    other = (*words, every, "training.tokens=8 steps", "schedule.peak_lr=1e-3")
     before = all_tensors(run / "hf_steps/step-00000006")
     assert "holds the model of step 8" in one_rank.call(refusal, path=path, overrides=other)[0]
     assert orjson.loads((run / "hf/lineage.json").read_bytes())["peak_learning_rate"] == 2e-3
@@ -160,7 +160,7 @@ def test_an_export_is_of_the_state_that_it_names(one_rank: Ranks, workshop: Work
     one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000006", output=tmp_path / "six")
     assert_same_tensors(tmp_path / "six", run / "hf_steps/step-00000006")
     # A card is of its checkpoint's own rates, not of the run's end.
-    decayed = workshop.write_config(tmp_path / "decayed", checkpoint={"every": "6 steps"})
+    decayed = workshop.write_config(tmp_path / "decayed", checkpoint={"save_interval": "6 steps"})
     one_rank.call(train, path=decayed, overrides=("validation.sets={}",))
     one_rank.call(to_hf, checkpoint=tmp_path / "decayed/checkpoints/step-00000006", output=tmp_path / "half")
     assert "at the end 0.00152" in (tmp_path / "half/README.md").read_text()

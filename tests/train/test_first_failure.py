@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_cpt.runs.status import Status, read_status
+from megatron_cpt.runs.folder import Status, read_status
 from tests.workshop import Workshop
 
 # A rank whose third step fails, as with a defect of a library; the others wait for it in a sum over all ranks.

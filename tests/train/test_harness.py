@@ -6,42 +6,42 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'")
-
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_cpt.checkpoint.hf_convert import load_model
+from megatron_cpt.checkpoint.convert import load_model
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.evaluate.harness import MegatronLM, evaluate_harness
 from megatron_cpt.evaluate.likelihood import log_likelihoods
+from megatron_cpt.evaluate.lm_eval import MegatronLM, evaluate_lm_eval
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.gap.curves import NATS, WRONG, task_curves
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.report.page import report_page
-from megatron_cpt.report.runs import read_runs
+from megatron_cpt.report.read import read_runs
 from megatron_cpt.runs.records import Record
-from megatron_cpt.train.harness import open_harness_tasks
+from megatron_cpt.train.run import open_lm_eval_tasks
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
 
-DROPOUT = ("model.dropout=0.1", "training.tokens=8 steps", "checkpoint.every=8 steps")
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'")
+
+
+DROPOUT = ("model.dropout=0.1", "training.tokens=8 steps", "checkpoint.save_interval=8 steps")
 
 
 def section(workshop: Workshop, folder: Path) -> dict[str, Any]:
     """`tasks`: questions with two examples by name, others by their files, beside a file of our own."""
     return {
-        "sets": {"questions": workshop.tasks["sets"]["questions"]},
-        "harness": {
+        "files": {"questions": workshop.tasks["files"]["questions"]},
+        "lm_eval": {
             "asked": {"tasks": ["choices"], "include": str(folder), "shots": 2, "role": "domain"},
             "told": {"tasks": [str(folder / f"{name}.yaml") for name in ("goes_on", "whole")], "limit": 5},
         },
         "groups": {"both": ["choices", "first"]},
-        "marks": {"at": ["5 steps"]},
+        "eval_interval": {"at": ["5 steps"]},
         "micro_batch_size": 3,
     }
 
@@ -60,11 +60,11 @@ def tasks_of(run: Path) -> list[Record]:
 
 def of_checkpoint(checkpoint: Path, folder: Path, names: list[str], shots: int | None, limit: int | None) -> Any:
     """Job: what `evaluate --harness` says of a checkpoint."""
-    groups.divide_world(ParallelSettings())
+    groups.init_model_parallel(ParallelSettings())
     shape = read_shape(checkpoint / "hf")
     model = load_model(checkpoint, shape, "fp32")
     score = partial(log_likelihoods, model, micro_batch_size=3, longest=shape.max_positions)
-    results = evaluate_harness(MegatronLM(score, checkpoint / "hf", shape.max_positions), names, folder, shots, limit)
+    results = evaluate_lm_eval(MegatronLM(score, checkpoint / "hf", shape.max_positions), names, folder, shots, limit)
     return results and results["results"]
 
 
@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_command(one_rank: Ranks, run: Path, harness_fol
     assert choices["harness"]["accuracy"] == asked["choices"]["acc,none"]
     assert choices["standard_error"] == pytest.approx(asked["choices"]["acc_norm_stderr,none"], rel=1e-12)
     assert (choices["chance"], choices["item_weights"]) == (pytest.approx(1 / 3), [1] * 8)
-    assert (goes_on["metric"], goes_on["role"], len(goes_on["item_losses"])) == ("accuracy", "replay", 5)
+    assert (goes_on["metric"], goes_on["role"], len(goes_on["item_losses"])) == ("accuracy", "general", 5)
     assert goes_on["score"] == told["goes_on"]["acc,none"]
     assert goes_on["harness"]["perplexity"] == pytest.approx(told["goes_on"]["perplexity,none"], rel=1e-6)
     assert whole["metric"] == "loss" and whole["standard_error"] is None
@@ -122,7 +122,7 @@ def test_tensor_ranks_give_the_same(
     two_ranks: Ranks, workshop: Workshop, run: Path, harness_folder: Path, tmp_path: Path
 ) -> None:
     path = workshop.write_config(tmp_path / "two", tasks=section(workshop, harness_folder))
-    shape = ("model.dropout=0", "parallel.tensor=2", "training.tokens=8 steps", "tasks.marks.end=false")
+    shape = ("model.dropout=0", "parallel.tensor=2", "training.tokens=8 steps", "tasks.eval_interval.end=false")
     two_ranks.call(train, path=path, overrides=shape)
     ours, theirs = tasks_of(tmp_path / "two"), tasks_of(run)
     assert column(ours, "step") == [0] * 3 + [5] * 3
@@ -136,9 +136,9 @@ def refusal(path: Path) -> str:
     """Job: the message of a run that is refused once its tasks are opened."""
     config = load_config(path)
     with pytest.raises(BadInput) as error:
-        groups.divide_world(ParallelSettings())
+        groups.init_model_parallel(ParallelSettings())
         plan = make_plan(config, 1)
-        open_harness_tasks(config, plan.inputs.tasks, 64)
+        open_lm_eval_tasks(config, plan.inputs.tasks, 64)
     return str(error.value)
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_followed_is_refused(
         tasks["harness"]["asked"] = {"tasks": [str(tmp_path / f"{name}.yaml")]}
         return str(one_rank.call(refusal, path=workshop.write_config(tmp_path / f"run-{name}", tasks=tasks))[0])
 
-    assert "tasks.harness.asked: holds task 'first', which tasks.sets.questions holds too" in said("other")
+    assert "tasks.lm_eval.asked: holds task 'first', which tasks.files.questions holds too" in said("other")
     assert "hold no accuracy that is a mean over questions" in said("mcc")
     assert "cannot be asked or scored" in said("bad")
     (tmp_path / "good.yaml").write_text(choices.replace("task: choices", "task: good") + "metric_list: [{metric: acc}]")

@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from megatron_cpt.train.history import History
+from megatron_cpt.train.run import UpdateHistory
 from tests.config.examples import config_with
 
-SETTINGS = config_with(training__on_spike="skip", training__spike_window=4, training__spike_deviations=3).training
+SETTINGS = config_with(training__on_spike="skip", training__spike_window=4, training__spike_sigmas=3).training
 
 
 def test_the_limit_is_mean_plus_deviations_of_the_last_updates() -> None:
-    history = History()
+    history = UpdateHistory()
     for loss in (9.0, 1.0, 2.0, 3.0, 4.0):
         history = history.with_update(loss, SETTINGS)
     assert history.losses == (1.0, 2.0, 3.0, 4.0)
@@ -20,14 +20,14 @@ def test_the_limit_is_mean_plus_deviations_of_the_last_updates() -> None:
 
 
 def test_there_is_no_limit_before_half_the_window_nor_without_a_policy() -> None:
-    assert History((1.0,)).loss_limit(SETTINGS) == math.inf
-    assert History((1.0, 1.0)).loss_limit(SETTINGS) == 1.0
+    assert UpdateHistory((1.0,)).loss_limit(SETTINGS) == math.inf
+    assert UpdateHistory((1.0, 1.0)).loss_limit(SETTINGS) == 1.0
     going_on = config_with().training
-    assert History((1.0,) * 128).loss_limit(going_on) == math.inf
-    assert History().with_update(1.0, going_on).losses == ()
+    assert UpdateHistory((1.0,) * 128).loss_limit(going_on) == math.inf
+    assert UpdateHistory().with_update(1.0, going_on).losses == ()
 
 
 def test_ranges_left_out_join_where_they_touch() -> None:
-    history = History().without(16, 24, 1).without(24, 32, 2).with_update(1.0, SETTINGS).without(40, 48, 1)
-    assert history.left_out == ((16, 32), (40, 48))
-    assert history.in_a_row == 1
+    history = UpdateHistory().without(16, 24, 1).without(24, 32, 2).with_update(1.0, SETTINGS).without(40, 48, 1)
+    assert history.skipped_ranges == ((16, 32), (40, 48))
+    assert history.skipped_in_a_row == 1

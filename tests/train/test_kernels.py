@@ -10,9 +10,9 @@ from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import build_model, wrap_for_training
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.seed import seed_everything
-from megatron_cpt.train.kernels import kernels_of
+from megatron_cpt.parallel.groups import seed_everything
 from megatron_cpt.train.optimizer import build_optimizer
+from megatron_cpt.train.provenance import kernels_of
 from tests.families.folders import MODELS, write_fields
 from tests.ranks import Ranks
 from tests.train.runs import train
@@ -47,11 +47,11 @@ def kernels_of_kinds(folder: Path) -> dict[str, dict[str, str]]:
                 "model": {"hf": str(folder / kind)},
                 "data": {"sequence_length": 64, "sources": {"text": {"paths": ["text"]}}},
                 "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": "fp32"},
-                "schedule": {"peak": 1e-5},
+                "schedule": {"peak_lr": 1e-5},
                 "parallel": {"distributed_optimizer": kind == "llama"},
             }
         )
-        groups.divide_world(config.parallel)
+        groups.init_model_parallel(config.parallel)
         seed_everything(0)
         model = wrap_for_training(build_model(shape, config), config)
         found[kind] = vars(kernels_of(model, build_optimizer(model, config)))
@@ -71,7 +71,7 @@ def test_kernels_are_those_of_the_model(one_rank: Ranks, tmp_path: Path) -> None
 def test_the_log_and_the_versions_of_a_run_name_them(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     one_rank.call(
-        train, path=workshop.write_config(run), overrides=("training.tokens=5 steps", "checkpoint.every=null")
+        train, path=workshop.write_config(run), overrides=("training.tokens=5 steps", "checkpoint.save_interval=null")
     )
     named = orjson.loads((run / "versions.json").read_bytes())["kernels"]
     assert named["optimizer"] and named["attention"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.status import read_status
+from megatron_cpt.runs.folder import read_status
 from tests.ranks import Ranks
 from tests.train.runs import kill_all, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop

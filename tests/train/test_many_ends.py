@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint.integrity import is_intact, read_hashes
-from megatron_cpt.checkpoint.position import complete_checkpoints
-from megatron_cpt.runs.status import ExitCode, read_status
+from megatron_cpt.checkpoint.load import complete_checkpoints, is_intact, read_hashes
+from megatron_cpt.runs.folder import ExitCode, read_status
 from tests.train.runs import column, kill_all, records_of, start
 from tests.workshop import Workshop
 
 # Nothing of these depends on the length of the run, so that it can end when it has been ended often enough.
 SETTINGS = (
     "schedule.kind=constant",
-    "schedule.final=0",
-    "validation.marks.end=false",
-    "checkpoint.every=3 steps",
+    "schedule.final_lr=0",
+    "validation.eval_interval.end=false",
+    "checkpoint.save_interval=3 steps",
     "model.dropout=0.1",
 )
 ENDLESS = "training.tokens=100000 steps"
@@ -63,7 +62,7 @@ def same_as_undisturbed(workshop: Workshop, run: Path, processes: int, overrides
 def test_kill_9_at_fifteen_random_times(workshop: Workshop, tmp_path: Path, asynchronous: str, processes: int) -> None:
     draw, run = random.Random(f"{asynchronous} {processes}"), tmp_path / "run"
     path = workshop.write_config(run)
-    overrides = (*SETTINGS, f"checkpoint.asynchronous={asynchronous}")
+    overrides = (*SETTINGS, f"checkpoint.async_save={asynchronous}")
     for _ in range(15):
         process = start(path, processes, *overrides, ENDLESS)
         wait_for_a_newer_one(run, newest(run), process)
@@ -77,7 +76,7 @@ def test_kill_9_at_fifteen_random_times(workshop: Workshop, tmp_path: Path, asyn
 def test_sigterm_at_ten_random_times(workshop: Workshop, tmp_path: Path) -> None:
     draw, run = random.Random("sigterm"), tmp_path / "run"
     path = workshop.write_config(run)
-    overrides = (*SETTINGS, "checkpoint.asynchronous=true", "parallel.distributed_optimizer=true")
+    overrides = (*SETTINGS, "checkpoint.async_save=true", "parallel.distributed_optimizer=true")
     for _ in range(10):
         process = start(path, 2, *overrides, ENDLESS)
         wait_for_a_newer_one(run, newest(run), process)

@@ -12,9 +12,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.data.sampler import Slots
-from megatron_cpt.data.samples import Sample
-from megatron_cpt.data.training_data import TrainingData
+from megatron_cpt.data.loader import Slots, TrainingData
+from megatron_cpt.data.megatron_dataset import Sample
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.train.megatron_lm import datasets_provider
 from tests.planning.small_run import settings
@@ -46,7 +45,7 @@ def test_global_batches_are_those_of_our_own_loop(tmp_path: Path) -> None:
 
 def test_batches_that_grow_are_refused(tmp_path: Path) -> None:
     sections = settings(tmp_path)
-    sections["training"]["batch_ramp"] = {"start": 2, "increment": 2, "tokens": 768}
+    sections["training"]["batch_size_rampup"] = {"start": 2, "increment": 2, "tokens": 768}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
     with pytest.raises(BadInput, match="global batches of one size"):
         datasets_provider(tmp_path / "run.yaml")

@@ -15,9 +15,9 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.train import loop
-from megatron_cpt.train.assemble import Run, assemble
-from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import build_optimizer
+from megatron_cpt.train.run import Run, assemble
 from megatron_cpt.train.stop import StopRequest
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, train
@@ -40,14 +40,14 @@ def train_with_nan(
     if groups.rank() == rank:
         put_nan(run, parameter, steps)
     before = hash_of(run)
-    journal = Journal(run)
+    logger = RunLogger(run)
     try:
-        loop.train(run, journal, StopRequest())
+        loop.train(run, logger, StopRequest())
         ended = "done"
     except NumericsFault as fault:
         ended = str(fault)
     finally:
-        journal.close()
+        logger.close()
     return ended, before, hash_of(run)
 
 
@@ -120,7 +120,7 @@ def test_skip_leaves_the_update_out_and_goes_on(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str
 ) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    overrides = (*LAYOUTS[layout], "training.on_bad_step=skip")
+    overrides = (*LAYOUTS[layout], "training.on_nonfinite=skip")
     path = workshop.write_config(run)
     results = two_ranks.call(train_with_nan, path=path, overrides=overrides, steps=(1, 7), rank=1)
     assert [ended for ended, _, _ in results] == ["done", "done"]
@@ -137,7 +137,7 @@ def test_skip_leaves_the_update_out_and_goes_on(
     assert ours[0]["loss"] != rest[0]["loss"]  # the first update was not made
 
 
-LONG = ("training.tokens=24 steps", "validation.sets={}", "checkpoint.every=null")
+LONG = ("training.tokens=24 steps", "validation.sets={}", "checkpoint.save_interval=null")
 
 
 @pytest.mark.parametrize("step", [20, 23])
@@ -151,7 +151,7 @@ def test_nan_later_stops_all_before_the_update(two_ranks: Ranks, workshop: Works
 
 
 def test_nan_later_is_skipped_on_all(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
-    path, overrides = workshop.write_config(tmp_path / "run"), (*LONG, "training.on_bad_step=skip")
+    path, overrides = workshop.write_config(tmp_path / "run"), (*LONG, "training.on_nonfinite=skip")
     results = two_ranks.call(train_with_nan, path=path, overrides=overrides, steps=(1, 20, 23), rank=1)
     assert [ended for ended, _, _ in results] == ["done", "done"]
     assert results[0][2] == results[1][2]  # replicas end with the same weights
@@ -161,7 +161,7 @@ def test_nan_later_is_skipped_on_all(two_ranks: Ranks, workshop: Workshop, tmp_p
 
 def test_skipping_does_not_go_on_for_ever(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
-    overrides = ("training.on_bad_step=skip",)
+    overrides = ("training.on_nonfinite=skip",)
     [(ended, before, after)] = one_rank.call(
         train_with_nan, path=path, overrides=overrides, steps=tuple(range(13)), rank=0
     )
@@ -174,7 +174,7 @@ def test_skipping_does_not_go_on_for_ever(one_rank: Ranks, workshop: Workshop, t
 def optimizer_norm_of(path: Path) -> list[float]:
     """Job: the norm of a large gradient, as an optimizer computes it, and as float64 sums give it."""
     config = load_config(path, ())
-    groups.divide_world(config.parallel)
+    groups.init_model_parallel(config.parallel)
     build_optimizer(wrap_for_training(build_model(read_shape(Path(config.model.hf)), config), config), config)
     gradient = torch.full((2**25,), 1e-3)
     return [get_grad_norm_fp32([gradient]), float(gradient.double().norm())]

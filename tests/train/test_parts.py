@@ -14,9 +14,9 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.train import loop
-from megatron_cpt.train.assemble import assemble
-from megatron_cpt.train.journal import Journal
+from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import parts
+from megatron_cpt.train.run import assemble
 from megatron_cpt.train.stop import StopRequest
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, refusal, train
@@ -30,9 +30,9 @@ def moved(path: Path, overrides: tuple[str, ...]) -> dict[str, bool]:
     folder.create()
     run = assemble(config, make_plan(config, groups.world_size()), folder)
     before = {name: value.detach().clone() for name, value in unwrap(run.model)[0].named_parameters()}
-    journal = Journal(run)
-    loop.train(run, journal, StopRequest())
-    journal.close()
+    logger = RunLogger(run)
+    loop.train(run, logger, StopRequest())
+    logger.close()
     return {name: not torch.equal(value, before[name]) for name, value in unwrap(run.model)[0].named_parameters()}
 
 
@@ -58,10 +58,17 @@ def test_frozen_parts_keep_their_weights_and_the_others_move(
 
 def test_a_frozen_run_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    overrides = ("model.frozen.bottom=2", "optimizer.rates.embedding=0.1", "schedule.kind=constant", "schedule.final=0")
+    overrides = (
+        "model.frozen.bottom=2",
+        "optimizer.lr_multipliers.embedding=0.1",
+        "schedule.kind=constant",
+        "schedule.final_lr=0",
+    )
     one_rank.call(train, path=workshop.write_config(whole), overrides=overrides)
     path = workshop.write_config(pieces)
-    one_rank.call(train, path=path, overrides=(*overrides, "training.tokens=4 steps", "validation.marks.end=false"))
+    one_rank.call(
+        train, path=path, overrides=(*overrides, "training.tokens=4 steps", "validation.eval_interval.end=false")
+    )
     one_rank.call(train, path=path, overrides=overrides)
     assert records_of(pieces) == records_of(whole)
 
@@ -74,9 +81,9 @@ def weights_after(path: Path, overrides: tuple[str, ...]) -> dict[str, tuple[flo
     run = assemble(config, make_plan(config, groups.world_size()), folder)
     [model] = unwrap(run.model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    journal = Journal(run)
-    loop.train(run, journal, StopRequest())
-    journal.close()
+    logger = RunLogger(run)
+    loop.train(run, logger, StopRequest())
+    logger.close()
     first = model.decoder.layers[0].layer_number - 1
     return {
         re.sub(r"layers\.(\d+)", lambda found: f"layers.{first + int(found[1])}", name): (
@@ -87,11 +94,11 @@ def weights_after(path: Path, overrides: tuple[str, ...]) -> dict[str, tuple[flo
     }
 
 
-ONE_STEP = ("training.tokens=1 steps", "schedule.warmup=null", "schedule.kind=constant", "schedule.peak=0.001")
+ONE_STEP = ("training.tokens=1 steps", "schedule.warmup=null", "schedule.kind=constant", "schedule.peak_lr=0.001")
 RATES = (
     *ONE_STEP,
     "optimizer.weight_decay=0",
-    "optimizer.rates={embedding: 0.25, norms_and_biases: 0.5, layers: [{first: 1, last: 2, rate: 0.1}]}",
+    "optimizer.lr_multipliers={embedding: 0.25, norms_and_biases: 0.5, layers: [{first: 1, last: 2, rate: 0.1}]}",
 )
 
 
@@ -115,7 +122,7 @@ def test_parts_are_left_out_of_weight_decay(one_rank: Ranks, workshop: Workshop,
     path, results = workshop.write_config(tmp_path / "run"), []
     for decay in (0, 0.5):
         folder = f"run.folder={tmp_path / str(decay)}"
-        overrides = (*ONE_STEP, "optimizer.undecayed=[embedding]", f"optimizer.weight_decay={decay}", folder)
+        overrides = (*ONE_STEP, "optimizer.no_weight_decay=[embedding]", f"optimizer.weight_decay={decay}", folder)
         results += one_rank.call(weights_after, path=path, overrides=overrides)
     without, decayed = results
     for name, (_, value) in without.items():
@@ -127,12 +134,12 @@ def test_a_resume_that_would_train_other_parts_is_refused(one_rank: Ranks, works
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "model.frozen.bottom=1"))
     for override, named in (
         ("model.frozen.bottom=2", "'bottom': 1, 'top': 0, 'embeddings': False} before, {'bottom': 2"),
-        ("optimizer.rates.embedding=0.5", "optimizer.rates: {'embedding': 1.0"),
-        ("optimizer.undecayed=[]", "optimizer.undecayed: ['norms_and_biases'] before, [] now"),
+        ("optimizer.lr_multipliers.embedding=0.5", "optimizer.lr_multipliers: {'embedding': 1.0"),
+        ("optimizer.no_weight_decay=[]", "optimizer.no_weight_decay: ['norms_and_biases'] before, [] now"),
     ):
         [said] = one_rank.call(refusal, path=path, overrides=("model.frozen.bottom=1", override))
         assert named in said
-        assert "start.optimizer: fresh" in said
+        assert "init_from.load_optimizer: false" in said
 
 
 def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
@@ -142,13 +149,13 @@ def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
     folder.create()
     run = assemble(config, make_plan(config, groups.world_size()), folder)
     before = [parameter.detach().clone() for parameter in run.model[0].parameters()]
-    journal = Journal(run)
-    loop.fill_moments(run, journal)
-    journal.close()
+    logger = RunLogger(run)
+    loop.warm_up_moments(run, logger)
+    logger.close()
     [part] = parts(run.optimizer)
     moments = [float(state["exp_avg_sq"].max()) for state in part.optimizer.state.values()]
     steps = {float(state["step"]) for state in part.optimizer.state.values()}
-    assert steps == {float(config.optimizer.fill_moments)}
+    assert steps == {float(config.optimizer.moment_warmup_steps)}
     after = run.model[0].parameters()
     distances = [float((now - then).abs().max()) for now, then in zip(after, before, strict=True)]
     return list(zip(distances, moments, strict=True))
@@ -156,7 +163,7 @@ def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
 
 def test_filling_moments_moves_no_weight(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
-    overrides = ("optimizer.fill_moments=3",)
+    overrides = ("optimizer.moment_warmup_steps=3",)
     for distance, moment in one_rank.call(filled, path=path, overrides=overrides)[0]:
         assert distance == 0
         assert moment > 0
@@ -175,9 +182,9 @@ def test_labels_that_are_left_out_count_nowhere(
     every, one, two = (tmp_path / name for name in ("every", "one", "two"))
     frequent = np.bincount(TokenStream([workshop.prefix("domain")]).read(0, 4096)).argsort()[-2:].tolist()
     setting = {
-        "eod": "data.labels.eod=false",
-        "first": "data.labels.document_starts=false",
-        "ids": f"data.labels.unscored_tokens={frequent}",
+        "eod": "data.loss_mask.eod=false",
+        "first": "data.loss_mask.document_starts=false",
+        "ids": f"data.loss_mask.ignored_token_ids={frequent}",
     }[left_out]
     short = ("training.tokens=2 steps", "schedule.warmup=null")
     one_rank.call(train, path=workshop.write_config(every), overrides=short)
@@ -207,7 +214,7 @@ def test_labels_that_are_left_out_count_nowhere(
 def test_a_step_of_which_nothing_counts_has_no_loss_and_no_gradient(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
-    everything = f"data.labels.unscored_tokens={list(range(VOCABULARY))}"
+    everything = f"data.loss_mask.ignored_token_ids={list(range(VOCABULARY))}"
     path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
     overrides = (*ONE_STEP, everything, "optimizer.weight_decay=0")
     [changed] = one_rank.call(moved, path=path, overrides=overrides)

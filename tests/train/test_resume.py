@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_cpt.config.optimizer import OptimizerSettings
+from megatron_cpt.config.schema import OptimizerSettings
 from tests.parallel import matrix
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, refusal, train
@@ -29,7 +29,7 @@ def cut_back(run: Path, step: int, to: Path) -> None:
 def resumes_exactly(ranks: Ranks, workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     # Written while training goes on: what is saved is the state of the step, not what became of it.
-    saved = (*SETTINGS, "checkpoint.asynchronous=true")
+    saved = (*SETTINGS, "checkpoint.async_save=true")
     ranks.call(train, path=workshop.write_config(straight), overrides=(*saved, *overrides))
     for step in (4, 8):  # dp_reshardable and fully_reshardable
         cut_back(straight, step, resumed)
@@ -63,8 +63,13 @@ def test_a_resume_of_a_resume_is_the_run(
     ranks: Ranks = request.getfixturevalue({1: "one_rank", 2: "two_ranks", 4: "four_ranks"}[row.ranks])
     straight, once, twice = (tmp_path / run for run in ("straight", "once", "twice"))
     overrides = (
-        *("training.tokens=20 steps", "checkpoint.every=7 steps", "checkpoint.keep_last=9", "model.dropout=0.1"),
-        *("checkpoint.asynchronous=true", "checkpoint.export_hf.end=true"),
+        *(
+            "training.tokens=20 steps",
+            "checkpoint.save_interval=7 steps",
+            "checkpoint.keep_last=9",
+            "model.dropout=0.1",
+        ),
+        *("checkpoint.async_save=true", "checkpoint.export_hf.end=true"),
         *(*matrix.BASES[row.base], *row.overrides, f"model.hf={matrix.model_of(row, workshop)}"),
     )
     ranks.call(train, path=workshop.write_config(straight), overrides=overrides)
@@ -96,7 +101,7 @@ def test_a_resume_that_would_see_other_data_is_refused(one_rank: Ranks, workshop
 
 
 def test_a_longer_run_goes_on_where_the_shorter_ended(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
-    constant = ("schedule.kind=constant", "schedule.final=0", "validation.marks.end=false")
+    constant = ("schedule.kind=constant", "schedule.final_lr=0", "validation.eval_interval.end=false")
     whole, extended = tmp_path / "whole", tmp_path / "extended"
     one_rank.call(train, path=workshop.write_config(whole), overrides=constant)
     path = workshop.write_config(extended)
@@ -115,7 +120,7 @@ def test_a_longer_run_is_told_that_its_rate_jumps(one_rank: Ranks, workshop: Wor
 
 def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """Whether the phase was planned from the beginning or appended after step 6, the records are the same."""
-    constant = ("schedule.kind=constant", "schedule.final=0", "validation.marks.end=false")
+    constant = ("schedule.kind=constant", "schedule.final_lr=0", "validation.eval_interval.end=false")
     phases = "data.phases=[{from_tokens: 0}, {from_tokens: 6 steps, replay_ratio: 0.75}]"
     planned, appended = tmp_path / "planned", tmp_path / "appended"
     one_rank.call(train, path=workshop.write_config(planned), overrides=(*constant, phases))
@@ -147,15 +152,15 @@ def test_a_longer_run_is_told_where_a_phase_that_followed_the_rate_began(
 # Over 8 steps, with a warm-up of 2.
 SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
     "infinite": (
-        {"plateau": 4e-4, "final": 1e-4, "cooldown": "2 steps", "decay": "2 steps"},
+        {"plateau_lr": 4e-4, "final_lr": 1e-4, "cooldown": "2 steps", "decay": "2 steps"},
         [5e-4, 1e-3, 7e-4, 4e-4, 4e-4, 4e-4, 2e-4, 1e-4],
     ),
     "wsd": (
-        {"final": 0.0, "decay": "4 steps", "decay_shape": "1-sqrt"},
+        {"final_lr": 0.0, "decay": "4 steps", "decay_shape": "1-sqrt"},
         [5e-4, 1e-3, 1e-3, 1e-3, 5e-4, 2.928932e-4, 1.339746e-4, 0.0],
     ),
-    "stairs": (
-        {"stairs": [{"from_tokens": "3 steps", "rate": 3e-4}, {"from_tokens": "5 steps", "rate": 1e-4}]},
+    "piecewise": (
+        {"pieces": [{"from_tokens": "3 steps", "rate": 3e-4}, {"from_tokens": "5 steps", "rate": 1e-4}]},
         [5e-4, 1e-3, 1e-3, 3e-4, 3e-4, 1e-4, 1e-4, 1e-4],
     ),
 }
@@ -165,7 +170,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
 def test_a_schedule_goes_on_over_a_resume(one_rank: Ranks, workshop: Workshop, tmp_path: Path, kind: str) -> None:
     settings, expected = SCHEDULES[kind]
     run = tmp_path / "run"
-    schedule = {"kind": kind, "peak": 1e-3, "warmup": "2 steps", "final": 0.0, **settings}
+    schedule = {"kind": kind, "peak_lr": 1e-3, "warmup": "2 steps", "final_lr": 0.0, **settings}
     path = workshop.write_config(run, schedule=schedule, validation={"sets": {}})
     overrides = ("training.tokens=8 steps", "checkpoint.keep_last=9")
     one_rank.call(train, path=path, overrides=overrides)
@@ -275,7 +280,7 @@ def without_unread(records: list[Any]) -> list[Any]:
 
 def test_a_source_that_was_not_read_comes_and_goes(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """One of weight 0 is added and taken out, and one comes with an appended phase: all as if planned so at once."""
-    constant = ("schedule.kind=constant", "schedule.final=0", "validation.sets={}", "data.replay_ratio=null")
+    constant = ("schedule.kind=constant", "schedule.final_lr=0", "validation.sets={}", "data.replay_ratio=null")
     new = f"data.sources.new={{paths: ['{workshop.prefix('general')}.validation'], weight: 0}}"
     phases = "data.phases=[{from_tokens: 0}, {from_tokens: 6 steps, weights: {new: 1}}]"
     planned, appended = tmp_path / "planned", tmp_path / "appended"
@@ -295,10 +300,10 @@ CHANGED_OPTIMIZER = {
     "beta2": ("0.5", None),
     "epsilon": ("1e-3", None),
     "weight_decay": ("5", None),
-    "clip_gradient": ("0.05", None),
-    "undecayed": ("[]", "optimizer.undecayed"),
-    "rates": ("{embedding: 0.5}", "optimizer.rates"),
-    "fill_moments": ("2", "optimizer.fill_moments"),
+    "clip_grad": ("0.05", None),
+    "no_weight_decay": ("[]", "optimizer.no_weight_decay"),
+    "rates": ("{embedding: 0.5}", "optimizer.lr_multipliers"),
+    "moment_warmup_steps": ("2", "optimizer.moment_warmup_steps"),
 }
 
 
@@ -332,7 +337,7 @@ def test_optimizer_state_that_is_kept_is_used_with_the_new_settings(
     base = tmp_path / "base"
     short = ("validation.sets={}", "training.tokens=4 steps")
     one_rank.call(train, path=workshop.write_config(base), overrides=short)
-    taken = (*short, f"start.checkpoint={base / 'checkpoints/step-00000004'}", "start.optimizer=kept")
+    taken = (*short, f"init_from.checkpoint={base / 'checkpoints/step-00000004'}", "init_from.load_optimizer=true")
     losses = {}
     for name in ("0.95", "0.5"):
         path = workshop.write_config(tmp_path / name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.position import complete_checkpoints
+from megatron_cpt.checkpoint.load import complete_checkpoints
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.corpus.stream import TokenStream
@@ -21,7 +21,7 @@ RUN = (
     f"data.sequence_length={LENGTH}",
     "training.tokens=2 steps",
     "schedule.warmup=null",
-    "validation.marks.at=[]",
+    "validation.eval_interval.at=[]",
     "checkpoint.export_hf.end=true",
 )
 ROPES = {
@@ -57,7 +57,7 @@ def test_transformers_reads_the_same_model(
     ranks, layout = (one_rank, ()) if kind in ("base", "llama3") else (two_ranks, ("parallel.tensor=2",))
     path = workshop.write_config(run, model={"hf": str(model)})
     ranks.call(train, path=path, overrides=(*RUN, f"model.rope={ROPES[kind]}", *layout))
-    checked = orjson.loads((run / "start_check.json").read_bytes())
+    checked = orjson.loads((run / "initial_loss_check.json").read_bytes())
     assert checked["ours"] == pytest.approx(checked["losses"], abs=1e-4)
     last = [record for record in records_of(run, "validation") if record["step"] == 2 and record["set"] == "domain"]
     tokens = TokenStream([f"{workshop.prefix('domain')}.validation"]).read(0, LENGTH + 1)

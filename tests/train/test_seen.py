@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from megatron_cpt.config.profile import profiled_steps
+from megatron_cpt.config.units import profiled_steps
 from tests.ranks import Ranks
 from tests.train.runs import records_of, train
 from tests.workshop import Workshop
@@ -17,10 +17,10 @@ def test_a_trace_of_chosen_steps_and_the_best_checkpoint(one_rank: Ranks, worksh
     words = (
         "run.profile=3-4",
         "run.peak_flops=1e12",
-        "run.log_every=4 steps",
+        "run.log_interval=4 steps",
         "checkpoint.keep_last=1",
         "checkpoint.keep_best=general",
-        "validation.marks.every=4 steps",
+        "validation.eval_interval.every=4 steps",
     )
     one_rank.call(train, path=workshop.write_config(run), overrides=words)
     traces = sorted((run / "profile").iterdir())
@@ -58,11 +58,20 @@ def test_training_is_the_same_whatever_is_watched(one_rank: Ranks, workshop: Wor
     watched, alone = tmp_path / "watched", tmp_path / "alone"
     short = ("training.tokens=4 steps", "model.dropout=0.1")
     everything = (
-        *("validation.marks.every=1 steps", "validation.weight_updates=true", "validation.stability_gradient=general"),
-        *("run.log_every=1 steps", "run.profile=2-3", "tasks.marks.every=1 steps", "checkpoint.every=1 steps"),
+        *(
+            "validation.eval_interval.every=1 steps",
+            "validation.weight_updates=true",
+            "validation.stability_gradient=general",
+        ),
+        *(
+            "run.log_interval=1 steps",
+            "run.profile=2-3",
+            "tasks.eval_interval.every=1 steps",
+            "checkpoint.save_interval=1 steps",
+        ),
     )
     path = workshop.write_config(watched, tasks=workshop.tasks)
     one_rank.call(train, path=path, overrides=(*short, *everything))
-    path = workshop.write_config(alone, validation={"sets": {}}, checkpoint={"every": None})
+    path = workshop.write_config(alone, validation={"sets": {}}, checkpoint={"save_interval": None})
     one_rank.call(train, path=path, overrides=short)
     assert records_of(watched, "train") == records_of(alone, "train")

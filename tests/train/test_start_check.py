@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from megatron_cpt.checkpoint import hf_weights, reference
+from megatron_cpt.checkpoint import convert, hf_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, NumericsFault
-from megatron_cpt.runs.status import ExitCode
+from megatron_cpt.runs.folder import ExitCode
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, refusal, train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer_of
@@ -20,7 +20,7 @@ ONE_STEP = (
     "training.tokens=1 steps",
     "schedule.kind=constant",
     "schedule.warmup=null",
-    "checkpoint.every=1 steps",
+    "checkpoint.save_interval=1 steps",
     "validation.sets={}",
 )
 
@@ -29,7 +29,7 @@ ONE_STEP = (
 def test_both_losses_stand_in_the_run(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str) -> None:
     run = tmp_path / "run"
     two_ranks.call(train, path=workshop.write_config(run), overrides=(*ONE_STEP, *LAYOUTS[layout]))
-    found = orjson.loads((run / "start_check.json").read_bytes())
+    found = orjson.loads((run / "initial_loss_check.json").read_bytes())
     assert len(found["losses"]) == 8
     # Random weights, but not tiny ones: no sequence has the loss of another.
     assert len({round(loss, 4) for loss in found["losses"]}) == 8
@@ -60,21 +60,21 @@ def test_a_model_that_is_converted_wrongly_is_refused(two_ranks: Ranks, workshop
     path = workshop.write_config(tmp_path / "run")
     for said in two_ranks.call(train_a_spoiled_model, path=path, overrides=ONE_STEP):
         assert "before the first update this is not the model" in said
-    assert not (tmp_path / "run/start_check.json").exists()
+    assert not (tmp_path / "run/initial_loss_check.json").exists()
     assert not list((tmp_path / "run/checkpoints").iterdir())
 
 
 def train_without_room(path: Path, overrides: tuple[str, ...]) -> str | None:
     """Job: a run on a machine whose memory transformers' model does not fit; what a refusal says."""
-    headroom = reference.HEADROOM
-    reference.HEADROOM = 1e9
+    headroom = convert.HEADROOM
+    convert.HEADROOM = 1e9
     try:
         train(path, overrides)
         return None
     except BadInput as fault:
         return str(fault)
     finally:
-        reference.HEADROOM = headroom
+        convert.HEADROOM = headroom
 
 
 def test_a_model_that_does_not_fit_is_compared_with_a_recording(
@@ -85,11 +85,11 @@ def test_a_model_that_does_not_fit_is_compared_with_a_recording(
     [refused] = one_rank.call(train_without_room, path=path, overrides=ONE_STEP)
     assert refused is None
     assert "start check: NOT MADE" in (run / "log.txt").read_text()
-    assert not (run / "start_check.json").exists()
+    assert not (run / "initial_loss_check.json").exists()
 
-    assert main(["convert", "record", str(path), str(recording), *ONE_STEP]) == 0
+    assert main(["convert", "record-reference", str(path), str(recording), *ONE_STEP]) == 0
     other = workshop.write_config(tmp_path / "other")
-    named = (*ONE_STEP, f"model.start_check.recorded={recording}")
+    named = (*ONE_STEP, f"model.initial_loss_check.reference_file={recording}")
     assert one_rank.call(train_without_room, path=other, overrides=named) == [None]
     assert "(tolerance 0.001)" in (tmp_path / "other/log.txt").read_text()
 
@@ -109,7 +109,7 @@ def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> 
         weights["model.norm.weight"][0] += change
         save_file(weights, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
         recorded = tmp_path / f"recorded-{change:g}.json"
-        assert main(["convert", "record", str(path), str(recorded), *ONE_STEP]) == 0
+        assert main(["convert", "record-reference", str(path), str(recorded), *ONE_STEP]) == 0
         prints.append(orjson.loads(recorded.read_bytes())["model"])
     assert prints[0] != prints[1]
 
@@ -173,16 +173,16 @@ def test_a_model_that_is_worse_than_guessing_is_told_or_refused(
     assert "warning: before the first update the loss of 8 sequences is 6.5174 nats" in log
     assert "above ln(320) = 5.7683: worse than guessing" in log
 
-    refuse = ("model.start_check.worse_than_guessing=refuse", *ONE_STEP)
+    refuse = ("model.initial_loss_check.worse_than_guessing=refuse", *ONE_STEP)
     assert main(["convert", "from-hf", str(damaged), str(tmp_path / "converted")]) == 0
     again = workshop.write_config(tmp_path / "again", model={"hf": str(damaged)})
-    words = (*refuse, f"start.checkpoint={tmp_path / 'converted'}")
+    words = (*refuse, f"init_from.checkpoint={tmp_path / 'converted'}")
     assert "worse than guessing" in one_rank.call(numerics_refusal, path=again, overrides=words)[0]
     assert not list((tmp_path / "again/checkpoints").iterdir())
 
     good = workshop.write_config(tmp_path / "good")
-    one_rank.call(train, path=good, overrides=("validation.sets={}", "checkpoint.every=null"))
-    words = (*refuse, f"start.checkpoint={tmp_path / 'good/checkpoints/step-00000012'}")
+    one_rank.call(train, path=good, overrides=("validation.sets={}", "checkpoint.save_interval=null"))
+    words = (*refuse, f"init_from.checkpoint={tmp_path / 'good/checkpoints/step-00000012'}")
     further = workshop.write_config(tmp_path / "further")
     one_rank.call(train, path=further, overrides=words)
     assert "worse than guessing" not in (tmp_path / "further/log.txt").read_text()

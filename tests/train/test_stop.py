@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.status import ExitCode, Status, read_status
+from megatron_cpt.runs.folder import ExitCode, Status, read_status
 from megatron_cpt.train.stop import NOT_ASKED, OUT_OF_TIME, StopRequest, reason
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, descendants, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
 
 STEPS, SAVED = 60, 20
-LONG = (f"training.tokens={STEPS} steps", f"checkpoint.every={SAVED} steps")
+LONG = (f"training.tokens={STEPS} steps", f"checkpoint.save_interval={SAVED} steps")
 
 
 def test_a_request_listens_while_it_is_open_and_gives_the_signals_back() -> None:

@@ -11,7 +11,7 @@ from tests.ranks import Ranks
 from tests.train.runs import records_of, train
 from tests.workshop import Workshop
 
-FOUR_STEPS = ("training.tokens=4 steps", "checkpoint.every=null", "validation.weight_updates=true")
+FOUR_STEPS = ("training.tokens=4 steps", "checkpoint.save_interval=null", "validation.weight_updates=true")
 
 
 def layers(hf: Path, first: int, last: int) -> np.ndarray:

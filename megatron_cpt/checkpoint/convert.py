@@ -1,0 +1,434 @@
+"""Whole conversions: a folder to a checkpoint, a checkpoint to a folder, and whether two models agree.
+
+`reference` models are transformers' own. `average` is a weighted mean of weights (arXiv:2203.05482): of checkpoints of
+one run it stands for a decay that was not trained (arXiv:2306.03241); of a run's last checkpoint and its base it is a
+way back towards the base (arXiv:2109.01903).
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+import psutil
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from megatron_cpt.checkpoint.dcp import (
+    Precision,
+    Stored,
+    StoredTensors,
+    build_standalone,
+    find_shards,
+    match_places,
+    stored_places,
+    write_streamed,
+)
+from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
+from megatron_cpt.checkpoint.hf_folder import copy_files, open_hf_tensors, tokenizer_files
+from megatron_cpt.checkpoint.hf_weights import (
+    SHARD_BYTES,
+    Weight,
+    check_tensors,
+    export_weights,
+    fill,
+    hf_sizes,
+    load_hf_weights,
+)
+from megatron_cpt.checkpoint.load import (
+    complete_checkpoints,
+    has_per_layer_keys,
+    is_complete,
+    leave_hashes,
+    load_weights,
+    read_state,
+    seal,
+    verify_and_vet,
+)
+from megatron_cpt.checkpoint.model_card import model_card, training_of
+from megatron_cpt.checkpoint.save import make_folder, save_weights
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.schema import RopeSettings
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import name_table, read_config, read_shape
+from megatron_cpt.families.size import parameter_count
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.groups import first_on_rank_zero
+from megatron_cpt.runs.folder import sync_folder
+
+
+def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> str:
+    """Writes the mean as a checkpoint of weights alone, to be evaluated, exported or started from. Every rank calls it.
+
+    Sums are taken in fp32, one model beside the sum in memory; the shares need not be scaled to 1.
+
+    Args:
+        sources: checkpoints or Hugging Face folders of one model.
+        shares: one for each, not negative.
+    Returns:
+        The dtype that the mean is stored in: bfloat16 where all tensors of the first source are in it, else float32.
+    Raises:
+        BadInput: the sources are not of one model, the shares make no mean, or there is something at `output`.
+        IntegrityFault: a source is not what was written.
+    """
+    folders = [source / "hf" if is_complete(source) else source for source in sources]
+    with first_on_rank_zero():
+        if groups.rank() == 0 and output.exists():
+            raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
+    if len(shares) != len(sources) or min(shares, default=0) < 0 or not sum(shares) > 0:
+        rule = f"is no list of {len(sources)} shares, not negative and not all 0."
+        raise BadInput(Fault(f"shares {list(shares)}", rule, "Give one for each source."))
+    shape = read_shape(folders[0])
+    for folder in folders[1:]:
+        if read_shape(folder) != shape:
+            raise BadInput(
+                Fault(str(folder), f"is of another model than {folders[0]}.", "Average models of one shape.")
+            )
+    mean = load_model(sources[0], shape, "fp32")
+    with torch.no_grad():
+        for parameter in parameters(mean):
+            parameter.mul_(shares[0] / sum(shares))
+        for source, share in zip(sources[1:], shares[1:], strict=True):
+            other = load_model(source, shape, "fp32")
+            for parameter, addend in zip(parameters(mean), parameters(other), strict=True):
+                parameter.add_(addend, alpha=share / sum(shares))
+    narrow = parent_dtypes(folders[0]).are_all("bfloat16")
+    if narrow:
+        for chunk in mean:
+            chunk.bfloat16()
+    save_weights(output, mean, folders[0])
+    return "bfloat16" if narrow else "float32"
+
+
+def parameters(model: Sequence[GPTModel]) -> Iterator[torch.nn.Parameter]:
+    """The parameters of all chunks, in one order."""
+    return (parameter for chunk in model for parameter in chunk.parameters())
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """How far two models are apart on the same tokens."""
+
+    largest: float
+    """Largest absolute difference of a logit."""
+    mean: float
+    """Mean absolute difference of all logits."""
+    positions: int
+    """Positions compared."""
+    same_choice: float
+    """Share of positions at which both give the same token the highest logit."""
+    divergence: float
+    """Kullback-Leibler divergence of the second's distributions from the first's, mean over positions, in nats."""
+
+
+def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
+    """Writes a checkpoint of weights alone, which loads into any layout. One process calls it.
+
+    A few parameters stand in memory at once, never the model.
+
+    Returns:
+        How many tensors were rounded, and from what to what; empty where none was.
+    Raises:
+        BadInput: there is something at `output` already, or the folder cannot be read.
+        IntegrityFault: a torn or altered file.
+    """
+    if output.exists():
+        raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
+    shape = read_shape(hf_folder)
+    table = name_table(shape)
+    places, values = stored_places(shape)
+    with open_hf_tensors(hf_folder) as tensors:
+        check_tensors(tensors, shape)
+        stored = [STORED[tensors.dtype(name)] for name in hf_sizes(shape)]
+        # The precision that holds the weights exactly; fp16 does not fit into bf16.
+        dtype = torch.bfloat16 if set(stored) == {"bfloat16"} else torch.float32
+
+        def read(name: str) -> Tensor:
+            parameter = torch.empty(places[name].size, dtype=dtype)
+            fill(parameter, *table[name], shape, tensors, rank=0, ranks=1)
+            return parameter
+
+        with _whole_or_absent(output) as folder:
+            make_folder(folder, hf_folder, parent_dtypes(hf_folder))
+            write_streamed(folder / "shards", places, values, dtype, read)
+            leave_hashes(folder, rank=0)
+            seal(folder)
+        return roundings(Conversion(word, word_of(dtype)) for word in stored)
+
+
+@contextmanager
+def _whole_or_absent(output: Path) -> Iterator[Path]:
+    """Another name for a folder while it is written; it gets its own when it is whole, and is gone if it never is."""
+    unfinished = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        yield unfinished
+        unfinished.rename(output)
+        sync_folder(output.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> str:
+    """Writes the model of a checkpoint as a Hugging Face folder. One process calls it.
+
+    One file's tensors stand in memory at once, never the model.
+
+    Args:
+        checkpoint: one, or a run folder: its newest.
+        dtype: of the weights; None: each tensor's in the folder that the checkpoint's model came from.
+        shard_bytes: bytes of tensors in one file, about.
+    Returns:
+        How many tensors were rounded, and from what to what; empty where none was.
+    Raises:
+        BadInput: it is no complete checkpoint, or there is something at `output` already.
+        IntegrityFault: its bytes are not those that were written.
+    """
+    checkpoint = newest_of_run(checkpoint)
+    if not is_complete(checkpoint):
+        rule = "is not a complete checkpoint." if checkpoint.is_dir() else "there is no such folder."
+        remedy = (
+            "Name one, such as RUN/checkpoints/step-00000400; of another program's (Megatron-LM, Megatron-Bridge), "
+            "give its model's config.json as well: --hf-config DIR."
+        )
+        raise BadInput(Fault(str(checkpoint), rule, remedy))
+    shape = read_shape(checkpoint / "hf")
+    verify_and_vet(checkpoint)
+    stored = StoredTensors(checkpoint / "shards")
+    places, _ = stored_places(shape, has_per_layer_keys(checkpoint / "shards"))
+    weights, dtypes = _stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")
+    card = _card_of(checkpoint, output.name)
+    return export_weights(weights, shape, checkpoint / "hf", output, dtypes, card=card, shard_bytes=shard_bytes)
+
+
+def hf_from_megatron(
+    folder: Path, hf_config: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> str:
+    """Writes the model of a torch_dist checkpoint of Megatron-LM or Megatron-Bridge as a Hugging Face folder.
+
+    As hf_from_checkpoint, with the folder that says what model it is; its config and tokenizer are copied.
+
+    Raises:
+        BadInput: there is no such checkpoint, its tensors are not those of the config, or there is something at
+            `output` already.
+        IntegrityFault: it cannot be read, or not safely, or holds a NaN: it has no hashes to tell what was written.
+    """
+    shape, shards = read_shape(hf_config), find_shards(folder)
+    stored = StoredTensors(shards)
+    places, _ = stored_places(shape, has_per_layer_keys(shards))
+    found = match_places(places, stored.sizes, shape, shards)
+    weights, dtypes = _stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
+    card = model_card(folder.name, output.name, None, None)
+    return export_weights(weights, shape, hf_config, output, dtypes, card=card, shard_bytes=shard_bytes)
+
+
+def _stored_weights(stored: StoredTensors, places: Mapping[str, Stored], shape: ModelShape) -> list[Weight]:
+    """The parameters of a checkpoint that are exported, each to be read when it is needed."""
+    table = name_table(shape)
+    return [
+        Weight(*table[name], partial(stored.read, place), stored.dtype(place))
+        for name, place in places.items()
+        if table[name][0].exported
+    ]
+
+
+def newest_of_run(source: Path) -> Path:
+    """The newest whole checkpoint of a run folder; any other folder itself. Raises BadInput where a run has none."""
+    if not (source / "checkpoints").is_dir():
+        return source
+    complete = complete_checkpoints(source / "checkpoints")
+    if not complete:
+        raise BadInput(Fault(str(source), "the run has no complete checkpoint.", "Name another run, or a folder."))
+    return complete[-1]
+
+
+def _card_of(checkpoint: Path, name: str) -> str:
+    """The model card of a checkpoint, by the learning rates and the parent that it states itself."""
+    try:
+        history = orjson.loads((checkpoint / "hf" / "lineage.json").read_bytes())
+        parent = Path(history["parent"]).name
+    except (OSError, ValueError, KeyError, TypeError):
+        history, parent = None, "not known"
+    if not (checkpoint / "position.json").is_file():
+        return model_card(parent, name, None, None)
+    position = read_state(checkpoint)
+    training = training_of(position.step, position.tokens, position.order, position.source_sequences)
+    return model_card(parent, name, training, history)
+
+
+def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[GPTModel]:
+    """The model of a checkpoint or of a Hugging Face folder, without the wrappers of training."""
+    model = build_standalone(shape, precision)
+    if is_complete(source):
+        load_weights(source, model)
+    else:
+        load_hf_weights(model, shape, source)
+    return model
+
+
+def verify(
+    source: Path, hf_folder: Path, precision: Precision = "fp32", sequences: int = 2, length: int = 64
+) -> tuple[LogitDifference, LogitDifference | None] | None:
+    """Compares Megatron-Core's logits with transformers' in fp32 on the same random tokens.
+
+    Every rank calls it. fp32 arithmetic, whatever the weights' dtype, leaves nothing but rounding between two models
+    that are the same. In bf16 rounding is large, and how large is seen in transformers' own bf16.
+
+    Args:
+        source: a checkpoint of ours, a run folder (its newest checkpoint) or a Hugging Face folder, for Megatron-Core.
+        hf_folder: the folder for transformers; its config.json is the shape of both.
+        precision: Megatron-Core's arithmetic.
+    Returns:
+        The difference of Megatron-Core from transformers in fp32 and, in bf16, that of transformers' own bf16; on the
+        ranks of the last pipeline stage, None on the others.
+    Raises:
+        BadInput: there is no model at `source`.
+    """
+    source, shape = newest_of_run(source), read_shape(hf_folder)
+    generator = torch.Generator().manual_seed(1234)
+    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.max_positions)), generator=generator)
+    reference = transformers_logits(hf_folder, tokens)
+    logits = megatron_logits(load_model(source, shape, precision), shape, tokens)
+    if logits is None:
+        return None
+    own = compare(reference, transformers_logits(hf_folder, tokens, torch.bfloat16)) if precision == "bf16" else None
+    return compare(reference, logits), own
+
+
+@torch.no_grad()
+def megatron_logits(chunks: list[GPTModel], shape: ModelShape, tokens: Tensor) -> Tensor | None:
+    """Megatron-Core's logits under any layout: tokens int64 [b, s] to float32 [b, s, vocabulary] on the CPU.
+
+    Every rank calls it with the same tokens; the last pipeline stage has the logits, the others None.
+    """
+    (model,) = chunks
+    tokens = tokens.to(groups.device())
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    stage, pipeline = groups.pipeline_rank(), groups.pipeline_group()
+    if not groups.is_first_stage():
+        size = (tokens.shape[1], tokens.shape[0], shape.hidden)
+        received = torch.empty(size, dtype=model.config.params_dtype, device=tokens.device)
+        dist.recv(received, group=pipeline, group_src=stage - 1)
+        model.set_input_tensor(received)
+    output = model.eval()(tokens, positions, None)
+    if not groups.is_last_stage():
+        dist.send(output.contiguous(), group=pipeline, group_dst=stage + 1)
+        return None
+    parts = [torch.empty_like(output) for _ in range(groups.tensor_size())]
+    dist.all_gather(parts, output.contiguous(), group=groups.tensor_group())
+    return torch.cat(parts, dim=-1)[..., : shape.vocabulary].float().cpu()
+
+
+def compare(reference: Tensor, logits: Tensor) -> LogitDifference:
+    """The difference of two models' logits, [b, s, vocabulary] each."""
+    difference = (reference - logits).abs()
+    same = reference.argmax(dim=-1) == logits.argmax(dim=-1)
+    ours, theirs = logits.double().log_softmax(dim=-1), reference.double().log_softmax(dim=-1)
+    return LogitDifference(
+        largest=difference.max().item(),
+        mean=difference.mean(dtype=torch.float64).item(),
+        positions=same.numel(),
+        same_choice=same.double().mean().item(),
+        divergence=(theirs.exp() * (theirs - ours)).sum(dim=-1).mean().item(),
+    )
+
+
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+# Beside the weights: activations and logits of a sequence, what the loader holds for a moment, the allocator's own.
+HEADROOM = 1.25
+
+
+@contextmanager
+def _reference_model(
+    hf_folder: Path, dtype: torch.dtype, device: torch.device, rope: RopeSettings | None = None
+) -> Iterator[Any]:
+    """transformers' model, whole, on one device, given up at the end. No code of the folder is executed.
+
+    The folder is checked before transformers sees it: transformers opens whatever file an index names, wherever it
+    lies, and draws what is missing at random.
+
+    Args:
+        rope: other rotary positions than the folder states; None: its own.
+    Raises:
+        BadInput, IntegrityFault: as load_hf_weights does.
+    """
+    shape = read_shape(hf_folder, rope)
+    with open_hf_tensors(hf_folder) as tensors:
+        check_tensors(tensors, shape)
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_folder,
+        config=_transformers_config(hf_folder, rope),
+        dtype=dtype,
+        attn_implementation="eager",  # the one that knows every family's mathematics: others leave out soft caps
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    try:
+        yield model.eval().to(device)
+    finally:
+        del model
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _transformers_config(hf_folder: Path, rope: RopeSettings | None) -> Any:
+    """What transformers makes of a folder's config.json, with other rotary positions if there are any."""
+    with TemporaryDirectory() as scratch:
+        _write_readable_config(hf_folder, Path(scratch), rope)
+        return AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+
+
+def transformers_tokenizer(hf_folder: Path) -> Any:
+    """transformers' tokenizer of a folder, which is made by rules of its own. No code of the folder is executed."""
+    with TemporaryDirectory() as scratch:
+        _write_readable_config(hf_folder, Path(scratch))
+        copy_files(hf_folder, Path(scratch), tokenizer_files(hf_folder))
+        tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+    tokenizer.name_or_path = str(hf_folder)
+    return tokenizer
+
+
+def _write_readable_config(hf_folder: Path, output: Path, rope: RopeSettings | None = None) -> None:
+    """Writes config.json without the dtype: transformers fails over words such as "auto" and "torch.bfloat16"."""
+    fields = {name: value for name, value in read_config(hf_folder, rope).items() if name not in _DTYPE_FIELDS}
+    (output / "config.json").write_bytes(orjson.dumps(fields))
+
+
+@torch.no_grad()
+def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """transformers' logits on the CPU: tokens int64 [b, s] to float32 [b, s, vocabulary]."""
+    with _reference_model(hf_folder, dtype, torch.device("cpu")) as model:
+        logits: Tensor = model(tokens).logits
+        return logits.float()
+
+
+@torch.no_grad()
+def transformers_losses(
+    hf_folder: Path, windows: Tensor, dtype: torch.dtype, device: torch.device, rope: RopeSettings | None = None
+) -> list[float]:
+    """transformers' mean loss of each sequence, in nats per token: windows int64 [b, s + 1]."""
+    with _reference_model(hf_folder, dtype, device, rope) as model:
+        return [
+            float(cross_entropy(model(window[None, :-1]).logits[0].float(), window[1:]))
+            for window in windows.to(device)
+        ]
+
+
+def room_for_reference(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> torch.device | None:
+    """Where the whole model fits now: on the device, else in this machine's memory, else nowhere (None)."""
+    needed = HEADROOM * parameter_count(shape) * dtype.itemsize
+    if device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu") if needed <= psutil.virtual_memory().available else None

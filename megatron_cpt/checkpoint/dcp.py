@@ -1,0 +1,383 @@
+"""Distributed checkpoints read and written one parameter at a time: no model is held in memory.
+
+Megatron-Core itself says, of a model on torch's meta device, under which key a parameter is saved and at which place of
+the tensor with that key: all layers, and all experts, are slices of one tensor. torch's own writer asks its planner for
+each part when it is about to write it; the planner here reads it only then.
+
+Checkpoints of Megatron-LM and Megatron-Bridge are matched by their tensors' names. Only their table of contents and
+their tensors are read. common.pt, random states and optimizer are never opened.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import save as write
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+
+from megatron_cpt.checkpoint.hf_folder import is_finite
+from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS, inside, model_state, read_table, reason
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, StorageFault, refuse
+from megatron_cpt.config.schema import (
+    DataSettings,
+    ModelSettings,
+    ParallelSettings,
+    RunConfig,
+    RunSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
+from megatron_cpt.config.units import Duration
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import name_table
+from megatron_cpt.families.weights import VocabularyParallel
+from megatron_cpt.model.build import build_model, build_outline
+from megatron_cpt.parallel import groups
+from megatron_cpt.runs.folder import write_json
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter stands in a distributed checkpoint."""
+
+    key: str
+    """The tensor that it is a part of."""
+    whole: tuple[int, ...]
+    """Dimensions of that tensor."""
+    offset: tuple[int, ...]
+    """Where the parameter begins in it."""
+    own: tuple[int, ...]
+    """Dimensions of the parameter in it: its own, behind a 1 for each axis of layers or experts."""
+    size: tuple[int, ...]
+    """Dimensions of the parameter itself."""
+
+
+def stored_places(shape: ModelShape, per_layer_keys: bool = False) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """Where the parameters of a model stand, by their names in the whole model, and what is stored beside them.
+
+    Args:
+        per_layer_keys: each layer under keys of its own (sharded.model_state).
+    Returns:
+        The places, and the values that are no tensors, by key.
+    """
+    model = _meta_model(shape)
+    content = model_state([model], per_layer_keys)["model"]
+    places = {name: _place_of(content[name], tuple(value.shape)) for name, value in model.named_parameters()}
+    values = {value.unique_key: value.data for value in content.values() if isinstance(value, ShardedObject)}
+    return places, values
+
+
+def _place_of(entry: ShardedTensor | ShardedTensorFactory, size: tuple[int, ...]) -> Stored:
+    """Where Megatron-Core saves a parameter of this size, which this process has whole."""
+    # Gate and up of a gated MLP are two entries, which follow each other.
+    parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
+    first = parts[0]
+    assert all(part.key == first.key for part in parts), f"{first.key}: stored under several keys"
+    own = (1,) * first.prepend_axis_num + size
+    return Stored(first.key, tuple(first.global_shape), tuple(first.global_offset), own, size)
+
+
+class StoredTensors:
+    """The tensors of a torch_dist folder, by key."""
+
+    def __init__(self, shards: Path) -> None:
+        """Reads the table of contents. Raises IntegrityFault."""
+        self.shards = shards
+        self._table: Metadata = read_table(shards)
+        self.sizes = {
+            key: tuple(entry.size)
+            for key, entry in self._table.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+
+    def dtype(self, place: Stored) -> torch.dtype:
+        """The dtype that a parameter is stored in."""
+        entry = self._table.state_dict_metadata[place.key]
+        assert isinstance(entry, TensorStorageMetadata)
+        return entry.properties.dtype
+
+    def read(self, place: Stored) -> Tensor:
+        """A parameter, in the dtype that it is stored in, on the CPU; its place must lie in a tensor that is there.
+
+        Raises:
+            IntegrityFault: parts of it are missing, are not what the table says, or hold a NaN or an infinity.
+        """
+        entry = self._table.state_dict_metadata[place.key]
+        assert isinstance(entry, TensorStorageMetadata)
+        found, filled = torch.empty(0), 0
+        for chunk in entry.chunks:
+            start = [max(own, theirs) for own, theirs in zip(place.offset, chunk.offsets, strict=True)]
+            stop = [
+                min(own + length, theirs + their_length)
+                for own, length, theirs, their_length in zip(
+                    place.offset, place.own, chunk.offsets, chunk.sizes, strict=True
+                )
+            ]
+            length = [max(0, end - begin) for begin, end in zip(start, stop, strict=True)]
+            if not prod(length):
+                continue
+            part = self._chunk(place.key, chunk)
+            if tuple(chunk.offsets) == place.offset and tuple(chunk.sizes) == place.own:
+                return part.view(place.size)
+            if not filled:
+                found = torch.empty(place.own, dtype=part.dtype)
+            target, source = found, part
+            for axis, (begin, extent) in enumerate(zip(start, length, strict=True)):
+                target = target.narrow(axis, begin - place.offset[axis], extent)
+                source = source.narrow(axis, begin - chunk.offsets[axis], extent)
+            target.copy_(source)
+            filled += prod(length)
+        if filled != prod(place.own):
+            raise IntegrityFault(f"{self.shards}: parts of {place.key} are missing")
+        return found.view(place.size)
+
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        """One chunk as it was written, in a file of its own or among others."""
+        try:
+            where = self._table.storage_data[MetadataIndex(key, chunk.offsets)]
+            with inside(self.shards, where.relative_path).open("rb") as file:
+                file.seek(where.offset)
+                content = io.BytesIO(file.read(where.length))
+            tensor = torch.load(content, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise IntegrityFault(f"{self.shards}: {key} cannot be read ({error})") from error
+        if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes or not tensor.is_floating_point():
+            raise IntegrityFault(f"{self.shards}: {key} is not what the table of contents says")
+        if not is_finite(tensor):
+            raise IntegrityFault(f"{self.shards}: {key} holds a NaN or an infinity")
+        return tensor
+
+
+TRACKER = "latest_checkpointed_iteration.txt"
+# A norm that Transformer Engine fuses with the projection behind it is saved under another key than one that stands
+# alone; Megatron-LM has written both from its local layers.
+_NORM_KEYS = (
+    ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
+    ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
+)
+
+
+def find_shards(folder: Path) -> Path:
+    """The torch_dist folder: this one, or that of the newest iteration in it.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if (folder / ".metadata").is_file():
+        return folder
+    newest = _newest_iteration(folder)
+    if newest is not None and (newest / ".metadata").is_file():
+        return newest
+    if any(folder.glob("**/mp_rank_*")):
+        rule = "holds pickles of Megatron-LM's older format (`--ckpt-format torch`), which can run any program."
+        remedy = "Where you trust it: load and save it in Megatron-LM with `--ckpt-convert-format torch_dist`."
+        raise BadInput(Fault(str(folder), rule, remedy))
+    rule = f"is no torch_dist checkpoint: neither .metadata nor {TRACKER} of a folder with one is here."
+    raise BadInput(Fault(str(folder), rule, "Name one of its iteration folders, such as iter_0000100."))
+
+
+def _newest_iteration(folder: Path) -> Path | None:
+    """The folder that Megatron-LM's tracker names; None where there is no tracker that names one."""
+    try:
+        word = (folder / TRACKER).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    if word == "release":
+        return folder / word
+    return folder / f"iter_{int(word):07}" if word.isdecimal() else None
+
+
+def match_places(
+    places: Mapping[str, Stored], sizes: Mapping[str, tuple[int, ...]], shape: ModelShape, shards: Path
+) -> dict[str, Stored]:
+    """The places of all parameters under the keys that the checkpoint has for them.
+
+    Args:
+        places: as Megatron-Core would save them here (stored.stored_places).
+        sizes: dimensions of the checkpoint's tensors, by key.
+    Raises:
+        BadInput: tensors are missing, surplus or of another size; every kind is told.
+    """
+    table = name_table(shape)
+    found: dict[str, Stored] = {}
+    missing: list[str] = []
+    faults: list[Fault] = []
+    for name, place in places.items():
+        keys = [key for key in alternatives(place.key) if key in sizes]
+        if not keys:
+            missing.append(place.key)
+            continue
+        found[name] = replace(place, key=keys[0])
+        padded = isinstance(table[name][0], VocabularyParallel)
+        if not fits(sizes[keys[0]], place.whole, padded):
+            value = f"{shards}: {keys[0]} is {sizes[keys[0]]}"
+            faults.append(Fault(value, f"config.json calls for {place.whole}.", "Give the config.json of this model."))
+    used = {place.key for place in found.values()}
+    surplus = [key for key in sizes if key not in used and not key.startswith(("optimizer.", "chained_"))]
+    if missing:
+        faults.append(
+            Fault(
+                f"{shards}: {some(missing)}",
+                f"tensors are missing that config.json calls for ({len(set(missing))}).",
+                "Give the config.json of this model; only names of Megatron-Core's GPTModel are known.",
+            )
+        )
+    if surplus:
+        faults.append(
+            Fault(
+                f"{shards}: {some(surplus)}",
+                f"tensors are there that a {shape.family} of this config.json does not have ({len(surplus)}).",
+                "Give the config.json of this model; only names of Megatron-Core's GPTModel are known.",
+            )
+        )
+    refuse(list(dict.fromkeys(faults)))
+    return found
+
+
+def alternatives(key: str) -> list[str]:
+    """The keys under which a parameter may have been saved, the likeliest first."""
+    keys = [key]
+    for fused, alone in _NORM_KEYS:
+        keys += [key.replace(one, other) for one, other in ((fused, alone), (alone, fused)) if one in key]
+    return keys
+
+
+def fits(size: tuple[int, ...], wanted: tuple[int, ...], padded: bool) -> bool:
+    """Whether a tensor has the dimensions that are wanted; padding of the vocabulary may add rows."""
+    return size == wanted or (padded and size[1:] == wanted[1:] and size[0] > wanted[0])
+
+
+def some(keys: list[str]) -> str:
+    """The first of them."""
+    first = list(dict.fromkeys(keys))
+    return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
+
+
+# Files, each written by a thread of its own.
+FILES = 2
+
+
+class ReadAsWritten(DefaultSavePlanner):
+    """Names what a checkpoint is to hold, and reads each part when its turn to be written comes."""
+
+    def __init__(
+        self,
+        places: Mapping[str, Stored],
+        values: Mapping[str, Any],
+        dtype: torch.dtype,
+        read: Callable[[str], Tensor],
+    ) -> None:
+        """Takes what write_weights takes."""
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._names = {(place.key, place.offset): name for name, place in places.items()}
+        self._places, self._values, self._dtype, self._read = places, values, dtype, read
+        self.failures: list[Exception] = []
+
+    def create_local_plan(self) -> SavePlan:
+        """All parameters, each as one chunk, and all values."""
+        tensors = [
+            WriteItem(
+                index=MetadataIndex(place.key, place.offset),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(torch.Size(place.offset), torch.Size(place.own)),
+                    properties=TensorProperties(dtype=self._dtype),
+                    size=torch.Size(place.whole),
+                ),
+            )
+            for place in self._places.values()
+        ]
+        values = [WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO) for key in self._values]
+        self.plan = SavePlan([*tensors, *values])
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        """One part: a tensor on the CPU, or the bytes of a value."""
+        if write_item.type is WriteItemType.BYTE_IO:
+            content = io.BytesIO()
+            torch.save([self._values[write_item.index.fqn]], content)  # Megatron-Core reads a list
+            return content
+        assert write_item.index.offset is not None
+        name = self._names[write_item.index.fqn, tuple(write_item.index.offset)]
+        own = self._places[name].own
+        # A thread of the writer would end at an error without a word: it is kept, and raised when all have ended.
+        if not self.failures:
+            try:
+                return self._read(name).view(own)
+            except Exception as error:
+                self.failures.append(error)
+        return torch.empty(own, dtype=self._dtype)
+
+
+def write_streamed(
+    shards: Path,
+    places: Mapping[str, Stored],
+    values: Mapping[str, Any],
+    dtype: torch.dtype,
+    read: Callable[[str], Tensor],
+) -> None:
+    """Writes a torch_dist folder in this process alone.
+
+    Args:
+        places: of all parameters, by name (stored.stored_places).
+        values: what is stored beside them, by key.
+        dtype: that all parameters are stored in.
+        read: gives a parameter by its name, in this dtype; called by several threads.
+    Raises:
+        StorageFault: not all could be written.
+        Exception: what `read` raises.
+    """
+    planner, writer = ReadAsWritten(places, values, dtype, read), FileSystemWriter(shards, thread_count=FILES)
+    try:
+        table = write({}, storage_writer=writer, planner=planner, no_dist=True)
+    except CHECKPOINT_ERRORS as error:
+        raise StorageFault(f"{shards}: could not be written ({reason(error)}): is its disk full?") from error
+    if planner.failures:
+        raise planner.failures[0]
+    if len(table.storage_data) != len(planner.plan.items):
+        raise StorageFault(f"{shards}: could not be written whole: is its disk full?")
+    torch.save({}, shards / "common.pt")
+    write_json(shards / "metadata.json", asdict(CheckpointingConfig("torch_dist")))
+
+
+Precision = Literal["fp32", "bf16"]
+
+
+def build_standalone(shape: ModelShape, precision: Precision) -> list[GPTModel]:
+    """The model of a shape, on the layout that this process is in, its weights not yet set."""
+    return build_model(shape, _standalone_config(shape, precision))
+
+
+def _meta_model(shape: ModelShape) -> GPTModel:
+    """The whole model of a shape without its weights."""
+    assert groups.tensor_size() == groups.pipeline_size() == 1, "the outline is of the whole model"
+    return build_outline(shape, _standalone_config(shape, "fp32"))
+
+
+def _standalone_config(shape: ModelShape, precision: Precision) -> RunConfig:
+    """What a model is built with where nothing is trained."""
+    return RunConfig(
+        run=RunSettings(folder="unused"),
+        model=ModelSettings(hf="unused"),
+        data=DataSettings(sequence_length=shape.max_positions, sources={}),
+        training=TrainingSettings(tokens=Duration(1, "steps"), global_batch_size=1, precision=precision),
+        schedule=ScheduleSettings(kind="constant", peak_lr=1.0),
+        parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),
+    )

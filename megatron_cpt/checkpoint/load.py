@@ -1,0 +1,521 @@
+"""Checkpoints of a run: Megatron-Core's distributed format, sealed, with all that a resume needs.
+
+checkpoints/step-00000400/
+    shards/         model, optimizer and random states (torch_dist)
+    hf/             config.json, tokenizer files: with them the checkpoint is a model
+    position.json   step, sequences, what the data order was, layout (CheckpointState)
+    complete.json   SHA-256 of every file; written last
+
+A checkpoint is complete or absent, and its bytes are those that were written.
+
+Nothing untrusted is unpickled. torch's format keeps its table of contents (`.metadata`) as a pickle, and non-tensor
+values as pickles inside the shards, and reads both with full pickle. Here a restricted unpickler reads the table,
+`weights_only` reads every such value, and what does not pass is refused before Megatron-Core touches it.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+
+from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_packing, share_main_weights
+from megatron_cpt.config.errors import Fault, IntegrityFault, RankFailed, StorageFault, refuse
+from megatron_cpt.model.build import DTYPES
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.groups import all_agree, barrier, restore_random_state
+from megatron_cpt.runs.folder import sync_file, sync_folder, write_json
+
+# dp_reshardable is cheap and loads into another data-parallel size at most; fully_reshardable gathers a shard's
+# optimizer on one rank and loads into any layout. The default of Megatron-Core 0.16.1 cannot be saved at all.
+FREQUENT, KEPT = "dp_reshardable", "fully_reshardable"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the ranks that wrote a checkpoint shared the model."""
+
+    world: int
+    """Ranks."""
+    tensor: int
+    """Tensor-parallel size."""
+    pipeline: int
+    """Pipeline stages."""
+    distributed_optimizer: bool
+    """Whether optimizer state was sharded over replicas."""
+    virtual_pipeline: int = 1
+    """Model chunks of a stage."""
+    context: int = 1
+    """Ranks that shared a sequence."""
+    expert: int = 1
+    """Ranks that shared the experts of a layer."""
+
+    def __str__(self) -> str:
+        optimizer = "a distributed" if self.distributed_optimizer else "a plain"
+        further = {"chunks of a stage": self.virtual_pipeline, "context": self.context, "expert": self.expert}
+        sizes = "".join(f", {name} {size}" for name, size in further.items() if size > 1)
+        return f"{self.world} ranks, tensor {self.tensor}, pipeline {self.pipeline}{sizes}, {optimizer} optimizer"
+
+    @property
+    def model_sizes(self) -> tuple[int, ...]:
+        """What decides which parameters a rank holds."""
+        return self.tensor, self.pipeline, self.virtual_pipeline, self.expert
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """Where a run was when a checkpoint was written."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens trained."""
+    sequences: int
+    """Sequences of the order consumed: the whole data state."""
+    order: dict[str, Any]
+    """What decided those sequences: datasets, phases, sequence length, seed (BlendPlan.describe)."""
+    order_fingerprint: str
+    """Hash of that."""
+    source_sequences: dict[str, int]
+    """Sequences of each source among them, as a check."""
+    layout: Layout
+    """The ranks that wrote it."""
+    sharding: str
+    """How optimizer state is laid out: dp_reshardable or fully_reshardable."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Losses of the validation sets at this very step, nats per token, by name."""
+    skipped_ranges: list[list[int]] = field(default_factory=list)
+    """Ranges of the order, [first sequence, end), that no update was made of: skipped, or rewound over."""
+    skipped_in_a_row: int = 0
+    """Steps left out since the last update."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the last updates, by which spikes are judged."""
+    parts: dict[str, Any] | None = None
+    """What was trained, and in which groups: `model.frozen`, `optimizer.lr_multipliers` and
+    `optimizer.no_weight_decay`. None: an older checkpoint, which does not say."""
+    first_own_step: int = 0
+    """Steps done when the run began: more than 0 where it went on counting another run's."""
+    schedule_shift: int = 0
+    """Tokens by which the schedule is ahead of the run's own count: more than 0 where it goes on from another run."""
+    batches: dict[str, Any] | None = None
+    """`training.global_batch_size` and `training.batch_size_rampup`, by which the steps are counted. None: an older
+    checkpoint."""
+    measures: dict[str, str] | None = None
+    """Identity of every validation set and task, by its name in messages. None: an older checkpoint."""
+
+
+def _layout_faults(checkpoint: Path, position: CheckpointState, now: Layout) -> list[Fault]:
+    """Why the optimizer state of a checkpoint does not load into a layout: at most one fault."""
+    before = position.layout
+    shown = f"{checkpoint}: written by {before}; this run has {now}"
+    if before.distributed_optimizer != now.distributed_optimizer:
+        rule = "the state of one kind of optimizer cannot be turned into that of the other."
+        setting = f"parallel.distributed_optimizer={str(before.distributed_optimizer).lower()}"
+        return [Fault(shown, rule, f"Go on with {setting}.")]
+    model_differs = before.model_sizes != now.model_sizes
+    if before.distributed_optimizer and position.sharding == FREQUENT and model_differs:
+        rule = f"optimizer state saved as {FREQUENT} loads with the same tensor and pipeline sizes alone."
+        remedy = (
+            f"Go on from a checkpoint saved as {KEPT} (a run's last, those at multiples of `checkpoint.keep_every`)"
+            " by moving the later ones away, or go on with the old sizes until the next of these."
+        )
+        return [Fault(shown, rule, remedy)]
+    return []
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint; names sort by step."""
+    return f"step-{step:08}"
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if is_complete(path))
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """The position in a checkpoint. Raises IntegrityFault."""
+    try:
+        values = orjson.loads((checkpoint / "position.json").read_bytes())
+        return CheckpointState(**{**values, "layout": Layout(**values["layout"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityFault(f"{checkpoint / 'position.json'}: not a readable position ({error})") from error
+
+
+_DAMAGED = (
+    "{checkpoint}: its optimizer state does not belong to its weights. It is a `fully_reshardable` checkpoint of a"
+    " distributed optimizer whose gradients lay in several padded buckets (`parallel.overlap_grad_reduce`, or tied"
+    " embeddings over pipeline stages), saved by a version that saved these wrongly. Its weights are right, and so are"
+    " exports. Start a new run in another folder with `init_from.checkpoint: {checkpoint}`, "
+    "`init_from.load_optimizer: false` and"
+    " data and schedule kept; or move it away and go on from an earlier checkpoint that was saved as `dp_reshardable`"
+)
+"""What is said of a checkpoint whose optimizer state is not that of its weights."""
+
+
+def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimizer, layout: Layout) -> CheckpointState:
+    """Puts model, optimizer and, on the layout that wrote them, random states back. Every rank calls it.
+
+    The caller mends the optimizer afterwards (train/optimizer.py). On another layout the random states stay as
+    they are: they belong to ranks.
+
+    Raises:
+        BadInput: the optimizer state does not load into this layout or precision.
+        IntegrityFault: it is not complete, not intact or not safe to read.
+    """
+    position = read_state(checkpoint)
+    refuse(_layout_faults(checkpoint, position, layout))
+    verify_and_vet(checkpoint)
+    before, now = _weights_precision(checkpoint / "shards"), next(model[0].parameters()).dtype
+    refuse(_precision_faults(checkpoint, position, before, now))
+    content = model_state(model, has_per_layer_keys(checkpoint / "shards"))
+    content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
+    if position.layout == layout:
+        content["random"] = rng_object({})
+    loaded = _load_shards(checkpoint, content)
+    _load_model_state(model, loaded)
+    with differing(optimizer, before) as counts:
+        optimizer.load_state_dict(loaded["optimizer"])
+    if not all_agree(counts[1] == 0):
+        raise IntegrityFault(_DAMAGED.format(checkpoint=checkpoint))
+    if before != now:
+        share_main_weights(optimizer)
+    if position.layout == layout:
+        restore_random_state(loaded["random"])
+    return position
+
+
+def _precision_faults(
+    checkpoint: Path, position: CheckpointState, before: torch.dtype, now: torch.dtype
+) -> list[Fault]:
+    """Why the optimizer state of a checkpoint does not load into a run of another precision: at most one fault.
+
+    Whole parameters of a distributed optimizer do: main weights and moments are in fp32 in every precision.
+    """
+    if before == now or (position.layout.distributed_optimizer and position.sharding == KEPT):
+        return []
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    saved = f"saved as {FREQUENT}" if position.layout.distributed_optimizer else "of a plain optimizer"
+    kept = f" or, from a checkpoint saved as {KEPT}, change it;" if position.layout.distributed_optimizer else ""
+    return [
+        Fault(
+            f"{checkpoint}: written with training.precision = {names.get(before, before)}; this run has"
+            f" {names.get(now, now)}",
+            f"optimizer state {saved} is that of one precision.",
+            f"Go on with the precision that it was written with;{kept} or start a new run in another folder with"
+            f" `init_from.checkpoint: {checkpoint}`, `init_from.load_optimizer: false` and the data and schedule kept.",
+        )
+    ]
+
+
+def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:
+    """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
+    verify_and_vet(checkpoint)
+    content = model_state(model, has_per_layer_keys(checkpoint / "shards"))
+    _load_model_state(model, _load_shards(checkpoint, content))
+
+
+def _load_shards(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's shards hold for the entries of a content. Every rank calls it.
+
+    Raises:
+        IntegrityFault: they do not hold it, or not so.
+    """
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(content, str(checkpoint / "shards"))
+    except CHECKPOINT_ERRORS as error:
+        raise IntegrityFault(f"{checkpoint}: its shards do not load into this run ({reason(error)})") from error
+    return loaded
+
+
+CHECKPOINT_ERRORS = (CheckpointException, CheckpointingException)
+"""What torch's and Megatron-Core's checkpoint code raise. The first is no Exception."""
+
+
+def reason(error: BaseException) -> str:
+    """What one of CHECKPOINT_ERRORS tells, in one line: torch's has a traceback of each rank that failed in its text.
+
+    Raises:
+        RankFailed: nothing, for only rank 0 was told.
+    """
+    if not isinstance(error, CheckpointException):
+        return " ".join(str(error).split())
+    causes = [" ".join(f"{type(cause).__name__}: {cause}".split()) for cause, _ in error.failures.values()]
+    if not causes:
+        raise RankFailed("rank 0 says why") from error
+    return "; ".join(dict.fromkeys(causes))
+
+
+def verify_and_vet(checkpoint: Path) -> None:
+    """Refuses a checkpoint that is not complete, not intact or not safe to read, on all ranks alike."""
+    if not is_complete(checkpoint):
+        raise IntegrityFault(f"{checkpoint}: not a complete checkpoint (it has no complete.json)")
+    verify(checkpoint)
+    fault: IntegrityFault | None = None
+    if groups.rank() == 0:
+        try:
+            vet(checkpoint / "shards")
+        except IntegrityFault as error:
+            fault = error
+    if not all_agree(fault is None):
+        raise fault or RankFailed(f"{checkpoint}: refused by rank 0")
+
+
+def model_state(model: Sequence[GPTModel], per_layer_keys: bool = False) -> dict[str, Any]:
+    """The model's part of a checkpoint, with its tensors in place: an entry for each chunk, as in Megatron-LM.
+
+    Args:
+        per_layer_keys: each layer under names of its own, not as a slice of one tensor for all layers: where some
+            layers are frozen, optimizer state would fill only a part of that.
+    """
+    metadata = {"non_homogeneous_layers": True} if per_layer_keys else None
+    return {
+        name: chunk.sharded_state_dict(metadata=metadata)
+        for name, chunk in zip(_chunk_names(model), model, strict=True)
+    }
+
+
+def _load_model_state(model: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
+    """Puts what was loaded into the chunks."""
+    for name, chunk in zip(_chunk_names(model), model, strict=True):
+        chunk.load_state_dict(loaded[name])
+
+
+def _chunk_names(model: Sequence[GPTModel]) -> list[str]:
+    """Under which names the chunks of this rank stand in a checkpoint."""
+    return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
+
+
+def _weights_precision(shards: Path) -> torch.dtype:
+    """The precision in which the torch_dist folder of a checkpoint holds the model's weights."""
+    content = read_table(shards).state_dict_metadata
+    precisions = {
+        entry.properties.dtype
+        for name, entry in content.items()
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith(("optimizer.", "chained_"))
+    }
+    return min(precisions, key=lambda precision: precision.itemsize, default=torch.float32)
+
+
+def has_per_layer_keys(shards: Path) -> bool:
+    """Whether the torch_dist folder of a checkpoint names its layers one by one."""
+    return any(".layers.0." in name for name in read_table(shards).state_dict_metadata)
+
+
+def optimizer_state(
+    optimizer: MegatronOptimizer, model_content: dict[str, Any], sharding: str, is_loading: bool = False
+) -> dict[str, Any]:
+    """The optimizer's part of a checkpoint.
+
+    Args:
+        model_content: that of the model's weights, by which the optimizer's tensors are laid out.
+        sharding: dp_reshardable or fully_reshardable.
+    """
+    replace_packing()
+    metadata = {
+        "distrib_optim_sharding_type": sharding,
+        # Gathers on one rank what one rank writes. By default every rank would gather the whole.
+        "distrib_optim_fully_reshardable_mem_efficient": True,
+    }
+    state: dict[str, Any] = optimizer.sharded_state_dict(model_content, is_loading=is_loading, metadata=metadata)
+    return state
+
+
+def rng_object(state: dict[str, Any]) -> ShardedObject:
+    """The random states of this rank, beside those of the others."""
+    return ShardedObject("random", state, (groups.world_size(),), (groups.rank(),), replica_id=0)
+
+
+MARKER = "complete.json"
+# A rank writes two files of shards: Megatron-Core's writer has two processes.
+_HASHED_AT_ONCE = 2
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a folder is a whole checkpoint."""
+    return (checkpoint / MARKER).is_file()
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def leave_hashes(checkpoint: Path, rank: int) -> None:
+    """Writes the hashes of the shards that a rank wrote, from any process of that rank."""
+    shards = sorted((checkpoint / "shards").glob(f"__{rank}_*"))
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
+        digests = threads.map(_file_hash, shards)
+        hashes = {str(path.relative_to(checkpoint)): digest for path, digest in zip(shards, digests, strict=True)}
+    write_json(checkpoint / f"hashes-{rank:05}.json", hashes)
+
+
+def seal(checkpoint: Path) -> None:
+    """Marks a folder as complete once every rank has left its hashes. Every rank calls it.
+
+    Raises:
+        StorageFault: a rank has left none.
+    """
+    barrier()
+    parts = [checkpoint / f"hashes-{rank:05}.json" for rank in range(groups.world_size())]
+    missing = [rank for rank, part in enumerate(parts) if not part.is_file()]
+    if not all_agree(not missing):
+        raise StorageFault(
+            f"{checkpoint}: ranks {missing} left no hashes of their shards; the checkpoint before it is whole"
+        )
+    if groups.rank() == 0:
+        hashes = {name: digest for part in parts for name, digest in orjson.loads(part.read_bytes()).items()}
+        for part in parts:
+            part.unlink()
+        for path in sorted(checkpoint.rglob("*")):
+            if path.is_file() and path.suffix != ".distcp":
+                sync_file(path)
+                hashes[str(path.relative_to(checkpoint))] = _file_hash(path)
+        sync_folder(checkpoint / "shards")
+        sync_folder(checkpoint / "hf")
+        write_json(checkpoint / MARKER, {"sha256": dict(sorted(hashes.items()))})
+        sync_folder(checkpoint.parent)
+    barrier()
+
+
+def verify(checkpoint: Path) -> None:
+    """Compares every file with the hash that its writer left. Every rank calls it and raises alike.
+
+    Raises:
+        IntegrityFault: a file is missing, or its bytes are not those that were written.
+    """
+    hashes = read_hashes(checkpoint)
+    mine = list(hashes.items())[groups.rank() :: groups.world_size()]
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
+        intact = threads.map(lambda entry: is_intact(checkpoint / entry[0], entry[1]), mine)
+        broken = [name for (name, _), found in zip(mine, intact, strict=True) if not found]
+    if not all_agree(not broken):
+        found = ", ".join(broken) or "found by another rank"
+        raise IntegrityFault(
+            f"{checkpoint}: files missing or changed since they were written: {found}. "
+            "Restore them, or remove this folder to go on from an earlier checkpoint."
+        )
+
+
+def read_hashes(checkpoint: Path) -> dict[str, str]:
+    """The hashes in the marker, by file name relative to the checkpoint. Raises IntegrityFault."""
+    try:
+        hashes = orjson.loads((checkpoint / MARKER).read_bytes())["sha256"]
+        names = [Path(name) for name in hashes]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityFault(f"{checkpoint / MARKER}: not a readable marker ({error})") from error
+    outside = [str(name) for name in names if name.is_absolute() or ".." in name.parts]
+    if outside or not hashes:
+        raise IntegrityFault(f"{checkpoint / MARKER}: names no files, or files outside the checkpoint: {outside}")
+    return hashes
+
+
+def is_intact(path: Path, digest: str) -> bool:
+    """Whether a file is there with the bytes that were written."""
+    try:
+        return _file_hash(path) == digest
+    except OSError:
+        return False
+
+
+_ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorProperties",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.planner": {
+        "SavePlan",
+        "WriteItem",
+        "WriteItemType",
+        "TensorWriteData",
+        "BytesIOWriteData",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {
+        "Size",
+        "float32",
+        "float64",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    },
+    "collections": {"OrderedDict"},
+    # Where it was written; a path does nothing.
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
+}
+
+
+class TableUnpickler(pickle.Unpickler):
+    """Reads a table of contents and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_table(shards: Path) -> Any:
+    """The table of contents of a torch_dist folder (torch's checkpoint Metadata). Raises IntegrityFault."""
+    path = shards / ".metadata"
+    try:
+        with path.open("rb") as file:
+            return TableUnpickler(file).load()
+    except OSError as error:
+        raise IntegrityFault(f"{path}: not readable ({error})") from error
+    except Exception as error:
+        raise IntegrityFault(f"{path}: refused, not a table of contents: {error}") from error
+
+
+def inside(shards: Path, name: str) -> Path:
+    """A file of the folder. Raises IntegrityFault where the name leads out of it."""
+    path = shards / name
+    if path.parent != shards:
+        raise IntegrityFault(f"{shards}: refused, a value lies outside the folder: {name}")
+    return path
+
+
+def vet(shards: Path) -> None:
+    """Refuses a torch_dist folder whose pickles hold anything but plain values and tensors.
+
+    Raises:
+        IntegrityFault: what was refused, and where.
+    """
+    table = read_table(shards)
+    for index, place in table.storage_data.items():
+        if not isinstance(table.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
+            continue
+        path = inside(shards, place.relative_path)
+        try:
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
+        except Exception as error:
+            raise IntegrityFault(f"{path}: refused, {index.fqn} is more than plain values: {error}") from error

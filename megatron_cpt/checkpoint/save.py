@@ -1,0 +1,225 @@
+"""Saving a checkpoint, while training goes on if asked; and which checkpoints stay.
+
+1. Every rank plans what it writes, and rank 0 writes the small files. Training waits for this.
+2. Each rank forks a process that writes its shards from the memory as it was at the fork (copy on write; from a GPU, a
+   copy on the host) and their hashes. A synchronous save waits here, an asynchronous one does not.
+3. When the processes of all ranks have ended, the table of contents is written and the folder sealed: only then is it a
+   checkpoint. All ranks look together, after each step.
+
+A process that fails or is killed is an error of the run: the folder stays without its marker.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write_dtypes
+from megatron_cpt.checkpoint.hf_folder import copy_companions
+from megatron_cpt.checkpoint.load import (
+    CHECKPOINT_ERRORS,
+    MARKER,
+    CheckpointState,
+    checkpoint_name,
+    complete_checkpoints,
+    is_complete,
+    leave_hashes,
+    model_state,
+    optimizer_state,
+    read_state,
+    reason,
+    rng_object,
+    seal,
+)
+from megatron_cpt.config.errors import StorageFault
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.groups import any_rank, barrier, random_state
+from megatron_cpt.parallel.mcore_compat import options_of_save
+from megatron_cpt.runs.folder import sync_folder, write_json
+from megatron_cpt.runs.processes import children, die_with_parent, serve_parent, stop_signals_held
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run into one folder, one at a time. Every rank calls each method alike."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._queue = AsyncCallsQueue(persistent=False)  # persistent workers die on a CPU, and training then hangs
+        self._pending: Path | None = None
+        self._checked: set[str] = set()
+
+    def begin(
+        self,
+        model: Sequence[GPTModel],
+        optimizer: MegatronOptimizer,
+        position: CheckpointState,
+        hf_folder: Path,
+        dtypes: TensorDtypes,
+        lineage: dict[str, Any],
+    ) -> float:
+        """Takes the state as it is and starts writing it. An earlier save must have ended.
+
+        Args:
+            hf_folder: where config.json and tokenizer are taken from.
+            dtypes: those that the tensors had before training.
+            lineage: the parent and the learning-rate history up to here, content of lineage.json.
+        Returns:
+            Seconds that this rank waited.
+        """
+        assert self._pending is None, "one save at a time"
+        started = time.perf_counter()
+        keep_results()
+        checkpoint = self._folder / checkpoint_name(position.step)
+        if groups.rank() == 0:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
+            make_folder(checkpoint, hf_folder, dtypes)
+            write_json(checkpoint / "hf" / "lineage.json", lineage)
+            write_json(checkpoint / "position.json", asdict(position))
+        barrier()
+        frozen = any(not value.requires_grad for chunk in model for value in chunk.parameters())
+        content = model_state(model, per_layer_keys=any_rank(frozen))
+        content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding)
+        content["random"] = rng_object(random_state())
+        with _told_if_unwritten(checkpoint):
+            request = dist_checkpointing.save(
+                content,
+                str(checkpoint / "shards"),
+                # That each part is written once: a question to all ranks, whose answer does not change in a run.
+                validate_access_integrity=position.sharding not in self._checked,
+                async_sharded_save=True,
+                **options_of_save(dist_checkpointing.save),
+            )
+        self._checked.add(position.sharding)
+        if request.async_fn is None:
+            leave_hashes(checkpoint, groups.rank())
+        else:
+            request = request._replace(async_fn=partial(_write_and_hash, request.async_fn, checkpoint, groups.rank()))
+        self._queue.schedule_async_request(request)
+        self._pending = checkpoint
+        return time.perf_counter() - started
+
+    def finish(self, wait: bool) -> Path | None:
+        """The checkpoint that has become whole, if one has: now, or, if waited for, when it is written.
+
+        Raises:
+            StorageFault: it could not be written.
+        """
+        if self._pending is None:
+            return None
+        with _told_if_unwritten(self._pending):
+            ended = self._queue.maybe_finalize_async_calls(blocking=wait)
+        if not ended:
+            return None
+        checkpoint, self._pending = self._pending, None
+        seal(checkpoint)
+        return checkpoint
+
+
+@contextmanager
+def _told_if_unwritten(checkpoint: Path) -> Iterator[None]:
+    """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault."""
+    try:
+        yield
+    except CHECKPOINT_ERRORS as error:
+        raise StorageFault(
+            f"{checkpoint}: could not be written ({reason(error)}): is its disk full? The checkpoint before it is whole"
+        ) from error
+
+
+def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -> None:
+    """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it."""
+    keep_results()
+    if groups.rank() == 0:
+        make_folder(checkpoint, hf_folder, parent_dtypes(hf_folder))
+    barrier()
+    with _told_if_unwritten(checkpoint):
+        dist_checkpointing.save(model_state(model), str(checkpoint / "shards"))
+    leave_hashes(checkpoint, groups.rank())
+    seal(checkpoint)
+
+
+def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None:
+    """The folder of a checkpoint with what makes it a model beside its weights. One rank calls it."""
+    (checkpoint / "shards").mkdir(parents=True)
+    (checkpoint / "hf").mkdir()
+    shutil.copyfile(hf_folder / "config.json", checkpoint / "hf" / "config.json")
+    copy_companions(hf_folder, checkpoint / "hf")
+    write_dtypes(checkpoint / "hf", dtypes)
+
+
+def _write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *arguments: Any) -> None:
+    """What a rank's writing process does. It and the processes that it starts do not outlive the rank."""
+    die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)
+    # Megatron-Core would wait for ever for a process of its own that was killed (by the kernel, for memory).
+    signal.signal(signal.SIGCHLD, _end_with_killed_child)
+    write(*arguments)
+    leave_hashes(checkpoint, rank)
+
+
+def _end_with_killed_child(number: int, frame: FrameType | None) -> None:
+    """Ends this process if one that it started was killed, without taking note of those that ended well."""
+    for pid in children(os.getpid()):
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None and ended.si_code != os.CLD_EXITED:
+            os._exit(1)
+
+
+def surplus(steps: list[int], keep_last: int, keep_every: int | None, best: int | None = None) -> list[int]:
+    """The steps whose checkpoints may go: neither among the last, nor at a multiple of keep_every, nor the best.
+
+    >>> surplus([10, 20, 30, 40, 50], keep_last=2, keep_every=20)
+    [10, 30]
+    """
+    return [step for step in sorted(steps)[:-keep_last] if (not keep_every or step % keep_every) and step != best]
+
+
+def best_of(checkpoints: dict[int, Path], validation_set: str) -> int | None:
+    """The step with the lowest loss of a set, the earliest where several have it; None where none was evaluated."""
+    losses = {step: read_state(path).validation.get(validation_set) for step, path in checkpoints.items()}
+    evaluated = {step: loss for step, loss in sorted(losses.items()) if loss is not None}
+    return min(evaluated, key=evaluated.__getitem__, default=None)
+
+
+def prune(folder: Path, keep_last: int, keep_every: int | None, keep_best: str | None = None) -> list[Path]:
+    """Removes surplus checkpoints, and what cut-short saves left, once a newer one is whole. One rank calls it.
+
+    Args:
+        keep_every: in steps; None keeps none beyond the last.
+        keep_best: the validation set that says which is the best; None keeps none for that.
+    """
+    checkpoints = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(folder)}
+    best = best_of(checkpoints, keep_best) if keep_best is not None else None
+    gone = [checkpoints[step] for step in surplus(list(checkpoints), keep_last, keep_every, best)]
+    for checkpoint in gone:
+        # Without its marker it is no checkpoint: a kill in the middle of the removal leaves nothing that looks whole.
+        (checkpoint / MARKER).unlink()
+        sync_folder(checkpoint)
+    torn = [path for path in folder.glob("step-*") if not is_complete(path)]
+    for path in torn:
+        shutil.rmtree(path)
+    return gone
+
+
+def keep_results() -> None:
+    """Has Megatron-Core's writers leave their results here, from the first save of this process on."""
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        with stop_signals_held():
+            manager.start(initializer=serve_parent)
+        filesystem_async._results_queue = manager.Queue()  # holds the manager, too

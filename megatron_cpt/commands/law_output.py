@@ -1,0 +1,80 @@
+"""What `megatron-cpt law` prints: fits, errors, choices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from megatron_cpt.mixture.blend import CHEAP_EPOCHS, effective_unique_tokens
+from megatron_cpt.scaling_law.choose import Laws, Outcome, Recipe
+from megatron_cpt.scaling_law.continual import Combination
+from megatron_cpt.scaling_law.fit import Errors, Fit
+
+
+def fit_text(fit: Fit) -> str:
+    """A fit as lines of text, weakly identified parameters marked."""
+    lines = [f"{fit.law.name}: {fit.points} points, objective {fit.objective:.3g}"]
+    for name, value in fit.parameters.items():
+        error, interval = fit.standard_errors.get(name), fit.intervals.get(name)
+        told = "held" if error is None else f"+- {error:.2g}"
+        told = told if interval is None else f"[{interval[0]:.4g}, {interval[1]:.4g}]"
+        lines.append(f"  {name:<20} {value:>12.6g}  {told}{', weakly identified' if name in fit.weak else ''}")
+    return "\n".join(lines)
+
+
+def errors_text(errors: Errors) -> str:
+    """Errors as one line."""
+    return ", ".join(f"{name} {value:.5f}" for name, value in asdict(errors).items())
+
+
+def combination_text(name: str, combined: Combination) -> str:
+    """A combination as two lines."""
+    law = f"{combined.old_weight:.4g} {combined.old} + {combined.new_weight:.4g} {combined.new}"
+    left = "" if combined.run_error is None else f", mae {combined.run_error:.5f} on runs left out in turn"
+    return f"{name}\n{law}: rmse {combined.error:.5f}{left}"
+
+
+def choice_text(
+    outcomes: Sequence[Outcome], laws: Laws, length: int | None, critical: Mapping[str, float | None]
+) -> str:
+    """The best recipes as a table, and what else the laws say."""
+    sets = laws.sets
+    heads = "".join(f"{name + ' (95 %)':>30}" for name in sets)
+    lines = [f"{'schedule':<10}{'peak':>10}{'steps':>9}{'replay':>9}{heads}"]
+    for outcome in outcomes:
+        recipe = outcome.recipe
+        cells = ""
+        for name in sets:
+            told = outcome.sets[name]
+            cells += f"{f'{told.loss:.4f} [{told.low:.4f}, {told.high:.4f}]':>30}"
+        lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}")
+    best = outcomes[0]
+    lines += [f"WARNING: no recipe keeps {name} within its bound; the nearest is shown" for name in best.broken]
+    lines += [f"WARNING: the upper end of the band breaks the bound on {name}" for name in best.unsure]
+    lines += [f"WARNING: extrapolates: {words}" for words in best.beyond]
+    if length is not None:
+        never = "the weighted loss never rises above its start" if length == 0 else f"turning length: {length} steps"
+        lines.append(never)
+    else:
+        lines.append("turning length: none found; the weighted loss does not come back, or its start is not known")
+    for name, point in critical.items():
+        weak = "not told by these curves (B, beta or L0 weakly identified)"
+        lines.append(f"critical point of {name}: {weak if point is None else f'{point:.4f} nats'}")
+    potential = laws.base.loss_potential
+    lines.append(f"loss potential of the base: {'not known' if potential is None else f'{100 * potential:.3g} %'}")
+    return "\n".join(lines)
+
+
+def repetition_text(recipe: Recipe, domain_tokens: float, tokens_per_step: float) -> str:
+    """How often a recipe reads its new text, and what that is worth."""
+    read = recipe.steps * tokens_per_step * (1 - recipe.replay_ratio)
+    epochs, worth = read / domain_tokens, effective_unique_tokens(int(domain_tokens), int(read))
+    line = f"the new text is read {epochs:.2g} times"
+    if epochs <= 1:
+        return line
+    worse = f"WARNING: {line}: worth {worth / read:.0%} of as many fresh tokens (arXiv:2305.16264)"
+    return f"{worse}; the curves do not know it" if epochs > CHEAP_EPOCHS else f"{line}: almost as good as fresh"
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """An outcome for choice.json."""
+    return asdict(outcome)

@@ -1,0 +1,250 @@
+"""From an index of the order to this rank's micro batches.
+
+Each global batch is permuted over slots of rank and micro batch. Tokens come straight from memory-mapped datasets. A
+mask says which labels count in the loss.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megatron_cpt.config.schema import DataSettings
+from megatron_cpt.config.units import Batches, Ramp
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.mixture.order import SampleOrder, key_of, permute
+from megatron_cpt.mixture.phases import source_of
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How a global batch is divided. A slot is (micro batch, data-parallel rank, place), counted in that order."""
+
+    global_batch_size: int
+    """Sequences of a global batch."""
+    micro_batch_size: int
+    """Sequences of a micro batch of one rank."""
+    data_rank: int
+    """This rank among the replicas."""
+    data_size: int
+    """Replicas."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches of each rank in a global batch."""
+        return self.global_batch_size // (self.micro_batch_size * self.data_size)
+
+
+def rank_indices(slots: Slots, first_index: int, seed: int) -> npt.NDArray[np.int64]:
+    """Indices into the order of this rank's part of a global batch: int64 [micro_batches, micro_batch_size].
+
+    Args:
+        first_index: index of the global batch's first sequence.
+    """
+    micro_batch, place = np.ogrid[: slots.micro_batches, : slots.micro_batch_size]
+    slot = (micro_batch * slots.data_size + slots.data_rank) * slots.micro_batch_size + place
+    dealt = permute(slot.ravel(), slots.global_batch_size, key_of("global batch", seed, first_index))
+    return first_index + dealt.astype(np.int64).reshape(slot.shape)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro batch of one rank: b sequences of s tokens."""
+
+    tokens: Tensor
+    """int64 [b, s]: the model's input."""
+    labels: Tensor
+    """int64 [b, s]: the token that follows each input token."""
+    loss_mask: Tensor
+    """float32 [b, s]: 1 where the loss counts, else 0."""
+    positions: Tensor
+    """int64 [b, s]: position of each token in its sequence."""
+    sources: Tensor
+    """int64 [b]: which source each sequence is from."""
+    document_lengths: tuple[int, ...] | None = None
+    """Tokens of the documents, or of what a sequence holds of them, over the b sequences laid end to end. None:
+    attention crosses documents."""
+
+
+def make_batch(
+    windows: np.ndarray,
+    scored: np.ndarray,
+    sources: np.ndarray,
+    device: torch.device,
+    document_starts: Sequence[np.ndarray] | None = None,
+    counted: np.ndarray | None = None,
+) -> Batch:
+    """A batch from windows of s + 1 tokens.
+
+    Args:
+        windows: int64 [b, s + 1], a sequence and the token after it.
+        scored: int64 [b], how many leading labels of each sequence are there to count in the loss.
+        sources: int64 [b], which source each is from.
+        document_starts: for each sequence, where documents begin in it; None lets attention cross documents.
+        counted: bool [b, s], which of these labels do count (loader.py); None: all.
+    """
+    length = windows.shape[1] - 1
+    places = np.arange(length)
+    mask = (places[None, :] < scored[:, None]).astype(np.float32)
+    if counted is not None:
+        mask *= counted
+    tokens = torch.from_numpy(windows).to(device, non_blocking=True)
+    return Batch(
+        tokens=tokens[:, :-1].contiguous(),
+        labels=tokens[:, 1:].contiguous(),
+        loss_mask=torch.from_numpy(mask).to(device, non_blocking=True),
+        positions=torch.from_numpy(places).to(device, non_blocking=True).expand(len(windows), -1),
+        sources=torch.from_numpy(np.asarray(sources, dtype=np.int64)).to(device, non_blocking=True),
+        document_lengths=None if document_starts is None else lengths_between(document_starts, length),
+    )
+
+
+def lengths_between(document_starts: Sequence[np.ndarray], length: int) -> tuple[int, ...]:
+    """Tokens of each document in sequences laid end to end; a sequence ends the document that it cuts.
+
+    Args:
+        document_starts: for each sequence, where documents begin in it, ascending.
+        length: tokens of a sequence.
+    """
+    cuts = (np.unique(np.concatenate([[0], starts[starts < length], [length]])) for starts in document_starts)
+    return tuple(int(number) for ends in cuts for number in np.diff(ends))
+
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelMask:
+    """What of a stream's labels does not count."""
+
+    tokens: tuple[int, ...] = ()
+    """Ids that do not, ascending."""
+    document_starts: bool = True
+    """Whether the first token of a document does."""
+    lead: str | None = None
+    """The column that says how many first tokens of a document do not."""
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some label may not count."""
+        return bool(self.tokens) or not self.document_starts or self.lead is not None
+
+    def counted(self, stream: TokenStream, start: int, labels: Int64s) -> npt.NDArray[np.bool_]:
+        """Which labels count, bool[n], of the tokens [start, start + n) of a stream."""
+        counts = np.isin(labels, self.tokens, invert=True)
+        if not self.document_starts:
+            counts[stream.document_starts(start, len(labels))] = False
+        if self.lead is not None:
+            counts &= ~stream.within_leads(start, len(labels), self.lead)
+        return counts
+
+    def describe(self, stream: TokenStream) -> str:
+        """What does not count, as a part of a validation set's identity; empty where all do."""
+        words = [f"unscored={','.join(map(str, self.tokens))}"] if self.tokens else []
+        if not self.document_starts:
+            words.append("document_starts=unscored")
+        if self.lead is not None:
+            leads = stream.leads(self.lead).astype("<i8")
+            words.append(f"leads={hashlib.sha256(leads.tobytes()).hexdigest()}")
+        return " ".join(words)
+
+
+def label_mask(data: DataSettings, stream: TokenStream, lead: str | None) -> LabelMask:
+    """The mask of one stream of a run; the manifests of its datasets name their EOD.
+
+    Args:
+        lead: `prompt_length_column` of its source or validation set.
+    """
+    tokens = set(data.loss_mask.ignored_token_ids)
+    if not data.loss_mask.eod:
+        tokens |= {manifest.eod for manifest in stream.manifests if manifest.eod is not None}
+    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, lead)
+
+
+def label_masks(data: DataSettings, streams: Mapping[str, TokenStream], names: Sequence[str]) -> list[LabelMask]:
+    """The masks of the named streams of training text."""
+    return [label_mask(data, streams[name], data.sources[source_of(name)].prompt_length_column) for name in names]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that one rank needs to read its part of any global batch."""
+
+    order: SampleOrder
+    """Index of the run to (source, sequence)."""
+    streams: Sequence[TokenStream]
+    """One a source, in the order's order."""
+    slots: Slots
+    """This rank's part of a global batch, after the ramp."""
+    sequence_length: int
+    """Tokens of a sequence."""
+    seed: int
+    """Seed of the run."""
+    within_documents: bool = False
+    """Whether attention stays within documents."""
+    label_masks: Sequence[LabelMask] = ()
+    """What does not count of each stream's labels; empty: all count."""
+
+    ramp: Ramp = ()
+    """The smaller global batches at the beginning of the run, in sequences."""
+
+    def slots_at(self, first_index: int) -> Slots:
+        """This rank's part of the global batch that begins at an index of the order."""
+        batches = Batches(self.slots.global_batch_size, self.ramp)
+        return replace(self.slots, global_batch_size=batches.of_step(batches.whole_steps(first_index) + 1))
+
+    def global_batch(self, first_index: int, device: torch.device) -> Iterator[Batch]:
+        """This rank's micro batches of the global batch that begins at an index of the order."""
+        slots = self.slots_at(first_index)
+        indices = rank_indices(slots, first_index, self.seed)
+        places = self.order.locate(indices.ravel())
+        scored = np.full(slots.micro_batch_size, self.sequence_length)
+        for source, sequence in zip(
+            places.source.reshape(indices.shape), places.sequence.reshape(indices.shape), strict=True
+        ):
+            tokens = windows(self.streams, source, sequence, self.sequence_length)
+            starts = self._document_starts(source, sequence) if self.within_documents else None
+            yield make_batch(tokens, scored, source, device, starts, self._counted(source, sequence, tokens))
+
+    def _counted(
+        self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Which labels of windows count: bool [n, sequence_length]; None: all."""
+        if not any(mask.leaves_out for mask in self.label_masks):
+            return None
+        return np.stack(
+            [
+                self.label_masks[source].counted(self.streams[source], sequence * self.sequence_length + 1, window[1:])
+                for source, sequence, window in zip(sources.tolist(), sequences.tolist(), tokens, strict=True)
+            ]
+        )
+
+    def _document_starts(
+        self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64]
+    ) -> list[npt.NDArray[np.int64]]:
+        return [
+            self.streams[source].document_starts(sequence * self.sequence_length, self.sequence_length)
+            for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True)
+        ]
+
+
+def window(stream: TokenStream, sequence: int, sequence_length: int) -> Int64s:
+    """Sequence number s of an endless stream: tokens [s L, s L + L], L of input and the label of the last.
+
+    As in Megatron's GPT dataset, documents follow each other and a sequence may begin and end inside one.
+    """
+    return stream.read(sequence * sequence_length, sequence_length + 1)
+
+
+def windows(
+    streams: Sequence[TokenStream], sources: npt.NDArray[np.int32], sequences: Int64s, sequence_length: int
+) -> Int64s:
+    """The windows of several sequences: int64 [n, sequence_length + 1]."""
+    out = np.empty((len(sources), sequence_length + 1), np.int64)
+    for row, source, sequence in zip(out, sources.tolist(), sequences.tolist(), strict=True):
+        streams[source].copy(sequence * sequence_length, row)
+    return out

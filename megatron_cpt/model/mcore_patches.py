@@ -1,0 +1,132 @@
+"""What is changed in Megatron-Core's objects and functions, with the reason for each.
+
+- Router losses: each of n ranks adds what its own tokens give, over all tokens of the micro batch. With a loss per
+  token, gradients are divided by the tokens of the global batch at the end, so these losses are multiplied by a micro
+  batch's tokens before. 0.16.1 multiplies by the rank's own tokens, and both losses count an n-th of what they do in
+  one process; 0.19.2 multiplies by all. Here they are multiplied by all in every version.
+- Vocabulary padding: rows that fill up an uneven vocabulary take part in the softmax; they are masked.
+- Embedding scaling and logit caps of some families are not in GPTModel.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe.router import TopKRouter
+from torch import Tensor
+
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.parallel import groups
+
+
+def scale_embeddings(model: GPTModel, shape: ModelShape) -> None:
+    """Multiplies the embeddings by the shape's factor, rounded to their dtype as transformers rounds it."""
+    if model.pre_process and shape.embedding_scale != 1.0:
+
+        def scale(layer: torch.nn.Module, given: Any, output: Tensor) -> Tensor:
+            return output * torch.tensor(shape.embedding_scale, dtype=output.dtype, device=output.device)
+
+        model.embedding.register_forward_hook(scale)
+
+
+def cap_logits(model: GPTModel, shape: ModelShape) -> None:
+    """Caps the logits softly: c * tanh(logit / c) (arXiv:2408.00118, section 2)."""
+    soft_cap = shape.logit_soft_cap
+    if model.post_process and soft_cap is not None:
+
+        def cap(layer: torch.nn.Module, given: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+            logits, bias = output  # [s, b, this rank's part of the vocabulary]
+            return soft_cap * torch.tanh(logits / soft_cap), bias
+
+        model.output_layer.register_forward_hook(cap)
+
+
+def padded_vocabulary(shape: ModelShape, tensor_size: int) -> int:
+    """Rows of the embedding: the vocabulary, rounded up so that tensor-parallel ranks share it evenly."""
+    return -(-shape.vocabulary // tensor_size) * tensor_size
+
+
+def mask_vocab_padding(model: GPTModel, shape: ModelShape) -> None:
+    """Gives padding rows no probability: their logits become minus infinity on the rank that holds them.
+
+    Without this they take part in every softmax, and the loss of a model depends on how many ranks share it.
+    """
+    per_rank = padded_vocabulary(shape, groups.tensor_size()) // groups.tensor_size()
+    real = min(per_rank, max(0, shape.vocabulary - groups.tensor_rank() * per_rank))
+    if model.post_process and real < per_rank:
+        padding = torch.arange(per_rank, device=groups.device()) >= real
+
+        def hide(layer: torch.nn.Module, given: Any, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Any]:
+            logits, bias = output  # [s, b, per_rank]: the model keeps the vocabulary split
+            return logits.masked_fill(padding, float("-inf")), bias
+
+        model.output_layer.register_forward_hook(hide)
+
+
+def install_router_losses() -> None:
+    """Has Megatron-Core's routers weigh their losses this way from now on, in this process."""
+    if TopKRouter.attach_and_log_load_balancing_loss.__module__ == __name__:
+        return
+    TopKRouter.attach_and_log_load_balancing_loss = _balance_of_whole_sequences(
+        TopKRouter.attach_and_log_load_balancing_loss
+    )
+    TopKRouter.apply_z_loss = _z_loss_of_whole_sequences(TopKRouter.apply_z_loss)
+
+
+def _balance_of_whole_sequences(attach: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The router's method that adds a balance loss to the gradient, times the tokens of all ranks of a sequence."""
+
+    @functools.wraps(attach, assigned=("__name__", "__doc__"))
+    def attach_whole(
+        router: TopKRouter,
+        activation: Tensor,
+        coefficient: float,
+        balance: Tensor,
+        *rest: Any,
+        valid_token_count: int | Tensor | None = None,
+        **named: Any,
+    ) -> Tensor:
+        if router.calculate_per_token_loss and balance.requires_grad:  # not in the first pass of a recomputed layer
+            own = activation.shape[0] if valid_token_count is None else valid_token_count
+            tokens = own * router.tp_cp_group.size()
+            balance.register_hook(lambda gradient: gradient * tokens)
+        with temporary_attributes(router, calculate_per_token_loss=False):  # or it would multiply once more
+            return attach(router, activation, coefficient, balance, *rest, **named)
+
+    return attach_whole
+
+
+def _z_loss_of_whole_sequences(apply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The router's method that adds its z-loss to the gradient, times the tokens of all ranks of a sequence."""
+
+    @functools.wraps(apply, assigned=("__name__", "__doc__"))
+    def apply_whole(router: TopKRouter, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        coefficient = router.config.moe_z_loss_coeff
+        if coefficient is None or not router.calculate_per_token_loss:
+            return apply(router, logits, padding_mask=padding_mask)
+        own = logits.shape[0] if padding_mask is None else int((~padding_mask).sum())
+        tokens = own * router.tp_cp_group.size()
+        # The coefficient alone carries the weight; what is recorded of the loss is divided by it.
+        with (
+            temporary_attributes(router, calculate_per_token_loss=False),
+            temporary_attributes(router.config, moe_z_loss_coeff=coefficient * tokens),
+        ):
+            return apply(router, logits, padding_mask=padding_mask)
+
+    return apply_whole
+
+
+@contextmanager
+def temporary_attributes(owner: Any, **values: Any) -> Iterator[None]:
+    """An object with other values of some attributes; afterwards as it was."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)

@@ -1,0 +1,98 @@
+"""Rows of parquet files, read a batch at a time."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+
+_BATCH_ROWS = 512
+
+
+def row_spans(path: Path, text_key: str, size: int) -> list[tuple[int, int, int]]:
+    """Rows from and to, and bytes of text about, of the pieces of a file: whole row groups, or parts of large ones.
+
+    Raises BadInput where the file has no such column, IntegrityFault where it is broken.
+    """
+    table = _opened(path)
+    names = table.schema_arrow.names
+    if text_key not in names:
+        remedy = f"Its columns are {', '.join(names)}: name one with --text-key."
+        raise BadInput(Fault(f"--text-key {text_key}", f"is no column of {path}.", remedy))
+    spans: list[tuple[int, int, int]] = []
+    first = start = text = 0
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        parts = math.ceil(_text_bytes(group, text_key) / size) or 1
+        if parts > 1 and start > first:
+            spans.append((first, start, text))
+            first, text = start, 0
+        for part in range(1, parts):
+            cut = start + group.num_rows * part // parts
+            spans.append((first, cut, size))
+            first = cut
+        start += group.num_rows
+        text += _text_bytes(group, text_key) // parts
+        if text >= size:
+            spans.append((first, start, text))
+            first, text = start, 0
+    if start > first:
+        spans.append((first, start, text))
+    return spans
+
+
+def rows_of(path: Path, start: int, end: int, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Values of columns, row by row, of rows start to end - 1; None for a column that the file has not.
+
+    Raises IntegrityFault where the file is broken.
+    """
+    table = _opened(path)
+    there = [name for name in columns if name in table.schema_arrow.names]
+    groups, first = _groups_over(table, start, end)
+    try:
+        for batch in table.iter_batches(_BATCH_ROWS, row_groups=groups, columns=there):
+            here = batch.slice(max(0, start - first), max(0, min(end, first + len(batch)) - max(start, first)))
+            first += len(batch)
+            found = {name: here.column(name).to_pylist() for name in there}
+            missing = [None] * len(here)
+            yield from zip(*(found.get(name, missing) for name in columns), strict=True)
+            if first >= end:
+                return
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+
+
+def _groups_over(table: pyarrow.parquet.ParquetFile, start: int, end: int) -> tuple[list[int], int]:
+    """The row groups that hold rows start to end - 1, and the first row of the first of them."""
+    groups: list[int] = []
+    first = before = 0
+    for number in range(table.metadata.num_row_groups):
+        behind = before + table.metadata.row_group(number).num_rows
+        if before < end and behind > start:
+            first = before if not groups else first
+            groups.append(number)
+        before = behind
+    return groups, first
+
+
+def _text_bytes(group: Any, text_key: str) -> int:
+    columns = (group.column(number) for number in range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == text_key)
+
+
+def _opened(path: Path) -> pyarrow.parquet.ParquetFile:
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> Exception:
+    """What a failed reading is: the system's own error, or a file that is no whole table."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return IntegrityFault(f"{path}: is not a whole parquet file ({error}). Copy it again.")

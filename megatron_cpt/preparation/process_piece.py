@@ -1,0 +1,383 @@
+"""One piece: read, tokenized with BOS and EOD, hashed, sorted and stored, so that it need not be done again."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
+from megatron_cpt.preparation.inputs import STANDARD_INPUT, Piece, Span, decompressed, piece_name, unpacked
+from megatron_cpt.preparation.job import Job
+from megatron_cpt.preparation.pool import Progress
+from megatron_cpt.preparation.sorted_runs import (
+    RECORD,
+    SortedRun,
+    TokenBuffer,
+    TokenizedDocuments,
+    content_hash,
+    holdout_keys,
+    shuffle_keys,
+    write_run,
+)
+from megatron_cpt.preparation.text_signatures import (
+    BANDS,
+    FoundRun,
+    TextChecks,
+    TextSignatures,
+    join_signatures,
+    text_signatures,
+    write_signatures,
+)
+from megatron_cpt.runs.folder import renamed_file
+from megatron_cpt.tokenizer.formats import Encoded
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
+
+_BATCH_DOCUMENTS = 2048
+_BATCH_CHARACTERS = 1_000_000
+"""A batch ends at either: bounds memory."""
+
+
+@dataclass(frozen=True)
+class DocumentEncoder:
+    """What is done to every document, whichever batch it is in."""
+
+    tokenizer: Tokenizer
+    encode: Callable[[Sequence[str]], Encoded]
+    """The tokenizer, or what stands in for it (fast.py)."""
+    bos: int | None
+    """Opens each document. None: nothing does."""
+    eod: int | None
+    """Closes each document. None: nothing does."""
+    seed: int | None
+    """Seed of the shuffled order. None: documents stay in the order read."""
+    control_tokens: bool
+    """Whether control tokens that the text gives are meant (--parse-special), and no reason to reject it."""
+    split: Callable[[str], list[str]] | None
+    """Text to sentences, each a sequence of its own. None: a document is one sequence."""
+
+    def frame(self, file: int, batch: Sequence[Document]) -> tuple[TokenizedDocuments, list[Rejected]]:
+        """The documents of a batch of an input file tokenized, and those that cannot be used."""
+        encoded, sentences = self._encoded(batch)
+        reasons = self._unusable(encoded)
+        if reasons:
+            usable = ~np.isin(np.arange(len(batch)), list(reasons))
+            sentences = [count for count, keep in zip(sentences, usable, strict=bool(sentences)) if keep]
+            encoded = encoded.chosen(usable)
+        documents = [document for n, document in enumerate(batch) if n not in reasons]
+        framed = self._with_ends(encoded)
+        records = np.zeros(len(documents), RECORD)
+        self._describe(file, documents, records)
+        records["tokens"] = framed.lengths
+        records["sentences"] = [len(counts) for counts in sentences] if self.split else 0
+        for counts in sentences:
+            counts[0] += self.bos is not None
+            counts[-1] += self.eod is not None
+        ids = b"".join(document.id.encode() for document in documents)
+        tokenized = TokenizedDocuments(
+            records,
+            framed.tokens,
+            np.array([count for counts in sentences for count in counts], np.int32),
+            np.frombuffer(ids, np.uint8),
+        )
+        return tokenized, [Rejected(batch[n].line, why, batch[n].id) for n, why in sorted(reasons.items())]
+
+    def _encoded(self, batch: Sequence[Document]) -> tuple[Encoded, list[list[int]]]:
+        """The ids of each document and, where they are split, the tokens of its sentences that give any."""
+        if self.split is None:
+            return self.encode([document.text for document in batch]), []
+        parts = [self.split(document.text) for document in batch]
+        encoded = self.encode([sentence for sentences in parts for sentence in sentences])
+        counts = np.split(encoded.lengths, np.cumsum([len(sentences) for sentences in parts])[:-1])
+        lengths = np.array([int(count.sum()) for count in counts], np.int64)
+        return Encoded(encoded.tokens, lengths), [count[count > 0].tolist() for count in counts]
+
+    def _describe(self, file: int, documents: list[Document], records: npt.NDArray[np.void]) -> None:
+        contents = [document.text.encode() for document in documents]
+        records["content_hash"] = np.frombuffer(b"".join(map(content_hash, contents)), "<u8")
+        records["holdout_key"] = holdout_keys(records["content_hash"])
+        records["bytes"] = [len(content) for content in contents]
+        records["place"] = [document.place for document in documents]
+        records["line"] = [document.line for document in documents]
+        records["id_bytes"] = [len(document.id.encode()) for document in documents]
+        places = records["place"]
+        records["key"] = places if self.seed is None else shuffle_keys(self.seed, file, places)
+
+    def _unusable(self, encoded: Encoded) -> dict[int, str]:
+        """Documents without tokens or with control tokens, and why they cannot be used."""
+        reasons = {int(number): "no tokens" for number in np.flatnonzero(encoded.lengths == 0)}
+        if not self.control_tokens:
+            for number, token in self.tokenizer.control_tokens(encoded).items():
+                reasons[number] = f"the text gives the control token {token}"
+        return reasons
+
+    def _with_ends(self, encoded: Encoded) -> Encoded:
+        """Every document with its BOS and its EOD, where there is one."""
+        added = (self.bos is not None) + (self.eod is not None)
+        lengths = encoded.lengths + added
+        ends = np.cumsum(lengths)
+        tokens = np.empty(int(lengths.sum()), np.int32)
+        is_text = np.ones(len(tokens), np.bool_)
+        if self.eod is not None:
+            tokens[ends - 1], is_text[ends - 1] = self.eod, False
+        if self.bos is not None:
+            tokens[ends - lengths], is_text[ends - lengths] = self.bos, False
+        tokens[is_text] = encoded.tokens
+        return Encoded(tokens, lengths)
+
+
+def batches(lines: Iterable[Document | Rejected], rejected: list[Rejected]) -> Iterator[list[Document]]:
+    """The documents in the order read, some at a time; rejected lines are put on the list."""
+    batch: list[Document] = []
+    characters = 0
+    for line in lines:
+        if isinstance(line, Rejected):
+            rejected.append(line)
+            continue
+        batch.append(line)
+        characters += len(line.text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a piece. Its documents are in the sorted run of the same name."""
+
+    file: int
+    """Number of the file among the inputs."""
+    number: int
+    """Number of the piece within the file."""
+    lines: int
+    """Lines, rows, or whole files, read."""
+    documents: int
+    tokens: int
+    """BOS and EOD counted."""
+    sentences: int
+    """0 unless they are split."""
+    id_bytes: int
+    bytes: int
+    """UTF-8 bytes of the text of the documents."""
+    rejected: list[Rejected]
+    """Lines that give no document."""
+    digest: str
+    """Hash of what was read from standard input; empty otherwise."""
+    checksum: int
+    """Of the sorted run."""
+    signatures: int
+    """Documents with a MinHash signature: all, or 0 where none are made."""
+    bands: int
+    """Bands of all signatures."""
+    overlaps: int
+    """Overlaps of a document with an evaluation item."""
+    found_checksum: int
+    """Of what the texts showed (text_signatures.py); 0 where nothing was looked for."""
+
+    def found(self, job: Job) -> FoundRun:
+        """What the texts showed."""
+        path = _path(job, piece_name(self.file, self.number), "found")
+        return FoundRun(path, self.signatures, self.bands, self.overlaps)
+
+    def run(self, job: Job) -> SortedRun:
+        """The documents."""
+        path = _path(job, piece_name(self.file, self.number), "run")
+        return SortedRun(path, job.dtype, self.documents, self.tokens, self.sentences, self.id_bytes)
+
+
+def _path(job: Job, name: str, ending: str) -> Path:
+    return job.workspace / f"{name}.{ending}"
+
+
+def finished(job: Job, piece: Piece) -> Finished | None:
+    """What became of a piece, if it was done before, from the same bytes, and is whole."""
+    found = _read_finished(job, piece.file, piece.number, check=True)
+    return found if found is not None and found.digest == piece.digest else None
+
+
+def _read_finished(job: Job, file: int, number: int, check: bool) -> Finished | None:
+    """What became of the piece of a file, if it was done. `check` reads its documents and trusts no others: what
+    a machine wrote may have been lost with its power, or on the way to another."""
+    path = _path(job, piece_name(file, number), "json")
+    try:
+        content = orjson.loads(path.read_bytes())
+        content["rejected"] = [Rejected(**line) for line in content["rejected"]]
+        done = Finished(**content)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return done if not check or _is_whole(job, done) else None
+
+
+def _is_whole(job: Job, done: Finished) -> bool:
+    if job.settings.looks_at_text and not done.found(job).is_whole(done.found_checksum):
+        return False
+    return done.run(job).is_whole(done.checksum)
+
+
+def tokenize_piece(
+    job: Job, framing: DocumentEncoder, looked_for: TextChecks | None, piece: Piece, counters: npt.NDArray[np.int64]
+) -> Finished:
+    """Does a piece. `counters`, int64[3], are raised on the way by documents, bytes of text and tokens."""
+    source = job.inputs[piece.file]
+    keys = Keys(job.settings.text_key, job.settings.id_key)
+    rejected: list[Rejected] = []
+    parts = [_nothing()]
+    findings: list[TextSignatures] = []
+    with TokenBuffer(job.workspace, job.dtype) as tokens:
+        for batch in batches(read_piece(piece, source.kind, keys), rejected):
+            part, unusable = framing.frame(piece.file, batch)
+            rejected += unusable
+            _check_ids(job, part)
+            tokens.add(part.tokens)
+            parts.append(replace(part, tokens=_nothing().tokens))
+            if looked_for is not None:
+                findings.append(text_signatures(looked_for, _texts(batch, unusable)))
+            counters += (len(part.records), int(part.records["bytes"].sum()), len(part.tokens))
+        whole = TokenizedDocuments.joined(parts)
+        found = join_signatures(findings, [len(part.records) for part in parts[1:]])
+        del parts, findings
+        found_checksum = 0 if looked_for is None else _write_found(job, piece, found, whole)
+        checksum = write_run(_path(job, piece.name, "run"), whole, tokens)
+    done = Finished(
+        file=piece.file,
+        number=piece.number,
+        lines=len(whole.records) + len(rejected),
+        documents=len(whole.records),
+        tokens=tokens.count,
+        sentences=len(whole.sentences),
+        id_bytes=len(whole.ids),
+        bytes=int(whole.records["bytes"].sum()),
+        rejected=sorted(rejected, key=lambda line: line.line),
+        digest=piece.digest,
+        checksum=checksum,
+        signatures=len(found.signatures),
+        bands=int(found.signed.sum()) * BANDS,
+        overlaps=len(found.overlaps),
+        found_checksum=found_checksum,
+    )
+    # What has its record is done: the run came before.
+    _note(_path(job, piece.name, "json"), asdict(done))
+    if source.streamed:
+        piece.path.unlink()
+    return done
+
+
+def _write_found(job: Job, piece: Piece, found: TextSignatures, whole: TokenizedDocuments) -> int:
+    order = np.argsort(whole.records["key"], kind="stable")
+    return write_signatures(_path(job, piece.name, "found"), found, order)
+
+
+def _texts(batch: Sequence[Document], unusable: Sequence[Rejected]) -> list[str]:
+    """The texts of the documents that were tokenized."""
+    lines = {rejected.line for rejected in unusable}
+    return [document.text for document in batch if document.line not in lines]
+
+
+def _check_ids(job: Job, part: TokenizedDocuments) -> None:
+    """An id that does not fit is an error, never a wrap."""
+    if len(part.tokens) and not 0 <= int(part.tokens.min()) <= int(part.tokens.max()) < job.vocabulary_size:
+        rule = f"gives ids outside 0 to {job.vocabulary_size - 1}."
+        raise BadInput(Fault(job.tokenizer_folder, rule, "Use a tokenizer whose vocabulary holds its own ids."))
+
+
+def _nothing() -> TokenizedDocuments:
+    return TokenizedDocuments(np.empty(0, RECORD), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
+
+
+def _end_stream(job: Job, file: int, pieces: int) -> None:
+    """Notes how many pieces a stream gave: it was read to its end."""
+    _note(_path(job, f"{file:06d}", "end.json"), {"pieces": pieces})
+
+
+def _pieces_of_stream(job: Job, file: int) -> int | None:
+    """How many pieces a stream gave; None if it was not read to its end."""
+    try:
+        return int(orjson.loads(_path(job, f"{file:06d}", "end.json").read_bytes())["pieces"])
+    except (OSError, ValueError):
+        return None
+
+
+def _note(path: Path, value: dict[str, Any]) -> None:
+    with renamed_file(path) as file:
+        file.write(orjson.dumps(value))
+
+
+def pending_pieces(job: Job, found: Iterable[Span], bar: Progress) -> Iterator[Piece]:
+    """The pieces that are not filed yet."""
+    for span in found:
+        if not span.streamed:
+            pieces: Iterable[Piece] = [span.piece]
+        elif _known(job, span.piece.file):
+            bar.skip(span.size)
+            continue
+        else:
+            pieces = _unpacked(job, span.piece.file)
+        for piece in pieces:
+            done = finished(job, piece)
+            if done is None:
+                yield piece
+            else:
+                bar.skip(done.bytes)
+                if span.streamed:
+                    piece.path.unlink()
+
+
+def _known(job: Job, file: int) -> bool:
+    """Whether a stream need not be read again; of standard input that shows only when it is."""
+    return job.inputs[file].path != STANDARD_INPUT and _streamed(job, file, check=True) is not None
+
+
+def _unpacked(job: Job, file: int) -> Iterator[Piece]:
+    source = job.inputs[file]
+    standard = source.path == STANDARD_INPUT
+    number = 0
+    with (
+        sys.stdin.buffer if standard else source.path.open("rb") as raw,
+        decompressed(raw, job.sources[file].path, source.compression) as stream,
+    ):
+        for piece in unpacked(stream, file, source.kind == "text", standard, job.workspace, job.piece_size):
+            number += 1
+            yield piece
+    _end_stream(job, file, number)
+
+
+def _streamed(job: Job, file: int, check: bool) -> list[Finished] | None:
+    """The pieces of a stream that was read to its end, if all are filed."""
+    count = _pieces_of_stream(job, file)
+    if count is None:
+        return None
+    pieces = [_read_finished(job, file, number, check) for number in range(count)]
+    there = [piece for piece in pieces if piece is not None]
+    return there if len(there) == count else None
+
+
+def completed_pieces(job: Job, found: Sequence[Span], check: bool) -> list[Finished]:
+    """Every piece of the spans, in the order read. Raises BadInput where some are missing or, on a `check`, damaged."""
+    pieces: list[Finished] = []
+    missing: list[str] = []
+    for span in found:
+        file = span.piece.file
+        if span.streamed:
+            there = _streamed(job, file, check)
+        else:
+            piece = _read_finished(job, file, span.piece.number, check)
+            there = None if piece is None else [piece]
+        if there is None:
+            missing.append(job.sources[file].path)
+        pieces += there or []
+    if missing:
+        raise BadInput(
+            Fault(
+                f"{len(missing):,} of {len(found):,} parts of the input",
+                f"are not tokenized yet or damaged, the first of {missing[0]}, the last of {missing[-1]}.",
+                "Run their shards again, then merge.",
+            )
+        )
+    return pieces

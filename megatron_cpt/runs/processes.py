@@ -1,0 +1,80 @@
+"""Processes of a run: how they start, hear signals and end together.
+
+torchrun starts every rank in a session of its own. Killed by SIGKILL, it would leave ranks behind that keep writing
+into the run folder. A scheduler sends the signal that asks a run to save and stop to every process of the job: torchrun
+would die of SIGUSR1, after SIGTERM it would give its ranks 30 seconds, and the process to which a rank's checkpoint
+writers report would die before they can.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+"""Unless the environment says otherwise. The libraries read it at their import."""
+
+
+# What schedulers and users send to have a run save and stop. SIGINT is not among them: it ends a run at once.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the one that started it ends. Linux alone; elsewhere does nothing."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the kernel was told
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Processes that are started in the block never hear STOP_SIGNALS, nor do theirs, until one wants to.
+
+    A signal that comes before waits for it. This process must handle them: another of its threads may hear one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_stop_signals() -> None:
+    """Lets STOP_SIGNALS through to this process, those too that have waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def serve_parent() -> None:
+    """For a process that waits on the one that started it: ends with that one, and not for a signal to stop."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # multiprocessing lets SIGTERM through on its way here
+    die_with_parent()
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of what its descendants leave behind. Linux alone; elsewhere does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_all(pids: Iterable[int]) -> None:
+    """Kills processes and, where they are children of this one, takes note of their end."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process's main thread started and that still live; none where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []

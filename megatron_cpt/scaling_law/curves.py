@@ -1,0 +1,268 @@
+"""What the laws are fitted to: loss curves with the learning rate of every update.
+
+They come from run folders, or from logs of other systems (CSV files of step, lr, loss; TensorBoard folders).
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.records import read_records
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one set along one run."""
+
+    name: str
+    """Of the run."""
+    rates: np.ndarray
+    """float64 [updates]: the learning rate of every update, from the first to at least the last step below."""
+    steps: np.ndarray
+    """int64 [points]: updates done where the loss was measured; at least 1, rising."""
+    losses: np.ndarray
+    """float64 [points]: nats per token."""
+    base_forward_area: float | None = None
+    """S1 of the base's pretraining; None where its history is not known."""
+    base_annealing_area: float | None = None
+    """S2 of the base's pretraining; None where its history is not known."""
+    base_peak_rate: float | None = None
+    """Highest learning rate of the base's pretraining; None where its history is not known."""
+    base_final_rate: float | None = None
+    """Last learning rate of the base's pretraining; None where its history is not known."""
+    domain_share: float = 1.0
+    """Share of new data among the training tokens: 1 - replay ratio."""
+    start_loss: float | None = None
+    """Loss before the first update, nats per token; None where it was not measured."""
+    model_size: float | None = None
+    """Parameters without embeddings; None where it is not known."""
+
+    def after(self, step: int) -> "Curve":
+        """The curve without its points before a step; the rates stay."""
+        kept = self.steps >= step
+        return replace(self, steps=self.steps[kept], losses=self.losses[kept])
+
+    def until(self, step: int) -> "Curve":
+        """The curve without its points after a step; the rates stay."""
+        kept = self.steps <= step
+        return replace(self, steps=self.steps[kept], losses=self.losses[kept])
+
+
+def sets_of(path: str | Path) -> list[str]:
+    """The validation sets that a run folder has losses of, in the order of its records."""
+    records = read_records(RunFolder(path).records)
+    return list(dict.fromkeys(record["set"] for record in records if record.get("kind") == "validation"))
+
+
+def read_run(path: str | Path, validation_set: str) -> Curve:
+    """The curve of a validation set of a run folder, with the learning rates that were used.
+
+    The base's areas are those of lineage.json, None where it has none. Raises BadInput for a folder without
+    records, without that set or without the rate of an update, IntegrityFault for a damaged file.
+    """
+    folder = RunFolder(path)
+    records, lineage, plan = read_records(folder.records), read_object(folder.lineage), read_object(folder.plan)
+    first = first_step(plan)
+    rates = {r["step"] - first: r.get("learning_rate") for r in records if r.get("kind") == "train"}
+    marks = [
+        r | {"step": r["step"] - first}
+        for r in records
+        if r.get("kind") == "validation" and r.get("set") == validation_set
+    ]
+    refuse(_run_faults(path, records, rates, marks, validation_set))
+    points = {mark["step"]: mark.get("loss") for mark in marks if mark.get("identity") == marks[-1].get("identity")}
+    measured = sorted(step for step, loss in points.items() if step > 0 and loss is not None)
+    return Curve(
+        name=Path(path).name,
+        rates=np.array([rates[step] for step in sorted(rates)], dtype=np.float64),
+        steps=np.array(measured, dtype=np.int64),
+        losses=np.array([points[step] for step in measured], dtype=np.float64),
+        base_forward_area=lineage.get("parent_forward_area"),
+        base_annealing_area=lineage.get("parent_annealing_area"),
+        base_peak_rate=lineage.get("parent_peak_learning_rate"),
+        base_final_rate=lineage.get("parent_final_learning_rate"),
+        domain_share=domain_share(plan),
+        start_loss=points.get(0),
+        model_size=plan.get("model", {}).get("non_embedding_parameters"),
+    )
+
+
+def _run_faults(
+    path: str | Path,
+    records: Sequence[dict[str, Any]],
+    rates: dict[int, float | None],
+    marks: Sequence[dict[str, Any]],
+    validation_set: str,
+) -> list[Fault]:
+    if not marks:
+        names = sorted({record["set"] for record in records if record.get("kind") == "validation"})
+        return [Fault(f"{path}: {validation_set}", "is not a validation set of this run.", f"It has {names}.")]
+    last = max(mark["step"] for mark in marks)
+    if any(rates.get(step) is None for step in range(1, last + 1)):
+        remedy = "The laws need the rate of every update: give a run whose records are whole."
+        return [Fault(str(path), "some updates have no recorded learning rate.", remedy)]
+    return []
+
+
+def first_step(plan: dict[str, Any]) -> int:
+    """Steps of another run that a run goes on counting, by its plan.json: a curve's steps are those after them."""
+    return int(plan.get("start", {}).get("step", 0))
+
+
+def domain_share(plan: dict[str, Any]) -> float:
+    """Tokens read from domain sources over all, of a plan.json; 1 where there is no plan."""
+    sources = plan.get("blend", {}).get("sources", [])
+    total = sum(source["sequences"] for source in sources)
+    domain = sum(source["sequences"] for source in sources if source["role"] == "domain")
+    return domain / total if total else 1.0
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise IntegrityFault(f"{path}: not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise IntegrityFault(f"{path}: not an object.")
+    return content
+
+
+_COLUMNS = ("step", "lr", "loss")
+
+Row = tuple[int, float, float]
+"""Step, rate, loss; the loss is NaN where it is missing."""
+
+
+def read_csv(path: str | Path, warmup_steps: int | None = None) -> Curve:
+    """A curve from a CSV file of another system, with a heading that names step, lr and loss.
+
+    Between rows the rate runs straight, save that a change between two level stretches is a jump at the later
+    row. Before the first row it is taken to have risen from 0: to the first row, or in `warmup_steps` updates
+    and level from there. `step` is the number of the update whose rate `lr` is, with the loss at it; rows at step 0
+    and rows without a loss give a rate, no point.
+
+    Raises:
+        BadInput: the file cannot be read, a column is missing, a value is no number, steps do not rise, a loss or
+            the rates cannot be.
+    """
+    return _curve(Path(path).stem, _rows(Path(path)), warmup_steps)
+
+
+def is_tensorboard(path: str | Path) -> bool:
+    """Whether a path is a folder of TensorBoard events, and no run folder of ours."""
+    folder = Path(path)
+    return folder.is_dir() and not RunFolder(folder).records.exists() and any(folder.glob("events.out.tfevents*"))
+
+
+def read_tensorboard(path: str | Path, loss_tag: str, rate_tag: str, warmup_steps: int | None = None) -> Curve:
+    """A curve from the scalars of a TensorBoard folder; its rates are filled in as in `read_csv`.
+
+    A step that was logged twice, as after a restart, counts as the later one.
+
+    Raises:
+        BadInput: a tag is not there, a rate is no number or below 0, a loss is not above 0, or no rate is above 0.
+    """
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0})  # 0: all events are kept
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    remedy = f"It has {', '.join(sorted(tags)) or 'none'}: name them with --loss-tag and --rate-tag."
+    refuse([Fault(f"{path}: {tag}", "is no scalar tag of it.", remedy) for tag in (loss_tag, rate_tag)
+            if tag not in tags])  # fmt: skip
+    losses = {event.step: event.value for event in events.Scalars(loss_tag)}
+    rates = {event.step: event.value for event in events.Scalars(rate_tag)}
+    if not any(rate > 0 for rate in rates.values()):
+        raise BadInput(Fault(f"{path}: {rate_tag}", "is nowhere above 0.", "Give the tag of the learning rate."))
+    if min(rates.values()) < 0 or not all(map(math.isfinite, rates.values())):
+        raise BadInput(Fault(f"{path}: {rate_tag}", "is below 0 or no number.", "Give the tag of the learning rate."))
+    if any(loss <= 0 for loss in losses.values()):
+        raise BadInput(Fault(f"{path}: {loss_tag}", "is not above 0 everywhere.", "Give the tag of a loss."))
+    known = np.array(sorted(rates))
+    steps = sorted(rates.keys() | {step for step in losses if known[0] <= step <= known[-1]})
+    filled = np.interp(steps, known, [rates[step] for step in known.tolist()])
+    rows = [(step, rate, losses.get(step, math.nan)) for step, rate in zip(steps, filled.tolist(), strict=True)]
+    return _curve(Path(path).name, rows, warmup_steps)
+
+
+def _curve(name: str, rows: Sequence[Row], warmup_steps: int | None) -> Curve:
+    steps = np.array([row[0] for row in rows], dtype=np.int64)
+    rates = np.array([row[1] for row in rows])
+    losses = np.array([row[2] for row in rows])
+    kept = np.isfinite(losses) & (steps > 0)
+    return Curve(
+        name=name,
+        rates=rates_of_every_update(steps, rates, warmup_steps),
+        steps=steps[kept],
+        losses=losses[kept],
+    )
+
+
+def rates_of_every_update(steps: np.ndarray, rates: np.ndarray, warmup_steps: int | None = None) -> np.ndarray:
+    """The rate of each update 1, 2, ..., steps[-1], from those logged at some (`read_csv` says how).
+
+    Args:
+        steps: int64 [rows], rising.
+        rates: float64 [rows].
+        warmup_steps: updates of the rise from 0 before the first row; None: up to the first row.
+    """
+    updates = np.arange(1, steps[-1] + 1)
+    filled = np.interp(updates, steps, rates)
+    level = np.diff(rates) == 0
+    for row in np.flatnonzero(~level):
+        from_level = row == 0 or level[row - 1]
+        to_level = row + 1 == len(level) or level[row + 1]
+        if from_level and to_level and len(level) > 2:
+            filled[steps[row] : steps[row + 1] - 1] = rates[row]
+    rise = max(1, steps[0] if warmup_steps is None else min(warmup_steps, steps[0]))
+    early = updates < steps[0]
+    filled[early] = rates[0] * np.minimum(1.0, updates[early] / rise)
+    return filled
+
+
+def _rows(path: Path) -> list[Row]:
+    """(step, rate, loss) of each row, loss NaN where it is missing."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            table = [] if missing else list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(Fault(str(path), f"cannot be read: {error}.", "Give a CSV file of step, lr, loss.")) from error
+    if missing or not table:
+        rule = f"has no column {', '.join(missing)}." if missing else "has no rows."
+        raise BadInput(Fault(str(path), rule, "The first line names the columns: step,lr,loss."))
+    rows: list[Row] = []
+    faults = []
+    for line, cells in enumerate(table, start=2):
+        try:
+            row = (_whole(cells["step"]), float(cells["lr"]), float(cells["loss"] or "nan"))
+        except (TypeError, ValueError):
+            faults.append(Fault(f"{path}, line {line}", "is not step, lr and loss as numbers.", "Mend the line."))
+            continue
+        if not (math.isfinite(row[1]) and row[1] >= 0) or row[2] <= 0 or row[0] < 0:
+            faults.append(Fault(f"{path}, line {line}", "step, lr or loss is out of range.", "Mend the line."))
+        elif rows and row[0] <= rows[-1][0]:
+            faults.append(Fault(f"{path}, line {line}", "its step does not come after the one before.", "Sort them."))
+        rows.append(row)
+    refuse(faults[:5])
+    if rows[-1][0] == 0 or not any(rate > 0 for _, rate, _ in rows):
+        raise BadInput(Fault(str(path), "has no update with a learning rate above 0.", "Give a curve of training."))
+    return rows
+
+
+def _whole(text: str) -> int:
+    number = float(text)
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)

@@ -1,0 +1,501 @@
+"""From a config to a run that can take its next step, whether it starts or resumes.
+
+1. plan (torch-free): blend, steps, evaluations; every fault of the input is raised here, all at once
+2. ranks: process groups, seeds
+3. lm-evaluation-harness's tasks, which may take a while to open and may fail
+4. model: built, weights read from the Hugging Face folder or a checkpoint, or random; wrapped; optimizer
+5. start state: the newest whole checkpoint of the run, or what `init_from` takes of another run's
+6. data and validation sets, opened lazily; tasks
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
+from megatron_cpt.checkpoint.hf_folder import copy_companions
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights
+from megatron_cpt.checkpoint.load import CheckpointState, Layout, complete_checkpoints, load, load_weights, read_state
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.config.schedule import Areas
+from megatron_cpt.config.schema import RunConfig, TrainingSettings
+from megatron_cpt.data.loader import Slots, TrainingData, label_mask, label_masks
+from megatron_cpt.evaluate.scoring import LmEvalTask
+from megatron_cpt.evaluate.validation import ValidationSet, open_set
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_config, read_shape
+from megatron_cpt.mixture.blend import BlendPlan, differences
+from megatron_cpt.model.build import build_model, freeze, unwrap, wrap_for_training
+from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.groups import first_on_rank_zero, seed_everything
+from megatron_cpt.planning.checks import batch_faults
+from megatron_cpt.planning.evaluations import group_members
+from megatron_cpt.planning.inputs import RunInputs
+from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.resume_changes import length_faults, measure_faults
+from megatron_cpt.planning.start_state import schedule_shift
+from megatron_cpt.runs.folder import RunFolder, write_json
+from megatron_cpt.runs.library_warnings import take_warnings
+from megatron_cpt.runs.records import RunLog
+from megatron_cpt.tasks.task_files import Task
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
+from megatron_cpt.train.optimizer import StepShape, build_optimizer, group_settings, mend_after_load
+from megatron_cpt.train.weight_updates import InitialWeights
+
+
+@dataclass(frozen=True)
+class UpdateHistory:
+    """What of a run's past its next step depends on, beside weights, optimizer and random states."""
+
+    losses: tuple[float, ...] = ()
+    """Losses of the last updates, nats per token, oldest first."""
+    skipped_ranges: tuple[tuple[int, int], ...] = ()
+    """Ranges of the order, [first sequence, end), that no update was made of."""
+    skipped_in_a_row: int = 0
+    """Steps left out since the last update."""
+
+    @classmethod
+    def of(cls, position: CheckpointState) -> "UpdateHistory":
+        """The history that a checkpoint keeps."""
+        return cls(
+            tuple(position.recent_losses),
+            tuple((first, end) for first, end in position.skipped_ranges),
+            position.skipped_in_a_row,
+        )
+
+    def loss_limit(self, settings: TrainingSettings) -> float:
+        """The loss above which the next step is a spike; infinite while there is too little to judge by.
+
+        Mean plus a number of standard deviations of the last updates, as in OLMo-core's SkipStepOptimizer.
+        """
+        if settings.on_spike == "ignore" or len(self.losses) < max(2, settings.spike_window // 2):
+            return math.inf
+        return fmean(self.losses) + settings.spike_sigmas * pstdev(self.losses)
+
+    def with_update(self, loss: float, settings: TrainingSettings) -> "UpdateHistory":
+        """The history after an update."""
+        if math.isnan(loss):  # no label counted
+            return replace(self, skipped_in_a_row=0)
+        losses = () if settings.on_spike == "ignore" else (*self.losses, loss)[-settings.spike_window :]
+        return replace(self, losses=losses, skipped_in_a_row=0)
+
+    def without(self, first_sequence: int, end: int, in_a_row: int) -> "UpdateHistory":
+        """The history after steps that no update was made of; a range that touches the last joins it."""
+        ranges = self.skipped_ranges
+        if ranges and ranges[-1][1] >= first_sequence:
+            first_sequence, ranges = ranges[-1][0], ranges[:-1]
+        return replace(self, skipped_ranges=(*ranges, (first_sequence, end)), skipped_in_a_row=in_a_row)
+
+
+@dataclass(frozen=True)
+class StartState:
+    """Where a run stands before its next step."""
+
+    first_step: int
+    """Steps done before: 0, or the step of the checkpoint it goes on from."""
+    begun_at: int
+    """Steps that were done when the run began: more than 0 where it goes on counting another run's."""
+    schedule_shift: int
+    """Tokens by which the schedule is ahead of the run's own count."""
+    history: UpdateHistory
+    """What the run remembers of its past."""
+    measures: dict[str, str] | None = None
+    """Identities of the validation sets and tasks that it was measured on; None: on none that are known."""
+
+
+def _load_start_weights(model: Sequence[GPTModel], shape: ModelShape, config: RunConfig) -> None:
+    """Gives a model the weights that the config starts from; without any, it keeps its random ones."""
+    if config.init_from.checkpoint is not None:
+        load_weights(Path(config.init_from.checkpoint), model)
+    elif config.model.weights == "hf":
+        load_hf_weights(model, shape, Path(config.model.hf))
+
+
+def _load_start_state(
+    checkpoints: Sequence[Path],
+    model: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    config: RunConfig,
+    plan: RunPlan,
+) -> StartState:
+    """Loads what the run goes on from; the weights that it starts from are in the model.
+
+    Args:
+        checkpoints: the run's own, oldest first.
+    Raises:
+        BadInput: other data than before, or a layout that the optimizer state does not load into.
+        IntegrityFault: a checkpoint is not what was written.
+    """
+    if checkpoints:
+        _check_positions(checkpoints[-1], config)
+        position = resume(checkpoints[-1], model, optimizer, config, plan)
+        return StartState(
+            position.step,
+            position.first_own_step,
+            position.schedule_shift,
+            UpdateHistory.of(position),
+            position.measures,
+        )
+    start = config.init_from
+    if start.checkpoint is None or not (start.load_optimizer or start.load_schedule or start.load_data_position):
+        return StartState(0, 0, 0, UpdateHistory())
+    checkpoint = Path(start.checkpoint)
+    position = read_state(checkpoint)
+    shift = schedule_shift(start, position.tokens, position.schedule_shift)
+    if not start.load_data_position:
+        if start.load_optimizer:
+            _check_parts(checkpoint, position, config)
+            _load_state(checkpoint, model, optimizer, config)
+            seed_everything(config.run.seed + 1)
+        return StartState(0, 0, shift, UpdateHistory())
+    if start.load_optimizer:
+        resume(checkpoint, model, optimizer, config, plan)
+    else:
+        _check_order(checkpoint, position, plan.blend, config)
+    return StartState(position.step, position.step, shift, UpdateHistory.of(position))
+
+
+def resume(
+    checkpoint: Path,
+    model: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    config: RunConfig,
+    plan: RunPlan,
+) -> CheckpointState:
+    """Loads a checkpoint of this run, or of one whose data order this run goes on with, and returns its position.
+
+    Raises:
+        BadInput: the data order, the sizes of the steps done or what is trained are no longer the same, or the
+            optimizer state does not load into this layout.
+        IntegrityFault: the checkpoint is not what was written.
+    """
+    position = read_state(checkpoint)
+    refuse([*batch_faults(config, str(checkpoint), position.step, position.sequences, position.batches)])
+    refuse(length_faults(config, str(checkpoint), position.step))
+    _check_order(checkpoint, position, plan.blend, config)
+    _check_parts(checkpoint, position, config)
+    # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
+    seed_everything(config.run.seed + 1 + position.step)
+    _load_state(checkpoint, model, optimizer, config)
+    return position
+
+
+def _load_state(
+    checkpoint: Path, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, config: RunConfig
+) -> None:
+    """Loads weights, optimizer and random states; what the config says of the optimizer stays as it says.
+
+    Raises as `resume` does.
+    """
+    settings = group_settings(optimizer)
+    load(checkpoint, unwrap(model), optimizer, layout(config))
+    mend_after_load(optimizer, settings)
+
+
+def _check_order(checkpoint: Path, position: CheckpointState, blend: BlendPlan, config: RunConfig) -> None:
+    """Raises BadInput where a run would go on with other data, IntegrityFault where the position contradicts itself."""
+    changed = differences(position.order, blend.describe(position.sequences))
+    if blend.fingerprint(position.sequences) != position.order_fingerprint:
+        raise BadInput(
+            Fault(
+                f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
+                "a run goes on with the datasets, blend, sequence length and seed that it began with.",
+                f"{_pinned(position, blend, config)}Restore them (config.yaml in the run folder has them), or start "
+                "a new run in another folder.",
+            )
+        )
+    if _read(blend.source_sequences(position.sequences)) != _read(position.source_sequences):
+        raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
+
+
+def _read(source_sequences: Mapping[str, int]) -> dict[str, int]:
+    """The counts of the sources that have been read: one that has not may come, or go, at any resume."""
+    return {name: count for name, count in source_sequences.items() if count}
+
+
+def _pinned(position: CheckpointState, blend: BlendPlan, config: RunConfig) -> str:
+    """What to write for a phase that has begun at a learning rate which this run, of another length, has elsewhere."""
+    for before, now in zip(position.order["phases"], blend.phases, strict=False):
+        if before["first_sequence"] != now.first_sequence and config.data.phases:
+            phase = config.data.phases[now.number]
+            tokens = before["first_sequence"] * config.data.sequence_length
+            found = f"Phase {now.number} follows the learning rate, which moves with the run's length, and has begun: "
+            return f"{found}write `from_tokens: {tokens}` for its `from_lr`. " if phase.from_lr else ""
+    return ""
+
+
+def _check_parts(checkpoint: Path, position: CheckpointState, config: RunConfig) -> None:
+    """Raises BadInput where optimizer state is of other parts, or of other groups of them, than this run trains."""
+    before, now = position.parts, trained_parts(config)
+    if before is None or before == now:
+        return
+    changed = [f"{name}: {before.get(name)} before, {now[name]} now" for name in now if before.get(name) != now[name]]
+    raise BadInput(
+        Fault(
+            f"{checkpoint}: {'; '.join(changed)}",
+            "optimizer state is of the parts that were trained, in groups by learning rate and weight decay.",
+            "Restore them (config.yaml in the run folder has them), or start a new run in another folder with"
+            f" `init_from.checkpoint: {checkpoint}`, `init_from.load_optimizer: false` and the data and schedule kept.",
+        )
+    )
+
+
+def _check_positions(checkpoint: Path, config: RunConfig) -> None:
+    """Raises BadInput where a run would go on with other rotary positions than it began with."""
+    before = read_shape(checkpoint / "hf")
+    now = read_shape(config.model.hf, config.model.rope)
+    shown = [f"{shape.rope_base:g}, {shape.rope_scaling or 'not scaled'}" for shape in (before, now)]
+    if shown[0] != shown[1]:
+        raise BadInput(
+            Fault(
+                f"{checkpoint}: rotary positions of base {shown[0]} before, {shown[1]} now",
+                "a run goes on with the positions that it began with.",
+                "Restore `model.rope`, or start a new run in another folder with `init_from.checkpoint: "
+                f"{checkpoint}`.",
+            )
+        )
+
+
+def trained_parts(config: RunConfig) -> dict[str, Any]:
+    """What is trained and in which groups, as checkpoints tell."""
+    optimizer = config.optimizer
+    return {
+        "model.frozen": asdict(config.model.frozen),
+        "optimizer.lr_multipliers": asdict(optimizer.lr_multipliers),
+        "optimizer.no_weight_decay": sorted(optimizer.no_weight_decay),
+    }
+
+
+def layout(config: RunConfig) -> Layout:
+    """The layout of this run, as its checkpoints name it."""
+    parallel = config.parallel
+    return Layout(
+        world=groups.world_size(),
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual_pipeline=parallel.virtual_pipeline,
+        context=parallel.context,
+        expert=parallel.expert,
+        distributed_optimizer=parallel.distributed_optimizer,
+    )
+
+
+def _hf_config_dir(config: RunConfig, folder: RunFolder) -> Path:
+    """The folder whose config.json and tokenizer are the model's; its weights are in `model.hf`."""
+    return Path(config.model.hf) if config.model.rope is None else folder.model
+
+
+def write_hf_config_dir(config: RunConfig, folder: RunFolder) -> None:
+    """Writes the description where it is not that of `model.hf`. Every rank calls it."""
+    with first_on_rank_zero():
+        if groups.rank() != 0 or config.model.rope is None:
+            return
+        folder.model.mkdir(exist_ok=True)
+        base = Path(config.model.hf)
+        copy_companions(base, folder.model)
+        write_json(folder.model / "config.json", read_config(base, config.model.rope))
+
+
+LmEvalTasks = Mapping[str, Sequence[LmEvalTask]]
+
+
+def open_lm_eval_tasks(config: RunConfig, tasks: Mapping[str, Sequence[Task]], longest: int) -> LmEvalTasks:
+    """The tasks of each entry of `tasks.lm_eval`. Every rank calls it.
+
+    Args:
+        tasks: those of the files, by the file's name in the config.
+        longest: tokens of the model's input at most.
+    Raises:
+        BadInput: a task that cannot be opened or followed, that is there twice, or that a group misses.
+    """
+    if not config.tasks.lm_eval:
+        return {}
+    # An optional library.
+    from megatron_cpt.evaluate.lm_eval import open_lm_eval  # noqa: PLC0415
+
+    opened = open_lm_eval(config.tasks.lm_eval, Path(config.model.hf), longest)
+    refuse(list(_name_faults(tasks, opened)))
+    refuse(list(_group_faults(config, tasks, opened)))
+    return opened
+
+
+def _name_faults(tasks: Mapping[str, Sequence[Task]], opened: LmEvalTasks) -> Iterator[Fault]:
+    """Tasks that two entries hold."""
+    holders = {task.name: f"tasks.files.{file}" for file, its_tasks in tasks.items() for task in its_tasks}
+    for entry, its_tasks in opened.items():
+        for task in its_tasks:
+            if task.name in holders:
+                rule = f"holds task {task.name!r}, which {holders[task.name]} holds too."
+                yield Fault(f"tasks.lm_eval.{entry}", rule, "Give each task in one entry.")
+            holders[task.name] = f"tasks.lm_eval.{entry}"
+
+
+def _group_faults(config: RunConfig, tasks: Mapping[str, Sequence[Task]], opened: LmEvalTasks) -> Iterator[Fault]:
+    """Groups by the name of a task, and with members that have no accuracy."""
+    metrics = {task.name: task.metric for its_tasks in tasks.values() for task in its_tasks}
+    metrics |= {task.name: task.metric for its_tasks in opened.values() for task in its_tasks}
+    for group, members in group_members(config).items():
+        if group in metrics:
+            yield Fault(f"tasks.groups.{group}", "a task has the same name.", "Rename the group.")
+        absent = [member for member in members if metrics.get(member, "loss") == "loss"]
+        if absent:
+            rule = f"{', '.join(absent)}: no task with an accuracy by that name, so the mean would be another."
+            yield Fault(f"tasks.groups.{group}", rule, f"There are: {', '.join(metrics)}.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, ready for its next step."""
+
+    config: RunConfig
+    plan: RunPlan
+    folder: RunFolder
+    shape: ModelShape
+    dtypes: TensorDtypes
+    """Those that the tensors of the model had in the Hugging Face folder that it comes from."""
+    model: list[DistributedDataParallel]
+    """The chunks of the model that this rank holds: one, unless pipelines are interleaved."""
+    optimizer: MegatronOptimizer
+    data: TrainingData
+    validation_sets: list[ValidationSet]
+    tasks: Mapping[str, Sequence[Task]]
+    """The tasks of each file, by the file's name in the config."""
+    harness: LmEvalTasks
+    """lm-evaluation-harness's tasks, by the entry's name in the config."""
+    start_weights: InitialWeights | None
+    """The weights before the first update, where updates are measured from them."""
+    beginning: StartState
+    """Where it stands."""
+    measures: Mapping[str, str]
+    """Identity of every validation set and task, by its name in messages."""
+    areas: Areas = field(default_factory=Areas)
+    """Of the learning rates of its updates, as far as they were summed (provenance.py)."""
+
+    @property
+    def changed_measures(self) -> list[str]:
+        """Names of the validation sets and tasks that are no longer what they were at the checkpoint."""
+        before = self.beginning.measures or {}
+        return [name for name, identity in self.measures.items() if before.get(name, identity) != identity]
+
+    @property
+    def first_step(self) -> int:
+        """Steps done before: 0, or the step of the checkpoint it goes on from."""
+        return self.beginning.first_step
+
+    @property
+    def hf_folder(self) -> Path:
+        """The Hugging Face folder that describes the model: config and tokenizer."""
+        return _hf_config_dir(self.config, self.folder)
+
+    @property
+    def step_shape(self) -> StepShape:
+        """The sizes of every step after the ramp of batch sizes."""
+        return StepShape(
+            self.data.slots.micro_batches,
+            self.config.training.micro_batch_size,
+            self.config.data.sequence_length,
+            len(self.data.streams),
+        )
+
+    def shape_of(self, step: int) -> StepShape:
+        """The sizes of a step, counted from 1."""
+        slots = self.data.slots_at(self.config.batches.total(step - 1))
+        return replace(self.step_shape, micro_batches=slots.micro_batches)
+
+
+def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
+    """Builds everything a run needs on this rank. The process groups are up.
+
+    Raises:
+        BadInput: what only the weights or a checkpoint could tell.
+        IntegrityFault: a checkpoint or a dataset is not what was written.
+    """
+    take_warnings(RunLog(folder.log).write, groups.is_first)
+    groups.init_model_parallel(config.parallel)
+    seed_everything(config.run.seed)
+    shape = read_shape(Path(config.model.hf), config.model.rope)
+    harness = open_lm_eval_tasks(config, plan.inputs.tasks, shape.max_positions)
+    checkpoints = complete_checkpoints(folder.checkpoints)
+    dtypes = _dtypes_before_training(config, checkpoints)
+    bare_model = build_model(shape, config)
+    keeps_start = config.validation.weight_updates
+    if keeps_start or not checkpoints:
+        _load_start_weights(bare_model, shape, config)
+    freeze(bare_model, shape, config.model.frozen)
+    model = wrap_for_training(bare_model, config)
+    optimizer = build_optimizer(model, config)
+    start_weights = InitialWeights(model) if keeps_start else None
+    # From here on, dropout draws; weights drawn at random above must not shift it.
+    seed_everything(config.run.seed + 1)
+    beginning = _load_start_state(checkpoints, model, optimizer, config, plan)
+    data = TrainingData(
+        order=plan.blend.order,
+        streams=[plan.inputs.sources[name] for name in plan.blend.sources],
+        slots=Slots(
+            config.training.global_batch_size,
+            config.training.micro_batch_size,
+            groups.data_rank(),
+            groups.data_size(),
+        ),
+        sequence_length=config.data.sequence_length,
+        seed=config.run.seed,
+        within_documents=config.data.attention == "within_documents",
+        label_masks=label_masks(config.data, plan.inputs.sources, plan.blend.sources),
+        ramp=config.batches.ramp,
+    )
+    sets = _open_validation_sets(config, plan.inputs)
+    run = Run(
+        config=config,
+        plan=plan,
+        folder=folder,
+        shape=shape,
+        dtypes=dtypes,
+        model=model,
+        optimizer=optimizer,
+        data=data,
+        validation_sets=sets,
+        tasks=plan.inputs.tasks,
+        harness=harness,
+        start_weights=start_weights,
+        beginning=beginning,
+        measures={f"validation.sets.{one.name}": one.identity for one in sets}
+        | {
+            f"task {one.name}": one.identity
+            for opened in (plan.inputs.tasks, harness)
+            for one in chain(*opened.values())
+        },
+    )
+    refuse(measure_faults(config, run.changed_measures))
+    return run
+
+
+def _dtypes_before_training(config: RunConfig, checkpoints: Sequence[Path]) -> TensorDtypes:
+    """What exports go by. The run's own checkpoints know it, whatever has become of the folder since."""
+    started = [Path(config.init_from.checkpoint)] if config.init_from.checkpoint else []
+    return parent_dtypes(*(path / "hf" for path in (*checkpoints[-1:], *started)), Path(config.model.hf))
+
+
+def _open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[ValidationSet]:
+    """The named sets of a config, in its order."""
+    token_bytes = Tokenizer.load(config.model.hf).token_bytes()
+    return [
+        open_set(
+            name,
+            settings.role,
+            inputs.validation_sets[name],
+            config.data.sequence_length,
+            settings.tokens,
+            token_bytes,
+            config.data.attention,
+            label_mask(config.data, inputs.validation_sets[name], settings.prompt_length_column),
+        )
+        for name, settings in config.validation.sets.items()
+    ]

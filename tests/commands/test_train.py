@@ -76,7 +76,7 @@ CASES: list[tuple[Callable[[Workshop, Path], Sections], int, list[str]]] = [
     (tokenizer_of_another_dataset, 1, ["tokenizer", "Prepare"]),
     (empty_validation_set, 1, ["validation", "matches no dataset"]),
     (sequence_too_long, 1, ["data.sequence_length = 65", "64"]),
-    (vocabulary_too_small, 1, [f"{VOCABULARY - 20}", f"{VOCABULARY}"]),
+    (vocabulary_too_small, 1, [f"{VOCABULARY - 20}", f"{VOCABULARY - 1}"]),
     (odd_batch, 1, ["training.global_batch_size = 8", "multiple of", "3"]),
     (heads_not_shared_evenly, 3, ["parallel.tensor = 3", "4"]),
     (layers_not_shared_evenly, 3, ["parallel.pipeline = 3", "4"]),

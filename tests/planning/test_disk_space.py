@@ -34,7 +34,7 @@ def plan_of(sections: dict[str, Any]) -> RunPlan:
 def test_checkpoints_and_exports_are_counted(sections: dict[str, Any]) -> None:
     parameters = plan_of(sections).model.parameters
     size = 14 * parameters  # in bf16; 12 in fp32
-    sections["checkpoint"] = {"every": "10 steps", "keep_every": "50 steps", "export_hf": {"dtype": "bfloat16"}}
+    sections["checkpoint"] = {"save_interval": "10 steps", "keep_every": "50 steps", "export_hf": {"dtype": "bfloat16"}}
     disk = plan_of(sections).disk
     # Of 100 steps the last two and one that is being written, those at 50 and 100, and the folder at the end.
     assert (disk.checkpoints, disk.checkpoint_bytes, disk.exports, disk.export_bytes) == (5, size, 1, 2 * parameters)

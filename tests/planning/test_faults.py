@@ -178,7 +178,7 @@ def test_harness_tasks_that_cannot_be_asked(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     found = faults_of(sections)
     assert [fault.split(":")[0] for fault in found] == [
-        "tasks.lm_eval.exams.marks.log = 'often'", "tasks.lm_eval.none.tasks is empty", "tasks.lm_eval",
+        "tasks.lm_eval.exams.eval_interval.log_spaced = 'often'", "tasks.lm_eval.none.tasks is empty", "tasks.lm_eval",
         f"tasks.lm_eval.exams.include = {tmp_path}/no", "tasks.lm_eval.exams.tasks",
     ]  # fmt: skip
     assert found[2].endswith("which is not installed. Install it: pip install 'megatron-cpt[eval]'.")
@@ -211,6 +211,6 @@ def test_a_rate_that_is_no_rate_and_a_missing_library_are_refused(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])  # where nothing is installed, and an earlier run has left wandb/
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     (tmp_path / "wandb").mkdir()
-    sections["schedule"]["peak"] = 1e5
+    sections["schedule"]["peak_lr"] = 1e5
     sections["run"]["wandb"] = {"project": "x"}
     assert {fault.partition(":")[0] for fault in faults_of(sections)} == {"schedule.peak_lr = 100000", "run.wandb"}

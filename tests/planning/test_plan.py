@@ -184,7 +184,7 @@ def test_plan_json(sections: dict[str, Any]) -> None:
     assert content["tokens"] == 25_600
     assert [source["sequences"] for source in content["blend"]["sources"]] == [600, 200]
     assert content["blend"]["order"]["phases"] == [{"first_sequence": 0, "weights": {"law": 3, "web": 1}}]
-    assert content["evaluations"][0]["eval_interval"] == [0, 1, 3, 10, 32, 50, 100]
+    assert content["evaluations"][0]["marks"] == [0, 1, 3, 10, 32, 50, 100]
     memory = content["model"]["memory"]
     assert content["model"]["memory_per_rank"] == sum(memory.values())
 
@@ -232,7 +232,7 @@ def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkey
     assert plan.lm_eval_marks == {"exams": tuple(range(0, 101, 10))} and plan.task_marks == {}
     assert len(plan.marks["law"]) < 7
     lines = plan.table().splitlines()
-    assert next(line for line in lines if "(harness)" in line).split()[:9] == [
+    assert next(line for line in lines if "(lm_eval)" in line).split()[:9] == [
         "exams", "(lm_eval)", "general", "not", "known", "11", "not", "known", "0,"
     ]  # fmt: skip
     assert next(line for line in lines if "together" in line).endswith("% and more")
@@ -265,7 +265,7 @@ def test_a_source_whose_share_is_less_than_a_sequence_is_named(tmp_path: Path) -
 def test_a_budget_that_a_validation_set_does_not_hold_and_a_high_rate_are_named(sections: dict[str, Any]) -> None:
     before = plan_of(sections).warnings
     sections["validation"]["sets"]["law"]["tokens"] = 10**6
-    sections["schedule"]["peak"] = 0.1
+    sections["schedule"]["peak_lr"] = 0.1
     new = [line for line in plan_of(sections).warnings if line not in before]
     assert len(new) == 2
     assert any(line.startswith("validation set law has ") and "1.00M tokens of its budget" in line for line in new)

@@ -17,7 +17,7 @@ from tests.planning.small_run import faults_of, settings
 def sections(tmp_path: Path) -> dict[str, Any]:
     """The source `law` is 20 documents of 500 tokens."""
     sections = settings(tmp_path)
-    write_dataset(tmp_path / "many", [500] * 20)
+    write_dataset(tmp_path / "many", [500] * 20, vocabulary=61)
     sections["data"]["sources"]["law"]["paths"] = [str(tmp_path / "many")]
     return sections
 

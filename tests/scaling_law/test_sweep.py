@@ -39,9 +39,9 @@ def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
     assert "8 runs: 4 arms, 2 seeds" in capsys.readouterr().out
     configs = sorted(Path("out/configs").glob("*.yaml"))
     assert len(configs) == 8
-    one = load_config("out/configs/replay_ratio-0.05-peak-2e-3-seed-2.yaml")
+    one = load_config("out/configs/replay_ratio-0.05-peak_lr-2e-3-seed-2.yaml")
     assert (one.data.replay_ratio, one.schedule.peak_lr, one.run.seed) == (0.05, 2e-3, 2)
-    assert one.run.folder == "out/runs/replay_ratio-0.05-peak-2e-3-seed-2"
+    assert one.run.folder == "out/runs/replay_ratio-0.05-peak_lr-2e-3-seed-2"
     assert len({load_config(path).run.folder for path in configs}) == 8
 
     # The same sweep again changes nothing; what others wrote, and a script that was edited, are replaced when asked.

@@ -382,7 +382,7 @@ def _step_faults(config: RunConfig) -> Iterator[Fault]:
     for name, duration in parts.items():
         if duration is not None and duration.unit == "steps":
             rule = "with training.batch_size_rampup steps are of several sizes, and the rate follows the tokens."
-            first = config.token_batches.total(duration.amount)
+            first = config.tokens_at(duration.amount)
             remedy = f"Give it in tokens (the first {duration.amount} steps of this run take {first})."
             yield Fault(f"schedule.{name} = {duration}", rule, remedy)
 

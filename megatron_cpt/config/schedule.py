@@ -21,7 +21,7 @@ def phase_steps(config: RunConfig) -> list[int | None]:
 
 def _step_when_lr_reaches(config: RunConfig, share: float) -> int:
     """Updates before the first whose rate has fallen to a share of the peak, after the highest; all, if none has."""
-    size, total, consumed = config.tokens_per_step, config.total_tokens, config.token_batches.total
+    size, total, consumed = config.tokens_per_step, config.total_tokens, config.tokens_at
     rates = [learning_rate(config.schedule, consumed(step), total, size) for step in range(1, config.total_steps + 1)]
     highest = rates.index(max(rates))
     # A rate that is to be exactly a share of the peak may come out a rounding error above it.

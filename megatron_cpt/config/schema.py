@@ -756,6 +756,14 @@ class RunConfig:
         """Tokens of every step."""
         return self.batches.times(self.data.sequence_length)
 
+    def sequences_at(self, step: int) -> int:
+        """Sequences read by the first `step` optimizer steps together."""
+        return self.batches.total(step)
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens of the model's input read by the first `step` optimizer steps together."""
+        return self.sequences_at(step) * self.data.sequence_length
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
@@ -764,4 +772,4 @@ class RunConfig:
     @property
     def total_tokens(self) -> int:
         """Tokens of the run: whole steps."""
-        return self.token_batches.total(self.total_steps)
+        return self.tokens_at(self.total_steps)

@@ -78,7 +78,7 @@ def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
             {name: stream.identity for name, stream in inputs.sources.items()},
             inputs.portions,
         ),
-        total_sequences=config.batches.total(config.total_steps),
+        total_sequences=config.sequences_at(config.total_steps),
         seed=config.run.seed,
         step_sequences=config.training.global_batch_size,
         starts=phase_steps(config),
@@ -394,7 +394,7 @@ def batch_faults(
     Args:
         before: the settings of the steps done (batch_settings). None: not known.
     """
-    here = config.batches.total(step)
+    here = config.sequences_at(step)
     if here == sequences:
         return
     now, before = batch_settings(config), before or {}

@@ -55,7 +55,7 @@ def plan_evaluations(
     """
     size, ramp = config.tokens_per_step, config.token_batches.after(first_step).ramp
     steps = max(1, total_steps - first_step)
-    per_step = (config.total_tokens - config.token_batches.total(first_step)) / steps  # on average
+    per_step = (config.total_tokens - config.tokens_at(first_step)) / steps  # on average
 
     def marks_of(marks: EvalIntervalSettings) -> tuple[int, ...]:
         return tuple(first_step + mark for mark in mark_steps(marks, total_steps - first_step, size, ramp))

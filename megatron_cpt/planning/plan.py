@@ -93,7 +93,7 @@ class RunPlan:
     @property
     def tokens(self) -> int:
         """Tokens up to the end of the run, counted as its steps are."""
-        return self.config.token_batches.total(self.steps)
+        return self.config.tokens_at(self.steps)
 
     @property
     def marks(self) -> dict[str, tuple[int, ...]]:
@@ -201,7 +201,7 @@ class RunPlan:
         if not batches.ramp:
             return []
         first, steps = batches.ramp[0], sum(stair.steps for stair in batches.ramp)
-        tokens = quantity(self.config.token_batches.total(steps))
+        tokens = quantity(self.config.tokens_at(steps))
         stairs = f"{len(batches.ramp)} stairs" if len(batches.ramp) > 1 else "one stair"
         return [
             f"Batches  from {first.size} sequences in {stairs}: {batches.size} after {steps:,} steps, {tokens} tokens"
@@ -285,7 +285,7 @@ def _to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
     So its learning rate comes to its end and its last marks are reached. Raises BadInput where the schedule does not
     fit into what is left, or the checkpoint that it counts on from is beyond that.
     """
-    if blend.total_sequences == config.batches.total(config.total_steps):
+    if blend.total_sequences == config.sequences_at(config.total_steps):
         return config
     tokens = Duration(blend.total_sequences * config.data.sequence_length)
     shortened = replace(config, training=replace(config.training, tokens=tokens))
@@ -295,7 +295,7 @@ def _to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
 
 def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int, first_step: int = 0) -> ModelSize:
     """Size and cost of the model in a run to a step, from the one after `first_step` on."""
-    tokens = config.token_batches.total(steps) - config.token_batches.total(first_step)
+    tokens = config.tokens_at(steps) - config.tokens_at(first_step)
     per_token = flops_per_token(shape, config.data.sequence_length)
     return ModelSize(
         family=shape.family,
@@ -360,7 +360,7 @@ def _length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
     """A run that ends before its schedule, and phases that it does not reach."""
     steps = config.batches.whole_steps(blend.total_sequences)
     if steps < config.total_steps:
-        tokens = config.token_batches.total(steps)
+        tokens = config.tokens_at(steps)
         yield (
             f"the run stops after {steps:,} of {config.total_steps:,} steps ({quantity(tokens)} tokens), before a "
             "source passes its max_epochs; schedule and marks end there too."

@@ -33,7 +33,7 @@ class StartState:
 
     def rate_at(self, config: RunConfig, step: int) -> float:
         """The learning rate of a step."""
-        tokens, horizon = config.token_batches.total(step), config.total_tokens
+        tokens, horizon = config.tokens_at(step), config.total_tokens
         shift = self.schedule_shift
         return learning_rate(config.schedule, tokens + shift, horizon + shift, config.tokens_per_step)
 
@@ -51,7 +51,7 @@ def start_state(config: RunConfig) -> StartState:
         if not own and position:
             step = position["step"] if start.load_data_position else 0
             shift = schedule_shift(start, position["tokens"], position.get("schedule_shift", 0))
-    return StartState(step, config.token_batches.total(step), config.batches.total(step), shift, before)
+    return StartState(step, config.tokens_at(step), config.sequences_at(step), shift, before)
 
 
 def resume_state(config: RunConfig) -> StartState | None:

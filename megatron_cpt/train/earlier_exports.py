@@ -59,10 +59,9 @@ def _step_of(export: Path, run: Run) -> int | None:
         tokens = int(read_history(export)["tokens"])
     except (KeyError, TypeError, ValueError):
         return None
-    batches = run.config.token_batches
-    tokens += batches.total(run.beginning.begun_at)
-    step = batches.whole_steps(tokens)
-    return step if batches.total(step) == tokens else None
+    tokens += run.config.tokens_at(run.beginning.begun_at)
+    step = run.config.token_batches.whole_steps(tokens)
+    return step if run.config.tokens_at(step) == tokens else None
 
 
 def move(export: Path, to: Path) -> None:

@@ -69,12 +69,12 @@ class RunLogger:
         if not self._writes:
             return
         run, config = self._run, self._run.config
-        sequences, batches = config.batches.total(step), config.token_batches
-        per_second = batches.of_step(step) / seconds
+        sequences, tokens = config.sequences_at(step), config.tokens_at(step)
+        per_second = (tokens - config.tokens_at(step - 1)) / seconds
         record: dict[str, Any] = {
             "kind": "train",
             "step": step,
-            "tokens": batches.total(step),
+            "tokens": tokens,
             "sequences": sequences,
             "learning_rate": rate,
             "loss": outcome.loss,
@@ -103,7 +103,7 @@ class RunLogger:
             self._board.add_scalar(f"epochs/source/{source}", record["source_epochs"][source], step)
         self._bar.set_postfix_str(f"loss {outcome.loss:.3f}, lr {rate:.2e}, {per_second:,.0f} tokens/s", refresh=False)
         self._bar.update()
-        self._remaining.add("tokens", batches.of_step(step), seconds)
+        self._remaining.add("tokens", tokens - config.tokens_at(step - 1), seconds)
         if step % config.run.log_interval.steps(config.tokens_per_step) == 0 or step == run.plan.steps:
             seconds_left = self._remaining.seconds(_work_left(run, step))
             self._log.write(progress_line(record, run.plan.steps, run.plan.tokens, seconds_left))
@@ -141,7 +141,7 @@ class RunLogger:
         if not self._writes:
             return
         run = self._run
-        event = {"kind": "event", "step": run.first_step + 1, "tokens": run.config.token_batches.total(run.first_step)}
+        event = {"kind": "event", "step": run.first_step + 1, "tokens": run.config.tokens_at(run.first_step)}
         for change in found.changes if run.first_step < run.plan.steps else ():
             self._records.append(event | {"event": "setting_changed"} | asdict(change))
         for name in run.changed_measures:
@@ -165,7 +165,7 @@ class RunLogger:
         drop_records_after(self._run.folder.records, to_step)
         self._records = RecordWriter(self._run.folder.records)
         self._board.go_back(to_step)
-        consumed = self._run.config.batches.total
+        consumed = self._run.config.sequences_at
         left_out = {"to_step": to_step, "left_out_sequences": [consumed(to_step), consumed(step)]}
         self._records.append(self._event(f"rewound_{_cause(outcome)}", step, rate, outcome) | left_out)
         self._bar.update()
@@ -184,7 +184,7 @@ class RunLogger:
             "kind": "event",
             "event": what,
             "step": step,
-            "tokens": self._run.config.token_batches.total(step),
+            "tokens": self._run.config.tokens_at(step),
             "learning_rate": rate,
             "loss": outcome.loss,
             "grad_norm": outcome.gradient_norm,
@@ -197,7 +197,7 @@ class RunLogger:
         record = {
             "kind": "validation",
             "step": step,
-            "tokens": self._run.config.token_batches.total(step),
+            "tokens": self._run.config.tokens_at(step),
             "set": validation_set.name,
             "role": validation_set.role,
             "baseline": step == self._run.beginning.begun_at,
@@ -225,7 +225,7 @@ class RunLogger:
         """Records how far the bottom and top layers are from where they started, and the ratio of the two."""
         if not self._writes:
             return
-        record: dict[str, Any] = {"kind": "weights", "step": step, "tokens": self._run.config.token_batches.total(step)}
+        record: dict[str, Any] = {"kind": "weights", "step": step, "tokens": self._run.config.tokens_at(step)}
         for name in ("mean_relative", "norm_ratio"):
             bottom, top = (getattr(updates[end], name) for end in LAYER_GROUPS)
             record[name] = {"bottom": bottom, "top": top, "bottom_over_top": bottom / top if bottom and top else None}
@@ -242,7 +242,7 @@ class RunLogger:
             {
                 "kind": "stability",
                 "step": step,
-                "tokens": self._run.config.token_batches.total(step),
+                "tokens": self._run.config.tokens_at(step),
                 "set": validation_set.name,
                 "gradient_norm": norm,
                 "seconds": seconds,
@@ -257,7 +257,7 @@ class RunLogger:
         record = {
             "kind": "task",
             "step": step,
-            "tokens": self._run.config.token_batches.total(step),
+            "tokens": self._run.config.tokens_at(step),
             "task": task.name,
             "role": task.role,
             "baseline": step == self._run.beginning.begun_at,
@@ -280,7 +280,7 @@ class RunLogger:
             {
                 "kind": "task_group",
                 "step": step,
-                "tokens": self._run.config.token_batches.total(step),
+                "tokens": self._run.config.tokens_at(step),
                 "group": name,
                 "tasks": list(members),
                 "score": rate.value,
@@ -309,7 +309,7 @@ class RunLogger:
     def status(self, state: str, step: int, **details: Any) -> None:
         """Replaces status.json."""
         if self._writes:
-            tokens = self._run.config.token_batches.total(step)
+            tokens = self._run.config.tokens_at(step)
             write_status(self._run.folder.status, Status(state=state, step=step, tokens=tokens, **details))
 
     def close(self) -> None:
@@ -334,7 +334,7 @@ def _work_left(run: Run, step: int) -> dict[str, float]:
     every = config.checkpoint.save_interval
     at_end = every is not None and last % every.steps(config.tokens_per_step) != 0
     return {
-        "tokens": run.plan.tokens - config.token_batches.total(step),
+        "tokens": run.plan.tokens - config.tokens_at(step),
         "evaluations": sum(mark >= step for one in run.plan.evaluations for mark in one.marks),
         "saves": times(every) + at_end,
         "exports": (times(exports.every) if exports.every else 0) + exports.end if exports else 0,

@@ -56,7 +56,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
         for step in range(run.first_step + 1, run.plan.steps + 1):
             started = time.perf_counter()
             rate = _learning_rate_at(run, step)
-            batches = run.data.global_batch(config.batches.total(step - 1), groups.device())
+            batches = run.data.global_batch(config.sequences_at(step - 1), groups.device())
             limit = history.loss_limit(config.training)
             with profiled(run, step):
                 outcome = train_step(
@@ -87,7 +87,7 @@ def warm_up_moments(run: Run, logger: RunLogger) -> None:
     settings = run.config.optimizer
     for number in range(settings.moment_warmup_steps):
         step = run.first_step + number + 1
-        batches = run.data.global_batch(run.config.batches.total(step - 1), groups.device())
+        batches = run.data.global_batch(run.config.sequences_at(step - 1), groups.device())
         outcome = train_step(run.model, run.optimizer, batches, run.shape_of(step), 0.0, settings.weight_decay)
         logger.log_moment_warmup(number + 1, outcome)
 
@@ -106,7 +106,7 @@ def _agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
 def _learning_rate_at(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
     config, shift = run.config, run.beginning.schedule_shift
-    tokens = config.token_batches.total(step)
+    tokens = config.tokens_at(step)
     return learning_rate(config.schedule, tokens + shift, config.total_tokens + shift, config.tokens_per_step)
 
 
@@ -182,10 +182,10 @@ class Saver:
     def _position(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> CheckpointState:
         run, config = self._run, self._run.config
         round_distance = self._keep_every is not None and step % self._keep_every == 0
-        sequences = config.batches.total(step)
+        sequences = config.sequences_at(step)
         return CheckpointState(
             step=step,
-            tokens=config.token_batches.total(step),
+            tokens=config.tokens_at(step),
             sequences=sequences,
             order=run.plan.blend.describe(sequences),
             order_fingerprint=run.plan.blend.fingerprint(sequences),
@@ -219,14 +219,14 @@ def _skip_step(
     Raises:
         NumericsFault: the settings say `stop`, too many were left out in a row, or there is no checkpoint to rewind to.
     """
-    consumed = run.config.batches.total(step)
+    consumed = run.config.sequences_at(step)
     policy = run.config.training.on_spike if outcome.finite else run.config.training.on_nonfinite
     in_a_row = history.skipped_in_a_row + 1
     saver.finish(wait=policy == "rewind")
     checkpoints = complete_checkpoints(run.folder.checkpoints) if policy == "rewind" else []
     if policy == "skip" and in_a_row <= _MOST_LEFT_OUT:
         logger.log_skipped_step(step, rate, outcome, "skipped")
-        return history.without(run.config.batches.total(step - 1), consumed, in_a_row)
+        return history.without(run.config.sequences_at(step - 1), consumed, in_a_row)
     if policy == "rewind" and in_a_row <= _MOST_LEFT_OUT and checkpoints:
         position = resume(checkpoints[-1], run.model, run.optimizer, run.config, run.plan)
         logger.log_rewind(position.step, step, rate, outcome)

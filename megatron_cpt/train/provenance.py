@@ -95,10 +95,10 @@ def export(run: Run, step: int, output: Path) -> None:
     """Writes the model of a step, unless an earlier attempt has written it. Every rank calls it."""
     if not all_agree(not output.exists()):
         return
-    sequences = run.config.batches.total(step)
+    sequences = run.config.sequences_at(step)
     blend, history = run.plan.blend, run_lineage(run, step)
     training = training_of(
-        step, run.config.token_batches.total(step), blend.describe(sequences), blend.source_sequences(sequences)
+        step, run.config.tokens_at(step), blend.describe(sequences), blend.source_sequences(sequences)
     )
     gather_parameters(run.model)
     export_hf(
@@ -285,7 +285,7 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
         step: the last step told of: with none of the run's own, its figures are 0 and its rates null.
     """
     config, begun_at, shift = run.config, run.beginning.begun_at, run.beginning.schedule_shift
-    size, consumed = config.tokens_per_step, config.token_batches.total
+    size, consumed = config.tokens_per_step, config.tokens_at
     folder = _parent_folder(config)
     parent = read_history(folder) if folder is not None else {}
     areas = run.areas if run.areas.updates <= step - begun_at else Areas()

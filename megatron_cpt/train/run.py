@@ -407,7 +407,7 @@ class Run:
 
     def shape_of(self, step: int) -> StepShape:
         """The sizes of a step, counted from 1."""
-        slots = self.data.slots_at(self.config.batches.total(step - 1))
+        slots = self.data.slots_at(self.config.sequences_at(step - 1))
         return replace(self.step_shape, micro_batches=slots.micro_batches)
 
 

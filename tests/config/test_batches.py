@@ -79,6 +79,8 @@ def test_a_run_counts_its_steps_and_tokens_through_the_ramp() -> None:
     assert config.batches == Batches(16, (Stair(4, 4), Stair(2, 8), Stair(2, 12)))
     assert config.total_steps == 8 + 247  # 1,024,000 tokens are 4,000 sequences, of which 3,944 come after the ramp
     assert config.total_tokens == (56 + 247 * 16) * 256
+    assert [config.sequences_at(step) for step in (0, 1, 4, 5, 6, 8, 9)] == [0, 4, 16, 24, 32, 56, 72]
+    assert [config.tokens_at(step) for step in (0, 1, 8, 255)] == [0, 4 * 256, 56 * 256, config.total_tokens]
     assert config_with(
         training={"tokens": "9 steps", "global_batch_size": 16, "batch_size_rampup": ramp}
     ).total_tokens == (72 * 256)

@@ -19,7 +19,7 @@ NOT_THE_RESULT = (
     *("validation.micro_batch_size", "tasks.micro_batch_size", "data.sources.*.paths", "validation.sets.*.paths"),
 )
 # Done with once the first step is made.
-OF_THE_BEGINNING = ("start", "model.weights", "optimizer.moment_warmup_steps")
+OF_THE_BEGINNING = ("init_from", "model.weights", "optimizer.moment_warmup_steps")
 # Which labels count and what they are told by: another loss by the same name. That of training text has no identity
 # of its own that would show it, as a validation set has.
 LOSS_MEANING = ("data.attention", "data.loss_mask", "data.sources.*.prompt_length_column")

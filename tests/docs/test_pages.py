@@ -26,17 +26,35 @@ def test_the_configuration_page_is_written_from_the_schema() -> None:
     )
 
 
-def test_the_architecture_names_every_room_and_no_other() -> None:
+def test_the_architecture_names_every_room_and_file_and_no_other() -> None:
     table = (ROOT / "docs/architecture.md").read_text().split("## How a run goes")[0]
-    assert set(re.findall(r"^\| `(\w+)/` \|", table, re.MULTILINE)) == rooms()
+    rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \| [^|]* \|$", table, re.MULTILINE))
+    assert set(rows) == rooms()
+    for room, files in rows.items():
+        there = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__", "__main__"}
+        named = set(re.findall(r"`(\w+)`", files))
+        if room == "commands":  # one file a command
+            from_dispatch = re.findall(r'^    "(\w+)": "', (PACKAGE / room / "dispatch.py").read_text(), re.MULTILINE)
+            named = named | set(from_dispatch)
+        assert named == there, room
 
 
-def test_the_readme_tree_names_what_is_there() -> None:
-    tree = (ROOT / "README.md").read_text().split("```text")[1].split("```")[0]
-    named = set(re.findall(r"^ +(\w+)/", tree, re.MULTILINE))
-    assert named == rooms()
+def test_the_tree_of_the_architecture_names_what_is_there() -> None:
+    tree = (ROOT / "docs/architecture.md").read_text().split("```text")[1].split("```")[0]
+    assert set(re.findall(r"^ +(\w+)/", tree, re.MULTILINE)) == rooms()
     for name in re.findall(r"^(\S+?)/? ", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
+
+
+def test_no_page_names_a_file_that_is_not_there() -> None:
+    """Paths with a folder, and links; names alone may be those of other systems."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for path in re.findall(r"`(\w+/[\w/]+\.(?:py|md|yaml|sh))`", text):
+            if path.split("/")[0] in {*rooms(), "benchmarks", "docs", "examples", "tests", "tools", "megatron_cpt"}:
+                assert (ROOT / path).exists() or (PACKAGE / path).exists(), f"{page.name}: {path}"
 
 
 def test_the_readme_config_is_a_config() -> None:

@@ -151,7 +151,7 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
         ("data.loss_mask.ignored_token_ids=[7]", "data.loss_mask.ignored_token_ids"),
         ("validation.sets.general.tokens=64", "validation.sets.general: it is no longer what was measured before"),
         ("validation.sets.general.paths=['{domain}']", "validation.sets.general: it is no longer"),
-        ("tasks.files.questions.shots=1", "task first: it is no longer what was measured before"),
+        ("tasks.files.questions.num_fewshot=1", "task first: it is no longer what was measured before"),
         ("init_from.load_schedule=true", "init_from.load_schedule"),
         ("model.weights=random", "model.weights: hf before, random now: it counts where a run begins"),
         (

@@ -30,7 +30,7 @@ from megatron_cpt.checkpoint.load import FREQUENT, KEPT, CheckpointState, Layout
 from megatron_cpt.checkpoint.save import CheckpointWriter
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
+from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, seed_everything
 from megatron_cpt.train.optimizer import build_optimizer
@@ -83,8 +83,9 @@ def measure(words: argparse.Namespace, folder: Path) -> None:
         config = run_config(folder, distributed)
         groups.init_model_parallel(config.parallel)
         seed_everything(1)
-        model = wrap_for_training(build_model(shape_of(words.layers, words.hidden), config), config)
-        optimizer = build_optimizer(model, config)
+        options = ModelOptions.of_run(config)
+        model = wrap_for_training(build_model(shape_of(words.layers, words.hidden), options), options)
+        optimizer = build_optimizer(model, config.optimizer, config.schedule.peak_lr)
         layout = Layout(RANKS, 1, 1, distributed)
         for sharding in (FREQUENT, KEPT):
             writer = CheckpointWriter(folder / "checkpoints")

@@ -3,8 +3,10 @@
 
 import ast
 import inspect
+import re
 import sys
 from pathlib import Path
+from typing import Literal, get_origin
 
 from megatron_cpt.config import schema
 
@@ -78,8 +80,11 @@ def docstrings(node: ast.ClassDef) -> list[str]:
 
 
 def annotation(item: ast.AnnAssign) -> str:
-    """A field's type as it is written."""
-    return ast.unparse(item.annotation)
+    """A field's type as it is written; a Literal that has a name is spelled out."""
+    literals = {name: value for name, value in vars(schema).items() if get_origin(value) is Literal}
+    return re.sub(
+        r"\w+", lambda word: str(literals.get(word[0], word[0])).removeprefix("typing."), ast.unparse(item.annotation)
+    )
 
 
 def default(item: ast.AnnAssign) -> str:

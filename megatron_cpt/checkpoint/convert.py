@@ -25,7 +25,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from megatron_cpt.checkpoint.dcp import (
-    Precision,
     Stored,
     StoredTensors,
     build_standalone,
@@ -58,7 +57,7 @@ from megatron_cpt.checkpoint.load import (
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.checkpoint.save import make_folder, save_weights
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.schema import RopeSettings
+from megatron_cpt.config.schema import Precision, RopeSettings
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import name_table, read_config, read_shape
 from megatron_cpt.families.size import parameter_count

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig
@@ -35,20 +35,11 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_cpt.checkpoint.hf_folder import is_finite
 from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS, inside, model_state, read_table, reason
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, StorageFault, refuse
-from megatron_cpt.config.schema import (
-    DataSettings,
-    ModelSettings,
-    ParallelSettings,
-    RunConfig,
-    RunSettings,
-    ScheduleSettings,
-    TrainingSettings,
-)
-from megatron_cpt.config.units import Duration
+from megatron_cpt.config.schema import ParallelSettings, Precision
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import name_table
 from megatron_cpt.families.weights import VocabularyParallel
-from megatron_cpt.model.build import build_model, build_outline
+from megatron_cpt.model.build import ModelOptions, build_meta_model, build_model
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.folder import write_json
 
@@ -357,27 +348,14 @@ def write_streamed(
     write_json(shards / "metadata.json", asdict(CheckpointingConfig("torch_dist")))
 
 
-Precision = Literal["fp32", "bf16"]
-
-
 def build_standalone(shape: ModelShape, precision: Precision) -> list[GPTModel]:
     """The model of a shape, on the layout that this process is in, its weights not yet set."""
-    return build_model(shape, _standalone_config(shape, precision))
+    parallel = ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size())
+    options = ModelOptions(sequence_length=shape.max_positions, precision=precision, parallel=parallel)
+    return build_model(shape, options)
 
 
 def _meta_model(shape: ModelShape) -> GPTModel:
     """The whole model of a shape without its weights."""
-    assert groups.tensor_size() == groups.pipeline_size() == 1, "the outline is of the whole model"
-    return build_outline(shape, _standalone_config(shape, "fp32"))
-
-
-def _standalone_config(shape: ModelShape, precision: Precision) -> RunConfig:
-    """What a model is built with where nothing is trained."""
-    return RunConfig(
-        run=RunSettings(folder="unused"),
-        model=ModelSettings(hf="unused"),
-        data=DataSettings(sequence_length=shape.max_positions, sources={}),
-        training=TrainingSettings(tokens=Duration(1, "steps"), global_batch_size=1, precision=precision),
-        schedule=ScheduleSettings(kind="constant", peak_lr=1.0),
-        parallel=ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size()),
-    )
+    assert groups.tensor_size() == groups.pipeline_size() == 1, "the meta model is the whole model"
+    return build_meta_model(shape, ModelOptions(sequence_length=shape.max_positions))

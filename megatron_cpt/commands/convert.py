@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron, verify
-from megatron_cpt.checkpoint.dcp import Precision
 from megatron_cpt.checkpoint.vocabulary import extend_vocabulary
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.load import load_config
-from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.config.schema import ParallelSettings, Precision
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import refuse_to_replace, write_json

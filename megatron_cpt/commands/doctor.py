@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.schema import OptimizerSettings, ParallelSettings, Precision
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.model.build import build_model, wrap_for_training
+from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_training
 from megatron_cpt.model.layers import transformer_engine_usable
 from megatron_cpt.parallel import cpu_platform, groups
 from megatron_cpt.parallel.groups import seed_everything
@@ -70,7 +70,7 @@ def packages() -> list[tuple[str, str]]:
 
 def kernels() -> list[tuple[str, str]]:
     """Rows on what a run will use."""
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     chosen = asdict(_kernels_of_small_model(precision))
     return [
         ("Megatron-Core runs on", "the CPU layer (gloo)" if cpu_platform.installed() else "CUDA (NCCL)"),
@@ -79,26 +79,18 @@ def kernels() -> list[tuple[str, str]]:
     ]
 
 
-def _kernels_of_small_model(precision: str) -> Kernels:
+def _kernels_of_small_model(precision: Precision) -> Kernels:
     """What a model and its optimizer are made of here, when they are built as a run builds them."""
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", _SMALL_MODEL)
         shape = read_shape(folder)
-    config = config_from_dict(
-        {
-            "run": {"folder": folder},
-            "model": {"hf": folder},
-            "data": {"sequence_length": 64, "sources": {"none": {"paths": ["none"]}}},
-            "training": {"tokens": "1 steps", "global_batch_size": 1, "precision": precision},
-            "schedule": {"peak_lr": 1e-5},
-        }
-    )
+    options = ModelOptions(sequence_length=64, precision=precision)
     groups.init_process_group()
     try:
-        groups.init_model_parallel(config.parallel)
-        seed_everything(config.run.seed)
-        model = wrap_for_training(build_model(shape, config), config)
-        return kernels_of(model, build_optimizer(model, config))
+        groups.init_model_parallel(ParallelSettings())
+        seed_everything(0)
+        model = wrap_for_training(build_model(shape, options), options)
+        return kernels_of(model, build_optimizer(model, OptimizerSettings(), peak_lr=1e-5))
     finally:
         groups.destroy()
 

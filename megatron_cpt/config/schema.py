@@ -50,6 +50,10 @@ def path_faults(name: str, paths: list[str]) -> Iterator[Fault]:
         yield Fault(f"{name} has an empty path", "a path names something.", remedy)
 
 
+Precision = Literal["fp32", "bf16"]
+Recompute = Literal["none", "selective", "full"]
+Attention = Literal["across_documents", "within_documents"]
+
 # Without `extra="forbid"` pydantic drops unknown keys of a dataclass in silence.
 _STRICT = ConfigDict(extra="forbid")
 
@@ -214,7 +218,7 @@ class DataSettings:
     """The sources by name. The name is part of the order: a renamed source is another source."""
     replay_ratio: Share | None = None
     """Share of all training tokens that `replay` sources give. None: weights alone decide."""
-    attention: Literal["across_documents", "within_documents"] = "across_documents"
+    attention: Attention = "across_documents"
     """Whether a token sees what stands before it in its sequence, as in Megatron-LM, or in its own document alone.
     Validation sets are read alike, and a set's identity says so."""
     loss_mask: LossMaskSettings = field(default_factory=LossMaskSettings)
@@ -489,9 +493,9 @@ class TrainingSettings:
     """Smaller steps at the beginning, such as `{start: 64, increment: 64, tokens: 1B}`. None: all are of one size."""
     micro_batch_size: Count = 1
     """Sequences of one forward pass of one data-parallel rank."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     """Arithmetic of the model. bf16 keeps fp32 main parameters; CPUs without bf16 units want fp32."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
     """Activations computed again in the backward pass in place of being kept: `selective` those of the MLP or the
     experts (of attention where a layer computes both side by side), `full` those of whole layers."""
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"

@@ -1,9 +1,10 @@
-"""From a model's shape and a run's settings to Megatron-Core's GPTModel, wrapped for training.
+"""From a model's shape and options to Megatron-Core's GPTModel, wrapped for training.
 
 Parts of a model that are not trained.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +16,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.config.schema import FrozenSettings, ParallelSettings, RunConfig
+from megatron_cpt.config.schema import (
+    Attention,
+    FrozenSettings,
+    ParallelSettings,
+    Precision,
+    Recompute,
+    RunConfig,
+)
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model import cpu_kernels, mcore_patches, rope
 from megatron_cpt.model.attention import restart_positions
@@ -40,6 +48,50 @@ _ACTIVATIONS = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MegatronConfig = TypeVar("MegatronConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What a model is built with besides its shape. The defaults are those of a model that is not trained."""
+
+    sequence_length: int
+    """Tokens of the longest sequence."""
+    precision: Precision = "fp32"
+    """Of weights and arithmetic."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How ranks share it: what this process's groups were made for (groups.init_model_parallel)."""
+    dropout: float = 0.0
+    """Of hidden states and of attention, 0 to 1."""
+    recompute: Recompute = "none"
+    """Activations that are computed again in the backward pass."""
+    attention: Attention = "across_documents"
+    """Whether a token sees the documents before its own in the sequence."""
+    z_loss: float = 0.0
+    """Coefficient of (log Z)^2 in the loss that is trained on."""
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of Megatron-Core's TransformerConfig."""
+    ddp: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of its DistributedDataParallelConfig."""
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> "ModelOptions":
+        """Those of a run."""
+        return cls(
+            sequence_length=config.data.sequence_length,
+            precision=config.training.precision,
+            parallel=config.parallel,
+            dropout=config.model.dropout,
+            recompute=config.training.recompute,
+            attention=config.data.attention,
+            z_loss=config.training.z_loss,
+            transformer=config.megatron.transformer,
+            ddp=config.megatron.ddp,
+        )
+
+    @property
+    def shares_documents(self) -> bool:
+        """Whether ranks share sequences whose documents are kept apart: Transformer Engine's attention cannot."""
+        return self.parallel.context > 1 and self.attention == "within_documents"
 
 
 def megatron_config(
@@ -82,9 +134,9 @@ def megatron_config(
     return kind(**{name: value for name, value in chosen.items() if name in known} | dict(passed))
 
 
-def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfig:
-    """Megatron-Core's TransformerConfig of a run."""
-    dtype = DTYPES[config.training.precision]
+def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerConfig:
+    """Megatron-Core's TransformerConfig of a model. Raises BadInput for fields that may not be passed through."""
+    dtype, parallel = DTYPES[options.precision], options.parallel
     on_gpu = groups.device().type == "cuda"
     ours = {
         "num_layers": shape.layers,
@@ -103,17 +155,17 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": _ACTIVATIONS[shape.activation],
         **(_expert_fields(shape) if shape.experts else {}),
-        "hidden_dropout": config.model.dropout,
-        "attention_dropout": config.model.dropout,
+        "hidden_dropout": options.dropout,
+        "attention_dropout": options.dropout,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
-        "tensor_model_parallel_size": config.parallel.tensor,
-        "sequence_parallel": config.parallel.sequence,
-        "context_parallel_size": config.parallel.context,
-        "expert_model_parallel_size": config.parallel.expert,
-        **_pipeline_fields(config.parallel),
-        **_recompute_fields(shape, config.training.recompute),
+        "tensor_model_parallel_size": parallel.tensor,
+        "sequence_parallel": parallel.sequence,
+        "context_parallel_size": parallel.context,
+        "expert_model_parallel_size": parallel.expert,
+        **_pipeline_fields(parallel),
+        **_recompute_fields(shape, options.recompute),
         # Random weights are drawn whole on the CPU and then sliced, so that tensor-parallel sizes agree.
         "use_cpu_initialization": not on_gpu,
         # Also where weights are loaded next: without it 0.16.1 leaves out the tensor-parallel marks of the weights,
@@ -142,8 +194,7 @@ def transformer_config(shape: ModelShape, config: RunConfig) -> TransformerConfi
             "moe_router_dtype": "fp32",  # of shares and the choice: in bf16 many experts tie
             "moe_token_dispatcher_type": "alltoall",
         }
-    passed = config.megatron.transformer
-    return megatron_config(TransformerConfig, ours, passed, "megatron.transformer", defaults)
+    return megatron_config(TransformerConfig, ours, options.transformer, "megatron.transformer", defaults)
 
 
 def _expert_fields(shape: ModelShape) -> dict[str, Any]:
@@ -173,7 +224,7 @@ def _pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
     return fields
 
 
-def _recompute_fields(shape: ModelShape, recompute: str) -> dict[str, Any]:
+def _recompute_fields(shape: ModelShape, recompute: Recompute) -> dict[str, Any]:
     """What TransformerConfig is told of activations that are computed again."""
     match recompute:
         case "full":
@@ -186,7 +237,7 @@ def _recompute_fields(shape: ModelShape, recompute: str) -> dict[str, Any]:
     return {}
 
 
-def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
+def build_model(shape: ModelShape, options: ModelOptions) -> list[GPTModel]:
     """The chunks of the model that this rank holds, without the wrappers of training: one, unless it interleaves.
 
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
@@ -196,35 +247,32 @@ def build_model(shape: ModelShape, config: RunConfig) -> list[GPTModel]:
         cpu_kernels.install_swiglu()
         cpu_kernels.install_linear()
     mcore_patches.install_router_losses()
-    transformer = transformer_config(shape, config)
+    transformer = transformer_config(shape, options)
     device = groups.device()
-    return [_build_chunk(shape, config, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
+    return [_build_chunk(shape, options, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
 
 
-def build_outline(shape: ModelShape, config: RunConfig) -> GPTModel:
+def build_meta_model(shape: ModelShape, options: ModelOptions) -> GPTModel:
     """The whole model without its weights: names and sizes alone, on torch's meta device."""
-    transformer = transformer_config(shape, config)
+    transformer = transformer_config(shape, options)
     # Else parameters ask for the GPU by name, and are drawn at random.
     transformer.use_cpu_initialization, transformer.perform_initialization = True, False
     with torch.device("meta"):
-        return _build_chunk(shape, config, transformer, None)
+        return _build_chunk(shape, options, transformer, None)
 
 
-def _shares_documents(config: RunConfig) -> bool:
-    """Whether ranks share sequences whose documents are kept apart, which attention of ours alone can."""
-    return config.parallel.context > 1 and config.data.attention == "within_documents"
-
-
-def _build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerConfig, chunk: int | None) -> GPTModel:
+def _build_chunk(
+    shape: ModelShape, options: ModelOptions, transformer: TransformerConfig, chunk: int | None
+) -> GPTModel:
     """One chunk of the model; None is all that this rank holds."""
     # Megatron-Core 0.19 builds norms of queries and keys only where this is set. Once it is built, it would sum their
     # gradients over tensor-parallel ranks, of which each has its own part of a norm over all heads.
     with temporary_attributes(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
         model = GPTModel(
             config=transformer,
-            transformer_layer_spec=block_spec(shape, transformer, chunk, _shares_documents(config)),
-            vocab_size=padded_vocabulary(shape, config.parallel.tensor),
-            max_sequence_length=config.data.sequence_length,
+            transformer_layer_spec=block_spec(shape, transformer, chunk, options.shares_documents),
+            vocab_size=padded_vocabulary(shape, options.parallel.tensor),
+            max_sequence_length=options.sequence_length,
             pre_process=groups.is_first_stage(chunk),
             post_process=groups.is_last_stage(chunk),
             vp_stage=chunk,
@@ -240,20 +288,20 @@ def _build_chunk(shape: ModelShape, config: RunConfig, transformer: TransformerC
     cap_logits(model, shape)
     mask_vocab_padding(model, shape)
     install_cross_entropy(model)
-    add_z_loss(model, config.training.z_loss)
+    add_z_loss(model, options.z_loss)
     return model
 
 
-def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[DistributedDataParallel]:
+def wrap_for_training(model: Sequence[GPTModel], options: ModelOptions) -> list[DistributedDataParallel]:
     """Adds mixed precision and the gradient buffers of data parallelism. Weights are loaded before."""
     ours = {
-        "use_distributed_optimizer": config.parallel.distributed_optimizer,
-        "overlap_grad_reduce": config.parallel.overlap_grad_reduce,
-        "overlap_param_gather": config.parallel.overlap_param_gather,
+        "use_distributed_optimizer": options.parallel.distributed_optimizer,
+        "overlap_grad_reduce": options.parallel.overlap_grad_reduce,
+        "overlap_param_gather": options.parallel.overlap_param_gather,
         "grad_reduce_in_fp32": True,
         "average_in_collective": False,
     }
-    settings = megatron_config(DistributedDataParallelConfig, ours, config.megatron.ddp, "megatron.ddp")
+    settings = megatron_config(DistributedDataParallelConfig, ours, options.ddp, "megatron.ddp")
     transformer = model[0].config
     replicas = [
         # Buckets are there to overlap; only those of the chunk whose backward pass is the last can.
@@ -267,7 +315,7 @@ def wrap_for_training(model: Sequence[GPTModel], config: RunConfig) -> list[Dist
     ]
     for replica in replicas:
         replica.broadcast_params()
-    if groups.device().type == "cpu" and config.megatron.transformer.get("gradient_accumulation_fusion", True):
+    if groups.device().type == "cpu" and options.transformer.get("gradient_accumulation_fusion", True):
         install_weight_gradients(replicas)
     if settings.overlap_grad_reduce:
         # Only the last micro batch of a step may set off the reduction.

@@ -10,7 +10,7 @@ Parameter groups have their own learning rates and weight decay.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,20 +26,34 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor
 
-from megatron_cpt.config.schema import LrMultiplierSettings, OptimizerSettings, Part, RunConfig
+from megatron_cpt.config.schema import LrMultiplierSettings, OptimizerSettings, Part
 from megatron_cpt.data.loader import Batch
-from megatron_cpt.model.build import DTYPES, megatron_config, unwrap
+from megatron_cpt.model.build import megatron_config, unwrap
 from megatron_cpt.model.forward import run_micro_batches, source_sums
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import all_agree
 
 
-def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig) -> MegatronOptimizer:
-    """AdamW over the model's parameters, its state allocated, in groups by rate and weight decay."""
-    settings = config.optimizer
+def build_optimizer(
+    model: Sequence[DistributedDataParallel],
+    settings: OptimizerSettings,
+    peak_lr: float,
+    passed: Mapping[str, Any] | None = None,
+) -> MegatronOptimizer:
+    """AdamW over the model's parameters, its state allocated, in groups by learning rate and weight decay.
+
+    Precision and sharding of its state are those that the model was wrapped with.
+
+    Args:
+        peak_lr: the highest learning rate of the schedule.
+        passed: further fields of Megatron-Core's OptimizerConfig.
+    Raises:
+        BadInput: for fields that may not be passed through.
+    """
+    transformer = model[0].config
     ours = {
         "optimizer": "adam",
-        "lr": config.schedule.peak_lr,
+        "lr": peak_lr,
         "min_lr": 0.0,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.beta1,
@@ -47,16 +61,16 @@ def build_optimizer(model: Sequence[DistributedDataParallel], config: RunConfig)
         "adam_eps": settings.epsilon,
         # 0 would leave the gradient norm uncomputed; nothing is clipped at infinity.
         "clip_grad": settings.clip_grad or math.inf,
-        "bf16": config.training.precision == "bf16",
-        "params_dtype": DTYPES[config.training.precision],
-        "use_distributed_optimizer": config.parallel.distributed_optimizer,
+        "bf16": transformer.bf16,
+        "params_dtype": transformer.params_dtype,
+        "use_distributed_optimizer": model[0].ddp_config.use_distributed_optimizer,
     }
     optimizer = get_megatron_optimizer(
-        megatron_config(OptimizerConfig, ours, config.megatron.optimizer, "megatron.optimizer"),
+        megatron_config(OptimizerConfig, ours, passed or {}, "megatron.optimizer"),
         list(model),
         **_group_options(unwrap(model), settings),
     )
-    model[0].config.grad_scale_func = optimizer.scale_loss
+    transformer.grad_scale_func = optimizer.scale_loss
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm and groups.device().type == "cpu":
         clip_grads.l2_norm_impl = _gradient_norm_on_cpu
     for part in parts(optimizer):

@@ -33,7 +33,7 @@ from megatron_cpt.evaluate.validation import ValidationSet, open_set
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.mixture.blend import BlendPlan, differences
-from megatron_cpt.model.build import build_model, freeze, unwrap, wrap_for_training
+from megatron_cpt.model.build import ModelOptions, build_model, freeze, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero, seed_everything
 from megatron_cpt.planning.checks import batch_faults
@@ -425,13 +425,14 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
     harness = open_lm_eval_tasks(config, plan.inputs.tasks, shape.max_positions)
     checkpoints = complete_checkpoints(folder.checkpoints)
     dtypes = _dtypes_before_training(config, checkpoints)
-    bare_model = build_model(shape, config)
+    options = ModelOptions.of_run(config)
+    bare_model = build_model(shape, options)
     keeps_start = config.validation.weight_updates
     if keeps_start or not checkpoints:
         _load_start_weights(bare_model, shape, config)
     freeze(bare_model, shape, config.model.frozen)
-    model = wrap_for_training(bare_model, config)
-    optimizer = build_optimizer(model, config)
+    model = wrap_for_training(bare_model, options)
+    optimizer = build_optimizer(model, config.optimizer, config.schedule.peak_lr, config.megatron.optimizer)
     start_weights = InitialWeights(model) if keeps_start else None
     # From here on, dropout draws; weights drawn at random above must not shift it.
     seed_everything(config.run.seed + 1)

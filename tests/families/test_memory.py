@@ -14,7 +14,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import activation_bytes, chunks_in_flight, memory_per_rank, parameter_count
-from megatron_cpt.model.build import build_model
+from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.model.forward import loss_step
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import seed_everything
@@ -151,7 +151,7 @@ def kept_and_estimated(folder: Path, recompute: str) -> tuple[int, int]:
     groups.init_model_parallel(config.parallel)
     seed_everything(1)
     shape = read_shape(folder)
-    (model,) = build_model(shape, config)
+    (model,) = build_model(shape, ModelOptions.of_run(config))
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}  # by the place of their storage: what is kept twice counts once
 

@@ -13,7 +13,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.loader import Batch, lengths_between, make_batch
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.attention import Piece, pieces_of
-from megatron_cpt.model.build import build_model
+from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.model.forward import loss_step, own_tokens
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import write_model
@@ -56,7 +56,7 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
     config = settings(folder, recompute)
     groups.init_model_parallel(config.parallel)
     shape = read_shape(folder)
-    (model,) = build_model(shape, config)
+    (model,) = build_model(shape, ModelOptions.of_run(config))
     load_hf_weights([model], shape, folder)
     embedded: list[Tensor] = []
 
@@ -105,7 +105,7 @@ def look_around_together(folder: Path, windows: Tensor, recompute: str, context:
     config = settings(folder, recompute, context)
     groups.init_model_parallel(config.parallel)
     shape = read_shape(folder)
-    (model,) = build_model(shape, config)
+    (model,) = build_model(shape, ModelOptions.of_run(config))
     load_hf_weights([model], shape, folder)
     batch = own_tokens(batch_of(windows, STARTS))
     embedded: list[Tensor] = []

@@ -13,7 +13,7 @@ from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weight
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.model.build import build_model, unwrap, wrap_for_training
+from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for_training
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, write_llama
@@ -51,9 +51,9 @@ def losses_and_gradients(
     )
     groups.init_model_parallel(config.parallel)
     shape = read_shape(folder)
-    bare = build_model(shape, config)
+    bare = build_model(shape, ModelOptions.of_run(config))
     load_hf_weights(bare, shape, folder)
-    model = wrap_for_training(bare, config)
+    model = wrap_for_training(bare, ModelOptions.of_run(config))
     for chunk in model:
         chunk.zero_grad_buffer()
     starts = [np.zeros(1, dtype=np.int64)] if attention == "within_documents" else None

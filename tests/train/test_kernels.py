@@ -8,7 +8,7 @@ import torch
 
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.model.build import build_model, wrap_for_training
+from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import seed_everything
 from megatron_cpt.train.optimizer import build_optimizer
@@ -53,8 +53,9 @@ def kernels_of_kinds(folder: Path) -> dict[str, dict[str, str]]:
         )
         groups.init_model_parallel(config.parallel)
         seed_everything(0)
-        model = wrap_for_training(build_model(shape, config), config)
-        found[kind] = vars(kernels_of(model, build_optimizer(model, config)))
+        options = ModelOptions.of_run(config)
+        model = wrap_for_training(build_model(shape, options), options)
+        found[kind] = vars(kernels_of(model, build_optimizer(model, config.optimizer, config.schedule.peak_lr)))
     return found
 
 

@@ -10,7 +10,7 @@ from megatron.core.optimizer.clip_grads import get_grad_norm_fp32
 from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.load import load_config
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.model.build import build_model, wrap_for_training
+from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import RunFolder
@@ -175,7 +175,9 @@ def optimizer_norm_of(path: Path) -> list[float]:
     """Job: the norm of a large gradient, as an optimizer computes it, and as float64 sums give it."""
     config = load_config(path, ())
     groups.init_model_parallel(config.parallel)
-    build_optimizer(wrap_for_training(build_model(read_shape(Path(config.model.hf)), config), config), config)
+    options = ModelOptions.of_run(config)
+    model = wrap_for_training(build_model(read_shape(Path(config.model.hf)), options), options)
+    build_optimizer(model, config.optimizer, config.schedule.peak_lr)
     gradient = torch.full((2**25,), 1e-3)
     return [get_grad_norm_fp32([gradient]), float(gradient.double().norm())]
 

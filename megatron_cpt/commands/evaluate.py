@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
             longest = shape.max_positions
             score = partial(log_likelihoods, model, micro_batch_size=words.micro_batch_size, longest=longest)
             asked = lm_eval.MegatronLM(score, hf_folder, longest)
-            results = lm_eval.evaluate_lm_eval(asked, words.harness, words.include, words.shots, words.limit)
+            results = lm_eval.evaluate_lm_eval(asked, words.harness, words.include, words.num_fewshot, words.limit)
             if results is not None:
                 written["harness"] = lm_eval.lm_eval_document(results)
                 tables.append(lm_eval.lm_eval_table(results))
@@ -78,8 +78,8 @@ def main(arguments: list[str]) -> int:
 
 def _for_ranks(args: argparse.Namespace) -> list[str]:
     """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
-    names = ("output", "delimiter", "shots", "examples", "limit", "micro_batch_size", "tensor", "pipeline", "include")
-    named = {name: getattr(args, name) for name in names}
+    names = ("output", "delimiter", "num_fewshot", "fewshot_file", "limit", "micro_batch_size", "tensor", "pipeline")
+    named = {name: getattr(args, name) for name in (*names, "include")}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
     files = ["--tasks", *map(str, args.tasks)] if args.tasks else []
     options += ["--overwrite"] if args.overwrite else []

@@ -378,7 +378,7 @@ def _step_faults(config: RunConfig) -> Iterator[Fault]:
     """Parts of a schedule in steps, where steps are of several sizes: the rate follows the tokens."""
     schedule = config.schedule
     parts = {name: getattr(schedule, name) for name in ("warmup", "cooldown", "decay")}
-    parts |= {f"stairs.{number}.from_tokens": stair.from_tokens for number, stair in enumerate(schedule.pieces)}
+    parts |= {f"pieces.{number}.from_tokens": piece.from_tokens for number, piece in enumerate(schedule.pieces)}
     for name, duration in parts.items():
         if duration is not None and duration.unit == "steps":
             rule = "with training.batch_size_rampup steps are of several sizes, and the rate follows the tokens."
@@ -443,7 +443,7 @@ def _stair_faults(config: RunConfig) -> Iterator[Fault]:
     """Stairs that are missing, not in the order of training, or beyond the run."""
     schedule, step = config.schedule, config.tokens_per_step
     if not schedule.pieces:
-        remedy = "List `{from_tokens: ..., rate: ...}`."
+        remedy = "List `{from_tokens: ..., lr: ...}`."
         yield Fault("schedule.pieces is empty", "`piecewise` needs at least one change of the rate.", remedy)
     before = schedule.warmup.tokens(step) if schedule.warmup else 0
     for number, stair in enumerate(schedule.pieces):
@@ -451,7 +451,7 @@ def _stair_faults(config: RunConfig) -> Iterator[Fault]:
         shown = f"schedule.pieces.{number}.from_tokens = {stair.from_tokens}"
         if place < before or (number and place == before):
             rule = f"it begins at {place} tokens, and what comes before it ends at {before}."
-            yield Fault(shown, rule, "List the stairs in the order of training, after the warm-up.")
+            yield Fault(shown, rule, "List the pieces in the order of training, after the warm-up.")
         elif place >= config.total_tokens:
             rule = f"it is not reached by the run of {config.total_tokens} tokens."
             yield Fault(shown, rule, "Move it to the front, or train longer.")

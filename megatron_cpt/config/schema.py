@@ -294,7 +294,7 @@ class RopeSettings:
     scaling: Literal["keep", "none", "linear", "llama3", "yarn"] = "keep"
     """How the wavelengths are scaled; `keep`: as the folder says."""
     factor: Positive | None = None
-    """Of `linear`, `llama3` and `yarn`: by how much. None: `positions` over `original_positions`."""
+    """Of `linear`, `llama3` and `yarn`: by how much. None: `max_position_embeddings` over `original_positions`."""
     original_positions: Count | None = None
     """Longest sequence before the scaling, in tokens. None: what the folder states."""
     extra: dict[str, float] = field(default_factory=dict)
@@ -423,7 +423,7 @@ class ScheduleSettings:
     plateau_lr: Positive | None = None
     """infinite: the rate that stays until the final decay."""
     pieces: list[PieceSettings] = field(default_factory=list)
-    """stairs: drops (or rises) of the rate, in the order of training."""
+    """piecewise: drops (or rises) of the rate, in the order of training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,7 +204,7 @@ def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
         for name, manifest in inputs.manifests():
             if manifest.eod is None:
                 rule = "the manifest of a dataset does not say which token ends a document."
-                remedy = "Name its id in data.loss_mask.unscored_tokens, and leave data.loss_mask.eod true."
+                remedy = "Name its id in data.loss_mask.ignored_token_ids, and leave data.loss_mask.eod true."
                 faults.append(Fault(f"data.loss_mask.eod = false; {name}", rule, remedy))
     for name, lead, stream in (
         *(
@@ -398,7 +398,7 @@ def batch_faults(
     if here == sequences:
         return
     now, before = batch_settings(config), before or {}
-    value = f"training.global_batch_size = {now[_SIZE]}, batch_ramp = {_ramp(now[RAMP])}; {shown}"
+    value = f"training.global_batch_size = {now[_SIZE]}, batch_size_rampup = {_ramp(now[RAMP])}; {shown}"
     rule = f"its {step} steps took {sequences} sequences, and here they take {here}: steps go on counting."
     parts = [f"Set it to {before[_SIZE]}."] if before.get(_SIZE, now[_SIZE]) != now[_SIZE] else []
     if before.get(RAMP, now[RAMP]) != now[RAMP]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md from config/: `python tools/configuration_page.py > docs/configuration.md`."""
+"""Writes docs/configuration.md from config/schema.py: `python tools/configuration_page.py > docs/configuration.md`."""
 
 import ast
 import inspect
@@ -13,15 +13,21 @@ from megatron_cpt.config import schema
 INTRODUCTION = """\
 # Configuration
 
-Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](../megatron_cpt/config/schema.py) and
-the files of single sections beside it.
+Written by `tools/configuration_page.py` from [`megatron_cpt/config/schema.py`](../megatron_cpt/config/schema.py).
 
-A run is one YAML file; `section.key=value` on the command line replaces a value of it. Unknown keys are errors that
-name the nearest known one; every fault of a run is listed at once. Counts and durations take suffixes (`300K`, `5B`);
-a duration (`Span`; `SpanOrZero` may be 0) is in tokens unless it says `steps` (`100 steps`); `ShareOfPeak` reads
-`0.2 of peak` or `20% of peak`, `EpochsOfSource` `2 of NAME`. `Count` is a whole number above 0, `Share` a number from 0
-to 1 or a percentage (`5%`), `Positive` a number above 0. The resolved configuration is written to `config.yaml` in the
-run folder, from which alone the run can be repeated.
+A run is one YAML file. `section.key=value` on the command line replaces a value of it. An unknown key is an error that
+names the nearest known key, and all faults of a run are listed at once. The resolved configuration is written to
+`config.yaml` in the run folder; the run can be repeated from that file alone.
+
+| type | values |
+|---|---|
+| `Count`, `CountOrZero` | a whole number above 0, or from 0; suffixes are allowed (`300K`, `5B`) |
+| `Span`, `SpanOrZero` | a length in tokens (`300M`), or in steps (`100 steps`) |
+| `Share` | a number from 0 to 1, or a percentage (`5%`) |
+| `Positive`, `NotNegative` | a number above 0, or from 0 |
+| `ShareOfPeak` | `0.2 of peak` or `20% of peak` |
+| `EpochsOfSource` | `2 of NAME` |
+| `WallTime` | a duration such as `3h50m` |
 """
 
 
@@ -32,9 +38,8 @@ def main() -> None:
 
 def page() -> str:
     """The whole page: one table for each section, in the order of the root, outer sections first."""
-    modules = (schema, schema, schema, schema, schema, schema)
-    trees = [ast.parse(Path(inspect.getfile(module)).read_text()) for module in modules]
-    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    tree = ast.parse(Path(inspect.getfile(schema)).read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     root = classes.pop("RunConfig")
     names = {annotation(item).removesuffix(" | None"): item.target.id for item in fields(root)}
     sections = list(names.values())

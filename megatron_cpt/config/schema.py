@@ -1,8 +1,8 @@
 """Every value of a run: its name, unit, default and meaning.
 
-load.py makes a RunConfig from a YAML file and `section.key=value` arguments. The run folder keeps it with all defaults
-spelled out, and the run can be repeated from that file alone. Tokens are tokens of the model's input. Durations take
-suffixes (`300M`, `5B`) or, where said, steps (`100 steps`). docs/configuration.md is generated from this file.
+load.py makes a RunConfig from a YAML file and `section.key=value` arguments. The run folder keeps it with all defaults,
+and the run can be repeated from that file alone. Tokens are tokens of the model's input. Lengths take suffixes (`300M`,
+`5B`); a `Span` may also be in steps (`100 steps`). docs/configuration.md is generated from this file.
 """
 
 import re
@@ -60,33 +60,33 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True)
 class InitFromSettings:
-    """What a new run takes from another run's checkpoint, each switch by itself.
+    """What a new run takes from another run's checkpoint. Each switch is independent.
 
-    Once it has a checkpoint of its own, a run goes on from that.
+    Once a run has a checkpoint of its own, it goes on from that one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     checkpoint: str | None = None
     """Where the weights come from: RUN/checkpoints/step-N, or a checkpoint that `convert from-hf` wrote.
-    None: `model.weights` says."""
+    None: `model.weights` decides."""
     load_optimizer: bool = False
     """Adam's moments and, with bf16, the fp32 main weights."""
     load_schedule: bool = False
-    """Whether `schedule` goes on at the tokens that the checkpoint was trained on; else it begins at 0. A final decay
-    of a kept schedule may not be longer than the run (docs/schedules.md has a recipe)."""
+    """Whether `schedule` continues at the tokens that the checkpoint was trained on; otherwise it begins at 0. The
+    final decay of a continued schedule may not be longer than the run (docs/schedules.md has a recipe)."""
     load_data_position: bool = False
-    """Whether steps, tokens and the data order go on counting where the checkpoint stood, with the random states;
-    `training.tokens` then counts from the beginning of the run that wrote it, and evaluation marks count from the
-    checkpoint. The sources must be the same."""
+    """Whether steps, tokens, the data order and the random states continue from the checkpoint. `training.tokens` then
+    counts from the beginning of the run that wrote it, and evaluations count from the checkpoint. The sources must be
+    the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySettings:
-    """A source divided by a score of its documents, best first: each bucket is a stream with epochs of its own.
+    """A source divided into buckets by a score of its documents. Each bucket is a stream with its own epochs.
 
-    One of `epochs`, `shares` and `temperature` says what the buckets give. They are named SOURCE.1 (the best),
-    SOURCE.2, ... in plans and records.
+    One of `epochs`, `shares` and `temperature` decides how much each bucket gives. Plans and records name the buckets
+    SOURCE.1 (the best), SOURCE.2, ...
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -96,30 +96,30 @@ class QualitySettings:
     best: Literal["lowest", "highest"] = "lowest"
     """Which scores are best: `lowest` for perplexities, `highest` for classifiers."""
     buckets: list[Share] = field(default_factory=lambda: [tenth / 10 for tenth in range(11)])
-    """Bounds of the buckets as shares of the source's tokens, the best first, from 0 to 1. Default: tenths."""
+    """Bounds of the buckets, from 0 to 1, as shares of the source's tokens; the best come first. Default: tenths."""
     epochs: list[NotNegative] | None = None
-    """Passes over each bucket, a target as `epochs` of a source is; 0 drops it."""
+    """Passes over each bucket, as targets like `epochs` of a source; 0 drops the bucket."""
     shares: list[NotNegative] | None = None
-    """Shares of the source's tokens that each bucket gives, relative to one another; 0 drops it."""
+    """Relative shares of the source's tokens that the buckets give; 0 drops a bucket."""
     temperature: Positive | None = None
-    """A bucket gives tokens by its size times the mean of exp(z / temperature) over its tokens, z the score in standard
-    deviations from its mean, better being higher (the weighting of arXiv:2402.09739, in whole buckets)."""
+    """A bucket's share is its size times the mean of exp(z / temperature) over its tokens. z is the score in standard
+    deviations from its mean, with better scores higher (the weighting of arXiv:2402.09739, for whole buckets)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossMaskSettings:
-    """Which labels count in the loss, of training and of validation sets alike; a set's identity says so.
+    """Which labels count in the loss of training and validation sets. They are part of a set's identity.
 
-    A label that does not count is read as input all the same.
+    A token whose label does not count is still read as input.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     eod: bool = True
-    """Whether the token that ends a document counts, which its manifest names."""
+    """Whether the end-of-document token counts; the manifest of a dataset names it."""
     document_starts: bool = True
-    """Whether the first token of a document counts, which nothing before it tells. Megatron-LM's --eod-mask-loss
-    leaves it out."""
+    """Whether the first token of a document counts. Nothing before it in the document predicts it; Megatron-LM's
+    --eod-mask-loss leaves it out."""
     ignored_token_ids: list[CountOrZero] = field(default_factory=list)
     """Token ids that never count."""
 
@@ -131,9 +131,9 @@ class SamplePerEpochSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     tokens: Count
-    """Tokens of a draw: chosen at random, in whole sequences, none twice within a draw."""
+    """Tokens of a sample: whole sequences, chosen at random without repetition."""
     resample: Literal["fixed", "each_epoch"] = "each_epoch"
-    """`fixed`: the same draw in every epoch, in another order; `each_epoch`: each epoch draws anew from the source."""
+    """`fixed`: the same sample in every epoch, in another order; `each_epoch`: a new sample in each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,25 +145,25 @@ class SourceSettings:
     paths: list[str]
     """Dataset prefixes, selections (`NAME.selection.json`) or globs of either."""
     role: Literal["domain", "replay"] = "domain"
-    """`domain`: what is learnt; `replay`: what the model knew. `data.replay_ratio` divides the run among them."""
+    """`domain`: new text; `replay`: text like that of pretraining. `data.replay_ratio` divides the run among them."""
     weight: NotNegative = 1.0
-    """Share relative to the other sources of its role, or, without a replay ratio, to all sources. It multiplies a
-    target in tokens or epochs."""
+    """Share relative to the other sources of its role; without a replay ratio, relative to all sources. A target in
+    tokens or epochs is multiplied by it."""
     tokens: Count | None = None
-    """Target: tokens that the source is to give, its weight and its limit at once. Sources that share a role, or
-    without a replay ratio all, have targets or none has."""
+    """Target: tokens that the source gives. It is both its weight and its limit. Either all sources of a role have
+    targets or none has; without a replay ratio this holds for all sources together."""
     epochs: Positive | None = None
-    """Target in passes over the source, in place of `tokens`."""
+    """Target in passes over the source, instead of `tokens`."""
     max_epochs: Positive | None = None
-    """Passes over the source that the run may make, rounded down to whole sequences; `data.when_exhausted` says what
-    happens beyond."""
+    """Most passes over the source, rounded down to whole sequences; `data.when_exhausted` decides what happens
+    then."""
     quality: QualitySettings | None = None
-    """Buckets by score. None: all documents alike."""
+    """Buckets by score. None: all documents are treated alike."""
     sample_per_epoch: SamplePerEpochSettings | None = None
-    """Read a draw of the source in each epoch of a mixture. None: the whole source, in true epochs."""
+    """Read a sample of the source in each epoch of a mixture. None: the whole source, in true epochs."""
     prompt_length_column: str | None = None
-    """Name of a column `PREFIX.NAME.npy` beside each dataset, one number a document: so many of its first tokens are
-    read and do not count in the loss, such as a prompt. None: all count."""
+    """Name of a column `PREFIX.NAME.npy` beside each dataset, with one number a document: how many of its first tokens,
+    such as a prompt, are read but do not count in the loss. None: all count."""
 
     @property
     def has_target(self) -> bool:
@@ -173,11 +173,11 @@ class SourceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
-    """A stretch of training with a blend of its own. What it leaves out is that of `data`.
+    """A part of training with a blend of its own. Settings that it does not give are those of `data`.
 
     A phase begins at one of `from_tokens`, `from_lr` and `from_epoch`, rounded to whole steps, and lasts until the
-    next; the first begins at 0 tokens. A run goes on with phases appended that begin after what it has trained on:
-    every source goes on where it stood.
+    next phase. The first begins at 0 tokens. A resumed run may have further phases, if they begin after the tokens that
+    it has trained on; every source continues from its position.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -185,17 +185,18 @@ class PhaseSettings:
     from_tokens: SpanOrZero | None = None
     """Where it begins, in tokens or steps."""
     from_lr: ShareOfPeak | None = None
-    """It begins once the learning rate, after its highest, has fallen to this: `0.2 of peak` (arXiv:2407.07263). Where
-    that is depends on the length of the run: one that is made longer after such a phase has begun goes on only with
-    the phase's place written as `from_tokens`, which the refusal names."""
+    """It begins once the learning rate has fallen from its highest value to this: `0.2 of peak` (arXiv:2407.07263).
+    The place depends on the length of the run. To make a run longer after such a phase has begun, write the place as
+    `from_tokens`; the error message states the number."""
     from_epoch: EpochsOfSource | None = None
-    """It begins once a source has been read this often: `2 of law`."""
+    """It begins once a source has been read so many times: `2 of law`."""
     ramp: Span | None = None
-    """Shares go from those of the phase before to its own over so many tokens or steps. None: at once."""
+    """Length over which the shares change from those of the phase before, in tokens or steps. None: at once."""
     ramp_block: Span | None = None
-    """A ramp is stairs; length of a stair, in tokens or steps. None: a 32nd of the ramp, at least a step."""
+    """A ramp is piecewise constant; length of one piece, in tokens or steps. None: a 32nd of the ramp, at least one
+    step."""
     replay_ratio: Share | None = None
-    """Share of its tokens that `replay` sources give. None: `data.replay_ratio`."""
+    """Share of the phase's tokens from `replay` sources. None: `data.replay_ratio`."""
     weights: dict[str, NotNegative] = field(default_factory=dict)
     """Weights by the name of the source. A source that is not named keeps the weight it has in `data.sources`."""
 
@@ -217,18 +218,18 @@ class DataSettings:
     sources: dict[str, SourceSettings]
     """The sources by name. The name is part of the order: a renamed source is another source."""
     replay_ratio: Share | None = None
-    """Share of all training tokens that `replay` sources give. None: weights alone decide."""
+    """Share of all training tokens from `replay` sources. None: the weights alone decide."""
     attention: Attention = "across_documents"
-    """Whether a token sees what stands before it in its sequence, as in Megatron-LM, or in its own document alone.
-    Validation sets are read alike, and a set's identity says so."""
+    """Whether a token attends to everything before it in its sequence, as in Megatron-LM, or only to its own document.
+    Validation sets are read in the same way; the setting is part of their identity."""
     loss_mask: LossMaskSettings = field(default_factory=LossMaskSettings)
     """Labels that do not count in the loss."""
     phases: list[PhaseSettings] = field(default_factory=list)
-    """Stretches of training with other blends. Empty: one blend for the whole run."""
+    """Parts of training with other blends. Empty: one blend for the whole run."""
     when_exhausted: Literal["error", "redistribute", "stop"] = "error"
-    """When a source reaches its `max_epochs` or its target: the run is refused, or its share goes to the other sources
-    of its role (without a replay ratio, to all others), or the run ends with the last whole step before, and its
-    schedule and marks with it."""
+    """When a source reaches its `max_epochs` or its target. `error`: the run is refused. `redistribute`: its share goes
+    to the other sources of its role (without a replay ratio, to all others). `stop`: the run, its schedule and its
+    evaluations end with the last whole step before."""
 
     def in_phase(self, phase: PhaseSettings) -> "DataSettings":
         """The settings that hold during a phase: a single blend. Names of the phase that are no sources are ignored."""
@@ -245,23 +246,24 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InitialLossCheckSettings:
-    """The loss of the first 8 sequences before the first update, beside transformers' own; a difference is refused.
+    """Compares the loss of the first 8 sequences before the first update with transformers'; a difference is refused.
 
-    Rank 0 computes it where the whole model fits its GPU or its machine's memory; elsewhere nothing is compared.
+    Rank 0 computes the reference if the whole model fits its GPU or its machine's memory. Otherwise nothing is
+    compared.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     enabled: bool = True
-    """Whether they are compared."""
+    """Whether the losses are compared."""
     reference_file: str | None = None
-    """A recording to compare with: `initial_loss_check.json` of a run that begins as this one does, or of
-    `megatron-cpt convert record-reference`. None: transformers computes it."""
+    """A file to compare with: `initial_loss_check.json` of a run that begins as this one does, or the output of
+    `megatron-cpt convert record-reference`. None: transformers computes the losses."""
     tolerance: Positive | None = None
     """Largest difference of one sequence's loss, in nats per token. None: 0.001 in fp32, 0.02 in bf16."""
     worse_than_guessing: Literal["warn", "refuse"] = "warn"
-    """A mean loss of these sequences above ln(vocabulary), that of guessing, as damaged weights or another tokenizer
-    have it. Looked at before the first update of a run that starts from a checkpoint, too."""
+    """What happens if the mean loss is above ln(vocabulary), the loss of guessing. Damaged weights and a wrong
+    tokenizer cause this. It is also checked in a run that starts from a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,9 +273,9 @@ class FrozenSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     bottom: CountOrZero = 0
-    """So many layers next to the input."""
+    """Number of layers next to the input."""
     top: CountOrZero = 0
-    """So many layers next to the output."""
+    """Number of layers next to the output."""
     embeddings: bool = False
     """Embedding and output layer."""
 
@@ -282,23 +284,23 @@ class FrozenSettings:
 class RopeSettings:
     """Rotary positions that differ from the folder's, for longer sequences than the model was made for.
 
-    The model is trained, checked, saved and exported with a config.json that says so.
+    They are written into the config.json that checks, checkpoints and exports use.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     max_position_embeddings: Count
-    """Longest sequence that the model is to read, in tokens: `max_position_embeddings`."""
+    """Longest sequence that the model is to read, in tokens."""
     rope_theta: Positive | None = None
-    """Base of the wavelengths: `rope_theta`. None: the folder's."""
+    """Base of the wavelengths. None: the folder's."""
     scaling: Literal["keep", "none", "linear", "llama3", "yarn"] = "keep"
-    """How the wavelengths are scaled; `keep`: as the folder says."""
+    """How the wavelengths are scaled; `keep`: as in the folder."""
     factor: Positive | None = None
-    """Of `linear`, `llama3` and `yarn`: by how much. None: `max_position_embeddings` over `original_positions`."""
+    """Factor of `linear`, `llama3` and `yarn`. None: `max_position_embeddings` over `original_positions`."""
     original_positions: Count | None = None
     """Longest sequence before the scaling, in tokens. None: what the folder states."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Further fields of the scaling, under transformers' names: `low_freq_factor`, `beta_fast`, ..."""
+    """Other fields of the scaling, under transformers' names: `low_freq_factor`, `beta_fast`, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +318,7 @@ class ModelSettings:
     initial_loss_check: InitialLossCheckSettings = field(default_factory=InitialLossCheckSettings)
     """The check before the first update of a run that does not start from random weights."""
     frozen: FrozenSettings = field(default_factory=FrozenSettings)
-    """Parts that are not trained."""
+    """Parts of the model that are not trained."""
     rope: RopeSettings | None = None
     """Other rotary positions. None: the folder's."""
 
@@ -326,7 +328,7 @@ Part = Literal["embedding", "output", "norms_and_biases"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLrMultiplierSettings:
-    """A learning rate for some layers."""
+    """A learning-rate multiplier for some layers."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -335,26 +337,26 @@ class LayerLrMultiplierSettings:
     last: CountOrZero
     """The last of them."""
     multiplier: NotNegative
-    """Relative to the learning rate of the schedule; 0 holds them."""
+    """Factor on the learning rate of the schedule; 0 keeps the layers as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LrMultiplierSettings:
-    """Learning rates of parts of the model, relative to that of the schedule. Where two apply, they multiply.
+    """Factors on the schedule's learning rate for parts of the model. If two apply to a part, they are multiplied.
 
-    At 0 a part keeps its weights, but has gradients and moments still; `model.frozen` saves both.
+    At 0 a part keeps its weights but still has gradients and moments; `model.frozen` saves the memory of both.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     embedding: NotNegative = 1.0
-    """The embedding; the output layer too, where it has the same weights."""
+    """The embedding, and an output layer that shares its weights."""
     output: NotNegative = 1.0
     """An output layer with weights of its own."""
     norms_and_biases: NotNegative = 1.0
     """All parameters of one dimension."""
     layers: list[LayerLrMultiplierSettings] = field(default_factory=list)
-    """Layers by their number; no layer is named twice."""
+    """Ranges of layers; they may not overlap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,10 +378,10 @@ class OptimizerSettings:
     clip_grad: NotNegative = 1.0
     """Largest gradient norm; 0 switches clipping off."""
     moment_warmup_steps: CountOrZero = 0
-    """Steps at rate 0 before the first update, on its sequences and those after: they fill Adam's moments, which a
-    Hugging Face folder has none of, and change no weight."""
+    """Steps at learning rate 0 before the first update, on its sequences and those after it. They fill Adam's moments,
+    which a Hugging Face folder does not hold, and change no weight."""
     lr_multipliers: LrMultiplierSettings = field(default_factory=LrMultiplierSettings)
-    """Learning rates of parts of the model."""
+    """Learning-rate factors for parts of the model."""
 
 
 DecayShape = Literal["linear", "cosine", "exponential", "1-sqrt"]
@@ -387,14 +389,14 @@ DecayShape = Literal["linear", "cosine", "exponential", "1-sqrt"]
 
 @dataclass(frozen=True, kw_only=True)
 class PieceSettings:
-    """A step of the learning rate."""
+    """A piece of a piecewise constant learning rate."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     from_tokens: Span
-    """Tokens, or steps, trained before it."""
+    """Tokens or steps trained before the piece."""
     lr: NotNegative
-    """The learning rate from there on."""
+    """Learning rate of the piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,14 +406,14 @@ class ScheduleSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     kind: Literal["constant", "linear", "cosine", "wsd", "infinite", "piecewise"] = "cosine"
-    """Shape after warm-up. wsd: stable, decay. infinite: cool down to `plateau_lr`, stay, decay. piecewise: as
-    listed."""
+    """Shape after the warm-up. wsd: stable, then decay. infinite: cooldown to `plateau_lr`, constant, then decay.
+    piecewise: as listed in `pieces`."""
     peak_lr: Positive
     """Peak learning rate."""
     final_lr: NotNegative = 0.0
     """Learning rate at the end of the run (not used by `constant` and `piecewise`)."""
     initial_lr: NotNegative = 0.0
-    """Where the warm-up begins, such as the base run's final rate."""
+    """Learning rate at the start of the warm-up, such as the final one of the base run."""
     warmup: Span | None = None
     """Length of the linear warm-up, in tokens or steps. None: none."""
     decay: Span | None = None
@@ -419,54 +421,54 @@ class ScheduleSettings:
     decay_shape: DecayShape | None = None
     """wsd and infinite: shape of the final decay. None: linear for wsd, exponential for infinite."""
     cooldown: Span | None = None
-    """infinite: length of the way from `peak_lr` to `plateau_lr`, in tokens or steps."""
+    """infinite: length of the cooldown from `peak_lr` to `plateau_lr`, in tokens or steps."""
     plateau_lr: Positive | None = None
-    """infinite: the rate that stays until the final decay."""
+    """infinite: constant learning rate until the final decay."""
     pieces: list[PieceSettings] = field(default_factory=list)
-    """piecewise: drops (or rises) of the rate, in the order of training."""
+    """piecewise: the pieces, in the order of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbSettings:
-    """The scalars of TensorBoard, on Weights & Biases too (needs the package `wandb`)."""
+    """Writes the scalars of TensorBoard to Weights & Biases too (needs the package `wandb`)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     project: str
-    """The project there."""
+    """Name of the project."""
     mode: Literal["online", "offline"] = "online"
-    """offline: into RUN/wandb, for `wandb sync` later; nothing is sent."""
+    """offline: writes into RUN/wandb, for a later `wandb sync`, and sends nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Where a run lives and what makes it repeatable."""
+    """Folder, seed and logging of a run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     folder: str
-    """The run folder. The same command on the same folder goes on where it was."""
+    """The run folder. The same command on the same folder resumes the run."""
     seed: CountOrZero = 1234
     """Seed of the data order, of dropout and of random weights."""
     log_interval: Span = field(default=Duration(10, "steps"))
     """How often the progress line is written to the log, in tokens or steps."""
     profile: str | None = None
-    """Steps of which a torch profiler trace is written into RUN/profile, one file a rank: `10` or `10-12`."""
+    """Steps for a torch profiler trace in RUN/profile, one file a rank: `10` or `10-12`."""
     peak_flops: Positive | None = None
-    """FLOP/s of one rank's device at its best, for MFU. None: the dense bf16 peak of a GPU that is known."""
+    """Peak FLOP/s of one rank's device, for MFU. None: the dense bf16 peak, if the GPU is a known one."""
     wandb: WandbSettings | None = None
     """Weights & Biases. None: not used."""
     allow_loss_changes: bool = False
-    """Go on from a checkpoint although `data.attention`, the labels that count or a validation set or task is no longer
-    what it was: losses before and after are not comparable. The report keeps the baseline and shows the break."""
+    """Go on from a checkpoint although `data.attention`, the labels that count, a validation set or a task has changed.
+    Losses before and after are then not comparable. The report keeps the baseline and shows the break."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSizeRampupSettings:
-    """Steps that grow at the beginning of a run, in even stairs to `training.global_batch_size` (units.py).
+    """Batch sizes that grow in even steps to `training.global_batch_size` at the beginning of a run (units.py).
 
-    The order of sequences is the same with it, but for phases: those begin at whole steps. Distances in tokens (of
-    checkpoints, of marks) are as many steps during the ramp as after it; a schedule is in tokens.
+    The ramp does not change the order of sequences, except that phases begin at whole steps. An interval in tokens
+    (checkpoints, evaluations) is the same number of steps during the ramp as after it. A schedule counts tokens.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -474,9 +476,9 @@ class BatchSizeRampupSettings:
     start: Count
     """Sequences of the first steps."""
     increment: Count
-    """Sequences by which a stair is larger than the one before."""
+    """Sequences by which each batch size is larger than the one before."""
     tokens: Count
-    """Tokens until steps have their full size."""
+    """Tokens until the batch size is `training.global_batch_size`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,32 +492,32 @@ class TrainingSettings:
     global_batch_size: Count
     """Sequences of one optimizer step, over all ranks."""
     batch_size_rampup: BatchSizeRampupSettings | None = None
-    """Smaller steps at the beginning, such as `{start: 64, increment: 64, tokens: 1B}`. None: all are of one size."""
+    """Smaller batches at the beginning, such as `{start: 64, increment: 64, tokens: 1B}`. None: one size."""
     micro_batch_size: Count = 1
     """Sequences of one forward pass of one data-parallel rank."""
     precision: Precision = "bf16"
     """Arithmetic of the model. bf16 keeps fp32 main parameters; CPUs without bf16 units want fp32."""
     recompute: Recompute = "none"
-    """Activations computed again in the backward pass in place of being kept: `selective` those of the MLP or the
-    experts (of attention where a layer computes both side by side), `full` those of whole layers."""
+    """Activations that the backward pass computes again instead of keeping them. `selective`: those of the MLP or the
+    experts (in layers with parallel attention and MLP, those of attention). `full`: those of whole layers."""
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
-    """A loss or gradient that is not finite, always before the update: `stop` ends the run with exit code 4;
-    `skip` leaves the update out and goes on with the next sequences; `rewind` goes back to the last checkpoint and
-    leaves out all sequences since. Ten times in a row at most."""
+    """What happens if a loss or gradient is not finite; no update is made of it. `stop`: the run ends with exit code 4.
+    `skip`: it goes on with the next sequences. `rewind`: it goes back to the last checkpoint and leaves out all
+    sequences since. At most ten times in a row."""
     on_spike: Literal["ignore", "stop", "skip", "rewind"] = "ignore"
-    """A loss spike, before the update: `ignore` trains on it, the others are those of `on_nonfinite`."""
+    """What happens at a loss spike, before the update. `ignore`: it is trained on. The others as in `on_nonfinite`."""
     spike_sigmas: Positive = 6.0
-    """A loss is a spike above the mean of the updates before it plus so many of their standard deviations."""
+    """A loss is a spike if it is more than so many standard deviations above the mean of the losses before it."""
     spike_window: Count = 128
-    """Updates that mean and deviation are taken of; a spike is seen once half of them are there."""
+    """Number of updates for that mean and deviation; spikes are detected once half of them are there."""
     z_loss: NotNegative = 0.0
-    """Coefficient of (log Z)^2, Z being the normaliser of the softmax, added to the loss that is trained on, never to
-    the one that is reported; 1e-4 in arXiv:2204.02311. Where it is not 0, a copy of the logits is kept."""
+    """Coefficient of (log Z)^2, where Z is the normaliser of the softmax; 1e-4 in arXiv:2204.02311. It is added to the
+    training loss, not to the reported one. Above 0 it needs memory for a copy of the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelSettings:
-    """How ranks share the model; data parallel is what remains of the world size."""
+    """How ranks share the model. The data-parallel size is the world size divided by the sizes below."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -529,10 +531,10 @@ class ParallelSettings:
     virtual_pipeline: Count = 1
     """Model chunks of a stage (interleaved pipeline): less idle time, more traffic."""
     context: Count = 1
-    """Context-parallel size: ranks that share each sequence, for sequences too long for one."""
+    """Context-parallel size: ranks that share each sequence, for sequences that are too long for one rank."""
     expert: Count = 1
-    """Expert-parallel size: ranks among which the experts of a layer are divided. They are ranks that would otherwise
-    hold the same experts (data and context parallel), so it takes no further ranks."""
+    """Expert-parallel size: ranks that share the experts of a layer. They are data- and context-parallel ranks, which
+    would otherwise hold the same experts, so no further ranks are needed."""
     distributed_optimizer: bool = False
     """Shards optimizer state over data-parallel ranks (ZeRO-1)."""
     overlap_grad_reduce: bool = False
@@ -543,36 +545,36 @@ class ParallelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalIntervalSettings:
-    """When a validation set is evaluated (eval_schedule.py). Marks count from where the run begins."""
+    """When a validation set is evaluated (eval_schedule.py), counted from where the run begins."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     start: bool = True
     """Before the first update: the baseline of every gap figure."""
     log_spaced: str | None = None
-    """Dense early marks, log-spaced: `8 per decade to 1000 steps`."""
+    """Dense, log-spaced evaluations at the beginning: `8 per decade to 1000 steps`."""
     every: Span | None = None
-    """Regular marks, in tokens or steps."""
+    """Interval of regular evaluations, in tokens or steps."""
     end: bool = True
     """After the last update."""
     at: list[Span] = field(default_factory=list)
-    """Further marks, in tokens or steps."""
+    """Further evaluations, in tokens or steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSetSettings:
-    """One named validation set: the same sequences at every mark and in every run."""
+    """One named validation set: the same sequences at every evaluation and in every run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     paths: list[str]
     """Dataset prefixes (usually `PREFIX.validation`) or globs."""
     role: Literal["domain", "general"] = "general"
-    """Which kind of text it stands for: `domain` what is learnt, `general` what the model knew."""
+    """Kind of text: `domain` new text, `general` text like that of pretraining."""
     tokens: Count | None = None
-    """Budget: the first whole sequences that fit. None: the whole set."""
+    """Budget: as many whole sequences as fit, from the first on. None: the whole set."""
     eval_interval: EvalIntervalSettings | None = None
-    """Marks of this set alone. None: `validation.eval_interval`."""
+    """Evaluations of this set only. None: `validation.eval_interval`."""
     prompt_length_column: str | None = None
     """As `prompt_length_column` of a source of training text."""
 
@@ -590,14 +592,14 @@ class ValidationSettings:
     micro_batch_size: Count | None = None
     """Sequences of one forward pass. None: that of training."""
     max_overhead: Share | None = None
-    """Largest cost of all evaluations, those of tasks included, over the compute of training. What is beyond is left
-    out mark by mark, evenly, never the first and the last; the plan says which. None: no limit."""
+    """Largest cost of all evaluations, with tasks, as a share of the training compute. Evaluations beyond it are left
+    out evenly, never the first and the last; the plan lists them. None: no limit."""
     weight_updates: bool = False
-    """Record at every mark how far the bottom and the top layers have moved since the start (docs/gap.md). The
-    start weights of those layers are kept in host memory."""
+    """Record at every evaluation how far the bottom and top layers have moved since the start (docs/gap.md). The
+    initial weights of these layers are kept in host memory."""
     stability_gradient: str | None = None
-    """A set of `general` text: at its marks, record the norm of the gradient on its first sequences, one global batch.
-    None: not measured."""
+    """A set of `general` text. At its evaluations, record the norm of the gradient on its first sequences (one global
+    batch). None: not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -607,22 +609,22 @@ class TaskSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     path: str
-    """The JSONL file. Its lines may name their tasks; those that do not are a task by the name of this entry."""
+    """The JSONL file. A line that names no task belongs to the task with the name of this entry."""
     role: Literal["domain", "general"] = "general"
-    """Which kind of ability it stands for: `domain` what is learnt, `general` what the model knew."""
+    """Kind of ability: `domain` newly learnt, `general` known before."""
     num_fewshot: CountOrZero = 0
     """Solved examples before each question."""
     fewshot_file: str | None = None
-    """JSONL file that the examples come from, its first ones. None: the task's own first questions, never itself."""
+    """JSONL file whose first lines are the examples. None: the task's own first questions, without the one asked."""
     delimiter: str = " "
-    """What stands between a question and its choice."""
+    """Text between a question and its choice."""
     metric: Literal["accuracy", "normalized_accuracy"] | None = None
-    """Which accuracy counts: by log-likelihood, or by log-likelihood per character of the choice. None: the plain one
-    for MMLU, PubMedQA, BoolQ, WinoGrande, COPA and RACE, as in lm-evaluation-harness, and else the normalised."""
+    """Which accuracy counts: by log-likelihood, or by log-likelihood per character of the choice. None: as in
+    lm-evaluation-harness, the plain one for MMLU, PubMedQA, BoolQ, WinoGrande, COPA and RACE, else the normalised."""
     limit: Count | None = None
     """The first questions or texts of each task. None: all."""
     eval_interval: EvalIntervalSettings | None = None
-    """Marks of this file alone. None: `tasks.eval_interval`."""
+    """Evaluations of this file only. None: `tasks.eval_interval`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -634,15 +636,15 @@ class LmEvalSettings:
     tasks: list[str]
     """Tasks, groups or tags by name, or paths of YAML files. Their data must be on this machine."""
     include: str | None = None
-    """Folder of further tasks, as YAML files; Python functions that they name are run."""
+    """Folder of further tasks, as YAML files. Python functions that they name are run."""
     role: Literal["domain", "general"] = "general"
-    """Which kind of ability they stand for: `domain` what is learnt, `general` what the model knew."""
+    """Kind of ability: `domain` newly learnt, `general` known before."""
     num_fewshot: CountOrZero | None = None
-    """Solved examples before each question. None: what each task says; one that says 0 keeps it, as in the harness."""
+    """Solved examples before each question. None: the task's own number. A task with 0 keeps 0, as in the harness."""
     limit: Count | None = None
     """The first questions of each task. None: all."""
     eval_interval: EvalIntervalSettings | None = None
-    """Marks of these tasks alone. None: `tasks.eval_interval`."""
+    """Evaluations of these tasks only. None: `tasks.eval_interval`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -652,16 +654,16 @@ class TasksSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     files: dict[str, TaskSettings] = field(default_factory=dict)
-    """Files of tasks by name."""
+    """Task files by name."""
     lm_eval: dict[str, LmEvalSettings] = field(default_factory=dict)
-    """Tasks of lm-evaluation-harness, in entries by name (needs `.[eval]`)."""
+    """Entries of lm-evaluation-harness tasks by name (needs `.[eval]`)."""
     groups: dict[str, list[str]] = field(default_factory=dict)
-    """Means over tasks: a name, and the tasks. `s1_medical: []` and `s1_general: []` stand for the tasks that
-    arXiv:2406.14833 averages, all of which must then be there."""
+    """Means over tasks: a name and its tasks. `s1_medical: []` and `s1_general: []` stand for the tasks that
+    arXiv:2406.14833 averages; all of them must be there."""
     eval_interval: EvalIntervalSettings = field(default_factory=EvalIntervalSettings)
     """When they are scored."""
     micro_batch_size: Count = 8
-    """Choices or texts of one forward pass."""
+    """Choices or texts in one forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -671,11 +673,11 @@ class ExportSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     every: Span | None = None
-    """Write one each time so much is trained, in tokens or steps, into RUN/hf_steps/step-N. None: none on the way."""
+    """Interval, in tokens or steps, of exports into RUN/hf_steps/step-N. None: none before the end."""
     end: bool = True
     """Write one after the last update, into RUN/hf."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """dtype of the weights. None: each tensor has the one that it has in the folder the run started from."""
+    """dtype of the weights. None: each tensor has its dtype in the folder that the run started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -685,32 +687,32 @@ class CheckpointSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     save_interval: Span | None = None
-    """Distance between checkpoints, in tokens or steps. None: one at the end alone."""
+    """Interval between checkpoints, in tokens or steps. None: only one at the end."""
     keep_last: Count = 2
-    """Older ones are removed once a newer one is whole."""
+    """Number of newest checkpoints to keep. Older ones are removed once a newer one is complete."""
     keep_every: Span | None = None
-    """Checkpoints at multiples of this are kept, in the sharding that loads into any layout."""
+    """Checkpoints at multiples of this are kept, in the format that loads into any layout."""
     keep_best: str | None = None
-    """A validation set: of the checkpoints at its marks, the one with its lowest loss is kept."""
+    """Name of a validation set: of the checkpoints at its evaluations, the one with its lowest loss is kept."""
     async_save: bool = False
-    """Write while training goes on: training waits only until the state is taken."""
+    """Write while training goes on. Training waits only until the state is copied."""
     export_hf: ExportSettings | None = None
     """Hugging Face folders. None: the run writes none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopSettings:
-    """When a run saves and ends before its end; SIGTERM and SIGUSR1 do the same at any time. Exit code 75."""
+    """When a run saves and stops early, with exit code 75. SIGTERM and SIGUSR1 do the same at any time."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     after: WallTime | None = None
-    """Wall time since the program's start, such as `3h50m`: looked at after each step. None: no limit."""
+    """Wall time since the start of the program, such as `3h50m`, checked after each step. None: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronSettings:
-    """Anything that the installed Megatron-Core's own dataclasses know and that no field above sets."""
+    """Fields of the installed Megatron-Core's dataclasses that no setting above decides."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

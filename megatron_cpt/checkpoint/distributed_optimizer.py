@@ -31,6 +31,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
+from megatron_cpt.parallel.patches import replace_name
+
 _LARGEST_ROUNDING = 2.0**-7
 """In proportion, of a bf16 weight."""
 
@@ -42,9 +44,7 @@ def replace_packing() -> None:
         "sharded_param_state_dp_reshardable": _parts_of_buckets,
     }
     for name, replacement in replacements.items():
-        if not hasattr(DistributedOptimizer, name):
-            raise AttributeError(f"DistributedOptimizer.{name}: not in this Megatron-Core, so it cannot be mended")
-        setattr(DistributedOptimizer, name, replacement)
+        replace_name(DistributedOptimizer.__module__, f"DistributedOptimizer.{name}", replacement)
 
 
 def _whole_parameters(
@@ -205,21 +205,22 @@ def differing(optimizer: MegatronOptimizer, written_in: torch.dtype) -> Iterator
     """
     counts = [0, 0]
     parts = [part for part in _chained(optimizer) if isinstance(part, DistributedOptimizer)]
-    before = {id(part): vars(part).get(_SETTER) for part in parts}
+    before = {id(part): vars(part).get(STATE_SETTER) for part in parts}
     for part in parts:
-        setattr(part, _SETTER, partial(_compare_and_set, part, getattr(part, _SETTER), written_in, counts))
+        setter = partial(_compare_and_set, part, getattr(part, STATE_SETTER), written_in, counts)
+        replace_name(DistributedOptimizer.__module__, f"DistributedOptimizer().{STATE_SETTER}", setter, owner=part)
     try:
         yield counts
     finally:
         for part in parts:
             setter = before[id(part)]
             if setter is None:
-                delattr(part, _SETTER)
+                delattr(part, STATE_SETTER)
             else:
-                setattr(part, _SETTER, setter)
+                setattr(part, STATE_SETTER, setter)
 
 
-_SETTER = "_set_main_param_and_optimizer_states"
+STATE_SETTER = "_set_main_param_and_optimizer_states"
 """The method of DistributedOptimizer that takes what was loaded of one parameter."""
 
 

@@ -50,6 +50,7 @@ from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import any_rank, barrier, random_state
 from megatron_cpt.parallel.mcore_compat import options_of_save
+from megatron_cpt.parallel.patches import replace_name
 from megatron_cpt.runs.folder import sync_folder, write_json
 from megatron_cpt.runs.processes import children, die_with_parent, serve_parent, stop_signals_held
 
@@ -222,4 +223,4 @@ def keep_results() -> None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
         with stop_signals_held():
             manager.start(initializer=serve_parent)
-        filesystem_async._results_queue = manager.Queue()  # holds the manager, too
+        replace_name(filesystem_async.__name__, "_results_queue", manager.Queue())  # holds the manager, too

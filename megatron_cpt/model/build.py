@@ -25,13 +25,13 @@ from megatron_cpt.config.schema import (
     RunConfig,
 )
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.model import cpu_kernels, mcore_patches, rope
 from megatron_cpt.model.attention import restart_positions
-from megatron_cpt.model.cpu_kernels import install_cross_entropy, install_weight_gradients
+from megatron_cpt.model.cpu_kernels import add_weight_gradients_in_products, install_cpu_kernels
 from megatron_cpt.model.forward import add_z_loss
 from megatron_cpt.model.layers import block_spec, transformer_engine_usable, window_fields
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
+    install_router_losses,
     mask_vocab_padding,
     padded_vocabulary,
     scale_embeddings,
@@ -242,11 +242,8 @@ def build_model(shape: ModelShape, options: ModelOptions) -> list[GPTModel]:
 
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
-    rope.install_rope()
-    if groups.device().type == "cpu":
-        cpu_kernels.install_swiglu()
-        cpu_kernels.install_linear()
-    mcore_patches.install_router_losses()
+    install_cpu_kernels()
+    install_router_losses()
     transformer = transformer_config(shape, options)
     device = groups.device()
     return [_build_chunk(shape, options, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
@@ -287,7 +284,6 @@ def _build_chunk(
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     mask_vocab_padding(model, shape)
-    install_cross_entropy(model)
     add_z_loss(model, options.z_loss)
     return model
 
@@ -315,8 +311,8 @@ def wrap_for_training(model: Sequence[GPTModel], options: ModelOptions) -> list[
     ]
     for replica in replicas:
         replica.broadcast_params()
-    if groups.device().type == "cpu" and options.transformer.get("gradient_accumulation_fusion", True):
-        install_weight_gradients(replicas)
+    if options.transformer.get("gradient_accumulation_fusion", True):
+        add_weight_gradients_in_products(replicas)
     if settings.overlap_grad_reduce:
         # Only the last micro batch of a step may set off the reduction.
         hold_back = [replica.no_sync for replica in replicas]

@@ -23,6 +23,7 @@ from megatron_cpt.model.attention import packed_forward
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.context_parallel import own_part
 from megatron_cpt.parallel.groups import from_last_stage, sum_over_replicas
+from megatron_cpt.parallel.patches import replace_name
 
 
 def add_z_loss(model: GPTModel, coefficient: float) -> None:
@@ -42,7 +43,7 @@ def add_z_loss(model: GPTModel, coefficient: float) -> None:
         penalty = coefficient * _log_normaliser(logits.to(torch.float32, copy=True)).square()
         return torch.stack([cross_entropy(labels, logits), penalty.transpose(0, 1)], dim=-1)
 
-    model.compute_language_model_loss = with_penalty
+    replace_name(GPTModel.__module__, "GPTModel().compute_language_model_loss", with_penalty, owner=model)
 
 
 def _log_normaliser(logits: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.patches import replace_name
 
 
 def scale_embeddings(model: GPTModel, shape: ModelShape) -> None:
@@ -70,10 +71,10 @@ def install_router_losses() -> None:
     """Has Megatron-Core's routers weigh their losses this way from now on, in this process."""
     if TopKRouter.attach_and_log_load_balancing_loss.__module__ == __name__:
         return
-    TopKRouter.attach_and_log_load_balancing_loss = _balance_of_whole_sequences(
-        TopKRouter.attach_and_log_load_balancing_loss
-    )
-    TopKRouter.apply_z_loss = _z_loss_of_whole_sequences(TopKRouter.apply_z_loss)
+    balance = _balance_of_whole_sequences(TopKRouter.attach_and_log_load_balancing_loss)
+    replace_name(TopKRouter.__module__, "TopKRouter.attach_and_log_load_balancing_loss", balance)
+    z_loss = _z_loss_of_whole_sequences(TopKRouter.apply_z_loss)
+    replace_name(TopKRouter.__module__, "TopKRouter.apply_z_loss", z_loss)
 
 
 def _balance_of_whole_sequences(attach: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -7,8 +7,8 @@ an import finder gives every `megatron.core` module, once executed, another valu
 names that Megatron calls work on the CPU. torch itself stays untouched, save three methods that look
 at no module's globals (`Tensor.cuda`, `Module.cuda`, `Tensor.type`). There is no cost per operation.
 
-The package's `__init__` installs the finder before the first megatron import; torch is imported only
-when a megatron module is.
+The rooms that import megatron install the finder first, by `import megatron_cpt.parallel` in their
+`__init__`; torch is imported only when a megatron module is.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 from megatron_cpt.parallel.mcore_compat import NAMES_USED_BUT_ABSENT
+from megatron_cpt.parallel.patches import replace_name
 
 _FACTORIES = [
     "tensor",
@@ -79,7 +80,7 @@ class CpuFinder:
         execute(module)
         if module.__dict__.get("torch") is sys.modules["torch"]:
             module.__dict__["torch"] = self._torch
-        mend(module)
+        _adapt_module(module)
 
 
 def install() -> None:
@@ -200,43 +201,36 @@ def _adapt_tensor_methods(torch: types.ModuleType) -> None:
         name = plain_type(tensor, *rest, **options)
         return name if rest or options or "cuda" in name else name.replace("torch.", "torch.cuda.", 1)
 
-    torch.Tensor.type = cuda_type
-    torch.Tensor.cuda = lambda tensor, *rest, **options: tensor
-    torch.nn.Module.cuda = lambda module, *rest, **options: module
+    replace_name("torch", "Tensor.type", cuda_type)
+    replace_name("torch", "Tensor.cuda", lambda tensor, *rest, **options: tensor)
+    replace_name("torch", "nn.Module.cuda", lambda module, *rest, **options: module)
 
 
-def mend(module: types.ModuleType) -> None:
-    """What single modules of Megatron-Core need beyond another `torch`."""
-    names = module.__dict__
-    for name, value in NAMES_USED_BUT_ABSENT.get(module.__name__, {}).items():
-        names.setdefault(name, value)
-    match module.__name__:
+def _adapt_module(module: types.ModuleType) -> None:
+    """What single modules of Megatron-Core need beyond another `torch` (patches.py has the reasons)."""
+    name, names = module.__name__, module.__dict__
+    for absent, value in NAMES_USED_BUT_ABSENT.get(name, {}).items():
+        if absent not in names:
+            replace_name(name, absent, value)
+    match name:
         case "megatron.core.jit":
-            # jit_fuser is torch.compile, bound by decorators at import: on a CPU it costs more than it gives.
-            names["jit_fuser"] = names["noop_decorator"]
+            replace_name(name, "jit_fuser", names["noop_decorator"])
         case "megatron.core.tensor_parallel.random":
-            # These two reach for torch.cuda.default_generators through names imported from torch.
             rng = sys.modules["torch"]
-            names["_get_cuda_rng_state"] = lambda device="cuda", clone=False, graph_safe=False: rng.get_rng_state()
-            names["_set_cuda_rng_state"] = lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
-        case "megatron.core.optimizer.clip_grads":
-            # Theirs scales into a copy, and copies that back.
-            names["multi_tensor_scale_impl"] = _scale_in_place
+            replace_name(
+                name, "_get_cuda_rng_state", lambda device="cuda", clone=False, graph_safe=False: rng.get_rng_state()
+            )
+            replace_name(
+                name, "_set_cuda_rng_state", lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
+            )
         case "megatron.core.tensor_parallel.mappings":
             from megatron_cpt.parallel import groups  # noqa: PLC0415  (it imports torch)
 
             gather, scatter = names["_gather_along_first_dim"], names["_reduce_scatter_along_first_dim"]
-            names["_gather_along_first_dim"] = groups.gather_of_any_parts(gather)
-            names["_reduce_scatter_along_first_dim"] = groups.scatter_to_any_parts(scatter)
+            replace_name(name, "_gather_along_first_dim", groups.gather_of_any_parts(gather))
+            replace_name(name, "_reduce_scatter_along_first_dim", groups.scatter_to_any_parts(scatter))
         case "megatron.core.transformer.moe.token_dispatcher":
-            # Theirs leaves tensors that are not on CUDA alone, but all_to_all_single wants lists of ints.
-            names["maybe_move_tensor_to_cpu"] = _splits_to_host
-
-
-def _scale_in_place(chunk_size: int, overflow: Any, lists: Sequence[Sequence[Any]], factor: float) -> None:
-    """Scales the tensors of the first list, which are those of the second."""
-    for tensor in lists[0]:
-        tensor.mul_(factor)
+            replace_name(name, "maybe_move_tensor_to_cpu", _splits_to_host)
 
 
 def _splits_to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

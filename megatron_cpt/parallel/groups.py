@@ -19,10 +19,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, Store, distributed_c10d
+from torch.distributed import ProcessGroupGloo, Store
 
 from megatron_cpt.config.errors import RankFailed
 from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.parallel.patches import replace_name
 
 
 def device() -> torch.device:
@@ -374,7 +375,7 @@ def _share_devices() -> None:
             options._timeout = timeout
             super().__init__(store, rank, size, options)
 
-    distributed_c10d.ProcessGroupGloo = OnSharedDevices  # type: ignore[misc]
+    replace_name("torch.distributed.distributed_c10d", "ProcessGroupGloo", OnSharedDevices)
 
 
 def open_devices() -> list[ProcessGroupGloo.Device]:

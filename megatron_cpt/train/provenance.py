@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import torch
-from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.attention import Attention
@@ -28,7 +27,7 @@ from megatron_cpt.config.load import dump_config
 from megatron_cpt.config.schedule import Areas, learning_rate
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.shape import stated_dtype
-from megatron_cpt.model import cpu_kernels, rope
+from megatron_cpt.model import cpu_kernels
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
 from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
 from megatron_cpt.parallel.groups import all_agree
@@ -208,7 +207,7 @@ def _rope_of(model: GPTModel) -> str:
     if model.config.apply_rope_fusion:
         return "Transformer Engine (fused)"
     whole_heads = 2 * len(model.rotary_pos_emb.inv_freq) == model.config.kv_channels
-    ours = rope_utils._apply_rotary_pos_emb_bshd is rope.rotate
+    ours = cpu_kernels.are_installed()
     return "megatron-cpt, whole heads in one pass" if ours and whole_heads else "Megatron-Core"
 
 

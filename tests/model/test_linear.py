@@ -58,7 +58,7 @@ def test_outputs_may_be_overwritten() -> None:
 @pytest.mark.parametrize("changed", ["allreduce_dgrad", "sequence_parallel", "bf16", "no tokens"])
 def test_the_rest_is_left_to_megatron_core(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[SimpleNamespace] = []
-    monkeypatch.setattr(cpu_kernels, "MEGATRONS", lambda **given: left.append(SimpleNamespace(**given)))
+    monkeypatch.setattr(cpu_kernels, "MCORE_LINEAR", lambda **given: left.append(SimpleNamespace(**given)))
     states, weight, _ = inputs(has_bias=False)
     if changed == "bf16":
         states, weight = states.bfloat16(), weight.bfloat16()

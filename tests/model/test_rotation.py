@@ -6,8 +6,7 @@ from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.model import rope
-from megatron_cpt.model.rope import MEGATRONS, Rotation, rotate
+from megatron_cpt.model.cpu_kernels import MCORE_ROTATION, Rotation, install_cpu_kernels, rotate
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks
 
@@ -23,7 +22,7 @@ def test_states_and_gradients_are_those_of_megatron_core(turned: int) -> None:
     torch.manual_seed(0)
     states, gradient = torch.randn(2, 6, 2, 3, 8)
     results = []
-    for apply in (rotate, MEGATRONS):
+    for apply in (rotate, MCORE_ROTATION):
         leaf = states.clone().requires_grad_()
         output = apply(leaf, angles(6, turned), mscale=1.25)
         output.backward(gradient)
@@ -36,7 +35,7 @@ def test_states_and_gradients_are_those_of_megatron_core(turned: int) -> None:
 def turned_by_megatron_core(states: torch.Tensor, turned: int) -> torch.Tensor:
     """A job: the states as the installed Megatron-Core turns them, with ours in place."""
     groups.init_model_parallel(ParallelSettings())
-    rope.install_rope()
+    install_cpu_kernels()
     config = TransformerConfig(num_layers=1, hidden_size=24, num_attention_heads=3)
     return rope_utils.apply_rotary_pos_emb(states, angles(6, turned), config)
 
@@ -46,7 +45,7 @@ def test_megatron_core_calls_it_with_its_own_options(one_rank: Ranks, turned: in
     torch.manual_seed(0)
     states = torch.randn(6, 2, 3, 8)
     (found,) = one_rank.call(turned_by_megatron_core, states=states, turned=turned)
-    assert torch.equal(found, MEGATRONS(states, angles(6, turned)))
+    assert torch.equal(found, MCORE_ROTATION(states, angles(6, turned)))
 
 
 def test_a_quarter_turn_by_hand() -> None:

@@ -8,7 +8,9 @@ import torch
 from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import random as megatron_random
 
+from megatron_cpt.model.cpu_kernels import install_cpu_kernels
 from megatron_cpt.parallel import cpu_platform
+from tests.ranks import Ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with CUDA the layer does nothing")
 
@@ -33,13 +35,20 @@ def test_tensor_type_names_cuda_and_stays_usable_as_a_cast() -> None:
     assert torch.zeros(1).type(torch.float64).dtype is torch.float64
 
 
-def test_gradients_are_clipped_in_their_place() -> None:
+def clipped() -> tuple[list[float], bool]:
+    """Job: a gradient of length 5 after it was clipped to 1, and whether it is in the place where it was."""
+    install_cpu_kernels()
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
     place = weight.grad.data_ptr()
     clip_grads.clip_grad_by_total_norm_fp32([weight], max_norm=1.0, total_norm=5.0)
-    assert weight.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-6)
-    assert weight.grad.data_ptr() == place
+    return weight.grad.tolist(), weight.grad.data_ptr() == place
+
+
+def test_gradients_are_clipped_in_their_place(one_rank: Ranks) -> None:
+    [(gradient, in_place)] = one_rank.call(clipped)
+    assert gradient == pytest.approx([0.6, 0.8], rel=1e-6)
+    assert in_place
 
 
 def test_events_and_streams_do_nothing_and_say_done() -> None:

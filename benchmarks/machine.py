@@ -1,6 +1,6 @@
 """What every benchmark prints of the machine, and its last line.
 
-Benchmarks import this file first: the package must come before any megatron import, for the CPU platform.
+Benchmarks import this file first: the CPU platform must come before any megatron import.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import megatron_cpt  # noqa: F401
+import megatron_cpt.parallel  # noqa: F401
 
 
 def machine() -> str:

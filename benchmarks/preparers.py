@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-import megatron_cpt  # noqa: F401  (gives Megatron-Core a CPU platform)
+import megatron_cpt.parallel  # noqa: F401  (gives Megatron-Core a CPU platform)
 
 END_OF_TEXT = "<|endoftext|>"
 BATCH_BYTES = 4_000_000

@@ -1,7 +1,9 @@
 """The CPU platform: Megatron-Core's modules see it, torch does not."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from megatron.core.tensor_parallel import random as megatron_random
 from megatron_cpt.model.cpu_kernels import install_cpu_kernels
 from megatron_cpt.parallel import cpu_platform
 from tests.ranks import Ranks
+
+PACKAGE = Path(cpu_platform.__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with CUDA the layer does nothing")
 
@@ -57,9 +61,40 @@ def test_events_and_streams_do_nothing_and_say_done() -> None:
     assert event.elapsed_time(cpu_platform.Event()) == 0.0
 
 
-def test_importing_the_package_costs_no_torch() -> None:
-    code = "import sys, megatron_cpt, megatron_cpt.config.schema; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+IMPORTED_ALONE = """
+import sys
+before = list(sys.meta_path)
+import megatron_cpt
+import megatron_cpt.config.schema
+assert sys.meta_path == before
+assert not {"torch", "megatron", "megatron_cpt.parallel"} & set(sys.modules)
+import torch
+cuda, cast = torch.Tensor.cuda, torch.Tensor.type
+import megatron_cpt.planning.plan
+assert sys.meta_path == before
+assert torch.Tensor.cuda is cuda and torch.Tensor.type is cast
+assert torch.zeros(1).type() == "torch.FloatTensor"
+"""
+
+
+def test_importing_the_package_changes_nothing() -> None:
+    """In a fresh process, the paper half included."""
+    subprocess.run([sys.executable, "-c", IMPORTED_ALONE], check=True)
+
+
+def test_every_room_that_imports_megatron_brings_the_platform_first() -> None:
+    """A package's __init__ runs before its files, whose imports of megatron stand above those of our own."""
+    for path in PACKAGE.glob("*/*.py"):
+        modules = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        if any(module is not None and module.split(".")[0] == "megatron" for module in modules):
+            first = ast.parse((path.parent / "__init__.py").read_text())
+            assert "megatron_cpt.parallel" in ast.unparse(first), path
+
+
+@pytest.mark.parametrize("module", ["checkpoint.convert", "evaluate.likelihood"])
+def test_megatron_runs_on_the_platform_whatever_is_imported_first(module: str) -> None:
+    code = f"import megatron_cpt.{module}, megatron.core.utils, torch; assert megatron.core.utils.torch is not torch"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_megatron_module_runs_on_the_platform() -> None:

@@ -28,42 +28,42 @@ def main(arguments: list[str]) -> int:
 
     Bad input is found before any process starts.
     """
-    words = _parser().parse_intermixed_args(arguments)
-    words.source = newest_of_run(words.source)
-    hf_folder = words.source / "hf" if is_complete(words.source) else words.source
+    args = _parser().parse_intermixed_args(arguments)
+    args.source = newest_of_run(args.source)
+    hf_folder = args.source / "hf" if is_complete(args.source) else args.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
-    tasks = _read_tasks(words, tokenizer, shape)
+    tasks = _read_tasks(args, tokenizer, shape)
     without_rows = [fault for task in tasks for fault in task_row_faults(task, shape.vocabulary)]
-    refuse([*layout_faults(words), *_harness_faults(words), *without_rows])
-    output = words.output or Path("tasks.json")
-    refuse_to_replace([output], words.overwrite)
+    refuse([*layout_faults(args), *_harness_faults(args), *without_rows])
+    output = args.output or Path("tasks.json")
+    refuse_to_replace([output], args.overwrite)
     # The harness's libraries read at their import whether the network may be used.
-    offline = not words.harness or OFFLINE.keys() <= os.environ.keys()
-    if "WORLD_SIZE" not in os.environ and (words.nproc > 1 or not offline):
-        command = [*launcher(words.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *_for_ranks(words)]
+    offline = not args.harness or OFFLINE.keys() <= os.environ.keys()
+    if "WORLD_SIZE" not in os.environ and (args.nproc > 1 or not offline):
+        command = [*launcher(args.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *_for_ranks(args)]
         quiet = {"TOKENIZERS_PARALLELISM": "false"}  # tokenizers warn of processes that fork after them
-        return subprocess.call(command, env=OFFLINE | quiet | environment(words.nproc))
+        return subprocess.call(command, env=OFFLINE | quiet | environment(args.nproc))
     groups.init_process_group()
     try:
-        groups.init_model_parallel(ParallelSettings(tensor=words.tensor, pipeline=words.pipeline))
-        model = load_model(words.source, shape, "fp32")
-        scores = score_tasks(model, tasks, shape.max_positions, words.micro_batch_size) if tasks else {}
+        groups.init_model_parallel(ParallelSettings(tensor=args.tensor, pipeline=args.pipeline))
+        model = load_model(args.source, shape, "fp32")
+        scores = score_tasks(model, tasks, shape.max_positions, args.micro_batch_size) if tasks else {}
         means = group_accuracies(GROUPS, counted_accuracies(scores))
         settings = {
-            "delimiter": words.delimiter,
+            "delimiter": args.delimiter,
             "precision": "fp32",
             "begins_with_bos": tokenizer.bos_for("auto") is not None,
             "tokenizer": tokenizer.identity,
         }
-        written, tables = document(str(words.source), settings, tasks, scores, means), [table(tasks, scores, means)]
-        if words.harness:
+        written, tables = document(str(args.source), settings, tasks, scores, means), [table(tasks, scores, means)]
+        if args.harness:
             # An optional library.
             from megatron_cpt.evaluate import lm_eval  # noqa: PLC0415
 
             longest = shape.max_positions
-            score = partial(log_likelihoods, model, micro_batch_size=words.micro_batch_size, longest=longest)
+            score = partial(log_likelihoods, model, micro_batch_size=args.micro_batch_size, longest=longest)
             asked = lm_eval.MegatronLM(score, hf_folder, longest)
-            results = lm_eval.evaluate_lm_eval(asked, words.harness, words.include, words.num_fewshot, words.limit)
+            results = lm_eval.evaluate_lm_eval(asked, args.harness, args.include, args.num_fewshot, args.limit)
             if results is not None:
                 written["harness"] = lm_eval.lm_eval_document(results)
                 tables.append(lm_eval.lm_eval_table(results))

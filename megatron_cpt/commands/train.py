@@ -35,16 +35,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     parser.add_argument("--profile", metavar="STEPS", help="traces of steps, such as 10-12, into RUN/profile")
-    words = parser.parse_intermixed_args(arguments)
-    if words.profile is not None:
-        words.overrides.append(f"run.profile={words.profile}")
-    config = load_config(words.config, words.overrides)
+    args = parser.parse_intermixed_args(arguments)
+    if args.profile is not None:
+        args.overrides.append(f"run.profile={args.profile}")
+    config = load_config(args.config, args.overrides)
     folder = RunFolder(config.run.folder)
     folder.create()
     with only_job(folder.path):  # held by rank 0 from here on; its status is not ours to replace while another trains
         pass
     try:
-        plan = make_plan(config, words.nproc)
+        plan = make_plan(config, args.nproc)
         resume_changes(plan.config)
     except BadInput as error:
         last = read_status(folder.status) or Status("failed")
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
         print(f"{folder.path}: done before, with this configuration and these data")
         return ExitCode.DONE
     folder.status.unlink(missing_ok=True)
-    command = [*launcher(words.nproc), "-m", "megatron_cpt.train", words.config, *words.overrides]
-    code, told = _run_and_forward(command, environment(words.nproc), words.nproc)
+    command = [*launcher(args.nproc), "-m", "megatron_cpt.train", args.config, *args.overrides]
+    code, told = _run_and_forward(command, environment(args.nproc), args.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
         return status.exit_code

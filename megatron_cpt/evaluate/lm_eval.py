@@ -82,7 +82,7 @@ def _lm_eval_task(name: str, task: Any, role: str, hf_folder: Path, longest: int
         name=name,
         role=role,
         metric=_metric_of(task) or "loss",
-        shots=int(task.get_config("num_fewshot")),
+        num_fewshot=int(task.get_config("num_fewshot")),
         task=task,
         requests=tuple(request for of_one in requests for request in of_one),
         requests_of_instance=tuple(map(len, requests)),

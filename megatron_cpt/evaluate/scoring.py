@@ -223,7 +223,7 @@ class LmEvalTask:
     """domain or replay."""
     metric: str
     """What counts: accuracy or normalized_accuracy, loss (nats per token) of tasks without."""
-    shots: int
+    num_fewshot: int
     """Solved examples before each question."""
     task: Any
     """The harness's task object, its instances made."""
@@ -368,7 +368,7 @@ def document(
         "settings": dict(settings),
         "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "tasks": {
-            task.name: {"shots": task.shots, "truncated": task.truncated, "identity": task.identity}
+            task.name: {"num_fewshot": task.num_fewshot, "truncated": task.truncated, "identity": task.identity}
             | asdict(scores[task.name])
             for task in tasks
         },

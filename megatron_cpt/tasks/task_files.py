@@ -251,7 +251,7 @@ class Task:
     """Its questions, or its texts."""
     metric: str
     """What counts: accuracy or normalized_accuracy of questions, loss (nats per token) of texts."""
-    shots: int
+    num_fewshot: int
     """Solved examples before each question."""
     requests: tuple[Continuation, ...]
     """What the model scores, item by item."""
@@ -324,7 +324,7 @@ def _task(
     if isinstance(kept[0], Text):
         if settings.num_fewshot or settings.metric:
             rule = "is a perplexity task: it has neither examples nor a choice of accuracy."
-            raise BadInput(Fault(f"task {name} of {path}", rule, "Take `shots` and `metric` out."))
+            raise BadInput(Fault(f"task {name} of {path}", rule, "Take `num_fewshot` and `metric` out."))
         opening = tokenizer.eod if bos is None else bos
         asked = [
             windows(ids.tolist(), longest + 1, opening)
@@ -346,7 +346,7 @@ def _task(
 def _with_examples(
     name: str, items: Sequence[Item], examples: Sequence[Item], settings: TaskSettings
 ) -> list[Question]:
-    """The questions behind the first `shots` examples that are not the question itself."""
+    """The questions behind the first `num_fewshot` examples that are not the question itself."""
     asked = []
     for item in items:
         assert isinstance(item, Question), "read_items keeps kinds apart"
@@ -357,7 +357,8 @@ def _with_examples(
         if len(shown) < settings.num_fewshot:
             rule = f"has {len(shown)} questions to show before others; {settings.num_fewshot} are asked for."
             where = settings.fewshot_file or settings.path
-            raise BadInput(Fault(f"task {name} of {where}", rule, "Lower `shots`, or give other `examples`."))
+            raise BadInput(Fault(f"task {name} of {where}", rule, "Lower `num_fewshot`, or give another
+            `fewshot_file`."))
         asked.append(with_examples(item, shown[: settings.num_fewshot], settings.delimiter))
     return asked
 

@@ -262,7 +262,7 @@ class RunLogger:
             "role": task.role,
             "baseline": step == self._run.beginning.begun_at,
             "metric": task.metric,
-            "shots": task.shots,
+            "num_fewshot": task.num_fewshot,
             "identity": task.identity,
             **score.summary(),
             "seconds": seconds,

@@ -55,7 +55,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
         np.testing.assert_allclose(left, right, rtol=1e-5)
     ours, theirs = records_of(run, "task"), records_of(reference, "task")
     assert column(theirs, "step") == [0, 0, 0, 20, 20, 20]
-    for name in ("step", "task", "metric", "shots", "identity", "item_weights"):
+    for name in ("step", "task", "metric", "num_fewshot", "identity", "item_weights"):
         assert column(ours, name) == column(theirs, name), name
     for left, right in zip(column(ours, "item_losses"), column(theirs, "item_losses"), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5)

@@ -39,18 +39,18 @@ def test_metrics_are_those_of_the_harness() -> None:
 
 def test_a_question_is_never_its_own_example(workshop: Workshop, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(workshop.hf)
-    (task,) = open_lines(workshop, tmp_path / "f.jsonl", *map(question, range(4)), shots=2)
+    (task,) = open_lines(workshop, tmp_path / "f.jsonl", *map(question, range(4)), num_fewshot=2)
     shown = [tokenizer.decode(request.ids) for request in task.requests[::2]]
     assert [text.count("the river ran") for text in shown] == [3, 3, 3, 3]
     assert shown[1].startswith("the river ran 0 home\n\nthe river ran 2 home\n\nthe river ran 1")
     with pytest.raises(BadInput, match="has 3 questions to show"):
-        open_lines(workshop, tmp_path / "f.jsonl", *map(question, range(4)), shots=4)
+        open_lines(workshop, tmp_path / "f.jsonl", *map(question, range(4)), num_fewshot=4)
 
 
 def test_examples_may_come_from_another_file(workshop: Workshop, tmp_path: Path) -> None:
     examples = tmp_path / "dev.jsonl"
     examples.write_bytes(orjson.dumps(question(7)) + b"\n" + orjson.dumps(question(8, task="other")))
-    (task,) = open_lines(workshop, tmp_path / "f.jsonl", question(1), shots=1, examples=str(examples))
+    (task,) = open_lines(workshop, tmp_path / "f.jsonl", question(1), num_fewshot=1, fewshot_file=str(examples))
     assert Tokenizer.load(workshop.hf).decode(task.requests[0].ids).startswith("the river ran 7 home")
 
 
@@ -63,7 +63,7 @@ def test_what_is_scored_decides_the_identity(workshop: Workshop, tmp_path: Path)
     different = [
         identity(*lines),
         identity(*lines, limit=2),
-        identity(*lines, shots=1),
+        identity(*lines, num_fewshot=1),
         identity(*lines, metric="accuracy"),
         identity(*lines, delimiter=": "),
     ]
@@ -74,4 +74,4 @@ def test_a_perplexity_task_has_no_examples(workshop: Workshop, tmp_path: Path) -
     (task,) = open_lines(workshop, tmp_path / "f.jsonl", {"text": "the river ran over old stones"})
     assert task.metric == "loss" and task.requests[0].ids[0] == 0  # opened by the end-of-text token
     with pytest.raises(BadInput, match="perplexity task"):
-        open_lines(workshop, tmp_path / "f.jsonl", {"text": "the river"}, shots=1)
+        open_lines(workshop, tmp_path / "f.jsonl", {"text": "the river"}, num_fewshot=1)

@@ -118,8 +118,8 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
     run = tmp_path / "run"
     cut_back(done, 4, run)
     path = workshop.write_config(run)
-    changed = (*KEPT, "optimizer.weight_decay=0.2", "training.z_loss=1e-4", "validation.sets.general.marks={at: []}")
-    assert main(["plan", str(path), *changed]) == ExitCode.DONE
+    changed = (*KEPT, "optimizer.weight_decay=0.2", "training.z_loss=1e-4",
+    "validation.sets.general.eval_interval={at: []}") assert main(["plan", str(path), *changed]) == ExitCode.DONE
     assert "changed from step 5 on: optimizer.weight_decay: 0.1 before, 0.2 now" in capsys.readouterr().out
     one_rank.call(train, path=path, overrides=(*changed, "stop.after=1s"))  # saves after step 5, at the earliest
     shutil.rmtree(run / "checkpoints")
@@ -128,7 +128,7 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
     # From the same checkpoint once more: what was tried and is done again leaves no trace.
     one_rank.call(train, path=path, overrides=changed)
     assert told(run)[:2] == [(5, "training.z_loss", 0.0, 1e-4), (5, "optimizer.weight_decay", 0.1, 0.2)]
-    assert [change[1] for change in told(run)[2:]] == ["validation.sets.general.marks"]
+    assert [change[1] for change in told(run)[2:]] == ["validation.sets.general.eval_interval"]
     line = "changed from step 5 on: training.z_loss: 0.0 before, 0.0001 now"
     assert line in (run / "log.txt").read_text()
     configs = {step: yaml.safe_load((run / f"config.step-{step:08}.yaml").read_text()) for step in (0, 4)}

@@ -37,7 +37,7 @@ def section(workshop: Workshop, folder: Path) -> dict[str, Any]:
     return {
         "files": {"questions": workshop.tasks["files"]["questions"]},
         "lm_eval": {
-            "asked": {"tasks": ["choices"], "include": str(folder), "shots": 2, "role": "domain"},
+            "asked": {"tasks": ["choices"], "include": str(folder), "num_fewshot": 2, "role": "domain"},
             "told": {"tasks": [str(folder / f"{name}.yaml") for name in ("goes_on", "whole")], "limit": 5},
         },
         "groups": {"both": ["choices", "first"]},
@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_command(one_rank: Ranks, run: Path, harness_fol
         of_checkpoint, checkpoint=checkpoint, folder=harness_folder, names=["goes_on", "whole"], shots=None, limit=5
     )
     choices, goes_on, whole = tasks_of(run)[-3:]
-    assert (choices["metric"], choices["shots"], choices["role"]) == ("normalized_accuracy", 2, "domain")
+    assert (choices["metric"], choices["num_fewshot"], choices["role"]) == ("normalized_accuracy", 2, "domain")
     assert choices["score"] == asked["choices"]["acc_norm,none"]
     assert choices["harness"]["accuracy"] == asked["choices"]["acc,none"]
     assert choices["standard_error"] == pytest.approx(asked["choices"]["acc_norm_stderr,none"], rel=1e-12)
@@ -126,7 +126,7 @@ def test_tensor_ranks_give_the_same(
     two_ranks.call(train, path=path, overrides=shape)
     ours, theirs = tasks_of(tmp_path / "two"), tasks_of(run)
     assert column(ours, "step") == [0] * 3 + [5] * 3
-    for name in ("task", "metric", "shots", "identity", "item_weights"):
+    for name in ("task", "metric", "num_fewshot", "identity", "item_weights"):
         assert column(ours, name) == column(theirs, name)[:6], name
     for left, right in zip(ours[:3], theirs[:3], strict=True):
         np.testing.assert_allclose(left["item_losses"], right["item_losses"], rtol=1e-5)
@@ -157,7 +157,7 @@ def test_what_cannot_be_followed_is_refused(
 
     def said(name: str) -> str:
         tasks = section(workshop, harness_folder)
-        tasks["harness"]["asked"] = {"tasks": [str(tmp_path / f"{name}.yaml")]}
+        tasks["lm_eval"]["asked"] = {"tasks": [str(tmp_path / f"{name}.yaml")]}
         return str(one_rank.call(refusal, path=workshop.write_config(tmp_path / f"run-{name}", tasks=tasks))[0])
 
     assert "tasks.lm_eval.asked: holds task 'first', which tasks.files.questions holds too" in said("other")

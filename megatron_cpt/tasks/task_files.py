@@ -357,8 +357,8 @@ def _with_examples(
         if len(shown) < settings.num_fewshot:
             rule = f"has {len(shown)} questions to show before others; {settings.num_fewshot} are asked for."
             where = settings.fewshot_file or settings.path
-            raise BadInput(Fault(f"task {name} of {where}", rule, "Lower `num_fewshot`, or give another
-            `fewshot_file`."))
+            remedy = "Lower `num_fewshot`, or give another `fewshot_file`."
+            raise BadInput(Fault(f"task {name} of {where}", rule, remedy))
         asked.append(with_examples(item, shown[: settings.num_fewshot], settings.delimiter))
     return asked
 

@@ -118,8 +118,9 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
     run = tmp_path / "run"
     cut_back(done, 4, run)
     path = workshop.write_config(run)
-    changed = (*KEPT, "optimizer.weight_decay=0.2", "training.z_loss=1e-4",
-    "validation.sets.general.eval_interval={at: []}") assert main(["plan", str(path), *changed]) == ExitCode.DONE
+    no_marks = "validation.sets.general.eval_interval={at: []}"
+    changed = (*KEPT, "optimizer.weight_decay=0.2", "training.z_loss=1e-4", no_marks)
+    assert main(["plan", str(path), *changed]) == ExitCode.DONE
     assert "changed from step 5 on: optimizer.weight_decay: 0.1 before, 0.2 now" in capsys.readouterr().out
     one_rank.call(train, path=path, overrides=(*changed, "stop.after=1s"))  # saves after step 5, at the earliest
     shutil.rmtree(run / "checkpoints")

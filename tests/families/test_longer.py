@@ -19,9 +19,9 @@ NEOX = {"model_type": "gpt_neox", "max_position_embeddings": 2048, "rotary_emb_b
 @pytest.mark.parametrize(
     ("fields", "rope", "expected"),
     [
-        (OLDER, {"base": 5e5}, {"rope_theta": 5e5}),
-        (NEOX, {"base": 5e5}, {"rotary_emb_base": 5e5, "rotary_pct": 0.25}),
-        (NEWER, {"base": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+        (OLDER, {"rope_theta": 5e5}, {"rope_theta": 5e5}),
+        (NEOX, {"rope_theta": 5e5}, {"rotary_emb_base": 5e5, "rotary_pct": 0.25}),
+        (NEWER, {"rope_theta": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
         (
             OLDER,
             {"scaling": "linear"},
@@ -29,7 +29,7 @@ NEOX = {"model_type": "gpt_neox", "max_position_embeddings": 2048, "rotary_emb_b
         ),
         (
             OLDER,
-            {"scaling": "llama3", "factor": 8.0, "further": {"high_freq_factor": 2.0}},
+            {"scaling": "llama3", "factor": 8.0, "extra": {"high_freq_factor": 2.0}},
             {
                 "rope_theta": 10_000.0,
                 "rope_scaling": {

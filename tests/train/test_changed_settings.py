@@ -99,7 +99,7 @@ def test_the_command_keeps_what_a_finished_run_says_of_itself(
     status = read_status(run / "status.json")
     assert status is not None
     assert (status.exit_code, status.step) == (2, 12)
-    assert yaml.safe_load((run / "config.yaml").read_text())["schedule"]["peak"] == 2e-3
+    assert yaml.safe_load((run / "config.yaml").read_text())["schedule"]["peak_lr"] == 2e-3
 
 
 def test_a_finished_run_may_still_be_exported(one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path) -> None:

@@ -119,7 +119,7 @@ def test_no_file_of_the_parent_is_lost(one_rank: Ranks, workshop: Workshop, tmp_
     assert not [path for path in model_files(parent) if path.suffix == ".py"]  # a program that happens to lie there
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_llama.Llama"}
     (parent / "config.json").write_bytes(orjson.dumps(config))
-    path = workshop.write_config(run, model={"hf": str(parent), "rope": {"positions": 128}})
+    path = workshop.write_config(run, model={"hf": str(parent), "rope": {"max_position_embeddings": 128}})
     one_rank.call(train, path=path, overrides=(*ONE_STEP, "checkpoint.export_hf.end=true"))
     one_rank.call(to_hf, checkpoint=run / "checkpoints/step-00000001", output=tmp_path / "later")
     for output in (run / "hf", tmp_path / "later"):

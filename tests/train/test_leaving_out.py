@@ -69,7 +69,8 @@ def test_a_spike_is_left_out_before_its_update_and_a_resume_judges_alike(
         train, path=path, overrides=(*overrides, "training.tokens=6 steps", "validation.eval_interval.end=false")
     )
     one_rank.call(train, path=path, overrides=overrides)
-    assert records_of(pieces, "train", "event") == records_of(whole, "train", "event")
+    measured = [record for record in records_of(pieces, "train", "event") if record.get("event") != "setting_changed"]
+    assert measured == records_of(whole, "train", "event")
 
 
 def test_spikes_may_end_the_run(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

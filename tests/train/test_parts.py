@@ -98,7 +98,7 @@ ONE_STEP = ("training.tokens=1 steps", "schedule.warmup=null", "schedule.kind=co
 RATES = (
     *ONE_STEP,
     "optimizer.weight_decay=0",
-    "optimizer.lr_multipliers={embedding: 0.25, norms_and_biases: 0.5, layers: [{first: 1, last: 2, rate: 0.1}]}",
+    "optimizer.lr_multipliers={embedding: 0.25, norms_and_biases: 0.5, layers: [{first: 1, last: 2, multiplier: 0.1}]}",
 )
 
 

@@ -25,10 +25,10 @@ RUN = (
     "checkpoint.export_hf.end=true",
 )
 ROPES = {
-    "base": "{positions: 96, base: 40000}",
-    "linear": "{positions: 96, scaling: linear}",
-    "llama3": "{positions: 128, scaling: llama3, original_positions: 32}",
-    "yarn": "{positions: 128, scaling: yarn}",
+    "base": "{max_position_embeddings: 96, rope_theta: 40000}",
+    "linear": "{max_position_embeddings: 96, scaling: linear}",
+    "llama3": "{max_position_embeddings: 128, scaling: llama3, original_positions: 32}",
+    "yarn": "{max_position_embeddings: 128, scaling: yarn}",
 }
 
 
@@ -80,11 +80,11 @@ def test_longer_sequences_need_positions_and_the_plan_names_them(workshop: Works
     plan = make_plan(load_config(path, (*RUN, f"model.rope={ROPES['base']}")), 1)
     assert "Rope     for 96 tokens: base 40,000, scaling as the folder's (model.rope)" in plan.table()
     with pytest.raises(BadInput, match=r"model\.rope\.factor = 2\.0: is a number of a scaling"):
-        make_plan(load_config(path, (*RUN, "model.rope={positions: 96, factor: 2}")), 1)
+        make_plan(load_config(path, (*RUN, "model.rope={max_position_embeddings: 96, factor: 2}")), 1)
 
 
 def test_a_run_does_not_go_on_with_other_positions(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "validation.sets={}"))
-    [said] = one_rank.call(refusal, path=path, overrides=("model.rope={positions: 64, base: 40000}",))
+    [said] = one_rank.call(refusal, path=path, overrides=("model.rope={max_position_embeddings: 64, rope_theta: 40000}",))
     assert "rotary positions of base 10000, not scaled before, 40000, not scaled now" in said

@@ -86,5 +86,7 @@ def test_longer_sequences_need_positions_and_the_plan_names_them(workshop: Works
 def test_a_run_does_not_go_on_with_other_positions(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "validation.sets={}"))
-    [said] = one_rank.call(refusal, path=path, overrides=("model.rope={max_position_embeddings: 64, rope_theta: 40000}",))
+    [said] = one_rank.call(
+        refusal, path=path, overrides=("model.rope={max_position_embeddings: 64, rope_theta: 40000}",)
+    )
     assert "rotary positions of base 10000, not scaled before, 40000, not scaled now" in said

@@ -98,8 +98,8 @@ class RunLogger:
         for source, loss in record["source_losses"].items():
             if loss is not None:
                 self._board.add_scalar(f"loss/source/{source}", loss, step)
-        for source, tokens in record["source_tokens"].items():
-            self._board.add_scalar(f"tokens/source/{source}", tokens, step)
+        for source, read in record["source_tokens"].items():
+            self._board.add_scalar(f"tokens/source/{source}", read, step)
             self._board.add_scalar(f"epochs/source/{source}", record["source_epochs"][source], step)
         self._bar.set_postfix_str(f"loss {outcome.loss:.3f}, lr {rate:.2e}, {per_second:,.0f} tokens/s", refresh=False)
         self._bar.update()

@@ -7,6 +7,8 @@ import orjson
 import pytest
 
 from megatron_cpt.config.units import profiled_steps
+from megatron_cpt.runs.records import progress_line, read_records
+from megatron_cpt.runs.remaining_time import RemainingTime
 from tests.ranks import Ranks
 from tests.train.runs import records_of, train
 from tests.workshop import Workshop
@@ -75,3 +77,20 @@ def test_training_is_the_same_whatever_is_watched(one_rank: Ranks, workshop: Wor
     path = workshop.write_config(alone, validation={"sets": {}}, checkpoint={"save_interval": None})
     one_rank.call(train, path=path, overrides=short)
     assert records_of(watched, "train") == records_of(alone, "train")
+
+
+def test_the_time_left_is_that_of_the_tokens_left_at_the_pace_of_the_steps(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """A run whose only save comes after the last step: training alone counts until then."""
+    run = tmp_path / "run"
+    overrides = ("run.log_interval=1 steps", "validation={}", "checkpoint={}", "training.tokens=6 steps")
+    one_rank.call(train, path=workshop.write_config(run), overrides=overrides)
+    log, pace, before = (run / "log.txt").read_text(), RemainingTime(), 0
+    records = [record for record in read_records(run / "records.jsonl") if record["kind"] == "train"]
+    for record in records:
+        pace.add("tokens", record["tokens"] - before, record["seconds"])
+        before = record["tokens"]
+        left = pace.seconds({"tokens": records[-1]["tokens"] - before})
+        assert left >= 0
+        assert progress_line(record, 6, records[-1]["tokens"], left) in log

@@ -3,17 +3,21 @@
 1. Those in RUN/hf_steps of steps that are still to be done are removed, as their records are: the run writes new ones.
 2. RUN/hf of a step before the end, as a run has it that is made longer, moves to RUN/hf_steps/step-N, where that state
    has its place.
-3. RUN/hf of a step that is still to be done, or of another program, is refused: a finished model is not replaced.
+3. RUN/hf of a step that is still to be done, or of another program, or of the last step in other dtypes than the run
+   asks for, is refused: a finished model is not replaced.
 """
 
 import shutil
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.checkpoint.hf_dtypes import parent_dtypes
+from megatron_cpt.checkpoint.hf_weights import hf_sizes
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier
 from megatron_cpt.runs.folder import sync_folder
-from megatron_cpt.train.provenance import read_history
+from megatron_cpt.train.provenance import export_dtypes, read_history
 from megatron_cpt.train.run import Run
 
 
@@ -21,7 +25,7 @@ def settle_exports(run: Run) -> list[str]:
     """Puts earlier exports where they belong; returns what was done, a line each. Every rank calls it.
 
     Raises:
-        BadInput: RUN/hf is not of a step that was done.
+        BadInput: RUN/hf is not of a step that was done, or not in the dtypes that are asked for.
     """
     folder, first = run.folder, run.first_step
     later = [
@@ -34,6 +38,8 @@ def settle_exports(run: Run) -> list[str]:
         what = "no export of this run" if at_end is None else f"the model of step {at_end}"
         rule = f"holds {what}, and the run stands after step {first}: it would not be of what is trained now."
         raise BadInput(Fault(str(folder.hf), rule, "Move it away, or train in another folder."))
+    if at_end == run.plan.steps:
+        refuse(_dtype_faults(run))
     barrier()  # all ranks have looked
     said = [
         f"{path} is removed: step {path.name.removeprefix('step-').lstrip('0')} is still to be done" for path in later
@@ -51,6 +57,20 @@ def settle_exports(run: Run) -> list[str]:
             move(folder.hf, folder.hf_of_step(at_end))
     barrier()
     return said
+
+
+def _dtype_faults(run: Run) -> list[Fault]:
+    """An export of the last step whose tensors are not in the dtypes that the run would write now."""
+    settings = run.config.checkpoint.export_hf
+    if settings is None or not settings.end:
+        return []
+    asked, found = export_dtypes(run), parent_dtypes(run.folder.hf)
+    trained = DTYPES[run.config.training.precision]
+    if all(asked.of(name, trained) == found.of(name, trained) for name in hf_sizes(run.shape)):
+        return []
+    by = f"checkpoint.export_hf.dtype = {settings.dtype}" if settings.dtype else "the parent's tensors"
+    rule = f"it is there already, in {found}; {by} would make it {asked}, and a finished model is not replaced."
+    return [Fault(str(run.folder.hf), rule, "Move it away to have it written again, or restore the setting.")]
 
 
 def _step_of(export: Path, run: Run) -> int | None:

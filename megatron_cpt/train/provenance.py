@@ -74,7 +74,7 @@ def dtype_notes(run: Run) -> list[str]:
                 f"weights: config.json of model.hf says {stated}, its tensors are {run.dtypes}; the tensors hold"
             )
     if config.checkpoint.export_hf is not None:
-        dtypes = _export_dtypes(run)
+        dtypes = export_dtypes(run)
         written = roundings(
             Conversion(word_of(trained), word_of(dtypes.of(name, trained))) for name in hf_sizes(run.shape)
         )
@@ -84,7 +84,7 @@ def dtype_notes(run: Run) -> list[str]:
     return notes
 
 
-def _export_dtypes(run: Run) -> TensorDtypes:
+def export_dtypes(run: Run) -> TensorDtypes:
     """The dtypes of an export's tensors: what is asked for, else those of the folder the model comes from."""
     settings = run.config.checkpoint.export_hf
     return TensorDtypes(settings.dtype) if settings is not None and settings.dtype else run.dtypes
@@ -105,7 +105,7 @@ def export(run: Run, step: int, output: Path) -> None:
         run.shape,
         run.hf_folder,
         output,
-        _export_dtypes(run),
+        export_dtypes(run),
         lineage=history,
         card=model_card(Path(run.config.model.hf).name, run.folder.path.name, training, history),
     )

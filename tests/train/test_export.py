@@ -24,6 +24,7 @@ ONE_STEP = (
     "checkpoint.save_interval=1 steps",
     "validation.sets={}",
 )
+OTHER_DTYPE = ("checkpoint.export_hf.dtype=float16", "checkpoint.export_hf.dtype = float16 would make it float16")
 SETTINGS = ("training.tokens=4 steps", "checkpoint.export_hf.every=2 steps", "validation.sets={}", "parallel.tensor=2")
 
 
@@ -67,12 +68,18 @@ def test_an_export_that_is_there_is_not_written_again(one_rank: Ranks, workshop:
     run = tmp_path / "run"
     path = workshop.write_config(run)
     settings = ("training.tokens=2 steps", "validation.sets={}", "schedule.warmup=null")
-    one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.dtype=bfloat16"))
+    half = (*settings, "checkpoint.export_hf.dtype=bfloat16")
+    one_rank.call(train, path=path, overrides=half)
     before = (run / "hf/model.safetensors").stat().st_mtime_ns
     assert {tensor.dtype for tensor in all_tensors(run / "hf").values()} == {torch.bfloat16}
-    one_rank.call(train, path=path, overrides=(*settings, "checkpoint.export_hf.every=1 steps"))
-    assert (run / "hf/model.safetensors").stat().st_mtime_ns == before
+    one_rank.call(train, path=path, overrides=(*half, "checkpoint.export_hf.every=1 steps"))
     assert f"{run / 'hf'} is there, of step 2: it is not written again" in (run / "log.txt").read_text()
+    kept = (run / "config.yaml").read_text()
+    for other, asked in (("checkpoint.export_hf={}", "the parent's tensors would make it float32"), OTHER_DTYPE):
+        said = one_rank.call(refusal, path=path, overrides=(*settings, other))[0]
+        assert f"{run / 'hf'}: it is there already, in bfloat16; {asked}" in said
+    assert (run / "config.yaml").read_text() == kept
+    assert (run / "hf/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_an_export_has_the_dtypes_of_the_parents_tensors_whatever_its_config_says(

@@ -4,10 +4,11 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied, refuse
 from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
 
@@ -29,6 +30,13 @@ _COMMANDS = {
     "average": "one model out of several checkpoints, or on the way back to the base",
     "doctor": "what this machine has, and which kernels will be used",
 }
+# (command, word of version 0.1) -> what it is called since.
+_RENAMED = {
+    ("evaluate", "--shots"): "--num-fewshot",
+    ("evaluate", "--examples"): "--fewshot-file",
+    ("average", "--shares"): "--weights",
+    ("convert", "record"): "record-reference",
+}
 _STANDARD_OUTPUT = "standard output"
 
 
@@ -48,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             return ExitCode.DONE if name else ExitCode.BAD_INPUT
         if name not in _COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(_COMMANDS)}."))
+        refuse(list(_renamed_words(name, rest)))
         take_warnings(lambda line: None)
         code = int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
         with named_errors(Path(_STANDARD_OUTPUT)):
@@ -60,6 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.OTHER
     except Exception as error:
         return report_error(f"megatron-cpt {name}", error)
+
+
+def _renamed_words(command: str, words: list[str]) -> Iterator[Fault]:
+    """Flags and actions by the names that they had before."""
+    flags = {word.split("=")[0] for word in words if word.startswith("--")}
+    for (owner, before), now in _RENAMED.items():
+        if owner == command and (before in flags or before in words[:1]):
+            yield Fault(f"{command} {before}", f"is called `{now}` since version 0.2.", f"Write {now}.")
 
 
 def _forget_output() -> None:

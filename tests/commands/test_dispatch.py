@@ -166,3 +166,21 @@ def test_a_config_of_absurd_sizes_is_one_message(
         assert "hidden_size = 1000000000000: no model has more than 1,000,000" in error
         assert "vocab_size = 1000000000000: no model has more than 100,000,000" in error
         assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "x", "--shots", "5"], "evaluate --shots: is called `--num-fewshot` since version 0.2."),
+        (["evaluate", "x", "--examples=a.jsonl"], "evaluate --examples: is called `--fewshot-file` since version 0.2."),
+        (["average", "x", "y", "--shares", "1", "2", "--output", "z"], "average --shares: is called `--weights`"),
+        (["convert", "record", "run.yaml", "out.json"], "convert record: is called `record-reference`"),
+    ],
+)
+def test_an_old_flag_names_the_new_one(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+    new = told.split("`")[1]
+    with pytest.raises(SystemExit):  # argparse's help
+        main([*words[:1], *([new] if words[0] == "convert" else []), "--help"])
+    assert new in capsys.readouterr().out

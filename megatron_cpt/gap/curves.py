@@ -25,7 +25,7 @@ class LossCurve:
     name: str
     """The set's name, as the user gave it."""
     role: str
-    """`domain` (what is learnt) or `replay` (what the model knew; general)."""
+    """`domain` (what is learnt) or `general` (what the model knew)."""
     identity: str
     """Hash of the set's sequences and settings: equal identities are comparable between runs."""
     steps: np.ndarray

@@ -41,7 +41,7 @@ class PrepareSettings:
     parse_special: bool = False
     """Whether control tokens written in the text become control tokens."""
     split_sentences: bool = False
-    """Whether each sentence is a sequence of its own (sentences.py)."""
+    """Whether each sentence is a sequence of its own."""
     language: str = "english"
     """Of the sentences."""
     keep_newlines: bool = False

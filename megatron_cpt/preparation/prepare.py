@@ -134,12 +134,21 @@ def prepare(
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
     left out: PREFIX.rejected.jsonl, .duplicates.jsonl, .near_duplicates.jsonl, .contaminated.jsonl.
 
-    `tokenizer` is one that is open, or what Tokenizer.load reads. `evaluation` is what documents are compared with,
-    which decides settings.decontaminate; PREFIX.contamination.json holds the counts. `workers` defaults to the cores.
-    `fast` lets gigatoken tokenize where it is installed and proven equal (fast.py): the bytes are the same.
-    `overwrite` lets a finished dataset that was made otherwise be replaced. Raises BadInput for unusable inputs or
-    tokenizers, such a dataset, too many rejected documents, or a part (training or held-out) that got no document;
-    WorkerDied where a worker was killed.
+    Args:
+        inputs: paths of files and folders, or globs.
+        tokenizer: one that is open, or what Tokenizer.load reads: a Hugging Face folder or a tokenizer's file.
+        output: PREFIX.
+        settings: what decides the bytes of the dataset. None: the defaults.
+        evaluation: what documents are compared with, which decides `settings.decontaminate`; the counts are in
+            PREFIX.contamination.json.
+        workers: processes. None: one a core.
+        progress: whether a progress bar is shown.
+        fast: whether gigatoken tokenizes where it is installed and gives the same bytes (tokenizer/gigatoken.py).
+        overwrite: whether a finished dataset that was made otherwise is replaced.
+    Raises:
+        BadInput: unusable inputs or tokenizers, a finished dataset that was made otherwise, too many rejected
+            documents, or a part (training or held-out) that got no document.
+        WorkerDied: a worker was killed.
     """
     job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     there = _reusable(job)

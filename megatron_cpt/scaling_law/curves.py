@@ -66,8 +66,11 @@ def sets_of(path: str | Path) -> list[str]:
 def read_run(path: str | Path, validation_set: str) -> Curve:
     """The curve of a validation set of a run folder, with the learning rates that were used.
 
-    The base's areas are those of lineage.json, None where it has none. Raises BadInput for a folder without
-    records, without that set or without the rate of an update, IntegrityFault for a damaged file.
+    The base's areas are those of lineage.json, None where it has none.
+
+    Raises:
+        BadInput: the folder has no records, not that set, or not the learning rate of every update.
+        IntegrityFault: a damaged file.
     """
     folder = RunFolder(path)
     records, lineage, plan = read_records(folder.records), read_object(folder.lineage), read_object(folder.plan)

@@ -76,6 +76,7 @@ class Fit(Generic[Observed]):
     """A fitted law."""
 
     law: Law[Observed]
+    """Which one."""
     parameters: dict[str, float]
     """Every parameter, the fixed ones too."""
     objective: float
@@ -90,11 +91,11 @@ class Fit(Generic[Observed]):
     at_bound: tuple[str, ...] = ()
     """Parameters that ended at a bound."""
     draws: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    """float64 [draws, parameters]: what other noise would have given (intervals.bootstrap); empty without."""
+    """float64 [draws, parameters]: what other noise would have given (uncertainty.bootstrap); empty without."""
     noise: float = 0.0
     """Root mean square of the log residuals, as the bootstrap found it."""
     profiles: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """95 % of a parameter from refits with it held (profile.profiled), where that was asked for."""
+    """95 % of a parameter from refits with it held (uncertainty.profiled), where that was asked for."""
     extremes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     """float64 [ends, parameters]: the fits at the ends of these profiles."""
 
@@ -159,13 +160,15 @@ def fit_law(
     """The parameters with the least Huber loss of log residuals over all points of all curves.
 
     Args:
+        law: one of `LAWS`, or a law of final losses (tables.py).
+        curves: what it is fitted to.
         fixed: parameters held at a value, beside those that the law holds for these curves.
         freed: parameters to fit that the law would hold.
         seed: of the starts.
         starts: places to start from.
         method: None for the defaults.
-
-    Raises BadInput for fewer points than parameters, and for a parameter that the law does not have.
+    Raises:
+        BadInput: fewer points than parameters, or a parameter that the law does not have.
     """
     _check_names(law, [*(fixed or {}), *freed])
     held = {name: value for name, value in law.held(curves).items() if name not in freed} | dict(fixed or {})

@@ -26,6 +26,13 @@ def test_the_configuration_page_is_written_from_the_schema() -> None:
     )
 
 
+def test_the_page_of_the_python_interface_is_written_from_its_docstrings() -> None:
+    page = subprocess.run(
+        [sys.executable, ROOT / "tools/api_page.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (ROOT / "docs/api.md").read_text() == page, "run tools/api_page.py > docs/api.md"
+
+
 def test_the_architecture_names_every_room_and_file_and_no_other() -> None:
     table = (ROOT / "docs/architecture.md").read_text().split("## How a run goes")[0]
     rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \| [^|]* \|$", table, re.MULTILINE))

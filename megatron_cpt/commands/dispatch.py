@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_cpt import __version__
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied, refuse
 from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
@@ -54,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not name or name in ("-h", "--help"):
             print(usage(), flush=True)
             return ExitCode.DONE if name else ExitCode.BAD_INPUT
+        if name == "--version":
+            print(f"megatron-cpt {__version__}", flush=True)
+            return ExitCode.DONE
         if name not in _COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(_COMMANDS)}."))
         refuse(list(_renamed_words(name, rest)))

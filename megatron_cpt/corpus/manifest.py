@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from glob import escape
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from megatron_cpt import __version__
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import CHUNK_TOKENS, IndexedDataset, bin_path, idx_path, manifest_path
 from megatron_cpt.runs.folder import durable_file, write_json
@@ -157,8 +157,8 @@ class Manifest:
 
 
 def tool_version() -> str:
-    """The installed version of this package."""
-    return version("megatron-cpt")
+    """The version of this package."""
+    return __version__
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:

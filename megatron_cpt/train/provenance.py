@@ -19,6 +19,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_cpt import __version__
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
 from megatron_cpt.checkpoint.load import complete_checkpoints
@@ -232,7 +233,7 @@ def _experts_of(layer: MoELayer) -> str:
     return f"{_made_by(layer.experts)}, {'one after the other' if one_by_one else 'grouped'}"
 
 
-_PACKAGES = ("megatron-cpt", "torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
+_PACKAGES = ("torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
 _HISTORY = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate", "tokens")
 
 
@@ -240,7 +241,7 @@ def versions(kernels: Kernels) -> dict[str, Any]:
     """Versions of what computes, the machine and the kernels."""
     return {
         "python": platform.python_version(),
-        "packages": {name: installed_version(name) for name in _PACKAGES},
+        "packages": {"megatron-cpt": __version__} | {name: installed_version(name) for name in _PACKAGES},
         "machine": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "kernels": asdict(kernels),

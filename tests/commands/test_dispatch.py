@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_cpt import __version__
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter
 from megatron_cpt.runs.folder import read_status
@@ -88,6 +89,13 @@ def test_what_a_full_disk_stops_leaves_what_was_there(
             writer.add(np.arange(1))
     assert IndexedDataset(tmp_path / "pair").token_count == 9
     assert sorted(path.name for path in tmp_path.glob("pair*")) == ["pair.bin", "pair.idx"]
+
+
+def test_the_version_is_that_of_the_package():
+    done = subprocess.run([*DISPATCH, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"megatron-cpt {__version__}\n"
+    citation = (Path(__file__).parents[2] / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation
 
 
 def test_a_reader_that_has_enough_ends_a_command_without_a_word():

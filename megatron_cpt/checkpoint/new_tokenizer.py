@@ -49,7 +49,7 @@ def add_tokens(old: Tokenizer, new_tokens: Sequence[str]) -> Tokenizer:
     faults, usable = [], []
     for place, token in enumerate(new_tokens):
         if token.encode(errors="replace").decode() != token:
-            rule = "is no UTF-8 text."
+            rule = "is not UTF-8 text."
             faults.append(Fault(f"new token {token!r}", rule, "Write it in UTF-8, which the terminal must use too."))
             continue
         ids = old.encode(token, add_special_tokens=False).ids

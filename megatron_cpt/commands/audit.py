@@ -14,8 +14,8 @@ def main(arguments: list[str]) -> int:
     """Prints the audit. Raises BadInput for a blend that stock Megatron-LM cannot take."""
     parser = argparse.ArgumentParser(
         prog="megatron-cpt audit",
-        description="Says from .idx files alone what stock Megatron-LM does with a blend: epochs built, surplus, "
-        "documents unseen and repeated at each quarter of the run; and what the order of this package would do.",
+        description="Reads .idx files and shows what Megatron-LM does with a blend: epochs built, surplus, "
+        "documents unseen and repeated at each quarter of the run; and the same for the order of this package.",
     )
     parser.add_argument("--data-path", required=True, help="weights and prefixes, as Megatron-LM takes them")
     parser.add_argument("--train-samples", required=True, type=_count, metavar="N", help="sequences of the run")

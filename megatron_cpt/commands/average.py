@@ -1,4 +1,4 @@
-"""`megatron-cpt average`: one model out of several checkpoints, or on the way back to the base."""
+"""`megatron-cpt average`: weighted mean of models: of several checkpoints, or of a run and its base."""
 
 import argparse
 from pathlib import Path

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     record = actions.add_parser(
-        "record-reference", help="transformers' loss of a run's first sequences, for its start check"
+        "record-reference", help="transformers' loss of a run's first sequences, for its initial loss check"
     )
     record.add_argument("config", metavar="RUN.yaml", help="the run")
     record.add_argument("output", type=Path, metavar="OUTPUT.json", help="the recording to write")

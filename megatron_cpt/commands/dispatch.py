@@ -16,19 +16,19 @@ from megatron_cpt.runs.library_warnings import take_warnings
 # name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
 _COMMANDS = {
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
-    "merge": "join what the shards of a prepare on many machines left",
+    "merge": "join the shards of a prepare on many machines",
     "score": "one number a document: perplexity, importance, class",
     "select": "choose documents of datasets by budget and score, without copying tokens",
     "inspect": "look at a dataset: text, counts, integrity",
-    "plan": "what a run will do: blend, steps, marks, FLOPs, memory, warnings",
-    "audit": "what stock Megatron-LM will do with a --data-path blend, and what our order would",
+    "plan": "what a run will do: blend, steps, evaluations, FLOPs, memory, warnings",
+    "audit": "what Megatron-LM does with a --data-path blend, beside the order of this package",
     "train": "start torchrun on this machine and train; the exit code is the run's",
     "report": "one self-contained report.html and gap.json from run folders",
-    "evaluate": "multiple-choice tasks on a checkpoint or a Hugging Face folder: tasks.json",
+    "evaluate": "score tasks on a checkpoint, a run or a Hugging Face folder: tasks.json",
     "law": "laws of the loss: fit, compare, predict; choose peak rate, replay ratio, steps, schedule",
     "sweep": "overrides times seeds of one run: configurations and one resumable script",
     "convert": "Hugging Face in and out: from-hf, to-hf, verify",
-    "average": "one model out of several checkpoints, or on the way back to the base",
+    "average": "weighted mean of models: of several checkpoints, or of a run and its base",
     "doctor": "what this machine has, and which kernels will be used",
 }
 # (command, word of version 0.1) -> what it is called since.
@@ -44,7 +44,9 @@ _STANDARD_OUTPUT = "standard output"
 def usage() -> str:
     width = max(map(len, _COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in _COMMANDS.items()]
-    return "usage: megatron-cpt COMMAND ...\n\n" + "\n".join(lines) + "\n\nmegatron-cpt COMMAND --help tells more."
+    return (
+        "usage: megatron-cpt COMMAND ...\n\n" + "\n".join(lines) + "\n\nmegatron-cpt COMMAND --help shows the options."
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

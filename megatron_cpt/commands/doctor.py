@@ -34,7 +34,7 @@ _SMALL_MODEL: dict[str, Any] = {
     "num_local_experts": 2,
     "max_position_embeddings": 64,
 }
-_TITLES = {"context": "sequences on several ranks"}
+_TITLES = {"context": "context parallelism"}
 
 
 def main(arguments: list[str]) -> int:
@@ -73,7 +73,7 @@ def kernels() -> list[tuple[str, str]]:
     precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
     chosen = asdict(_kernels_of_small_model(precision))
     return [
-        ("Megatron-Core runs on", "the CPU layer (gloo)" if cpu_platform.installed() else "CUDA (NCCL)"),
+        ("Megatron-Core runs on", "the CPU platform (gloo)" if cpu_platform.installed() else "CUDA (NCCL)"),
         ("kernels of", f"a small Mixtral in {precision}; the log of a run names those of its own model"),
         *((_TITLES.get(name, name), kernel) for name, kernel in chosen.items()),
     ]

@@ -55,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "--histograms",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="how lengths and scores are spread (default: shown)",
+        help="histograms of lengths and scores (default: shown)",
     )
-    parser.add_argument("--verify", action="store_true", help="read everything and prove it whole")
+    parser.add_argument("--verify", action="store_true", help="read everything and check that it is complete")
     return parser
 
 

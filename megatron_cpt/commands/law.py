@@ -98,8 +98,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "or of one CSV table (columns tokens, replay_ratio or share:SOURCE, model_size, loss:SET, start:SET)",
     )
     parser.add_argument("--set", action="append", dest="sets", help="validation set (default: all that the runs share)")
-    parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help="a parameter not to be fitted")
-    parser.add_argument("--free", action="append", default=[], metavar="NAME", help="a parameter to fit, else held")
+    parser.add_argument(
+        "--fix", action="append", default=[], metavar="NAME=VALUE", help="a parameter with a fixed value"
+    )
+    parser.add_argument(
+        "--free", action="append", default=[], metavar="NAME", help="fit this parameter, which is fixed by default"
+    )
     parser.add_argument("--draws", type=int, default=40, metavar="N", help="refits of the bootstrap (default 40)")
     parser.add_argument(
         "--combine", action="append", default=[], metavar="SET=OLD,NEW", help="the loss on SET as a sum of two others"
@@ -163,10 +167,12 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="RUN.yaml", help="the run whose law is wanted")
+    parser.add_argument("config", metavar="RUN.yaml", help="the run that the law is for")
     parser.add_argument("--replay", metavar="RATIOS", help="such as 0,0.01,0.05,0.2,0.5")
     parser.add_argument("--peak-lr", metavar="RATES", help="such as 1e-4,3e-4")
-    parser.add_argument("--schedule", metavar="KINDS", help="such as cosine,constant,wsd: two tell the annealing")
+    parser.add_argument(
+        "--schedule", metavar="KINDS", help="such as cosine,constant,wsd: two or more to identify the annealing"
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each arm (default 1)")
     parser.add_argument("--fit-steps", type=int, required=True, metavar="N", help="length of each run")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
@@ -208,7 +214,7 @@ def _fit_tables(args: argparse.Namespace) -> int:
             left = np.abs(left_out_rows(args.law, tables[name]))
             print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
         else:
-            print("  too few rows to leave one out: nothing tells how good the law is")
+            print("  too few rows to leave one out: the error of the law is unknown")
     write_json(Path(args.output), table_document(fits))
     print(f"written: {args.output}")
     return ExitCode.DONE
@@ -226,7 +232,7 @@ def _predict_tables(args: argparse.Namespace) -> int:
         unknown = np.full(1, np.nan)
         tables = [{name: Table(name, unknown, unknown, columns, ("asked",)) for name in args.sets or fits.fits}]
         for words in fits.beyond(given):
-            print(f"outside of what was fitted: {words}")
+            print(f"outside the fitted range: {words}")
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in tables[0]
             if name not in fits.fits])  # fmt: skip
     lines = ["row,set,loss,predicted,low,high"]
@@ -299,7 +305,7 @@ def _given(args: argparse.Namespace) -> dict[str, float]:
 def _refuse_unknown(fits: TableFits, weights: Mapping[str, float], bounds: Mapping[str, float]) -> None:
     if fits.law == CRITICAL:
         remedy = "Ask `law predict` for the critical share at --tokens."
-        raise BadInput(Fault(CRITICAL, "is a law of shares, not of losses: nothing to make small.", remedy))
+        raise BadInput(Fault(CRITICAL, "is a law of shares, not of losses: there is no loss to minimise.", remedy))
     faults = [Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in [*weights, *bounds]
               if name not in fits.fits]  # fmt: skip
     faults += [Fault(f"--bound {name}", "has no measured start.", f"Give a start:{name} column.") for name in bounds
@@ -396,7 +402,7 @@ def predict(args: argparse.Namespace) -> int:
         planned = recipe.curve(laws.base)
         curves = {name: [planned] for name in args.sets or laws.fits}
         for words in laws.fitted.beyond(recipe):
-            print(f"outside of what was fitted: {words}")
+            print(f"outside the fitted range: {words}")
         of_end = laws.outcome(recipe, {}).sets
         for name in laws.combinations:
             print(f"{name}: {of_end[name].loss:.4f} [{of_end[name].low:.4f}, {of_end[name].high:.4f}] at the end")
@@ -433,7 +439,12 @@ def choose(args: argparse.Namespace) -> int:
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.sets)}.") for name in sets
             if name not in laws.sets])  # fmt: skip
     unmeasured = [name for name in bounds if laws.start_losses[name] is None]
-    refuse([Fault(f"--bound {name}", "has no measured start.", "Fit runs with a mark at 0.") for name in unmeasured])
+    refuse(
+        [
+            Fault(f"--bound {name}", "has no measured start.", "Fit runs with an evaluation at step 0.")
+            for name in unmeasured
+        ]
+    )
     outcomes = ranked(laws, _tried(args, laws), weights, bounds)
     best = outcomes[0]
     length = turning_length(laws, weights, best.recipe, _TURNING_SEARCH * laws.fitted.steps)
@@ -505,7 +516,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise BadInput(Fault(words, "missing: there is nothing to predict.", "Give curves, or a schedule with these."))
     if args.steps < 1 or not args.peak_lr > 0 or not 0 <= args.replay <= 1:
-        rule = "is no run that can be."
+        rule = "is outside its range."
         raise BadInput(Fault("--steps, --peak-lr or --replay", rule, "Give steps >= 1, a rate > 0, a ratio in [0, 1]."))
     return Recipe(args.schedule, args.peak_lr, args.steps, args.replay)
 

@@ -57,7 +57,7 @@ def choice_text(
     else:
         lines.append("turning length: none found; the weighted loss does not come back, or its start is not known")
     for name, point in critical.items():
-        weak = "not told by these curves (B, beta or L0 weakly identified)"
+        weak = "not identified by these curves (B, beta or L0 weakly identified)"
         lines.append(f"critical point of {name}: {weak if point is None else f'{point:.4f} nats'}")
     potential = laws.base.loss_potential
     lines.append(f"loss potential of the base: {'not known' if potential is None else f'{100 * potential:.3g} %'}")
@@ -72,7 +72,7 @@ def repetition_text(recipe: Recipe, domain_tokens: float, tokens_per_step: float
     if epochs <= 1:
         return line
     worse = f"WARNING: {line}: worth {worth / read:.0%} of as many fresh tokens (arXiv:2305.16264)"
-    return f"{worse}; the curves do not know it" if epochs > CHEAP_EPOCHS else f"{line}: almost as good as fresh"
+    return f"{worse}; the curves do not show it" if epochs > CHEAP_EPOCHS else f"{line}: almost as good as fresh"
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:

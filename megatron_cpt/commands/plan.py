@@ -13,12 +13,12 @@ def main(arguments: list[str]) -> int:
     """Prints the plan of a run. Raises BadInput with every fault of the run."""
     parser = argparse.ArgumentParser(
         prog="megatron-cpt plan",
-        description="Prints blend, steps, evaluation marks, size, cost and warnings of a run. Needs no GPU.",
+        description="Prints blend, steps, evaluations, size, cost and warnings of a run. Needs no GPU.",
     )
     parser.add_argument("config", metavar="RUN.yaml", help="configuration of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="ranks of the run (default 1)")
-    parser.add_argument("--json", action="store_true", help="print what the run folder's plan.json will hold")
+    parser.add_argument("--json", action="store_true", help="print the content of the run folder's plan.json")
     options = parser.parse_intermixed_args(arguments)
     plan = make_plan(load_config(options.config, options.overrides), options.nproc)
     changed = resume_changes(plan.config).lines()

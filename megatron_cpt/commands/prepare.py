@@ -114,26 +114,26 @@ def _parser() -> argparse.ArgumentParser:
         "--dedup",
         choices=["exact", "minhash"],
         default="exact",
-        help="minhash: near duplicates leave too, held-out documents before others (needs rensa)",
+        help="minhash: leave near duplicates out too, held-out documents stay (needs rensa)",
     )
     parser.add_argument(
         "--similarity",
         default="0.75",
         metavar="SHARE",
-        help="of runs of 5 words, from which on two documents are near duplicates (default 0.75)",
+        help="share of common runs of 5 words that makes near duplicates (default 0.75)",
     )
     parser.add_argument(
         "--decontaminate",
         nargs="+",
         default=[],
         metavar="EVAL",
-        help="task files (.jsonl) or prefixes of datasets: documents that share 13 words running with one leave",
+        help="task files (.jsonl) or prefixes of datasets: leave out documents with 13 consecutive words of them",
     )
     parser.add_argument(
         "--decontaminate-action",
         choices=["remove", "count"],
         default=defaults.contaminated,
-        help="count: such documents stay and are listed and counted (default remove)",
+        help="count: only list and count such documents (default remove)",
     )
     parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
@@ -200,7 +200,7 @@ def summary(prepared: Prepared, output: Path) -> str:
         )
     lines += _overlap(prepared.training, output)
     if prepared.reused:
-        lines.append("whole already, from the same inputs and settings: nothing was done")
+        lines.append("already complete, from the same inputs and settings: nothing was done")
     return "\n".join(lines)
 
 

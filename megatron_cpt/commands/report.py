@@ -105,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=30,
         metavar="SECONDS",
-        help="write the report again and again while a run goes on (default: every 30); a browser loads it anew",
+        help="write the report every so many seconds while a run goes on (default 30); the page reloads itself",
     )
     parser.add_argument(
         "--control",
         metavar="RUN",
-        help="run with the same schedule on general text: splits rises into re-warming/shift",
+        help="run with the same schedule on general text: divides rises into re-warming and shift",
     )
     parser.add_argument(
         "--law",

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("datasets", nargs="+", metavar="PREFIX", help="or globs")
     parser.add_argument("--by", choices=_METHODS, required=True, help="docs/quality.md says what each is good for")
     parser.add_argument("--name", help="name of the score (default: the method)")
-    references = "datasets, selections or files of text"
+    references = "datasets, selections or text files"
     parser.add_argument("--reference", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}")
     parser.add_argument("--positive", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
     parser.add_argument("--negative", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
@@ -100,5 +100,5 @@ def _positive(text: str) -> int:
 def _summary(name: str, done: Scored) -> str:
     record = done.record
     scores = "no documents" if record.lowest is None else f"{record.lowest:.6g} to {record.highest:.6g}"
-    reused = " (there already, made in the same way)" if done.reused else ""
+    reused = " (already there, made in the same way)" if done.reused else ""
     return f"{done.prefix}: {name} of {record.documents:,} documents, {scores}{reused}"

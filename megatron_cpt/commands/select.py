@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     how_many.add_argument("--share", help="of all tokens, for example 20%%")
     how_many.add_argument("--documents", help="number of documents, for example 10K")
     how_many.add_argument("--threshold", type=float, help="score at most this (lowest) or at least this (highest)")
-    parser.add_argument("--keep", choices=KEEPS, required=True, help="which end of the score, its middle, or a draw")
+    parser.add_argument(
+        "--keep", choices=KEEPS, required=True, help="an end of the score, its middle, or a random sample"
+    )
     parser.add_argument("--by", metavar="NAME", help="score to choose by: PREFIX.NAME.npy beside each dataset")
     parser.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
     parser.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")

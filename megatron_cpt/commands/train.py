@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error), last.step, last.tokens))
         raise
     if _is_done(plan, folder):
-        print(f"{folder.path}: done before, with this configuration and these data")
+        print(f"{folder.path}: already done with this configuration and these data")
         return ExitCode.DONE
     folder.status.unlink(missing_ok=True)
     command = [*launcher(args.nproc), "-m", "megatron_cpt.train", args.config, *args.overrides]
@@ -60,10 +60,10 @@ def main(arguments: list[str]) -> int:
     if status is not None and status.exit_code is not None:
         return status.exit_code
     if status is None and told:
-        message = "stopped before training began; the same command goes on from the last checkpoint"
+        message = "stopped before training began; the same command resumes from the last checkpoint"
         write_status(folder.status, Status("preempted", int(ExitCode.PREEMPTED), message))
         return ExitCode.PREEMPTED
-    message = f"the training processes ended with code {code} without saying why; their output tells more"
+    message = f"the training processes ended with code {code} without a message; see their output"
     before = status or Status("failed")
     write_status(folder.status, Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens))
     return code or ExitCode.OTHER

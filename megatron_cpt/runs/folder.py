@@ -201,11 +201,13 @@ def explained(error: Exception) -> Exception:
         where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         if error.errno not in _CLOSED:  # It was there, or is of a file system that fails: nothing that was given wrong.
             return StorageFault(f"{where}: {error.strerror}.")
-        return BadInput(Fault(where, f"cannot be used: {error.strerror}.", "Give a place that is there and allows it."))
+        return BadInput(
+            Fault(where, f"cannot be used: {error.strerror}.", "Name an existing place that you may write to.")
+        )
     if isinstance(error, UnicodeEncodeError) or (isinstance(error, TypeError) and _NO_TEXT in str(error)):
         where = repr(error.object) if isinstance(error, UnicodeEncodeError) else "a name or a text"
-        rule = "holds bytes that are no UTF-8 text, and what is written about it would not be readable."
-        return BadInput(Fault(where, rule, "Rename the file or folder, or mend the text."))
+        rule = "contains bytes that are not UTF-8 text."
+        return BadInput(Fault(where, rule, "Rename the file or folder, or correct the text."))
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("megatron_cpt"):
         library = error.name.partition(".")[0]
         source = f"'megatron-cpt[{_IN_EXTRAS[library]}]'" if library in _IN_EXTRAS else library

@@ -36,7 +36,7 @@ def settle_exports(run: Run) -> list[str]:
     at_end = _step_of(folder.hf, run) if folder.hf.exists() else None
     if folder.hf.exists() and (at_end is None or at_end > first):
         what = "no export of this run" if at_end is None else f"the model of step {at_end}"
-        rule = f"holds {what}, and the run stands after step {first}: it would not be of what is trained now."
+        rule = f"holds {what}, but the run is at step {first}: it would not be the model that is trained now."
         raise BadInput(Fault(str(folder.hf), rule, "Move it away, or train in another folder."))
     if at_end == run.plan.steps:
         refuse(_dtype_faults(run))

@@ -164,7 +164,7 @@ def compare_initial_loss(run: Run, reference: Reference | None, losses: list[flo
         run.folder.initial_loss_check.unlink(missing_ok=True)  # another attempt's, until this one has passed
     if not all_agree(reference is not None or groups.rank() != 0):
         return (
-            "start check: NOT MADE, the whole model fits neither the memory of rank 0's GPU nor that of its machine; "
+            "initial loss check: NOT MADE: the model fits neither the memory of rank 0's GPU nor that of its machine; "
             "record it where it fits (megatron-cpt convert record-reference) and name it in "
             "model.initial_loss_check.reference_file"
         )
@@ -175,7 +175,7 @@ def compare_initial_loss(run: Run, reference: Reference | None, losses: list[flo
         worst = max(abs(a - b) for a, b in zip(losses, reference.losses, strict=True))
         fine = worst <= tolerance  # False for a NaN, too
         line = (
-            f"start check: {len(losses)} sequences, loss {np.mean(losses):.5f}, transformers' "
+            f"initial loss check: {len(losses)} sequences, loss {np.mean(losses):.5f}, transformers' "
             f"{np.mean(reference.losses):.5f}; largest difference of one {worst:.2g} (tolerance {tolerance:g})"
         )
         if fine:
@@ -192,7 +192,7 @@ def _opening_set(opening: npt.NDArray[np.int64]) -> ValidationSet:
     """The first sequences as a set to evaluate; the last token of each has no label."""
     count, length = opening.shape
     labels = np.full(count, length - 1)
-    return ValidationSet("start check", "domain", OpeningText(opening.ravel()), length, labels, labels, None, "")
+    return ValidationSet("initial loss check", "domain", OpeningText(opening.ravel()), length, labels, labels, None, "")
 
 
 def _read_recording(path: Path) -> Reference | None:

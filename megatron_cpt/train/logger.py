@@ -126,7 +126,7 @@ class RunLogger:
     def log_mfu_formula(self) -> None:
         """Says how MFU is computed."""
         if self._peak is None:
-            self.log("MFU: not given, for the peak of this device is not known (run.peak_flops)")
+            self.log("MFU: not reported: the peak FLOP/s of this device is unknown (run.peak_flops)")
             return
         self.log(
             f"MFU = {self._flops_per_token:.4g} FLOPs a token (forward and backward, nothing recomputed) x tokens/s"
@@ -146,7 +146,9 @@ class RunLogger:
             self._records.append(event | {"event": "setting_changed"} | asdict(change))
         for name in run.changed_measures:
             self._records.append(event | {"event": "measure_changed", "name": name})
-        other = [f"changed from step {run.first_step + 1} on: {name} is another one" for name in run.changed_measures]
+        other = [
+            f"changed from step {run.first_step + 1} on: {name} is a different one" for name in run.changed_measures
+        ]
         for line in [*found.lines(), *other]:
             self.log(line, shown=True)
 
@@ -170,8 +172,8 @@ class RunLogger:
         self._records.append(self._event(f"rewound_{_cause(outcome)}", step, rate, outcome) | left_out)
         self._bar.update()
         self._log.write(
-            f"step {step}: {described(outcome)}: back to the weights of step {to_step}; "
-            f"steps {to_step + 1} to {step} are left out"
+            f"step {step}: {described(outcome)}: went back to the weights of step {to_step}; "
+            f"the sequences of steps {to_step + 1} to {step} are skipped"
         )
 
     def log_moment_warmup(self, number: int, outcome: StepOutcome) -> None:

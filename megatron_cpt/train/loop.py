@@ -168,7 +168,7 @@ class Saver:
         self._logger.stalled("saves", stalled)
         self._logger.log(
             f"step {step}: training waited {stalled:.2f} s to save"
-            f" (for the save before {waited:.2f} s, to take the state {planned:.2f} s)"
+            f" (for the previous save {waited:.2f} s, to copy the state {planned:.2f} s)"
         )
 
     def finish(self, wait: bool = False) -> None:

@@ -30,7 +30,7 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
     """
     config = load_config(str(path), list(overrides))
     if config.training.batch_size_rampup is not None:
-        rule = "the datasets that Megatron-LM is given deal out global batches of one size."
+        rule = "the datasets for Megatron-LM have global batches of one size."
         refuse([Fault("training.batch_size_rampup", rule, "Take it out, and start Megatron-LM without a ramp.")])
 
     def provide(train_val_test_num_samples: Sequence[int], vp_stage: int | None = None) -> Datasets:

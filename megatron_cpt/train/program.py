@@ -130,8 +130,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_json(folder.lineage, run_lineage(run, plan.steps if stop is None else stop.step))
     checkpoints = complete_checkpoints(folder.checkpoints)
     if stop is not None:
-        message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command goes on from there"
-        logger.log(f"{message}: {checkpoints[-1] if checkpoints else 'nothing was to be saved'}", shown=True)
+        message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command resumes the run"
+        logger.log(f"{message}: {checkpoints[-1] if checkpoints else 'no new checkpoint was needed'}", shown=True)
         logger.status("preempted", stop.step, exit_code=int(ExitCode.PREEMPTED), message=message)
         logger.close()
         barrier()
@@ -150,7 +150,7 @@ def _where_things_are(run: Run, checkpoint: Path) -> str:
     exported = f"; Hugging Face folder {run.folder.hf}" if exports is not None and exports.end else ""
     return (
         f"done after step {run.plan.steps}: checkpoint {checkpoint}{exported}; records {run.folder.records}; "
-        f"`megatron-cpt report {run.folder.path}` makes a page of them"
+        f"`megatron-cpt report {run.folder.path}` writes a report"
     )
 
 

@@ -114,8 +114,8 @@ def export(run: Run, step: int, output: Path) -> None:
 
 _OWN_ATTENTION = {
     ScaledDotProductAttention: "torch scaled_dot_product_attention",
-    WindowedAttention: "torch scaled_dot_product_attention on blocks of a window",
-    SoftCappedAttention: "scores in memory (soft cap, or windows beside two bases of positions)",
+    WindowedAttention: "torch scaled_dot_product_attention in blocks (sliding window)",
+    SoftCappedAttention: "full score matrix (soft cap, or windows with two rotary bases)",
 }
 _MAKERS = {
     "transformer_engine": "Transformer Engine",
@@ -165,7 +165,7 @@ def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -
         rope=_rope_of(chunks[0]),
         loss=_loss_of(chunks[0].config),
         optimizer=listed(_optimizer_of(part.optimizer) for part in parts(optimizer)),
-        context="keys and values gathered" if own else listed(_made_by(core) for core in cores),
+        context="all-gather of keys and values" if own else listed(_made_by(core) for core in cores),
         experts=listed(_experts_of(module) for module in modules if isinstance(module, MoELayer)),
     )
 
@@ -200,7 +200,7 @@ def _products_of(config: TransformerConfig) -> str:
         and config.params_dtype is torch.float32
         and config.tensor_model_parallel_size == 1
     )
-    return ", products by oneDNN" if ours else ""
+    return " (oneDNN)" if ours else ""
 
 
 def _rope_of(model: GPTModel) -> str:
@@ -209,13 +209,13 @@ def _rope_of(model: GPTModel) -> str:
         return "Transformer Engine (fused)"
     whole_heads = 2 * len(model.rotary_pos_emb.inv_freq) == model.config.kv_channels
     ours = cpu_kernels.are_installed()
-    return "megatron-cpt, whole heads in one pass" if ours and whole_heads else "Megatron-Core"
+    return "megatron-cpt (CPU kernel)" if ours and whole_heads else "Megatron-Core"
 
 
 def _loss_of(config: TransformerConfig) -> str:
     """What computes the cross entropy."""
     if cpu_kernels.cross_entropy_is_enabled():
-        return "megatron-cpt, rows in the cache"
+        return "megatron-cpt (CPU kernel)"
     if not config.cross_entropy_loss_fusion:
         return "Megatron-Core cross entropy"
     return "Transformer Engine cross entropy" if config.cross_entropy_fusion_impl == "te" else "Megatron-Core fused"
@@ -230,7 +230,7 @@ def _optimizer_of(optimizer: torch.optim.Optimizer) -> str:
 def _experts_of(layer: MoELayer) -> str:
     """How a layer's experts are computed."""
     one_by_one = isinstance(layer.experts, SequentialMLP)
-    return f"{_made_by(layer.experts)}, {'one after the other' if one_by_one else 'grouped'}"
+    return f"{_made_by(layer.experts)}, {'sequential' if one_by_one else 'grouped'}"
 
 
 _PACKAGES = ("torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
@@ -314,8 +314,8 @@ def changed_rate(run: Run) -> str | None:
     if before is None or before == now:
         return None
     return (
-        f"the schedule has changed: step {run.first_step} was trained at rate {before:.6g}, and would now be at"
-        f" {now:.6g}; the rate jumps there, and lineage.json tells of the schedule as it is now"
+        f"the schedule has changed: step {run.first_step} was trained at learning rate {before:.6g}, and would now have"
+        f" {now:.6g}; the learning rate jumps there, and lineage.json describes the new schedule"
     )
 
 

@@ -347,7 +347,7 @@ def _group_faults(config: RunConfig, tasks: Mapping[str, Sequence[Task]], opened
             yield Fault(f"tasks.groups.{group}", "a task has the same name.", "Rename the group.")
         absent = [member for member in members if metrics.get(member, "loss") == "loss"]
         if absent:
-            rule = f"{', '.join(absent)}: no task with an accuracy by that name, so the mean would be another."
+            rule = f"{', '.join(absent)}: there is no such task with an accuracy, and the mean would be another figure."
             yield Fault(f"tasks.groups.{group}", rule, f"There are: {', '.join(metrics)}.")
 
 

@@ -145,9 +145,9 @@ def test_names_and_words_that_are_no_text_are_one_message(
     config = tmp_path / "run.yaml"
     config.write_text('run:\n  folder: "a\\ud800"\n')
     for words, said in (
-        (["prepare", corpus, *tokenizer, "--output", str(tmp_path / "out")], "no UTF-8 text"),
+        (["prepare", corpus, *tokenizer, "--output", str(tmp_path / "out")], "not UTF-8 text"),
         (["train", str(config)], "line 2, column 11: the text holds half a character ('\\ud800')"),
-        (["convert", "extend", str(workshop.hf), str(tmp_path / "hf"), "--new-tokens", "a\udcff"], "no UTF-8 text"),
+        (["convert", "extend", str(workshop.hf), str(tmp_path / "hf"), "--new-tokens", "a\udcff"], "not UTF-8 text"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err

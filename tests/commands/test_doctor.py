@@ -13,13 +13,13 @@ def test_doctor_names_every_kernel_of_a_cpu() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split("  ", 1) for line in printed.splitlines() if "  " in line]
     assert {name: value.strip() for name, value in rows}.items() >= {
-        "Megatron-Core runs on": "the CPU layer (gloo)",
-        "layers": "Megatron-Core, products by oneDNN",
+        "Megatron-Core runs on": "the CPU platform (gloo)",
+        "layers": "Megatron-Core (oneDNN)",
         "attention": "torch scaled_dot_product_attention",
         "norm": "megatron-cpt RMSNorm",
-        "rope": "megatron-cpt, whole heads in one pass",
-        "loss": "megatron-cpt, rows in the cache",
+        "rope": "megatron-cpt (CPU kernel)",
+        "loss": "megatron-cpt (CPU kernel)",
         "optimizer": "torch AdamW (fused)",
-        "sequences on several ranks": "keys and values gathered",
-        "experts": "Megatron-Core, one after the other",
+        "context parallelism": "all-gather of keys and values",
+        "experts": "Megatron-Core, sequential",
     }.items()

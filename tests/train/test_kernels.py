@@ -19,9 +19,9 @@ from tests.train.runs import train
 from tests.workshop import Workshop
 
 SDPA = "torch scaled_dot_product_attention"
-WINDOWED = "torch scaled_dot_product_attention on blocks of a window"
-IN_MEMORY = "scores in memory (soft cap, or windows beside two bases of positions)"
-ONE_PASS = "megatron-cpt, whole heads in one pass"
+WINDOWED = "torch scaled_dot_product_attention in blocks (sliding window)"
+IN_MEMORY = "full score matrix (soft cap, or windows with two rotary bases)"
+ONE_PASS = "megatron-cpt (CPU kernel)"
 KINDS: dict[str, dict[str, str]] = {
     "llama": {"attention": SDPA, "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS, "experts": "none"},
     "gpt_neox": {"attention": SDPA, "norm": "torch LayerNorm", "rope": "Megatron-Core", "experts": "none"},
@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, str]] = {
         "attention": SDPA,
         "norm": "megatron-cpt AllKeysRMSNorm, megatron-cpt AllQueriesRMSNorm, megatron-cpt RMSNorm",
     },
-    "mixtral": {"attention": SDPA, "experts": "Megatron-Core, one after the other"},
+    "mixtral": {"attention": SDPA, "experts": "Megatron-Core, sequential"},
 }
 
 
@@ -64,9 +64,9 @@ def test_kernels_are_those_of_the_model(one_rank: Ranks, tmp_path: Path) -> None
     (found,) = one_rank.call(kernels_of_kinds, folder=tmp_path)
     for kind, expected in KINDS.items():
         assert found[kind].items() >= expected.items(), kind
-        assert found[kind]["layers"] == "Megatron-Core, products by oneDNN"
+        assert found[kind]["layers"] == "Megatron-Core (oneDNN)"
         assert found[kind]["optimizer"] == "torch AdamW (fused)"
-        assert found[kind]["loss"] == "megatron-cpt, rows in the cache"
+        assert found[kind]["loss"] == "megatron-cpt (CPU kernel)"
 
 
 def test_the_log_and_the_versions_of_a_run_name_them(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ def test_a_longer_run_is_told_that_its_rate_jumps(one_rank: Ranks, workshop: Wor
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))
     one_rank.call(train, path=path, overrides=("training.tokens=6 steps",))
     # A cosine from 2e-3 at step 3 to 1e-4: its end at step 4 of 4, a third of the way at step 4 of 6.
-    assert "step 4 was trained at rate 0.0001, and would now be at 0.001525" in (tmp_path / "run/log.txt").read_text()
+    assert (
+        "step 4 was trained at learning rate 0.0001, and would now have 0.001525"
+        in (tmp_path / "run/log.txt").read_text()
+    )
 
 
 def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_both_losses_stand_in_the_run(two_ranks: Ranks, workshop: Workshop, tmp_
     # Random weights, but not tiny ones: no sequence has the loss of another.
     assert len({round(loss, 4) for loss in found["losses"]}) == 8
     assert found["ours"] == pytest.approx(found["losses"], abs=1e-5)
-    assert "start check: 8 sequences" in (run / "log.txt").read_text()
+    assert "initial loss check: 8 sequences" in (run / "log.txt").read_text()
 
 
 def train_a_spoiled_model(path: Path, overrides: tuple[str, ...]) -> str:
@@ -84,7 +84,7 @@ def test_a_model_that_does_not_fit_is_compared_with_a_recording(
     path = workshop.write_config(run)
     [refused] = one_rank.call(train_without_room, path=path, overrides=ONE_STEP)
     assert refused is None
-    assert "start check: NOT MADE" in (run / "log.txt").read_text()
+    assert "initial loss check: NOT MADE" in (run / "log.txt").read_text()
     assert not (run / "initial_loss_check.json").exists()
 
     assert main(["convert", "record-reference", str(path), str(recording), *ONE_STEP]) == 0
@@ -169,7 +169,7 @@ def test_a_model_that_is_worse_than_guessing_is_told_or_refused(
     path = workshop.write_config(tmp_path / "run", model={"hf": str(damaged)})
     one_rank.call(train, path=path, overrides=ONE_STEP)
     log = (tmp_path / "run/log.txt").read_text()
-    assert "start check: 8 sequences, loss 6.51740, transformers' 6.51740" in log
+    assert "initial loss check: 8 sequences, loss 6.51740, transformers' 6.51740" in log
     assert "warning: before the first update the loss of 8 sequences is 6.5174 nats" in log
     assert "above ln(320) = 5.7683: worse than guessing" in log
 

@@ -146,7 +146,7 @@ def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
     assert main(["evaluate", str(folder), "--tasks", str(text)]) == ExitCode.BAD_INPUT
     assert f"task text: ids up to {VOCABULARY + 1}: the model has" in capsys.readouterr().err
     sources = {"sources": {"domain": {"paths": [str(tmp_path / "plain")]}}, "replay_ratio": None}
-    tasks = {"sets": {"stones": {"path": str(text)}}}
+    tasks = {"files": {"stones": {"path": str(text)}}}
     path = workshop.write_config(tmp_path / "tasks", data=sources, model={"hf": str(folder)}, tasks=tasks)
     (said,) = one_rank.call(refusal, path=path, overrides=ONE_STEP)
     assert f"task stones: ids up to {VOCABULARY + 1}: the model has {VOCABULARY} embedding rows" in said

@@ -4,16 +4,14 @@ python tools/schedules_picture.py [OUTPUT.png]
 """
 
 import sys
+from pathlib import Path
 
-import matplotlib
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import PieceSettings, ScheduleSettings
 from megatron_cpt.config.units import Duration
-
-matplotlib.use("Agg")
-
+from megatron_cpt.report.figures import LIGHT, drawing, run_series, write_png
 
 STEPS = 1000
 
@@ -58,11 +56,11 @@ PANELS: dict[str, dict[str, ScheduleSettings]] = {
             decay=steps(200),
         ),
     },
-    "from the base run's final rate, 0.1": {
-        "re-warmed and re-decayed (cosine)": ScheduleSettings(
+    "cosine, from the base run's final 0.1": {
+        "re-warmed": ScheduleSettings(
             kind="cosine", peak_lr=1.0, final_lr=0.1, initial_lr=0.1, warmup=steps(50)
         ),
-        "not re-warmed (cosine to 1/100)": ScheduleSettings(kind="cosine", peak_lr=0.1, final_lr=0.001),
+        "not re-warmed": ScheduleSettings(kind="cosine", peak_lr=0.1, final_lr=0.001),
     },
     "piecewise": {
         "piecewise": ScheduleSettings(
@@ -76,19 +74,25 @@ PANELS: dict[str, dict[str, ScheduleSettings]] = {
 
 
 def main() -> None:
-    """Draws the panels side by side."""
-    output = sys.argv[1] if len(sys.argv) > 1 else "docs/schedules.png"
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(16, 3.2), sharey=True, layout="constrained")
-    for axis, (title, schedules) in zip(axes, PANELS.items(), strict=True):
-        for name, schedule in schedules.items():
-            rates = [learning_rate(schedule, step, STEPS, 1) for step in range(1, STEPS + 1)]
-            axis.plot(range(1, STEPS + 1), rates, label=name, linewidth=1.6)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower left" if title.startswith("wsd") else "best")
-    axes[0].set_ylabel("learning rate, of the peak")
-    figure.savefig(output, dpi=110, metadata={"Software": None})
+    """Draws the panels in two rows, in the style of the report."""
+    output = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/schedules.png")
+    with drawing():
+        figure = Figure(figsize=(11, 5.6), layout="constrained")
+        rows = figure.subplots(2, 3, sharey=True)
+        for axes in rows.flat[len(PANELS) :]:
+            axes.set_axis_off()
+        for axes, (title, schedules) in zip(rows.flat, PANELS.items(), strict=False):
+            for index, (name, schedule) in enumerate(schedules.items()):
+                rates = [learning_rate(schedule, step, STEPS, 1) for step in range(1, STEPS + 1)]
+                axes.plot(range(1, STEPS + 1), rates, label=name, color=LIGHT[run_series(index)], linewidth=1.8)
+            axes.set_title(title, fontsize=11)
+            axes.set_xlabel("step")
+            axes.set_ylim(0, 1.08)
+            if len(schedules) > 1:
+                axes.legend(fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(0.1, 0.13))
+        for axes in rows[:, 0]:
+            axes.set_ylabel("learning rate / peak")
+        write_png(figure, output)
 
 
 if __name__ == "__main__":

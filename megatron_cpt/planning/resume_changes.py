@@ -60,7 +60,8 @@ def resume_changes(config: RunConfig) -> ResumeChanges:
     faults = length_faults(config, str(newest), step)
     if step == config.total_steps:
         faults += _finished_faults(folder, step, found.changes)
-    refuse([*faults, *_beginning_faults(found.changes), *_meaning_faults(config, found.changes)])
+    faults += [*_beginning_faults(found.changes), *_start_weights_faults(config, found.changes)]
+    refuse([*faults, *_meaning_faults(config, found.changes)])
     return found
 
 
@@ -114,6 +115,17 @@ def _beginning_faults(changes: Sequence[SettingChange]) -> list[Fault]:
         Fault(str(change), rule, "Restore it, or start a new run in another folder.")
         for change in within(changes, OF_THE_BEGINNING)
     ]
+
+
+def _start_weights_faults(config: RunConfig, changes: Sequence[SettingChange]) -> list[Fault]:
+    """Another folder of the start weights, from which a resume reads again what weight updates are measured from."""
+    if not config.validation.weight_updates or config.init_from.checkpoint is not None:
+        return []
+    rule = (
+        "validation.weight_updates measures from its weights, and those of another folder are not what was begun with."
+    )
+    remedy = "Restore it (a link to where the folder now is serves too), or set `validation.weight_updates: false`."
+    return [Fault(str(change), rule, remedy) for change in within(changes, ["model.hf"])]
 
 
 def _meaning_faults(config: RunConfig, changes: Sequence[SettingChange]) -> list[Fault]:

@@ -181,6 +181,20 @@ def measured(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempP
     return run
 
 
+def test_weight_updates_are_not_measured_from_another_folders_weights(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    path = workshop.write_config(run, validation={"weight_updates": True})
+    one_rank.call(train, path=path, overrides=(*KEPT, "training.tokens=4 steps"))
+    shutil.copytree(workshop.hf, other)
+    said = one_rank.call(refusal, path=path, overrides=(*KEPT, f"model.hf={other}"))[0]
+    assert f"model.hf: {workshop.hf} before, {other} now: validation.weight_updates measures from its weights" in said
+    moved = (*KEPT, f"model.hf={other}", "validation.weight_updates=false")
+    assert one_rank.call(train, path=path, overrides=moved) == [ExitCode.DONE]
+    assert (run / "checkpoints/step-00000012").is_dir()
+
+
 def test_the_report_shows_where_a_set_was_changed(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path
 ) -> None:

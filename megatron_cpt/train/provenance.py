@@ -286,11 +286,10 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
     """
     config, begun_at, shift = run.config, run.beginning.begun_at, run.beginning.schedule_shift
     size, consumed = config.tokens_per_step, config.tokens_at
-    folder = _parent_folder(config)
-    parent = read_history(folder) if folder is not None else {}
+    parent = _parent_of(run)
     areas = run.areas if run.areas.updates <= step - begun_at else Areas()
     if not areas.updates:
-        areas.before = parent.get("final_learning_rate")
+        areas.before = parent["parent_final_learning_rate"]
     for one in range(begun_at + areas.updates + 1, step + 1):
         areas.add(learning_rate(config.schedule, consumed(one) + shift, config.total_tokens + shift, size))
     own = {
@@ -300,8 +299,21 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
         "final_learning_rate": areas.final,
         "tokens": consumed(step) - consumed(begun_at),
     }
-    shown = config.init_from.checkpoint or config.model.hf
-    return {"parent": shown} | {f"parent_{name}": parent.get(name) for name in _HISTORY} | own
+    return parent | own
+
+
+def _parent_of(run: Run) -> dict[str, Any]:
+    """What a run began from, and its learning-rate history.
+
+    A run that goes on keeps what its lineage.json says: model.hf may be a copy in another place by then.
+    """
+    names = ("parent", *(f"parent_{name}" for name in _HISTORY))
+    if run.first_step > run.beginning.begun_at and "parent" in (kept := read_history(run.folder.path)):
+        return {name: kept.get(name) for name in names}
+    folder = _parent_folder(run.config)
+    history = read_history(folder) if folder is not None else {}
+    shown = run.config.init_from.checkpoint or run.config.model.hf
+    return dict(zip(names, (shown, *map(history.get, _HISTORY)), strict=True))
 
 
 def changed_rate(run: Run) -> str | None:

@@ -192,7 +192,8 @@ def test_weight_updates_are_not_measured_from_another_folders_weights(
     assert f"model.hf: {workshop.hf} before, {other} now: validation.weight_updates measures from its weights" in said
     moved = (*KEPT, f"model.hf={other}", "validation.weight_updates=false")
     assert one_rank.call(train, path=path, overrides=moved) == [ExitCode.DONE]
-    assert (run / "checkpoints/step-00000012").is_dir()
+    for folder in (run, run / "checkpoints/step-00000012/hf"):  # the weights came from where they came from
+        assert orjson.loads((folder / "lineage.json").read_bytes())["parent"] == str(workshop.hf)
 
 
 def test_the_report_shows_where_a_set_was_changed(

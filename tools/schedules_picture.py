@@ -57,9 +57,7 @@ PANELS: dict[str, dict[str, ScheduleSettings]] = {
         ),
     },
     "cosine, from the base run's final 0.1": {
-        "re-warmed": ScheduleSettings(
-            kind="cosine", peak_lr=1.0, final_lr=0.1, initial_lr=0.1, warmup=steps(50)
-        ),
+        "re-warmed": ScheduleSettings(kind="cosine", peak_lr=1.0, final_lr=0.1, initial_lr=0.1, warmup=steps(50)),
         "not re-warmed": ScheduleSettings(kind="cosine", peak_lr=0.1, final_lr=0.001),
     },
     "piecewise": {

@@ -49,14 +49,14 @@ WINDOWS = (10, 100)
 
 @dataclass(frozen=True)
 class ContinualMeasures:
-    """The measures of one run; None where its tasks or marks do not give one."""
+    """The measures of one run; None where its tasks or evaluations do not give one."""
 
     min_accuracy: float | None
     """min-ACC: the mean over old tasks of the lowest accuracy since the first update."""
     worst_case_accuracy: float | None
     """WC-ACC: accuracy of the new task at the end, weighted 1/k, and min-ACC, weighted 1 - 1/k, of k tasks."""
     windowed_forgetting: dict[str, float | None]
-    """WF^w by w: the mean over tasks of the largest fall within w evaluations running, on equally spaced marks."""
+    """WF^w by w: the mean over tasks of the largest fall within w consecutive, equally spaced evaluations."""
     windowed_plasticity: dict[str, float | None]
     """WP^w: the same of the largest gain."""
 
@@ -97,7 +97,7 @@ def equally_spaced(tokens: np.ndarray) -> np.ndarray:
 
 
 def largest_fall(values: np.ndarray, width: int) -> float | None:
-    """Largest fall from one value to a later one among `width` values running; None with fewer values."""
+    """Largest fall from one value to a later one among `width` consecutive values; None with fewer values."""
     if len(values) < width:
         return None
     windows = np.lib.stride_tricks.sliding_window_view(values, width)
@@ -122,9 +122,9 @@ class Recovery(StrEnum):
     NOT_NEEDED = "not_needed"
     """The loss never left the band above its baseline: there was nothing to recover from."""
     RECOVERED = "recovered"
-    """After the peak, two marks running were back in the band."""
+    """After the peak, two consecutive evaluations were back in the band."""
     NOT_RECOVERED = "not_recovered"
-    """No two marks running were back in the band up to the last mark."""
+    """No two consecutive evaluations were back in the band up to the last one."""
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,15 @@ class GapFigures:
     recovery: Recovery | None = None
     """Whether the rise came back."""
     recovery_tokens: int | None = None
-    """Tokens at the first of two marks running, after the peak, that are within max(0.01 nat, 2 standard
-    errors) of the baseline or below it. None unless `recovery` is `recovered`."""
+    """Tokens at the first of two consecutive evaluations, after the peak, that are within max(0.01 nat, 2
+    standard errors) of the baseline or below it. None unless `recovery` is `recovered`."""
     first_rise: float | None = None
     """Height of the first rise that came back, which a later drift may top: `transient` does not see it then. None: no
     rise came back."""
     first_rise_tokens: int | None = None
     """Tokens at its peak."""
     first_rise_recovery_tokens: int | None = None
-    """Tokens at the first of two marks running behind it that are back in the band."""
+    """Tokens at the first of two consecutive evaluations after it that are back in the band."""
     area: float | None = None
     """Trapezoid of the positive rise over tokens, to the last mark: nats per token times tokens."""
     p_value: float | None = None

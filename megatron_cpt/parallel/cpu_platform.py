@@ -224,11 +224,11 @@ def _adapt_module(module: types.ModuleType) -> None:
                 name, "_set_cuda_rng_state", lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
             )
         case "megatron.core.tensor_parallel.mappings":
-            from megatron_cpt.parallel import groups  # noqa: PLC0415  (it imports torch)
+            from megatron_cpt.parallel import uneven_collectives  # noqa: PLC0415  (it imports torch)
 
             gather, scatter = names["_gather_along_first_dim"], names["_reduce_scatter_along_first_dim"]
-            replace_name(name, "_gather_along_first_dim", groups.gather_of_any_parts(gather))
-            replace_name(name, "_reduce_scatter_along_first_dim", groups.scatter_to_any_parts(scatter))
+            replace_name(name, "_gather_along_first_dim", uneven_collectives.gather_of_any_parts(gather))
+            replace_name(name, "_reduce_scatter_along_first_dim", uneven_collectives.scatter_to_any_parts(scatter))
         case "megatron.core.transformer.moe.token_dispatcher":
             replace_name(name, "maybe_move_tensor_to_cpu", _splits_to_host)
 

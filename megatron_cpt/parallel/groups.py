@@ -1,14 +1,13 @@
 """The ranks of a run: process groups, collectives and random states. The one file that names parallel_state.
 
 All gloo groups of a process share their devices: each group would otherwise have a thread that wakes a hundred times a
-second. Parts of unequal length, which gloo neither gathers nor scatters, are padded on the way. On a CPU, memory that a
-step frees is kept for the next step.
+second. On a CPU, memory that a step frees is kept for the next step.
 """
 
 import ctypes
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from torch import Tensor
 from torch.distributed import ProcessGroupGloo, Store
 
 from megatron_cpt.config.errors import RankFailed
@@ -209,46 +207,6 @@ def token_rank() -> int:
 def _token_group() -> dist.ProcessGroup:
     """The ranks that hold the same parameters, experts apart, and see other tokens: data and context parallel."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
-def gather_of_any_parts(gather_equal: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Megatron-Core's gathering along the first dimension, for parts of any length."""
-
-    def gather(
-        input_: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
-    ) -> Tensor:
-        if output_split_sizes is None or group.size() == 1:
-            return gather_equal(input_, group, None, use_global_buffer)
-        sizes = [int(size) for size in output_split_sizes]
-        longest = max(*sizes, 1)
-        gathered = input_.new_empty(longest * len(sizes), *input_.shape[1:])
-        dist.all_gather_into_tensor(gathered, _filled_up(input_, longest), group=group)
-        return torch.cat([part[:size] for part, size in zip(gathered.split(longest), sizes, strict=True)])
-
-    return gather
-
-
-def scatter_to_any_parts(scatter_equal: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Megatron-Core's summing and scattering along the first dimension, for parts of any length."""
-
-    def scatter(
-        input_: Tensor, group: Any, input_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
-    ) -> Tensor:
-        if input_split_sizes is None or group.size() == 1:
-            return scatter_equal(input_, group, None, use_global_buffer)
-        sizes = [int(size) for size in input_split_sizes]
-        longest = max(*sizes, 1)
-        parts = torch.cat([_filled_up(part, longest) for part in input_.split(sizes)])
-        own = input_.new_empty(longest, *input_.shape[1:])
-        dist.reduce_scatter_tensor(own, parts, group=group)
-        return own[: sizes[group.rank()]]
-
-    return scatter
-
-
-def _filled_up(part: Tensor, length: int) -> Tensor:
-    """A part with zeros behind it, up to a length."""
-    return torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])])
 
 
 RandomState = dict[str, torch.Tensor]

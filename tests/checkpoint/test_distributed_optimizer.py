@@ -51,11 +51,11 @@ def test_optimizer_state_that_was_saved_wrongly_is_refused_and_the_weights_are_t
     other = workshop.write_config(
         tmp_path / "other",
         model={"hf": str(matrix.model_of(PADDED, workshop))},
-        start={
+        init_from={
             "checkpoint": str(run / "checkpoints/step-00000004"),
-            "optimizer": "fresh",
-            "schedule": "kept",
-            "data": "kept",
+            "load_optimizer": False,
+            "load_schedule": True,
+            "load_data_position": True,
         },
     )
     two_ranks.call(train, path=other, overrides=settings(PADDED))

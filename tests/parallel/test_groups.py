@@ -33,7 +33,11 @@ def test_a_run_leaves_no_threads_behind(two_ranks: Ranks, workshop: Workshop, tm
 
 
 def test_without_a_place_to_meet_a_process_is_a_world_of_one() -> None:
-    code = "from megatron_cpt.parallel import groups; groups.join_world(); print(groups.rank(), groups.world_size())"
+    code = (
+        "from megatron_cpt.parallel import groups\n"
+        "groups.init_process_group()\n"
+        "print(groups.rank(), groups.world_size())"
+    )
     # As a scheduler may have set them for something else.
     environment = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
     environment |= {"RANK": "2", "WORLD_SIZE": "4"}

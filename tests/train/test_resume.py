@@ -163,7 +163,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
         [5e-4, 1e-3, 1e-3, 1e-3, 5e-4, 2.928932e-4, 1.339746e-4, 0.0],
     ),
     "piecewise": (
-        {"pieces": [{"from_tokens": "3 steps", "rate": 3e-4}, {"from_tokens": "5 steps", "rate": 1e-4}]},
+        {"pieces": [{"from_tokens": "3 steps", "lr": 3e-4}, {"from_tokens": "5 steps", "lr": 1e-4}]},
         [5e-4, 1e-3, 1e-3, 3e-4, 3e-4, 1e-4, 1e-4, 1e-4],
     ),
 }

@@ -91,7 +91,7 @@ def test_every_room_that_imports_megatron_brings_the_platform_first() -> None:
             assert "megatron_cpt.parallel" in ast.unparse(first), path
 
 
-@pytest.mark.parametrize("module", ["checkpoint.convert", "evaluate.likelihood"])
+@pytest.mark.parametrize("module", ["parallel.groups", "checkpoint.convert", "evaluate.likelihood"])
 def test_megatron_runs_on_the_platform_whatever_is_imported_first(module: str) -> None:
     code = f"import megatron_cpt.{module}, megatron.core.utils, torch; assert megatron.core.utils.torch is not torch"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -155,7 +155,7 @@ def test_a_finished_run_is_not_done_again(one_rank: Ranks, workshop: Workshop, t
     path = workshop.write_config(tmp_path / "run")
     one_rank.call(train, path=path)
     assert main(["train", str(path)]) == ExitCode.DONE
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
 
 
 def one_thread() -> dict[str, str]:

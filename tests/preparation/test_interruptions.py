@@ -123,8 +123,8 @@ def test_settings_of_the_last_pass_may_change_between_calls(
 
 
 SMALL_PIECES = (
-    "import sys; from megatron_cpt.preparation import pieces; from megatron_cpt.commands.dispatch import main; "
-    "pieces.SMALLEST_PIECE = 200_000; pieces.BLOCK = 50_000; "
+    "import sys; from megatron_cpt.preparation import inputs; from megatron_cpt.commands.dispatch import main; "
+    "inputs.SMALLEST_PIECE = 200_000; inputs.BLOCK = 50_000; "
     "sys.exit(main(['prepare', *sys.argv[1:], '--quiet', '--no-fast']))"
 )
 

@@ -174,7 +174,7 @@ def test_the_command_names_the_reference_in_the_record(world: Path, capsys: pyte
     assert record is not None
     assert record.how["order"] == 3 and record.how["reference"][0]["name"] == "sea.jsonl"
     assert main(words) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

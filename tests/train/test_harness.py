@@ -164,4 +164,4 @@ def test_what_cannot_be_followed_is_refused(
     assert "hold no accuracy that is a mean over questions" in said("mcc")
     assert "cannot be asked or scored" in said("bad")
     (tmp_path / "good.yaml").write_text(choices.replace("task: choices", "task: good") + "metric_list: [{metric: acc}]")
-    assert "choices: no task with an accuracy by that name" in said("good")
+    assert "choices: there is no such task with an accuracy" in said("good")

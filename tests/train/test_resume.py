@@ -248,9 +248,9 @@ def test_a_precision_that_the_optimizer_state_does_not_fit_is_refused(
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "training.precision=bf16"))
     said = one_rank.call(refusal, path=path, overrides=("training.precision=fp32",))[0]
     assert "written with training.precision = bf16; this run has fp32" in said
-    start = {"checkpoint": str(tmp_path / "run/checkpoints/step-00000004"), "optimizer": "fresh"}
-    start |= {"schedule": "kept", "data": "kept"}
-    other = workshop.write_config(tmp_path / "other", validation={"sets": {}}, start=start)
+    start = {"checkpoint": str(tmp_path / "run/checkpoints/step-00000004"), "load_optimizer": False}
+    start |= {"load_schedule": True, "load_data_position": True}
+    other = workshop.write_config(tmp_path / "other", validation={"sets": {}}, init_from=start)
     one_rank.call(train, path=other, overrides=("training.precision=fp32", "training.tokens=6 steps"))
     assert column(records_of(tmp_path / "other", "train"), "step") == [5, 6]
 
@@ -305,7 +305,7 @@ CHANGED_OPTIMIZER = {
     "weight_decay": ("5", None),
     "clip_grad": ("0.05", None),
     "no_weight_decay": ("[]", "optimizer.no_weight_decay"),
-    "rates": ("{embedding: 0.5}", "optimizer.lr_multipliers"),
+    "lr_multipliers": ("{embedding: 0.5}", "optimizer.lr_multipliers"),
     "moment_warmup_steps": ("2", "optimizer.moment_warmup_steps"),
 }
 

@@ -24,7 +24,7 @@ def layers(hf: Path, first: int, last: int) -> np.ndarray:
 def test_updates_are_those_of_the_weights(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run, checkpoint={"export_hf": {"end": True}})
-    one_rank.call(train, path=path, overrides=(*FOUR_STEPS, "validation.sets.domain.marks={at: [2 steps]}"))
+    one_rank.call(train, path=path, overrides=(*FOUR_STEPS, "validation.sets.domain.eval_interval={at: [2 steps]}"))
     records = records_of(run, "weights")
     assert [record["step"] for record in records] == [2, 4]
     expected = {}

@@ -138,7 +138,7 @@ def run_config(folder: Path) -> dict[str, Any]:
                     "role": role,
                     "tokens": GLOBAL_BATCH * SEQUENCE_LENGTH,
                 }
-                for name, role in (("general", "replay"), ("domain", "domain"))
+                for name, role in (("general", "general"), ("domain", "domain"))
             },
             "eval_interval": {"start": True, "end": False, "at": [f"{step} steps" for step in marks()]},
         },

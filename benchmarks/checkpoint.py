@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from machine import machine, print_result
 
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.load import FREQUENT, KEPT, CheckpointState, Layout, model_state, optimizer_state
 from megatron_cpt.checkpoint.save import CheckpointWriter
 from megatron_cpt.config.load import config_from_dict
@@ -33,8 +34,8 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, seed_everything
+from megatron_cpt.runs.library_warnings import take_warnings
 from megatron_cpt.train.optimizer import build_optimizer
-from megatron_cpt.train.run import quiet_megatron
 
 RANKS = 2
 
@@ -76,7 +77,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(words: argparse.Namespace, folder: Path) -> None:
     """Job of each rank: all saves; rank 0 writes the rows."""
-    quiet_megatron()
+    take_warnings(lambda line: None)
     groups.init_process_group()
     rows = []
     for distributed in (False, True):
@@ -114,7 +115,7 @@ def save(
     """Seconds that training would have waited for one save."""
     barrier()
     started = time.perf_counter()
-    writer.begin(unwrap(model), optimizer, where, folder, {})
+    writer.begin(unwrap(model), optimizer, where, folder, TensorDtypes(None), {})
     if wait:
         writer.finish(wait=True)
     seconds = time.perf_counter() - started

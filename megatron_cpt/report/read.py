@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.gap.compare import (
@@ -29,7 +28,7 @@ from megatron_cpt.gap.curves import (
     task_curves,
 )
 from megatron_cpt.gap.figures import GapFigures, gap_figures
-from megatron_cpt.runs.folder import RunFolder, Status, read_status
+from megatron_cpt.runs.folder import RunFolder, Status, read_json_object, read_status
 from megatron_cpt.runs.records import Record, read_records
 
 MEASURES = ("mean_relative", "norm_ratio")
@@ -267,7 +266,7 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         signals=signals(records),
         status=read_status(folder.status),
         config=folder.config.read_text(errors="replace") if folder.config.is_file() else None,
-        plan=_read_plan(folder.plan),
+        plan=read_json_object(folder.plan),
     )
 
 
@@ -285,18 +284,6 @@ def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
         config=None,
         plan=None,
     )
-
-
-def _read_plan(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        plan = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise IntegrityFault(f"{path}: not JSON ({error}).") from error
-    if not isinstance(plan, dict):
-        raise IntegrityFault(f"{path}: not an object.")
-    return plan
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -311,6 +311,23 @@ def write_json(path: Path, value: Any) -> None:
     write_durably(path, orjson.dumps(value, option=options))
 
 
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file.
+
+    Raises:
+        IntegrityFault: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise IntegrityFault(f"{path}: not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise IntegrityFault(f"{path}: not an object.")
+    return content
+
+
 def sync_file(path: Path) -> None:
     """Waits until a file's bytes are on disk."""
     with path.open("rb") as file:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.runs.folder import RunFolder, read_json_object
 from megatron_cpt.runs.records import read_records
 
 
@@ -73,7 +72,8 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         IntegrityFault: a damaged file.
     """
     folder = RunFolder(path)
-    records, lineage, plan = read_records(folder.records), read_object(folder.lineage), read_object(folder.plan)
+    records = read_records(folder.records)
+    lineage, plan = read_json_object(folder.lineage) or {}, read_json_object(folder.plan) or {}
     first = first_step(plan)
     rates = {r["step"] - first: r.get("learning_rate") for r in records if r.get("kind") == "train"}
     marks = [
@@ -127,19 +127,6 @@ def domain_share(plan: dict[str, Any]) -> float:
     total = sum(source["sequences"] for source in sources)
     domain = sum(source["sequences"] for source in sources if source["role"] == "domain")
     return domain / total if total else 1.0
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise IntegrityFault(f"{path}: not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise IntegrityFault(f"{path}: not an object.")
-    return content
 
 
 _COLUMNS = ("step", "lr", "loss")

@@ -14,9 +14,9 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.units import Batches
-from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.folder import RunFolder, read_json_object
 from megatron_cpt.scaling_law.continual import CONTINUAL
-from megatron_cpt.scaling_law.curves import Curve, first_step, read_object, read_run
+from megatron_cpt.scaling_law.curves import Curve, first_step, read_run
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.laws import ANNEALING, Law
 from megatron_cpt.scaling_law.uncertainty import likeness, posterior
@@ -143,7 +143,7 @@ def planned_curve(path: str | Path, validation_set: str) -> Curve:
     Raises BadInput where the run folder does not hold its configuration and plan.
     """
     folder, curve = RunFolder(path), read_run(path, validation_set)
-    plan = read_object(folder.plan)
+    plan = read_json_object(folder.plan) or {}
     if not folder.config.is_file() or not {"steps", "tokens", "tokens_per_step"} <= plan.keys():
         raise BadInput(Fault(str(path), "has no config.yaml and plan.json.", "Give a folder written by `train`."))
     config, size = load_config(folder.config), plan["tokens_per_step"]

@@ -14,10 +14,10 @@ import numpy as np
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.folder import RunFolder, read_json_object
 from megatron_cpt.runs.records import read_records
 from megatron_cpt.scaling_law.choose import fit_of_document, fit_to_document
-from megatron_cpt.scaling_law.curves import domain_share, first_step, read_object, read_run, sets_of
+from megatron_cpt.scaling_law.curves import domain_share, first_step, read_run, sets_of
 from megatron_cpt.scaling_law.fit import Fit, fit_law
 from megatron_cpt.scaling_law.laws import (
     FLOOR,
@@ -112,7 +112,7 @@ def tables_of_runs(paths: Sequence[str], along_from: int | None = None) -> dict[
     rows: list[str] = []
     for path in paths:
         curves = {name: read_run(path, name) for name in shared}
-        plan = read_object(RunFolder(path).plan)
+        plan = read_json_object(RunFolder(path).plan) or {}
         first, before = first_step(plan), plan.get("start", {}).get("tokens", 0)
         tokens = {
             r["step"] - first: None if r.get("tokens") is None else r["tokens"] - before

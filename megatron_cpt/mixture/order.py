@@ -17,6 +17,8 @@ from math import gcd
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.corpus.hashing import mixed
+
 Integers = npt.NDArray[np.int64]
 
 LARGEST_WEIGHT_SUM = 2**30
@@ -265,24 +267,15 @@ LARGEST_SIZE = 2**62
 """The squares of the halves then stay inside 64 bits."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
 
 
-def mix(value: Unsigned) -> Unsigned:
-    """A bijection of 64-bit integers in which each bit of the result depends on every bit of the value."""
-    value = (value ^ (value >> np.uint64(30))) * _FIRST
-    value = (value ^ (value >> np.uint64(27))) * _SECOND
-    return value ^ (value >> np.uint64(31))
-
-
-_ROUND = mix(np.arange(ROUNDS, dtype=np.uint64) + _GOLDEN)
+_ROUND = mixed(np.arange(ROUNDS, dtype=np.uint64) + _GOLDEN)
 """What tells the rounds of a key apart."""
 
 
 def derive(key: npt.ArrayLike, number: npt.ArrayLike) -> Unsigned:
     """The key of the `number`-th thing under a key: element by element, with numpy broadcasting."""
-    return mix(np.atleast_1d(_unsigned(key)) ^ mix(np.atleast_1d(_unsigned(number)) + _GOLDEN))
+    return mixed(np.atleast_1d(_unsigned(key)) ^ mixed(np.atleast_1d(_unsigned(number)) + _GOLDEN))
 
 
 def key_of(*parts: str | int) -> int:
@@ -322,7 +315,7 @@ def _network(position: Unsigned, size: Unsigned, columns: Unsigned, key: Unsigne
 
 def _hash(key: Unsigned, number: int, half: Unsigned) -> Unsigned:
     """Of a half in a round: 63 bits, so that a half can be added without a carry out of 64."""
-    return mix(mix(key ^ _ROUND[number]) + half * _GOLDEN) >> np.uint64(1)
+    return mixed(mixed(key ^ _ROUND[number]) + half * _GOLDEN) >> np.uint64(1)
 
 
 def _columns(size: Unsigned) -> Unsigned:

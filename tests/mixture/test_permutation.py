@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.mixture.order import LARGEST_SIZE, derive, key_of, mix, permute
+from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.mixture.order import LARGEST_SIZE, derive, key_of, permute
 
 keys = st.integers(0, 2**64 - 1)
 
@@ -64,7 +65,7 @@ def test_consecutive_keys_give_unrelated_permutations() -> None:
 def test_mix_is_the_finaliser_of_splitmix64() -> None:
     """First outputs of SplitMix64 with seed 1234567, as published with its reference implementation."""
     states = np.uint64(1234567) + np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert mix(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert mixed(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_a_position_outside_is_an_error() -> None:

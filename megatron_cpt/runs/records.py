@@ -11,6 +11,7 @@ and, above it, warnings and where the run ends.
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,24 @@ def progress_bar(total: int, unit: str, initial: int = 0, asked: bool = False) -
     sized = shown and sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
     size = {"dynamic_ncols": True} if sized else {"ncols": 100, "nrows": 24}
     return tqdm(total=total, initial=initial, unit=unit, file=sys.stderr, disable=not shown, **size)
+
+
+_EARLIER_WORK = 0.8
+"""Weight of earlier work beside that which was done last: the first step and the first save take longer than others."""
+
+
+class RemainingTime:
+    """Work of several kinds: how long it took, and how long what is left of it will take."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, tuple[float, float]] = {}
+
+    def add(self, kind: str, amount: float, seconds: float) -> None:
+        """Takes note of work that was done, in the unit of its kind."""
+        before, their_seconds = self._done.get(kind, (0.0, 0.0))
+        self._done[kind] = (_EARLIER_WORK * before + amount, _EARLIER_WORK * their_seconds + seconds)
+
+    def seconds(self, left: Mapping[str, float]) -> float:
+        """Seconds of the work that is left, by kind. A kind of which nothing was done yet counts as nothing."""
+        known = {kind: self._done[kind] for kind in left if kind in self._done}
+        return sum(left[kind] * seconds / amount for kind, (amount, seconds) in known.items())

@@ -23,13 +23,13 @@ from megatron_cpt.planning.resume_changes import ResumeChanges
 from megatron_cpt.runs.folder import RunFolder, Status, write_status
 from megatron_cpt.runs.records import (
     RecordWriter,
+    RemainingTime,
     RunLog,
     drop_records_after,
     progress_bar,
     progress_line,
     read_records,
 )
-from megatron_cpt.runs.remaining_time import RemainingTime
 from megatron_cpt.tasks.task_files import Task
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.records import OURS, RunLog, progress_bar, progress_line, short_count, short_time
-from megatron_cpt.runs.remaining_time import RemainingTime
+from megatron_cpt.runs.records import OURS, RemainingTime, RunLog, progress_bar, progress_line, short_count, short_time
 
 RECORD = {
     "kind": "train",

@@ -7,8 +7,7 @@ import orjson
 import pytest
 
 from megatron_cpt.config.units import profiled_steps
-from megatron_cpt.runs.records import progress_line, read_records
-from megatron_cpt.runs.remaining_time import RemainingTime
+from megatron_cpt.runs.records import RemainingTime, progress_line, read_records
 from tests.ranks import Ranks
 from tests.train.runs import records_of, train
 from tests.workshop import Workshop

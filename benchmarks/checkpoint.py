@@ -27,13 +27,14 @@ import torch.distributed as dist
 from machine import machine, print_result
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
-from megatron_cpt.checkpoint.load import FREQUENT, KEPT, CheckpointState, Layout, model_state, optimizer_state
+from megatron_cpt.checkpoint.load import model_state, optimizer_state
 from megatron_cpt.checkpoint.save import CheckpointWriter
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, seed_everything
+from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, CheckpointState, Layout
 from megatron_cpt.runs.library_warnings import take_warnings
 from megatron_cpt.train.optimizer import build_optimizer
 

@@ -44,16 +44,7 @@ from megatron_cpt.checkpoint.hf_weights import (
     hf_sizes,
     load_hf_weights,
 )
-from megatron_cpt.checkpoint.load import (
-    complete_checkpoints,
-    has_per_layer_keys,
-    is_complete,
-    leave_hashes,
-    load_weights,
-    read_state,
-    seal,
-    verify_and_vet,
-)
+from megatron_cpt.checkpoint.load import has_per_layer_keys, leave_hashes, load_weights, seal, verify_and_vet
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.checkpoint.save import make_folder, save_weights
 from megatron_cpt.config.errors import BadInput, Fault
@@ -63,6 +54,7 @@ from megatron_cpt.families.shape import name_table, read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_complete, read_state
 from megatron_cpt.runs.folder import sync_folder
 
 

@@ -33,15 +33,9 @@ from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write
 from megatron_cpt.checkpoint.hf_folder import copy_companions
 from megatron_cpt.checkpoint.load import (
     CHECKPOINT_ERRORS,
-    MARKER,
-    CheckpointState,
-    checkpoint_name,
-    complete_checkpoints,
-    is_complete,
     leave_hashes,
     model_state,
     optimizer_state,
-    read_state,
     reason,
     rng_object,
     seal,
@@ -51,6 +45,14 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import any_rank, barrier, random_state
 from megatron_cpt.parallel.mcore_compat import options_of_save
 from megatron_cpt.parallel.patches import replace_name
+from megatron_cpt.runs.checkpoint_state import (
+    MARKER,
+    CheckpointState,
+    checkpoint_name,
+    complete_checkpoints,
+    is_complete,
+    read_state,
+)
 from megatron_cpt.runs.folder import sync_folder, write_json
 from megatron_cpt.runs.processes import children, die_with_parent, serve_parent, stop_signals_held
 

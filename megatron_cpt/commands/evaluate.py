@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import load_model, newest_of_run
-from megatron_cpt.checkpoint.load import is_complete
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
@@ -17,6 +16,7 @@ from megatron_cpt.evaluate.scoring import counted_accuracies, document, group_ac
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from megatron_cpt.runs.checkpoint_state import is_complete
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_json
 from megatron_cpt.runs.processes import OFFLINE
 from megatron_cpt.tasks.task_files import GROUPS, Task, open_tasks, task_row_faults

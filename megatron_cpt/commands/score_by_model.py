@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import load_model, newest_of_run
-from megatron_cpt.checkpoint.load import is_complete
 from megatron_cpt.commands.evaluate import layout_faults
 from megatron_cpt.commands.train import environment, launcher
 from megatron_cpt.config.errors import BadInput, Fault, refuse
@@ -18,6 +17,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.checks import row_faults
 from megatron_cpt.quality.score import Scored, already
+from megatron_cpt.runs.checkpoint_state import is_complete
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 

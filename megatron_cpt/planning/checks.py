@@ -23,7 +23,8 @@ from megatron_cpt.planning.disk_space import folder_faults
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.rates import decay_faults
-from megatron_cpt.planning.start_state import newest_checkpoint, position_of
+from megatron_cpt.runs.checkpoint_state import find_state, newest_checkpoint
+from megatron_cpt.runs.folder import RunFolder
 
 
 def checked_blend(config: RunConfig, world_size: int | None, inputs: RunInputs) -> BlendPlan:
@@ -361,29 +362,26 @@ def _shape_differences(shown: str, checkpoint: Path, shape: ModelShape | None) -
 
 def _position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator[Fault]:
     """A checkpoint that has nothing to be kept, or that the run cannot go on counting from."""
-    path = checkpoint / "position.json"
-    if not path.is_file():
+    state = find_state(checkpoint)
+    if state is None:
         rule = "holds weights alone: no run wrote it."
-        remedy = "Leave `optimizer` fresh, `schedule` new and `data` new."
+        remedy = "Leave `load_optimizer`, `load_schedule` and `load_data_position` false."
         yield Fault(shown, rule, remedy)
         return
-    position = position_of(checkpoint)
-    if newest_checkpoint(config) is None:
+    if newest_checkpoint(RunFolder(config.run.folder).checkpoints) is None:
         yield from decay_faults(config)
     if not config.init_from.load_data_position:
         return
-    yield from batch_faults(config, shown, position["step"], position["sequences"], position.get("batches"))
-    if config.total_tokens <= position["tokens"]:
-        rule = (
-            f"with data kept, it counts from the beginning, and the checkpoint stands at {position['tokens']} tokens."
-        )
+    yield from batch_faults(config, shown, state.step, state.sequences, state.batches)
+    if config.total_tokens <= state.tokens:
+        rule = f"with data kept, it counts from the beginning, and the checkpoint stands at {state.tokens} tokens."
         yield Fault(
             f"training.tokens = {config.training.tokens}",
             rule,
             "Raise it, or set `init_from.load_data_position: false`.",
         )
     else:
-        yield from best_faults(config, position["step"])
+        yield from best_faults(config, state.step)
 
 
 def batch_faults(

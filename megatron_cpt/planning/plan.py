@@ -26,8 +26,9 @@ from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_w
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
 from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
-from megatron_cpt.planning.start_state import StartState, position_of, resume_state, start_state
+from megatron_cpt.planning.start_state import RunPosition, resume_state, start_state
 from megatron_cpt.planning.text_tables import columns, percent, phase_lines, picture_lines, quantity, size
+from megatron_cpt.runs.checkpoint_state import find_state
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class RunPlan:
     """The run as it will be: one that an exhausted source ends is configured for the tokens until there."""
     inputs: RunInputs
     """What the run reads, opened."""
-    start: StartState
+    start: RunPosition
     """Where it begins: after steps of another run, with `init_from.load_data_position: true`."""
-    resume: StartState | None
+    resume: RunPosition | None
     """Where it goes on: at its newest checkpoint. None where it has none."""
     folder: str
     """The run folder."""
@@ -403,11 +404,12 @@ def _repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
     begins again."""
     if config.init_from.checkpoint is None or config.init_from.load_data_position:
         return
-    position = position_of(Path(config.init_from.checkpoint))
-    sources = position.get("order", {}).get("sources", {})
+    parent = find_state(Path(config.init_from.checkpoint))
+    if parent is None:
+        return
     read = {
-        known["identity"]: position["source_sequences"].get(name, 0) * position["order"]["sequence_length"]
-        for name, known in sources.items()
+        known["identity"]: parent.source_sequences.get(name, 0) * parent.order["sequence_length"]
+        for name, known in parent.order["sources"].items()
     }
     for stream, row in zip(blend.streams, blend.rows, strict=True):
         tokens = read.get(stream.identity, 0)

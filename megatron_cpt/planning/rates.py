@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.schedule import decay_tokens
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.planning.start_state import StartState, start_state
+from megatron_cpt.planning.start_state import RunPosition, start_state
 
 _HIGH_RATE = 0.02
 """Peak rates above this are named: pretraining of the smallest models takes less."""
@@ -13,7 +13,7 @@ _SAME = 1e-6
 """Rates that differ by less than this share of the larger one are the same."""
 
 
-def rates_of(config: RunConfig, start: StartState) -> dict[str, float | None]:
+def rates_of(config: RunConfig, start: RunPosition) -> dict[str, float | None]:
     """The rate of the last update before the run (None: not known), of its first, its highest and its last."""
     steps = range(start.step + 1, config.total_steps + 1)
     if not steps:
@@ -22,7 +22,7 @@ def rates_of(config: RunConfig, start: StartState) -> dict[str, float | None]:
     return {"before": start.rate_before, "first": rates[0], "peak": max(rates), "last": rates[-1]}
 
 
-def _turning_steps(config: RunConfig, start: StartState, steps: range) -> list[int]:
+def _turning_steps(config: RunConfig, start: RunPosition, steps: range) -> list[int]:
     """The first and the last of some steps and those between at which a schedule may turn, in order.
 
     A schedule rises or falls the whole way from one of them to the next.
@@ -36,7 +36,7 @@ def _turning_steps(config: RunConfig, start: StartState, steps: range) -> list[i
     return sorted(near | {steps[0], steps[-1]})
 
 
-def rate_lines(config: RunConfig, start: StartState, resume: StartState | None) -> list[str]:
+def rate_lines(config: RunConfig, start: RunPosition, resume: RunPosition | None) -> list[str]:
     """The rates of the run, and those around the place where it goes on."""
     rates = rates_of(config, start)
     if rates["first"] is None:
@@ -53,7 +53,7 @@ def rate_lines(config: RunConfig, start: StartState, resume: StartState | None) 
     return lines
 
 
-def rate_warnings(config: RunConfig, start: StartState) -> Iterator[str]:
+def rate_warnings(config: RunConfig, start: RunPosition) -> Iterator[str]:
     """A peak that few models bear; a schedule that is to go on from the parent's and does not have its rate there."""
     if config.schedule.peak_lr > _HIGH_RATE:
         yield (
@@ -91,7 +91,7 @@ def decay_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(f"schedule.decay = {schedule.decay or f'a tenth, {decay} tokens'}", rule, remedy)
 
 
-def _rate_there(config: RunConfig, start: StartState) -> float:
+def _rate_there(config: RunConfig, start: RunPosition) -> float:
     """The rate that the schedule has for the last update before the run."""
     return start.rate_at(config, start.step)
 

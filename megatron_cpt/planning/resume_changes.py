@@ -19,7 +19,7 @@ from megatron_cpt.config.changes import (
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.planning.start_state import newest_checkpoint, position_of
+from megatron_cpt.runs.checkpoint_state import newest_checkpoint, read_state
 from megatron_cpt.runs.folder import RunFolder
 
 _ALLOW = "`run.allow_loss_changes=true` goes on all the same, and the report shows the break"
@@ -52,10 +52,11 @@ def resume_changes(config: RunConfig) -> ResumeChanges:
         BadInput: the run is shorter than its checkpoint, at its end with another configuration, or changes what can no
             longer count or what a loss means.
     """
-    folder, newest = RunFolder(config.run.folder), newest_checkpoint(config)
+    folder = RunFolder(config.run.folder)
+    newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
         return ResumeChanges()
-    step = position_of(newest)["step"]
+    step = read_state(newest).step
     found = _changes_since(folder, step, config)
     faults = length_faults(config, str(newest), step)
     if step == config.total_steps:

@@ -6,18 +6,17 @@ the parent's. What a run has saved itself decides over what its configuration sa
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import InitFromSettings, RunConfig
+from megatron_cpt.runs.checkpoint_state import find_state, newest_checkpoint, read_state
 from megatron_cpt.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class StartState:
+class RunPosition:
     """A place in a run before one of its steps."""
 
     step: int = 0
@@ -38,35 +37,30 @@ class StartState:
         return learning_rate(config.schedule, tokens + shift, horizon + shift, config.tokens_per_step)
 
 
-def start_state(config: RunConfig) -> StartState:
+def start_state(config: RunConfig) -> RunPosition:
     """Where the run begins: before the first step that is its own. Raises IntegrityFault for a damaged position."""
-    start, newest = config.init_from, newest_checkpoint(config)
-    own = position_of(newest) if newest is not None else {}
-    step, shift = own.get("begun_at", 0), own.get("schedule_shift", 0)
+    start, newest = config.init_from, newest_checkpoint(RunFolder(config.run.folder).checkpoints)
+    own = read_state(newest) if newest is not None else None
+    step, shift = (own.first_own_step, own.schedule_shift) if own else (0, 0)
     if start.checkpoint is None:
         before = _rate_of_parent(Path(config.model.hf)) if config.model.weights == "hf" else None
     else:
         before = _rate_of_parent(Path(start.checkpoint) / "hf")
-        position = position_of(Path(start.checkpoint))
-        if not own and position:
-            step = position["step"] if start.load_data_position else 0
-            shift = schedule_shift(start, position["tokens"], position.get("schedule_shift", 0))
-    return StartState(step, config.tokens_at(step), config.sequences_at(step), shift, before)
+        parent = find_state(Path(start.checkpoint))
+        if own is None and parent is not None:
+            step = parent.step if start.load_data_position else 0
+            shift = schedule_shift(start, parent.tokens, parent.schedule_shift)
+    return RunPosition(step, config.tokens_at(step), config.sequences_at(step), shift, before)
 
 
-def resume_state(config: RunConfig) -> StartState | None:
+def resume_state(config: RunConfig) -> RunPosition | None:
     """Where the run goes on: at its newest whole checkpoint; None where it has none."""
-    newest = newest_checkpoint(config)
+    newest = newest_checkpoint(RunFolder(config.run.folder).checkpoints)
     if newest is None:
         return None
-    position = position_of(newest)
-    return StartState(
-        step=position["step"],
-        tokens=position["tokens"],
-        sequences=position["sequences"],
-        schedule_shift=position.get("schedule_shift", 0),
-        rate_before=_rate_of_parent(newest / "hf"),
-    )
+    state = read_state(newest)
+    rate = _rate_of_parent(newest / "hf")
+    return RunPosition(state.step, state.tokens, state.sequences, state.schedule_shift, rate)
 
 
 def schedule_shift(start: InitFromSettings, tokens: int, parent_shift: int) -> int:
@@ -79,26 +73,6 @@ def schedule_shift(start: InitFromSettings, tokens: int, parent_shift: int) -> i
     if start.load_schedule:
         return parent_shift + (tokens if not start.load_data_position else 0)
     return -tokens if start.load_data_position else 0
-
-
-def newest_checkpoint(config: RunConfig) -> Path | None:
-    """The newest whole checkpoint in the run folder."""
-    complete = sorted(RunFolder(config.run.folder).checkpoints.glob("step-*/complete.json"))
-    return complete[-1].parent if complete else None
-
-
-def position_of(checkpoint: Path) -> dict[str, Any]:
-    """The position that a checkpoint holds; empty for weights alone. Raises IntegrityFault for a damaged one."""
-    path = checkpoint / "position.json"
-    if not path.is_file():
-        return {}
-    try:
-        position = orjson.loads(path.read_bytes())
-        if {"step", "tokens", "sequences"} <= position.keys():
-            return dict(position)
-    except (OSError, ValueError, AttributeError) as error:
-        raise IntegrityFault(f"{path}: not a readable position ({error})") from error
-    raise IntegrityFault(f"{path}: not a readable position (step, tokens or sequences are missing)")
 
 
 def _rate_of_parent(folder: Path) -> float | None:

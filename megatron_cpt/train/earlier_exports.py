@@ -79,7 +79,7 @@ def _step_of(export: Path, run: Run) -> int | None:
         tokens = int(read_history(export)["tokens"])
     except (KeyError, TypeError, ValueError):
         return None
-    tokens += run.config.tokens_at(run.beginning.begun_at)
+    tokens += run.config.tokens_at(run.start_state.first_own_step)
     step = run.config.token_batches.whole_steps(tokens)
     return step if run.config.tokens_at(step) == tokens else None
 

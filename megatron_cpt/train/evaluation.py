@@ -54,7 +54,7 @@ def _measure_updates(run: Run, logger: RunLogger, step: int) -> None:
     """How far the weights have moved, wherever a validation set has a mark; before the first update they have not."""
     if (
         run.start_weights is not None
-        and step > run.beginning.begun_at
+        and step > run.start_state.first_own_step
         and any(step in marks for marks in run.plan.marks.values())
     ):
         logger.log_weight_update(step, run.start_weights.updates(run.model))

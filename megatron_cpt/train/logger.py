@@ -51,7 +51,7 @@ class RunLogger:
         if not self._writes:
             return
         self._gap = RunningGap()
-        if run.first_step > run.beginning.begun_at:
+        if run.first_step > run.start_state.first_own_step:
             drop_records_after(run.folder.records, run.first_step)
             for record in read_records(run.folder.records) if run.folder.records.exists() else ():
                 if record["kind"] == "validation":
@@ -202,7 +202,7 @@ class RunLogger:
             "tokens": self._run.config.tokens_at(step),
             "set": validation_set.name,
             "role": validation_set.role,
-            "baseline": step == self._run.beginning.begun_at,
+            "baseline": step == self._run.start_state.first_own_step,
             "loss": loss.loss,
             "bits_per_byte": loss.bits_per_byte,
             "scored_tokens": int(loss.scored_tokens.sum()),
@@ -262,7 +262,7 @@ class RunLogger:
             "tokens": self._run.config.tokens_at(step),
             "task": task.name,
             "role": task.role,
-            "baseline": step == self._run.beginning.begun_at,
+            "baseline": step == self._run.start_state.first_own_step,
             "metric": task.metric,
             "num_fewshot": task.num_fewshot,
             "identity": task.identity,

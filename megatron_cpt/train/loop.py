@@ -11,7 +11,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from megatron_cpt.checkpoint import save
-from megatron_cpt.checkpoint.load import FREQUENT, KEPT, CheckpointState, complete_checkpoints
 from megatron_cpt.checkpoint.save import CheckpointWriter
 from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.schedule import learning_rate
@@ -20,6 +19,7 @@ from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import largest
 from megatron_cpt.planning.checks import batch_settings
+from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, CheckpointState, complete_checkpoints
 from megatron_cpt.train.evaluation import evaluate_marks
 from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import StepOutcome, train_step
@@ -46,10 +46,10 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
     asynchronous save is whole some steps later; a run does not end before it is.
     A stop leaves no record: stopped and resumed, a run has the records of one that never was.
     """
-    config, history = run.config, run.beginning.history
+    config, history = run.config, run.start_state.history
     if stop := _agreed_stop(run, run.first_step, request):
         return stop
-    if run.first_step == run.beginning.begun_at:
+    if run.first_step == run.start_state.first_own_step:
         evaluate_marks(run, logger, run.first_step)
         warm_up_moments(run, logger)
     with Saver(run, logger) as saver:
@@ -105,7 +105,7 @@ def _agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
 
 def _learning_rate_at(run: Run, step: int) -> float:
     """The learning rate of the update that ends a step: the schedule at the tokens consumed after it."""
-    config, shift = run.config, run.beginning.schedule_shift
+    config, shift = run.config, run.start_state.schedule_shift
     tokens = config.tokens_at(step)
     return learning_rate(config.schedule, tokens + shift, config.total_tokens + shift, config.tokens_per_step)
 
@@ -197,8 +197,8 @@ class Saver:
             skipped_in_a_row=history.skipped_in_a_row,
             recent_losses=list(history.losses),
             parts=trained_parts(config),
-            first_own_step=run.beginning.begun_at,
-            schedule_shift=run.beginning.schedule_shift,
+            first_own_step=run.start_state.first_own_step,
+            schedule_shift=run.start_state.schedule_shift,
             batches=batch_settings(config),
             measures=dict(run.measures),
         )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS, complete_checkpoints
+from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS
 from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, RankFailed, StorageFault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
@@ -21,6 +21,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, keep_freed_memory
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import (
     ExitCode,
     RunFolder,
@@ -115,7 +116,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
             logger.log(initial_loss_check.compare_initial_loss(run, reference, losses))
         if worse := initial_loss_check.check_guessing(run, losses):
             logger.warn(worse)
-    own = run.first_step > run.beginning.begun_at
+    own = run.first_step > run.start_state.first_own_step
     logger.log(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
     if not own:
         for warning in plan.warnings:

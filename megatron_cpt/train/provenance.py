@@ -22,7 +22,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cpt import __version__
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
-from megatron_cpt.checkpoint.load import complete_checkpoints
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.config.load import dump_config
 from megatron_cpt.config.schedule import Areas, learning_rate
@@ -33,6 +32,7 @@ from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAt
 from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
 from megatron_cpt.parallel.groups import all_agree
 from megatron_cpt.planning.resume_changes import ResumeChanges
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import write_durably
 from megatron_cpt.train.optimizer import parts
 from megatron_cpt.train.run import Run
@@ -263,9 +263,9 @@ def keep_config(run: Run, changes: ResumeChanges) -> None:
     """
     folder, first, text = run.folder, run.first_step, dump_config(run.config)
     kept = folder.configs()
-    if not kept and first > run.beginning.begun_at and folder.config.is_file():
+    if not kept and first > run.start_state.first_own_step and folder.config.is_file():
         # An older version kept the last alone.
-        write_durably(folder.config_from(run.beginning.begun_at), folder.config.read_bytes())
+        write_durably(folder.config_from(run.start_state.first_own_step), folder.config.read_bytes())
         kept = folder.configs()
     for step in [step for step in kept if step >= first]:
         kept.pop(step).unlink()
@@ -284,20 +284,20 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
     Args:
         step: the last step told of: with none of the run's own, its figures are 0 and its rates null.
     """
-    config, begun_at, shift = run.config, run.beginning.begun_at, run.beginning.schedule_shift
+    config, first_own_step, shift = run.config, run.start_state.first_own_step, run.start_state.schedule_shift
     size, consumed = config.tokens_per_step, config.tokens_at
     parent = _parent_of(run)
-    areas = run.areas if run.areas.updates <= step - begun_at else Areas()
+    areas = run.areas if run.areas.updates <= step - first_own_step else Areas()
     if not areas.updates:
         areas.before = parent["parent_final_learning_rate"]
-    for one in range(begun_at + areas.updates + 1, step + 1):
+    for one in range(first_own_step + areas.updates + 1, step + 1):
         areas.add(learning_rate(config.schedule, consumed(one) + shift, config.total_tokens + shift, size))
     own = {
         "forward_area": areas.forward,
         "annealing_area": areas.annealing,
         "peak_learning_rate": areas.peak,
         "final_learning_rate": areas.final,
-        "tokens": consumed(step) - consumed(begun_at),
+        "tokens": consumed(step) - consumed(first_own_step),
     }
     return parent | own
 
@@ -308,7 +308,7 @@ def _parent_of(run: Run) -> dict[str, Any]:
     A run that goes on keeps what its lineage.json says: model.hf may be a copy in another place by then.
     """
     names = ("parent", *(f"parent_{name}" for name in _HISTORY))
-    if run.first_step > run.beginning.begun_at and "parent" in (kept := read_history(run.folder.path)):
+    if run.first_step > run.start_state.first_own_step and "parent" in (kept := read_history(run.folder.path)):
         return {name: kept.get(name) for name in names}
     folder = _parent_folder(run.config)
     history = read_history(folder) if folder is not None else {}

@@ -23,7 +23,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_companions
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
-from megatron_cpt.checkpoint.load import CheckpointState, Layout, complete_checkpoints, load, load_weights, read_state
+from megatron_cpt.checkpoint.load import load, load_weights
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.config.schedule import Areas
 from megatron_cpt.config.schema import RunConfig, TrainingSettings
@@ -42,6 +42,7 @@ from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.planning.resume_changes import length_faults, measure_faults
 from megatron_cpt.planning.start_state import schedule_shift
+from megatron_cpt.runs.checkpoint_state import CheckpointState, Layout, complete_checkpoints, read_state
 from megatron_cpt.runs.folder import RunFolder, write_json
 from megatron_cpt.runs.library_warnings import take_warnings
 from megatron_cpt.runs.records import RunLog
@@ -101,7 +102,7 @@ class StartState:
 
     first_step: int
     """Steps done before: 0, or the step of the checkpoint it goes on from."""
-    begun_at: int
+    first_own_step: int
     """Steps that were done when the run began: more than 0 where it goes on counting another run's."""
     schedule_shift: int
     """Tokens by which the schedule is ahead of the run's own count."""
@@ -372,7 +373,7 @@ class Run:
     """lm-evaluation-harness's tasks, by the entry's name in the config."""
     start_weights: InitialWeights | None
     """The weights before the first update, where updates are measured from them."""
-    beginning: StartState
+    start_state: StartState
     """Where it stands."""
     measures: Mapping[str, str]
     """Identity of every validation set and task, by its name in messages."""
@@ -382,13 +383,13 @@ class Run:
     @property
     def changed_measures(self) -> list[str]:
         """Names of the validation sets and tasks that are no longer what they were at the checkpoint."""
-        before = self.beginning.measures or {}
+        before = self.start_state.measures or {}
         return [name for name, identity in self.measures.items() if before.get(name, identity) != identity]
 
     @property
     def first_step(self) -> int:
         """Steps done before: 0, or the step of the checkpoint it goes on from."""
-        return self.beginning.first_step
+        return self.start_state.first_step
 
     @property
     def hf_folder(self) -> Path:
@@ -466,7 +467,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         tasks=plan.inputs.tasks,
         harness=harness,
         start_weights=start_weights,
-        beginning=beginning,
+        start_state=beginning,
         measures={f"validation.sets.{one.name}": one.identity for one in sets}
         | {
             f"task {one.name}": one.identity

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_cpt.checkpoint.load import FREQUENT, MARKER, CheckpointState, Layout
 from megatron_cpt.checkpoint.save import best_of, prune, surplus
+from megatron_cpt.runs.checkpoint_state import FREQUENT, MARKER, CheckpointState, Layout
 from megatron_cpt.runs.folder import write_json
 
 

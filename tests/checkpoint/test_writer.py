@@ -9,9 +9,9 @@ import pytest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_cpt.checkpoint import save
-from megatron_cpt.checkpoint.load import complete_checkpoints
 from megatron_cpt.config.errors import RankFailed, StorageFault
 from megatron_cpt.parallel import groups
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from tests.ranks import Ranks
 from tests.train.runs import train
 from tests.workshop import Workshop

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_cpt.checkpoint.load import read_state
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.units import Stair
 from megatron_cpt.data.loader import Slots, TrainingData
 from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.runs.checkpoint_state import read_state
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, refusal, train
 from tests.train.test_numerics import train_with_nan

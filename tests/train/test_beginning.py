@@ -7,12 +7,12 @@ import orjson
 import pytest
 import yaml
 
-from megatron_cpt.checkpoint.load import read_state
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.report.read import read_runs
+from megatron_cpt.runs.checkpoint_state import read_state
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
@@ -143,6 +143,12 @@ def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Worksh
     (curve, gap), _ = read_runs([run])[0].validation
     assert curve.name == "general" and curve.tokens.tolist() == [0, 256, 768, 1280, 2048]
     assert gap.missing is None and gap.baseline == validated[0]["loss"]
+    # Once it has checkpoints of its own, it still began where it began.
+    words = (f"init_from.checkpoint={base / 'checkpoints' / 'step-00000004'}", *ALL_KEPT, *marks)
+    shutil.rmtree(run / "checkpoints/step-00000012")
+    plan = make_plan(load_config(workshop.write_config(run), words))
+    assert plan.start.step == 4 and plan.resume is not None and plan.resume.step == 8
+    assert plan.marks["general"] == (4, 5, 7, 9, 12)
     # Without a checkpoint of its own it begins again, and has one baseline.
     shutil.rmtree(run / "checkpoints")
     started(one_rank, workshop, run, base, *ALL_KEPT, *marks)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint.load import read_state
+from megatron_cpt.runs.checkpoint_state import read_state
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, train
 from tests.train.test_numerics import train_with_nan

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.load import complete_checkpoints
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from tests.ranks import Ranks
 from tests.train.runs import records_of, refusal, train
 from tests.workshop import Workshop, write_model, write_tokenizer_of

@@ -36,7 +36,16 @@ from megatron_cpt.config.errors import Fault, IntegrityFault, RankFailed, Storag
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import all_agree, barrier, restore_random_state
-from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, MARKER, CheckpointState, Layout, is_complete, read_state
+from megatron_cpt.runs.checkpoint_state import (
+    FREQUENT,
+    KEPT,
+    MARKER,
+    CheckpointState,
+    Layout,
+    is_complete,
+    read_state,
+    without_optimizer,
+)
 from megatron_cpt.runs.folder import sync_file, sync_folder, write_json
 
 
@@ -63,9 +72,8 @@ _DAMAGED = (
     "{checkpoint}: its optimizer state does not belong to its weights. It is a `fully_reshardable` checkpoint of a"
     " distributed optimizer whose gradients lay in several padded buckets (`parallel.overlap_grad_reduce`, or tied"
     " embeddings over pipeline stages), saved by a version that saved these wrongly. Its weights are right, and so are"
-    " exports. Start a new run in another folder with `init_from.checkpoint: {checkpoint}`, "
-    "`init_from.load_optimizer: false` and"
-    " data and schedule kept; or move it away and go on from an earlier checkpoint that was saved as `dp_reshardable`"
+    " exports. Start a new run in another folder with {instead}; or move it away and go on from an earlier checkpoint"
+    " that was saved as `dp_reshardable`"
 )
 """What is said of a checkpoint whose optimizer state is not that of its weights."""
 
@@ -94,7 +102,7 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
     with differing(optimizer, before) as counts:
         optimizer.load_state_dict(loaded["optimizer"])
     if not all_agree(counts[1] == 0):
-        raise IntegrityFault(_DAMAGED.format(checkpoint=checkpoint))
+        raise IntegrityFault(_DAMAGED.format(checkpoint=checkpoint, instead=without_optimizer(checkpoint)))
     if before != now:
         share_main_weights(optimizer)
     if position.layout == layout:
@@ -119,8 +127,8 @@ def _precision_faults(
             f"{checkpoint}: written with training.precision = {names.get(before, before)}; this run has"
             f" {names.get(now, now)}",
             f"optimizer state {saved} is that of one precision.",
-            f"Go on with the precision that it was written with;{kept} or start a new run in another folder with"
-            f" `init_from.checkpoint: {checkpoint}`, `init_from.load_optimizer: false` and the data and schedule kept.",
+            f"Go on with the precision that it was written with;{kept} or start a new run in another folder with "
+            f"{without_optimizer(checkpoint)}.",
         )
     ]
 

@@ -53,15 +53,17 @@ def main(arguments: list[str]) -> int:
     if _is_done(plan, folder):
         print(f"{folder.path}: already done with this configuration and these data")
         return ExitCode.DONE
-    folder.status.unlink(missing_ok=True)
+    last = read_status(folder.status) or Status("starting")
+    write_status(folder.status, Status("starting", step=last.step, tokens=last.tokens))
     command = [*launcher(args.nproc), "-m", "megatron_cpt.train", args.config, *args.overrides]
     code, told = _run_and_forward(command, environment(args.nproc), args.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
         return status.exit_code
-    if status is None and told:
+    if status is not None and status.state == "starting" and told:
         message = "stopped before training began; the same command resumes from the last checkpoint"
-        write_status(folder.status, Status("preempted", int(ExitCode.PREEMPTED), message))
+        preempted = Status("preempted", int(ExitCode.PREEMPTED), message, status.step, status.tokens)
+        write_status(folder.status, preempted)
         return ExitCode.PREEMPTED
     message = f"the training processes ended with code {code} without a message; see their output"
     before = status or Status("failed")

@@ -207,7 +207,9 @@ def goes_on(path: Path) -> bool:
     """Whether a folder's run goes on: its status says so, or is not there while the run starts."""
     folder = RunFolder(path)
     status = read_status(folder.status)
-    return status.state == "running" if status else folder.checkpoints.is_dir() and not folder.status.exists()
+    if status is None:
+        return folder.checkpoints.is_dir() and not folder.status.exists()
+    return status.state in ("starting", "running")
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

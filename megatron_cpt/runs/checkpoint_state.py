@@ -127,6 +127,11 @@ def find_state(checkpoint: Path) -> CheckpointState | None:
     return read_state(checkpoint) if (checkpoint / "position.json").is_file() else None
 
 
+def without_optimizer(checkpoint: Path) -> str:
+    """What a new run says to go on with everything of a checkpoint but its optimizer state."""
+    return f"`init_from: {{checkpoint: {checkpoint}, load_schedule: true, load_data_position: true}}`"
+
+
 def read_state(checkpoint: Path) -> CheckpointState:
     """The state in a checkpoint, also in one of version 0.1. Raises IntegrityFault."""
     try:

@@ -220,7 +220,7 @@ class Status:
     """The content of status.json."""
 
     state: str
-    """running, done, preempted or failed."""
+    """starting, running, done, preempted or failed."""
     exit_code: int | None = None
     """None while the run goes on."""
     message: str | None = None

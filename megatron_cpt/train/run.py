@@ -42,7 +42,13 @@ from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.planning.resume_changes import length_faults, measure_faults
 from megatron_cpt.planning.start_state import schedule_shift
-from megatron_cpt.runs.checkpoint_state import CheckpointState, Layout, complete_checkpoints, read_state
+from megatron_cpt.runs.checkpoint_state import (
+    CheckpointState,
+    Layout,
+    complete_checkpoints,
+    read_state,
+    without_optimizer,
+)
 from megatron_cpt.runs.folder import RunFolder, write_json
 from megatron_cpt.runs.library_warnings import take_warnings
 from megatron_cpt.runs.records import RunLog
@@ -243,8 +249,8 @@ def _check_parts(checkpoint: Path, position: CheckpointState, config: RunConfig)
         Fault(
             f"{checkpoint}: {'; '.join(changed)}",
             "optimizer state is of the parts that were trained, in groups by learning rate and weight decay.",
-            "Restore them (config.yaml in the run folder has them), or start a new run in another folder with"
-            f" `init_from.checkpoint: {checkpoint}`, `init_from.load_optimizer: false` and the data and schedule kept.",
+            "Restore them (config.yaml in the run folder has them), or start a new run in another folder with "
+            f"{without_optimizer(checkpoint)}.",
         )
     )
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from megatron_cpt.commands.dispatch import main
-from megatron_cpt.runs.folder import ExitCode, read_status
+from megatron_cpt.runs.folder import ExitCode, Status, read_status, write_status
 from tests.ranks import Ranks
 from tests.train.runs import train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer, write_tokenizer_of
@@ -144,11 +144,16 @@ def test_a_damaged_checkpoint_comes_back_as_exit_code_3(one_rank: Ranks, worksho
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
+    write_status(tmp_path / "run/status.json", Status("preempted", int(ExitCode.PREEMPTED), None, 4, 1024))
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=one_thread())
     assert done.returncode == ExitCode.INTEGRITY
     assert "__0_0.distcp" in done.stderr
     assert "Traceback" not in done.stderr
+    status = read_status(tmp_path / "run/status.json")
+    assert status is not None
+    # A start that fails has undone no step.
+    assert (status.state, status.exit_code, status.step, status.tokens) == ("failed", ExitCode.INTEGRITY, 4, 1024)
 
 
 def test_a_finished_run_is_not_done_again(one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: Any) -> None:

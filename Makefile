@@ -7,28 +7,32 @@
 # TORCH=system      keep the torch that the container brings (NGC images): .venv sees the system's packages
 # TORCH_INDEX=URL   take torch from this package index (PyTorch publishes one for CPU builds: 200 MB instead of 3 GB)
 # EXTRAS=NAMES      optional parts to install beside the usual ones, such as EXTRAS=eval,watch
+# MCORE=0.19.2      another release of Megatron-Core than the pinned one, in .venv-mcore-0.19.2; from 0.17 on it needs
+#                   Python 3.12: make test MCORE=0.19.2 PYTHON=python3.12
 
 PYTHON ?= python3
 TORCH ?= pinned
 TORCH_INDEX ?=
 EXTRAS ?=
-BIN := .venv/bin
+MCORE ?=
+VENV := .venv$(if $(MCORE),-mcore-$(MCORE))
+BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-all parity check clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | head -10
+	@sed -n 's/^# \?//p' Makefile | head -11
 
-install: .venv/.installed
+install: $(VENV)/.installed
 
 # Parts that are asked for are installed, whatever is there already.
 ifneq ($(EXTRAS),)
-.PHONY: .venv/.installed
+.PHONY: $(VENV)/.installed
 endif
 
-.venv/.installed: pyproject.toml constraints.txt setup.py tools/install.sh
-	PYTHON=$(PYTHON) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) EXTRAS=$(EXTRAS) bash tools/install.sh
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py tools/install.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) MCORE=$(MCORE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) EXTRAS=$(EXTRAS) bash tools/install.sh
 	@touch $@
 
 quickstart: install
@@ -50,4 +54,4 @@ check: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv quickstart
+	rm -rf .venv .venv-mcore-* quickstart

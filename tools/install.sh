@@ -1,39 +1,62 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned dependencies and this package in it. Called by `make install`, which explains TORCH, TORCH_INDEX and EXTRAS.
+# Makes VENV (.venv, unless MCORE is given) with the pinned dependencies and this package in it. Called by
+# `make install`, which explains MCORE, TORCH, TORCH_INDEX and EXTRAS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONPATH VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 python=${PYTHON:-python3}
+venv=${VENV:-.venv}
 
-"$python" - <<'PY' || exit 2
-import sys
-if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"Python {sys.version.split()[0]} found; megatron-cpt needs 3.11 or 3.12 "
+"$python" - "${MCORE:-}" <<'PY' || exit 2
+import re, sys
+python, version, mcore = sys.version_info[:2], sys.version.split()[0], sys.argv[1]
+if not (3, 11) <= python <= (3, 12):
+    sys.exit(f"Python {version} found; megatron-cpt needs 3.11 or 3.12 "
              "(Megatron-Core ships wheels for these): make install PYTHON=python3.11")
+if mcore:
+    if not re.fullmatch(r"\d+\.\d+\.\d+", mcore):
+        sys.exit(f"MCORE={mcore} is no release of Megatron-Core; a release is, for example, MCORE=0.19.2")
+    release = tuple(map(int, mcore.split(".")))
+    if not (0, 16, 1) <= release < (0, 20):
+        sys.exit(f"MCORE={mcore}: megatron-cpt accepts Megatron-Core from 0.16.1 to 0.19 (pyproject.toml). "
+                 "docs/megatron-core.md says what to do for another release")
+    if release >= (0, 17) and python < (3, 12):
+        sys.exit(f"MCORE={mcore} needs Python 3.12, and {sys.executable} is {version}: "
+                 f"make install MCORE={mcore} PYTHON=python3.12")
 PY
 
+constraints=$(mktemp)
+trap 'rm -f "$constraints"' EXIT
+cp constraints.txt "$constraints"
+beside=
+if [ -n "${MCORE:-}" ]; then
+    sed -i "s/^megatron-core==.*/megatron-core==$MCORE/" "$constraints"
+    # A torch for CPUs does not bring triton.
+    case $MCORE in 0.16.* | 0.17.*) ;; *) beside=triton ;; esac
+fi
+
 if [ "${TORCH:-pinned}" = system ]; then
-    "$python" -m venv --system-site-packages .venv
-    constraints=$(mktemp)
-    trap 'rm -f "$constraints"' EXIT
-    grep -v '^torch==' constraints.txt > "$constraints"
-    .venv/bin/python -c 'import torch; print("torch==" + torch.__version__)' >> "$constraints" || {
+    "$python" -m venv --system-site-packages "$venv"
+    sed -i '/^torch==/d; /^triton==/d' "$constraints"
+    "$venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >> "$constraints" || {
         echo "TORCH=system, but $python has no torch: install one, or leave TORCH out." >&2; exit 2; }
 else
-    "$python" -m venv .venv
-    constraints=constraints.txt
+    "$python" -m venv "$venv"
     if [ -n "${TORCH_INDEX:-}" ]; then
-        .venv/bin/pip install --progress-bar off -c constraints.txt --index-url "$TORCH_INDEX" torch
+        "$venv/bin/pip" install --progress-bar off -c "$constraints" --index-url "$TORCH_INDEX" torch
     fi
 fi
-.venv/bin/pip install --progress-bar off -q -c "$constraints" -e ".[dev,fast,quality${EXTRAS:+,$EXTRAS}]"
+"$venv/bin/pip" install --progress-bar off -q -c "$constraints" -e ".[dev,fast,quality${EXTRAS:+,$EXTRAS}]" $beside
 
-.venv/bin/python - <<'PY'
+"$venv/bin/python" - "$venv" <<'PY'
+import sys
+from importlib.metadata import version
+
 import torch
 if torch.version.cuda and not torch.cuda.is_available():
     print(f"Note: torch {torch.__version__} is a CUDA build (CUDA {torch.version.cuda}), and this machine shows no GPU. "
           "It works, at several GB more than needed. For a CPU build: "
           "make clean install TORCH_INDEX=<PyTorch's package index for CPU builds>")
-print(f"Installed in .venv: torch {torch.__version__}")
+print(f"Installed in {sys.argv[1]}: torch {torch.__version__}, megatron-core {version('megatron-core')}")
 PY

@@ -65,6 +65,7 @@ class CheckpointWriter:
         self._queue = AsyncCallsQueue(persistent=False)  # persistent workers die on a CPU, and training then hangs
         self._pending: Path | None = None
         self._checked: set[str] = set()
+        self._staged: Any = None
 
     def begin(
         self,
@@ -112,9 +113,21 @@ class CheckpointWriter:
             leave_hashes(checkpoint, groups.rank())
         else:
             request = request._replace(async_fn=partial(_write_and_hash, request.async_fn, checkpoint, groups.rank()))
+        if request.preload_fn is not None:
+            request = request._replace(preload_fn=partial(self._stage, request.preload_fn))
         self._queue.schedule_async_request(request)
         self._pending = checkpoint
         return time.perf_counter() - started
+
+    def _stage(self, copy_to_host: Callable[[], Any]) -> Any:
+        """Copies what the writing process reads to the host, and keeps the copies until it has ended.
+
+        Megatron-Core before 0.17 lets them go as soon as the process is forked. From a GPU they are pinned memory, which
+        the next copy from the GPU would fill: past the fork's copy on write, so that the file has other numbers
+        (Megatron-LM pull request 2288).
+        """
+        self._staged = copy_to_host()
+        return self._staged
 
     def finish(self, wait: bool) -> Path | None:
         """The checkpoint that has become whole, if one has: now, or, if waited for, when it is written.
@@ -128,6 +141,7 @@ class CheckpointWriter:
             ended = self._queue.maybe_finalize_async_calls(blocking=wait)
         if not ended:
             return None
+        self._staged = None
         checkpoint, self._pending = self._pending, None
         seal(checkpoint)
         return checkpoint

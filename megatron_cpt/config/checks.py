@@ -515,6 +515,31 @@ def _dependence_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(
             f"parallel.virtual_pipeline = {parallel.virtual_pipeline}", rule, "Raise parallel.pipeline, or set it to 1."
         )
+    passed = config.megatron.transformer
+    if isinstance(passed.get("cp_comm_type"), list):
+        # Megatron-LM pull request 3389.
+        yield Fault(
+            f"megatron.transformer.cp_comm_type = {passed['cp_comm_type']}",
+            "Megatron-Core before 0.17 gives each layer the word of the next.",
+            "Give one word for all layers.",
+        )
+    if parallel.virtual_pipeline > 1 and passed.get("deallocate_pipeline_outputs"):
+        # Megatron-LM pull request 4047.
+        yield Fault(
+            "megatron.transformer.deallocate_pipeline_outputs = true",
+            "Megatron-Core before 0.18 frees what an interleaved pipeline is still sending, and the next stage reads "
+            "other numbers.",
+            "Take it out, or set parallel.virtual_pipeline to 1.",
+        )
+    balance = passed.get("moe_router_load_balancing_type")
+    together = config.data.attention == "within_documents" and config.training.micro_batch_size > 1
+    if together and "seq_aux_loss" in ([balance] if isinstance(balance, str) else balance or []):
+        yield Fault(
+            f"megatron.transformer.moe_router_load_balancing_type = {balance}",
+            "with data.attention: within_documents a micro batch is one row, and the balance of each sequence would be "
+            "that of the row.",
+            "Set training.micro_batch_size to 1, or use aux_loss.",
+        )
     if parallel.overlap_param_gather and not parallel.distributed_optimizer:
         rule = "parameters are gathered only where the distributed optimizer divides them."
         yield Fault("parallel.overlap_param_gather = true", rule, "Set parallel.distributed_optimizer, or take it out.")
@@ -625,6 +650,12 @@ _TRANSFORMER = {
             "hierarchical_context_parallel_sizes",
             "expert_tensor_parallel_size",
             "calculate_per_token_loss",
+            # 0.16.1 rounds the residual stream to bf16 all the same; torch's norms refuse it in every release.
+            "fp32_residual_connection",
+            # Weights that are stored in fp8 or fp4: no checkpoint and no export of them was tried. `fp8` alone computes
+            # in it, and is passed.
+            "fp8_param",
+            "fp4_param",
             "variable_seq_lengths",
             "finalize_model_grads_func",
             "grad_scale_func",
@@ -654,7 +685,20 @@ DDP = {
     "use_distributed_optimizer": "`parallel.distributed_optimizer`",
     "overlap_grad_reduce": "`parallel.overlap_grad_reduce`",
     "overlap_param_gather": "`parallel.overlap_param_gather`",
-    **dict.fromkeys(("grad_reduce_in_fp32", "average_in_collective", "use_megatron_fsdp", "use_custom_fsdp")),
+    **dict.fromkeys(
+        (
+            "grad_reduce_in_fp32",
+            "average_in_collective",
+            "use_megatron_fsdp",
+            "use_custom_fsdp",
+            # More than one takes process groups that are not made here.
+            "num_distributed_optimizer_instances",
+            # Weights that are stored in fp8 or fp4, as above.
+            "fp8_param_gather",
+            "fp4_param_gather",
+            "reuse_grad_buf_for_mxfp8_param_ag",
+        )
+    ),
 }
 
 

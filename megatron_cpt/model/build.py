@@ -32,6 +32,7 @@ from megatron_cpt.model.layers import block_spec, transformer_engine_usable, win
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
     install_router_losses,
+    mark_expert_weights,
     mask_vocab_padding,
     padded_vocabulary,
     scale_embeddings,
@@ -284,6 +285,7 @@ def _build_chunk(
     scale_embeddings(model, shape)
     cap_logits(model, shape)
     mask_vocab_padding(model, shape)
+    mark_expert_weights(model)
     add_z_loss(model, options.z_loss)
     return model
 

@@ -14,7 +14,6 @@ from megatron_cpt.model.layers import transformer_engine_usable
 _ENGINE_ONLY = (
     "fp8",
     "fp4",
-    "fp8_param",
     "tp_comm_overlap",
     "moe_grouped_gemm",
     "apply_rope_fusion",
@@ -38,13 +37,6 @@ def machine_faults(config: RunConfig) -> Iterator[Fault]:
                 f"megatron.transformer.{name} = {value!r}",
                 "only Transformer Engine's layers have it, and it is not usable here (`megatron-cpt doctor` says why).",
                 "Install transformer_engine on a machine with a GPU, or take this out.",
-            )
-    for name, value in config.megatron.ddp.items():
-        if name.startswith("fp8") and value:
-            yield Fault(
-                f"megatron.ddp.{name} = {value!r}",
-                "only Transformer Engine's layers have fp8 parameters, and it is not usable here.",
-                "Take this out.",
             )
 
 

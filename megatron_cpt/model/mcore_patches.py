@@ -4,6 +4,9 @@
   token, gradients are divided by the tokens of the global batch at the end, so these losses are multiplied by a micro
   batch's tokens before. 0.16.1 multiplies by the rank's own tokens, and both losses count an n-th of what they do in
   one process; 0.19.2 multiplies by all. Here they are multiplied by all in every version.
+- Balance of each sequence (`seq_aux_loss`): the tokens of one sequence are taken for those of the micro batch before
+  0.19. Here they are those of the micro batch.
+- Marks of experts' weights, by which the gradient norm counts them on each tensor-parallel rank: set in every version.
 - Vocabulary padding: rows that fill up an uneven vocabulary take part in the softmax; they are masked.
 - Embedding scaling and logit caps of some families are not in GPTModel.
 """
@@ -67,6 +70,22 @@ def mask_vocab_padding(model: GPTModel, shape: ModelShape) -> None:
         model.output_layer.register_forward_hook(hide)
 
 
+def mark_expert_weights(model: GPTModel) -> None:
+    """Marks the weights of experts as divided over tensor-parallel ranks.
+
+    Transformer Engine from 2.13 on leaves the mark out of grouped layers, and Megatron-Core before 0.19 does not set it:
+    the gradient norm, and clipping, would then count what the first of these ranks holds alone (Megatron-LM pull request
+    5916).
+    """
+    for layer in model.decoder.layers:
+        experts = getattr(layer.mlp, "experts", None)
+        if experts is not None:
+            for name, parameter in experts.named_parameters():
+                # weight, or weight0, weight1, ... of grouped layers; a bias after a product of parts is whole.
+                if ".linear_fc1." in f".{name}" or ".weight" in name:
+                    parameter.tensor_model_parallel = True
+
+
 def install_router_losses() -> None:
     """Has Megatron-Core's routers weigh their losses this way from now on, in this process."""
     if TopKRouter.attach_and_log_load_balancing_loss.__module__ == __name__:
@@ -87,12 +106,12 @@ def _balance_of_whole_sequences(attach: Callable[..., Tensor]) -> Callable[..., 
         coefficient: float,
         balance: Tensor,
         *rest: Any,
-        valid_token_count: int | Tensor | None = None,
         **named: Any,
     ) -> Tensor:
         if router.calculate_per_token_loss and balance.requires_grad:  # not in the first pass of a recomputed layer
-            own = activation.shape[0] if valid_token_count is None else valid_token_count
-            tokens = own * router.tp_cp_group.size()
+            # All of them, as none is padding. What is passed as valid_token_count is in some releases the tokens of one
+            # sequence, where the balance is that of each sequence (Megatron-LM pull request 5798).
+            tokens = activation.shape[0] * router.tp_cp_group.size()
             balance.register_hook(lambda gradient: gradient * tokens)
         with temporary_attributes(router, calculate_per_token_loss=False):  # or it would multiply once more
             return attach(router, activation, coefficient, balance, *rest, **named)

@@ -3,7 +3,9 @@
 import os
 import resource
 import signal
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
@@ -68,3 +70,40 @@ def test_a_full_disk_ends_the_run_with_an_error(one_rank: Ranks, workshop: Works
     said = one_rank.call(full_disk, path=path, overrides=("checkpoint.async_save=true",))[0]
     assert "is its disk full?" in said
     assert complete_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def copies_at_the_end_of_a_save(path: Path) -> tuple[int, list[bool]]:
+    """Job: trains, with copies on the host as from a GPU; how many there are, and which live while they are written."""
+    copies: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    finish = save.CheckpointWriter.finish
+
+    def copied(buckets: list[Any], non_blocking: bool = True) -> list[Any]:
+        staged = [
+            (*places, (texts, [(item, tensor.clone()) for item, tensor in tensors]))
+            for *places, (texts, tensors) in buckets
+        ]
+        copies.extend(weakref.ref(tensor) for *_, (_, tensors) in staged for _, tensor in tensors)
+        return staged
+
+    def finish_looking(writer: save.CheckpointWriter, wait: bool) -> Path | None:
+        alive.extend(copy() is not None for copy in copies)
+        whole = finish(writer, wait)
+        if whole is not None:
+            assert all(copy() is None for copy in copies), "kept when the file is written"
+            copies.clear()
+        return whole
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(copied))
+        patch.setattr(save.CheckpointWriter, "finish", finish_looking)
+        assert train(path) == 0
+    return len(alive), alive
+
+
+def test_copies_on_the_host_live_until_they_are_written(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
+    looked_at, alive = one_rank.call(copies_at_the_end_of_a_save, path=path)[0]
+    assert looked_at > 0
+    assert all(alive)
+    assert complete_checkpoints(tmp_path / "run" / "checkpoints") != []

@@ -221,6 +221,45 @@ def test_all_faults_come_at_once() -> None:
     ]
 
 
+SENT_TOO_LATE = {"megatron__transformer": {"deallocate_pipeline_outputs": True}}
+OF_A_ROW = {
+    "megatron__transformer": {"moe_router_load_balancing_type": "seq_aux_loss"},
+    "data__attention": "within_documents",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (SENT_TOO_LATE | {"parallel": {"pipeline": 2, "virtual_pipeline": 2}}, "deallocate_pipeline_outputs = true:"),
+        (OF_A_ROW | {"training__micro_batch_size": 2}, "moe_router_load_balancing_type = seq_aux_loss: with"),
+        ({"megatron__transformer": {"cp_comm_type": ["p2p", "a2a"]}}, "cp_comm_type = ['p2p', 'a2a']: Megatron-Core"),
+        (
+            {"megatron__transformer": {"fp32_residual_connection": True}},
+            "fp32_residual_connection = True: megatron-cpt",
+        ),
+        ({"megatron__transformer": {"recompute_num_layers": 3}}, "recompute_num_layers = 3: megatron-cpt sets this"),
+        ({"megatron__transformer": {"fp8_param": True}}, "fp8_param = True: megatron-cpt sets this field itself."),
+    ],
+)
+def test_what_some_release_of_megatron_core_gets_wrong_is_refused(changes: dict[str, Any], expected: str) -> None:
+    (complaint,) = complaints(**changes)
+    assert complaint.startswith(f"megatron.transformer.{expected}")
+
+
+@pytest.mark.parametrize("name", ["num_distributed_optimizer_instances", "fp8_param_gather"])
+def test_gradient_buffers_that_were_not_tried_are_refused(name: str) -> None:
+    assert complaints(megatron__ddp={name: 2}) == [
+        f"megatron.ddp.{name} = 2: megatron-cpt sets this field itself. Take it out; it cannot be chosen."
+    ]
+
+
+def test_the_same_fields_are_passed_where_they_are_right() -> None:
+    assert complaints(**SENT_TOO_LATE, parallel={"pipeline": 2}) == []
+    assert complaints(**OF_A_ROW, training__micro_batch_size=1) == []
+    assert complaints(megatron__transformer={"cp_comm_type": "p2p", "fp8": "hybrid"}) == []
+
+
 def test_what_megatron_core_alone_decides_may_be_passed() -> None:
     assert complaints(megatron={"transformer": {"recompute_modules": ["core_attn"]}, "ddp": {"bucket_size": 10}}) == []
 

@@ -42,6 +42,10 @@ BASES = {
     "dense": (),
     "experts": (),
     "experts, router z-loss": ("megatron.transformer.moe_z_loss_coeff=0.1",),
+    "experts, sequence balance": (
+        "megatron.transformer.moe_router_load_balancing_type=seq_aux_loss",
+        "megatron.transformer.moe_aux_loss_coeff=0.1",
+    ),
     "documents": ("data.attention=within_documents",),
 }
 """Runs of one process, and their settings; those of experts have another model."""
@@ -105,6 +109,12 @@ ROWS = {
     "experts, expert 2, tensor 2, sequence": Row(4, (), base="experts").named(expert=2, tensor=2, sequence="true"),
     "experts, router z-loss, expert 2, context 2": Row(2, (), base="experts, router z-loss").named(expert=2, context=2),
     "experts, router z-loss, tensor 2, sequence": Row(2, (), base="experts, router z-loss").named(
+        tensor=2, sequence="true"
+    ),
+    "experts, sequence balance, 8 micro batches": Row(
+        1, ("training.micro_batch_size=1",), base="experts, sequence balance"
+    ),
+    "experts, sequence balance, tensor 2, sequence": Row(2, (), base="experts, sequence balance").named(
         tensor=2, sequence="true"
     ),
     "experts, recomputation, selective": Row(1, ("training.recompute=selective",), base="experts"),

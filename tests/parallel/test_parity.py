@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from megatron.core.transformer.moe.experts import SequentialMLP
 
 from tests.parallel import matrix
 from tests.ranks import Ranks
@@ -77,6 +78,7 @@ SHORT = (
     "tensor 2, pipeline 2",
     "context 2",
     "experts, expert 2, context 2",
+    "experts, sequence balance, 8 micro batches",
     "recomputation, selective",
 )
 
@@ -93,3 +95,27 @@ def test_a_row_of_the_matrix(
     reference = one_process(row.base)
     assert_same_run(tmp_path / "run", reference)
     assert matrix.differences(tmp_path / "run", reference).passed
+
+
+def train_unmarked(path: Path, overrides: tuple[str, ...]) -> int:
+    """Job: trains experts whose weights are built as Transformer Engine 2.13 and later build those of grouped layers."""
+    build = SequentialMLP.__init__
+
+    def build_unmarked(experts: SequentialMLP, *arguments: object, **named: object) -> None:
+        build(experts, *arguments, **named)
+        for parameter in experts.parameters():
+            del parameter.tensor_model_parallel
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SequentialMLP, "__init__", build_unmarked)
+        return train(path, overrides)
+
+
+def test_weights_of_experts_count_in_the_gradient_norm_on_every_rank_that_has_a_part(
+    two_ranks: Ranks, workshop: Workshop, one_process: Reference, tmp_path: Path
+) -> None:
+    path = workshop.write_config(tmp_path / "run", model={"hf": str(workshop.hf_with_experts())})
+    layout = ("parallel.tensor=2", "parallel.sequence=true", "training.tokens=3 steps", "validation.sets={}")
+    two_ranks.call(train_unmarked, path=path, overrides=layout)
+    ours, theirs = (column(records_of(run, "train"), "grad_norm") for run in (tmp_path / "run", one_process("experts")))
+    np.testing.assert_allclose(ours, theirs[:3], rtol=1e-5, atol=0)

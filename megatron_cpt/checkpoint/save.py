@@ -122,8 +122,8 @@ class CheckpointWriter:
     def _stage(self, copy_to_host: Callable[[], Any]) -> Any:
         """Copies what the writing process reads to the host, and keeps the copies until it has ended.
 
-        Megatron-Core before 0.17 lets them go as soon as the process is forked. From a GPU they are pinned memory, which
-        the next copy from the GPU would fill: past the fork's copy on write, so that the file has other numbers
+        Megatron-Core before 0.17 lets them go as soon as the process is forked. From a GPU they are pinned memory,
+        which the next copy from the GPU would fill: past the fork's copy on write, so that the file has other numbers
         (Megatron-LM pull request 2288).
         """
         self._staged = copy_to_host()

@@ -73,9 +73,9 @@ def mask_vocab_padding(model: GPTModel, shape: ModelShape) -> None:
 def mark_expert_weights(model: GPTModel) -> None:
     """Marks the weights of experts as divided over tensor-parallel ranks.
 
-    Transformer Engine from 2.13 on leaves the mark out of grouped layers, and Megatron-Core before 0.19 does not set it:
-    the gradient norm, and clipping, would then count what the first of these ranks holds alone (Megatron-LM pull request
-    5916).
+    Transformer Engine from 2.13 on leaves the mark out of grouped layers, and Megatron-Core before 0.19 does not set
+    it: the gradient norm, and clipping, would then count what the first of these ranks holds alone (Megatron-LM pull
+    request 5916).
     """
     for layer in model.decoder.layers:
         experts = getattr(layer.mlp, "experts", None)

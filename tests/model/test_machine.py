@@ -15,7 +15,7 @@ without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transfo
 @pytest.mark.parametrize(
     "passed",
     [{"fp8": "hybrid"}, {"tp_comm_overlap": True}, {"moe_grouped_gemm": True}],
-    ids=lambda passed: [*passed][0],
+    ids=lambda passed: next(iter(passed)),
 )
 def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[str, Any]) -> None:
     (fault,) = machine_faults(config_with(megatron={"transformer": passed}))

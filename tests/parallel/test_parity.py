@@ -10,7 +10,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 
 from tests.parallel import matrix
 from tests.ranks import Ranks
-from tests.train.runs import column, records_of
+from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
 
 TWENTY_STEPS = (
@@ -98,7 +98,7 @@ def test_a_row_of_the_matrix(
 
 
 def train_unmarked(path: Path, overrides: tuple[str, ...]) -> int:
-    """Job: trains experts whose weights are built as Transformer Engine 2.13 and later build those of grouped layers."""
+    """Job: trains experts whose weights have no marks, as those of Transformer Engine's grouped layers from 2.13 on."""
     build = SequentialMLP.__init__
 
     def build_unmarked(experts: SequentialMLP, *arguments: object, **named: object) -> None:

@@ -169,7 +169,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         **_recompute_fields(shape, options.recompute),
         # Random weights are drawn whole on the CPU and then sliced, so that tensor-parallel sizes agree.
         "use_cpu_initialization": not on_gpu,
-        # Also where weights are loaded next: without it 0.16.1 leaves out the tensor-parallel marks of the weights,
+        # Also where weights are loaded next: without it releases before 0.18 leave out the tensor-parallel marks,
         # and gradient norms and clipping are silently wrong under tensor parallelism.
         "perform_initialization": True,
         # The loss of a step is the sum of nats over the sum of tokens, whatever the ranks and micro batches.

@@ -2,8 +2,8 @@
 
 - Router losses: each of n ranks adds what its own tokens give, over all tokens of the micro batch. With a loss per
   token, gradients are divided by the tokens of the global batch at the end, so these losses are multiplied by a micro
-  batch's tokens before. 0.16.1 multiplies by the rank's own tokens, and both losses count an n-th of what they do in
-  one process; 0.19.2 multiplies by all. Here they are multiplied by all in every version.
+  batch's tokens before. Releases before 0.19 multiply by the rank's own tokens, and both losses count an n-th of
+  what they do in one process. Here they are multiplied by all in every version.
 - Balance of each sequence (`seq_aux_loss`): the tokens of one sequence are taken for those of the micro batch before
   0.19. Here they are those of the micro batch.
 - Marks of experts' weights, by which the gradient norm counts them on each tensor-parallel rank: set in every version.

@@ -247,7 +247,9 @@ def test_what_some_release_of_megatron_core_gets_wrong_is_refused(changes: dict[
     assert complaint.startswith(f"megatron.transformer.{expected}")
 
 
-@pytest.mark.parametrize("name", ["num_distributed_optimizer_instances", "fp8_param_gather"])
+@pytest.mark.parametrize(
+    "name", ["num_distributed_optimizer_instances", "fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag"]
+)
 def test_gradient_buffers_that_were_not_tried_are_refused(name: str) -> None:
     assert complaints(megatron__ddp={name: 2}) == [
         f"megatron.ddp.{name} = 2: megatron-cpt sets this field itself. Take it out; it cannot be chosen."

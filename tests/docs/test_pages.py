@@ -9,6 +9,7 @@ import yaml
 
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.parallel.upstream_fixes import FIXES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "megatron_cpt"
@@ -31,6 +32,24 @@ def test_the_page_of_the_python_interface_is_written_from_its_docstrings() -> No
         [sys.executable, ROOT / "tools/api_page.py"], capture_output=True, text=True, check=True
     ).stdout
     assert (ROOT / "docs/api.md").read_text() == page, "run tools/api_page.py > docs/api.md"
+
+
+def test_the_page_of_megatron_core_is_written_from_the_table() -> None:
+    script = ROOT / "tools/megatron_core_page.py"
+    page = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs/megatron-core.md").read_text() == page, (
+        "run tools/megatron_core_page.py > docs/megatron-core.md"
+    )
+
+
+def test_every_fix_of_megatron_core_is_shown_by_a_test_or_a_reason() -> None:
+    fixes = [fix for part in FIXES.values() for fix in part]
+    assert len({fix.number for fix in fixes}) == len(fixes)
+    for fix in fixes:
+        tests = re.findall(r"(tests/[\w/]+\.py)::(\w+)", fix.shown_by)
+        assert tests or fix.here in ("not hit", "open"), fix.number
+        for file, test in tests:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{fix.number}: {file}::{test}"
 
 
 def test_the_architecture_names_every_room_and_file_and_no_other() -> None:

@@ -115,7 +115,7 @@ def test_weights_of_experts_count_in_the_gradient_norm_on_every_rank_that_has_a_
     two_ranks: Ranks, workshop: Workshop, one_process: Reference, tmp_path: Path
 ) -> None:
     path = workshop.write_config(tmp_path / "run", model={"hf": str(workshop.hf_with_experts())})
-    layout = ("parallel.tensor=2", "parallel.sequence=true", "training.tokens=3 steps", "validation.sets={}")
+    layout = ("parallel.tensor=2", "parallel.sequence=true", "training.tokens=20 steps", "validation.sets={}")
     two_ranks.call(train_unmarked, path=path, overrides=layout)
     ours, theirs = (column(records_of(run, "train"), "grad_norm") for run in (tmp_path / "run", one_process("experts")))
-    np.testing.assert_allclose(ours, theirs[:3], rtol=1e-5, atol=0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=0)

@@ -1,6 +1,7 @@
 """What is asked of the installed Megatron-Core, on functions and dataclasses like those of its releases."""
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cpt.parallel.mcore_compat import known_fields, options_of_save
+from megatron_cpt.parallel.upstream_fixes import NEWEST_RELEASE
 
 PACKAGE = Path(__file__).parents[2] / "megatron_cpt"
 MACHINE_WING = ("parallel", "data", "model", "checkpoint", "evaluate", "train")
@@ -57,3 +59,21 @@ def test_no_other_file_of_the_machine_wing_asks() -> None:
                 if isinstance(node, ast.Attribute) and ast.unparse(node) == "megatron.core.__version__":
                     asking.add(path.name)
     assert asking == {"mcore_compat.py"}
+
+
+def to_do(release: str) -> str:
+    """What a release asks for whose fixes nobody has read; nothing, if they are in the table."""
+    newest, installed = (tuple(map(int, re.findall(r"\d+", version)[:3])) for version in (NEWEST_RELEASE, release))
+    if installed <= newest:
+        return ""
+    return (
+        f"Megatron-Core {release} is newer than {NEWEST_RELEASE}, the newest release whose fixes are in "
+        "megatron_cpt/parallel/upstream_fixes.py. What to do: docs/megatron-core.md, What a newer release asks for."
+    )
+
+
+def test_the_fixes_of_the_installed_release_are_in_the_table() -> None:
+    assert to_do("0.16.1") == to_do(NEWEST_RELEASE) == ""
+    assert to_do("0.19.10").startswith("Megatron-Core 0.19.10 is newer")
+    assert to_do("0.20.0rc1").startswith("Megatron-Core 0.20.0rc1 is newer")
+    assert not to_do(megatron.core.__version__), to_do(megatron.core.__version__)

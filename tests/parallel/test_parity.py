@@ -116,6 +116,6 @@ def test_weights_of_experts_count_in_the_gradient_norm_on_every_rank_that_has_a_
 ) -> None:
     path = workshop.write_config(tmp_path / "run", model={"hf": str(workshop.hf_with_experts())})
     layout = ("parallel.tensor=2", "parallel.sequence=true", "training.tokens=20 steps", "validation.sets={}")
-    two_ranks.call(train_unmarked, path=path, overrides=layout)
+    two_ranks.call(train_unmarked, timeout=900, path=path, overrides=layout)
     ours, theirs = (column(records_of(run, "train"), "grad_norm") for run in (tmp_path / "run", one_process("experts")))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=0)

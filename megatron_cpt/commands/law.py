@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from megatron_cpt.commands.law_output import (
+    calibration_text,
     choice_text,
     combination_text,
     errors_text,
@@ -59,7 +60,7 @@ from megatron_cpt.scaling_law.tables import (
     table_document,
     tables_of_runs,
 )
-from megatron_cpt.scaling_law.uncertainty import band, bootstrap, profiled
+from megatron_cpt.scaling_law.uncertainty import band, bootstrap, calibrated, profiled
 
 KINDS = ("constant", "linear", "cosine", "wsd")
 
@@ -134,6 +135,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peak-lr", type=float, metavar="RATE")
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--replay", type=share, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
+    parser.add_argument("--base", metavar="RUN", help="begin where this fitted run began (where there were several)")
     _add_sizes(parser)
     parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")
@@ -154,6 +156,13 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peak-lr", metavar="RATES", help="default: 9 over the fitted range")
     parser.add_argument("--steps", metavar="STEPS", help="default: that of the longest fitted curve")
     parser.add_argument("--schedule", default="cosine,wsd", metavar="KINDS", help="of " + ", ".join(KINDS))
+    parser.add_argument(
+        "--base",
+        action="append",
+        dest="bases",
+        metavar="RUN",
+        help="begin where this fitted run began, such as before the base's decay (default: all bases are compared)",
+    )
     _add_sizes(parser)
     parser.add_argument(
         "--domain-tokens", metavar="COUNT", help="unique tokens of new text: repeated ones count as less"
@@ -192,7 +201,13 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, metavar="STEPS", help="of logs (default: up to the first row)")
-    parser.add_argument("--from-step", type=int, default=1, metavar="STEP", help="leave earlier points out (default 1)")
+    parser.add_argument(
+        "--from-step",
+        type=int,
+        metavar="STEP",
+        help="leave earlier points out (default: run folders, three warm-ups or a tenth of the run, whichever is more;"
+        " logs and tables, 1)",
+    )
     parser.add_argument("--loss-tag", default="loss", help="TensorBoard: tag of the loss (default loss)")
     parser.add_argument("--rate-tag", default="lr", help="TensorBoard: tag of the learning rate (default lr)")
 
@@ -288,8 +303,7 @@ def _tables(args: argparse.Namespace) -> dict[str, Table]:
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
     if not runs and len(args.curves) > 1:
         raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
-    along_from = args.from_step if args.law in (CRITICAL, D_CPT) else None
-    tables = tables_of_runs(runs, along_from) if runs else read_table(args.curves[0])
+    tables = tables_of_runs(runs, args.law in (CRITICAL, D_CPT), args.from_step) if runs else read_table(args.curves[0])
     wanted = args.sets or list(tables)
     refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in wanted
             if name not in tables])  # fmt: skip
@@ -361,9 +375,11 @@ def fit(args: argparse.Namespace) -> int:
         method = _method(law, found, args)
         fitting = fit_law(law, found, fixed(args.fix), args.free, method=method)
         drawn = bootstrap(fitting, found, args.draws) if args.draws > 0 else fitting
-        fits[name] = profiled(drawn, found, drawn.weak) if args.profile else drawn
+        drawn = profiled(drawn, found, drawn.weak) if args.profile else drawn
+        fits[name] = calibrated(drawn, found, args.free) if args.draws > 0 else drawn
         print(f"{name}\n{fit_text(fits[name])}")
         print(f"  on the fitted curves: {errors_text(mean_errors([errors_on(fitting, curve) for curve in found]))}")
+        print(calibration_text(fits[name]))
     for name, combined in combinations.items():
         print(combination_text(name, combined))
     laws = laws_of(fits, curves, combinations)
@@ -399,10 +415,10 @@ def predict(args: argparse.Namespace) -> int:
         curves = _curves_of(args.curves, args.sets or list(laws.fits), args)
     else:
         recipe = _recipe(args)
-        planned = recipe.curve(laws.base)
+        planned = recipe.curve(laws.start_of(recipe).base)
         curves = {name: [planned] for name in args.sets or laws.fits}
         for words in laws.fitted.beyond(recipe):
-            print(f"outside the fitted range: {words}")
+            print(f"outside what was fitted: {words}")
         of_end = laws.outcome(recipe, {}).sets
         for name in laws.combinations:
             print(f"{name}: {of_end[name].loss:.4f} [{of_end[name].low:.4f}, {of_end[name].high:.4f}] at the end")
@@ -438,7 +454,7 @@ def choose(args: argparse.Namespace) -> int:
     sets = [*weights, *bounds]
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.sets)}.") for name in sets
             if name not in laws.sets])  # fmt: skip
-    unmeasured = [name for name in bounds if laws.start_losses[name] is None]
+    unmeasured = [name for name in bounds for start in laws.starts.values() if start.losses[name] is None]
     refuse(
         [
             Fault(f"--bound {name}", "has no measured start.", "Fit runs with an evaluation at step 0.")
@@ -457,7 +473,7 @@ def choose(args: argparse.Namespace) -> int:
         "choice": outcome_document(best),
         "turning_length": length,
         "critical_points": points,
-        "loss_potential": laws.base.loss_potential,
+        "loss_potential": laws.start_of(best.recipe).base.loss_potential,
         "others": [outcome_document(other) for other in outcomes[1:20]],
     }
     write_json(Path(args.output), content)
@@ -507,6 +523,7 @@ def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
         peaks or (np.geomspace(slow, fast, 9).tolist() if fast > slow * (1 + _ROUNDING) else [slow]),
         _wholes(args.steps, "--steps") or [laws.fitted.steps],
         ratios or np.unique(np.linspace(low, high, 41)).tolist(),
+        args.bases or list(laws.starts),
     )
 
 
@@ -518,7 +535,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.steps < 1 or not args.peak_lr > 0 or not 0 <= args.replay <= 1:
         rule = "is outside its range."
         raise BadInput(Fault("--steps, --peak-lr or --replay", rule, "Give steps >= 1, a rate > 0, a ratio in [0, 1]."))
-    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay)
+    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay, start=args.base or "")
 
 
 _LOG_SET = "loss"
@@ -536,11 +553,15 @@ def _curves_of(paths: Sequence[str], sets: Sequence[str] | None, args: argparse.
         other = next(path for path in paths if path not in runs)
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or logs, not both."))
     if not runs:
-        return {_LOG_SET: [_usable(path, _log(path, args), args) for path in paths]}
+        return {_LOG_SET: [_usable(path, _log(path, args), args.from_step or 1) for path in paths]}
     shared = list(sets or [name for name in sets_of(runs[0]) if all(name in sets_of(path) for path in runs)])
     if not shared:
         raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
-    return {name: [_usable(path, read_run(path, name), args) for path in runs] for name in shared}
+    read = {name: [(path, read_run(path, name)) for path in runs] for name in shared}
+    return {
+        name: [_usable(path, curve, args.from_step or curve.transient) for path, curve in found]
+        for name, found in read.items()
+    }
 
 
 def _combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]]) -> dict[str, Combination]:
@@ -626,8 +647,9 @@ def _log(path: str, args: argparse.Namespace) -> Curve:
     return read_csv(path, args.warmup)
 
 
-def _usable(path: str, curve: Curve, args: argparse.Namespace) -> Curve:
-    kept = curve.after(args.from_step)
+def _usable(path: str, curve: Curve, first: int) -> Curve:
+    kept = curve.after(first)
     if not len(kept.steps):
-        raise BadInput(Fault(path, "has no loss to use.", "Give a curve with losses, or a lower --from-step."))
+        rule = f"has no loss from step {first} on."
+        raise BadInput(Fault(path, rule, "Give a curve with losses, or a lower --from-step."))
     return kept

@@ -8,6 +8,7 @@ from megatron_cpt.mixture.blend import CHEAP_EPOCHS, effective_unique_tokens
 from megatron_cpt.scaling_law.choose import Laws, Outcome, Recipe
 from megatron_cpt.scaling_law.continual import Combination
 from megatron_cpt.scaling_law.fit import Errors, Fit
+from megatron_cpt.scaling_law.laws import DECAY
 
 
 def fit_text(fit: Fit) -> str:
@@ -17,8 +18,21 @@ def fit_text(fit: Fit) -> str:
         error, interval = fit.standard_errors.get(name), fit.intervals.get(name)
         told = "held" if error is None else f"+- {error:.2g}"
         told = told if interval is None else f"[{interval[0]:.4g}, {interval[1]:.4g}]"
+        told += f", {1 / (1 - value):.3g} updates" if name == DECAY.name else ""
         lines.append(f"  {name:<20} {value:>12.6g}  {told}{', weakly identified' if name in fit.weak else ''}")
     return "\n".join(lines)
+
+
+def calibration_text(fit: Fit) -> str:
+    """What curves left out say of a fit's bands, as one line."""
+    if not fit.times_left_out:
+        return "  bands: not calibrated (three curves or more are needed); they leave out the error of the law"
+    worst = max(fit.left_out, key=lambda name: abs(fit.left_out[name]))
+    return (
+        f"  bands: widened by {100 * fit.widening:.2g} % of the loss, from {fit.times_left_out} refits without one"
+        f" schedule or curve; they hold {fit.coverage:.0%} of new ones like these; largest error at an end:"
+        f" {fit.left_out[worst]:+.4f} nats ({worst})"
+    )
 
 
 def errors_text(errors: Errors) -> str:
@@ -46,11 +60,14 @@ def choice_text(
         for name in sets:
             told = outcome.sets[name]
             cells += f"{f'{told.loss:.4f} [{told.low:.4f}, {told.high:.4f}]':>30}"
-        lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}")
+        begun = f"  from the base of {recipe.start}" if len(laws.starts) > 1 else ""
+        lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}{begun}")
     best = outcomes[0]
     lines += [f"WARNING: no recipe keeps {name} within its bound; the nearest is shown" for name in best.broken]
     lines += [f"WARNING: the upper end of the band breaks the bound on {name}" for name in best.unsure]
     lines += [f"WARNING: extrapolates: {words}" for words in best.beyond]
+    if best.beyond:
+        lines += [_error_beyond(laws, name) for name in sets]
     if length is not None:
         never = "the weighted loss never rises above its start" if length == 0 else f"turning length: {length} steps"
         lines.append(never)
@@ -59,9 +76,19 @@ def choice_text(
     for name, point in critical.items():
         weak = "not identified by these curves (B, beta or L0 weakly identified)"
         lines.append(f"critical point of {name}: {weak if point is None else f'{point:.4f} nats'}")
-    potential = laws.base.loss_potential
-    lines.append(f"loss potential of the base: {'not known' if potential is None else f'{100 * potential:.3g} %'}")
+    for name, start in laws.starts.items():
+        potential = start.base.loss_potential
+        chosen = " (chosen)" if len(laws.starts) > 1 and name == best.recipe.start else ""
+        share = "not known" if potential is None else f"{100 * potential:.3g} %"
+        lines.append(f"loss potential of the base of {name}{chosen}: {share}")
     return "\n".join(lines)
+
+
+def _error_beyond(laws: Laws, name: str) -> str:
+    """What is known of a set's error outside of what was fitted."""
+    error = laws.error_left_out(name)
+    known = "was not measured" if error is None else f"was {error:.4f} nats at the end of the worst schedule left out"
+    return f"  the error of {name} there {known}"
 
 
 def repetition_text(recipe: Recipe, domain_tokens: float, tokens_per_step: float) -> str:

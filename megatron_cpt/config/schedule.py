@@ -122,7 +122,8 @@ class Areas:
     """The areas under the learning rate that the loss laws need, summed update by update."""
 
     before: float | None = None
-    """The rate before the first update, such as the parent's final rate. None: no change at the first update."""
+    """The rate before the first update, such as the parent's final rate. None: there is none, and S2 counts from the
+    end of the first rise, as that of the annealing law does."""
     decay: float = ANNEALING_DECAY
     """What is left of a change of rate after one update."""
     updates: int = 0
@@ -131,17 +132,20 @@ class Areas:
     """S1 of arXiv:2408.11029 and arXiv:2505.07796 Eq. 1: the sum of the rates of all updates."""
     annealing: float = 0.0
     """S2 of the same: how far the rate has been annealed, with a lag. The sum over updates i of m_i, where
-    m_i = decay * m_(i-1) + (rate_(i-1) - rate_i). A rate that rises (warm-up, re-warming) counts negative."""
+    m_i = decay * m_(i-1) + (rate_(i-1) - rate_i). A rate that rises (re-warming) counts negative."""
     peak: float | None = None
     """The highest rate; None before the first update."""
     final: float | None = None
     """The last."""
     _momentum: float = 0.0
+    _counts_changes: bool = False
 
     def add(self, rate: float) -> None:
         """Takes the rate of the next update."""
         previous = self.before if self.final is None else self.final
-        self._momentum = self.decay * self._momentum + (0.0 if previous is None else previous - rate)
+        self._counts_changes |= self.before is not None or (previous is not None and rate < previous)
+        change = previous - rate if self._counts_changes and previous is not None else 0.0
+        self._momentum = self.decay * self._momentum + change
         self.updates += 1
         self.forward += rate
         self.annealing += self._momentum

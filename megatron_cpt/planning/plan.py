@@ -125,7 +125,7 @@ class RunPlan:
                 "sequences": self.start.sequences,
                 "schedule_shift": self.start.schedule_shift,
             },
-            "learning_rate": rates_of(self.config, self.start),
+            "learning_rate": {"kind": self.config.schedule.kind} | rates_of(self.config, self.start),
             **({"batch_size_rampup": [asdict(stair) for stair in ramp]} if (ramp := self.config.batches.ramp) else {}),
             "blend": {
                 "sequences": self.blend.total_sequences,

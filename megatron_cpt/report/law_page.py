@@ -49,7 +49,7 @@ def prediction_page(laws: Laws, curves: Curves) -> str:
 
 def choice_page(laws: Laws, best: Outcome, same: Sequence[Outcome]) -> str:
     """The chosen recipe: its curves with bands, and the losses of the same recipe at other replay ratios."""
-    curve = best.recipe.curve(laws.base)
+    curve = best.recipe.curve(laws.start_of(best.recipe).base)
     with drawing():
         by_replay = [figure(name, _replay_figure(same, name, best)) for name in laws.fits]
         curves = [figure(name, _band_figure(fit, [curve])) for name, fit in laws.fits.items()]

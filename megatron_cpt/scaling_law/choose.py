@@ -4,7 +4,7 @@ law.json keeps the fitted laws of the validation sets of some runs, with what th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,16 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A base that runs began from, and the losses there."""
+
+    base: Base
+    losses: dict[str, float | None]
+    """Loss before the first update, by validation set, nats per token; the mean over the runs that measured it, None
+    where none did."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One way to continue: what can be chosen."""
 
@@ -72,6 +82,8 @@ class Recipe:
     """Linear rise from 0, as a share of the run."""
     decay: float = 0.1
     """wsd alone: the final decay, as a share of the run."""
+    start: str = ""
+    """Which base, a name of `Laws.starts`; empty: the only one."""
 
     def rates(self) -> np.ndarray:
         """The learning rate of every update: float64 [steps]."""
@@ -102,14 +114,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The range that laws were fitted on: low and high of each."""
+    """What laws were fitted on."""
 
     replay_ratio: tuple[float, float]
+    """Lowest and highest."""
     peak: tuple[float, float]
+    """Lowest and highest."""
     steps: int
     """Of the longest curve."""
     forward_area: float
     """S1 of the curve that has most."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of schedule; empty where the curves do not say."""
 
     def beyond(self, recipe: Recipe) -> tuple[str, ...]:
         """In what a recipe lies outside, in words."""
@@ -125,6 +141,8 @@ class Fitted:
         area = float(np.sum(recipe.rates()))
         if area > self.forward_area * 1.01:
             found.append(f"S1 of {area:.3g} (fitted up to {self.forward_area:.3g})")
+        if self.kinds and recipe.kind not in self.kinds:
+            found.append(f"schedule {recipe.kind} (fitted {', '.join(self.kinds)})")
         return tuple(found)
 
 
@@ -163,9 +181,8 @@ class Laws:
 
     fits: dict[str, Fit]
     """By validation set."""
-    start_losses: dict[str, float | None]
-    """Loss before the first update, by set, those of combinations too."""
-    base: Base
+    starts: dict[str, Start]
+    """The bases that the runs began from, by the name of the first run that did."""
     fitted: Fitted
     combinations: dict[str, Combination] = field(default_factory=dict)
     """Sets whose loss is a sum of two of the others."""
@@ -175,17 +192,27 @@ class Laws:
         """All sets that are predicted."""
         return [*self.fits, *self.combinations]
 
+    def start_of(self, recipe: Recipe) -> Start:
+        """What a recipe begins from. Raises BadInput where it must say which, and for a name that is not there."""
+        if recipe.start in self.starts:
+            return self.starts[recipe.start]
+        if recipe.start == "" and len(self.starts) == 1:
+            return next(iter(self.starts.values()))
+        rule = "is no base of these laws." if recipe.start else "is missing: the runs began from several bases."
+        raise BadInput(Fault(f"--base {recipe.start}".rstrip(), rule, f"Name the base of {', '.join(self.starts)}."))
+
     def outcome(
         self, recipe: Recipe, weights: Mapping[str, float], bounds: Mapping[str, float] | None = None
     ) -> Outcome:
         """The final losses of a recipe and how they stand to weights and bounds."""
-        curve = recipe.curve(self.base, points=2)
-        sets = {name: self._prediction(name, band(fit, curve)) for name, fit in self.fits.items()}
+        begun = self.start_of(recipe)
+        curve = recipe.curve(begun.base, points=2)
+        sets = {name: _prediction(band(fit, curve), begun.losses.get(name)) for name, fit in self.fits.items()}
         for name, combined in self.combinations.items():
-            sets[name] = self._combined(name, combined, sets[combined.old], sets[combined.new])
+            sets[name] = _combined(combined, sets[combined.old], sets[combined.new], begun.losses.get(name))
         broken, unsure = [], []
         for name, most in (bounds or {}).items():
-            start = self.start_losses[name]
+            start = begun.losses[name]
             rise = sets[name].rise
             if start is None or rise is None or rise > most:
                 broken.append(name)
@@ -200,30 +227,44 @@ class Laws:
             beyond=self.fitted.beyond(recipe),
         )
 
-    def _prediction(self, name: str, predicted: Band) -> Prediction:
-        start = self.start_losses.get(name)
-        loss = float(predicted.middle[-1])
-        rise = None if start is None else loss - start
-        return Prediction(loss, float(predicted.low[-1]), float(predicted.high[-1]), rise)
+    def error_left_out(self, name: str) -> float | None:
+        """The largest error at the end of a schedule left out, nats: what is known of the error where nothing was
+        fitted. None where none was left out."""
+        parts = [name] if name in self.fits else [self.combinations[name].old, self.combinations[name].new]
+        errors = [abs(error) for part in parts for error in self.fits[part].left_out.values()]
+        return max(errors, default=None)
 
-    def _combined(self, name: str, combined: Combination, old: Prediction, new: Prediction) -> Prediction:
-        """The widest band that the two allow, and what the combination itself leaves."""
-        loss = combined.loss(old.loss, new.loss)
-        down = abs(combined.old_weight) * (old.loss - old.low), abs(combined.new_weight) * (new.loss - new.low)
-        up = abs(combined.old_weight) * (old.high - old.loss), abs(combined.new_weight) * (new.high - new.loss)
-        below = [d if weight > 0 else u for d, u, weight in zip(down, up, combined.weights, strict=True)]
-        above = [u if weight > 0 else d for d, u, weight in zip(down, up, combined.weights, strict=True)]
-        own = NORMAL_95 * combined.error
-        start = self.start_losses.get(name)
-        rise = None if start is None else loss - start
-        return Prediction(loss, loss - sum(below) - own, loss + sum(above) + own, rise)
+
+def _prediction(predicted: Band, start: float | None) -> Prediction:
+    loss = float(predicted.middle[-1])
+    rise = None if start is None else loss - start
+    return Prediction(loss, float(predicted.low[-1]), float(predicted.high[-1]), rise)
+
+
+def _combined(combined: Combination, old: Prediction, new: Prediction, start: float | None) -> Prediction:
+    """The widest band that the two allow, and what the combination itself leaves."""
+    loss = combined.loss(old.loss, new.loss)
+    down = abs(combined.old_weight) * (old.loss - old.low), abs(combined.new_weight) * (new.loss - new.low)
+    up = abs(combined.old_weight) * (old.high - old.loss), abs(combined.new_weight) * (new.high - new.loss)
+    below = [d if weight > 0 else u for d, u, weight in zip(down, up, combined.weights, strict=True)]
+    above = [u if weight > 0 else d for d, u, weight in zip(down, up, combined.weights, strict=True)]
+    own = NORMAL_95 * combined.error
+    rise = None if start is None else loss - start
+    return Prediction(loss, loss - sum(below) - own, loss + sum(above) + own, rise)
 
 
 def recipes(
-    kinds: Sequence[Kind], peaks: Sequence[float], steps: Sequence[int], replay_ratios: Sequence[float]
+    kinds: Sequence[Kind],
+    peaks: Sequence[float],
+    steps: Sequence[int],
+    replay_ratios: Sequence[float],
+    starts: Sequence[str] = ("",),
 ) -> list[Recipe]:
     """All combinations."""
-    return [Recipe(*values) for values in product(kinds, peaks, steps, replay_ratios)]
+    return [
+        Recipe(kind, peak, length, ratio, start=start)
+        for kind, peak, length, ratio, start in product(kinds, peaks, steps, replay_ratios, starts)
+    ]
 
 
 def ranked(
@@ -251,10 +292,10 @@ def turning_length(laws: Laws, weights: Mapping[str, float], like: Recipe, longe
     Each length is a run of its own, with the schedule of `like` stretched to it. 0 where the sum never rises above
     the start; None where it does not come back within `longest` updates, or a start was not measured.
     """
-    starts = [self_start for name in weights if (self_start := laws.start_losses.get(name)) is not None]
-    if len(starts) < len(weights):
+    losses = [loss for name in weights if (loss := laws.start_of(like).losses.get(name)) is not None]
+    if len(losses) < len(weights):
         return None
-    start = sum(weight * value for weight, value in zip(weights.values(), starts, strict=True))
+    start = sum(weight * value for weight, value in zip(weights.values(), losses, strict=True))
     count = max(2, int(np.log2(longest) * _LENGTHS_PER_DOUBLING))
     lengths = np.unique(np.geomspace(2, longest, count).round().astype(int))
     sums = np.array([_weighted_end(laws, weights, like, int(length)) for length in lengths])
@@ -279,8 +320,7 @@ def critical_point(fit: Fit) -> float | None:
 
 
 def _weighted_end(laws: Laws, weights: Mapping[str, float], like: Recipe, steps: int) -> float:
-    recipe = Recipe(like.kind, like.peak, steps, like.replay_ratio, like.final, like.warmup, like.decay)
-    curve = recipe.curve(laws.base, points=2)
+    curve = replace(like, steps=steps).curve(laws.start_of(like).base, points=2)
     ends = {name: float(fit.predict(curve)[-1]) for name, fit in laws.fits.items()}
     ends |= {name: one.loss(ends[one.old], ends[one.new]) for name, one in laws.combinations.items()}
     return sum(weight * ends[name] for name, weight in weights.items())
@@ -296,44 +336,52 @@ def laws_of(
     curves: Mapping[str, Sequence[Curve]],
     combinations: Mapping[str, Combination] | None = None,
 ) -> Laws:
-    """The fits of validation sets with base, range and start of the curves they were made from.
-
-    A start is the mean over the runs that measured it; the base is that of the first curve.
-    """
+    """The fits of validation sets with the bases and the range of the curves they were made from."""
     every = [curve for found in curves.values() for curve in found]
-    starts = {
-        name: [curve.start_loss for curve in found if curve.start_loss is not None] for name, found in curves.items()
-    }
     ratios = [1 - curve.domain_share for curve in every]
     peaks = [float(curve.rates.max()) for curve in every]
-    first = every[0]
     return Laws(
         fits=dict(fits),
-        start_losses={name: float(np.mean(values)) if values else None for name, values in starts.items()},
-        base=Base(
-            first.base_forward_area,
-            first.base_annealing_area,
-            first.base_peak_rate,
-            first.base_final_rate,
-            first.model_size,
-        ),
+        starts=_starts_of(curves),
         fitted=Fitted(
             replay_ratio=(min(ratios), max(ratios)),
             peak=(min(peaks), max(peaks)),
             steps=max(int(curve.steps[-1]) for curve in every),
             forward_area=max(float(curve.rates.sum()) for curve in every),
+            kinds=tuple(sorted({curve.kind for curve in every if curve.kind is not None})),
         ),
         combinations=dict(combinations or {}),
     )
+
+
+def _starts_of(curves: Mapping[str, Sequence[Curve]]) -> dict[str, Start]:
+    """The bases of curves by the name of the first run from each."""
+    named: dict[Base, str] = {}
+    measured: dict[Base, dict[str, list[float]]] = {}
+    for validation_set, found in curves.items():
+        for curve in found:
+            base = Base(
+                curve.base_forward_area,
+                curve.base_annealing_area,
+                curve.base_peak_rate,
+                curve.base_final_rate,
+                curve.model_size,
+            )
+            named.setdefault(base, curve.name)
+            losses = measured.setdefault(base, {}).setdefault(validation_set, [])
+            losses += [] if curve.start_loss is None else [curve.start_loss]
+    return {
+        name: Start(base, {one: float(np.mean(values)) if values else None for one, values in measured[base].items()})
+        for base, name in named.items()
+    }
 
 
 def to_document(laws: Laws) -> dict[str, Any]:
     """The content of law.json."""
     return {
         "sets": {name: fit_to_document(fit) for name, fit in laws.fits.items()},
-        "starts": laws.start_losses,
+        "starts": {name: asdict(start) for name, start in laws.starts.items()},
         "combinations": {name: asdict(combined) for name, combined in laws.combinations.items()},
-        "base": asdict(laws.base),
         "fitted": asdict(laws.fitted),
     }
 
@@ -345,10 +393,15 @@ def read_laws(path: Path) -> Laws:
         fitted = content["fitted"]
         return Laws(
             fits={name: fit_of_document(part, LAWS[part["law"]]) for name, part in content["sets"].items()},
-            start_losses=dict(content["starts"]),
-            base=Base(**content["base"]),
+            starts={
+                name: Start(Base(**start["base"]), dict(start["losses"])) for name, start in content["starts"].items()
+            },
             fitted=Fitted(
-                tuple(fitted["replay_ratio"]), tuple(fitted["peak"]), fitted["steps"], fitted["forward_area"]
+                tuple(fitted["replay_ratio"]),
+                tuple(fitted["peak"]),
+                fitted["steps"],
+                fitted["forward_area"],
+                tuple(fitted["kinds"]),
             ),
             combinations={name: Combination(**part) for name, part in content["combinations"].items()},
         )
@@ -374,6 +427,9 @@ def fit_to_document(fit: Fit) -> dict[str, Any]:
         "profiles": fit.profiles,
         "extremes": fit.extremes.tolist(),
         "draws": fit.draws.tolist(),
+        "widening": fit.widening,
+        "times_left_out": fit.times_left_out,
+        "left_out": fit.left_out,
     }
 
 
@@ -392,4 +448,7 @@ def fit_of_document(content: Mapping[str, Any], law: Law) -> Fit:
         method=Method(**content["method"]),
         profiles={name: (float(low), float(high)) for name, (low, high) in content["profiles"].items()},
         extremes=np.array(content["extremes"], dtype=float).reshape(-1, len(law.parameters)),
+        widening=float(content.get("widening", 0.0)),
+        times_left_out=int(content.get("times_left_out", 0)),
+        left_out={name: float(error) for name, error in content.get("left_out", {}).items()},
     )

@@ -44,6 +44,20 @@ class Curve:
     """Loss before the first update, nats per token; None where it was not measured."""
     model_size: float | None = None
     """Parameters without embeddings; None where it is not known."""
+    kind: str | None = None
+    """Of the schedule; None where it is not known."""
+
+    @property
+    def transient(self) -> int:
+        """Updates at the start that no law describes: three warm-ups, or a tenth of the curve if that is more.
+
+        Re-warming, fresh moments of Adam and the first adaptation are one fast process. A law fitted to it takes it
+        for the response to the learning rate, and finds a decay that is far too fast.
+        """
+        rises = int(np.argmin(np.append(np.diff(self.rates) > 0, False)))
+        warmup = rises + 1 if rises else 0
+        last = int(self.steps[-1]) if len(self.steps) else 0
+        return max(3 * warmup, math.ceil(last / 10))
 
     def after(self, step: int) -> "Curve":
         """The curve without its points before a step; the rates stay."""
@@ -96,6 +110,7 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         domain_share=domain_share(plan),
         start_loss=points.get(0),
         model_size=plan.get("model", {}).get("non_embedding_parameters"),
+        kind=plan.get("learning_rate", {}).get("kind"),
     )
 
 

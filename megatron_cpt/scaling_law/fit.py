@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.scaling_law.curves import Curve
-from megatron_cpt.scaling_law.laws import Law, Observed
+from megatron_cpt.scaling_law.laws import DECAY, Law, Observed
 from megatron_cpt.scaling_law.problem import Method, Problem, curvature_at
 
 DELTAS = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -63,10 +63,13 @@ STARTS = 128
 """Points of the search space that are looked at."""
 _REFINED = 6
 """Of these, the best are refined."""
+_PARTS_OF_DECAY = 5
+"""Equal parts of the range of a decay, on the scale of its search, in each of which the best start is refined as well:
+fast and slow responses to the learning rate are optima of their own."""
 _WEAK = 0.25
-"""A relative standard error from which a parameter counts as weakly identified."""
-_LARGEST_EXPONENT = 700.0
-"""Of e, in an interval on a logarithmic scale."""
+"""A standard error, as a share of `Parameter.size`, from which a parameter counts as weakly identified."""
+NOMINAL = 0.95
+"""What a band is meant to hold."""
 NORMAL_95 = 1.96
 """Standard errors either way that hold 95 % of a normal distribution."""
 
@@ -98,6 +101,17 @@ class Fit(Generic[Observed]):
     """95 % of a parameter from refits with it held (uncertainty.profiled), where that was asked for."""
     extremes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     """float64 [ends, parameters]: the fits at the ends of these profiles."""
+    widening: float = 0.0
+    """Log loss by which bands are moved out either way, to hold the curves left out (uncertainty.calibrated)."""
+    times_left_out: int = 0
+    """Refits behind `widening`, each without one schedule or curve; 0: bands say nothing of the error of the law."""
+    left_out: dict[str, float] = field(default_factory=dict)
+    """Predicted minus measured loss at the end of each curve when it was left out, nats."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of new schedules whose band holds the curve, if they are like those that were left out: n / (n + 1)."""
+        return min(NOMINAL, self.times_left_out / (self.times_left_out + 1))
 
     @property
     def held(self) -> dict[str, float]:
@@ -118,25 +132,33 @@ class Fit(Generic[Observed]):
             name, value = parameter.name, self.parameters[parameter.name]
             if name not in self.standard_errors:
                 continue
-            if parameter.logarithmic:
-                spread = NORMAL_95 * max(float(np.std(np.log(draws))), self.standard_errors[name] / value)
-                low, high = (value * np.exp(-spread), value * np.exp(min(spread, _LARGEST_EXPONENT)))
-            else:
-                spread = NORMAL_95 * max(float(np.std(draws)), self.standard_errors[name])
-                low, high = value - spread, value + spread
-            intervals[name] = (max(float(low), parameter.low), min(float(high), parameter.high))
+            place = parameter.inner(value)
+            error = max(
+                float(np.std([parameter.inner(draw) for draw in draws])),
+                self.standard_errors[name] / parameter.slope(place),
+            )
+            least, most = parameter.ends
+            ends = max(place - NORMAL_95 * error, least), min(place + NORMAL_95 * error, most)
+            low, high = sorted(parameter.value(end) for end in ends)
+            intervals[name] = (float(low), float(high))
         return intervals | self.profiles
 
     @cached_property
     def weak(self) -> tuple[str, ...]:
         """Parameters that the curves hardly determine: their value means little, even where predictions are good."""
-        errors = {name: (high - low) / (2 * NORMAL_95) for name, (low, high) in self.intervals.items()}
-        open_ = {name for name, error in self.standard_errors.items() if not np.isfinite(error)} - set(self.profiles)
-        return tuple(
-            name
-            for name, error in (self.standard_errors | errors).items()
-            if name in self.at_bound or name in open_ or not error < _WEAK * abs(self.parameters[name])
-        )
+        return tuple(name for name in self.standard_errors if name in self.at_bound or self._is_weak(name))
+
+    def _is_weak(self, name: str) -> bool:
+        """Whether a fitted parameter's error is large on the scale on which it acts."""
+        parameter = next(one for one in self.law.parameters if one.name == name)
+        value, error = self.parameters[name], self.standard_errors[name]
+        if not np.isfinite(error) and name not in self.profiles:
+            return True
+        on_scale = error / parameter.slope(parameter.inner(value))
+        if name in self.intervals:
+            low, high = sorted(parameter.inner(end) for end in self.intervals[name])
+            on_scale = (high - low) / (2 * NORMAL_95)
+        return not on_scale < _WEAK * parameter.size(value)
 
     def predict(self, observed: Observed) -> np.ndarray:
         """The loss at the points of a curve or the rows of a table: float64. Their own losses are not looked at."""
@@ -177,10 +199,10 @@ def fit_law(
     generator = np.random.default_rng(seed)
     candidates = [problem.start(generator) for _ in range(max(1, starts))]
     candidates.sort(key=problem.objective)
-    best = min((problem.refine(start) for start in candidates[:_REFINED]), key=problem.objective)
+    best = min((problem.refine(start) for start in _to_refine(problem, candidates)), key=problem.objective)
     errors = curvature_at(problem, best).errors
     names = [parameter.name for parameter in problem.free_parameters]
-    units = [np.exp(inner) if p.logarithmic else 1.0 for p, inner in zip(problem.free_parameters, best, strict=True)]
+    units = [parameter.slope(inner) for parameter, inner in zip(problem.free_parameters, best, strict=True)]
     values = problem.values(best)
     return Fit(
         law=law,
@@ -191,6 +213,17 @@ def fit_law(
         standard_errors=dict(zip(names, (errors * units).tolist(), strict=True)),
         at_bound=tuple(name for name, bound in zip(names, problem.at_bound(best), strict=True) if bound),
     )
+
+
+def _to_refine(problem: Problem, candidates: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Of candidates, the best first: the best few, and the best of each part of the range of a decay."""
+    chosen = list(range(min(_REFINED, len(candidates))))
+    for position, parameter in enumerate(problem.free_parameters):
+        if parameter.name == DECAY.name:
+            low, high = parameter.start_ends
+            parts = [int(_PARTS_OF_DECAY * (start[position] - low) / (high - low)) for start in candidates]
+            chosen += [parts.index(part) for part in set(parts)]
+    return [candidates[number] for number in dict.fromkeys(chosen)]
 
 
 def _check_names(law: Law, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ mixture. `forward_areas` and `annealing_areas` are S1 and S2, one value per upda
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from scipy.signal import lfilter
@@ -26,6 +26,14 @@ class Measured(Protocol):
 
 Observed = TypeVar("Observed", bound=Measured)
 
+Scale = Literal["as it is", "log", "log of 1 - x"]
+"""`log`: of a positive parameter. `log of 1 - x`: of a decay an update, whose time constant is 1 / (1 - x) updates."""
+
+Number = TypeVar("Number", float, complex, np.ndarray)
+
+_TINY = 1e-30
+"""Stands for 0 under a logarithm."""
+
 Model = Callable[[np.ndarray], np.ndarray]
 """From the values of a law's parameters, in order, to the loss at the points of one curve or the rows of one table."""
 
@@ -43,10 +51,48 @@ class Parameter:
     """Starts are drawn from here; a linear parameter needs none."""
     linear: bool = False
     """The law is linear in it, the other linear ones being what they may."""
-    logarithmic: bool = False
-    """Searched on a logarithmic scale; it is positive."""
+    scale: Scale = "as it is"
+    """On which it is searched and judged: that on which it acts."""
     prior: tuple[float, float] | None = None
     """Centre, and width on the scale of the search: decides where the curves do not."""
+
+    def inner(self, value: float) -> float:
+        """A value on the scale of the search."""
+        if self.scale == "as it is":
+            return value
+        return float(np.log(max(value if self.scale == "log" else 1 - value, _TINY)))
+
+    def value(self, inner: Number) -> Number:
+        """The value at a place on the scale of the search; also of complex places."""
+        if self.scale == "as it is":
+            return inner
+        return np.exp(inner) if self.scale == "log" else -np.expm1(inner)
+
+    def slope(self, inner: float) -> float:
+        """By how much the value changes with its place on the scale of the search, either way."""
+        return 1.0 if self.scale == "as it is" else float(np.exp(inner))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The bounds on the scale of the search, rising."""
+        low, high = sorted((self.inner(self.low), self.inner(self.high)))
+        return low, high
+
+    @property
+    def start_ends(self) -> tuple[float, float]:
+        """Where starts are drawn from, on the scale of the search, rising."""
+        low, high = sorted((self.inner(self.start[0]), self.inner(self.start[1])))
+        return low, high
+
+    def size(self, value: float) -> float:
+        """What an error on the scale of the search is compared with, to tell whether the value is known.
+
+        1 on a logarithmic scale, where errors are relative. A linear parameter has its own size. Any other may be
+        known to be 0: it has its size, or half of where starts are drawn from if that is larger.
+        """
+        if self.scale != "as it is":
+            return 1.0
+        return abs(value) if self.linear else max(abs(value), (self.start[1] - self.start[0]) / 2)
 
 
 @dataclass(frozen=True)
@@ -73,9 +119,9 @@ def held_decay(curves: Sequence[Curve]) -> dict[str, float]:
 
 FLOOR = Parameter("floor", 0.0, 20.0, linear=True)
 AMPLITUDE = Parameter("amplitude", 0.0, 100.0, linear=True)
-EXPONENT = Parameter("exponent", 0.02, 3.0, (0.1, 1.0), logarithmic=True)
+EXPONENT = Parameter("exponent", 0.02, 3.0, (0.1, 1.0), scale="log")
 GAIN = Parameter("gain", 0.0, 1e4, linear=True)
-DECAY = Parameter("decay", 0.5, 0.99999, (0.99, 0.9995))
+DECAY = Parameter("decay", 0.0, 0.99999, (0.0, 0.99999), scale="log of 1 - x")
 RATE_POWER = Parameter("rate_power", 0.0, 2.0, (0.0, 0.5))
 
 
@@ -210,8 +256,8 @@ MULTI_POWER = Law(
         AMPLITUDE,
         EXPONENT,
         Parameter("drop_size", 0.0, 1e6, linear=True),
-        Parameter("drop_speed", 1e-3, 1e4, (0.1, 30.0), logarithmic=True, prior=(2.0, 1.0)),
-        Parameter("drop_exponent", 0.02, 5.0, (0.1, 1.5), logarithmic=True, prior=(0.6, 0.5)),
+        Parameter("drop_speed", 1e-3, 1e4, (0.1, 30.0), scale="log", prior=(2.0, 1.0)),
+        Parameter("drop_exponent", 0.02, 5.0, (0.1, 1.5), scale="log", prior=(0.6, 0.5)),
         Parameter("rate_exponent", 0.0, 2.0, (0.1, 1.0), prior=(0.6, 0.2)),
     ),
     exact=_multi_power,

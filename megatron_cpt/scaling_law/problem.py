@@ -59,7 +59,7 @@ _TINY = 1e-30
 
 
 class Problem:
-    """The free parameters of a law as a vector (logarithms where the law says so), and its residuals."""
+    """The free parameters of a law as a vector (each on the scale of its search), and its residuals."""
 
     def __init__(self, law: Law, curves: Sequence[Measured], held: Mapping[str, float], method: Method) -> None:
         names = [parameter.name for parameter in law.parameters]
@@ -75,11 +75,10 @@ class Problem:
         self._held = np.array([held.get(name, np.nan) for name in names])
         self._models = [law.quick(curve) for curve in curves]
         chosen = self.free_parameters
-        self._low = np.array([_inner(parameter, parameter.low) for parameter in chosen])
-        self._high = np.array([_inner(parameter, parameter.high) for parameter in chosen])
+        self._low, self._high = np.array([parameter.ends for parameter in chosen]).reshape(-1, 2).T
         prior = [(p, i) for p, i in enumerate(chosen) if i.prior is not None]
         self._guided = [position for position, _ in prior]
-        self._centres = np.array([_inner(parameter, parameter.prior[0]) for _, parameter in prior if parameter.prior])
+        self._centres = np.array([parameter.inner(parameter.prior[0]) for _, parameter in prior if parameter.prior])
         self._widths = np.array([parameter.prior[1] for _, parameter in prior if parameter.prior])
         self.reach = np.array([_reach(parameter) for parameter in chosen])
         self._linear = [position for position, parameter in enumerate(chosen) if parameter.linear]
@@ -89,7 +88,7 @@ class Problem:
         values = self._held.astype(vector.dtype)
         for position, number in enumerate(self.free):
             inner = vector[position]
-            values[number] = np.exp(inner) if self._parameters[number].logarithmic else inner
+            values[number] = self._parameters[number].value(inner)
         return values
 
     def objective(self, vector: np.ndarray) -> float:
@@ -123,8 +122,7 @@ class Problem:
             parameter = self._parameters[number]
             if parameter.linear:
                 continue
-            low, high = (_inner(parameter, end) for end in parameter.start)
-            vector[position] = generator.uniform(low, high)
+            vector[position] = generator.uniform(*parameter.start_ends)
         return self._with_best_linear(vector)
 
     def _with_best_linear(self, vector: np.ndarray) -> np.ndarray:
@@ -147,7 +145,7 @@ class Problem:
 
     def vector(self, values: np.ndarray) -> np.ndarray:
         """The free parameters as a vector, from all parameters of the law."""
-        return np.array([_inner(self._parameters[number], values[number]) for number in self.free])
+        return np.array([self._parameters[number].inner(values[number]) for number in self.free])
 
     def with_log_losses(self, log_losses: np.ndarray) -> "Problem":
         """The same problem with other measurements: float64 [points]."""
@@ -201,12 +199,8 @@ class Problem:
 
 def _reach(parameter: Parameter) -> float:
     """Half of where starts are drawn from; linear parameters follow the others."""
-    low, high = (_inner(parameter, end) for end in parameter.start)
+    low, high = parameter.start_ends
     return np.inf if parameter.linear else (high - low) / 2
-
-
-def _inner(parameter: Parameter, value: float) -> float:
-    return float(np.log(max(value, _TINY))) if parameter.logarithmic else value
 
 
 _FLAT = 1e-13

@@ -100,10 +100,17 @@ def read_table(path: str | Path, sets: Sequence[str] | None = None) -> dict[str,
     return _tables(sets, numbers, rows)
 
 
-def tables_of_runs(paths: Sequence[str], along_from: int | None = None) -> dict[str, Table]:
-    """The tables of the validation sets that run folders share: a row a run, or a row a mark from a step on.
+def tables_of_runs(
+    paths: Sequence[str], of_every_evaluation: bool = False, from_step: int | None = None
+) -> dict[str, Table]:
+    """The tables of the validation sets that run folders share.
 
-    Raises BadInput for runs without a set in common.
+    Args:
+        paths: run folders.
+        of_every_evaluation: a row an evaluation in place of a row a run.
+        from_step: the first step of these; None for those after each run's start (`Curve.transient`).
+    Raises:
+        BadInput: runs without a set in common.
     """
     shared = [name for name in sets_of(paths[0]) if all(name in sets_of(path) for path in paths)]
     if not shared:
@@ -121,7 +128,8 @@ def tables_of_runs(paths: Sequence[str], along_from: int | None = None) -> dict[
         }
         steps = set.intersection(*({int(step) for step in curve.steps} for curve in curves.values()))
         last = sorted(steps)[-1:]
-        for step in last if along_from is None else sorted(step for step in steps if step >= along_from) or last:
+        first_used = from_step or max(curve.transient for curve in curves.values())
+        for step in (sorted(step for step in steps if step >= first_used) if of_every_evaluation else []) or last:
             values: dict[str, float | None] = {
                 "tokens": tokens.get(step),
                 "model_size": plan.get("model", {}).get("non_embedding_parameters"),
@@ -136,7 +144,7 @@ def tables_of_runs(paths: Sequence[str], along_from: int | None = None) -> dict[
                 columns.setdefault(name, [0.0 if name.startswith(SHARE) else math.nan] * len(rows)).append(
                     (0.0 if name.startswith(SHARE) else math.nan) if value is None else float(value)
                 )
-            rows.append(Path(path).name + ("" if along_from is None else f" at {step}"))
+            rows.append(Path(path).name + (f" at {step}" if of_every_evaluation else ""))
     return _tables(shared, {name: np.array(column) for name, column in columns.items()}, tuple(rows))
 
 
@@ -328,13 +336,13 @@ def _domain_pretraining(own_is_replay: bool) -> Law[Table]:
     parameters = (
         FLOOR,
         Parameter("size_amplitude", 0.0, 1e4, linear=True),
-        Parameter("size_exponent", 0.01, 2.0, (0.1, 1.0), logarithmic=True),
+        Parameter("size_exponent", 0.01, 2.0, (0.1, 1.0), scale="log"),
         Parameter("token_amplitude", 0.0, 1e4, linear=True),
         Parameter("share_power", 0.0, 5.0, (0.0, 1.0)),
-        Parameter("token_exponent", 0.01, 2.0, (0.1, 1.0), logarithmic=True),
+        Parameter("token_exponent", 0.01, 2.0, (0.1, 1.0), scale="log"),
         Parameter("share_amplitude", 0.0, 1e3, linear=True),
-        Parameter("share_offset", 1e-4, 2.0, (1e-3, 1.0), logarithmic=True),
-        Parameter("share_exponent", 0.01, 5.0, (0.1, 2.0), logarithmic=True),
+        Parameter("share_offset", 1e-4, 2.0, (1e-3, 1.0), scale="log"),
+        Parameter("share_exponent", 0.01, 5.0, (0.1, 2.0), scale="log"),
     )
     return Law(D_CPT, parameters, model, model, held)
 
@@ -354,8 +362,8 @@ def forgetting(start: float | None) -> Law[Table]:
         Parameter("start", 0.0, 20.0, linear=True),
         Parameter("amplitude", 0.0, 1e4, linear=True),
         Parameter("exponent", 0.0, 2.0, (0.05, 1.0)),
-        Parameter("injection_gain", 1e-2, 1e6, (1.0, 1e4), logarithmic=True),
-        Parameter("size_exponent", 0.01, 3.0, (0.05, 1.0), logarithmic=True),
+        Parameter("injection_gain", 1e-2, 1e6, (1.0, 1e4), scale="log"),
+        Parameter("size_exponent", 0.01, 3.0, (0.05, 1.0), scale="log"),
     )
     return Law(_FORGETTING, parameters, model, model, lambda _: {} if start is None else {"start": start})
 

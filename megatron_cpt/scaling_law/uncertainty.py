@@ -8,8 +8,8 @@ from scipy.special import log_ndtr
 
 from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.scaling_law.curves import Curve
-from megatron_cpt.scaling_law.fit import Fit
-from megatron_cpt.scaling_law.laws import Law, Observed, Parameter
+from megatron_cpt.scaling_law.fit import NOMINAL, Fit, fit_law
+from megatron_cpt.scaling_law.laws import Law, Observed
 from megatron_cpt.scaling_law.problem import Curvature, Problem, curvature_at
 
 STARTS = 400
@@ -45,15 +45,13 @@ class LinearPart:
         self._decay = names.index("decay") if "decay" in names else None
         self.low = np.array([law.parameters[n].low for n in self.linear])
         self.high = np.array([law.parameters[n].high for n in self.linear])
-        self.ends = np.array(
-            [[inner(law.parameters[n], end) for end in law.parameters[n].start] for n in self.searched]
-        )
+        self.ends = np.array([law.parameters[n].start_ends for n in self.searched])
 
     def values(self, place: np.ndarray, linear: np.ndarray) -> np.ndarray:
         """All parameters of the law: float64 [parameters]."""
         values = self._held.copy()
         for number, coordinate in zip(self.searched, place, strict=True):
-            values[number] = np.exp(coordinate) if self._parameters[number].logarithmic else coordinate
+            values[number] = self._parameters[number].value(coordinate)
         values[self.linear] = linear
         return values
 
@@ -162,11 +160,6 @@ def _inside(mean: np.ndarray, factor: np.ndarray, part: LinearPart, generator: n
         if np.all(drawn >= part.low) and np.all(drawn <= part.high):
             break
     return np.clip(drawn, part.low, part.high)
-
-
-def inner(parameter: Parameter, value: float) -> float:
-    """A value of a parameter in the units of the search."""
-    return float(np.log(value)) if parameter.logarithmic else value
 
 
 _CHI_SQUARED_95 = 3.84
@@ -303,7 +296,52 @@ def band(fit: Fit[Observed], curve: Observed, seed: int = 0) -> Band:
     noisy = every * np.exp(fit.noise * generator.standard_normal((len(every), 1)))
     low, high = np.quantile(noisy, (0.025, 0.975), axis=0)
     ends = np.stack([middle, *(np.real(model(values)) for values in fit.extremes)])
-    return Band(middle, np.minimum(low, ends.min(axis=0)), np.maximum(high, ends.max(axis=0)))
+    out = np.exp(fit.widening)
+    return Band(middle, np.minimum(low, ends.min(axis=0)) / out, np.maximum(high, ends.max(axis=0)) * out)
+
+
+_FEWEST_LEFT_OUT = 3
+"""Of two, one would be all there is to fit."""
+_STARTS_OF_A_REFIT = 48
+"""Of the law, with a schedule left out."""
+
+
+def calibrated(fit: Fit[Curve], curves: Sequence[Curve], freed: Sequence[str] = ()) -> Fit[Curve]:
+    """The fit of these curves, its bands moved out until they hold schedules left out.
+
+    A bootstrap knows the spread of the parameters, not the error of the law. Each schedule (each curve, where there
+    are fewer than three) is left out in turn and predicted from the others; the score of a curve is how far the losses
+    lie beyond the band about this prediction, at all but the worst twentieth of its points; bands are moved out by the
+    largest score of n schedules. By conformal prediction (arXiv:1905.03222) they hold a further one with probability
+    n / (n + 1). With fewer than three curves the fit is returned as it is.
+    """
+    groups = _groups(curves)
+    scores, errors = [0.0], {}
+    for group in groups:
+        others = [curve for number, curve in enumerate(curves) if number not in group]
+        refit = fit_law(fit.law, others, fit.held, freed, starts=_STARTS_OF_A_REFIT, method=fit.method)
+        for curve in (curves[number] for number in group):
+            scores.append(_beyond_band(fit, refit, curve))
+            errors[curve.name] = float(refit.predict(curve)[-1] - curve.losses[-1])
+    return replace(fit, widening=max(scores), times_left_out=len(groups), left_out=errors)
+
+
+def _groups(curves: Sequence[Curve]) -> list[list[int]]:
+    """Numbers of the curves that are left out together."""
+    by_schedule: dict[bytes, list[int]] = {}
+    for number, curve in enumerate(curves):
+        by_schedule.setdefault(curve.rates.tobytes(), []).append(number)
+    if len(by_schedule) >= _FEWEST_LEFT_OUT:
+        return list(by_schedule.values())
+    return [[number] for number in range(len(curves))] if len(curves) >= _FEWEST_LEFT_OUT else []
+
+
+def _beyond_band(fit: Fit[Curve], refit: Fit[Curve], curve: Curve) -> float:
+    """By how much of the log loss a curve lies outside the band of a fit, moved to the prediction of a refit."""
+    around = band(fit, curve)
+    error = np.log(curve.losses) - np.log(refit.predict(curve))
+    outside = np.maximum(error - np.log(around.high / around.middle), np.log(around.low / around.middle) - error)
+    return float(np.quantile(outside, NOMINAL, method="inverted_cdf"))
 
 
 def _random_step(curvature: Curvature, reach: np.ndarray, generator: np.random.Generator) -> np.ndarray:

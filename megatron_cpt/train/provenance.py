@@ -4,7 +4,7 @@ Kernels are read from the model and the optimizer that were built.
 """
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -234,6 +234,7 @@ def _experts_of(layer: MoELayer) -> str:
 
 
 _PACKAGES = ("torch", "megatron-core", "numpy", "transformers", "tokenizers", "transformer-engine")
+_FROM_RANDOM = {"forward_area": 0.0, "annealing_area": 0.0, "tokens": 0}
 _HISTORY = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate", "tokens")
 
 
@@ -278,8 +279,9 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
     """The parent of a run and the learning-rate history of both, which the laws of CPT loss need.
 
     forward_area is S1 and annealing_area S2 of arXiv:2408.11029 (Eq. 1 of arXiv:2505.07796) over all updates
-    of the run; the parent's figures come from the lineage.json that our exports and checkpoints carry, and are null
-    elsewhere. The run's sums go on from where they were asked for last.
+    of the run. The parent's figures are over all that came before, its own parents included; they come from the
+    lineage.json that our exports and checkpoints carry, are 0 for random weights, and null where any part is not known.
+    The run's sums go on from where they were asked for last.
 
     Args:
         step: the last step told of: with none of the run's own, its figures are 0 and its rates null.
@@ -311,9 +313,28 @@ def _parent_of(run: Run) -> dict[str, Any]:
     if run.first_step > run.start_state.first_own_step and "parent" in (kept := read_history(run.folder.path)):
         return {name: kept.get(name) for name in names}
     folder = _parent_folder(run.config)
-    history = read_history(folder) if folder is not None else {}
+    before = _FROM_RANDOM if folder is None else whole_history(read_history(folder))
     shown = run.config.init_from.checkpoint or run.config.model.hf
-    return dict(zip(names, (shown, *map(history.get, _HISTORY)), strict=True))
+    return dict(zip(names, (shown, *map(before.get, _HISTORY)), strict=True))
+
+
+def whole_history(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The learning-rate history of a model from its random weights on: its own run's and that of all before it.
+
+    Args:
+        lineage: the content of its lineage.json; empty for a model made elsewhere.
+    Returns:
+        A value for each of `_HISTORY`; None where a part is not known.
+    """
+    whole: dict[str, Any] = {"final_learning_rate": lineage.get("final_learning_rate")}
+    for name in ("forward_area", "annealing_area", "tokens"):
+        own, before = lineage.get(name), lineage.get(f"parent_{name}")
+        whole[name] = None if own is None or before is None else own + before
+    own, before = lineage.get("peak_learning_rate"), lineage.get("parent_peak_learning_rate")
+    if lineage.get("parent_tokens") == 0:
+        before = own  # random weights have had no rate
+    whole["peak_learning_rate"] = None if own is None or before is None else max(own, before)
+    return whole
 
 
 def changed_rate(run: Run) -> str | None:

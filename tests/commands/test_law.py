@@ -158,7 +158,10 @@ def test_a_schedule_nobody_ran_is_predicted_and_extrapolation_is_said(
     words = ["--schedule", "wsd", "--peak-lr", "1e-3", "--steps", "4800", "--replay", "40%"]
     assert law.main(["predict", str(tmp_path / "law.json"), *words]) == 0
     said = capsys.readouterr().out
-    assert "replay ratio 0.4 (fitted 0 to 0.3)" in said and "4800 steps (fitted up to 2400)" in said
+    assert (
+        "outside what was fitted: replay ratio 0.4 (fitted 0 to 0.3)" in said
+        and "4800 steps (fitted up to 2400)" in said
+    )
     with pytest.raises(BadInput, match="--steps"):
         law.main(["predict", str(tmp_path / "law.json"), "--schedule", "wsd", "--peak-lr", "1e-3"])
 

@@ -182,6 +182,9 @@ def test_annealing_area_of_a_linear_decay_is_that_of_the_paper() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 0.999))
 def test_annealing_area_equals_the_double_sum_of_its_definition(series: list[float], decay: float) -> None:
-    eta = [series[0], *series]
+    # Without a rate before, the first rise is level.
+    falls = [number for number in range(1, len(series)) if series[number] < series[number - 1]]
+    peak = falls[0] - 1 if falls else len(series) - 1
+    eta = [*[series[peak]] * (peak + 1), *series[peak:]]
     double_sum = sum((eta[k - 1] - eta[k]) * decay ** (i - k) for i in range(1, len(eta)) for k in range(1, i + 1))
     assert areas(series, decay).annealing == pytest.approx(double_sum, abs=1e-9)

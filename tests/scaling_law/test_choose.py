@@ -11,6 +11,7 @@ from megatron_cpt.scaling_law.choose import (
     Fitted,
     Laws,
     Recipe,
+    Start,
     critical_point,
     laws_of,
     ranked,
@@ -33,7 +34,7 @@ BASE = Base(forward_area=2.0, annealing_area=0.0, peak_rate=1e-3, final_rate=1e-
 def laws() -> Laws:
     start = {name: values["floor"] + 0.6 * 2**-0.5 for name, values in (("general", GENERAL), ("domain", DOMAIN))}
     fits = {"general": Fit(CONTINUAL, GENERAL, 0.0, 0), "domain": Fit(CONTINUAL, DOMAIN, 0.0, 0)}
-    return Laws(fits, start, BASE, Fitted((0.0, 0.5), (1e-4, 1e-3), 2000, 2.0))
+    return Laws(fits, {"a": Start(BASE, start)}, Fitted((0.0, 0.5), (1e-4, 1e-3), 2000, 2.0))
 
 
 def test_rates_of_recipes():
@@ -88,6 +89,29 @@ def test_critical_point_only_where_it_is_told():
 def test_loss_potential():
     assert BASE.loss_potential == pytest.approx(0.1)
     assert Base().loss_potential is None
+
+
+def test_bases_are_compared_and_one_of_several_must_be_named():
+    """Before and after the decay of one base: at a general loss that nothing shifts, the undecayed one has more to
+    gain from annealing (arXiv:2505.07796 section 5.1, loss potential)."""
+    annealed, undecayed = replace(BASE, annealing_area=0.9), replace(BASE, final_rate=1e-3)
+    constants = GENERAL | {"gain": 0.2, "base_gain": 0.2, "shift_size": 0.0}
+    starts = {"after": Start(annealed, {"general": 3.24}), "before": Start(undecayed, {"general": 3.42})}
+    both = Laws(
+        {"general": Fit(CONTINUAL, constants, 0.0, 0)}, starts, Fitted((0, 1), (1e-3, 1e-3), 4000, 4.0, ("wsd",))
+    )
+    candidates = recipes(["wsd"], [1e-3], [4000], [0.0], list(starts))
+    by_start = {outcome.recipe.start: outcome for outcome in ranked(both, candidates, {"general": 1.0})}
+    ends = {name: float(both.fits["general"].predict(candidates[n].curve(starts[name].base))[-1])
+            for n, name in enumerate(starts)}  # fmt: skip
+    for name, outcome in by_start.items():
+        assert outcome.sets["general"].loss == pytest.approx(ends[name])
+        assert outcome.sets["general"].rise == pytest.approx(ends[name] - (starts[name].losses["general"] or 0))
+    assert by_start["after"].beyond == () and both.outcome(replace(candidates[0], kind="cosine"), {}).beyond == (
+        "schedule cosine (fitted wsd)",
+    )
+    with pytest.raises(BadInput, match=r"--base: is missing.*after, before"):
+        both.outcome(Recipe("wsd", 1e-3, 4000, 0.0), {})
 
 
 def test_a_third_set_as_a_sum_of_two_is_fitted_predicted_and_bounded():

@@ -1,6 +1,7 @@
 """Fits recover planted constants, say what curves leave open, and reach the published fit on real curves."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.curves import Curve, read_csv
 from megatron_cpt.scaling_law.fit import Fit, errors_on, fit_law, huber_objective, mean_errors
-from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, RATE_WEIGHTED, Law
+from megatron_cpt.scaling_law.laws import ANNEALING, DECAY, MULTI_POWER, RATE_POWER, RATE_WEIGHTED, Law
 from megatron_cpt.scaling_law.uncertainty import bootstrap
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
@@ -89,6 +90,38 @@ def test_planted_constants_predict_held_out_schedules_ratios_and_lengths():
         low, high = drawn.intervals[name]
         assert low <= PRINTED[name] <= high, name
     assert {"gain", "base_gain", "bend"} <= set(identified)
+
+
+STUDY = PRINTED | {"gain": 20.0, "shift_size": 1.5, "shift_speed": 3.0, "shift_exponent": 0.3, "decay": 0.9}
+
+
+def short_run(kind: str, share: float, seed: int, transient: float) -> Curve:
+    """800 updates at 2e-3 of a law whose S2 follows within 10 updates, and a fast transient of the first ones."""
+    points = np.arange(20, 801, 20)
+    rates = 10 * np.where(np.arange(800) < 20, (1 + np.arange(800)) / 20 * 2e-4, schedule(kind, 800) + 1e-5)
+    curve = Curve(f"{kind}-{share}", rates, points, np.ones(40), 6.0, 0.0, 2e-3, 2e-4, share)
+    losses = Fit(CONTINUAL, STUDY, 0.0, 0).predict(curve) + transient * share * np.exp(-points / 30)
+    return replace(curve, losses=losses + np.random.default_rng(seed).normal(0, 0.002, 40))
+
+
+@pytest.mark.parametrize("transient", [0.0, 0.3])
+def test_a_fast_decay_is_found_after_the_transient_of_the_start(transient: float):
+    """arXiv:2505.07796 has 0.999 an update; short runs at large rates answer within tens of updates."""
+    held = {name: STUDY[name] for name in ("amplitude", "exponent", "shift_exponent")}
+    curves = [short_run(kind, 1.0, seed, transient) for seed, kind in enumerate(("constant", "cosine"))]
+    assert [curve.transient for curve in curves] == [80, 80]
+    fit = fit_law(CONTINUAL, [curve.after(curve.transient) for curve in curves], held, starts=24)
+    assert 1 / (1 - fit.parameters["decay"]) == pytest.approx(10, rel=0.5)
+    assert "decay" not in fit.weak
+    unseen = short_run("wsd", 1.0, 9, transient)
+    assert fit.predict(unseen)[-1] == pytest.approx(unseen.losses[-1], abs=0.01)
+
+
+def test_parameters_are_judged_on_the_scale_on_which_they_act():
+    law = Law("one", (DECAY, RATE_POWER), ANNEALING.exact, ANNEALING.quick, lambda _: {})
+    vague = Fit(law, {"decay": 0.999, "rate_power": 0.01}, 0.0, 0, standard_errors={"decay": 5e-4, "rate_power": 0.02})
+    # Half of 1 - 0.999 is a time constant known to a factor; 0.02 of a power between 0 and 0.5 is well known.
+    assert vague.weak == ("decay",)
 
 
 def test_what_one_schedule_leaves_open_is_called_weak():

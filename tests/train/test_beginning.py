@@ -13,6 +13,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.report.read import read_runs
 from megatron_cpt.runs.checkpoint_state import read_state
+from megatron_cpt.train.provenance import whole_history
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
@@ -24,7 +25,7 @@ ALL_KEPT = ("init_from.load_optimizer=true", "init_from.load_schedule=true", "in
 def base(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps with a checkpoint at 4."""
     run = tmp_path_factory.mktemp("base") / "run"
-    settings = ("model.dropout=0.1", "checkpoint.keep_last=9")
+    settings = ("model.weights=random", "model.dropout=0.1", "checkpoint.keep_last=9")
     one_rank.call(train, path=workshop.write_config(run), overrides=settings)
     return run
 
@@ -51,6 +52,34 @@ def test_all_kept_is_a_resume_in_another_folder(
     assert lineage["parent_tokens"] == 4 * 8 * 32
     assert lineage["forward_area"] == pytest.approx(sum(rates[4:]))
     assert lineage["tokens"] == 8 * 8 * 32
+
+
+def test_a_history_reaches_back_to_random_weights() -> None:
+    first = {"forward_area": 1.0, "annealing_area": 0.5, "tokens": 100, "peak_learning_rate": 2e-3}
+    first |= {"final_learning_rate": 1e-4, "parent_forward_area": 0.0, "parent_annealing_area": 0.0}
+    first |= {"parent_tokens": 0, "parent_peak_learning_rate": None}
+    whole = whole_history(first)
+    assert whole == {name: first[name] for name in whole} and len(whole) == 5
+    second = {"forward_area": 0.25, "annealing_area": -0.125, "tokens": 20, "peak_learning_rate": 1e-3}
+    second |= {"final_learning_rate": 0.0} | {f"parent_{name}": value for name, value in whole.items()}
+    assert whole_history(second) == {
+        "forward_area": 1.25, "annealing_area": 0.375, "tokens": 120, "peak_learning_rate": 2e-3,
+        "final_learning_rate": 0.0,
+    }  # fmt: skip
+    # What was trained before our runs is not known, and not taken to be nothing.
+    unknown = whole_history(second | {f"parent_{name}": None for name in whole})
+    assert unknown == dict.fromkeys(whole) | {"final_learning_rate": 0.0}
+
+
+def test_a_run_from_a_run_from_a_run_knows_all_that_came_before(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path
+) -> None:
+    second = started(one_rank, workshop, tmp_path / "second", base)
+    third = started(one_rank, workshop, tmp_path / "third", second, step=12)
+    lineage = orjson.loads((third / "lineage.json").read_bytes())
+    first, later = (column(records_of(run, "train"), "learning_rate") for run in (base, second))
+    assert lineage["parent_forward_area"] == pytest.approx(sum(first[:4]) + sum(later))
+    assert lineage["parent_tokens"] == (4 + 12) * 8 * 32
 
 
 def test_weights_alone_begin_a_new_run(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:

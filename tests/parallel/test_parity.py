@@ -9,6 +9,7 @@ import pytest
 from megatron.core.transformer.moe.experts import SequentialMLP
 
 from tests.parallel import matrix
+from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import Workshop
@@ -83,9 +84,7 @@ SHORT = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in matrix.ROWS]
-)
+@pytest.mark.parametrize("name", quick_among(matrix.ROWS, SHORT))
 def test_a_row_of_the_matrix(
     request: pytest.FixtureRequest, workshop: Workshop, one_process: Reference, tmp_path: Path, name: str
 ) -> None:

@@ -118,6 +118,7 @@ def test_groups_tensorboard_gaps_and_report(run: Path) -> None:
     assert "choices" in page and "Downstream tasks" in page and "whole" in page
 
 
+@pytest.mark.slow
 def test_tensor_ranks_give_the_same(
     two_ranks: Ranks, workshop: Workshop, run: Path, harness_folder: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.runs.folder import read_status
+from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import kill_all, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
@@ -17,7 +18,7 @@ def kill_when_reached(run: Path, step: int, process: subprocess.Popen[bytes]) ->
     kill_all(process)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", quick_among([1, 2], [2]))
 def test_a_killed_run_ends_like_one_that_was_not(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, processes: int
 ) -> None:

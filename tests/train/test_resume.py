@@ -9,6 +9,7 @@ import pytest
 
 from megatron_cpt.config.schema import OptimizerSettings
 from tests.parallel import matrix
+from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, refusal, train
 from tests.workshop import Workshop
@@ -39,12 +40,12 @@ def resumes_exactly(ranks: Ranks, workshop: Workshop, tmp_path: Path, overrides:
         shutil.rmtree(resumed)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", quick_among(LAYOUTS, ["pipeline 2", "data 2, distributed optimizer"]))
 def test_two_processes_resume_exactly(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str) -> None:
     resumes_exactly(two_ranks, workshop, tmp_path, LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("distributed", ["false", "true"])
+@pytest.mark.parametrize("distributed", quick_among(["false", "true"], ["true"]))
 def test_one_process_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_path: Path, distributed: str) -> None:
     resumes_exactly(one_rank, workshop, tmp_path, (f"parallel.distributed_optimizer={distributed}",))
 
@@ -169,7 +170,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("kind", quick_among(SCHEDULES, ["piecewise"]))
 def test_a_schedule_goes_on_over_a_resume(one_rank: Ranks, workshop: Workshop, tmp_path: Path, kind: str) -> None:
     settings, expected = SCHEDULES[kind]
     run = tmp_path / "run"
@@ -208,7 +209,9 @@ RESHARDED: dict[str, tuple[int, tuple[str, ...], int, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", RESHARDED)
+@pytest.mark.parametrize(
+    "case", quick_among(RESHARDED, ["pipeline 2 to tensor 2", "data 2 to 1, distributed", "tensor 1 to 2, distributed"])
+)
 def test_another_layout_goes_on_with_the_same_data_and_losses(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, case: str
 ) -> None:
@@ -310,7 +313,7 @@ CHANGED_OPTIMIZER = {
 }
 
 
-@pytest.mark.parametrize("distributed", ["false", "true"])
+@pytest.mark.parametrize("distributed", quick_among(["false", "true"], ["true"]))
 def test_every_optimizer_setting_changed_at_a_resume_counts_or_is_refused(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, distributed: str
 ) -> None:
@@ -353,14 +356,11 @@ def test_optimizer_state_that_is_kept_is_used_with_the_new_settings(
 # The others are parts or mixtures of these.
 RESUMED = (
     "data 2, one a parameter; dp_reshardable",
-    "data 2, one a parameter; fully_reshardable",
     "data 3, several, bf16; fully_reshardable; data 2, several, bf16",
 )
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in RESUMED else pytest.param(name, marks=pytest.mark.slow) for name in matrix.RESUMES]
-)
+@pytest.mark.parametrize("name", quick_among(matrix.RESUMES, RESUMED))
 def test_a_resume_with_padded_buckets(
     request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:

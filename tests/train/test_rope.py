@@ -12,6 +12,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints
+from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import records_of, refusal, train
 from tests.workshop import Workshop, write_model, write_tokenizer_of
@@ -48,7 +49,7 @@ def model(workshop: Workshop, tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
-@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize("kind", quick_among(ROPES, ["yarn", "llama3"]))
 def test_transformers_reads_the_same_model(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, model: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.folder import ExitCode, Status, read_status
 from megatron_cpt.train.stop import NOT_ASKED, OUT_OF_TIME, StopRequest, reason
+from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, descendants, records_of, start, train, wait_for_checkpoint
 from tests.workshop import Workshop
@@ -43,7 +44,7 @@ def status_of(run: Path) -> Status:
     return status
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", quick_among([signal.SIGTERM, signal.SIGUSR1], [signal.SIGUSR1]))
 def test_a_signal_to_the_command_or_all_its_processes_saves_and_the_same_command_goes_on(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -74,7 +75,7 @@ def command_line(pid: int) -> list[bytes]:
         return []
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", quick_among([1, 2], [2]))
 def test_a_signal_before_training_has_begun_is_not_lost(workshop: Workshop, tmp_path: Path, processes: int) -> None:
     """It waits for a process that does not listen yet; torchrun that has no ranks yet is ended."""
     run = tmp_path / "run"

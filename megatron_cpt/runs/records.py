@@ -5,7 +5,7 @@ cannot be read is a corrupt file.
 
 Log lines go through Python's logging under the name `megatron_cpt`: all of them into RUN/log.txt, and to standard
 output where that or standard error is no terminal, as under Slurm and Kubernetes. A terminal shows the progress bar
-and, above it, warnings and where the run ends.
+and, above it, warnings and where the run ends. Lines of ranks other than 0 say whose they are.
 """
 
 import logging
@@ -150,19 +150,20 @@ OURS = "megatron_cpt run"
 class RunLog:
     """The log of the run that this process trains. Opening one closes what another has left open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int = 0) -> None:
         self.close()
         self._path = path
         with named_errors(path):
             file = _FileHandler(path, encoding="utf-8")
-        file.setFormatter(_Stamped())
+        stamped = _Stamped(rank)
+        file.setFormatter(stamped)
         shown: logging.Handler
         if sys.stdout.isatty() and sys.stderr.isatty():
             shown = _AboveBar()
             shown.addFilter(lambda record: record.levelno >= logging.WARNING or getattr(record, "shown", False))
         else:
             shown = _OutputHandler(sys.stdout)
-            shown.setFormatter(_Stamped())
+            shown.setFormatter(stamped)
         for handler in (file, shown):
             handler.set_name(OURS)
             _LOGGER.addHandler(handler)
@@ -187,11 +188,15 @@ class RunLog:
 
 
 class _Stamped(logging.Formatter):
-    """Every line of a text with the local time."""
+    """Every line of a text with the local time and, of a rank other than 0, the rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank = f"[rank{rank}] " if rank else ""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
-        return "\n".join(f"{moment} {line}" for line in _text(record).splitlines())
+        return "\n".join(f"{moment} {self._rank}{line}" for line in _text(record).splitlines())
 
 
 class _FileHandler(logging.FileHandler):

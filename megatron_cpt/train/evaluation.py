@@ -11,14 +11,26 @@ from collections.abc import Sequence
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_cpt.evaluate.scoring import Accuracy, counted_accuracies, group_accuracies, score_lm_eval, score_tasks
-from megatron_cpt.evaluate.validation import ValidationSet, assign_to_ranks, evaluate, micro_batches
+from megatron_cpt.evaluate.scoring import (
+    Accuracy,
+    LmEvalScore,
+    LmEvalTask,
+    TaskScore,
+    counted_accuracies,
+    group_accuracies,
+    score_lm_eval,
+    score_tasks,
+)
+from megatron_cpt.evaluate.validation import ValidationLoss, ValidationSet, assign_to_ranks, evaluate, micro_batches
 from megatron_cpt.model.forward import run_micro_batches, without_dropout
 from megatron_cpt.parallel.groups import random_states_kept
 from megatron_cpt.planning.evaluations import group_members
+from megatron_cpt.runs.records import Record
+from megatron_cpt.tasks.task_files import Task
 from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import clear_gradients, gather_gradients
 from megatron_cpt.train.run import Run
+from megatron_cpt.train.weight_updates import LAYER_GROUPS
 
 
 def evaluate_marks(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
@@ -32,7 +44,7 @@ def evaluate_marks(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
     _measure_stability(run, logger, step)
     _evaluate_tasks(run, logger, step)
     if due:
-        logger.evaluated(due, time.perf_counter() - started)
+        logger.took("evaluations", due, time.perf_counter() - started)
     return losses
 
 
@@ -46,18 +58,56 @@ def _evaluate_sets(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
     losses = evaluate(run.model, due, micro_batch_size)
     per_sequence = (time.perf_counter() - started) / sum(len(loss.sequence_nats) for loss in losses)
     for validation_set, loss in zip(due, losses, strict=True):
-        logger.log_validation(step, validation_set, loss, per_sequence * len(loss.sequence_nats))
+        _record_validation(run, logger, step, validation_set, loss, per_sequence * len(loss.sequence_nats))
     return {one.name: loss.loss for one, loss in zip(due, losses, strict=True)}
 
 
+def _record_validation(
+    run: Run, logger: RunLogger, step: int, validation_set: ValidationSet, loss: ValidationLoss, seconds: float
+) -> None:
+    name = validation_set.name
+    record = {
+        "kind": "validation",
+        "step": step,
+        "tokens": run.config.tokens_at(step),
+        "set": name,
+        "role": validation_set.role,
+        "baseline": step == run.start_state.first_own_step,
+        "loss": loss.loss,
+        "bits_per_byte": loss.bits_per_byte,
+        "scored_tokens": int(loss.scored_tokens.sum()),
+        "scored_bytes": loss.scored_bytes,
+        "identity": validation_set.identity,
+        "sequence_nats": loss.sequence_nats.tolist(),
+        "sequence_tokens": loss.scored_tokens.tolist(),
+        "seconds": seconds,
+    }
+    gap = logger.gap_figures(record)
+    change = f", {gap['change']:+.4f} since the start" if "change" in gap else ""
+    logger.record(
+        record,
+        {f"loss/validation/{name}": loss.loss, f"bits_per_byte/{name}": loss.bits_per_byte}
+        | {f"gap/{name}/{figure}": value for figure, value in gap.items()},
+        f"step {step}: {name} {loss.loss:.4f} nats/token{change} ({seconds:.1f} s)",
+    )
+
+
 def _measure_updates(run: Run, logger: RunLogger, step: int) -> None:
-    """How far the weights have moved, wherever a validation set has a mark; before the first update they have not."""
-    if (
-        run.start_weights is not None
-        and step > run.start_state.first_own_step
-        and any(step in marks for marks in run.plan.marks.values())
-    ):
-        logger.log_weight_update(step, run.start_weights.updates(run.model))
+    """How far the bottom and top layers are from where they started, and the ratio of the two.
+
+    Measured wherever a validation set is evaluated, except before the first update.
+    """
+    due = step > run.start_state.first_own_step and any(step in marks for marks in run.plan.marks.values())
+    if run.start_weights is None or not due:
+        return
+    updates = run.start_weights.updates(run.model)
+    record: Record = {"kind": "weights", "step": step, "tokens": run.config.tokens_at(step)}
+    scalars: dict[str, float | None] = {}
+    for name in ("mean_relative", "norm_ratio"):
+        bottom, top = (getattr(updates[end], name) for end in LAYER_GROUPS)
+        record[name] = {"bottom": bottom, "top": top, "bottom_over_top": bottom / top if bottom and top else None}
+        scalars |= {f"weight_update/{name}/{end}": value for end, value in record[name].items()}
+    logger.record(record, scalars)
 
 
 def _measure_stability(run: Run, logger: RunLogger, step: int) -> None:
@@ -71,15 +121,54 @@ def _measure_stability(run: Run, logger: RunLogger, step: int) -> None:
     norm = gradient_norm(
         run.model, run.optimizer, validation_set, training.global_batch_size, training.micro_batch_size
     )
-    logger.log_stability_gradient(step, validation_set, norm, time.perf_counter() - started)
+    record = {
+        "kind": "stability",
+        "step": step,
+        "tokens": run.config.tokens_at(step),
+        "set": name,
+        "gradient_norm": norm,
+        "seconds": time.perf_counter() - started,
+    }
+    logger.record(record, {f"stability_gradient/{name}": norm})
 
 
 def _evaluate_tasks(run: Run, logger: RunLogger, step: int) -> None:
     """The downstream tasks and their groups."""
-    rates = _evaluate_files(run, logger, step) | evaluate_lm_eval(run, logger, step)
+    accuracies = _evaluate_files(run, logger, step) | evaluate_lm_eval(run, logger, step)
     members = group_members(run.config)
-    for name, rate in group_accuracies(members, rates).items():
-        logger.log_task_group(step, name, members[name], rate)
+    for name, mean in group_accuracies(members, accuracies).items():
+        record = {
+            "kind": "task_group",
+            "step": step,
+            "tokens": run.config.tokens_at(step),
+            "group": name,
+            "tasks": list(members[name]),
+            "score": mean.value,
+            "standard_error": mean.standard_error,
+        }
+        line = f"step {step}: {name} {mean.value:.4f} over {len(members[name])} tasks"
+        logger.record(record, {f"task_group/{name}": mean.value}, line)
+
+
+def _record_task(
+    run: Run, logger: RunLogger, step: int, task: Task | LmEvalTask, score: TaskScore | LmEvalScore, seconds: float
+) -> None:
+    record = {
+        "kind": "task",
+        "step": step,
+        "tokens": run.config.tokens_at(step),
+        "task": task.name,
+        "role": task.role,
+        "baseline": step == run.start_state.first_own_step,
+        "metric": task.metric,
+        "num_fewshot": task.num_fewshot,
+        "identity": task.identity,
+        **score.summary(),
+        "seconds": seconds,
+    }
+    scalars: dict[str, float | None] = {f"task/{task.name}/{name}": value for name, value in score.scalars().items()}
+    line = f"step {step}: {task.name} {record['score']:.4f} {task.metric} ({seconds:.1f} s)"
+    logger.record(record, scalars, line)
 
 
 def _evaluate_files(run: Run, logger: RunLogger, step: int) -> dict[str, Accuracy]:
@@ -91,7 +180,7 @@ def _evaluate_files(run: Run, logger: RunLogger, step: int) -> dict[str, Accurac
     scores = score_tasks(run.model, due, run.shape.max_positions, run.config.tasks.micro_batch_size)
     per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
     for task in due:
-        logger.log_task(step, task, scores[task.name], per_token * task.tokens)
+        _record_task(run, logger, step, task, scores[task.name], per_token * task.tokens)
     return counted_accuracies(scores)
 
 
@@ -105,7 +194,7 @@ def evaluate_lm_eval(run: Run, logger: RunLogger, step: int) -> dict[str, Accura
         scores = score_lm_eval(run.model, due, run.shape.max_positions, run.config.tasks.micro_batch_size)
     per_token = (time.perf_counter() - started) / sum(task.tokens for task in due)
     for task in due:
-        logger.log_task(step, task, scores[task.name], per_token * task.tokens)
+        _record_task(run, logger, step, task, scores[task.name], per_token * task.tokens)
     return {name: score.counted for name, score in scores.items() if score.counted is not None}
 
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
-from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, Literal
 
@@ -14,14 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Duration
-from megatron_cpt.evaluate.scoring import Accuracy, LmEvalScore, LmEvalTask, TaskScore
-from megatron_cpt.evaluate.validation import ValidationLoss, ValidationSet
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.gap.figures import RunningGap
 from megatron_cpt.parallel import groups
-from megatron_cpt.planning.resume_changes import ResumeChanges
 from megatron_cpt.runs.folder import RunFolder, Status, write_status
 from megatron_cpt.runs.records import (
+    Record,
     RecordWriter,
     RemainingTime,
     RunLog,
@@ -30,10 +27,8 @@ from megatron_cpt.runs.records import (
     progress_line,
     read_records,
 )
-from megatron_cpt.tasks.task_files import Task
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run
-from megatron_cpt.train.weight_updates import LAYER_GROUPS, WeightUpdate
 
 # Dense bf16 peak of one GPU, FLOP/s, from NVIDIA's data sheets. MFU is not given for what is not listed.
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -91,216 +86,60 @@ class RunLogger:
             "mfu": self._flops_per_token * per_second / (self._peak * groups.world_size()) if self._peak else None,
             "memory_bytes": _peak_memory(),
         }
-        self._records.append(record)
-        for name in ("learning_rate", "loss", "grad_norm", "tokens_per_second", "mfu"):
-            if record[name] is not None:
-                self._board.add_scalar(f"train/{name}", record[name], step)
-        for source, loss in record["source_losses"].items():
-            if loss is not None:
-                self._board.add_scalar(f"loss/source/{source}", loss, step)
+        scalars = {
+            f"train/{name}": record[name] for name in ("learning_rate", "loss", "grad_norm", "tokens_per_second", "mfu")
+        }
+        scalars |= {f"loss/source/{source}": loss for source, loss in record["source_losses"].items()}
         for source, read in record["source_tokens"].items():
-            self._board.add_scalar(f"tokens/source/{source}", read, step)
-            self._board.add_scalar(f"epochs/source/{source}", record["source_epochs"][source], step)
+            scalars[f"tokens/source/{source}"] = read
+            scalars[f"epochs/source/{source}"] = record["source_epochs"][source]
+        self.record(record, scalars)
         self._bar.set_postfix_str(f"loss {outcome.loss:.3f}, lr {rate:.2e}, {per_second:,.0f} tokens/s", refresh=False)
-        self._bar.update()
         self._remaining.add("tokens", tokens - config.tokens_at(step - 1), seconds)
         if step % config.run.log_interval.steps(config.tokens_per_step) == 0 or step == run.plan.steps:
             seconds_left = self._remaining.seconds(_work_left(run, step))
             self._log.write(progress_line(record, run.plan.steps, run.plan.tokens, seconds_left))
             self.sync()
 
-    def evaluated(self, marks: int, seconds: float) -> None:
-        """Takes note of the time of some evaluations, for the time that is left."""
+    def took(self, kind: Literal["evaluations", "saves", "exports"], amount: float, seconds: float) -> None:
+        """Takes note of the time that training waited for something else, for the time that is left."""
         if self._writes:
-            self._remaining.add("evaluations", marks, seconds)
+            self._remaining.add(kind, amount, seconds)
 
-    def saved(self, step: int, checkpoint: Path) -> None:
-        """Says that a checkpoint is whole."""
-        self.log(f"step {step}: checkpoint saved: {checkpoint}")
-
-    def stalled(self, kind: Literal["saves", "exports"], seconds: float) -> None:
-        """Takes note of the time that training waited for a save or an export, for the time that is left."""
-        if self._writes:
-            self._remaining.add(kind, 1, seconds)
-
-    def log_mfu_formula(self) -> None:
-        """Says how MFU is computed."""
-        if self._peak is None:
-            self.log("MFU: not reported: the peak FLOP/s of this device is unknown (run.peak_flops)")
-            return
-        self.log(
-            f"MFU = {self._flops_per_token:.4g} FLOPs a token (forward and backward, nothing recomputed) x tokens/s"
-            f" / ({groups.world_size()} ranks x {self._peak:.4g} FLOP/s)"
-        )
-
-    def changed(self, found: ResumeChanges) -> None:
-        """Records and tells every setting, validation set and task that is another one than before the resume.
-
-        A record is of the first step that it counts for, so that it goes with that step where the step is done again.
-        """
+    def record(
+        self, record: Record, scalars: Mapping[str, float | None] | None = None, line: str | None = None
+    ) -> None:
+        """Appends a record, shows scalars of its step (None: not measured), and logs a line."""
         if not self._writes:
             return
-        run = self._run
-        event = {"kind": "event", "step": run.first_step + 1, "tokens": run.config.tokens_at(run.first_step)}
-        for change in found.changes if run.first_step < run.plan.steps else ():
-            self._records.append(event | {"event": "setting_changed"} | asdict(change))
-        for name in run.changed_measures:
-            self._records.append(event | {"event": "measure_changed", "name": name})
-        other = [
-            f"changed from step {run.first_step + 1} on: {name} is a different one" for name in run.changed_measures
-        ]
-        for line in [*found.lines(), *other]:
-            self.log(line, shown=True)
+        self._records.append(record)
+        for name, value in (scalars or {}).items():
+            if value is not None:
+                self._board.add_scalar(name, value, record["step"])
+        if line is not None:
+            self._log.write(line)
 
-    def log_skipped_step(self, step: int, rate: float, outcome: StepOutcome, what: str) -> None:
-        """Records an event in place of an update that was not made: `skipped` or `stopped`."""
+    def gap_figures(self, record: Record) -> dict[str, float]:
+        """The figures of the stability gap of a validation record's set up to it; none where nothing is written."""
+        return self._gap.add(record) if self._writes else {}
+
+    def go_back(self, step: int) -> None:
+        """Drops what was recorded after a step."""
         if self._writes:
-            self._records.append(self._event(f"{what}_{_cause(outcome)}", step, rate, outcome))
+            self._records.close()
+            drop_records_after(self._run.folder.records, step)
+            self._records = RecordWriter(self._run.folder.records)
+            self._board.go_back(step)
+
+    def advance(self) -> None:
+        """Moves the progress bar on by a step."""
+        if self._writes:
             self._bar.update()
-            self._log.write(f"step {step}: {what}: {described(outcome)}")
 
-    def log_rewind(self, to_step: int, step: int, rate: float, outcome: StepOutcome) -> None:
-        """Drops what was recorded after the step that the run went back to, and records that it did."""
-        if not self._writes:
-            return
-        self._records.close()
-        drop_records_after(self._run.folder.records, to_step)
-        self._records = RecordWriter(self._run.folder.records)
-        self._board.go_back(to_step)
-        consumed = self._run.config.sequences_at
-        left_out = {"to_step": to_step, "left_out_sequences": [consumed(to_step), consumed(step)]}
-        self._records.append(self._event(f"rewound_{_cause(outcome)}", step, rate, outcome) | left_out)
-        self._bar.update()
-        self._log.write(
-            f"step {step}: {described(outcome)}: went back to the weights of step {to_step}; "
-            f"the sequences of steps {to_step + 1} to {step} are skipped"
-        )
-
-    def log_moment_warmup(self, number: int, outcome: StepOutcome) -> None:
-        """Records a step at rate 0 before the first update."""
+    def log(self, line: str, level: int = logging.INFO, shown: bool = False) -> None:
+        """Writes a line to the log; a terminal shows warnings, and what `shown` says."""
         if self._writes:
-            self._records.append(self._event("moments_filled", self._run.first_step, 0.0, outcome) | {"number": number})
-
-    def _event(self, what: str, step: int, rate: float, outcome: StepOutcome) -> dict[str, Any]:
-        return {
-            "kind": "event",
-            "event": what,
-            "step": step,
-            "tokens": self._run.config.tokens_at(step),
-            "learning_rate": rate,
-            "loss": outcome.loss,
-            "grad_norm": outcome.gradient_norm,
-        }
-
-    def log_validation(self, step: int, validation_set: ValidationSet, loss: ValidationLoss, seconds: float) -> None:
-        """Records one evaluation of one set."""
-        if not self._writes:
-            return
-        record = {
-            "kind": "validation",
-            "step": step,
-            "tokens": self._run.config.tokens_at(step),
-            "set": validation_set.name,
-            "role": validation_set.role,
-            "baseline": step == self._run.start_state.first_own_step,
-            "loss": loss.loss,
-            "bits_per_byte": loss.bits_per_byte,
-            "scored_tokens": int(loss.scored_tokens.sum()),
-            "scored_bytes": loss.scored_bytes,
-            "identity": validation_set.identity,
-            "sequence_nats": loss.sequence_nats.tolist(),
-            "sequence_tokens": loss.scored_tokens.tolist(),
-            "seconds": seconds,
-        }
-        self._records.append(record)
-        name = validation_set.name
-        self._board.add_scalar(f"loss/validation/{name}", loss.loss, step)
-        if loss.bits_per_byte is not None:
-            self._board.add_scalar(f"bits_per_byte/{name}", loss.bits_per_byte, step)
-        figures = self._gap.add(record)
-        for figure, value in figures.items():
-            self._board.add_scalar(f"gap/{name}/{figure}", value, step)
-        change = f", {figures['change']:+.4f} since the start" if "change" in figures else ""
-        self._log.write(f"step {step}: {validation_set.name} {loss.loss:.4f} nats/token{change} ({seconds:.1f} s)")
-
-    def log_weight_update(self, step: int, updates: Mapping[str, WeightUpdate]) -> None:
-        """Records how far the bottom and top layers are from where they started, and the ratio of the two."""
-        if not self._writes:
-            return
-        record: dict[str, Any] = {"kind": "weights", "step": step, "tokens": self._run.config.tokens_at(step)}
-        for name in ("mean_relative", "norm_ratio"):
-            bottom, top = (getattr(updates[end], name) for end in LAYER_GROUPS)
-            record[name] = {"bottom": bottom, "top": top, "bottom_over_top": bottom / top if bottom and top else None}
-            for end, value in record[name].items():
-                if value is not None:
-                    self._board.add_scalar(f"weight_update/{name}/{end}", value, step)
-        self._records.append(record)
-
-    def log_stability_gradient(self, step: int, validation_set: ValidationSet, norm: float, seconds: float) -> None:
-        """Records the norm of the gradient on held-out text."""
-        if not self._writes:
-            return
-        self._records.append(
-            {
-                "kind": "stability",
-                "step": step,
-                "tokens": self._run.config.tokens_at(step),
-                "set": validation_set.name,
-                "gradient_norm": norm,
-                "seconds": seconds,
-            }
-        )
-        self._board.add_scalar(f"stability_gradient/{validation_set.name}", norm, step)
-
-    def log_task(self, step: int, task: Task | LmEvalTask, score: TaskScore | LmEvalScore, seconds: float) -> None:
-        """Records the score of one task."""
-        if not self._writes:
-            return
-        record = {
-            "kind": "task",
-            "step": step,
-            "tokens": self._run.config.tokens_at(step),
-            "task": task.name,
-            "role": task.role,
-            "baseline": step == self._run.start_state.first_own_step,
-            "metric": task.metric,
-            "num_fewshot": task.num_fewshot,
-            "identity": task.identity,
-            **score.summary(),
-            "seconds": seconds,
-        }
-        self._records.append(record)
-        for name, value in score.scalars().items():
-            self._board.add_scalar(f"task/{task.name}/{name}", value, step)
-        self._log.write(f"step {step}: {task.name} {record['score']:.4f} {task.metric} ({seconds:.1f} s)")
-
-    def log_task_group(self, step: int, name: str, members: Sequence[str], rate: Accuracy) -> None:
-        """Records the mean over a group of tasks."""
-        if not self._writes:
-            return
-        self._records.append(
-            {
-                "kind": "task_group",
-                "step": step,
-                "tokens": self._run.config.tokens_at(step),
-                "group": name,
-                "tasks": list(members),
-                "score": rate.value,
-                "standard_error": rate.standard_error,
-            }
-        )
-        self._board.add_scalar(f"task_group/{name}", rate.value, step)
-        self._log.write(f"step {step}: {name} {rate.value:.4f} over {len(members)} tasks")
-
-    def log(self, line: str, shown: bool = False) -> None:
-        """Writes a line to the log; a terminal shows it where `shown` says so."""
-        if self._writes:
-            self._log.write(line, shown=shown)
-
-    def warn(self, line: str) -> None:
-        """Writes a warning to the log, which a terminal shows too."""
-        if self._writes:
-            self._log.write(line, logging.WARNING)
+            self._log.write(line, level, shown=shown)
 
     def sync(self) -> None:
         """Returns when all records are on disk."""
@@ -343,17 +182,6 @@ def _work_left(run: Run, step: int) -> dict[str, float]:
     }
 
 
-def _cause(outcome: StepOutcome) -> str:
-    """Why a step had no update, as event names have it."""
-    return "spike" if outcome.finite else "not_finite"
-
-
-def described(outcome: StepOutcome) -> str:
-    """Why a step had no update, in words."""
-    why = "a spike" if outcome.finite else "not finite"
-    return f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}, {why}"
-
-
 def source_losses(names: Sequence[str], outcome: StepOutcome) -> dict[str, float | None]:
     """Nats per token of each source in a step; None for a source that gave no token."""
     sums = zip(names, outcome.nats.tolist(), outcome.tokens.tolist(), strict=True)
@@ -365,6 +193,18 @@ def _peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return getrusage(RUSAGE_SELF).ru_maxrss * 1024  # in kibibytes, on Linux
+
+
+def mfu_formula(run: Run) -> str:
+    """How MFU is computed, or why it is not."""
+    peak = run.config.run.peak_flops or peak_flops()
+    if peak is None:
+        return "MFU: not reported: the peak FLOP/s of this device is unknown (run.peak_flops)"
+    per_token = flops_per_token(run.shape, run.config.data.sequence_length)
+    return (
+        f"MFU = {per_token:.4g} FLOPs a token (forward and backward, nothing recomputed) x tokens/s"
+        f" / ({groups.world_size()} ranks x {peak:.4g} FLOP/s)"
+    )
 
 
 def peak_flops() -> float | None:

@@ -20,6 +20,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import largest
 from megatron_cpt.planning.checks import batch_settings
 from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, CheckpointState, complete_checkpoints
+from megatron_cpt.runs.records import Record
 from megatron_cpt.train.evaluation import evaluate_marks
 from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import StepOutcome, train_step
@@ -67,11 +68,12 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
                 logger.log_train_step(step, rate, outcome, time.perf_counter() - started)
             else:
                 history = _skip_step(run, logger, saver, history, step, rate, outcome)
+            logger.advance()
             losses = evaluate_marks(run, logger, step)
             if export_due(run, step):
                 exported = time.perf_counter()
                 export_step(run, step)
-                logger.stalled("exports", time.perf_counter() - exported)
+                logger.took("exports", 1, time.perf_counter() - exported)
             stop = _agreed_stop(run, step, request)
             saver.finish()
             if stop or saver.due(step):
@@ -89,7 +91,7 @@ def warm_up_moments(run: Run, logger: RunLogger) -> None:
         step = run.first_step + number + 1
         batches = run.data.global_batch(run.config.sequences_at(step - 1), groups.device())
         outcome = train_step(run.model, run.optimizer, batches, run.shape_of(step), 0.0, settings.weight_decay)
-        logger.log_moment_warmup(number + 1, outcome)
+        logger.record(_event(run, "moments_filled", run.first_step, 0.0, outcome) | {"number": number + 1})
 
 
 def _agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
@@ -165,7 +167,7 @@ class Saver:
         if not run.config.checkpoint.async_save:
             self.finish(wait=True)
         stalled = time.perf_counter() - started
-        self._logger.stalled("saves", stalled)
+        self._logger.took("saves", 1, stalled)
         self._logger.log(
             f"step {step}: training waited {stalled:.2f} s to save"
             f" (for the previous save {waited:.2f} s, to copy the state {planned:.2f} s)"
@@ -176,7 +178,7 @@ class Saver:
         checkpoint = self._writer.finish(wait)
         if checkpoint is not None and groups.rank() == 0:
             settings = self._run.config.checkpoint
-            self._logger.saved(int(checkpoint.name.removeprefix("step-")), checkpoint)
+            self._logger.log(f"step {int(checkpoint.name.removeprefix('step-'))}: checkpoint saved: {checkpoint}")
             save.prune(checkpoint.parent, settings.keep_last, self._keep_every, settings.keep_best)
 
     def _position(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> CheckpointState:
@@ -222,25 +224,44 @@ def _skip_step(
     consumed = run.config.sequences_at(step)
     policy = run.config.training.on_spike if outcome.finite else run.config.training.on_nonfinite
     in_a_row = history.skipped_in_a_row + 1
+    cause = "spike" if outcome.finite else "not_finite"
+    found = f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}"
+    why = f"{found}, {'a spike' if outcome.finite else 'not finite'}"
     saver.finish(wait=policy == "rewind")
     checkpoints = complete_checkpoints(run.folder.checkpoints) if policy == "rewind" else []
     if policy == "skip" and in_a_row <= _MOST_LEFT_OUT:
-        logger.log_skipped_step(step, rate, outcome, "skipped")
+        logger.record(_event(run, f"skipped_{cause}", step, rate, outcome), line=f"step {step}: skipped: {why}")
         return history.without(run.config.sequences_at(step - 1), consumed, in_a_row)
     if policy == "rewind" and in_a_row <= _MOST_LEFT_OUT and checkpoints:
         position = resume(checkpoints[-1], run.model, run.optimizer, run.config, run.plan)
-        logger.log_rewind(position.step, step, rate, outcome)
+        logger.go_back(position.step)
+        logger.record(
+            _event(run, f"rewound_{cause}", step, rate, outcome)
+            | {"to_step": position.step, "left_out_sequences": [run.config.sequences_at(position.step), consumed]},
+            line=f"step {step}: {why}: went back to the weights of step {position.step}; "
+            f"the sequences of steps {position.step + 1} to {step} are skipped",
+        )
         saver.save_next(step)
         return UpdateHistory.of(position).without(position.sequences, consumed, in_a_row)
-    logger.log_skipped_step(step, rate, outcome, "stopped")
+    logger.record(_event(run, f"stopped_{cause}", step, rate, outcome), line=f"step {step}: stopped: {why}")
     logger.sync()
     what = "a spike" if outcome.finite else "not finite on some rank"
     again = f", {in_a_row} times in a row" if in_a_row > 1 else ""
     no_way_back = "; there is no checkpoint to go back to" if policy == "rewind" and not checkpoints else ""
-    raise NumericsFault(
-        f"step {step}: loss {outcome.loss}, gradient norm {outcome.gradient_norm}: {what}{again}{no_way_back};"
-        " no parameter was changed"
-    )
+    raise NumericsFault(f"step {step}: {found}: {what}{again}{no_way_back}; no parameter was changed")
+
+
+def _event(run: Run, event: str, step: int, rate: float, outcome: StepOutcome) -> Record:
+    """A record in place of an update that was not made."""
+    return {
+        "kind": "event",
+        "event": event,
+        "step": step,
+        "tokens": run.config.tokens_at(step),
+        "learning_rate": rate,
+        "loss": outcome.loss,
+        "grad_norm": outcome.gradient_norm,
+    }
 
 
 @contextmanager

@@ -5,11 +5,13 @@ groups start, on all ranks alike, and said once, by rank 0.
 """
 
 import argparse
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS
@@ -20,7 +22,7 @@ from megatron_cpt.model.environment_checks import machine_faults
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, keep_freed_memory
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.planning.resume_changes import resume_changes
+from megatron_cpt.planning.resume_changes import ResumeChanges, resume_changes
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import (
     ExitCode,
@@ -36,7 +38,7 @@ from megatron_cpt.runs.folder import (
 from megatron_cpt.runs.processes import die_with_parent
 from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
-from megatron_cpt.train.logger import RunLogger
+from megatron_cpt.train.logger import RunLogger, mfu_formula
 from megatron_cpt.train.loop import train
 from megatron_cpt.train.provenance import (
     changed_rate,
@@ -109,22 +111,22 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     for note in dtype_notes(run):
         logger.log(note)
     for line in settled:
-        logger.warn(line)
+        logger.log(line, logging.WARNING)
     if checked:
         losses = initial_loss_check.opening_losses(run)
         if config.init_from.checkpoint is None:
             logger.log(initial_loss_check.compare_initial_loss(run, reference, losses))
         if worse := initial_loss_check.check_guessing(run, losses):
-            logger.warn(worse)
+            logger.log(worse, logging.WARNING)
     own = run.first_step > run.start_state.first_own_step
     logger.log(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
     if not own:
         for warning in plan.warnings:
-            logger.warn(warning)
-    logger.log_mfu_formula()
-    logger.changed(changes)
+            logger.log(warning, logging.WARNING)
+    logger.log(mfu_formula(run))
+    _record_changes(run, logger, changes)
     if changed := changed_rate(run):
-        logger.warn(changed)
+        logger.log(changed, logging.WARNING)
     logger.status("running", run.first_step)
     stop = train(run, logger, request)
     if groups.rank() == 0:
@@ -143,6 +145,21 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     logger.status("done", plan.steps, exit_code=int(ExitCode.DONE))
     logger.close()
     return ExitCode.DONE
+
+
+def _record_changes(run: Run, logger: RunLogger, found: ResumeChanges) -> None:
+    """Records and logs every setting, validation set and task that is another one than before the resume.
+
+    A record is of the first step that it counts for, so that it goes with that step where the step is done again.
+    """
+    event = {"kind": "event", "step": run.first_step + 1, "tokens": run.config.tokens_at(run.first_step)}
+    for change in found.changes if run.first_step < run.plan.steps else ():
+        logger.record(event | {"event": "setting_changed"} | asdict(change))
+    for name in run.changed_measures:
+        logger.record(event | {"event": "measure_changed", "name": name})
+    other = [f"changed from step {run.first_step + 1} on: {name} is a different one" for name in run.changed_measures]
+    for line in [*found.lines(), *other]:
+        logger.log(line, shown=True)
 
 
 def _where_things_are(run: Run, checkpoint: Path) -> str:

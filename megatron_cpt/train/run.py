@@ -425,7 +425,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
         BadInput: what only the weights or a checkpoint could tell.
         IntegrityFault: a checkpoint or a dataset is not what was written.
     """
-    take_warnings(RunLog(folder.log).write, groups.is_first)
+    take_warnings(RunLog(folder.log, groups.rank()).write, groups.is_first)
     groups.init_model_parallel(config.parallel)
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)

@@ -63,6 +63,15 @@ def test_the_log_is_appended_with_the_time(tmp_path: Path) -> None:
     )
 
 
+def test_lines_of_ranks_other_than_0_say_whose_they_are(tmp_path: Path) -> None:
+    for rank in (0, 3):
+        log = RunLog(tmp_path / "log.txt", rank)
+        log.write("odd", logging.WARNING)
+        log.close()
+    zero, third = (line.partition(" ")[2] for line in (tmp_path / "log.txt").read_text().splitlines())
+    assert (zero, third) == ("warning: odd", "[rank3] warning: odd")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

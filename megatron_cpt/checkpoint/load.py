@@ -13,7 +13,6 @@ values as pickles inside the shards, and reads both with full pickle. Here a res
 `weights_only` reads every such value, and what does not pass is refused before Megatron-Core touches it.
 """
 
-import hashlib
 import io
 import pickle
 from collections.abc import Sequence
@@ -46,7 +45,7 @@ from megatron_cpt.runs.checkpoint_state import (
     read_state,
     without_optimizer,
 )
-from megatron_cpt.runs.folder import sync_file, sync_folder, write_json
+from megatron_cpt.runs.folder import file_sha256, sync_file, sync_folder, write_json
 
 
 def _layout_faults(checkpoint: Path, position: CheckpointState, now: Layout) -> list[Fault]:
@@ -255,17 +254,11 @@ def rng_object(state: dict[str, Any]) -> ShardedObject:
 _HASHED_AT_ONCE = 2
 
 
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def leave_hashes(checkpoint: Path, rank: int) -> None:
     """Writes the hashes of the shards that a rank wrote, from any process of that rank."""
     shards = sorted((checkpoint / "shards").glob(f"__{rank}_*"))
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
-        digests = threads.map(_file_hash, shards)
+        digests = threads.map(file_sha256, shards)
         hashes = {str(path.relative_to(checkpoint)): digest for path, digest in zip(shards, digests, strict=True)}
     write_json(checkpoint / f"hashes-{rank:05}.json", hashes)
 
@@ -290,7 +283,7 @@ def seal(checkpoint: Path) -> None:
         for path in sorted(checkpoint.rglob("*")):
             if path.is_file() and path.suffix != ".distcp":
                 sync_file(path)
-                hashes[str(path.relative_to(checkpoint))] = _file_hash(path)
+                hashes[str(path.relative_to(checkpoint))] = file_sha256(path)
         sync_folder(checkpoint / "shards")
         sync_folder(checkpoint / "hf")
         write_json(checkpoint / MARKER, {"sha256": dict(sorted(hashes.items()))})
@@ -333,7 +326,7 @@ def read_hashes(checkpoint: Path) -> dict[str, str]:
 def is_intact(path: Path, digest: str) -> bool:
     """Whether a file is there with the bytes that were written."""
     try:
-        return _file_hash(path) == digest
+        return file_sha256(path) == digest
     except OSError:
         return False
 

@@ -3,12 +3,11 @@
 import argparse
 import importlib.util
 import os
-import subprocess
 from functools import partial
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import load_model, newest_of_run
-from megatron_cpt.commands.train import environment, launcher
+from megatron_cpt.commands.ranks import add_ranks, in_ranks, is_rank, rank_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
 from megatron_cpt.evaluate.likelihood import log_likelihoods
@@ -29,20 +28,21 @@ def main(arguments: list[str]) -> int:
     Bad input is found before any process starts.
     """
     args = _parser().parse_intermixed_args(arguments)
-    args.source = newest_of_run(args.source)
+    named, args.source = args.source, newest_of_run(args.source)
     hf_folder = args.source / "hf" if is_complete(args.source) else args.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = _read_tasks(args, tokenizer, shape)
     without_rows = [fault for task in tasks for fault in task_row_faults(task, shape.vocabulary)]
-    refuse([*layout_faults(args), *_harness_faults(args), *without_rows])
+    refuse([*rank_faults(args), *_harness_faults(args), *without_rows])
     output = args.output or Path("tasks.json")
     refuse_to_replace([output], args.overwrite)
     # The harness's libraries read at their import whether the network may be used.
     offline = not args.harness or OFFLINE.keys() <= os.environ.keys()
-    if "WORLD_SIZE" not in os.environ and (args.nproc > 1 or not offline):
-        command = [*launcher(args.nproc), "-m", "megatron_cpt.commands.dispatch", "evaluate", *_for_ranks(args)]
+    if not is_rank() and (args.nproc > 1 or not offline):
+        # One checkpoint for all ranks: a run that goes on may save another.
+        words = [str(args.source) if Path(word) == named else word for word in arguments]
         quiet = {"TOKENIZERS_PARALLELISM": "false"}  # tokenizers warn of processes that fork after them
-        return subprocess.call(command, env=OFFLINE | quiet | environment(args.nproc))
+        return in_ranks("evaluate", words, args.nproc, OFFLINE | quiet | os.environ)
     groups.init_process_group()
     try:
         groups.init_model_parallel(ParallelSettings(tensor=args.tensor, pipeline=args.pipeline))
@@ -76,16 +76,6 @@ def main(arguments: list[str]) -> int:
     return ExitCode.DONE
 
 
-def _for_ranks(args: argparse.Namespace) -> list[str]:
-    """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
-    names = ("output", "delimiter", "num_fewshot", "fewshot_file", "limit", "micro_batch_size", "tensor", "pipeline")
-    named = {name: getattr(args, name) for name in (*names, "include")}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-    files = ["--tasks", *map(str, args.tasks)] if args.tasks else []
-    options += ["--overwrite"] if args.overwrite else []
-    return [str(args.source), *options, *files, *(["--harness", *args.harness] if args.harness else [])]
-
-
 def _read_tasks(args: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShape) -> list[Task]:
     """The tasks of all files. Raises BadInput, also for a task that is in two files."""
     tasks: dict[str, Task] = {}
@@ -103,15 +93,6 @@ def _read_tasks(args: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShap
                 raise BadInput(Fault(str(path), rule, "Give one file of each task."))
             tasks[task.name] = task
     return list(tasks.values())
-
-
-def layout_faults(args: argparse.Namespace) -> list[Fault]:
-    """What is wrong with --tensor and --pipeline for so many processes."""
-    ranks = int(os.environ.get("WORLD_SIZE", args.nproc))
-    if args.tensor * args.pipeline and ranks % (args.tensor * args.pipeline) == 0:
-        return []
-    rule = f"cannot be shared by {ranks} ranks: their product must divide the number of ranks."
-    return [Fault(f"--tensor {args.tensor} --pipeline {args.pipeline}", rule, "Give other sizes, or --nproc.")]
 
 
 def _harness_faults(args: argparse.Namespace) -> list[Fault]:
@@ -152,7 +133,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task alone")
     parser.add_argument("--delimiter", default=" ", help="between question and choice (default: a blank)")
     parser.add_argument("--micro-batch-size", type=int, default=8, metavar="N", help="choices at a time (default 8)")
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
-    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="tensor-parallel size (default 1)")
-    parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default 1)")
+    add_ranks(parser)
     return parser

@@ -23,6 +23,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably, write_json
+from megatron_cpt.runs.foreign_logs import is_tensorboard
 from megatron_cpt.scaling_law.choose import (
     Kind,
     Laws,
@@ -36,7 +37,7 @@ from megatron_cpt.scaling_law.choose import (
     turning_length,
 )
 from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS, Combination, fit_combination
-from megatron_cpt.scaling_law.curves import Curve, is_tensorboard, read_csv, read_run, read_tensorboard, sets_of
+from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tensorboard, sets_of
 from megatron_cpt.scaling_law.fit import best_method, candidates, errors_on, fit_law, mean_errors
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         # Only a model needs torch.
         from megatron_cpt.commands.score_by_model import score_by_model  # noqa: PLC0415
 
-        scored = score_by_model(args, name, datasets)
+        scored = score_by_model(args, arguments, name, datasets)
         if isinstance(scored, int):
             return scored
     else:

@@ -1,14 +1,11 @@
 """The part of `megatron-cpt score` that needs a model: `--by model --checkpoint CHECKPOINT_OR_HF`."""
 
 import argparse
-import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import load_model, newest_of_run
-from megatron_cpt.commands.evaluate import layout_faults
-from megatron_cpt.commands.train import environment, launcher
+from megatron_cpt.commands.ranks import in_ranks, is_rank, rank_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.corpus.selection import SelectedDataset
@@ -21,13 +18,14 @@ from megatron_cpt.runs.checkpoint_state import is_complete
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 
-def score_by_model(args: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored] | int:
+def score_by_model(
+    args: argparse.Namespace, arguments: Sequence[str], name: str, datasets: Sequence[SelectedDataset]
+) -> list[Scored] | int:
     """Scores under torchrun where --nproc is more than 1, and returns its exit code then."""
     if args.checkpoint is None:
         raise BadInput(Fault("--by model", "needs a model.", "Give --checkpoint CHECKPOINT_OR_HF."))
-    refuse(layout_faults(args))
+    refuse(rank_faults(args))
     source = newest_of_run(Path(args.checkpoint))
-    args.checkpoint = str(source)  # for the ranks, too: a run that goes on may save another
     hf_folder = source / "hf" if is_complete(source) else source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):
@@ -37,9 +35,9 @@ def score_by_model(args: argparse.Namespace, name: str, datasets: Sequence[Selec
     refuse([fault for part in datasets for fault in row_faults(str(part.prefix), part.manifest, model, rows)])
     how = {"by": "model", "precision": args.precision, "files": _files(source), "longest": shape.max_positions}
     already(datasets, name, how, args.overwrite)
-    if args.nproc > 1 and "WORLD_SIZE" not in os.environ:
-        command = [*launcher(args.nproc), "-m", "megatron_cpt.commands.dispatch", "score", *_for_ranks(args, name)]
-        return subprocess.call(command, env=environment(args.nproc))
+    if args.nproc > 1 and not is_rank():
+        # One checkpoint for all ranks: a run that goes on may save another. The last word of a flag counts.
+        return in_ranks("score", [*arguments, f"--checkpoint={source}"], args.nproc)
     groups.init_process_group()
     try:
         groups.init_model_parallel(ParallelSettings(tensor=args.tensor, pipeline=args.pipeline))
@@ -49,14 +47,6 @@ def score_by_model(args: argparse.Namespace, name: str, datasets: Sequence[Selec
         return done if groups.rank() == 0 else []
     finally:
         groups.destroy()
-
-
-def _for_ranks(args: argparse.Namespace, name: str) -> list[str]:
-    """The command line again, for each rank. It has no --nproc, which torchrun would take for its own."""
-    names = ("by", "checkpoint", "micro_batch_size", "tensor", "pipeline", "precision")
-    options = [f"--{option.replace('_', '-')}={getattr(args, option)}" for option in names]
-    overwrite = ["--overwrite"] if args.overwrite else []
-    return [*args.datasets, f"--name={name}", *options, *overwrite]
 
 
 def _files(source: Path) -> list[list[str | int]]:

@@ -4,12 +4,12 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from types import FrameType
 
 import orjson
 
+from megatron_cpt.commands.ranks import launcher, with_threads
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
         return ExitCode.DONE
     last = read_status(folder.status) or Status("starting")
     write_status(folder.status, Status("starting", step=last.step, tokens=last.tokens))
-    command = [*launcher(args.nproc), "-m", "megatron_cpt.train", args.config, *args.overrides]
-    code, told = _run_and_forward(command, environment(args.nproc), args.nproc)
+    command = [*launcher(args.nproc, "megatron_cpt.train"), args.config, *args.overrides]
+    code, told = _run_and_forward(command, with_threads(os.environ, args.nproc), args.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
         return status.exit_code
@@ -122,16 +122,3 @@ def _is_done(plan: RunPlan, folder: RunFolder) -> bool:
         return False
     now = dump_config(plan.config), plan.blend.fingerprint(plan.blend.total_sequences)
     return status is not None and status.state == "done" and before == now
-
-
-def environment(processes: int) -> dict[str, str]:
-    """This process's environment, with an even share of the cores for each process where nothing else is set."""
-    share = max(1, len(os.sched_getaffinity(0)) // processes)
-    return {"OMP_NUM_THREADS": str(share)} | os.environ
-
-
-def launcher(processes: int) -> list[str]:
-    """The command that runs a module on some processes of this machine."""
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

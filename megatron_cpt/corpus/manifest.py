@@ -9,7 +9,6 @@ the dataset's content; a score of other content is refused. A .npy array without
 is; only its length can be checked.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ import orjson
 from megatron_cpt import __version__
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import CHUNK_TOKENS, IndexedDataset, bin_path, idx_path, manifest_path
-from megatron_cpt.runs.folder import durable_file, write_json
+from megatron_cpt.runs.folder import durable_file, file_sha256, write_json
 
 DOCUMENTS = "documents"
 """The column that prepare writes."""
@@ -191,12 +190,6 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
     if dataset.index_sha256 != manifest.index_sha256:
         raise _stale(prefix)
     return dataset, manifest
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe_foreign(dataset: IndexedDataset) -> Manifest:

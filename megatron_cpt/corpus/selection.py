@@ -30,13 +30,12 @@ from megatron_cpt.corpus.manifest import (
     ColumnWriter,
     Manifest,
     column_path,
-    file_sha256,
     open_dataset,
     read_column,
     tool_version,
     write_manifest,
 )
-from megatron_cpt.runs.folder import durable_file, refuse_to_replace, write_json
+from megatron_cpt.runs.folder import durable_file, file_sha256, refuse_to_replace, write_json
 
 _CHUNK_DOCUMENTS = 1 << 14
 SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from megatron_cpt.evaluate.likelihood import log_likelihoods
+from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.tasks.task_files import Continuation, Question, Task, Text
 
 
@@ -366,7 +367,7 @@ def document(
     return {
         "model": model,
         "settings": dict(settings),
-        "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "files": {str(path): file_sha256(path) for path in files},
         "tasks": {
             task.name: {"num_fewshot": task.num_fewshot, "truncated": task.truncated, "identity": task.identity}
             | asdict(scores[task.name])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy.special import stdtr
 
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.figures import (
@@ -279,8 +280,6 @@ def _different(names: Sequence[str]) -> list[str]:
 _COMPARED = ("depth", "final", "transient", "area")
 """The figures in which arms are compared."""
 
-_NODES, WEIGHTS = np.polynomial.legendre.leggauss(256)
-
 
 @dataclass(frozen=True)
 class ArmDifference:
@@ -330,15 +329,8 @@ def welch(first: Spread, second: Spread) -> tuple[float, float, float] | None:
 
 
 def two_sided_p_value(t: float, freedom: float) -> float:
-    """Probability that Student's t with some degrees of freedom (1 or more) is as far from 0.
-
-    With t = sqrt(v) tan(a) the density is cos(a)^(v - 1) over half a Beta(v/2, 1/2); Gauss-Legendre.
-    """
-    start = math.atan(abs(t) / math.sqrt(freedom))
-    half = (math.pi / 2 - start) / 2
-    tail = half * float(WEIGHTS @ np.cos(start + half * (1 + _NODES)) ** (freedom - 1))
-    log_beta = math.lgamma(freedom / 2) + math.lgamma(0.5) - math.lgamma((freedom + 1) / 2)
-    return min(1.0, 2 * tail / math.exp(log_beta))
+    """Probability that Student's t with some degrees of freedom (1 or more) is as far from 0."""
+    return 2 * float(stdtr(freedom, -abs(t)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

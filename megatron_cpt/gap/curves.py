@@ -1,6 +1,5 @@
 """Loss curves from the records of a run, and from logs of other systems (CSV files, TensorBoard folders)."""
 
-import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.runs.foreign_logs import is_tensorboard, read_csv_rows, read_scalars
 
 NATS = "nats per token"
 WRONG = "share of questions answered wrongly"
@@ -162,9 +161,7 @@ class ForeignSettings:
 
 def is_foreign(path: Path) -> bool:
     """Whether a path is a CSV file or a TensorBoard folder, and no run folder of ours."""
-    if path.is_dir():
-        return not (path / "records.jsonl").exists() and any(path.glob("events.out.tfevents*"))
-    return path.suffix.lower() == ".csv" and path.is_file()
+    return is_tensorboard(path) or (path.suffix.lower() == ".csv" and path.is_file())
 
 
 def foreign_curves(path: Path, settings: ForeignSettings) -> list[LossCurve]:
@@ -191,28 +188,19 @@ def foreign_curves(path: Path, settings: ForeignSettings) -> list[LossCurve]:
 def _asked(path: Path, sets: Sequence[MappedSet]) -> Sequence[MappedSet]:
     if sets:
         return sets
-    rule = f"a TensorBoard folder does not say which tag is which set. It has: {_listed(_scalars(path))}."
+    rule = f"a TensorBoard folder does not say which tag is which set. It has: {_listed(read_scalars(path))}."
     raise BadInput(Fault(str(path), rule, "Map one: --map general=TAG (and --map-domain NAME=TAG)."))
 
 
 def _tensorboard_curve(path: Path, chosen: MappedSet, settings: ForeignSettings) -> LossCurve:
-    scalars = _scalars(path)
+    scalars = read_scalars(path)
     if chosen.column not in scalars:
         raise BadInput(_absent(path, chosen, "tag", scalars))
     return _curve_of_steps(path, chosen, scalars[chosen.column], settings)
 
 
-def _scalars(path: Path) -> dict[str, Marks]:
-    """Every scalar of a folder by tag; 0 is TensorBoard's word for keeping all events."""
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
 def _csv_curve(path: Path, chosen: MappedSet, settings: ForeignSettings) -> LossCurve:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns, rows = reader.fieldnames or [], list(reader)
+    columns, rows = read_csv_rows(path, "Give a CSV file with a column `tokens` or `step`.")
     if chosen.column not in columns:
         raise BadInput(_absent(path, chosen, "column", columns))
     axis = next((name for name in ("tokens", "step") if name in columns), None)

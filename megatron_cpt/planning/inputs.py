@@ -13,13 +13,14 @@ from typing import Literal, TypeVar
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig, SourceSettings
-from megatron_cpt.corpus.manifest import Manifest, file_sha256
+from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.mixture.quality import open_source
 from megatron_cpt.preparation.contamination import NGRAM_WORDS, SetOverlap, read_contamination
+from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.tasks.task_files import Task, open_tasks
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 

@@ -26,7 +26,6 @@ from megatron_cpt.corpus.manifest import (
     Manifest,
     ScoreRecord,
     check_name,
-    file_sha256,
     is_scored,
     read_column,
     refuse_other_score,
@@ -41,6 +40,7 @@ from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.preparation.process_piece import batches
 from megatron_cpt.preparation.sorted_runs import content_hash
+from megatron_cpt.runs.folder import file_sha256
 
 Scorer = Callable[[DocumentChunk], npt.NDArray[np.float32]]
 """A chunk to the score of each of its documents, float32[documents]. Threads call it at once."""

@@ -9,6 +9,7 @@ Exit codes are an API. torchrun returns 1 whatever its ranks return, so the code
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import socket
@@ -326,6 +327,12 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise IntegrityFault(f"{path}: not an object.")
     return content
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_file(path: Path) -> None:

@@ -3,7 +3,6 @@
 They come from run folders, or from logs of other systems (CSV files of step, lr, loss; TensorBoard folders).
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.runs.folder import RunFolder, read_json_object
+from megatron_cpt.runs.foreign_logs import read_csv_rows, read_scalars
 from megatron_cpt.runs.records import read_records
 
 
@@ -165,28 +164,17 @@ def read_csv(path: str | Path, warmup_steps: int | None = None) -> Curve:
     return _curve(Path(path).stem, _rows(Path(path)), warmup_steps)
 
 
-def is_tensorboard(path: str | Path) -> bool:
-    """Whether a path is a folder of TensorBoard events, and no run folder of ours."""
-    folder = Path(path)
-    return folder.is_dir() and not RunFolder(folder).records.exists() and any(folder.glob("events.out.tfevents*"))
-
-
 def read_tensorboard(path: str | Path, loss_tag: str, rate_tag: str, warmup_steps: int | None = None) -> Curve:
     """A curve from the scalars of a TensorBoard folder; its rates are filled in as in `read_csv`.
-
-    A step that was logged twice, as after a restart, counts as the later one.
 
     Raises:
         BadInput: a tag is not there, a rate is no number or below 0, a loss is not above 0, or no rate is above 0.
     """
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0})  # 0: all events are kept
-    events.Reload()
-    tags = events.Tags()["scalars"]
+    tags = read_scalars(path)
     remedy = f"It has {', '.join(sorted(tags)) or 'none'}: name them with --loss-tag and --rate-tag."
     refuse([Fault(f"{path}: {tag}", "is no scalar tag of it.", remedy) for tag in (loss_tag, rate_tag)
             if tag not in tags])  # fmt: skip
-    losses = {event.step: event.value for event in events.Scalars(loss_tag)}
-    rates = {event.step: event.value for event in events.Scalars(rate_tag)}
+    losses, rates = tags[loss_tag], tags[rate_tag]
     if not any(rate > 0 for rate in rates.values()):
         raise BadInput(Fault(f"{path}: {rate_tag}", "is nowhere above 0.", "Give the tag of the learning rate."))
     if min(rates.values()) < 0 or not all(map(math.isfinite, rates.values())):
@@ -237,13 +225,8 @@ def rates_of_every_update(steps: np.ndarray, rates: np.ndarray, warmup_steps: in
 
 def _rows(path: Path) -> list[Row]:
     """(step, rate, loss) of each row, loss NaN where it is missing."""
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            table = [] if missing else list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(Fault(str(path), f"cannot be read: {error}.", "Give a CSV file of step, lr, loss.")) from error
+    columns, table = read_csv_rows(path, "Give a CSV file of step, lr, loss.")
+    missing = [name for name in _COLUMNS if name not in columns]
     if missing or not table:
         rule = f"has no column {', '.join(missing)}." if missing else "has no rows."
         raise BadInput(Fault(str(path), rule, "The first line names the columns: step,lr,loss."))

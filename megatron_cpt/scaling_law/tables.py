@@ -3,7 +3,6 @@
 Tables come from run folders or a CSV file. The critical mixture ratio is that of arXiv:2407.17467.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.runs.folder import RunFolder, read_json_object
+from megatron_cpt.runs.foreign_logs import read_csv_rows
 from megatron_cpt.runs.records import read_records
 from megatron_cpt.scaling_law.choose import fit_of_document, fit_to_document
 from megatron_cpt.scaling_law.curves import domain_share, first_step, read_run, sets_of
@@ -80,12 +80,7 @@ def read_table(path: str | Path, sets: Sequence[str] | None = None) -> dict[str,
     Raises BadInput for what cannot be read or cannot be.
     """
     path = Path(path)
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names, cells = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(Fault(str(path), f"cannot be read: {error}.", "Give a CSV file of final losses.")) from error
+    names, cells = read_csv_rows(path, "Give a CSV file of final losses.")
     unknown = [n for n in names if n not in (*_NUMBERS, "run") and not n.startswith((LOSS, START, SHARE))]
     remedy = f"Columns are run, {', '.join(_NUMBERS)}, {LOSS}SET, {START}SET, {SHARE}SOURCE."
     refuse([Fault(f"{path}: {name}", "is no column of a table of losses.", remedy) for name in unknown])

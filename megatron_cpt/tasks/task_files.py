@@ -21,9 +21,9 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import TaskSettings
 from megatron_cpt.corpus.indexed import idx_path
-from megatron_cpt.corpus.manifest import file_sha256
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, dataset_items
 from megatron_cpt.preparation.inputs import compression_of, decompressed
+from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 _MOST_FAULTS = 20

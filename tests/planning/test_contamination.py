@@ -9,9 +9,10 @@ import orjson
 import pytest
 
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.corpus.manifest import file_sha256, load_manifest
+from megatron_cpt.corpus.manifest import load_manifest
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.preparation.contamination import Contamination, SetOverlap, contamination_path
+from megatron_cpt.runs.folder import file_sha256
 from tests.planning.small_run import settings
 
 

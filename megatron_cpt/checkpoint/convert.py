@@ -5,7 +5,6 @@ one run it stands for a decay that was not trained (arXiv:2306.03241); of a run'
 way back towards the base (arXiv:2109.01903).
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_complete, read_state
-from megatron_cpt.runs.folder import sync_folder
+from megatron_cpt.runs.folder import refuse_existing, whole_folder
 
 
 def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> str:
@@ -74,8 +73,8 @@ def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> s
     """
     folders = [source / "hf" if is_complete(source) else source for source in sources]
     with first_on_rank_zero():
-        if groups.rank() == 0 and output.exists():
-            raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
+        if groups.rank() == 0:
+            refuse_existing(output)
     if len(shares) != len(sources) or min(shares, default=0) < 0 or not sum(shares) > 0:
         rule = f"is no list of {len(sources)} shares, not negative and not all 0."
         raise BadInput(Fault(f"shares {list(shares)}", rule, "Give one for each source."))
@@ -133,8 +132,7 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
         BadInput: there is something at `output` already, or the folder cannot be read.
         IntegrityFault: a torn or altered file.
     """
-    if output.exists():
-        raise BadInput(Fault(str(output), "there is something here already.", "Name another folder."))
+    refuse_existing(output)
     shape = read_shape(hf_folder)
     table = name_table(shape)
     places, values = stored_places(shape)
@@ -149,25 +147,12 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
             fill(parameter, *table[name], shape, tensors, rank=0, ranks=1)
             return parameter
 
-        with _whole_or_absent(output) as folder:
+        with whole_folder(output) as folder:
             make_folder(folder, hf_folder, parent_dtypes(hf_folder))
             write_streamed(folder / "shards", places, values, dtype, read)
             leave_hashes(folder, rank=0)
             seal(folder)
         return roundings(Conversion(word, word_of(dtype)) for word in stored)
-
-
-@contextmanager
-def _whole_or_absent(output: Path) -> Iterator[Path]:
-    """Another name for a folder while it is written; it gets its own when it is whole, and is gone if it never is."""
-    unfinished = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        yield unfinished
-        unfinished.rename(output)
-        sync_folder(output.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> str:

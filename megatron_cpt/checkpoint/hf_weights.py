@@ -13,8 +13,8 @@ The folder must be on a file system that all ranks share.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import prod
@@ -45,13 +45,13 @@ from megatron_cpt.checkpoint.hf_folder import (
     write_shard,
 )
 from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
-from megatron_cpt.config.errors import BadInput, Fault, NumericsFault, refuse
+from megatron_cpt.config.errors import Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, first_on_rank_zero
-from megatron_cpt.runs.folder import sync_folder, write_durably, write_json
+from megatron_cpt.runs.folder import unfinished_name, whole_folder, write_durably, write_json
 
 SHARD_BYTES = 4 * 1024**3
 
@@ -137,37 +137,25 @@ def export_weights(
         BadInput: there is something at `output` already.
         NumericsFault: a weight is too large for float16.
     """
-    partial = output.with_name(f".{output.name}.partial")
-    with first_on_rank_zero():
-        if groups.rank() == 0:
-            make_partial(output, partial)
-    files = _write_weights(weights, shape, partial, dtypes, shard_bytes)
-    written = {name: conversion for tensors in files.values() for name, conversion in tensors.items()}
-    barrier()
-    if groups.rank() == 0:
-        assert set(written) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(written))}"
-        if set(files) != {SINGLE}:
-            _write_index(partial, files, shape)
-        write_json(partial / "config.json", config_for(hf_folder, {each.target for each in written.values()}))
-        copy_companions(hf_folder, partial)
-        if lineage is not None:
-            write_json(partial / "lineage.json", lineage)
-        if card is not None:
-            write_durably(partial / "README.md", card)
-        sync_folder(partial)
-        partial.rename(output)
-        sync_folder(output.parent)
+    with ExitStack() as whole:
+        with first_on_rank_zero():
+            on_rank_zero = groups.rank() == 0
+            folder = whole.enter_context(whole_folder(output)) if on_rank_zero else unfinished_name(output)
+        files = _write_weights(weights, shape, folder, dtypes, shard_bytes)
+        written = {name: conversion for tensors in files.values() for name, conversion in tensors.items()}
+        barrier()
+        if on_rank_zero:
+            assert set(written) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(written))}"
+            if set(files) != {SINGLE}:
+                _write_index(folder, files, shape)
+            write_json(folder / "config.json", config_for(hf_folder, {each.target for each in written.values()}))
+            copy_companions(hf_folder, folder)
+            if lineage is not None:
+                write_json(folder / "lineage.json", lineage)
+            if card is not None:
+                write_durably(folder / "README.md", card)
     barrier()
     return roundings(written.values())
-
-
-def make_partial(output: Path, partial: Path) -> None:
-    """Makes the folder that is renamed in the end, in place of one that was cut short. Raises BadInput."""
-    if output.exists():
-        rule = "there is something here already; an export never writes over a folder."
-        raise BadInput(Fault(str(output), rule, "Name another folder, or move this one away."))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
 
 
 def _write_weights(

@@ -34,7 +34,7 @@ from megatron_cpt.checkpoint.hf_folder import (
     tokenizer_files,
     write_shard,
 )
-from megatron_cpt.checkpoint.hf_weights import check_tensors, make_partial, vocabulary_tensors
+from megatron_cpt.checkpoint.hf_weights import check_tensors, vocabulary_tensors
 from megatron_cpt.checkpoint.new_tokenizer import (
     add_tokens,
     added_words,
@@ -46,7 +46,7 @@ from megatron_cpt.checkpoint.new_tokenizer import (
 )
 from megatron_cpt.config.errors import refuse
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.runs.folder import sync_folder, write_json
+from megatron_cpt.runs.folder import whole_folder, write_json
 from megatron_cpt.tokenizer.formats import token_contents, unknown_token
 
 NewRows = Literal["mean", "random"]
@@ -116,27 +116,20 @@ def extend_vocabulary(
     words = added_words(old, new)
     refuse(words_faults(new, words))
     sources = row_sources(old, new, new_rows, shape.vocabulary)
-    partial = output.with_name(f".{output.name}.partial")
-    make_partial(output, partial)
-    try:
+    with whole_folder(output) as folder:
         embedding, output_layer = vocabulary_tensors(shape)
         matrices = (embedding,) if shape.tied_embeddings else (embedding, output_layer)
         # A tied output layer that is stored all the same is the embedding once more.
         left_out = {output_layer} if shape.tied_embeddings else set()
-        drawn = [_write_file(file, partial / file.name, matrices, left_out, sources, seed) for file in files]
-        _write_index(hf_folder, partial, left_out)
+        drawn = [_write_file(file, folder / file.name, matrices, left_out, sources, seed) for file in files]
+        _write_index(hf_folder, folder, left_out)
         changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer else {}
-        _write_configs(hf_folder, partial, len(sources), changes)
-        _copy_companions(hf_folder, tokenizer, partial)
+        _write_configs(hf_folder, folder, len(sources), changes)
+        _copy_companions(hf_folder, tokenizer, folder)
         if tokenizer is None:
-            new.save(str(partial / "tokenizer.json"))
-        check_token_ids(partial, len(sources))
-        check_in_transformers(partial, new, words, len(sources))
-        sync_folder(partial)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(output.parent)
+            new.save(str(folder / "tokenizer.json"))
+        check_token_ids(folder, len(sources))
+        check_in_transformers(folder, new, words, len(sources))
     kept = sum(source.kept for source in sources)
     return NewVocabulary(len(sources), kept, len(sources) - kept - max(drawn), max(drawn))
 

@@ -132,6 +132,17 @@ _OF_SOURCE = re.compile(r"\s*([0-9.e+-]+)\s+of\s+([\w-]+)\s*")
 _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens"}
 
 
+def short_count(count: float, zeros: bool = True) -> str:
+    """Three significant digits and a suffix: `999`, `1.23K`, `5.00B`; without zeros at the end `5B`."""
+    scaled, suffixes = float(count), ["", "K", "M", "B", "T"]
+    while abs(scaled) >= 999.5 and len(suffixes) > 1:
+        scaled, suffixes = scaled / 1000, suffixes[1:]
+    if zeros or abs(scaled) >= 999.5:
+        decimals = 2 - (abs(scaled) >= 9.995) - (abs(scaled) >= 99.95) if suffixes[0] else 0
+        return f"{scaled:.{decimals}f}{suffixes[0]}"
+    return f"{scaled:.3g}{suffixes[0]}"
+
+
 def parse_count(value: Any) -> int:
     """An exact whole number from `5B`, `4.1B`, `1_000`, `2e9` or an int.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megatron_cpt.config.units import short_count
 from megatron_cpt.gap.compare import Arm, ArmDifference, ControlSplit
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, continual_measures
@@ -100,7 +101,7 @@ def _set_summary(name: str, role: str, figures: GapFigures) -> str:
         return f"{name} stayed at its baseline (largest rise {figures.depth:.3f} nats)"
     doubt = " (within evaluation noise)" if figures.significant is False else ""
     return (
-        f"{name} rose {figures.depth:.3f} nats{doubt} at {short_count(figures.depth_tokens)} tokens, "
+        f"{name} rose {figures.depth:.3f} nats{doubt} at {count_words(figures.depth_tokens)} tokens, "
         f"{figures.transient:.3f} of it transient, {recovery_words(figures)}, {-figures.improvement:+.3f} at the end"
         f"{first_rise_words(figures)}"
     )
@@ -115,29 +116,24 @@ def first_rise_words(figures: GapFigures) -> str:
     """Of the first rise that came back, where a later one topped it; else nothing."""
     if figures.first_rise is None or figures.first_rise_tokens == figures.depth_tokens:
         return ""
-    back = short_count(figures.first_rise_recovery_tokens)
+    back = count_words(figures.first_rise_recovery_tokens)
     return f"; a first rise of {figures.first_rise:.3f} nats was back at {back} tokens"
 
 
 def changed_words(tokens: int) -> str:
     """That a set was changed: `other sequences or labels from 1.2M tokens on, which are not in these figures`."""
-    return f"other sequences or labels from {short_count(tokens)} tokens on, which are not in these figures"
+    return f"other sequences or labels from {count_words(tokens)} tokens on, which are not in these figures"
 
 
 def recovery_words(figures: GapFigures) -> str:
     """`recovered at 1.2M tokens`, `not recovered`, `never rose above its baseline` or `not recorded`."""
     if figures.recovery is Recovery.RECOVERED:
-        return f"recovered at {short_count(figures.recovery_tokens)} tokens"
+        return f"recovered at {count_words(figures.recovery_tokens)} tokens"
     if figures.recovery is Recovery.NOT_RECOVERED:
         return "not recovered"
     return "never rose above its baseline" if figures.recovery is Recovery.NOT_NEEDED else "not recorded"
 
 
-def short_count(count: float | None) -> str:
-    """A count of tokens in three digits: `512`, `1.2K`, `4.1B`; `not recorded` for None."""
-    if count is None:
-        return "not recorded"
-    scaled, suffixes = float(count), ["", "K", "M", "B", "T"]
-    while abs(scaled) >= 999.5 and len(suffixes) > 1:
-        scaled, suffixes = scaled / 1000, suffixes[1:]
-    return f"{scaled:.3g}{suffixes[0]}" if abs(scaled) < 999.5 else f"{scaled:.0f}{suffixes[0]}"
+def count_words(count: float | None) -> str:
+    """A count of tokens in at most three digits: `512`, `1.2K`, `4.1B`; `not recorded` for None."""
+    return "not recorded" if count is None else short_count(count, zeros=False)

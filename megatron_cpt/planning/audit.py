@@ -20,8 +20,9 @@ from math import ceil, fsum
 import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.indexed import HEADER, MAGIC, idx_path
-from megatron_cpt.planning.text_tables import columns, percent, quantity
+from megatron_cpt.planning.text_tables import columns, percent
 
 _SURPLUS = 0.005
 """BlendedMegatronDatasetConfig.mid_level_dataset_surplus, its default."""
@@ -160,7 +161,7 @@ def audit_lines(rows: Sequence[SourceAudit]) -> list[str]:
                 [
                     row.prefix,
                     percent(row.weight),
-                    quantity(row.tokens),
+                    short_count(row.tokens),
                     f"{row.requested:,}",
                     f"{row.built:,}",
                     f"{row.passes:.3f}",

@@ -9,9 +9,10 @@ from typing import Literal
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.eval_schedule import mark_steps, subsampled
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
+from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.stream import scored_tokens
 from megatron_cpt.planning.inputs import RunInputs
-from megatron_cpt.planning.text_tables import columns, percent, quantity
+from megatron_cpt.planning.text_tables import columns, percent
 from megatron_cpt.tasks.task_files import GROUPS, task_row_faults
 
 _MARKS_SHOWN = 8
@@ -185,7 +186,7 @@ def evaluation_lines(evaluations: tuple[EvaluationPlan, ...]) -> list[str]:
         [
             evaluation.name if evaluation.kind == "validation" else f"{evaluation.name} ({evaluation.kind})",
             evaluation.role,
-            "not known" if evaluation.tokens is None else quantity(evaluation.tokens),
+            "not known" if evaluation.tokens is None else short_count(evaluation.tokens),
             f"{len(evaluation.marks)} of {len(evaluation.marks) + evaluation.omitted}"
             if evaluation.omitted
             else str(len(evaluation.marks)),

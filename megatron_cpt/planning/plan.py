@@ -9,7 +9,7 @@ from typing import Any
 from megatron_cpt.config.checks import schedule_faults
 from megatron_cpt.config.errors import refuse
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
-from megatron_cpt.config.units import Duration
+from megatron_cpt.config.units import Duration, short_count
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import unread_fields
 from megatron_cpt.families.size import (
@@ -27,7 +27,7 @@ from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, 
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
 from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
 from megatron_cpt.planning.start_state import RunPosition, resume_state, start_state
-from megatron_cpt.planning.text_tables import columns, percent, phase_lines, picture_lines, quantity, size
+from megatron_cpt.planning.text_tables import columns, percent, phase_lines, picture_lines, size
 from megatron_cpt.runs.checkpoint_state import find_state
 
 
@@ -169,21 +169,21 @@ class RunPlan:
     def _summary(self) -> list[str]:
         model, memory = self.model, self.model.memory
         experts = model.active_parameters < model.parameters
-        active = f", {quantity(model.active_parameters)} active for a token" if experts else ""
+        active = f", {short_count(model.active_parameters)} active for a token" if experts else ""
         most = "at most " if self.config.batches.ramp else ""
         batch = f"{most}{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
         shares = ", ".join(f"{name} {size(count)}" for name, count in asdict(memory).items())
         steps, tokens = self.steps - self.start.step, self.tokens - self.start.tokens
         ranks = "one rank" if self.world_size == 1 else f"the fullest of {self.world_size} ranks"
         return [
-            f"Run      {self.folder}: {steps:,} steps of {batch}, {quantity(tokens)} tokens in all",
+            f"Run      {self.folder}: {steps:,} steps of {batch}, {short_count(tokens)} tokens in all",
             *self._counting(),
             *rate_lines(self.config, self.start, self.resume),
             *self._batch_ramp(),
-            f"Model    {model.family}, {quantity(model.parameters)} parameters "
-            f"({quantity(model.non_embedding_parameters)} without embeddings{active})",
+            f"Model    {model.family}, {short_count(model.parameters)} parameters "
+            f"({short_count(model.non_embedding_parameters)} without embeddings{active})",
             *self._positions(),
-            f"Compute  {quantity(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
+            f"Compute  {short_count(model.flops_per_token)} FLOPs a token, {model.training_flops:.3g} FLOPs in all",
             f"Memory   {size(memory.total)} on {ranks} ({shares})",
             f"Disk     {size(self.disk.total)} at most: {self.disk.words}",
         ]
@@ -202,7 +202,7 @@ class RunPlan:
         if not batches.ramp:
             return []
         first, steps = batches.ramp[0], sum(stair.steps for stair in batches.ramp)
-        tokens = quantity(self.config.tokens_at(steps))
+        tokens = short_count(self.config.tokens_at(steps))
         stairs = f"{len(batches.ramp)} stairs" if len(batches.ramp) > 1 else "one stair"
         return [
             f"Batches  from {first.size} sequences in {stairs}: {batches.size} after {steps:,} steps, {tokens} tokens"
@@ -225,13 +225,13 @@ class RunPlan:
             [
                 row.name,
                 row.role,
-                quantity(row.tokens),
+                short_count(row.tokens),
                 percent(row.share),
-                quantity(row.source_tokens),
+                short_count(row.source_tokens),
                 f"{before[row.name]:.2f} to {before[row.name] + row.epochs:.2f}"
                 if self.start.sequences
                 else f"{row.epochs:.2f}",
-                quantity(row.effective_unique_tokens),
+                short_count(row.effective_unique_tokens),
             ]
             for row in self.blend.rows_from(self.start.sequences)
         ]
@@ -346,8 +346,8 @@ def _blend_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
         if row.epochs > CHEAP_EPOCHS:
             yield (
                 f"source {row.name} is read {row.epochs:.1f} times: beyond {CHEAP_EPOCHS} epochs repeated text is "
-                f"worth clearly less than new text (arXiv:2305.16264); its {quantity(row.tokens)} tokens do what "
-                f"{quantity(row.effective_unique_tokens)} new ones would."
+                f"worth clearly less than new text (arXiv:2305.16264); its {short_count(row.tokens)} tokens do what "
+                f"{short_count(row.effective_unique_tokens)} new ones would."
             )
     replayed = sum(row.sequences for row in blend.rows if row.role == "replay")
     if config.model.weights == "hf" and not replayed:
@@ -363,7 +363,7 @@ def _length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
     if steps < config.total_steps:
         tokens = config.tokens_at(steps)
         yield (
-            f"the run stops after {steps:,} of {config.total_steps:,} steps ({quantity(tokens)} tokens), before a "
+            f"the run stops after {steps:,} of {config.total_steps:,} steps ({short_count(tokens)} tokens), before a "
             "source passes its max_epochs; schedule and marks end there too."
         )
     reached = {phase.number for phase in blend.phases}
@@ -377,13 +377,13 @@ def _target_warnings(blend: BlendPlan) -> Iterator[str]:
     for stream, row in zip(blend.streams, blend.rows, strict=True):
         if stream.target is not None and row.tokens < _MISSED_BY * stream.target:
             yield (
-                f"source {row.name} gives {quantity(row.tokens)} of its target of {quantity(float(stream.target))} "
-                "tokens: the run is shorter than the targets together, or weights or ratio leave it less."
+                f"source {row.name} gives {short_count(row.tokens)} of its target of "
+                f"{short_count(float(stream.target))} tokens: the run is shorter than the targets together, or weights or ratio leave it less."
             )
         elif stream.target is not None and row.tokens > _PASSED_BY * stream.target:
             yield (
-                f"source {row.name} gives {quantity(row.tokens)} tokens, {row.epochs:.2f} epochs, beyond its target of "
-                f"{quantity(float(stream.target))}: what is given is whole sequences. Join it with another source."
+                f"source {row.name} gives {short_count(row.tokens)} tokens, {row.epochs:.2f} epochs, beyond its "
+                f"target of {short_count(float(stream.target))}: what is given is whole sequences. Join it with another source."
             )
 
 
@@ -416,7 +416,7 @@ def _repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
         if row.sequences and tokens:
             yield (
                 f"source {row.name} begins anew (init_from.load_data_position is false): the parent has read "
-                f"{quantity(tokens)} tokens of "
+                f"{short_count(tokens)} tokens of "
                 f"the same text, {tokens / row.source_tokens:.2f} epochs. `init_from.load_data_position: true` goes "
                 "on where that ended."
             )
@@ -449,8 +449,8 @@ def _budget_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
         budget = config.validation.sets[name].tokens
         if budget is not None and stream.tokens < budget:
             yield (
-                f"validation set {name} has {quantity(stream.tokens)} of the {quantity(budget)} tokens of its budget: "
-                "all of it is read at each mark. Hold more out (`megatron-cpt prepare --holdout`) if it is too little."
+                f"validation set {name} has {short_count(stream.tokens)} of the {short_count(budget)} tokens of its "
+                "budget: all of it is read at each evaluation. Hold more out (`megatron-cpt prepare --holdout`) if it is too little."
             )
 
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from megatron_cpt.config.units import short_count
 from megatron_cpt.mixture.blend import BlendPlan
 
 _WIDTH = 48
@@ -78,20 +79,11 @@ def phase_lines(blend: BlendPlan, first_sequence: int = 0) -> list[str]:
         given = dict.fromkeys(names, Fraction(0))
         for label, share in zip(labels, phase.shares, strict=True):
             given[label] += share
-        tokens = quantity(phase.first_sequence * blend.order.sequence_length)
+        tokens = short_count(phase.first_sequence * blend.order.sequence_length)
         rows.append([tokens, *(percent(float(share)) for share in given.values()), ", ".join(phase.exhausted)])
     lines = columns([["from tokens", *names, "at max_epochs"], *rows], "r" * (len(names) + 1) + "l")
     hidden = len(phases) - _PHASES_SHOWN
     return [*lines, f"... and {hidden} more"] if hidden > 0 else lines
-
-
-def quantity(number: float) -> str:
-    """Three significant digits with a suffix: 950, 12.3K, 1.50B."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= 0.9995 * scale:
-            scaled = number / scale
-            return f"{scaled:.{max(0, 2 - (scaled >= 9.995) - (scaled >= 99.95))}f}{suffix}"
-    return f"{number:.0f}"
 
 
 def percent(share: float) -> str:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, rise_standard_errors, rises
-from megatron_cpt.gap.summary import short_count
+from megatron_cpt.gap.summary import count_words
 from megatron_cpt.report.read import ReportedRun
 
 
@@ -223,7 +223,7 @@ def new_panel(y_label: str) -> tuple[Figure, Axes]:
 def _token_axis(axes: Axes) -> None:
     """Makes x tokens trained, labelled 200K, 1M, 5B."""
     axes.set_xlabel("tokens trained")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: short_count(count)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: count_words(count)))
 
 
 def logarithmic_token_axis(axes: Axes) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from megatron_cpt.gap.summary import short_count
+from megatron_cpt.gap.summary import count_words
 from megatron_cpt.report.figures import HEIGHT, LIGHT, WIDTH, drawing, run_dashes, run_series
 from megatron_cpt.report.html import figure, html_page, panels, run_legend, section
 from megatron_cpt.report.tables import table
@@ -153,4 +153,4 @@ def _replay_figure(outcomes: Sequence[Outcome], name: str, best: Outcome) -> Fig
 
 def _step_axis(axes: Axes) -> None:
     axes.set_xlabel("updates")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: short_count(count)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: count_words(count)))

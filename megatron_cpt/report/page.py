@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import GapFigures, Recovery
-from megatron_cpt.gap.summary import changed_words, first_rise_words, is_better, recovery_words, short_count
+from megatron_cpt.gap.summary import changed_words, count_words, first_rise_words, is_better, recovery_words
 from megatron_cpt.report.figures import (
     LIGHT,
     RunCurve,
@@ -152,7 +152,7 @@ def _card_set(role: str, name: str, gap: GapFigures) -> str:
 
 
 def _state(run: ReportedRun) -> str:
-    tokens = f"{short_count(run.training.tokens[-1])} tokens" if len(run.training.tokens) else "no training records"
+    tokens = f"{count_words(run.training.tokens[-1])} tokens" if len(run.training.tokens) else "no training records"
     state = f"state {MISSING}" if run.status is None else escape(run.status.state)
     return f"{state}, {tokens}"
 

@@ -9,7 +9,7 @@ import numpy as np
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import ContinualMeasures, GapFigures, continual_measures
-from megatron_cpt.gap.summary import recovery_words, short_count
+from megatron_cpt.gap.summary import count_words, recovery_words
 from megatron_cpt.report.figures import RunCurve, curves_by_set, loss_figure, set_title
 from megatron_cpt.report.html import figure, missing_section, panels, run_heading, run_legend, section
 from megatron_cpt.report.law_page import forecast_figure
@@ -96,7 +96,7 @@ def events_section(runs: Sequence[ReportedRun]) -> str:
             continue
         more = f"<p class='note'>The last {_MOST_EVENTS} of {len(events):,}.</p>" if len(events) > _MOST_EVENTS else ""
         rows = [
-            f"<tr><td>{number(event.step, '{:,}')}</td><td>{short_count(event.tokens)}</td>"
+            f"<tr><td>{number(event.step, '{:,}')}</td><td>{count_words(event.tokens)}</td>"
             f"<td class='words'>{escape(event.name.replace('_', ' '))}</td>"
             f"<td class='words'>{escape(', '.join(f'{name}: {value}' for name, value in event.details.items()))}</td>"
             "</tr>"

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_cpt.gap.compare import Arm, ArmDifference, ArmSet, ControlSplit, SplitRise, Spread
 from megatron_cpt.gap.figures import FLIPS, GapFigures, Recovery
-from megatron_cpt.gap.summary import changed_words, short_count
+from megatron_cpt.gap.summary import changed_words, count_words
 from megatron_cpt.report.figures import RunCurve, set_title
 from megatron_cpt.report.html import MISSING
 from megatron_cpt.report.read import ReportedRun, TrainingHistory
@@ -117,14 +117,14 @@ def _mean(figure: Spread, form: str) -> str:
 def _tokens(figure: Spread) -> str:
     if figure.mean is None:
         return '<span class="missing">none</span>'
-    margin = "" if figure.sd is None else f' <span class="error">± {short_count(figure.sd)}</span>'
-    return short_count(figure.mean) + margin
+    margin = "" if figure.sd is None else f' <span class="error">± {count_words(figure.sd)}</span>'
+    return count_words(figure.mean) + margin
 
 
 def _signed_area(value: float, error: float | None) -> str:
     """An area in nats times tokens, in three digits like those of the arms."""
-    margin = "" if error is None else f' <span class="error">± {short_count(error)}</span>'
-    return f"{'+' if value >= 0 else MINUS}{short_count(abs(value))}{margin}"
+    margin = "" if error is None else f' <span class="error">± {count_words(error)}</span>'
+    return f"{'+' if value >= 0 else MINUS}{count_words(abs(value))}{margin}"
 
 
 def _split_rows(run: str, split: ControlSplit) -> list[str]:
@@ -144,7 +144,7 @@ def _split_row(name: str, words: str, rise: SplitRise, judged: str) -> str:
     # The test is of a shift at any mark, so it stands beside the largest.
     cells = [
         words,
-        short_count(rise.tokens),
+        count_words(rise.tokens),
         number(rise.rise, "{:+.4f}"),
         number(rise.rewarming, "{:+.4f}"),
         with_error(rise.shift, rise.shift_standard_error),
@@ -218,12 +218,12 @@ def _gap_row(run: str, gap: GapFigures) -> str:
     cells = [
         number(gap.baseline, "{:.4f}"),
         with_error(gap.depth, gap.depth_standard_error),
-        short_count(gap.depth_tokens),
+        count_words(gap.depth_tokens),
         number(gap.transient, "{:.4f}"),
         "none" if gap.first_rise is None else number(gap.first_rise, "{:+.4f}"),
         with_error(gap.final, gap.final_standard_error),
         _recovery(gap),
-        short_count(gap.area),
+        count_words(gap.area),
         _significance(gap),
     ]
     return f"<tr>{name}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -231,7 +231,7 @@ def _gap_row(run: str, gap: GapFigures) -> str:
 
 def _recovery(gap: GapFigures) -> str:
     if gap.recovery is Recovery.RECOVERED:
-        return short_count(gap.recovery_tokens)
+        return count_words(gap.recovery_tokens)
     return "not recovered" if gap.recovery is Recovery.NOT_RECOVERED else "no rise"
 
 

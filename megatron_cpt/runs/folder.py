@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -271,6 +272,36 @@ def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
     """Raises BadInput with every result that is there already, unless it may be replaced."""
     remedy = "Give another name, or --overwrite to replace it."
     refuse([Fault(str(path), "is there already.", remedy) for path in paths if not overwrite and path.exists()])
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises BadInput where a folder that is to be made is there already. A folder is never written over."""
+    if folder.exists():
+        raise BadInput(Fault(str(folder), "there is something here already.", "Name another folder, or move this one."))
+
+
+def unfinished_name(folder: Path) -> Path:
+    """What a folder is called while `whole_folder` writes it."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder of another name, which gets its own when the block ends without an error, and else is removed.
+
+    Raises BadInput where something has the name already.
+    """
+    refuse_existing(folder)
+    unfinished = unfinished_name(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        sync_folder(unfinished)
+        unfinished.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager

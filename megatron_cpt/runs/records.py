@@ -20,6 +20,7 @@ import orjson
 from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.config.units import short_count
 from megatron_cpt.runs.folder import named_errors, sync_folder, write_durably
 
 Record = dict[str, Any]
@@ -248,15 +249,6 @@ def progress_line(record: Record, total_steps: int, total_tokens: int, seconds_l
         f"{short_time(seconds_left)} left",
     ]
     return " | ".join(parts)
-
-
-def short_count(count: int) -> str:
-    """Three significant digits and a suffix: `999`, `1.23K`, `45.6M`, `5.00B`."""
-    if count < 1000:
-        return str(count)
-    rounded = round(count, 3 - len(str(count)))
-    thousands, extra_digits = divmod(len(str(rounded)) - 1, 3)
-    return f"{rounded / 1000**thousands:.{2 - extra_digits}f}{'KMBTPE'[thousands - 1]}"
 
 
 def short_time(seconds: float) -> str:

@@ -10,6 +10,7 @@ from megatron_cpt.config.units import (
     parse_share,
     parse_wall_time,
     share_of_peak,
+    short_count,
     wall_seconds,
 )
 
@@ -109,3 +110,26 @@ def test_percentages_are_understood_wherever_a_share_is_meant() -> None:
     for text in ("20 of peak", "100% of peak", "20%% of peak", "% of peak"):
         with pytest.raises(ValueError, match=r"is no(t a number| share of the peak)"):
             share_of_peak(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (950, "950"),
+        (999, "999"),
+        (999.6, "1.00K"),
+        (1000, "1.00K"),
+        (12_345, "12.3K"),
+        (1.5e9, "1.50B"),
+        (1234, "1.23K"),
+        (99_949, "99.9K"),
+        (999_499, "999K"),
+        (999_500, "1.00M"),
+        (45_600_000, "45.6M"),
+        (5 * 10**9, "5.00B"),
+        (15 * 10**12, "15.0T"),
+    ],
+)
+def test_counts_have_three_digits(count: float, text: str) -> None:
+    assert short_count(count) == text

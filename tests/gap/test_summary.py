@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_cpt.gap.figures import GapFigures, Recovery, gap_figures
-from megatron_cpt.gap.summary import MeasuredFolder, gap_document, short_count, summary_line
+from megatron_cpt.gap.summary import MeasuredFolder, count_words, gap_document, summary_line
 from tests.gap.test_figures import curve
 
 RECOVERED = GapFigures(
@@ -66,4 +66,4 @@ def test_the_document_keeps_none_as_none():
     ],
 )
 def test_counts_in_three_digits(count: float | None, text: str):
-    assert short_count(count) == text
+    assert count_words(count) == text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.records import OURS, RemainingTime, RunLog, progress_bar, progress_line, short_count, short_time
+from megatron_cpt.runs.records import OURS, RemainingTime, RunLog, progress_bar, progress_line, short_time
 
 RECORD = {
     "kind": "train",
@@ -24,25 +24,6 @@ def test_the_line_a_person_reads() -> None:
         "step 50/250 | 205K of 1.02M tokens | loss 4.8912 | lr 9.50e-04 | grad norm 0.83"
         " | 8,192 tokens/s | 1 min 40 s left"
     )
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.00K"),
-        (1234, "1.23K"),
-        (99_949, "99.9K"),
-        (999_499, "999K"),
-        (999_500, "1.00M"),
-        (45_600_000, "45.6M"),
-        (5 * 10**9, "5.00B"),
-        (15 * 10**12, "15.0T"),
-    ],
-)
-def test_counts_have_three_digits(count: int, text: str) -> None:
-    assert short_count(count) == text
 
 
 @pytest.mark.parametrize(

@@ -378,14 +378,14 @@ def _target_warnings(blend: BlendPlan) -> Iterator[str]:
         if stream.target is not None and row.tokens < _MISSED_BY * stream.target:
             yield (
                 f"source {row.name} gives {short_count(row.tokens)} of its target of "
-                f"{short_count(float(stream.target))} tokens: the run is shorter than the targets together, or weights or "
-                "ratio leave it less."
+                f"{short_count(float(stream.target))} tokens: the run is shorter than the targets together, or weights "
+                "or ratio leave it less."
             )
         elif stream.target is not None and row.tokens > _PASSED_BY * stream.target:
             yield (
                 f"source {row.name} gives {short_count(row.tokens)} tokens, {row.epochs:.2f} epochs, beyond its "
-                f"target of {short_count(float(stream.target))}: what is given is whole sequences. Join it with another "
-                "source."
+                f"target of {short_count(float(stream.target))}: what is given is whole sequences. Join it with "
+                "another source."
             )
 
 
@@ -452,8 +452,8 @@ def _budget_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
         if budget is not None and stream.tokens < budget:
             yield (
                 f"validation set {name} has {short_count(stream.tokens)} of the {short_count(budget)} tokens of its "
-                "budget: all of it is read at each evaluation. Hold more out (`megatron-cpt prepare --holdout`) if it is "
-                "too little."
+                "budget: all of it is read at each evaluation. Hold more out (`megatron-cpt prepare --holdout`) if it "
+                "is too little."
             )
 
 

@@ -5,7 +5,8 @@
 | tokenizer.json; GPT-2's vocab.json and merges.txt | tokenizers |
 | sentencepiece .model | sentencepiece |
 | tiktoken ranks (Llama 3's tokenizer.model, Megatron-LM's JSON) | tiktoken |
-| texts that are numbers (Megatron-LM's NullTokenizer) | none |
+
+Texts that are numbers (Megatron-LM's NullTokenizer) are read by tools/preprocess_data.py alone.
 
 tiktoken ranks do not contain the pattern that splits text, nor control tokens. Llama 3's are published with its weights
 (llama-models, tokenizer.py), Megatron-LM's in its TikTokenizer.
@@ -496,39 +497,3 @@ def _identity(content: dict[str, Any]) -> str:
 def _uses_byte_level(content: dict[str, Any]) -> bool:
     stages = [content.get("normalizer"), content.get("pre_tokenizer"), content.get("decoder")]
     return any(b'"ByteLevel"' in orjson.dumps(stage) for stage in stages)
-
-
-@dataclass(frozen=True)
-class PlainNumbers:
-    """Ids as they are written. A text that is not such numbers gives no ids at all, and is rejected for it."""
-
-    vocabulary_size: int
-
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        return Encoded.of([self._numbers(text) for text in texts])
-
-    def _numbers(self, text: str) -> list[int]:
-        try:
-            numbers = [int(word) for word in text.split(" ")]
-        except ValueError:
-            return []
-        return numbers if all(0 <= number < self.vocabulary_size for number in numbers) else []
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
-
-    def number_of(self, token: str) -> int | None:
-        return int(token) if token.isdecimal() and int(token) < self.vocabulary_size else None
-
-    def token_of(self, number: int) -> str:
-        return str(number)
-
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        return np.array([len(str(number)) for number in range(self.vocabulary_size)], np.int64)
-
-
-def open_numbers(vocabulary_size: int) -> Opened:
-    """Numbers below `vocabulary_size`, which is itself the id that closes documents."""
-    size = vocabulary_size + 1
-    control = np.zeros(size, np.bool_)
-    return Opened(PlainNumbers(size), f"numbers below {vocabulary_size}", size, None, vocabulary_size, False, control)

@@ -11,8 +11,8 @@ from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import verify_dataset
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.tokenizer.formats import Opened, open_numbers
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
+from tests.tools.test_preprocess_data import script
 
 BAD_LINES = {
     "an unterminated string": (b'{"text": "no end}\n', "broken JSON"),
@@ -47,8 +47,7 @@ def test_a_last_line_that_is_cut_short_costs_itself_alone(tmp_path: Path, tokeni
 
 def numbers(size: int) -> Tokenizer:
     """A vocabulary of so many ids, the last of which closes documents."""
-    opened: Opened = open_numbers(size - 1)
-    return Tokenizer.of(Path("numbers"), opened)
+    return Tokenizer.of(Path("numbers"), script("preprocess_data").open_numbers(size - 1))
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--input", required=True, type=Path, help="folder of pairs")
     parser.add_argument("--output-prefix", required=True)
     parser.add_argument("--multimodal", action="store_true", help="refused: only text datasets are read")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there already")
     args = parser.parse_args(arguments)
     try:
         if args.multimodal:
             raise BadInput(Fault("--multimodal", "is not read here.", "Merge text datasets."))
         if not args.input.is_dir():
             raise BadInput(Fault(f"--input {args.input}", "is no folder.", "Give the folder of the pairs."))
-        manifest = concatenate(datasets_in(args.input), args.output_prefix, args.overwrite)
+        manifest = concatenate(datasets_in(args.input), args.output_prefix)
     except Exception as error:
         return report_error("merge_datasets.py", error)
     print(f"{args.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")

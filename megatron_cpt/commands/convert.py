@@ -48,7 +48,6 @@ def parser() -> argparse.ArgumentParser:
     )
     record.add_argument("config", metavar="RUN.yaml", help="the run")
     record.add_argument("output", type=Path, metavar="OUTPUT.json", help="the recording to write")
-    record.add_argument("--overwrite", action="store_true", help="replace a recording that is there already")
     record.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
 
     compare = actions.add_parser("verify", help="logits of Megatron-Core and transformers on the same tokens")
@@ -99,7 +98,7 @@ def main(arguments: list[str]) -> int:
         elif args.action == "to-hf":
             _report_written(args.output, _write_hf(args))
         elif args.action == "record-reference":
-            refuse_to_replace([args.output], args.overwrite)
+            refuse_to_replace([args.output])
             _record_start(args.config, args.overrides, args.output)
             print(f"wrote {args.output}")
         else:

@@ -36,8 +36,11 @@ _RENAMED = {
     ("evaluate", "--shots"): "--num-fewshot",
     ("evaluate", "--examples"): "--fewshot-file",
     ("average", "--shares"): "--weights",
+    ("evaluate", "--harness"): "--lm-eval",
     ("convert", "record"): "record-reference",
 }
+_NEVER_REPLACE = ("evaluate", "report", "law", "sweep", "convert")
+"""Commands without --overwrite, which those have whose result is several files of a dataset."""
 _STANDARD_OUTPUT = "standard output"
 
 
@@ -83,6 +86,9 @@ def _renamed_words(command: str, words: list[str]) -> Iterator[Fault]:
     for (owner, before), now in _RENAMED.items():
         if owner == command and (before in flags or before in words[:1]):
             yield Fault(f"{command} {before}", f"is called `{now}` since version 0.2.", f"Write {now}.")
+    if command in _NEVER_REPLACE and "--overwrite" in flags:
+        rule = "is no flag of it: only prepare, merge, score and select replace what is there."
+        yield Fault(f"{command} --overwrite", rule, "Remove the result first, or give another name.")
 
 
 def _forget_output() -> None:

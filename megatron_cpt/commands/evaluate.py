@@ -1,4 +1,4 @@
-"""`megatron-cpt evaluate CHECKPOINT_OR_HF --tasks FILE... --harness TASK...`: downstream tasks on the sharded model."""
+"""`megatron-cpt evaluate CHECKPOINT_OR_HF --tasks FILE... --lm-eval TASK...`: downstream tasks on the sharded model."""
 
 import argparse
 import importlib.util
@@ -35,9 +35,9 @@ def main(arguments: list[str]) -> int:
     without_rows = [fault for task in tasks for fault in task_row_faults(task, shape.vocabulary)]
     refuse([*rank_faults(args), *_harness_faults(args), *without_rows])
     output = args.output or Path("tasks.json")
-    refuse_to_replace([output], args.overwrite)
+    refuse_to_replace([output])
     # The harness's libraries read at their import whether the network may be used.
-    offline = not args.harness or OFFLINE.keys() <= os.environ.keys()
+    offline = not args.lm_eval or OFFLINE.keys() <= os.environ.keys()
     if not is_rank() and (args.nproc > 1 or not offline):
         # One checkpoint for all ranks: a run that goes on may save another.
         words = [str(args.source) if Path(word) == named else word for word in arguments]
@@ -56,14 +56,14 @@ def main(arguments: list[str]) -> int:
             "tokenizer": tokenizer.identity,
         }
         written, tables = document(str(args.source), settings, tasks, scores, means), [table(tasks, scores, means)]
-        if args.harness:
+        if args.lm_eval:
             # An optional library.
             from megatron_cpt.evaluate import lm_eval  # noqa: PLC0415
 
             longest = shape.max_positions
             score = partial(log_likelihoods, model, micro_batch_size=args.micro_batch_size, longest=longest)
             asked = lm_eval.MegatronLM(score, hf_folder, longest)
-            results = lm_eval.evaluate_lm_eval(asked, args.harness, args.include, args.num_fewshot, args.limit)
+            results = lm_eval.evaluate_lm_eval(asked, args.lm_eval, args.include, args.num_fewshot, args.limit)
             if results is not None:
                 written["harness"] = lm_eval.lm_eval_document(results)
                 tables.append(lm_eval.lm_eval_table(results))
@@ -96,11 +96,11 @@ def _read_tasks(args: argparse.Namespace, tokenizer: Tokenizer, shape: ModelShap
 
 
 def _harness_faults(args: argparse.Namespace) -> list[Fault]:
-    if not args.tasks and not args.harness:
-        return [Fault("--tasks and --harness", "are both missing: there is nothing to score.", "Give one of them.")]
-    if args.harness and importlib.util.find_spec("lm_eval") is None:
+    if not args.tasks and not args.lm_eval:
+        return [Fault("--tasks and --lm-eval", "are both missing: there is nothing to score.", "Give one of them.")]
+    if args.lm_eval and importlib.util.find_spec("lm_eval") is None:
         rule = "needs lm-evaluation-harness, which is not installed."
-        return [Fault("--harness", rule, "Install it: pip install 'megatron-cpt[eval]'.")]
+        return [Fault("--lm-eval", rule, "Install it: pip install 'megatron-cpt[eval]'.")]
     return []
 
 
@@ -116,11 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL files of questions or of texts"
     )
     parser.add_argument(
-        "--harness", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness (needs `.[eval]`)"
+        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness (needs `.[eval]`)"
     )
     parser.add_argument("--include", type=Path, metavar="DIR", help="folder of further harness tasks; its code runs")
     parser.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there already")
     parser.add_argument(
         "--num-fewshot",
         type=int,

@@ -124,7 +124,6 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="law.json", help="file to write (default law.json)")
     parser.add_argument("--html", default="law.html", help="page to write (default law.html)")
     _add_reading(parser)
-    _add_overwrite(parser)
     parser.set_defaults(action=fit)
 
 
@@ -141,7 +140,6 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")
     _add_reading(parser)
-    _add_overwrite(parser)
     parser.set_defaults(action=predict)
 
 
@@ -172,7 +170,6 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", type=int, default=5, metavar="N", help="recipes to print (default 5)")
     parser.add_argument("--output", default="choice.json", help="file to write (default choice.json)")
     parser.add_argument("--html", default="choice.html", help="page to write (default choice.html)")
-    _add_overwrite(parser)
     parser.set_defaults(action=choose)
 
 
@@ -187,17 +184,12 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit-steps", type=int, required=True, metavar="N", help="length of each run")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
     parser.add_argument("--output", default="sweep", metavar="FOLDER", help="folder to write into (default sweep)")
-    _add_overwrite(parser)
     parser.set_defaults(action=sweep)
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="COUNT", help="laws of tables: tokens trained, such as 5B")
     parser.add_argument("--model-size", metavar="COUNT", help="laws of tables: parameters without embeddings")
-
-
-def _add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +211,7 @@ _NAMES = (*TABLE_LAWS, CRITICAL)
 
 def _fit_tables(args: argparse.Namespace) -> int:
     """Fits one law to the final losses of runs, or of a table; law.json."""
-    refuse_to_replace([Path(args.output)], args.overwrite)
+    refuse_to_replace([Path(args.output)])
     tables = _tables(args)
     if args.law == CRITICAL:
         tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
@@ -238,7 +230,7 @@ def _fit_tables(args: argparse.Namespace) -> int:
 
 def _predict_tables(args: argparse.Namespace) -> int:
     """The losses of the rows of tables, or of one mixture, from a fitted law of tables."""
-    refuse_to_replace([Path(args.output)] if args.output else [], args.overwrite)
+    refuse_to_replace([Path(args.output)] if args.output else [])
     fits = read_table_fits(Path(args.law))
     if args.curves:
         tables = [read_table(path, args.sets or list(fits.fits)) for path in args.curves]
@@ -270,7 +262,7 @@ def _predict_tables(args: argparse.Namespace) -> int:
 
 def _choose_tables(args: argparse.Namespace) -> int:
     """The best mixtures for a weighted sum of losses, under bounds; choice.json."""
-    refuse_to_replace([Path(args.output)], args.overwrite)
+    refuse_to_replace([Path(args.output)])
     fits = read_table_fits(Path(args.law))
     weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
     _refuse_unknown(fits, weights, bounds)
@@ -364,7 +356,7 @@ def fit(args: argparse.Namespace) -> int:
     """Fits one law to each validation set; law.json and a page."""
     if args.law in _NAMES:
         return _fit_tables(args)
-    _refuse_to_replace(args)
+    refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     curves = _curves_of(args.curves, args.sets, args)
     default = CONTINUAL.name if Path(args.curves[0]).is_dir() and "loss" not in curves else "annealing"
     law = LAWS[args.law or default]
@@ -390,10 +382,6 @@ def fit(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _refuse_to_replace(args: argparse.Namespace) -> None:
-    refuse_to_replace([Path(path) for path in (args.output, args.html) if path], args.overwrite)
-
-
 def _method(law: Law, curves: Sequence[Curve], args: argparse.Namespace) -> Method:
     """The default method, or the one that predicts curves left out best."""
     if not args.cross_validate:
@@ -410,7 +398,7 @@ def predict(args: argparse.Namespace) -> int:
     """Scores a fitted law on measured curves, or tells the loss of a schedule that nobody has run."""
     if is_table_document(Path(args.law)):
         return _predict_tables(args)
-    _refuse_to_replace(args)
+    refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     laws = read_laws(Path(args.law))
     if args.curves:
         curves = _curves_of(args.curves, args.sets or list(laws.fits), args)
@@ -449,7 +437,7 @@ def choose(args: argparse.Namespace) -> int:
     """The best recipes for a weighted sum of losses, under bounds; choice.json and a page."""
     if is_table_document(Path(args.law)):
         return _choose_tables(args)
-    _refuse_to_replace(args)
+    refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     laws = read_laws(Path(args.law))
     weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
     sets = [*weights, *bounds]
@@ -500,7 +488,7 @@ def sweep(args: argparse.Namespace) -> int:
     ]
     refuse(faults)
     pilot = pilot_sweep(Path(args.config), Path(args.output), varied, args.seeds, args.fit_steps, args.nproc)
-    print(sweep_text(pilot, write_sweep(pilot, args.overwrite)))
+    print(sweep_text(pilot, write_sweep(pilot)))
     if decay_is_fitted(args.fit_steps):
         print("Runs below 2,000 steps do not show a decay of 0.999 an update: it will be fitted with the rest.")
     print(f"then: megatron-cpt law fit {args.output}/runs/*")

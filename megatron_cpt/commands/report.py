@@ -49,7 +49,7 @@ def _refuse_to_replace(args: argparse.Namespace) -> None:
     if before is not None and before <= set(map(str, runs)):
         return
     figures = [args.figures] if args.figures is not None and any(args.figures.glob("*.png")) else []
-    refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures, args.overwrite)
+    refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures)
 
 
 def _wait_for_records(args: argparse.Namespace) -> None:
@@ -96,7 +96,6 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN_FOLDER_OR_LOG", help="run folders, CSV files, TensorBoard folders; compared"
     )
     parser.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a report of other runs in that folder")
     parser.add_argument("--png", action="store_true", help="write the first figure as report.png too")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG and PNG")
     parser.add_argument(

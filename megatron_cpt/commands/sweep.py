@@ -12,10 +12,9 @@ def main(arguments: list[str]) -> int:
     """Writes the sweep and prints how to run it. Raises BadInput with every fault of the file and of every arm."""
     parser = argparse.ArgumentParser(prog="megatron-cpt sweep", description=__doc__)
     parser.add_argument("arms", metavar="ARMS.yaml", help="config, folder, seeds, and arms or grid of overrides")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of another sweep in the folder")
     args = parser.parse_args(arguments)
     sweep = read_sweep(Path(args.arms))
-    print(sweep_text(sweep, write_sweep(sweep, args.overwrite)))
+    print(sweep_text(sweep, write_sweep(sweep)))
     return ExitCode.DONE
 
 

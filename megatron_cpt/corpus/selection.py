@@ -23,7 +23,7 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, idx_path
 from megatron_cpt.corpus.manifest import (
     DOCUMENT_RECORD,
     DOCUMENTS,
@@ -42,17 +42,17 @@ SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")
 """What the joined manifest keeps where all parts say the same."""
 
 
-def concatenate(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> Manifest:
+def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
     """Writes the documents of datasets, in the order given, as the dataset `output`.
 
     Raises BadInput where there is none, they differ in dtype or tokenizer, the output is one of them or is
-    there already and may not be replaced (`overwrite`);
+    there already;
     IntegrityFault where one is broken.
     """
-    refuse_to_replace([idx_path(output)], overwrite)
+    refuse_to_replace([idx_path(output)])
     opened = [open_dataset(prefix) for prefix in prefixes]
     datasets, manifests = [dataset for dataset, _ in opened], [manifest for _, manifest in opened]
-    _refuse_unlike(datasets, Path(output))
+    _refuse_unlike(datasets)
     _refuse_other_tokenizers(datasets, manifests)
     described = all(column_path(dataset.prefix, DOCUMENTS).is_file() for dataset in datasets)
     with ExitStack() as files:
@@ -80,7 +80,7 @@ def _copy(dataset: IndexedDataset, writer: IndexedWriter) -> None:
         )
 
 
-def _refuse_unlike(datasets: Sequence[IndexedDataset], output: Path) -> None:
+def _refuse_unlike(datasets: Sequence[IndexedDataset]) -> None:
     if not datasets:
         raise BadInput(Fault("no dataset", "was given.", "Give pairs PREFIX.bin and PREFIX.idx."))
     faults: list[Fault] = []
@@ -88,8 +88,6 @@ def _refuse_unlike(datasets: Sequence[IndexedDataset], output: Path) -> None:
         if dataset.dtype != datasets[0].dtype:
             rule = f"holds {dataset.dtype} where {datasets[0].prefix} holds {datasets[0].dtype}."
             faults.append(Fault(str(dataset.prefix), rule, "Prepare both with one tokenizer."))
-        if bin_path(dataset.prefix).resolve() == bin_path(output).resolve():
-            faults.append(Fault(str(output), "is one of the inputs.", "Write to another prefix."))
     refuse(faults)
 
 

@@ -115,7 +115,7 @@ def _faults(value: str, task: Any) -> list[Fault]:
     if task.OUTPUT_TYPE != "multiple_choice" or _metric_of(task) is not None:
         return []
     rule = f"its metrics ({', '.join(task.aggregation())}) hold no accuracy that is a mean over questions."
-    return [Fault(value, rule, "Score it with `megatron-cpt evaluate --harness`.")]
+    return [Fault(value, rule, "Score it with `megatron-cpt evaluate --lm-eval`.")]
 
 
 SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
@@ -192,7 +192,7 @@ def evaluate_lm_eval(
     Raises:
         BadInput: a task that is not there, whose data are not on this machine, or that wants text to be written.
     """
-    manager, _ = _load_tasks("--harness", names, folder)
+    manager, _ = _load_tasks("--lm-eval", names, folder)
     results = simple_evaluate(model, tasks=list(names), num_fewshot=shots, limit=limit, task_manager=manager)
     return None if results is None else dict(results)
 

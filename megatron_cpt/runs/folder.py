@@ -268,10 +268,10 @@ def named_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def refuse_to_replace(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raises BadInput with every result that is there already, unless it may be replaced."""
-    remedy = "Give another name, or --overwrite to replace it."
-    refuse([Fault(str(path), "is there already.", remedy) for path in paths if not overwrite and path.exists()])
+def refuse_to_replace(paths: Iterable[Path]) -> None:
+    """Raises BadInput with every result that is there already."""
+    remedy = "Give another name, or remove it."
+    refuse([Fault(str(path), "is there already.", remedy) for path in paths if path.exists()])
 
 
 def refuse_existing(folder: Path) -> None:

@@ -97,12 +97,12 @@ def decay_is_fitted(fit_steps: int) -> bool:
     return fit_steps < 2 / (1 - ANNEALING_DECAY)
 
 
-def write_sweep(sweep: Sweep, overwrite: bool = False) -> list[Path]:
+def write_sweep(sweep: Sweep) -> list[Path]:
     """Writes FOLDER/configs/ARM.yaml for every arm and seed and FOLDER/run.sh; returns the configurations.
 
     Each arm is checked as `megatron-cpt train` would; every fault of every arm is raised at once, and then nothing is
     written. A sweep that is written again over its own runs leaves them as they are. BadInput also names the files that
-    are there with other content, unless they may be replaced (`overwrite`).
+    are there with other content.
     """
     varied = [key for key in dict.fromkeys(itertools.chain(*sweep.arms)) if len(_values(sweep, key)) > 1]
     configs: dict[str, RunConfig] = {}
@@ -125,7 +125,7 @@ def write_sweep(sweep: Sweep, overwrite: bool = False) -> list[Path]:
         for path, text in zip([*paths, script], [*texts, commands], strict=True)
         if path.exists() and path.read_text() != text
     ]
-    refuse_to_replace(other, overwrite)
+    refuse_to_replace(other)
     folder = sweep.folder / "configs"
     try:
         folder.mkdir(parents=True, exist_ok=True)

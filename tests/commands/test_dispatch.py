@@ -182,6 +182,7 @@ def test_a_config_of_absurd_sizes_is_one_message(
         (["evaluate", "x", "--shots", "5"], "evaluate --shots: is called `--num-fewshot` since version 0.2."),
         (["evaluate", "x", "--examples=a.jsonl"], "evaluate --examples: is called `--fewshot-file` since version 0.2."),
         (["average", "x", "y", "--shares", "1", "2", "--output", "z"], "average --shares: is called `--weights`"),
+        (["evaluate", "x", "--harness", "arc_easy"], "evaluate --harness: is called `--lm-eval` since version 0.2."),
         (["convert", "record", "run.yaml", "out.json"], "convert record: is called `record-reference`"),
     ],
 )
@@ -192,3 +193,12 @@ def test_an_old_flag_names_the_new_one(words: list[str], told: str, capsys: pyte
     with pytest.raises(SystemExit):  # argparse's help
         main([*words[:1], *([new] if words[0] == "convert" else []), "--help"])
     assert new in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["law", "fit", "a.csv"], ["report", "x"], ["evaluate", "x"], ["sweep", "arms.yaml"]])
+def test_only_datasets_are_replaced_by_a_flag(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--overwrite"]) == 2
+    assert "Remove the result first, or give another name." in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # argparse's help
+        main(["score", "--help"])
+    assert "--overwrite" in capsys.readouterr().out

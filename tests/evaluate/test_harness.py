@@ -97,7 +97,7 @@ def test_what_cannot_be_scored_is_refused(one_rank: Ranks, workshop: Workshop, h
 
 def test_the_command_writes_both_kinds_of_tasks(workshop: Workshop, harness_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "tasks.json"
-    words = [str(workshop.hf), "--tasks", str(workshop.folder / "questions.jsonl"), "--harness", "choices"]
+    words = [str(workshop.hf), "--tasks", str(workshop.folder / "questions.jsonl"), "--lm-eval", "choices"]
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "evaluate", *words]
     command += ["--include", str(harness_folder), "--output", str(output), "--nproc", "2", "--pipeline", "2"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}

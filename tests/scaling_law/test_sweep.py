@@ -44,14 +44,15 @@ def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
     assert one.run.folder == "out/runs/replay_ratio-0.05-peak_lr-2e-3-seed-2"
     assert len({load_config(path).run.folder for path in configs}) == 8
 
-    # The same sweep again changes nothing; what others wrote, and a script that was edited, are replaced when asked.
+    # The same sweep again changes nothing; what others wrote, and a script that was edited, are kept.
     assert command.main(["arms.yaml"]) == 0
     script = Path("out/run.sh")
     script.write_text(script.read_text() + "# my partition\n")
     with pytest.raises(BadInput, match=r"run\.sh: is there already"):
         command.main(["arms.yaml"])
-    assert command.main(["arms.yaml", "--overwrite"]) == 0
-    assert "my partition" not in script.read_text()
+    assert "my partition" in script.read_text()
+    script.unlink()
+    assert command.main(["arms.yaml"]) == 0
 
 
 def test_faults_of_every_arm_come_at_once_and_nothing_is_written(here: Path):

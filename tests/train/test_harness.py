@@ -59,7 +59,7 @@ def tasks_of(run: Path) -> list[Record]:
 
 
 def of_checkpoint(checkpoint: Path, folder: Path, names: list[str], shots: int | None, limit: int | None) -> Any:
-    """Job: what `evaluate --harness` says of a checkpoint."""
+    """Job: what `evaluate --lm-eval` says of a checkpoint."""
     groups.init_model_parallel(ParallelSettings())
     shape = read_shape(checkpoint / "hf")
     model = load_model(checkpoint, shape, "fp32")

@@ -220,7 +220,7 @@ def _own_code(description: Path) -> tuple[str, ...]:
     return ("*.py",) if named else ()
 
 
-def copy_companions(folder: Path, output: Path) -> None:
+def copy_tokenizer_files(folder: Path, output: Path) -> None:
     """Copies tokenizer and model files unchanged: a tokenizer that is saved anew may not be the same one."""
     copy_files(folder, output, {*tokenizer_files(folder), *model_files(folder)})
 

@@ -40,7 +40,7 @@ from megatron_cpt.checkpoint.hf_folder import (
     READABLE,
     SINGLE,
     HFTensors,
-    copy_companions,
+    copy_tokenizer_files,
     open_hf_tensors,
     write_shard,
 )
@@ -149,7 +149,7 @@ def export_weights(
             if set(files) != {SINGLE}:
                 _write_index(folder, files, shape)
             write_json(folder / "config.json", config_for(hf_folder, {each.target for each in written.values()}))
-            copy_companions(hf_folder, folder)
+            copy_tokenizer_files(hf_folder, folder)
             if lineage is not None:
                 write_json(folder / "lineage.json", lineage)
             if card is not None:

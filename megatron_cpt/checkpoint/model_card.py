@@ -33,7 +33,7 @@ class Training:
 
 
 def training_of(step: int, tokens: int, order: dict[str, Any], source_sequences: dict[str, int]) -> Training:
-    """The training that a checkpoint's position states (position.Position)."""
+    """The training that a checkpoint's position.json states (CheckpointState)."""
     length = order["sequence_length"]
     return Training(
         steps=step,

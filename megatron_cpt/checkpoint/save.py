@@ -30,7 +30,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write_dtypes
-from megatron_cpt.checkpoint.hf_folder import copy_companions
+from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
 from megatron_cpt.checkpoint.load import (
     CHECKPOINT_ERRORS,
     leave_hashes,
@@ -175,7 +175,7 @@ def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None
     (checkpoint / "shards").mkdir(parents=True)
     (checkpoint / "hf").mkdir()
     shutil.copyfile(hf_folder / "config.json", checkpoint / "hf" / "config.json")
-    copy_companions(hf_folder, checkpoint / "hf")
+    copy_tokenizer_files(hf_folder, checkpoint / "hf")
     write_dtypes(checkpoint / "hf", dtypes)
 
 

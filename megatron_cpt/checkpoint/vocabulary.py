@@ -125,7 +125,7 @@ def extend_vocabulary(
         _write_index(hf_folder, folder, left_out)
         changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer else {}
         _write_configs(hf_folder, folder, len(sources), changes)
-        _copy_companions(hf_folder, tokenizer, folder)
+        _copy_tokenizer_files(hf_folder, tokenizer, folder)
         if tokenizer is None:
             new.save(str(folder / "tokenizer.json"))
         check_token_ids(folder, len(sources))
@@ -260,7 +260,7 @@ def _write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, 
         write_json(output / path.name, orjson.loads(path.read_bytes()) | changes.get(path.name, {}))
 
 
-def _copy_companions(hf_folder: Path, tokenizer: Path | None, output: Path) -> None:
+def _copy_tokenizer_files(hf_folder: Path, tokenizer: Path | None, output: Path) -> None:
     """Copies what describes neither weights nor rows: the tokenizer's files from its folder, others from the model's.
 
     Of a tokenizer with further words, its other lists of tokens stay behind.

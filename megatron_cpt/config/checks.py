@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.eval_schedule import LOG_MARKS_GRAMMAR, mark_steps, parse_log_marks
+from megatron_cpt.config.eval_schedule import LOG_SPACED_GRAMMAR, evaluation_steps, parse_log_spaced
 from megatron_cpt.config.schedule import decay_tokens, phase_steps
 from megatron_cpt.config.schema import (
     DataSettings,
@@ -93,10 +93,10 @@ def _optimizer_faults(config: RunConfig) -> Iterator[Fault]:
 
 
 def _validation_faults(config: RunConfig) -> Iterator[Fault]:
-    """Validation sets that are wrongly named or without paths, and marks that cannot be read."""
+    """Validation sets that are wrongly named or without paths, and eval intervals that cannot be read."""
     sets, length = config.validation.sets, config.data.sequence_length
     yield from name_faults("validation.sets", sets)
-    yield from _mark_faults("validation.eval_interval", config.validation.eval_interval)
+    yield from _interval_faults("validation.eval_interval", config.validation.eval_interval)
     measured = config.validation.stability_gradient
     if measured is not None and measured not in sets:
         rule = f"is no validation set; there are: {', '.join(sets) or 'none'}."
@@ -107,7 +107,7 @@ def _validation_faults(config: RunConfig) -> Iterator[Fault]:
     for name, settings in sets.items():
         yield from path_faults(f"validation.sets.{name}.paths", settings.paths)
         if settings.eval_interval:
-            yield from _mark_faults(f"validation.sets.{name}.eval_interval", settings.eval_interval)
+            yield from _interval_faults(f"validation.sets.{name}.eval_interval", settings.eval_interval)
         if settings.tokens is not None and settings.tokens < length:
             yield Fault(
                 f"validation.sets.{name}.tokens = {settings.tokens}",
@@ -117,22 +117,22 @@ def _validation_faults(config: RunConfig) -> Iterator[Fault]:
 
 
 def _task_faults(config: RunConfig) -> Iterator[Fault]:
-    """Tasks that are wrongly named or without a path, and marks that cannot be read."""
+    """Tasks that are wrongly named or without a path, and eval intervals that cannot be read."""
     tasks = config.tasks
     yield from name_faults("tasks.files", tasks.files)
     yield from name_faults("tasks.groups", tasks.groups)
-    yield from _mark_faults("tasks.eval_interval", tasks.eval_interval)
+    yield from _interval_faults("tasks.eval_interval", tasks.eval_interval)
     for name, settings in tasks.files.items():
         if not settings.path.strip():
             yield Fault(f"tasks.files.{name}.path is empty", "there is nothing to ask.", "Name a JSONL file.")
         if settings.eval_interval:
-            yield from _mark_faults(f"tasks.files.{name}.eval_interval", settings.eval_interval)
+            yield from _interval_faults(f"tasks.files.{name}.eval_interval", settings.eval_interval)
     yield from name_faults("tasks.lm_eval", tasks.lm_eval)
     for name, asked in tasks.lm_eval.items():
         if not asked.tasks:
             yield Fault(f"tasks.lm_eval.{name}.tasks is empty", "there is nothing to ask.", "Name tasks.")
         if asked.eval_interval:
-            yield from _mark_faults(f"tasks.lm_eval.{name}.eval_interval", asked.eval_interval)
+            yield from _interval_faults(f"tasks.lm_eval.{name}.eval_interval", asked.eval_interval)
 
 
 def _checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
@@ -163,26 +163,26 @@ def best_faults(config: RunConfig, first_step: int = 0) -> Iterator[Fault]:
         known = ", ".join(config.validation.sets) or "none"
         yield Fault(shown, f"there is no such validation set (there are: {known}).", "Name one of `validation.sets`.")
         return
-    marks = config.validation.sets[best].eval_interval or config.validation.eval_interval
-    if marks.log_spaced is not None and [*_mark_faults("", marks)]:
+    interval = config.validation.sets[best].eval_interval or config.validation.eval_interval
+    if interval.log_spaced is not None and [*_interval_faults("", interval)]:
         return
     every = config.checkpoint.save_interval.steps(step) if config.checkpoint.save_interval else config.total_steps
     saved = {*range(every, config.total_steps + 1, every), config.total_steps}
     ramp = config.token_batches.after(first_step).ramp
-    evaluated = {first_step + mark for mark in mark_steps(marks, config.total_steps - first_step, step, ramp)}
+    evaluated = {first_step + step for step in evaluation_steps(interval, config.total_steps - first_step, step, ramp)}
     if not saved & evaluated - {first_step}:
         rule = f"`{best}` is evaluated at none of the steps that are saved."
-        yield Fault(shown, rule, "Set `every` of its marks to a multiple of `checkpoint.save_interval`.")
+        yield Fault(shown, rule, "Set `every` of its eval_interval to a multiple of `checkpoint.save_interval`.")
 
 
-def _mark_faults(name: str, marks: EvalIntervalSettings) -> Iterator[Fault]:
-    if marks.log_spaced is None:
+def _interval_faults(name: str, interval: EvalIntervalSettings) -> Iterator[Fault]:
+    if interval.log_spaced is None:
         return
     try:
-        parse_log_marks(marks.log_spaced)
+        parse_log_spaced(interval.log_spaced)
     except ValueError:
         yield Fault(
-            f"{name}.log_spaced = '{marks.log_spaced}'", f"it should read like {LOG_MARKS_GRAMMAR}.", "Rewrite it."
+            f"{name}.log_spaced = '{interval.log_spaced}'", f"it should read like {LOG_SPACED_GRAMMAR}.", "Rewrite it."
         )
 
 
@@ -371,7 +371,7 @@ def schedule_faults(config: RunConfig) -> Iterator[Fault]:
         return
     yield from _length_faults(config)
     if schedule.kind == "piecewise":
-        yield from _stair_faults(config)
+        yield from _piece_faults(config)
 
 
 def _step_faults(config: RunConfig) -> Iterator[Fault]:
@@ -439,16 +439,16 @@ def _length_faults(config: RunConfig) -> Iterator[Fault]:
         yield Fault(f"schedule.decay = {shown}", rule, "Shorten one of them, or train longer.")
 
 
-def _stair_faults(config: RunConfig) -> Iterator[Fault]:
-    """Stairs that are missing, not in the order of training, or beyond the run."""
+def _piece_faults(config: RunConfig) -> Iterator[Fault]:
+    """Pieces that are missing, not in the order of training, or beyond the run."""
     schedule, step = config.schedule, config.tokens_per_step
     if not schedule.pieces:
         remedy = "List `{from_tokens: ..., lr: ...}`."
         yield Fault("schedule.pieces is empty", "`piecewise` needs at least one change of the rate.", remedy)
     before = schedule.warmup.tokens(step) if schedule.warmup else 0
-    for number, stair in enumerate(schedule.pieces):
-        place = stair.from_tokens.tokens(step)
-        shown = f"schedule.pieces.{number}.from_tokens = {stair.from_tokens}"
+    for number, piece in enumerate(schedule.pieces):
+        place = piece.from_tokens.tokens(step)
+        shown = f"schedule.pieces.{number}.from_tokens = {piece.from_tokens}"
         if place < before or (number and place == before):
             rule = f"it begins at {place} tokens, and what comes before it ends at {before}."
             yield Fault(shown, rule, "List the pieces in the order of training, after the warm-up.")
@@ -484,7 +484,7 @@ def _layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]
     elif in_ramp := [*_ramp_faults(config, forward)]:
         yield from in_ramp
     elif world_size is not None:
-        sizes_of_steps = [*(stair.size for stair in config.batches.ramp), training.global_batch_size]
+        sizes_of_steps = [*(piece.size for piece in config.batches.ramp), training.global_batch_size]
         for micro_batches in sorted({size // forward for size in sizes_of_steps}):
             yield from _interleaving_faults(parallel, micro_batches)
     if world_size is not None and replicas * parallel.context % parallel.expert:
@@ -549,7 +549,7 @@ def _dependence_faults(config: RunConfig) -> Iterator[Fault]:
 
 
 def _ramp_faults(config: RunConfig, forward: int) -> Iterator[Fault]:
-    """A ramp of batch sizes that does not lead to the full one, or whose stairs the ranks cannot share evenly.
+    """A ramp of batch sizes that does not lead to the full one, or whose pieces the ranks cannot share evenly.
 
     Args:
         forward: sequences of one forward pass over all replicas.
@@ -562,7 +562,7 @@ def _ramp_faults(config: RunConfig, forward: int) -> Iterator[Fault]:
         yield Fault(f"training.batch_size_rampup.start = {ramp.start}", rule, "Lower it, or take the ramp out.")
         return
     if (size - ramp.start) % ramp.increment:
-        rule = f"it does not lead from {ramp.start} to training.global_batch_size = {size} in even stairs."
+        rule = f"it does not lead from {ramp.start} to training.global_batch_size = {size} in even pieces."
         remedy = f"Use a divisor of {size - ramp.start}."
         yield Fault(f"training.batch_size_rampup.increment = {ramp.increment}", rule, remedy)
     for name, value in (("start", ramp.start), ("increment", ramp.increment)):

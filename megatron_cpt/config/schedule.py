@@ -71,7 +71,7 @@ def learning_rate(schedule: ScheduleSettings, tokens: int, total_tokens: int, to
         case "linear" | "cosine":
             return decayed(peak, final, schedule.kind, _progress(tokens, warmup, total_tokens))
         case "piecewise":
-            passed = [stair.lr for stair in schedule.pieces if tokens > stair.from_tokens.tokens(tokens_per_step)]
+            passed = [piece.lr for piece in schedule.pieces if tokens > piece.from_tokens.tokens(tokens_per_step)]
             return passed[-1] if passed else peak
     annealed_from = total_tokens - decay_tokens(schedule, total_tokens, tokens_per_step)
     high = peak

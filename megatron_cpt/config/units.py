@@ -31,7 +31,7 @@ def profiled_steps(text: str) -> range:
 
 
 @dataclass(frozen=True)
-class Stair:
+class RampPiece:
     """Steps at the beginning of a run that are smaller than the later ones."""
 
     steps: int
@@ -40,7 +40,7 @@ class Stair:
     """Of each, in the unit of the batches."""
 
 
-Ramp = tuple[Stair, ...]
+Ramp = tuple[RampPiece, ...]
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Batches:
     size: int
     """Of a step after the ramp; at the end of the run."""
     ramp: Ramp = ()
-    """The stairs before."""
+    """The pieces before."""
 
     def total(self, steps: int) -> int:
         """What the first `steps` steps take together."""
         taken = 0
-        for stair in self.ramp:
-            if steps <= stair.steps:
-                return taken + steps * stair.size
-            taken += stair.steps * stair.size
-            steps -= stair.steps
+        for piece in self.ramp:
+            if steps <= piece.steps:
+                return taken + steps * piece.size
+            taken += piece.steps * piece.size
+            steps -= piece.steps
         return taken + steps * self.size
 
     def of_step(self, step: int) -> int:
@@ -69,11 +69,11 @@ class Batches:
     def whole_steps(self, amount: int) -> int:
         """Steps that an amount is enough for."""
         steps = 0
-        for stair in self.ramp:
-            if amount < stair.steps * stair.size:
-                return steps + amount // stair.size
-            amount -= stair.steps * stair.size
-            steps += stair.steps
+        for piece in self.ramp:
+            if amount < piece.steps * piece.size:
+                return steps + amount // piece.size
+            amount -= piece.steps * piece.size
+            steps += piece.steps
         return steps + amount // self.size
 
     def nearest_step(self, amount: int) -> int:
@@ -93,34 +93,34 @@ class Batches:
     def after(self, steps: int) -> "Batches":
         """The batches that are left after the first `steps`."""
         left = []
-        for stair in self.ramp:
-            if stair.steps > steps:
-                left.append(replace(stair, steps=stair.steps - steps))
-            steps = max(0, steps - stair.steps)
+        for piece in self.ramp:
+            if piece.steps > steps:
+                left.append(replace(piece, steps=piece.steps - steps))
+            steps = max(0, steps - piece.steps)
         return Batches(self.size, tuple(left))
 
     def times(self, factor: int) -> "Batches":
         """The batches in a unit of which each present one is `factor`: of sequences in tokens."""
-        stairs = tuple(replace(stair, size=stair.size * factor) for stair in self.ramp)
-        return Batches(self.size * factor, stairs)
+        pieces = tuple(replace(piece, size=piece.size * factor) for piece in self.ramp)
+        return Batches(self.size * factor, pieces)
 
 
 def ramp_up(start: int, increment: int, tokens: int, size: int, sequence_length: int) -> Ramp:
-    """The stairs from `start` by `increment` to below `size` sequences, evenly over `tokens`.
+    """The pieces from `start` by `increment` to below `size` sequences, evenly over `tokens`.
 
-    A step has the size that is due at the sequences consumed before it, so a stair ends with the step that passes its
-    bound: the batch sizes of Megatron-LM's `--rampup-batch-size START INCREMENT SAMPLES`. A stair that the step before
+    A step has the size that is due at the sequences consumed before it, so a piece ends with the step that passes its
+    bound: the batch sizes of Megatron-LM's `--rampup-batch-size START INCREMENT SAMPLES`. A piece that the step before
     it has passed whole is left out.
     """
     sizes = range(start, size, increment)
-    stairs, taken = [], 0
-    for number, stair_size in enumerate(sizes, start=1):
+    pieces, taken = [], 0
+    for number, piece_size in enumerate(sizes, start=1):
         bound = -(-number * tokens // (len(sizes) * sequence_length))
-        steps = max(0, -(-(bound - taken) // stair_size))
-        taken += steps * stair_size
+        steps = max(0, -(-(bound - taken) // piece_size))
+        taken += steps * piece_size
         if steps:
-            stairs.append(Stair(steps, stair_size))
-    return tuple(stairs)
+            pieces.append(RampPiece(steps, piece_size))
+    return tuple(pieces)
 
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}

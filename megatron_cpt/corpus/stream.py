@@ -176,7 +176,7 @@ class TokenStream:
         self._parts: list[_Part] = [part for parts, _ in opened for part in parts if part.tokens]
         _refuse_shared(self._parts)
         self._ends = list(accumulate(part.tokens for part in self._parts))
-        self._leads: dict[str, dict[_Part, npt.NDArray[np.int64]]] = {}  # by the name of a column
+        self._prompt_lengths: dict[str, dict[_Part, npt.NDArray[np.int64]]] = {}  # by the name of a column
         self.tokens = self._ends[-1] if self._ends else 0
         """Tokens of one pass over everything."""
         self.manifests = tuple(part.manifest for parts, _ in opened for part in parts)
@@ -216,31 +216,31 @@ class TokenStream:
         # Documents without tokens begin where the next one does.
         return np.unique(np.concatenate(found))
 
-    def within_leads(self, start: int, length: int, name: str) -> npt.NDArray[np.bool_]:
+    def within_prompts(self, start: int, length: int, name: str) -> npt.NDArray[np.bool_]:
         """Which of the tokens [start, start + length) are among the first ones of their document: bool[length].
 
-        How many these are, the column of that name says (`leads`).
+        How many these are, the column of that name says (`prompt_lengths`).
         """
         found = np.empty(length, np.bool_)
-        leads = self._leads_by_part(name)
+        lengths = self._prompt_lengths_by_part(name)
         for filled, part, offset, count in self._pieces(start, length):
             places = np.arange(offset, offset + count)
             begins = part.document_starts
             documents = begins.searchsorted(places, side="right") - 1
-            found[filled : filled + count] = places - begins[documents] < leads[part][documents]
+            found[filled : filled + count] = places - begins[documents] < lengths[part][documents]
         return found
 
-    def leads(self, name: str) -> npt.NDArray[np.int64]:
+    def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
         """A column of the documents of the stream that counts their first tokens: int64[documents].
 
         Raises BadInput where a dataset has no such column or it is of no counts, IntegrityFault where it is torn.
         """
-        return np.concatenate([np.empty(0, np.int64), *self._leads_by_part(name).values()])
+        return np.concatenate([np.empty(0, np.int64), *self._prompt_lengths_by_part(name).values()])
 
-    def _leads_by_part(self, name: str) -> "dict[_Part, npt.NDArray[np.int64]]":
-        if name not in self._leads:
-            self._leads[name] = {part: part.leads(name) for part in self._parts}
-        return self._leads[name]
+    def _prompt_lengths_by_part(self, name: str) -> "dict[_Part, npt.NDArray[np.int64]]":
+        if name not in self._prompt_lengths:
+            self._prompt_lengths[name] = {part: part.prompt_lengths(name) for part in self._parts}
+        return self._prompt_lengths[name]
 
     def _pieces(self, start: int, length: int) -> Iterator[tuple[int, "_Part", int, int]]:
         """What parts hold of [start, start + length): tokens before it, the part, from where in it, how many."""
@@ -270,8 +270,8 @@ class _WholeDataset:
     def document_starts(self) -> npt.NDArray[np.int64]:
         return self._dataset.document_starts[:-1]
 
-    def leads(self, name: str) -> npt.NDArray[np.int64]:
-        return _leads(self._dataset.prefix, name, self.manifest)
+    def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
+        return _prompt_lengths(self._dataset.prefix, name, self.manifest)
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -301,8 +301,8 @@ class _SelectedDocuments:
     def document_starts(self) -> npt.NDArray[np.int64]:
         return self._ends - self._part.lengths
 
-    def leads(self, name: str) -> npt.NDArray[np.int64]:
-        return _leads(self._part.prefix, name, self.manifest)[self._part.documents]
+    def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
+        return _prompt_lengths(self._part.prefix, name, self.manifest)[self._part.documents]
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -328,7 +328,7 @@ class _SelectedDocuments:
 _Part = _WholeDataset | _SelectedDocuments
 
 
-def _leads(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[np.int64]:
+def _prompt_lengths(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[np.int64]:
     """A column of counts, mapped from disk."""
     remedy = "Write one whole number a document, in the order of the dataset (numpy.save of int64)."
     if not column_path(prefix, name).is_file():

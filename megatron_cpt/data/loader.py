@@ -76,7 +76,7 @@ def make_batch(
     sources: np.ndarray,
     device: torch.device,
     document_starts: Sequence[np.ndarray] | None = None,
-    counted: np.ndarray | None = None,
+    loss_mask: np.ndarray | None = None,
 ) -> Batch:
     """A batch from windows of s + 1 tokens.
 
@@ -85,13 +85,13 @@ def make_batch(
         scored: int64 [b], how many leading labels of each sequence are there to count in the loss.
         sources: int64 [b], which source each is from.
         document_starts: for each sequence, where documents begin in it; None lets attention cross documents.
-        counted: bool [b, s], which of these labels do count (loader.py); None: all.
+        loss_mask: bool [b, s], which of these labels do count (loader.py); None: all.
     """
     length = windows.shape[1] - 1
     places = np.arange(length)
     mask = (places[None, :] < scored[:, None]).astype(np.float32)
-    if counted is not None:
-        mask *= counted
+    if loss_mask is not None:
+        mask *= loss_mask
     tokens = torch.from_numpy(windows).to(device, non_blocking=True)
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
@@ -125,21 +125,21 @@ class LabelMask:
     """Ids that do not, ascending."""
     document_starts: bool = True
     """Whether the first token of a document does."""
-    lead: str | None = None
+    prompt_length_column: str | None = None
     """The column that says how many first tokens of a document do not."""
 
     @property
     def leaves_out(self) -> bool:
         """Whether some label may not count."""
-        return bool(self.tokens) or not self.document_starts or self.lead is not None
+        return bool(self.tokens) or not self.document_starts or self.prompt_length_column is not None
 
-    def counted(self, stream: TokenStream, start: int, labels: Int64s) -> npt.NDArray[np.bool_]:
+    def loss_mask(self, stream: TokenStream, start: int, labels: Int64s) -> npt.NDArray[np.bool_]:
         """Which labels count, bool[n], of the tokens [start, start + n) of a stream."""
         counts = np.isin(labels, self.tokens, invert=True)
         if not self.document_starts:
             counts[stream.document_starts(start, len(labels))] = False
-        if self.lead is not None:
-            counts &= ~stream.within_leads(start, len(labels), self.lead)
+        if self.prompt_length_column is not None:
+            counts &= ~stream.within_prompts(start, len(labels), self.prompt_length_column)
         return counts
 
     def describe(self, stream: TokenStream) -> str:
@@ -147,22 +147,22 @@ class LabelMask:
         words = [f"unscored={','.join(map(str, self.tokens))}"] if self.tokens else []
         if not self.document_starts:
             words.append("document_starts=unscored")
-        if self.lead is not None:
-            leads = stream.leads(self.lead).astype("<i8")
-            words.append(f"leads={hashlib.sha256(leads.tobytes()).hexdigest()}")
+        if self.prompt_length_column is not None:
+            lengths = stream.prompt_lengths(self.prompt_length_column).astype("<i8")
+            words.append(f"leads={hashlib.sha256(lengths.tobytes()).hexdigest()}")
         return " ".join(words)
 
 
-def label_mask(data: DataSettings, stream: TokenStream, lead: str | None) -> LabelMask:
+def label_mask(data: DataSettings, stream: TokenStream, prompt_length_column: str | None) -> LabelMask:
     """The mask of one stream of a run; the manifests of its datasets name their EOD.
 
     Args:
-        lead: `prompt_length_column` of its source or validation set.
+        prompt_length_column: of its source or validation set.
     """
     tokens = set(data.loss_mask.ignored_token_ids)
     if not data.loss_mask.eod:
         tokens |= {manifest.eod for manifest in stream.manifests if manifest.eod is not None}
-    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, lead)
+    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, prompt_length_column)
 
 
 def label_masks(data: DataSettings, streams: Mapping[str, TokenStream], names: Sequence[str]) -> list[LabelMask]:
@@ -218,7 +218,9 @@ class TrainingData:
             return None
         return np.stack(
             [
-                self.label_masks[source].counted(self.streams[source], sequence * self.sequence_length + 1, window[1:])
+                self.label_masks[source].loss_mask(
+                    self.streams[source], sequence * self.sequence_length + 1, window[1:]
+                )
                 for source, sequence, window in zip(sources.tolist(), sequences.tolist(), tokens, strict=True)
             ]
         )

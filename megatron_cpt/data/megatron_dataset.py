@@ -83,7 +83,7 @@ class ValidationSamples(Dataset[Sample]):
 def _sample(stream: TokenStream, sequence: int, length: int, mask: LabelMask | None) -> Sample:
     """A sample of a stream; without a mask it counts nowhere."""
     text = window(stream, sequence, length)
-    counted = np.zeros(length) if mask is None else mask.counted(stream, sequence * length + 1, text[1:])
+    counted = np.zeros(length) if mask is None else mask.loss_mask(stream, sequence * length + 1, text[1:])
     return {
         "tokens": torch.from_numpy(text[:-1].copy()),
         "labels": torch.from_numpy(text[1:].copy()),

@@ -63,7 +63,7 @@ def _open_entry(where: str, settings: LmEvalSettings, hf_folder: Path, longest: 
         try:
             task.build_all_requests(limit=settings.limit)
             opened.append(_lm_eval_task(name, task, settings.role, hf_folder, longest))
-            # What cannot be scored is to be found now, not at a mark far into the run.
+            # What cannot be scored is to be found now, not at an evaluation far into the run.
             lm_eval_score(opened[-1], *_guesses(len(opened[-1].requests)))
         # A task's own template or function can raise anything.
         except Exception as error:

@@ -188,12 +188,12 @@ def _accuracy_of(right: Sequence[float]) -> Accuracy:
     return Accuracy(float(np.mean(right)), error)
 
 
-def mean_accuracy(rates: Sequence[Accuracy]) -> Accuracy:
+def mean_accuracy(accuracies: Sequence[Accuracy]) -> Accuracy:
     """A group of tasks: the plain mean over them, its standard error that of independent tasks."""
-    errors = [rate.standard_error for rate in rates]
+    errors = [one.standard_error for one in accuracies]
     known = [error for error in errors if error is not None]
-    error = float(np.sqrt(np.sum(np.square(known))) / len(rates)) if len(known) == len(rates) else None
-    return Accuracy(float(np.mean([rate.value for rate in rates])), error)
+    error = float(np.sqrt(np.sum(np.square(known))) / len(accuracies)) if len(known) == len(accuracies) else None
+    return Accuracy(float(np.mean([one.value for one in accuracies])), error)
 
 
 def counted_accuracies(scores: Mapping[str, TaskScore]) -> dict[str, Accuracy]:
@@ -201,12 +201,12 @@ def counted_accuracies(scores: Mapping[str, TaskScore]) -> dict[str, Accuracy]:
     return {name: score.counted for name, score in scores.items() if isinstance(score, ChoiceScore)}
 
 
-def group_accuracies(groups: Mapping[str, Sequence[str]], rates: Mapping[str, Accuracy]) -> dict[str, Accuracy]:
+def group_accuracies(groups: Mapping[str, Sequence[str]], accuracies: Mapping[str, Accuracy]) -> dict[str, Accuracy]:
     """The groups whose tasks all have an accuracy, by name."""
     return {
-        name: mean_accuracy([rates[member] for member in members])
+        name: mean_accuracy([accuracies[member] for member in members])
         for name, members in groups.items()
-        if members and set(members) <= rates.keys()
+        if members and set(members) <= accuracies.keys()
     }
 
 
@@ -360,7 +360,7 @@ def document(
     settings: Mapping[str, Any],
     tasks: Sequence[Task],
     scores: Mapping[str, TaskScore],
-    group_rates: Mapping[str, Accuracy],
+    group_means: Mapping[str, Accuracy],
 ) -> dict[str, Any]:
     """The content of tasks.json."""
     files = dict.fromkeys(task.file for task in tasks)
@@ -373,13 +373,13 @@ def document(
             | asdict(scores[task.name])
             for task in tasks
         },
-        "groups": {name: asdict(rate) for name, rate in group_rates.items()},
+        "groups": {name: asdict(mean) for name, mean in group_means.items()},
     }
 
 
-def table(tasks: Sequence[Task], scores: Mapping[str, TaskScore], group_rates: Mapping[str, Accuracy]) -> str:
+def table(tasks: Sequence[Task], scores: Mapping[str, TaskScore], group_means: Mapping[str, Accuracy]) -> str:
     """One line a task, questions before texts, then groups. A star marks the accuracy that counts."""
-    width = max(map(len, [task.name for task in tasks] + list(group_rates) + ["group"]))
+    width = max(map(len, [task.name for task in tasks] + list(group_means) + ["group"]))
     cut = {task.name: f"  ({task.truncated:,} cut at the beginning)" if task.truncated else "" for task in tasks}
     asked = {name: one for name, one in scores.items() if isinstance(one, ChoiceScore)}
     read = {name: one for name, one in scores.items() if isinstance(one, TextScore)}
@@ -389,8 +389,8 @@ def table(tasks: Sequence[Task], scores: Mapping[str, TaskScore], group_rates: M
     for name, choice in asked.items():
         plain = _shown(choice.accuracy, choice.metric == "accuracy")
         normalized = _shown(choice.normalized_accuracy, choice.metric != "accuracy")
-        rates = f"{plain:<18}  {normalized:<18}"
-        lines.append(f"{name:<{width}}  {choice.questions:>9,}  {rates}  {choice.chance:.1%}{cut[name]}")
+        both = f"{plain:<18}  {normalized:<18}"
+        lines.append(f"{name:<{width}}  {choice.questions:>9,}  {both}  {choice.chance:.1%}{cut[name]}")
     if read:
         lines.append(f"{'task':<{width}}      texts  nats/token  per word  per byte  bits/byte")
     for name, text in read.items():
@@ -398,12 +398,12 @@ def table(tasks: Sequence[Task], scores: Mapping[str, TaskScore], group_rates: M
             f"{name:<{width}}  {text.texts:>9,}  {text.loss:>10.4f}  {text.word_perplexity:>8.2f}"
             f"  {text.byte_perplexity:>8.3f}  {text.bits_per_byte:>9.4f}{cut[name]}"
         )
-    if group_rates:
+    if group_means:
         lines.append(f"{'group':<{width}}  mean")
-    lines += [f"{name:<{width}}  {_shown(rate, False)}" for name, rate in group_rates.items()]
+    lines += [f"{name:<{width}}  {_shown(mean, False)}" for name, mean in group_means.items()]
     return "\n".join(lines)
 
 
-def _shown(rate: Accuracy, counts: bool) -> str:
-    error = "" if rate.standard_error is None else f" ± {rate.standard_error:.2%}"
-    return f"{rate.value:.2%}{error}{' *' if counts else ''}"
+def _shown(accuracy: Accuracy, counts: bool) -> str:
+    error = "" if accuracy.standard_error is None else f" ± {accuracy.standard_error:.2%}"
+    return f"{accuracy.value:.2%}{error}{' *' if counts else ''}"

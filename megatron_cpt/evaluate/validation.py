@@ -1,8 +1,8 @@
-"""Validation on fixed sequences: the same at every mark, in every run and under every layout.
+"""Validation on fixed sequences: the same at every evaluation, in every run and under every layout.
 
 1. A set is the first N sequences of its stream: sequence s is tokens [s L, s L + L], the last one short. Labels
    that training leaves out of the loss do not count here either.
-2. The sequences of all sets of a mark are laid end to end, and go through the model in one pass. They are dealt
+2. The sequences of all sets of an evaluation are laid end to end, and go through the model in one pass. They are dealt
    to data-parallel ranks and micro batches; what is missing to a whole micro batch is filled with sequences in
    which no token counts.
 3. The last pipeline stage sums the nats of each sequence; one sum over ranks gives every rank all of them.
@@ -57,13 +57,13 @@ class ValidationSet:
     """Hash of the sequences and of what decides their loss."""
     within_documents: bool = False
     """Whether attention stays within documents."""
-    counted: npt.NDArray[np.bool_] | None = None
+    loss_mask: npt.NDArray[np.bool_] | None = None
     """[labels of all sequences]: which of them count; None: all."""
 
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """The loss of a set at one mark, the same on every rank."""
+    """The loss of a set at one evaluation, the same on every rank."""
 
     sequence_nats: npt.NDArray[np.float64]
     """[N]: summed loss of each sequence."""
@@ -108,11 +108,14 @@ def open_set(
     """
     labels = scored_tokens(stream.tokens, sequence_length, budget)
     targets = int(labels.sum())
-    scored, text, counted = labels, stream.read(1, targets), None
+    scored, text, loss_mask = labels, stream.read(1, targets), None
     if mask.leaves_out:
-        counted = mask.counted(stream, 1, text)
-        scored, text = np.add.reduceat(counted, np.arange(len(labels)) * sequence_length, dtype=np.int64), text[counted]
-        if not counted.any():
+        loss_mask = mask.loss_mask(stream, 1, text)
+        scored, text = (
+            np.add.reduceat(loss_mask, np.arange(len(labels)) * sequence_length, dtype=np.int64),
+            text[loss_mask],
+        )
+        if not loss_mask.any():
             rule = f"has no label that counts among its {targets:,}: a loss of nothing is none."
             remedy = "Leave fewer labels out (data.loss_mask, prompt_length_column), or score more tokens of the set."
             raise BadInput(Fault(f"validation.sets.{name}", rule, remedy))
@@ -129,7 +132,7 @@ def open_set(
         scored_bytes=None if token_bytes is None else int(token_bytes[text].sum()),
         identity=hashlib.sha256(described.encode()).hexdigest(),
         within_documents=attention == "within_documents",
-        counted=counted,
+        loss_mask=loss_mask,
     )
 
 
@@ -176,7 +179,7 @@ def micro_batches(
     for places in parts:
         tokens = np.zeros((len(places), length + 1), dtype=np.int64)
         scored = np.zeros(len(places), dtype=np.int64)
-        counted = np.ones((len(places), length), dtype=np.bool_)
+        loss_mask = np.ones((len(places), length), dtype=np.bool_)
         starts = [np.zeros(1, dtype=np.int64)] * len(places)
         for row, place in enumerate(places.tolist()):
             if place < len(sequences):
@@ -184,9 +187,9 @@ def micro_batches(
                 scored[row] = a_set.labels[number]
                 found = a_set.stream.read(number * length, int(scored[row]) + 1)
                 tokens[row, : len(found)] = found
-                if a_set.counted is not None:
-                    counted[row, : scored[row]] = a_set.counted[number * length : number * length + scored[row]]
+                if a_set.loss_mask is not None:
+                    loss_mask[row, : scored[row]] = a_set.loss_mask[number * length : number * length + scored[row]]
                 if within:
                     starts[row] = a_set.stream.document_starts(number * length, int(scored[row]))
         sources = np.zeros(len(places), dtype=np.int64)
-        yield make_batch(tokens, scored, sources, groups.device(), starts if within else None, counted)
+        yield make_batch(tokens, scored, sources, groups.device(), starts if within else None, loss_mask)

@@ -31,7 +31,7 @@ _SAME_START = 1e-3
 
 @dataclass(frozen=True)
 class SplitRise:
-    """A rise at one mark, in nats per token."""
+    """A rise at one evaluation, in nats per token."""
 
     tokens: int
     """Tokens trained."""
@@ -47,20 +47,20 @@ class SplitRise:
 
 @dataclass(frozen=True)
 class ControlSplit:
-    """One set of one run beside its control. Only marks that both have are used."""
+    """One set of one run beside its control. Only evaluations that both have are used."""
 
     missing: str | None
     """Why there is no split; None where there is."""
-    marks: int = 0
-    """Marks that both have, the baseline included."""
+    evaluations: int = 0
+    """Evaluations that both have, the baseline included."""
     depth: SplitRise | None = None
     """At the largest rise."""
     final: SplitRise | None = None
-    """At the last mark."""
+    """At the last evaluation."""
     largest_shift: SplitRise | None = None
     """Where the shift is largest."""
     p_value: float | None = None
-    """Family-wise p value of a shift above 0 at any mark (figures.py)."""
+    """Family-wise p value of a shift above 0 at any evaluation (figures.py)."""
     significant: bool | None = None
     """p_value <= 5 %; None where it cannot be tested."""
 
@@ -72,7 +72,7 @@ def control_split(curve: LossCurve, control: LossCurve | None) -> ControlSplit:
         return ControlSplit(missing)
     _, ours, theirs = np.intersect1d(curve.tokens, control.tokens, return_indices=True)
     if len(ours) < 2:
-        return ControlSplit("the control has no mark at the same tokens")
+        return ControlSplit("the control has no evaluation at the same tokens")
     rise, rewarming = rises(curve)[ours], rises(control)[theirs]
     shift = rise - rewarming
     errors, p_value = np.full(len(shift), np.nan), None
@@ -84,14 +84,14 @@ def control_split(curve: LossCurve, control: LossCurve | None) -> ControlSplit:
         errors = paired_standard_error(changes, curve.sequence_tokens)
         p_value = family_wise_p_value(changes[1:], curve.sequence_tokens)
 
-    def at(mark: int) -> SplitRise:
-        error = float(errors[mark]) if np.isfinite(errors[mark]) else None
-        tokens = int(curve.tokens[ours[mark]])
-        return SplitRise(tokens, float(rise[mark]), float(rewarming[mark]), float(shift[mark]), error)
+    def at(place: int) -> SplitRise:
+        error = float(errors[place]) if np.isfinite(errors[place]) else None
+        tokens = int(curve.tokens[ours[place]])
+        return SplitRise(tokens, float(rise[place]), float(rewarming[place]), float(shift[place]), error)
 
     return ControlSplit(
         missing=None,
-        marks=len(ours),
+        evaluations=len(ours),
         depth=at(int(np.argmax(rise))),
         final=at(-1),
         largest_shift=at(int(np.argmax(shift))),
@@ -256,7 +256,7 @@ def _missing(curves: Sequence[tuple[LossCurve, GapFigures]], members: int) -> st
         if figures.changed_tokens is not None:
             return "changed during a run"
     if len({tuple(curve.tokens.tolist()) for curve, _ in curves}) > 1:
-        return "not evaluated at the same marks in every run (some may still go on)"
+        return "not evaluated at the same steps in every run (some may still go on)"
     return None
 
 

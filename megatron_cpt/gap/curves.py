@@ -19,7 +19,7 @@ WRONG = "share of questions answered wrongly"
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Loss of one validation set at the marks of one run, in order of steps."""
+    """Loss of one validation set at the evaluations of one run, in order of steps."""
 
     name: str
     """The set's name, as the user gave it."""
@@ -28,19 +28,19 @@ class LossCurve:
     identity: str
     """Hash of the set's sequences and settings: equal identities are comparable between runs."""
     steps: np.ndarray
-    """int64 [marks]: optimizer steps done since the baseline; 0 is before the first update."""
+    """int64 [evaluations]: optimizer steps done since the baseline; 0 is before the first update."""
     tokens: np.ndarray
-    """int64 [marks]: tokens trained since the baseline."""
+    """int64 [evaluations]: tokens trained since the baseline."""
     losses: np.ndarray
-    """float64 [marks]: nats per token. NaN where the recorded loss was not finite."""
+    """float64 [evaluations]: nats per token. NaN where the recorded loss was not finite."""
     sequence_nats: np.ndarray | None = None
-    """float64 [marks, sequences]: summed nats of each sequence, or 0 and 1 of each question; None: not recorded."""
+    """float64 [evaluations, sequences]: summed nats of a sequence, or 0 and 1 of a question. None: not recorded."""
     sequence_tokens: np.ndarray | None = None
-    """int64 [sequences]: scored tokens of each sequence, the same at every mark."""
+    """int64 [sequences]: scored tokens of each sequence, the same at every evaluation."""
     unit: str = NATS
     """Of the losses: NATS or WRONG."""
     later: "LossCurve | None" = None
-    """The marks on other sequences, or with other labels, since the set was changed. None: it was not."""
+    """The evaluations on other sequences, or with other labels, since the set was changed. None: it was not."""
 
     @property
     def has_baseline(self) -> bool:
@@ -52,7 +52,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     """The curves of a run: general sets first, then domain sets, each in the order of first appearance.
 
     Records of other kinds are passed over. Raises IntegrityFault for a validation record without one of
-    its fields, and for sequences whose token counts change between marks.
+    its fields, and for sequences whose token counts change between evaluations.
     """
     return _curves([record for record in records if record["kind"] == "validation"])
 
@@ -60,7 +60,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
 def task_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     """The curves of the downstream tasks of a run, in the order of `loss_curves`, and with its errors."""
     try:
-        marks = [
+        evaluations = [
             dict(record)
             | {"set": record["task"], "sequence_nats": record["item_losses"], "sequence_tokens": record["item_weights"]}
             for record in records
@@ -68,7 +68,7 @@ def task_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
         ]
     except KeyError as error:
         raise IntegrityFault(f"records.jsonl: a task record has no field {error}") from error
-    return _curves(marks)
+    return _curves(evaluations)
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
@@ -76,29 +76,29 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     try:
         for record in records:
             by_set.setdefault(record["set"], []).append(record)
-        curves = [_curve(name, marks) for name, marks in by_set.items()]
+        curves = [_curve(name, evaluations) for name, evaluations in by_set.items()]
     except KeyError as error:
         raise IntegrityFault(f"records.jsonl: a validation record has no field {error}") from error
     return sorted(curves, key=lambda curve: curve.role == "domain")
 
 
 def _curve(name: str, records: Sequence[Mapping[str, Any]], beginning: Mapping[str, Any] | None = None) -> LossCurve:
-    """The curve of a set's records; `beginning`: the mark that steps and tokens count from, None: the baseline."""
+    """The curve of a set's records. Steps and tokens count from `beginning`, or from the baseline (None)."""
     first, latest = records[0], records[-1]
     same = {record["step"]: record for record in records if record["identity"] == first["identity"]}
     others = [record for record in records if record["identity"] != first["identity"]]
-    marks = [same[step] for step in sorted(same)]
-    losses = [np.nan if mark["loss"] is None else mark["loss"] for mark in marks]
-    sequence_nats, sequence_tokens = _sequences(name, marks)
-    # A run that goes on counting another's steps (`init_from.load_data_position: true`) says which mark was before
-    # its first update.
-    start = beginning or next((mark for mark in marks if mark.get("baseline")), {"step": 0, "tokens": 0})
+    evaluations = [same[step] for step in sorted(same)]
+    losses = [np.nan if evaluation["loss"] is None else evaluation["loss"] for evaluation in evaluations]
+    sequence_nats, sequence_tokens = _sequences(name, evaluations)
+    # A run that goes on counting another's steps (`init_from.load_data_position: true`) says which evaluation was
+    # before its first update.
+    start = beginning or next((one for one in evaluations if one.get("baseline")), {"step": 0, "tokens": 0})
     return LossCurve(
         name=name,
         role=latest["role"],
         identity=first["identity"],
-        steps=np.array([mark["step"] - start["step"] for mark in marks], dtype=np.int64),
-        tokens=np.array([mark["tokens"] - start["tokens"] for mark in marks], dtype=np.int64),
+        steps=np.array([evaluation["step"] - start["step"] for evaluation in evaluations], dtype=np.int64),
+        tokens=np.array([evaluation["tokens"] - start["tokens"] for evaluation in evaluations], dtype=np.int64),
         losses=np.array(losses, dtype=np.float64),
         unit=WRONG if str(latest.get("metric", "")).endswith("accuracy") else NATS,
         sequence_nats=sequence_nats,
@@ -107,19 +107,19 @@ def _curve(name: str, records: Sequence[Mapping[str, Any]], beginning: Mapping[s
     )
 
 
-def _sequences(name: str, marks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Per-sequence nats [marks, sequences] and tokens [sequences], or two Nones where a mark has none."""
-    counts = [mark.get("sequence_tokens") for mark in marks]
-    if not all(counts) or not all(mark.get("sequence_nats") for mark in marks):
+def _sequences(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Per-sequence nats [evaluations, sequences] and tokens [sequences], or two Nones where an evaluation has none."""
+    counts = [evaluation.get("sequence_tokens") for evaluation in evaluations]
+    if not all(counts) or not all(evaluation.get("sequence_nats") for evaluation in evaluations):
         return None, None
     if any(count != counts[0] for count in counts):
         raise IntegrityFault(
-            f"records.jsonl: the sequences of validation set {name!r} have other token counts at some marks, "
+            f"records.jsonl: the sequences of validation set {name!r} have other token counts at some evaluations, "
             "though the set's identity is the same"
         )
-    if any(len(mark["sequence_nats"]) != len(counts[0] or []) for mark in marks):
-        raise IntegrityFault(f"records.jsonl: validation set {name!r} has a mark with sequences missing")
-    nats = np.array([mark["sequence_nats"] for mark in marks], dtype=np.float64)
+    if any(len(evaluation["sequence_nats"]) != len(counts[0] or []) for evaluation in evaluations):
+        raise IntegrityFault(f"records.jsonl: validation set {name!r} has an evaluation with sequences missing")
+    nats = np.array([evaluation["sequence_nats"] for evaluation in evaluations], dtype=np.float64)
     return nats, np.array(counts[0], dtype=np.int64)
 
 
@@ -129,8 +129,8 @@ _ACCURACY = re.compile(r"(?<![a-z])acc(uracy)?(?![a-z])", re.IGNORECASE)
 _MOST_NAMES = 30
 """Columns or tags that an error lists."""
 
-Marks = dict[int, float]
-"""Loss by step (or by tokens); a mark that was logged twice, as after a restart, is the later one."""
+LossBySteps = dict[int, float]
+"""Loss by step (or by tokens); an evaluation that was logged twice, as after a restart, is the later one."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ForeignSettings:
     tokens_per_step: int | None = None
     """Tokens of one step; needed where a log counts steps alone."""
     start_step: int = 0
-    """The step at which continual pretraining began: the baseline. Earlier marks are passed over."""
+    """The step at which continual pretraining began: the baseline. Earlier evaluations are passed over."""
 
 
 def is_foreign(path: Path) -> bool:
@@ -212,10 +212,10 @@ def _csv_curve(path: Path, chosen: MappedSet, settings: ForeignSettings) -> Loss
     cells = [(_number(path, line, row, axis), _number(path, line, row, chosen.column)) for line, row in filled]
     if not all(math.isfinite(place) for place, _ in cells):
         raise BadInput(Fault(f"{path}: column {axis}", "holds what is not a number.", "Mend the file."))
-    marks = {round(place): loss for place, loss in cells}
+    evaluations = {round(place): loss for place, loss in cells}
     if axis == "step":
-        return _curve_of_steps(path, chosen, marks, settings)
-    return _mapped_curve(path, chosen, marks, marks, 1)
+        return _curve_of_steps(path, chosen, evaluations, settings)
+    return _mapped_curve(path, chosen, evaluations, evaluations, 1)
 
 
 def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -> float:
@@ -226,20 +226,22 @@ def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -
         raise BadInput(Fault(value, "is not a number.", "Mend the line.")) from error
 
 
-def _curve_of_steps(path: Path, chosen: MappedSet, marks: Marks, settings: ForeignSettings) -> LossCurve:
+def _curve_of_steps(path: Path, chosen: MappedSet, evaluations: LossBySteps, settings: ForeignSettings) -> LossCurve:
     if settings.tokens_per_step is None:
         remedy = "Give --tokens-per-step, the global batch size times the sequence length."
         raise BadInput(Fault(f"{path}: {chosen.column}", "is logged by steps, and gaps are in tokens.", remedy))
-    kept = {step - settings.start_step: loss for step, loss in marks.items() if step >= settings.start_step}
-    return _mapped_curve(path, chosen, kept, marks, settings.tokens_per_step)
+    kept = {step - settings.start_step: loss for step, loss in evaluations.items() if step >= settings.start_step}
+    return _mapped_curve(path, chosen, kept, evaluations, settings.tokens_per_step)
 
 
-def _mapped_curve(path: Path, chosen: MappedSet, marks: Marks, found: Marks, tokens_per_mark: int) -> LossCurve:
-    if not marks:
+def _mapped_curve(
+    path: Path, chosen: MappedSet, evaluations: LossBySteps, found: LossBySteps, tokens_per_step: int
+) -> LossCurve:
+    if not evaluations:
         rule = "holds no loss." if not found else f"ends at step {max(found)}, before --start-step."
         raise BadInput(Fault(f"{path}: {chosen.column}", rule, "Check what is mapped."))
-    steps = np.array(sorted(marks), dtype=np.int64)
-    losses = np.array([marks[step] for step in steps.tolist()], dtype=np.float64)
+    steps = np.array(sorted(evaluations), dtype=np.int64)
+    losses = np.array([evaluations[step] for step in steps.tolist()], dtype=np.float64)
     if chosen.accuracy:
         wrong = losses[(losses < 0) | (losses > 1)]
         if wrong.size:
@@ -251,16 +253,16 @@ def _mapped_curve(path: Path, chosen: MappedSet, marks: Marks, found: Marks, tok
         role=chosen.role,
         identity=f"unknown: {chosen.column} of {path}",
         steps=steps,
-        tokens=steps * tokens_per_mark,
+        tokens=steps * tokens_per_step,
         losses=np.where(np.isfinite(losses), losses, np.nan),
         unit=WRONG if chosen.accuracy else NATS,
     )
 
 
-def _absent(path: Path, chosen: MappedSet, kind: str, names: Sequence[str] | Mapping[str, Marks]) -> Fault:
+def _absent(path: Path, chosen: MappedSet, kind: str, names: Sequence[str] | Mapping[str, LossBySteps]) -> Fault:
     return Fault(f"{path}: {chosen.column}", f"is no {kind} of it; it has: {_listed(names)}.", "Map one of those.")
 
 
-def _listed(names: Sequence[str] | Mapping[str, Marks]) -> str:
+def _listed(names: Sequence[str] | Mapping[str, LossBySteps]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return (", ".join(sorted(names)[:_MOST_NAMES]) or "nothing") + more

@@ -20,16 +20,16 @@ class RunningGap:
     """Takes the validation records of a run one by one."""
 
     def __init__(self) -> None:
-        self._marks: dict[str, list[dict[str, Any]]] = {}
+        self._records: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, record: Mapping[str, Any]) -> dict[str, float]:
         """The figures of the record's set up to it, by name.
 
         None without a baseline on its sequences, or where a loss is not finite.
         """
-        marks = self._marks.setdefault(record["set"], [])
-        marks.append({name: record[name] for name in KEPT} | {"baseline": record.get("baseline")})
-        (curve,) = loss_curves(marks)
+        evaluations = self._records.setdefault(record["set"], [])
+        evaluations.append({name: record[name] for name in KEPT} | {"baseline": record.get("baseline")})
+        (curve,) = loss_curves(evaluations)
         compared = curve.has_baseline and curve.identity == record["identity"]
         if not compared or len(curve.steps) < 2 or not np.isfinite(curve.losses).all():
             return {}
@@ -64,7 +64,7 @@ class ContinualMeasures:
 def continual_measures(curves: Sequence[LossCurve]) -> ContinualMeasures:
     """The measures of the tasks that have accuracies."""
     tasks = [curve for curve in curves if curve.unit == WRONG and curve.steps[-1] > 0]
-    # Marks since the first update: the first mark is one of them where nothing was evaluated before it.
+    # Evaluations since the first update: the first evaluation is one of them where nothing was evaluated before it.
     old = [1 - curve.losses[curve.steps > 0] for curve in tasks if curve.role != "domain"]
     new = [1 - curve.losses for curve in tasks if curve.role == "domain"]
     lowest = float(np.mean([accuracy.min() for accuracy in old])) if old else None
@@ -82,9 +82,9 @@ def continual_measures(curves: Sequence[LossCurve]) -> ContinualMeasures:
 
 
 def equally_spaced(tokens: np.ndarray) -> np.ndarray:
-    """Places of the most marks that are equally far from each other, beginning with the first: int64 [places].
+    """Places of the most evaluations that are equally far from each other, beginning with the first: int64 [places].
 
-    Log-spaced early marks are left out so, and an end that does not fit. tokens: int64 [marks], ascending.
+    Log-spaced early evaluations are left out so, and an end that does not fit. tokens: int64 [evaluations], ascending.
     """
     place_of = {int(count - tokens[0]): place for place, count in enumerate(tokens)}
     best = [0]
@@ -133,7 +133,7 @@ class GapFigures:
 
     missing: str | None
     """Why there are no figures; None where there are."""
-    marks: int
+    evaluations: int
     """Evaluations of the set, the baseline included."""
     baseline: float | None = None
     """Loss before the first update."""
@@ -142,11 +142,11 @@ class GapFigures:
     depth_tokens: int | None = None
     """Tokens at the largest rise."""
     depth_standard_error: float | None = None
-    """Paired standard error of the change at that mark (evaluation noise)."""
+    """Paired standard error of the change at that evaluation (evaluation noise)."""
     final: float | None = None
     """Last loss minus baseline: the forgetting that stays. Negative where the loss improved."""
     final_tokens: int | None = None
-    """Tokens at the last mark."""
+    """Tokens at the last evaluation."""
     final_standard_error: float | None = None
     """Paired standard error of `final`."""
     improvement: float | None = None
@@ -166,22 +166,22 @@ class GapFigures:
     first_rise_recovery_tokens: int | None = None
     """Tokens at the first of two consecutive evaluations after it that are back in the band."""
     area: float | None = None
-    """Trapezoid of the positive rise over tokens, to the last mark: nats per token times tokens."""
+    """Trapezoid of the positive rise over tokens, to the last evaluation: nats per token times tokens."""
     p_value: float | None = None
-    """Family-wise p value of a rise at any mark (figures.py); None without losses per sequence."""
+    """Family-wise p value of a rise at any evaluation (figures.py); None without losses per sequence."""
     significant: bool | None = None
     """p_value <= 5 %; None where it cannot be tested."""
     changed_tokens: int | None = None
-    """Tokens at the first mark on other sequences or labels, which all these figures leave out. None: there is none."""
+    """Tokens at the first evaluation on other sequences or labels, which these figures leave out. None: none."""
 
 
 def rises(curve: LossCurve) -> np.ndarray:
-    """Loss minus baseline at each mark, float64 [marks]. The curve must have a baseline."""
+    """Loss minus baseline at each evaluation, float64 [evaluations]. The curve must have a baseline."""
     return curve.losses - curve.losses[0]
 
 
 def rise_standard_errors(curve: LossCurve) -> np.ndarray:
-    """Paired standard error of each rise, float64 [marks]; NaN where the records cannot give one."""
+    """Paired standard error of each rise, float64 [evaluations]; NaN where the records cannot give one."""
     if curve.sequence_nats is None or curve.sequence_tokens is None:
         return np.full(len(curve.losses), np.nan)
     return paired_standard_error(curve.sequence_nats - curve.sequence_nats[0], curve.sequence_tokens)
@@ -197,16 +197,16 @@ def gap_figures(curve: LossCurve) -> GapFigures:
     missing = _missing(curve)
     changed = None if curve.later is None else int(curve.later.tokens[0])
     if missing is not None:
-        return GapFigures(missing=missing, marks=len(curve.steps), changed_tokens=changed)
+        return GapFigures(missing=missing, evaluations=len(curve.steps), changed_tokens=changed)
     rise, errors = rises(curve), rise_standard_errors(curve)
     peak = int(np.argmax(rise))
     depth, final = float(rise[peak]), float(rise[-1])
-    recovery, recovery_mark = find_recovery(rise, bands(errors))
+    recovery, recovery_place = find_recovery(rise, bands(errors))
     first = _first_recovered_rise(rise, bands(errors))
     p_value = _p_value(curve)
     return GapFigures(
         missing=None,
-        marks=len(rise),
+        evaluations=len(rise),
         baseline=float(curve.losses[0]),
         depth=depth,
         depth_tokens=int(curve.tokens[peak]),
@@ -217,7 +217,7 @@ def gap_figures(curve: LossCurve) -> GapFigures:
         improvement=-final,
         transient=depth - max(final, 0.0),
         recovery=recovery,
-        recovery_tokens=None if recovery_mark is None else int(curve.tokens[recovery_mark]),
+        recovery_tokens=None if recovery_place is None else int(curve.tokens[recovery_place]),
         first_rise=None if first is None else float(rise[first[0]]),
         first_rise_tokens=None if first is None else int(curve.tokens[first[0]]),
         first_rise_recovery_tokens=None if first is None else int(curve.tokens[first[1]]),
@@ -229,33 +229,33 @@ def gap_figures(curve: LossCurve) -> GapFigures:
 
 
 def find_recovery(rise: np.ndarray, band: np.ndarray) -> tuple[Recovery, int | None]:
-    """Whether a rise came back, and the mark at which it did.
+    """Whether a rise came back, and the evaluation at which it did.
 
-    `rise`, `band` [marks] in nats per token. The mark is the first after the peak from which two marks
-    running are within the band or below the baseline; one mark alone, even the last, is no recovery.
+    `rise`, `band` [evaluations] in nats per token. It is the first after the peak from which two evaluations running
+    are within the band or below the baseline; one evaluation alone, even the last, is no recovery.
     """
     peak = int(np.argmax(rise))
     if not (rise > band).any():
         return Recovery.NOT_NEEDED, None
     inside = rise <= band
-    for mark in range(peak + 1, len(rise) - 1):
-        if inside[mark] and inside[mark + 1]:
-            return Recovery.RECOVERED, mark
+    for place in range(peak + 1, len(rise) - 1):
+        if inside[place] and inside[place + 1]:
+            return Recovery.RECOVERED, place
     return Recovery.NOT_RECOVERED, None
 
 
 def _first_recovered_rise(rise: np.ndarray, band: np.ndarray) -> tuple[int, int] | None:
-    """Marks of the peak and of the end of the first rise that came back; None where none did.
+    """Evaluations of the peak and of the end of the first rise that came back; None where none did.
 
-    It begins with the first mark above the band and ends with the first of two marks running within it.
+    It begins with the first evaluation above the band and ends with the first of two evaluations running within it.
     """
     inside = rise <= band
     if inside.all():
         return None
     begin = int(np.argmin(inside))
-    for mark in range(begin + 1, len(rise) - 1):
-        if inside[mark] and inside[mark + 1]:
-            return begin + int(np.argmax(rise[begin:mark])), mark
+    for place in range(begin + 1, len(rise) - 1):
+        if inside[place] and inside[place + 1]:
+            return begin + int(np.argmax(rise[begin:place])), place
     return None
 
 
@@ -304,17 +304,17 @@ def paired_standard_error(differences: np.ndarray, sequence_tokens: np.ndarray) 
 def family_wise_p_value(
     differences: np.ndarray, sequence_tokens: np.ndarray, flips: int = FLIPS, seed: int = SEED
 ) -> float | None:
-    """Probability of so large a rise at any mark, were there none at all.
+    """Probability of so large a rise at any evaluation, were there none at all.
 
-    `differences` [marks, sequences]: summed nats at a mark minus those at the baseline. The statistic is
-    the largest of change / standard error over marks, one-sided (a rise). Without a rise each sequence's
-    row of differences is as likely with the opposite sign, at all marks at once; so flipping the signs of
-    whole sequences gives the distribution of the largest t whatever the correlation between marks
+    `differences` [evaluations, sequences]: summed nats at an evaluation minus those at the baseline. The statistic is
+    the largest of change / standard error over evaluations, one-sided (a rise). Without a rise each sequence's
+    row of differences is as likely with the opposite sign, at all evaluations at once; so flipping the signs of
+    whole sequences gives the distribution of the largest t whatever the correlation between evaluations
     (Westfall and Young, Resampling-Based Multiple Testing, 1993). A test at the maximum alone would call
-    flat noise a gap in 33 to 96 % of runs. None with fewer than MINIMUM_SEQUENCES sequences or no mark.
+    flat noise a gap in 33 to 96 % of runs. None with fewer than MINIMUM_SEQUENCES sequences or no evaluation.
     """
-    marks, sequences = differences.shape
-    if sequences < _MINIMUM_SEQUENCES or marks == 0:
+    evaluations, sequences = differences.shape
+    if sequences < _MINIMUM_SEQUENCES or evaluations == 0:
         return None
     squares = (differences**2).sum(axis=-1)
     products = differences * sequence_tokens
@@ -338,7 +338,7 @@ def _blocks(flips: int, sequences: int) -> list[int]:
 
 
 def _largest_t(squares: np.ndarray, products: np.ndarray, sums: np.ndarray, sequence_tokens: np.ndarray) -> np.ndarray:
-    """Largest of change / standard error over the last axis (marks). No change at all is 0."""
+    """Largest of change / standard error over the last axis (evaluations). No change at all is 0."""
     changes = sums / sequence_tokens.sum()
     errors = _standard_error(squares, products, sums, sequence_tokens)
     with np.errstate(divide="ignore", invalid="ignore"):

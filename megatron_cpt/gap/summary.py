@@ -15,7 +15,7 @@ _UNITS = {
     "area": "nats per token times tokens trained",
     "tasks.*": "as of a set; with unit `share of questions answered wrongly` the figures are of 1 - accuracy",
     "continual": "accuracies, 0 to 1 (arXiv:2205.13452); windowed_*: by the width of the window in evaluations",
-    "p_value": "probability; of a run or a split: family-wise over the marks of the set; of a difference "
+    "p_value": "probability; of a run or a split: family-wise over the evaluations of the set; of a difference "
     "between arms: of this pair alone, `adjusted_p_value` over all pairs",
     "mean, sd, runs": "over the seeds of an arm (sd: n - 1), with the runs that have the figure",
     "rewarming, shift": "nats per token: the control's rise, and what the run rose beyond it",

@@ -134,7 +134,7 @@ class BlendPlan:
         """Passes over each source after the first `sequences` of the run; 0 where it has no tokens."""
         counts = self.order.counts(sequences).tolist()
         return {
-            stream.name: count * self.order.sequence_length / stream.once if stream.once else 0.0
+            stream.name: count * self.order.sequence_length / stream.unique_tokens if stream.unique_tokens else 0.0
             for stream, count in zip(self.streams, counts, strict=True)
         }
 
@@ -188,14 +188,14 @@ class BlendPlan:
             sequences=count - before,
             tokens=tokens,
             share=(count - before) / left,
-            epochs=tokens / stream.once if stream.once else 0.0,
+            epochs=tokens / stream.unique_tokens if stream.unique_tokens else 0.0,
             effective_unique_tokens=self._effective(stream, count) - self._effective(stream, before),
         )
 
     def _effective(self, stream: BlendStream, count: int) -> float:
         """Fresh tokens that would do as much as the first sequences of a source."""
-        unique, tokens = stream.once, count * self.order.sequence_length
-        if stream.draw is not None and stream.draw.anew:
+        unique, tokens = stream.unique_tokens, count * self.order.sequence_length
+        if stream.draw is not None and stream.draw.resample:
             unique = ceil(expected_unique(stream.tokens, stream.draw.sequences * self.order.sequence_length, tokens))
         return effective_unique_tokens(unique, tokens)
 
@@ -267,7 +267,7 @@ def _described(stream: BlendStream) -> dict[str, Any]:
     """What of a stream determines its sequences."""
     known: dict[str, Any] = {"identity": stream.identity, "tokens": stream.tokens}
     if stream.draw is not None:
-        known["draw"] = {"sequences": stream.draw.sequences, "anew": stream.draw.anew}
+        known["draw"] = {"sequences": stream.draw.sequences, "anew": stream.draw.resample}
     return known
 
 
@@ -294,7 +294,7 @@ def _empty_faults(data: DataSettings, streams: Sequence[BlendStream]) -> list[Fa
 
 def longest(order: SampleOrder, streams: Sequence[BlendStream], total_sequences: int) -> int:
     """The longest prefix of the order, up to a length, in which no stream gives more than it may."""
-    rooms = np.array([stream.room for stream in streams], np.int64)
+    rooms = np.array([stream.max_sequences for stream in streams], np.int64)
     lengths = range(total_sequences + 1)
     return bisect_right(lengths, False, key=lambda length: bool(np.any(order.counts(length) > rooms))) - 1
 
@@ -303,7 +303,7 @@ def _stopped_at_once(streams: Sequence[BlendStream], sequences: int) -> list[Fau
     """A run that would end before its first step."""
     if sequences:
         return []
-    limited = ", ".join(f"{stream.name}: {stream.limit}" for stream in streams if stream.room < UNLIMITED)
+    limited = ", ".join(f"{stream.name}: {stream.limit}" for stream in streams if stream.max_sequences < UNLIMITED)
     rule = f"a source ({limited}) is exhausted within the first step."
     return [Fault("data.when_exhausted = stop", rule, "Raise its limit, or add text to it.")]
 
@@ -315,7 +315,7 @@ def _repetition_faults(
     return [
         _repetition_fault(order, streams[number], number, count, total_sequences, batches)
         for number, count in enumerate(order.counts(total_sequences).tolist())
-        if count > streams[number].room
+        if count > streams[number].max_sequences
     ]
 
 
@@ -323,26 +323,26 @@ def _repetition_fault(
     order: SampleOrder, stream: BlendStream, number: int, count: int, total_sequences: int, batches: Batches
 ) -> Fault:
     lengths = range(total_sequences + 1)
-    most = bisect_right(lengths, stream.room, key=lambda sequences: int(order.counts(sequences)[number])) - 1
+    most = bisect_right(lengths, stream.max_sequences, key=lambda sequences: int(order.counts(sequences)[number])) - 1
     tokens = batches.last_end(most) * order.sequence_length
     shorter = f"Train on at most {tokens:,} tokens; or, " if tokens else "Train on fewer tokens; or, "
-    share = floor(10_000 * stream.room / total_sequences) / 100
-    epochs = count * order.sequence_length / stream.once
+    share = floor(10_000 * stream.max_sequences / total_sequences) / 100
+    epochs = count * order.sequence_length / stream.unique_tokens
     name, _, value = stream.limit.partition(" = ")
     enough = f"to {ceil(100 * epochs) / 100:g}" if name in ("max_epochs", "epochs") else "further"
     bucket = "" if stream.name == source_of(stream.name) else f" ({stream.name})"
-    if not stream.room:
-        least = order.sequence_length / stream.once
+    if not stream.max_sequences:
+        least = order.sequence_length / stream.unique_tokens
         return Fault(
             f"data.sources.{source_of(stream.name)}.{name} = {value}",
             f"one sequence of {order.sequence_length:,} tokens is {least:.2f} passes over this source of "
-            f"{stream.once:,} tokens{bucket}.",
+            f"{stream.unique_tokens:,} tokens{bucket}.",
             "Join it with another source (list its paths there), take it out, set data.when_exhausted, or raise "
             f"{name} to {ceil(100 * least) / 100:g}.",
         )
     return Fault(
         f"data.sources.{source_of(stream.name)}.{name} = {value}",
-        f"this run reads {count * order.sequence_length:,} tokens of a source of {stream.once:,}{bucket}, "
+        f"this run reads {count * order.sequence_length:,} tokens of a source of {stream.unique_tokens:,}{bucket}, "
         f"{epochs:.2f} epochs.",
         f"{shorter}in a run as long as this, give it at most {share:.2f} % of the tokens (now "
         f"{100 * count / total_sequences:.2f} %) by weight or data.replay_ratio; or set data.when_exhausted; or raise "

@@ -133,7 +133,7 @@ class Draw:
 
     sequences: int
     """Sequences of a draw; the source has as many tokens."""
-    anew: bool
+    resample: bool
     """Whether each draw is made anew from the whole source; otherwise the first is repeated in other orders."""
 
 
@@ -187,7 +187,7 @@ class SampleOrder:
         self._tokens = np.array([source.tokens for source in sources], np.int64)
         self._keys = np.array([key_of("order", seed, name) for name in names], np.uint64)
         self._drawn = np.array([source.draw.sequences if source.draw else 0 for source in sources], np.int64)
-        self._anew = np.array([source.draw is None or source.draw.anew for source in sources])
+        self._resampled = np.array([source.draw is None or source.draw.resample for source in sources])
         self._starts = np.array([phase.first_sequence for phase in phases], np.int64)
         self._trees = [WeightTree(phase.weights, names) for phase in phases]
         self._carried = np.zeros((len(phases), len(sources)), np.int64)
@@ -225,17 +225,17 @@ class SampleOrder:
             epoch[drawn], cut[drawn], within[drawn] = self._in_draws(source[drawn], position[drawn])
         first = _ceil_divide(cut * tokens, length)
         size = _ceil_divide((cut + 1) * tokens, length) - first
-        place = permute(within, size, derive(self._keys[source], np.where(self._anew[source], epoch, 0)))
+        place = permute(within, size, derive(self._keys[source], np.where(self._resampled[source], epoch, 0)))
         return Located(source.astype(np.int32), epoch, first + place.astype(np.int64))
 
     def _in_draws(self, source: Integers, position: Integers) -> tuple[Integers, Integers, Integers]:
         """The draw of each position, the epoch whose cut into sequences it takes, and the place in its permutation."""
         draw, within = np.divmod(position, self._drawn[source])
-        again = np.flatnonzero(~self._anew[source])
+        again = np.flatnonzero(~self._resampled[source])
         keys = derive(derive(self._keys[source[again]], _REPEATED), draw[again])
         within[again] = permute(within[again], self._drawn[source[again]], keys).astype(np.int64)
         # The cuts of epochs e and e + L are the same; the smaller of them stays inside 64 bits.
-        return draw, np.where(self._anew[source], draw % self.sequence_length, 0), within
+        return draw, np.where(self._resampled[source], draw % self.sequence_length, 0), within
 
 
 def _check(sources: Sequence[SourceStream], phases: Sequence[Phase], sequence_length: int) -> None:

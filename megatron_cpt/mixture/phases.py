@@ -35,13 +35,13 @@ class BlendStream:
     """Tokens of one pass over the text."""
     identity: str
     """What is read (TokenStream.identity); empty: names and tokens alone tell streams apart in the fingerprint."""
-    once: int
+    unique_tokens: int
     """Tokens of one pass over what is read: those of a draw where one is repeated, else those of the text."""
     role: str
     """domain or replay."""
     scale: Fraction
     """What the source's weight is multiplied by to give that of the stream."""
-    room: int
+    max_sequences: int
     """Sequences that it may give to the run."""
     limit: str
     """The setting that limits it, `max_epochs = 4`; empty where none does."""
@@ -79,11 +79,15 @@ def blend_streams(
         draw = _draw(source, data.sequence_length)
         for name, tokens in its_tokens.items():
             scale = (portions or {}).get(name, Fraction(1)) * (whole or 1)
-            once = draw.sequences * data.sequence_length if draw and not draw.anew else tokens
+            unique_tokens = draw.sequences * data.sequence_length if draw and not draw.resample else tokens
             target = scale if whole else None
-            room, limit = _room(data, source, once, target)
+            max_sequences, limit = _max_sequences(data, source, unique_tokens, target)
             identity = (identities or {}).get(name, "")
-            streams.append(BlendStream(name, tokens, identity, once, source.role, scale, room, limit, target, draw))
+            streams.append(
+                BlendStream(
+                    name, tokens, identity, unique_tokens, source.role, scale, max_sequences, limit, target, draw
+                )
+            )
     return tuple(streams)
 
 
@@ -105,17 +109,19 @@ def _target_tokens(source: SourceSettings, stream_tokens: Mapping[str, int]) -> 
     return None
 
 
-def _room(data: DataSettings, source: SourceSettings, once: int, target: Fraction | None) -> tuple[int, str]:
+def _max_sequences(
+    data: DataSettings, source: SourceSettings, unique_tokens: int, target: Fraction | None
+) -> tuple[int, str]:
     """Sequences that a stream may give, and the setting that says so.
 
     Args:
-        once: tokens of one pass over what it reads.
+        unique_tokens: tokens of one pass over what it reads.
         target: tokens that it is to give, if it has a target.
     """
     rooms = [(UNLIMITED, "")]
     if source.max_epochs is not None:
         # Rounded down: a limit holds, and a sequence may be many passes over a short source.
-        passes = floor(decimal(source.max_epochs) * once / data.sequence_length)
+        passes = floor(decimal(source.max_epochs) * unique_tokens / data.sequence_length)
         rooms.append((passes, f"max_epochs = {source.max_epochs:g}"))
     if target is not None:
         spare = 0 if data.when_exhausted == "redistribute" else _SLACK
@@ -133,8 +139,8 @@ def _target_setting(source: SourceSettings) -> str:
 
 
 Shares = tuple[Fraction, ...]
-_STAIRS = 32
-"""Stairs of a ramp whose blocks the configuration does not size."""
+_PIECES = 32
+"""Pieces of a ramp whose blocks the configuration does not size."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +202,13 @@ class _Goal:
 
 def _goal(phase: PhaseSettings, data: DataSettings, streams: Sequence[BlendStream]) -> _Goal:
     epochs, source = epochs_of_source(phase.from_epoch or "")
-    tokens = sum(stream.once for stream in streams if source_of(stream.name) == source)
+    tokens = sum(stream.unique_tokens for stream in streams if source_of(stream.name) == source)
     of_source = np.array([source_of(stream.name) == source for stream in streams])
     sequences = ceil(Fraction(repr(epochs)) * tokens / data.sequence_length)
     most = data.sources[source].max_epochs
     if most is not None and epochs <= most:
         # A limit is rounded down: what it allows is as near to the epochs as the source comes.
-        sequences = min(sequences, sum(stream.room for stream in streams if source_of(stream.name) == source))
+        sequences = min(sequences, sum(stream.max_sequences for stream in streams if source_of(stream.name) == source))
     return _Goal(of_source, sequences)
 
 
@@ -220,7 +226,7 @@ class _Walk:
     def __post_init__(self) -> None:
         self._names = [stream.name for stream in self.streams]
         self._roles = [stream.role for stream in self.streams]
-        self._rooms = np.array([stream.room for stream in self.streams], np.int64)
+        self._max_sequences = np.array([stream.max_sequences for stream in self.streams], np.int64)
         self._given: Integers = np.zeros(len(self.streams), np.int64)
         self._redistributes = self.data.when_exhausted == "redistribute"
         self._counts = self._redistributes or any(phase.from_epoch for phase in self.data.phases)
@@ -232,30 +238,30 @@ class _Walk:
         blend, self._number = self.data.in_phase(phase), number
         shares = tuple(due_shares(blend, {stream.name: stream.scale for stream in self.streams}).values())
         roles = self._roles if blend.replay_ratio is not None else ["all"] * len(self._roles)
-        for stair, stair_end in self._stairs(shares, phase):
-            self._shares = stair
-            if self._lay(stair, roles, end if stair_end is None else min(end, stair_end), goal):
+        for piece, piece_end in self._pieces(shares, phase):
+            self._shares = piece
+            if self._lay(piece, roles, end if piece_end is None else min(end, piece_end), goal):
                 return True
         return False
 
-    def _stairs(self, shares: Shares, phase: PhaseSettings) -> Iterator[tuple[Shares, int | None]]:
+    def _pieces(self, shares: Shares, phase: PhaseSettings) -> Iterator[tuple[Shares, int | None]]:
         """The blends of a phase and the indices where they end; the last lasts to the end of the phase.
 
-        A stair has the share that a straight ramp has in its middle, so that both give as many tokens.
+        A piece has the share that a straight ramp has in its middle, so that both give as many tokens.
         """
         before = self._shares
         if phase.ramp is not None and before is not None:
             begin, tokens = self.position, self.batches.times(self.data.sequence_length)
             done = self.batches.whole_steps(begin)
             steps = self._steps_of(phase.ramp)
-            block = phase.ramp_block.steps(tokens.size) if phase.ramp_block else ceil(steps / _STAIRS)
+            block = phase.ramp_block.steps(tokens.size) if phase.ramp_block else ceil(steps / _PIECES)
             whole = self.batches.total(done + steps) - begin
             for first in range(0, steps, block):
-                stair_begin = self.batches.total(done + first)
-                stair_end = self.batches.total(done + min(first + block, steps))
-                part = Fraction(stair_begin + stair_end - 2 * begin, 2 * whole)
-                stair = tuple(old + part * (new - old) for old, new in zip(before, shares, strict=True))
-                yield stair, stair_end
+                piece_begin = self.batches.total(done + first)
+                piece_end = self.batches.total(done + min(first + block, steps))
+                part = Fraction(piece_begin + piece_end - 2 * begin, 2 * whole)
+                piece = tuple(old + part * (new - old) for old, new in zip(before, shares, strict=True))
+                yield piece, piece_end
         yield shares, None
 
     def _steps_of(self, length: Duration) -> int:
@@ -269,7 +275,7 @@ class _Walk:
     def _lay(self, shares: Shares, roles: Sequence[str], end: int, goal: _Goal | None) -> bool:
         """Lays one blend, less what is exhausted, up to an index or a goal; returns whether the goal was met."""
         while self.position < end:
-            exhausted = self._given >= self._rooms if self._redistributes else np.zeros(len(shares), np.bool_)
+            exhausted = self._given >= self._max_sequences if self._redistributes else np.zeros(len(shares), np.bool_)
             left = self._redistributed(shares, roles, exhausted)
             gone = zip(self._names, shares, exhausted.tolist(), strict=True)
             out = tuple(name for name, share, is_exhausted in gone if share and is_exhausted)
@@ -290,7 +296,7 @@ class _Walk:
 
     def _until_exhausted(self, shares: Shares, tree: WeightTree, most: int) -> int:
         """Sequences until the first stream that is read has given all it may; `most` if none does before."""
-        read, room = np.array([share > 0 for share in shares]), self._rooms - self._given
+        read, room = np.array([share > 0 for share in shares]), self._max_sequences - self._given
         return _first(most, lambda length: bool(np.any((tree.counts(length) >= room) & read)))
 
     def _until(self, goal: _Goal, tree: WeightTree, most: int) -> int | None:

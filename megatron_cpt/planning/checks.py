@@ -199,7 +199,7 @@ def _watch_faults(config: RunConfig) -> list[Fault]:
 
 
 def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
-    """An EOD that is to be left out and that no manifest names, and columns of leads that are not there."""
+    """An EOD that is to be left out and that no manifest names, and columns of prompt lengths that are not there."""
     faults = []
     if not config.data.loss_mask.eod:
         for name, manifest in inputs.manifests():
@@ -207,7 +207,7 @@ def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
                 rule = "the manifest of a dataset does not say which token ends a document."
                 remedy = "Name its id in data.loss_mask.ignored_token_ids, and leave data.loss_mask.eod true."
                 faults.append(Fault(f"data.loss_mask.eod = false; {name}", rule, remedy))
-    for name, lead, stream in (
+    for name, column, stream in (
         *(
             (f"data.sources.{name}", config.data.sources[source_of(name)].prompt_length_column, stream)
             for name, stream in inputs.sources.items()
@@ -217,9 +217,9 @@ def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
             for name, stream in inputs.validation_sets.items()
         ),
     ):
-        if lead is not None:
+        if column is not None:
             try:
-                stream.leads(lead)
+                stream.prompt_lengths(column)
             except BadInput as error:
                 faults += [
                     Fault(f"{name}.prompt_length_column: {one.value}", one.rule, one.remedy) for one in error.faults

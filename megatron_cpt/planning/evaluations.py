@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.eval_schedule import mark_steps, subsampled
+from megatron_cpt.config.eval_schedule import evaluation_steps, subsampled
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.stream import scored_tokens
@@ -15,8 +15,8 @@ from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.text_tables import columns, percent
 from megatron_cpt.tasks.task_files import GROUPS, task_row_faults
 
-_MARKS_SHOWN = 8
-"""A longer list of marks is shown by its beginning and its end."""
+_STEPS_SHOWN = 8
+"""A longer list of steps is shown by its beginning and its end."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class EvaluationPlan:
     """domain or replay."""
     tokens: int | None
     """Tokens of one evaluation; None for the harness's tasks, which the plan does not open."""
-    marks: tuple[int, ...]
+    steps: tuple[int, ...]
     """Steps at which it is evaluated."""
     omitted: int
-    """Marks that `validation.max_overhead` leaves out."""
+    """Evaluations that `validation.max_overhead` leaves out."""
     share_of_one: float
     """Compute of one evaluation over that of training: a forward pass is a third of a training pass. With it the
     gradient of `validation.stability_gradient`, one whole step. 0 where the tokens are not known."""
@@ -42,47 +42,47 @@ class EvaluationPlan:
     @property
     def compute_share(self) -> float:
         """Compute of all its evaluations over that of training."""
-        return len(self.marks) * self.share_of_one
+        return len(self.steps) * self.share_of_one
 
 
 def plan_evaluations(
     config: RunConfig, inputs: RunInputs, total_steps: int, first_step: int = 0
 ) -> tuple[EvaluationPlan, ...]:
-    """Every validation set, file of tasks and entry of harness tasks, with as many marks as `max_overhead` allows.
+    """Every validation set, file of tasks and entry of harness tasks, as often as `max_overhead` allows.
 
     Args:
-        first_step: steps done before the run begins (`init_from.load_data_position: true`): marks and costs are of
+        first_step: steps done before the run begins (`init_from.load_data_position: true`): steps and costs are of
         the steps after it.
     """
     size, ramp = config.tokens_per_step, config.token_batches.after(first_step).ramp
     steps = max(1, total_steps - first_step)
     per_step = (config.total_tokens - config.tokens_at(first_step)) / steps  # on average
 
-    def marks_of(marks: EvalIntervalSettings) -> tuple[int, ...]:
-        return tuple(first_step + mark for mark in mark_steps(marks, total_steps - first_step, size, ramp))
+    def steps_of(interval: EvalIntervalSettings) -> tuple[int, ...]:
+        return tuple(first_step + step for step in evaluation_steps(interval, total_steps - first_step, size, ramp))
 
     planned = []
     for name, one in config.validation.sets.items():
         scored = scored_tokens(inputs.validation_sets[name].tokens, config.data.sequence_length, one.tokens)
         tokens = len(scored) * config.data.sequence_length  # the last sequence is computed at full length
-        marks = marks_of(one.eval_interval or config.validation.eval_interval)
+        at = steps_of(one.eval_interval or config.validation.eval_interval)
         gradient = min(tokens, size) / per_step if name == config.validation.stability_gradient else 0
         cost = (tokens / (3 * per_step) + gradient) / steps
-        planned.append(EvaluationPlan(name, "validation", one.role, tokens, marks, 0, cost))
+        planned.append(EvaluationPlan(name, "validation", one.role, tokens, at, 0, cost))
     for name, tasks in inputs.tasks.items():
         file, tokens = config.tasks.files[name], sum(task.tokens for task in tasks)
-        marks = marks_of(file.eval_interval or config.tasks.eval_interval)
-        planned.append(EvaluationPlan(name, "tasks", file.role, tokens, marks, 0, tokens / (3 * per_step * steps)))
+        at = steps_of(file.eval_interval or config.tasks.eval_interval)
+        planned.append(EvaluationPlan(name, "tasks", file.role, tokens, at, 0, tokens / (3 * per_step * steps)))
     for name, asked in config.tasks.lm_eval.items():
-        marks = marks_of(asked.eval_interval or config.tasks.eval_interval)
-        planned.append(EvaluationPlan(name, "lm_eval", asked.role, None, marks, 0, 0.0))
+        at = steps_of(asked.eval_interval or config.tasks.eval_interval)
+        planned.append(EvaluationPlan(name, "lm_eval", asked.role, None, at, 0, 0.0))
     return within(config.validation.max_overhead, tuple(planned))
 
 
 def within(limit: float | None, planned: tuple[EvaluationPlan, ...]) -> tuple[EvaluationPlan, ...]:
-    """The evaluations with the largest share of their marks, the same of all, whose cost is within the limit.
+    """The evaluations with the largest share of their steps, the same of all, whose cost is within the limit.
 
-    Shares are tried in thousandths; the first and the last marks stay whatever they cost.
+    Shares are tried in thousandths; the first and the last step stay whatever they cost.
     """
     kept = planned
     for thousandths in range(1000, -1, -1):
@@ -100,33 +100,33 @@ def _total_share(evaluations: tuple[EvaluationPlan, ...]) -> float:
 def _with_share(evaluation: EvaluationPlan, share: float) -> EvaluationPlan:
     if evaluation.tokens is None:
         return evaluation  # what costs an unknown sum cannot be fitted into a limit
-    marks = subsampled(evaluation.marks, share)
-    return replace(evaluation, marks=marks, omitted=len(evaluation.marks) - len(marks))
+    steps = subsampled(evaluation.steps, share)
+    return replace(evaluation, steps=steps, omitted=len(evaluation.steps) - len(steps))
 
 
 def overhead_warnings(config: RunConfig, evaluations: tuple[EvaluationPlan, ...]) -> Iterator[str]:
-    """That marks were left out, and a limit that even the first and the last mark of each set exceed."""
+    """That evaluations were left out, and a limit that even the first and the last evaluation of each set exceed."""
     most, cost = config.validation.max_overhead, _total_share(evaluations)
-    thinned_out = [
-        f"{evaluation.omitted} of {evaluation.omitted + len(evaluation.marks)} marks of {evaluation.name}"
+    left_out = [
+        f"{evaluation.omitted} of {evaluation.omitted + len(evaluation.steps)} evaluations of {evaluation.name}"
         for evaluation in evaluations
         if evaluation.omitted
     ]
-    if most is not None and thinned_out:
+    if most is not None and left_out:
         yield (
-            f"validation.max_overhead leaves out {', '.join(thinned_out)}: those kept cost {percent(cost)} of the "
+            f"validation.max_overhead leaves out {', '.join(left_out)}: those kept cost {percent(cost)} of the "
             "training compute. What happens between them is not seen."
         )
     if most is not None and cost > most:
         yield (
-            f"the first and the last marks alone cost {percent(cost)} of the training compute, more than "
+            f"the first and the last evaluations alone cost {percent(cost)} of the training compute, more than "
             f"validation.max_overhead = {percent(most)}: give the sets a smaller budget (`tokens`, `limit`)."
         )
     unknown = [evaluation.name for evaluation in evaluations if evaluation.tokens is None]
     if most is not None and unknown:
         yield (
             f"validation.max_overhead does not count the harness's tasks of {', '.join(unknown)}, whose tokens are "
-            "known once they are opened: all their marks are kept."
+            "known once they are opened: all their evaluations are kept."
         )
 
 
@@ -181,28 +181,28 @@ def group_members(config: RunConfig) -> dict[str, tuple[str, ...]]:
 
 def evaluation_lines(evaluations: tuple[EvaluationPlan, ...]) -> list[str]:
     """The evaluations as lines of a table."""
-    heading = ["set", "role", "tokens", "marks", "of training compute", "at steps"]
+    heading = ["set", "role", "tokens", "evaluations", "of training compute", "at steps"]
     rows = [
         [
             evaluation.name if evaluation.kind == "validation" else f"{evaluation.name} ({evaluation.kind})",
             evaluation.role,
             "not known" if evaluation.tokens is None else short_count(evaluation.tokens),
-            f"{len(evaluation.marks)} of {len(evaluation.marks) + evaluation.omitted}"
+            f"{len(evaluation.steps)} of {len(evaluation.steps) + evaluation.omitted}"
             if evaluation.omitted
-            else str(len(evaluation.marks)),
+            else str(len(evaluation.steps)),
             "not known" if evaluation.tokens is None else percent(evaluation.compute_share),
-            _shortened(evaluation.marks),
+            _shortened(evaluation.steps),
         ]
         for evaluation in evaluations
     ]
-    marks = sum(len(evaluation.marks) for evaluation in evaluations)
+    count = sum(len(evaluation.steps) for evaluation in evaluations)
     beyond = " and more" if any(evaluation.tokens is None for evaluation in evaluations) else ""
-    total = ["together", "", "", str(marks), percent(_total_share(evaluations)) + beyond, ""]
+    total = ["together", "", "", str(count), percent(_total_share(evaluations)) + beyond, ""]
     return columns([heading, *rows, total], "llrrrl")
 
 
-def _shortened(marks: tuple[int, ...]) -> str:
-    words = [str(mark) for mark in marks]
-    if len(words) > _MARKS_SHOWN:
-        words = [*words[: _MARKS_SHOWN - 2], "...", words[-1]]
+def _shortened(steps: tuple[int, ...]) -> str:
+    words = [str(step) for step in steps]
+    if len(words) > _STEPS_SHOWN:
+        words = [*words[: _STEPS_SHOWN - 2], "...", words[-1]]
     return ", ".join(words)

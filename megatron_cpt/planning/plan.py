@@ -97,19 +97,19 @@ class RunPlan:
         return self.config.tokens_at(self.steps)
 
     @property
-    def marks(self) -> dict[str, tuple[int, ...]]:
+    def evaluation_steps(self) -> dict[str, tuple[int, ...]]:
         """Steps at which each validation set is evaluated, by its name."""
-        return {item.name: item.marks for item in self.evaluations if item.kind == "validation"}
+        return {item.name: item.steps for item in self.evaluations if item.kind == "validation"}
 
     @property
-    def task_marks(self) -> dict[str, tuple[int, ...]]:
+    def task_steps(self) -> dict[str, tuple[int, ...]]:
         """Steps at which each file of tasks is scored, by its name."""
-        return {item.name: item.marks for item in self.evaluations if item.kind == "tasks"}
+        return {item.name: item.steps for item in self.evaluations if item.kind == "tasks"}
 
     @property
-    def lm_eval_marks(self) -> dict[str, tuple[int, ...]]:
+    def lm_eval_steps(self) -> dict[str, tuple[int, ...]]:
         """Steps at which each entry of the harness's tasks is scored, by its name."""
-        return {item.name: item.marks for item in self.evaluations if item.kind == "lm_eval"}
+        return {item.name: item.steps for item in self.evaluations if item.kind == "lm_eval"}
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -126,7 +126,7 @@ class RunPlan:
                 "schedule_shift": self.start.schedule_shift,
             },
             "learning_rate": {"kind": self.config.schedule.kind} | rates_of(self.config, self.start),
-            **({"batch_size_rampup": [asdict(stair) for stair in ramp]} if (ramp := self.config.batches.ramp) else {}),
+            **({"batch_size_rampup": [asdict(piece) for piece in ramp]} if (ramp := self.config.batches.ramp) else {}),
             "blend": {
                 "sequences": self.blend.total_sequences,
                 "sources": [asdict(row) for row in self.blend.rows_from(self.start.sequences)],
@@ -193,19 +193,19 @@ class RunPlan:
             return []
         checkpoint = self.config.init_from.checkpoint or "the checkpoint that it started from"
         return [
-            f"Start    data kept: steps {self.start.step + 1:,} to {self.steps:,}, counted on from {checkpoint}; marks "
-            "count from there"
+            f"Start    data kept: steps {self.start.step + 1:,} to {self.steps:,}, counted on from {checkpoint}; "
+            "evaluations count from there"
         ]
 
     def _batch_ramp(self) -> list[str]:
         batches = self.config.batches
         if not batches.ramp:
             return []
-        first, steps = batches.ramp[0], sum(stair.steps for stair in batches.ramp)
+        first, steps = batches.ramp[0], sum(piece.steps for piece in batches.ramp)
         tokens = short_count(self.config.tokens_at(steps))
-        stairs = f"{len(batches.ramp)} stairs" if len(batches.ramp) > 1 else "one stair"
+        sizes = f"{len(batches.ramp)} sizes" if len(batches.ramp) > 1 else "one size"
         return [
-            f"Batches  from {first.size} sequences in {stairs}: {batches.size} after {steps:,} steps, {tokens} tokens"
+            f"Batches  from {first.size} sequences in {sizes}: {batches.size} after {steps:,} steps, {tokens} tokens"
         ]
 
     def _positions(self) -> list[str]:
@@ -283,8 +283,8 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
 def _to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
     """A run that an exhausted source ends, configured for just the tokens until there.
 
-    So its learning rate comes to its end and its last marks are reached. Raises BadInput where the schedule does not
-    fit into what is left, or the checkpoint that it counts on from is beyond that.
+    So its learning rate comes to its end and its last evaluations are reached. Raises BadInput where the schedule does
+    not fit into what is left, or the checkpoint that it counts on from is beyond that.
     """
     if blend.total_sequences == config.sequences_at(config.total_steps):
         return config
@@ -335,8 +335,8 @@ def _plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tu
     )
 
 
-def _marks_of(config: RunConfig, name: str) -> EvalIntervalSettings:
-    """The marks of a validation set: its own, or those of all."""
+def _interval_of(config: RunConfig, name: str) -> EvalIntervalSettings:
+    """The eval interval of a validation set: its own, or those of all."""
     return config.validation.sets[name].eval_interval or config.validation.eval_interval
 
 
@@ -364,7 +364,7 @@ def _length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
         tokens = config.tokens_at(steps)
         yield (
             f"the run stops after {steps:,} of {config.total_steps:,} steps ({short_count(tokens)} tokens), before a "
-            "source passes its max_epochs; schedule and marks end there too."
+            "source passes its max_epochs; schedule and evaluations end there too."
         )
     reached = {phase.number for phase in blend.phases}
     for number, phase in enumerate(config.data.phases):
@@ -431,17 +431,17 @@ def _evaluation_warnings(config: RunConfig) -> Iterator[str]:
         yield "there are no validation sets: neither gain nor forgetting will be seen (validation.sets)."
     elif config.model.weights == "hf" and all(settings.role != "general" for settings in sets.values()):
         yield "no validation set has the role `general`: forgetting will not be seen (validation.sets)."
-    without_baseline = [name for name in sets if not _marks_of(config, name).start]
+    without_baseline = [name for name in sets if not _interval_of(config, name).start]
     if without_baseline:
         yield (
             f"no evaluation before the first update of {', '.join(without_baseline)}: without that baseline there is "
-            "no gap figure (marks.start)."
+            "no gap figure (eval_interval.start)."
         )
-    sparse = [name for name in sets if _marks_of(config, name).log_spaced is None]
+    sparse = [name for name in sets if _interval_of(config, name).log_spaced is None]
     if sparse:
         yield (
-            f"no dense early marks for {', '.join(sparse)}: the stability gap is deepest in the first steps and may "
-            "fall between marks (eval_interval.log_spaced: 8 per decade to 1000 steps)."
+            f"no dense early evaluations for {', '.join(sparse)}: the stability gap is deepest in the first steps and "
+            "may fall between them (eval_interval.log_spaced: 8 per decade to 1000 steps)."
         )
 
 

@@ -29,7 +29,7 @@ def _turning_steps(config: RunConfig, start: RunPosition, steps: range) -> list[
     """
     schedule, size = config.schedule, config.tokens_per_step
     places = [schedule.warmup] if schedule.warmup else []
-    places += [stair.from_tokens for stair in schedule.pieces]
+    places += [piece.from_tokens for piece in schedule.pieces]
     tokens = [place.tokens(size) - start.schedule_shift for place in places]
     nearest = [config.token_batches.nearest_step(max(0, place)) for place in tokens]
     near = {step + offset for step in nearest for offset in (-1, 0, 1)} & set(steps)

@@ -41,7 +41,7 @@ class Reason(IntEnum):
 
 
 class DropMask:
-    """A mark for each document of some runs; the file goes with the block."""
+    """A reason for each document of some runs; the file goes with the block."""
 
     def __init__(self, path: Path, runs: Sequence[SortedRun]) -> None:
         self._path = path
@@ -51,29 +51,29 @@ class DropMask:
         count = max(1, int(self._first[-1]))
         with named_errors(self._path), self._path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, count)  # A full disk is an error here, and a signal at a mark.
-        self._marks = np.memmap(self._path, np.uint8, mode="r+", shape=(count,))
+        self._reasons = np.memmap(self._path, np.uint8, mode="r+", shape=(count,))
         return self
 
     def __exit__(self, *error: object) -> None:
-        del self._marks
+        del self._reasons
         self._path.unlink()
 
-    def mark(self, run: int, position: int, reason: Reason) -> None:
+    def set(self, run: int, position: int, reason: Reason) -> None:
         """Leaves a document of a run out."""
-        self._marks[self._first[run] + position] = reason
+        self._reasons[self._first[run] + position] = reason
 
     def reason(self, run: int, position: int) -> Reason:
         """Why a document is left out, or NONE."""
-        return Reason(self._marks[self._first[run] + position])
+        return Reason(self._reasons[self._first[run] + position])
 
     def left_out(self, run: int, first: int, end: int) -> npt.NDArray[np.bool_]:
         """Whether the documents of a stretch of a run are left out: bool[end - first]."""
         start = self._first[run]
-        return np.array(self._marks[start + first : start + end], np.bool_)
+        return np.array(self._reasons[start + first : start + end], np.bool_)
 
     def left_out_at(self, run: int, positions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Whether some documents of a run are left out: bool[positions]."""
-        return np.array(self._marks[self._first[run] + positions.astype(np.int64)], np.bool_)
+        return np.array(self._reasons[self._first[run] + positions.astype(np.int64)], np.bool_)
 
 
 RANGE_BANDS = 1 << 21
@@ -112,21 +112,21 @@ def near_duplicates(
     runs: Sequence[SortedRun],
     found: Sequence[FoundRun],
     threshold: float,
-    marks: DropMask,
+    drop_mask: DropMask,
     scratch: Path,
 ) -> Iterator[NearDuplicate]:
     """Every document to be left out because one that stays is at least `threshold` (0 to 1) like it.
 
-    `marks` says which documents are left out by now, exact copies among them; the caller has to mark what it is given
-    before it asks for the next. `scratch` is a file that may be overwritten.
+    `drop_mask` says which documents are left out by now, exact copies among them. The caller has to drop what it is
+    given before it asks for the next. `scratch` is a file that may be overwritten.
     """
     firsts = np.cumsum([0, *(run.documents for run in runs)])
-    stretches = _write_pairs(_ranges(runs, found, firsts, marks), found, firsts, threshold, scratch)
+    stretches = _write_pairs(_ranges(runs, found, firsts, drop_mask), found, firsts, threshold, scratch)
     try:
         for pair in _in_order(scratch, stretches):
             run, position = _place(firsts, int(pair["document"]))
             other_run, other_position = _place(firsts, int(pair["other"]))
-            if not marks.reason(run, position) and not marks.reason(other_run, other_position):
+            if not drop_mask.reason(run, position) and not drop_mask.reason(other_run, other_position):
                 yield NearDuplicate(run, position, other_run, other_position, round(float(pair["similarity"]), 4))
     finally:
         scratch.unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def _write_pairs(
 
 
 def _ranges(
-    runs: Sequence[SortedRun], found: Sequence[FoundRun], firsts: npt.NDArray[np.int64], marks: DropMask
+    runs: Sequence[SortedRun], found: Sequence[FoundRun], firsts: npt.NDArray[np.int64], drop_mask: DropMask
 ) -> Iterator[npt.NDArray[np.void]]:
     """The bands of all documents that are not left out, sorted by key and rank, a range of keys at a time."""
     bits = (sum(one.bands for one in found) // RANGE_BANDS).bit_length()
@@ -174,7 +174,7 @@ def _ranges(
             part["key"] = keys[begin:end]
             part["rank"] = run.records()["holdout_key"][positions]
             part["document"] = positions.astype(np.int64) + firsts[owner]
-            parts.append(part[~marks.left_out_at(owner, positions)])
+            parts.append(part[~drop_mask.left_out_at(owner, positions)])
         bands = np.concatenate(parts)
         yield bands[np.lexsort((bands["rank"], bands["key"]))]
 

@@ -283,7 +283,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """By which its results are filed."""
+        """By which its results are named."""
         return piece_name(self.file, self.number)
 
 

@@ -94,12 +94,12 @@ def _list_rejected(job: Job, pieces: Sequence[Finished], places: SourceLocator) 
     return rejected
 
 
-def _mark_copies(job: Job, runs: Sequence[SortedRun], places: SourceLocator, marks: DropMask) -> int:
-    """Marks and lists every exact copy with what it repeats, and returns how many there are."""
+def _drop_copies(job: Job, runs: Sequence[SortedRun], places: SourceLocator, drop_mask: DropMask) -> int:
+    """Drops and lists every exact copy with what it repeats, and returns how many there are."""
 
     def entries() -> Iterator[dict[str, Any]]:
         for copy in copies(runs):
-            marks.mark(copy.run, copy.position, Reason.COPY)
+            drop_mask.set(copy.run, copy.position, Reason.COPY)
             yield {
                 **places.of_document(copy.run, copy.position),
                 "reason": "exact copy",
@@ -110,30 +110,30 @@ def _mark_copies(job: Job, runs: Sequence[SortedRun], places: SourceLocator, mar
     return _write_list(duplicates_path(job.output), entries())
 
 
-def _mark_contaminated(found: Sequence[FoundRun], marks: DropMask) -> int:
-    """Marks every document that overlaps an evaluation item and is not left out yet; returns how many there are."""
+def _drop_contaminated(found: Sequence[FoundRun], drop_mask: DropMask) -> int:
+    """Drops every document that overlaps an evaluation item and is not left out yet; returns how many there are."""
     count = 0
     for run, one in enumerate(found):
         for position in np.unique(one.overlap_table()["position"]).tolist():
-            if marks.reason(run, position) == Reason.NONE:
-                marks.mark(run, position, Reason.CONTAMINATED)
+            if drop_mask.reason(run, position) == Reason.NONE:
+                drop_mask.set(run, position, Reason.CONTAMINATED)
                 count += 1
     return count
 
 
-def _mark_near_duplicates(
+def _drop_near_duplicates(
     job: Job,
     threshold: float,
     runs: Sequence[SortedRun],
     found: Sequence[FoundRun],
     places: SourceLocator,
-    marks: DropMask,
+    drop_mask: DropMask,
 ) -> int:
-    """Marks and lists every near duplicate of a document that stays, and returns how many there are."""
+    """Drops and lists every near duplicate of a document that stays, and returns how many there are."""
 
     def entries() -> Iterator[dict[str, Any]]:
-        for again in near_duplicates(runs, found, threshold, marks, job.workspace / "pairs"):
-            marks.mark(again.run, again.position, Reason.NEAR_DUPLICATE)
+        for again in near_duplicates(runs, found, threshold, drop_mask, job.workspace / "pairs"):
+            drop_mask.set(again.run, again.position, Reason.NEAR_DUPLICATE)
             yield {
                 **places.of_document(again.run, again.position),
                 "reason": "near duplicate",
@@ -150,7 +150,7 @@ def _list_contaminated(
     runs: Sequence[SortedRun],
     found: Sequence[FoundRun],
     places: SourceLocator,
-    marks: DropMask,
+    drop_mask: DropMask,
     bound: int,
 ) -> list[SetOverlap]:
     """Lists every document that overlaps evaluation items, copies apart, and counts them by set.
@@ -164,7 +164,7 @@ def _list_contaminated(
         for run, one in enumerate(found):
             for overlaps in _by_document(one, runs[run]):
                 position = int(overlaps["position"][0])
-                reason = marks.reason(run, position)
+                reason = drop_mask.reason(run, position)
                 if reason in (Reason.COPY, Reason.NEAR_DUPLICATE):
                     continue
                 left_out = reason == Reason.CONTAMINATED
@@ -279,14 +279,14 @@ def join(job: Job, pieces: Sequence[Finished]) -> Joined:
     found = [piece.found(job) for piece in pieces]
     places = SourceLocator(job, pieces, runs)
     rejected = _list_rejected(job, pieces, places)
-    with DropMask(job.workspace / "left_out", runs) as marks:
-        left_out = replace(_mark(job, runs, found, places, marks), rejected=rejected)
-        bound = _holdout_bound(job, runs, marks)
+    with DropMask(job.workspace / "left_out", runs) as drop_mask:
+        left_out = replace(_drop(job, runs, found, places, drop_mask), rejected=rejected)
+        bound = _holdout_bound(job, runs, drop_mask)
         if job.settings.decontaminate is None:
-            return _write(job, runs, marks, bound, left_out)
+            return _write(job, runs, drop_mask, bound, left_out)
         evaluation = orjson.loads(job.evaluation.read_bytes())
-        sets = _list_contaminated(job, evaluation, runs, found, places, marks, bound)
-        joined = _write(job, runs, marks, bound, left_out)
+        sets = _list_contaminated(job, evaluation, runs, found, places, drop_mask, bound)
+        joined = _write(job, runs, drop_mask, bound, left_out)
     record = Contamination(ngram_words=NGRAM_WORDS, data_sha256=joined.training.data_sha256, sets=sets)
     write_json(contamination_path(job.output), asdict(record))
     return joined
@@ -302,38 +302,38 @@ class _LeftOut:
     rejected: int = 0
 
 
-def _mark(
-    job: Job, runs: Sequence[SortedRun], found: Sequence[FoundRun], places: SourceLocator, marks: DropMask
+def _drop(
+    job: Job, runs: Sequence[SortedRun], found: Sequence[FoundRun], places: SourceLocator, drop_mask: DropMask
 ) -> _LeftOut:
     settings = job.settings
-    duplicates = 0 if settings.keep_duplicates else _mark_copies(job, runs, places, marks)
+    duplicates = 0 if settings.keep_duplicates else _drop_copies(job, runs, places, drop_mask)
     contaminated = near = None
     # Before near duplicates are looked for: of two, the one that stays must not leave afterwards.
     if settings.decontaminate is not None:
-        contaminated = _mark_contaminated(found, marks) if settings.contaminated == "remove" else 0
+        contaminated = _drop_contaminated(found, drop_mask) if settings.contaminated == "remove" else 0
     if settings.near_duplicates is not None:
-        near = _mark_near_duplicates(job, settings.near_duplicates, runs, found, places, marks)
+        near = _drop_near_duplicates(job, settings.near_duplicates, runs, found, places, drop_mask)
     return _LeftOut(duplicates, contaminated, near)
 
 
-def _holdout_bound(job: Job, runs: Sequence[SortedRun], marks: DropMask) -> int:
+def _holdout_bound(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask) -> int:
     """The key below which documents are held out."""
     if job.settings.holdout_tokens is None:
         return bound_of_share(job.settings.holdout)
 
     def documents() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
         for number, run in enumerate(runs):
-            records = run.records()[~marks.left_out(number, 0, run.documents)]
+            records = run.records()[~drop_mask.left_out(number, 0, run.documents)]
             yield records["holdout_key"], records["tokens"]
 
     return bound_of_tokens(documents, job.settings.holdout_tokens)
 
 
-def _chunks(job: Job, runs: Sequence[SortedRun], marks: DropMask) -> Iterator[TokenizedDocuments]:
+def _chunks(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask) -> Iterator[TokenizedDocuments]:
     """Every document that is not left out, in the order of the dataset, some at a time."""
     if job.settings.order == "as_read":
         for number, run in enumerate(runs):
-            yield _stretch(run, number, 0, run.documents, marks)
+            yield _stretch(run, number, 0, run.documents, drop_mask)
         return
     if not runs:
         return
@@ -346,7 +346,7 @@ def _chunks(job: Job, runs: Sequence[SortedRun], marks: DropMask) -> Iterator[To
             keys = run.records()["key"]
             first = int(np.searchsorted(keys, np.uint64(low), side="left"))
             end = int(np.searchsorted(keys, np.uint64(high), side="right"))
-            stretches.append(_stretch(run, owner, first, end, marks))
+            stretches.append(_stretch(run, owner, first, end, drop_mask))
         whole = TokenizedDocuments.joined(stretches)
         del stretches
         order = np.argsort(whole.records["key"], kind="stable")
@@ -356,8 +356,8 @@ def _chunks(job: Job, runs: Sequence[SortedRun], marks: DropMask) -> Iterator[To
             yield whole.in_order(part)
 
 
-def _stretch(run: SortedRun, number: int, first: int, end: int, marks: DropMask) -> TokenizedDocuments:
-    left_out = marks.left_out(number, first, end)
+def _stretch(run: SortedRun, number: int, first: int, end: int, drop_mask: DropMask) -> TokenizedDocuments:
+    left_out = drop_mask.left_out(number, first, end)
     documents = run.read(first, end)
     return documents.chosen(~left_out) if left_out.any() else documents
 
@@ -388,12 +388,12 @@ class _Part:
                 self._ids.write(orjson.dumps(content[end - length : end].decode(), option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _write(job: Job, runs: Sequence[SortedRun], marks: DropMask, bound: int, left_out: _LeftOut) -> Joined:
+def _write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask, bound: int, left_out: _LeftOut) -> Joined:
     with ExitStack() as files:
         # The training part is entered first, so that it appears last.
         training = _Part(job, job.output, files)
         held_out = _Part(job, validation_prefix(job.output), files) if job.settings.holds_out else None
-        for chunk in _chunks(job, runs, marks):
+        for chunk in _chunks(job, runs, drop_mask):
             if held_out is None:
                 training.add(chunk)
                 continue

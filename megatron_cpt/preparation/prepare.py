@@ -113,7 +113,7 @@ class ShardDone:
     """What a shard did."""
 
     pieces: int
-    """Pieces of this shard that are filed now."""
+    """Pieces of this shard that are completed now."""
     documents: int
     tokens: int
     rejected: int
@@ -159,7 +159,7 @@ def prepare(
     begin(job, shared=False)
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
     _tokenize(job, opened, evaluation, found, workers, progress, fast)
-    # What was found filed was checked then.
+    # What was found completed was checked then.
     return _join(job, check=False)
 
 
@@ -336,7 +336,7 @@ def _tokenize(
     progress: bool,
     fast: bool,
 ) -> None:
-    """Files every piece of the spans that is not filed yet."""
+    """Completes every piece of the spans that is not completed yet."""
     count = workers or os.cpu_count() or 1
     settings = job.settings
     with (

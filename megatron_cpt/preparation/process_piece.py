@@ -310,7 +310,7 @@ def _note(path: Path, value: dict[str, Any]) -> None:
 
 
 def pending_pieces(job: Job, found: Iterable[Span], bar: Progress) -> Iterator[Piece]:
-    """The pieces that are not filed yet."""
+    """The pieces that are not completed yet."""
     for span in found:
         if not span.streamed:
             pieces: Iterable[Piece] = [span.piece]
@@ -349,7 +349,7 @@ def _unpacked(job: Job, file: int) -> Iterator[Piece]:
 
 
 def _streamed(job: Job, file: int, check: bool) -> list[Finished] | None:
-    """The pieces of a stream that was read to its end, if all are filed."""
+    """The pieces of a stream that was read to its end, if all are completed."""
     count = _pieces_of_stream(job, file)
     if count is None:
         return None

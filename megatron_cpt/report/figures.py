@@ -156,8 +156,8 @@ def _mark_gap(axes: Axes, item: RunCurve) -> None:
     axes.annotate(f"+{gap.depth:.2f}", (tokens, peak), xytext=(0, 8), textcoords="offset points",
                   horizontalalignment=side, color=item.colour, fontsize=10.5, fontweight="bold")  # fmt: skip
     if gap.recovery_tokens is not None:
-        mark = int(np.flatnonzero(item.curve.tokens == gap.recovery_tokens)[0])
-        axes.plot([gap.recovery_tokens], [item.curve.losses[mark]], marker="o", markersize=7,
+        place = int(np.flatnonzero(item.curve.tokens == gap.recovery_tokens)[0])
+        axes.plot([gap.recovery_tokens], [item.curve.losses[place]], marker="o", markersize=7,
                   color=item.colour, zorder=5)  # fmt: skip
 
 

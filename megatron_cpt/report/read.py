@@ -40,9 +40,9 @@ class Series:
     """One figure over a run."""
 
     tokens: np.ndarray
-    """int64 [marks]: tokens trained."""
+    """int64 [evaluations]: tokens trained."""
     values: np.ndarray
-    """float64 [marks]; NaN where a record has no value."""
+    """float64 [evaluations]; NaN where a record has no value."""
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,9 @@ def _continual_row(run: str, measures: ContinualMeasures, widths: Sequence[str])
     values = [measures.min_accuracy, measures.worst_case_accuracy]
     for width in widths:
         values += [measures.windowed_forgetting[width], measures.windowed_plasticity[width]]
-    cells = ['<span class="missing">too few marks</span>' if value is None else f"{value:.4f}" for value in values]
+    cells = [
+        '<span class="missing">too few evaluations</span>' if value is None else f"{value:.4f}" for value in values
+    ]
     return f"<tr><td class='words'>{escape(run)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

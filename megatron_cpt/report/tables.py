@@ -133,15 +133,15 @@ def _split_rows(run: str, split: ControlSplit) -> list[str]:
         return [
             f"<tr>{name}<td colspan='{len(_SPLIT_COLUMNS)}' class='words missing'>{escape(split.missing)}</td></tr>"
         ]
-    marks = {"largest rise": split.depth, "largest shift": split.largest_shift, "end": split.final}
+    rises = {"largest rise": split.depth, "largest shift": split.largest_shift, "end": split.final}
     judged = _UNTESTED
     if split.p_value is not None:
         judged = f'{"yes" if split.significant else "no"} <span class="error">p = {split.p_value:.3g}</span>'
-    return [_split_row(name, words, rise, judged) for words, rise in marks.items() if rise is not None]
+    return [_split_row(name, words, rise, judged) for words, rise in rises.items() if rise is not None]
 
 
 def _split_row(name: str, words: str, rise: SplitRise, judged: str) -> str:
-    # The test is of a shift at any mark, so it stands beside the largest.
+    # The test is of a shift at any evaluation, so it stands beside the largest.
     cells = [
         words,
         count_words(rise.tokens),

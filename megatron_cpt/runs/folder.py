@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def plan(self) -> Path:
-        """What the run set out to do: blend, steps, marks."""
+        """What the run set out to do: blend, steps, evaluations."""
         return self.path / "plan.json"
 
     @property

@@ -60,17 +60,19 @@ class Combination:
 def fit_combination(
     old: str, new: str, curves: Sequence[Curve], old_curves: Sequence[Curve], new_curves: Sequence[Curve]
 ) -> Combination:
-    """The weights with the least squares over all marks that the three sets of each run share.
+    """The weights with the least squares over all evaluations that the three sets of each run share.
 
     Args:
         old, new: names of the sets.
         curves, old_curves, new_curves: of the third set and of these, run by run in the same order.
 
-    Raises BadInput where no mark is shared.
+    Raises BadInput where no evaluation is shared.
     """
     parts = [_shared(*three) for three in zip(curves, old_curves, new_curves, strict=True)]
     if sum(len(part) for part in parts) < 3:
-        raise BadInput(Fault(f"{old}, {new}", "share too few marks with the third set.", "Evaluate all at the same."))
+        raise BadInput(
+            Fault(f"{old}, {new}", "share too few evaluations with the third set.", "Evaluate all at the same steps.")
+        )
     rows = np.concatenate(parts)
     weights = _weights(rows)
     left_out = []

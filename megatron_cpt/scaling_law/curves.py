@@ -89,13 +89,15 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
     lineage, plan = read_json_object(folder.lineage) or {}, read_json_object(folder.plan) or {}
     first = first_step(plan)
     rates = {r["step"] - first: r.get("learning_rate") for r in records if r.get("kind") == "train"}
-    marks = [
+    evaluations = [
         r | {"step": r["step"] - first}
         for r in records
         if r.get("kind") == "validation" and r.get("set") == validation_set
     ]
-    refuse(_run_faults(path, records, rates, marks, validation_set))
-    points = {mark["step"]: mark.get("loss") for mark in marks if mark.get("identity") == marks[-1].get("identity")}
+    refuse(_run_faults(path, records, rates, evaluations, validation_set))
+    points = {
+        one["step"]: one.get("loss") for one in evaluations if one.get("identity") == evaluations[-1].get("identity")
+    }
     measured = sorted(step for step, loss in points.items() if step > 0 and loss is not None)
     return Curve(
         name=Path(path).name,
@@ -117,13 +119,13 @@ def _run_faults(
     path: str | Path,
     records: Sequence[dict[str, Any]],
     rates: dict[int, float | None],
-    marks: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
     validation_set: str,
 ) -> list[Fault]:
-    if not marks:
+    if not evaluations:
         names = sorted({record["set"] for record in records if record.get("kind") == "validation"})
         return [Fault(f"{path}: {validation_set}", "is not a validation set of this run.", f"It has {names}.")]
-    last = max(mark["step"] for mark in marks)
+    last = max(evaluation["step"] for evaluation in evaluations)
     if any(rates.get(step) is None for step in range(1, last + 1)):
         remedy = "The laws need the rate of every update: give a run whose records are whole."
         return [Fault(str(path), "some updates have no recorded learning rate.", remedy)]

@@ -44,9 +44,9 @@ class Method:
 
     def sampled(self, observed: Sequence[Any]) -> list[Any]:
         """Curves with the points that are fitted, their rates whole; a table as it is."""
-        return [self._thinned(one) if isinstance(one, Curve) else one for one in observed]
+        return [self._subsampled(one) if isinstance(one, Curve) else one for one in observed]
 
-    def _thinned(self, curve: Curve) -> Curve:
+    def _subsampled(self, curve: Curve) -> Curve:
         if self.points is None or len(curve.steps) <= self.points:
             return curve
         wanted = np.geomspace(curve.steps[0], curve.steps[-1], self.points)

@@ -22,7 +22,7 @@ from megatron_cpt.runs.folder import refuse_to_replace, write_durably
 
 _KEYS = {"config", "folder", "arms", "grid", "seeds", "nproc"}
 """What an ARMS.yaml may hold."""
-_PILOT_MARKS = 50
+_PILOT_EVALUATIONS = 50
 """Evaluations of a pilot run: enough points for a fit."""
 SCRIPT = "run.sh"
 
@@ -84,10 +84,10 @@ def _grid_arms(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def pilot_sweep(
     config: Path, folder: Path, grid: Mapping[str, Sequence[Any]], seeds: int, fit_steps: int, nproc: int = 1
 ) -> Sweep:
-    """Pilot runs to fit the law to: every combination, `fit_steps` long, with marks enough for a fit."""
+    """Pilot runs to fit the law to: every combination, `fit_steps` long, with evaluations enough for a fit."""
     length = {
         "training.tokens": f"{fit_steps} steps",
-        "validation.eval_interval.every": f"{max(1, fit_steps // _PILOT_MARKS)} steps",
+        "validation.eval_interval.every": f"{max(1, fit_steps // _PILOT_EVALUATIONS)} steps",
     }
     return Sweep(config, folder, tuple(arm | length for arm in _grid_arms(grid)), tuple(range(1, seeds + 1)), nproc)
 

@@ -38,7 +38,7 @@ _NUMBERS = ("tokens", "model_size", "replay_ratio")
 
 @dataclass(frozen=True)
 class Table:
-    """Losses of one validation set, a row a run (or a mark of a run)."""
+    """Losses of one validation set, a row a run (or an evaluation of a run)."""
 
     name: str
     """Of the validation set."""

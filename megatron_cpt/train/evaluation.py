@@ -33,12 +33,12 @@ from megatron_cpt.train.run import Run
 from megatron_cpt.train.weight_updates import LAYER_GROUPS
 
 
-def evaluate_marks(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
-    """Measures all that has a mark at this step, each kind in one pass.
+def evaluate_due(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
+    """Measures all that is due at this step, each kind in one pass.
 
     Returns the losses of the validation sets among it, in nats per token, by name.
     """
-    due, started = sum(step in one.marks for one in run.plan.evaluations), time.perf_counter()
+    due, started = sum(step in one.steps for one in run.plan.evaluations), time.perf_counter()
     losses = _evaluate_sets(run, logger, step)
     _measure_updates(run, logger, step)
     _measure_stability(run, logger, step)
@@ -50,7 +50,7 @@ def evaluate_marks(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
 
 def _evaluate_sets(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
     """The losses of the validation sets; each is recorded with its part of the time, by its sequences."""
-    due = [one for one in run.validation_sets if step in run.plan.marks[one.name]]
+    due = [one for one in run.validation_sets if step in run.plan.evaluation_steps[one.name]]
     if not due:
         return {}
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def _measure_updates(run: Run, logger: RunLogger, step: int) -> None:
 
     Measured wherever a validation set is evaluated, except before the first update.
     """
-    due = step > run.start_state.first_own_step and any(step in marks for marks in run.plan.marks.values())
+    due = step > run.start_state.first_own_step and any(step in steps for steps in run.plan.evaluation_steps.values())
     if run.start_weights is None or not due:
         return
     updates = run.start_weights.updates(run.model)
@@ -113,7 +113,7 @@ def _measure_updates(run: Run, logger: RunLogger, step: int) -> None:
 def _measure_stability(run: Run, logger: RunLogger, step: int) -> None:
     """The norm of the gradient on one global batch of a held-out set."""
     name = run.config.validation.stability_gradient
-    if name is None or step not in run.plan.marks[name]:
+    if name is None or step not in run.plan.evaluation_steps[name]:
         return
     started = time.perf_counter()
     validation_set = next(one for one in run.validation_sets if one.name == name)
@@ -173,7 +173,7 @@ def _record_task(
 
 def _evaluate_files(run: Run, logger: RunLogger, step: int) -> dict[str, Accuracy]:
     """The tasks of files. Returns the accuracies among their scores."""
-    due = [task for name, tasks in run.tasks.items() if step in run.plan.task_marks[name] for task in tasks]
+    due = [task for name, tasks in run.tasks.items() if step in run.plan.task_steps[name] for task in tasks]
     if not due:
         return {}
     started = time.perf_counter()
@@ -186,7 +186,7 @@ def _evaluate_files(run: Run, logger: RunLogger, step: int) -> dict[str, Accurac
 
 def evaluate_lm_eval(run: Run, logger: RunLogger, step: int) -> dict[str, Accuracy]:
     """lm-evaluation-harness's tasks, whose code may draw or seed. Returns the accuracies among their scores."""
-    due = [task for name, tasks in run.harness.items() if step in run.plan.lm_eval_marks[name] for task in tasks]
+    due = [task for name, tasks in run.harness.items() if step in run.plan.lm_eval_steps[name] for task in tasks]
     if not due:
         return {}
     started = time.perf_counter()

@@ -176,7 +176,7 @@ def _work_left(run: Run, step: int) -> dict[str, float]:
     at_end = every is not None and last % every.steps(config.tokens_per_step) != 0
     return {
         "tokens": run.plan.tokens - config.tokens_at(step),
-        "evaluations": sum(mark >= step for one in run.plan.evaluations for mark in one.marks),
+        "evaluations": sum(due >= step for one in run.plan.evaluations for due in one.steps),
         "saves": times(every) + at_end,
         "exports": (times(exports.every) if exports.every else 0) + exports.end if exports else 0,
     }

@@ -21,7 +21,7 @@ from megatron_cpt.parallel.groups import largest
 from megatron_cpt.planning.checks import batch_settings
 from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, CheckpointState, complete_checkpoints
 from megatron_cpt.runs.records import Record
-from megatron_cpt.train.evaluation import evaluate_marks
+from megatron_cpt.train.evaluation import evaluate_due
 from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import StepOutcome, train_step
 from megatron_cpt.train.provenance import export_due, export_step, run_lineage
@@ -51,7 +51,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
     if stop := _agreed_stop(run, run.first_step, request):
         return stop
     if run.first_step == run.start_state.first_own_step:
-        evaluate_marks(run, logger, run.first_step)
+        evaluate_due(run, logger, run.first_step)
         warm_up_moments(run, logger)
     with Saver(run, logger) as saver:
         for step in range(run.first_step + 1, run.plan.steps + 1):
@@ -69,7 +69,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
             else:
                 history = _skip_step(run, logger, saver, history, step, rate, outcome)
             logger.advance()
-            losses = evaluate_marks(run, logger, step)
+            losses = evaluate_due(run, logger, step)
             if export_due(run, step):
                 exported = time.perf_counter()
                 export_step(run, step)

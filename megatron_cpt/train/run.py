@@ -21,7 +21,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
-from megatron_cpt.checkpoint.hf_folder import copy_companions
+from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.load import load, load_weights
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
@@ -307,7 +307,7 @@ def write_hf_config_dir(config: RunConfig, folder: RunFolder) -> None:
             return
         folder.model.mkdir(exist_ok=True)
         base = Path(config.model.hf)
-        copy_companions(base, folder.model)
+        copy_tokenizer_files(base, folder.model)
         write_json(folder.model / "config.json", read_config(base, config.model.rope))
 
 

@@ -5,15 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_cpt.config.checks import config_faults
-from megatron_cpt.config.eval_schedule import mark_steps
+from megatron_cpt.config.eval_schedule import evaluation_steps
 from megatron_cpt.config.schema import EvalIntervalSettings
-from megatron_cpt.config.units import Batches, Duration, Ramp, Stair, ramp_up
+from megatron_cpt.config.units import Batches, Duration, Ramp, RampPiece, ramp_up
 from tests.config.examples import config_with
 
 # 8 sequences at first, then 16, then 24 for good.
-RAMPED = Batches(24, (Stair(5, 8), Stair(3, 16)))
+RAMPED = Batches(24, (RampPiece(5, 8), RampPiece(3, 16)))
 
-ramps = st.lists(st.builds(Stair, st.integers(1, 9), st.integers(1, 50)), max_size=4).map(tuple)
+ramps = st.lists(st.builds(RampPiece, st.integers(1, 9), st.integers(1, 50)), max_size=4).map(tuple)
 all_batches = st.builds(Batches, st.integers(1, 50), ramps)
 
 
@@ -26,28 +26,28 @@ def test_steps_and_what_they_take_by_numbers() -> None:
     assert [RAMPED.nearest_step(amount) for amount in (0, 3, 4, 43, 47, 48, 99, 100)] == [0, 0, 1, 5, 5, 6, 8, 9]
     assert [RAMPED.next_end(amount) for amount in (1, 8, 9, 41, 88, 89)] == [8, 8, 16, 56, 88, 112]
     assert [RAMPED.last_end(amount) for amount in (7, 8, 41, 88, 111)] == [0, 8, 40, 88, 88]
-    assert RAMPED.times(32) == Batches(768, (Stair(5, 256), Stair(3, 512)))
+    assert RAMPED.times(32) == Batches(768, (RampPiece(5, 256), RampPiece(3, 512)))
 
 
 def test_a_ramp_goes_up_evenly_over_its_tokens() -> None:
-    # Two stairs of 48 sequences each: 6 steps of 8, and 3 of 16, of which none is cut.
-    assert ramp_up(8, 8, 96 * 32, 24, 32) == (Stair(6, 8), Stair(3, 16))
-    # The bound of a stair, 50 sequences, is passed within its last step: 7 steps of 8, 3 of 16 from 56 to beyond 100.
-    assert ramp_up(8, 8, 100 * 32, 24, 32) == (Stair(7, 8), Stair(3, 16))
-    # Stairs of 5 sequences: the second is over before the first step has ended.
-    assert ramp_up(16, 16, 20 * 32, 80, 32) == (Stair(1, 16), Stair(1, 64))
+    # Two pieces of 48 sequences each: 6 steps of 8, and 3 of 16, of which none is cut.
+    assert ramp_up(8, 8, 96 * 32, 24, 32) == (RampPiece(6, 8), RampPiece(3, 16))
+    # The bound of a piece, 50 sequences, is passed within its last step: 7 steps of 8, 3 of 16 from 56 to beyond 100.
+    assert ramp_up(8, 8, 100 * 32, 24, 32) == (RampPiece(7, 8), RampPiece(3, 16))
+    # Pieces of 5 sequences: the second is over before the first step has ended.
+    assert ramp_up(16, 16, 20 * 32, 80, 32) == (RampPiece(1, 16), RampPiece(1, 64))
     assert ramp_up(24, 8, 100, 24, 32) == ()
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 6), st.integers(1, 6_000))
 def test_a_step_has_the_size_due_at_the_sequences_before_it(
-    start: int, increment: int, stairs: int, tokens: int
+    start: int, increment: int, pieces: int, tokens: int
 ) -> None:
-    size, length = start + stairs * increment, 8
+    size, length = start + pieces * increment, 8
     batches = Batches(size, ramp_up(start, increment, tokens, size, length))
     consumed = step = 0
     while consumed * length <= tokens + size * length:
-        passed = min(stairs, consumed * length * stairs // tokens)
+        passed = min(pieces, consumed * length * pieces // tokens)
         step += 1
         assert batches.of_step(step) == start + passed * increment
         consumed += batches.of_step(step)
@@ -76,7 +76,7 @@ def test_a_run_counts_its_steps_and_tokens_through_the_ramp() -> None:
     # 16 sequences of 256 tokens in the end; 4, 8 and 12 over 48 sequences: 4 steps, 2 steps, 2 steps (56 sequences).
     ramp = {"start": 4, "increment": 4, "tokens": 48 * 256}
     config = config_with(training__batch_size_rampup=ramp, schedule={"peak_lr": 1e-3, "warmup": "10K"})
-    assert config.batches == Batches(16, (Stair(4, 4), Stair(2, 8), Stair(2, 12)))
+    assert config.batches == Batches(16, (RampPiece(4, 4), RampPiece(2, 8), RampPiece(2, 12)))
     assert config.total_steps == 8 + 247  # 1,024,000 tokens are 4,000 sequences, of which 3,944 come after the ramp
     assert config.total_tokens == (56 + 247 * 16) * 256
     assert [config.sequences_at(step) for step in (0, 1, 4, 5, 6, 8, 9)] == [0, 4, 16, 24, 32, 56, 72]
@@ -92,13 +92,13 @@ def test_places_of_marks_are_tokens_and_distances_steps() -> None:
     marks = EvalIntervalSettings(
         at=[Duration(56), Duration(2, "steps")], every=Duration(48), log_spaced="1 per decade to 112 tokens"
     )
-    assert mark_steps(marks, 12, RAMPED.size, ramp) == (0, 1, 2, 4, 6, 8, 10, 12)
-    assert mark_steps(EvalIntervalSettings(log_spaced="1 per decade to 112 tokens"), 12, RAMPED.size, ramp) == (
+    assert evaluation_steps(marks, 12, RAMPED.size, ramp) == (0, 1, 2, 4, 6, 8, 10, 12)
+    assert evaluation_steps(EvalIntervalSettings(log_spaced="1 per decade to 112 tokens"), 12, RAMPED.size, ramp) == (
         0,
         1,
         12,
     )
-    assert mark_steps(EvalIntervalSettings(log_spaced="1 per decade to 136 tokens"), 12, RAMPED.size, ramp) == (
+    assert evaluation_steps(EvalIntervalSettings(log_spaced="1 per decade to 136 tokens"), 12, RAMPED.size, ramp) == (
         0,
         1,
         10,
@@ -119,7 +119,7 @@ def test_ramps_that_lead_nowhere_are_refused(ramp: dict[str, Any], said: str) ->
     assert any(said in str(fault) for fault in config_faults(config, world_size=1))
 
 
-def test_every_stair_fills_an_interleaved_pipeline() -> None:
+def test_every_batch_size_fills_an_interleaved_pipeline() -> None:
     parallel = {"pipeline": 2, "virtual_pipeline": 2}
     config = config_with(
         training__batch_size_rampup={"start": 4, "increment": 4, "tokens": "10K"},

@@ -104,10 +104,10 @@ def test_infinite_warms_cools_down_stays_and_anneals() -> None:
     assert rates(schedule, 12) == pytest.approx(expected)
 
 
-def test_stairs_drop_at_their_places() -> None:
+def test_pieces_drop_at_their_places() -> None:
     """Two stages, as in the curves of arXiv:2503.12811: 3e-4, and 9e-5 from the fourth update on."""
-    stairs = [PieceSettings(from_tokens=Duration(3, "steps"), lr=9e-5)]
-    schedule = ScheduleSettings(kind="piecewise", peak_lr=3e-4, warmup=Duration(2, "steps"), pieces=stairs)
+    pieces = [PieceSettings(from_tokens=Duration(3, "steps"), lr=9e-5)]
+    schedule = ScheduleSettings(kind="piecewise", peak_lr=3e-4, warmup=Duration(2, "steps"), pieces=pieces)
     assert rates(schedule, 5) == pytest.approx([1.5e-4, 3e-4, 3e-4, 9e-5, 9e-5])
 
 

@@ -52,7 +52,7 @@ def test_a_repeated_seed_and_a_run_without_config_are_not_averaged():
 def test_runs_at_other_marks_or_on_other_sets_are_not_averaged():
     shorter = run("naive-seed4", 4, 1e-3, [4.0, 4.5, 4.2])
     (arm,) = group_arms([NAIVE[0], shorter])
-    assert "same marks" in (arm.sets["general"].missing or "") and arm.sets["general"].figures == {}
+    assert "same steps" in (arm.sets["general"].missing or "") and arm.sets["general"].figures == {}
     without = MeasuredRun("naive-seed5", shorter.config.replace("seed: 4", "seed: 5"), [])  # type: ignore[union-attr]
     (arm,) = group_arms([NAIVE[0], without])
     assert arm.sets["general"].missing == "not evaluated in every run"

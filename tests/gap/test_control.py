@@ -10,7 +10,7 @@ from tests.gap.test_figures import curve
 
 def test_the_rise_is_the_controls_rise_and_the_shift():
     split = control_split(curve([4.0, 4.5, 4.3, 4.2]), curve([4.0, 4.3, 4.0, 3.9]))
-    assert split.missing is None and split.marks == 4
+    assert split.missing is None and split.evaluations == 4
     assert split.depth is not None and split.final is not None and split.largest_shift is not None
     assert split.depth.tokens == 100
     assert (split.depth.rise, split.depth.rewarming, split.depth.shift) == pytest.approx((0.5, 0.3, 0.2))
@@ -21,7 +21,7 @@ def test_the_rise_is_the_controls_rise_and_the_shift():
 
 def test_marks_that_only_one_has_are_left_out():
     split = control_split(curve([4.0, 4.9, 4.3], steps=[0, 1, 2]), curve([4.0, 4.1, 4.2], steps=[0, 2, 3]))
-    assert split.marks == 2 and split.depth is not None
+    assert split.evaluations == 2 and split.depth is not None
     assert split.depth.tokens == 200 and split.depth.rewarming == pytest.approx(0.1)
 
 

@@ -36,7 +36,7 @@ def curve(losses: Sequence[float], steps: Sequence[int] | None = None, spread: f
 def test_a_rise_that_comes_back():
     figures = gap_figures(curve([4.0, 4.2, 4.5, 4.1, 4.005, 4.0, 3.9]))
     assert figures.missing is None
-    assert figures.marks == 7
+    assert figures.evaluations == 7
     assert figures.baseline == 4.0
     assert figures.depth == pytest.approx(0.5)
     assert figures.depth_tokens == 200
@@ -116,7 +116,7 @@ def test_noise_alone_is_not_significant():
 def test_without_a_baseline_or_a_later_mark_or_finite_losses_there_are_no_figures(broken: LossCurve, reason: str):
     figures = gap_figures(broken)
     assert figures.missing is not None and reason in figures.missing
-    numbers = {name: value for name, value in vars(figures).items() if name not in ("missing", "marks")}
+    numbers = {name: value for name, value in vars(figures).items() if name not in ("missing", "evaluations")}
     assert set(numbers.values()) == {None}
 
 

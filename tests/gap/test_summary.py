@@ -7,15 +7,15 @@ from megatron_cpt.gap.summary import MeasuredFolder, count_words, gap_document, 
 from tests.gap.test_figures import curve
 
 RECOVERED = GapFigures(
-    missing=None, marks=9, depth=0.161, depth_tokens=49_152, transient=0.161, final=-0.02, improvement=0.02,
+    missing=None, evaluations=9, depth=0.161, depth_tokens=49_152, transient=0.161, final=-0.02, improvement=0.02,
     recovery=Recovery.RECOVERED, recovery_tokens=327_680, significant=True,
 )  # fmt: skip
 FORGOTTEN = GapFigures(
-    missing=None, marks=9, depth=0.55, depth_tokens=1_048_576, transient=0.003, final=0.547,
+    missing=None, evaluations=9, depth=0.55, depth_tokens=1_048_576, transient=0.003, final=0.547,
     improvement=-0.547, recovery=Recovery.NOT_RECOVERED, significant=True,
 )  # fmt: skip
 LEARNT = GapFigures(
-    missing=None, marks=9, depth=0.0, depth_tokens=0, transient=0.0, final=-1.98, improvement=1.98,
+    missing=None, evaluations=9, depth=0.0, depth_tokens=0, transient=0.0, final=-1.98, improvement=1.98,
     recovery=Recovery.NOT_NEEDED,
 )  # fmt: skip
 
@@ -31,7 +31,7 @@ def test_one_line_a_run_says_depth_transient_recovery_and_gain():
 
 
 def test_a_line_says_what_is_missing_and_what_is_noise():
-    missing = GapFigures(missing="not evaluated since the first update", marks=1)
+    missing = GapFigures(missing="not evaluated since the first update", evaluations=1)
     assert summary_line("a", {"general": ("general", missing)}) == "a: general not evaluated since the first update"
     assert summary_line("a", {}) == "a: no validation set was evaluated"
     noisy = GapFigures(**(vars(RECOVERED) | {"significant": False}))

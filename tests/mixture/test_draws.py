@@ -15,31 +15,31 @@ from megatron_cpt.mixture.order import Draw, Phase, SampleOrder, SourceStream
 from megatron_cpt.mixture.phases import blend_streams
 
 
-def drawn(tokens: int, length: int, sequences: int, anew: bool, seed: int = 1) -> SampleOrder:
-    return SampleOrder([SourceStream("a", tokens, Draw(sequences, anew))], [Phase(0, (1,))], length, seed)
+def drawn(tokens: int, length: int, sequences: int, resample: bool, seed: int = 1) -> SampleOrder:
+    return SampleOrder([SourceStream("a", tokens, Draw(sequences, resample))], [Phase(0, (1,))], length, seed)
 
 
 @given(st.integers(1, 500), st.integers(1, 20), st.data(), st.booleans(), st.integers(0, 9))
 def test_no_sequence_comes_twice_within_a_draw(
-    tokens: int, length: int, data: st.DataObject, anew: bool, seed: int
+    tokens: int, length: int, data: st.DataObject, resample: bool, seed: int
 ) -> None:
     length = min(length, tokens)
     size = data.draw(st.integers(1, tokens // length))
-    located = drawn(tokens, length, size, anew, seed).locate(np.arange(5 * size))
+    located = drawn(tokens, length, size, resample, seed).locate(np.arange(5 * size))
     draws = [located.sequence[located.epoch == number].tolist() for number in range(5)]
     assert [len(set(draw)) for draw in draws] == [size] * 5
     for draw in draws:
         starts = sorted(sequence * length % tokens for sequence in draw)
         assert all(second - first >= length for first, second in pairwise(starts))
-    if not anew:
+    if not resample:
         assert all(set(draw) == set(draws[0]) for draw in draws)
 
 
 def test_a_fixed_draw_is_repeated_in_other_orders_and_a_new_one_has_other_sequences() -> None:
-    fixed = drawn(10_000, 10, 800, anew=False).locate(np.arange(1600)).sequence
+    fixed = drawn(10_000, 10, 800, resample=False).locate(np.arange(1600)).sequence
     assert set(fixed[:800]) == set(fixed[800:])
     assert (fixed[:800] == fixed[800:]).sum() < 10
-    anew = drawn(10_000, 10, 800, anew=True).locate(np.arange(3200)).sequence % 1000
+    anew = drawn(10_000, 10, 800, resample=True).locate(np.arange(3200)).sequence % 1000
     times = Counter(Counter(anew.tolist()).values())
     # Four draws of 80 %: binomial(4, 0.8) of 1,000 sequences, 410 of them in all four and 410 in three.
     assert 350 < times[4] < 470
@@ -101,7 +101,7 @@ def test_a_draw_larger_than_its_source_is_refused() -> None:
     with pytest.raises(BadInput, match=r"data.sources.a.sample_per_epoch.tokens = 2000: the source has 1,999 tokens"):
         plan_blend(data, blend_streams(data, {"a": 1999}), 10, seed=1)
     with pytest.raises(ValueError, match="draw"):
-        drawn(19, 10, 2, anew=True)
+        drawn(19, 10, 2, resample=True)
 
 
 def test_expected_unique_tokens() -> None:
@@ -111,5 +111,5 @@ def test_expected_unique_tokens() -> None:
 
 
 def test_golden_draws() -> None:
-    assert drawn(105, 10, 4, anew=True).locate(np.arange(8)).sequence.tolist() == [3, 2, 4, 6, 14, 19, 13, 18]
-    assert drawn(105, 10, 4, anew=False).locate(np.arange(8)).sequence.tolist() == [4, 3, 2, 6, 3, 2, 4, 6]
+    assert drawn(105, 10, 4, resample=True).locate(np.arange(8)).sequence.tolist() == [3, 2, 4, 6, 14, 19, 13, 18]
+    assert drawn(105, 10, 4, resample=False).locate(np.arange(8)).sequence.tolist() == [4, 3, 2, 6, 3, 2, 4, 6]

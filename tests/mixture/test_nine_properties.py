@@ -173,10 +173,10 @@ def test_guarded_what_was_read_cannot_change_unseen(case: Case, data: st.DataObj
 @given(cases())
 def test_capped_no_source_gives_more_than_it_may(case: Case) -> None:
     plan = case.plan()
-    assert all(count <= stream.room for count, stream in zip(plan.counts, plan.streams, strict=True))
+    assert all(count <= stream.max_sequences for count, stream in zip(plan.counts, plan.streams, strict=True))
     free = {name: replace(source, max_epochs=None) for name, source in case.data.sources.items()}
     wanted = case.plan(sources=free, when_exhausted="error").counts
-    beyond = [stream.name for count, stream in zip(wanted, plan.streams, strict=True) if count > stream.room]
+    beyond = [stream.name for count, stream in zip(wanted, plan.streams, strict=True) if count > stream.max_sequences]
     if not beyond:
         assert case.plan(when_exhausted="error").counts == wanted
         return

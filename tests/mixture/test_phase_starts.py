@@ -46,7 +46,7 @@ def at(steps: int, **more: object) -> PhaseSettings:
     return PhaseSettings(from_tokens=Duration(steps, "steps"), **more)  # type: ignore[arg-type]
 
 
-def test_a_ramp_is_stairs_of_a_block_that_give_what_a_line_would() -> None:
+def test_a_ramp_is_pieces_of_a_block_that_give_what_a_line_would() -> None:
     ramp = at(10, replay_ratio=0.1, ramp=Duration(8, "steps"), ramp_block=Duration(2, "steps"))
     blend = planned(START, ramp)
     assert [phase.first_sequence for phase in blend.phases] == [0, 40, 48, 56, 64, 72]
@@ -56,7 +56,7 @@ def test_a_ramp_is_stairs_of_a_block_that_give_what_a_line_would() -> None:
     assert abs(given_ - 32 * 0.3) < 2
 
 
-def test_a_ramp_without_a_block_has_32_stairs_or_one_a_step() -> None:
+def test_a_ramp_without_a_block_has_32_pieces_or_one_a_step() -> None:
     assert len(planned(START, at(10, replay_ratio=0.1, ramp=Duration(64, "steps"))).phases) == 34
     assert len(planned(START, at(10, replay_ratio=0.1, ramp=Duration(5, "steps"))).phases) == 7
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
-from megatron_cpt.config.units import Duration, Stair
+from megatron_cpt.config.units import Duration, RampPiece
 from megatron_cpt.mixture.blend import BlendPlan, plan_blend
 from megatron_cpt.mixture.phases import BlendPhase, blend_streams
 
@@ -70,8 +70,8 @@ def test_phases_and_their_ramps_keep_to_whole_steps_while_batches_grow() -> None
         from_tokens=Duration(4, "steps"), replay_ratio=0.1, ramp=Duration(1300), ramp_block=Duration(2, "steps")
     )
     data = data_of(phase(0), ramped, PhaseSettings(from_tokens=Duration(3300)))
-    stairs = (Stair(4, 2), Stair(2, 4), Stair(1, 6))
-    blend = plan_blend(data, blend_streams(data, TOKENS), 86, seed=3, step_sequences=8, ramp=stairs)
+    pieces = (RampPiece(4, 2), RampPiece(2, 4), RampPiece(1, 6))
+    blend = plan_blend(data, blend_streams(data, TOKENS), 86, seed=3, step_sequences=8, ramp=pieces)
     # 1,300 tokens after 8 sequences are at 21: the end of step 7. 3,300 tokens are 33 sequences, nearest to 30.
     assert [each.first_sequence for each in blend.phases] == [0, 8, 16, 22, 30]
     replay = [each.shares[2] + each.shares[3] for each in blend.phases]
@@ -84,7 +84,7 @@ def test_phases_and_their_ramps_keep_to_whole_steps_while_batches_grow() -> None
 
 def test_a_run_that_stops_early_ends_with_a_whole_step_of_the_ramp() -> None:
     data = data_of(when="stop", law=0.11)  # 11 sequences of law, a quarter of all
-    ramp = (Stair(4, 2), Stair(10, 4))
+    ramp = (RampPiece(4, 2), RampPiece(10, 4))
     assert plan_blend(data, blend_streams(data, TOKENS), 800, seed=3, step_sequences=8).total_sequences == 40
     assert plan_blend(data, blend_streams(data, TOKENS), 800, 3, 8, ramp=ramp).total_sequences == 44
 

@@ -1,4 +1,4 @@
-"""plan.py: counts, marks, cost and warnings of a small run, by literal numbers."""
+"""plan.py: counts, steps, cost and warnings of a small run, by literal numbers."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def test_steps_tokens_and_blend(sections: dict[str, Any]) -> None:
 def test_marks_and_what_they_cost(sections: dict[str, Any]) -> None:
     sections["validation"]["sets"]["law"]["eval_interval"] = {"start": True, "end": True}
     plan = plan_of(sections)
-    assert plan.marks == {"law": (0, 100), "web": (0, 1, 3, 10, 32, 50, 100)}
+    assert plan.evaluation_steps == {"law": (0, 100), "web": (0, 1, 3, 10, 32, 50, 100)}
     law, web = plan.evaluations
     assert (law.tokens, web.tokens) == (1024, 640)
     assert law.compute_share == pytest.approx(2 * 1024 / (3 * 25_600))
@@ -54,9 +54,9 @@ def test_batches_that_grow_are_told_and_counted(sections: dict[str, Any]) -> Non
     assert plan.blend.total_sequences == sum(plan.blend.counts) == 764
     assert plan.model.training_flops == plan.model.flops_per_token * 764 * 32
     web = plan.evaluations[1]
-    assert web.compute_share == pytest.approx(len(web.marks) * 640 / (3 * 764 * 32))
+    assert web.compute_share == pytest.approx(len(web.steps) * 640 / (3 * 764 * 32))
     assert "100 steps of at most 8 x 32 = 256 tokens" in plan.table()
-    assert "Batches  from 2 sequences in 3 stairs: 8 after 8 steps, 896 tokens" in plan.table()
+    assert "Batches  from 2 sequences in 3 pieces: 8 after 8 steps, 896 tokens" in plan.table()
     assert plan.to_dict()["batch_size_rampup"] == [
         {"steps": 4, "size": 2},
         {"steps": 2, "size": 4},
@@ -118,11 +118,11 @@ def test_a_run_that_an_exhausted_source_ends(sections: dict[str, Any]) -> None:
     sections["data"]["sources"]["law"]["max_epochs"] = 1.5
     plan = plan_of(sections)
     assert (plan.steps, plan.tokens) == (78, 78 * 256)
-    assert plan.marks["web"] == (0, 1, 3, 10, 32, 50, 78)
+    assert plan.evaluation_steps["web"] == (0, 1, 3, 10, 32, 50, 78)
     assert plan.model.training_flops == plan.model.flops_per_token * 78 * 256
     [warning] = plan.warnings
     assert warning.startswith("the run stops after 78 of 100 steps")
-    assert warning.endswith("schedule and marks end there too.")
+    assert warning.endswith("schedule and steps end there too.")
 
 
 def test_the_schedule_of_a_run_that_an_exhausted_source_ends_comes_to_its_end(sections: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_what_looks_unwise_is_said(sections: dict[str, Any], tmp_path: Path) -> 
         "no source of role `replay` gives tokens",
         "no validation set has the role `general`",
         "no evaluation before the first update of law",
-        "no dense early marks for law",
+        "no dense early steps for law",
         "data.sources.law",
     ]
     sections["validation"] = {"sets": {}}
@@ -184,7 +184,7 @@ def test_plan_json(sections: dict[str, Any]) -> None:
     assert content["tokens"] == 25_600
     assert [source["sequences"] for source in content["blend"]["sources"]] == [600, 200]
     assert content["blend"]["order"]["phases"] == [{"first_sequence": 0, "weights": {"law": 3, "web": 1}}]
-    assert content["evaluations"][0]["marks"] == [0, 1, 3, 10, 32, 50, 100]
+    assert content["evaluations"][0]["steps"] == [0, 1, 3, 10, 32, 50, 100]
     memory = content["model"]["memory"]
     assert content["model"]["memory_per_rank"] == sum(memory.values())
 
@@ -208,19 +208,19 @@ def test_a_limit_thins_marks_and_says_so(sections: dict[str, Any]) -> None:
     free = plan_of(sections)
     cost = sum(evaluation.compute_share for evaluation in free.evaluations)
     sections["validation"]["max_overhead"] = cost
-    assert plan_of(sections).marks == free.marks and plan_of(sections).warnings == ()
+    assert plan_of(sections).evaluation_steps == free.evaluation_steps and plan_of(sections).warnings == ()
     sections["validation"]["max_overhead"] = 0.1
     plan = plan_of(sections)
     assert sum(evaluation.compute_share for evaluation in plan.evaluations) <= 0.1
-    assert all(marks[0] == 0 and marks[-1] == 100 and 2 < len(marks) < 7 for marks in plan.marks.values())
+    assert all(steps[0] == 0 and steps[-1] == 100 and 2 < len(steps) < 7 for steps in plan.evaluation_steps.values())
     (warning,) = plan.warnings
-    left_out = 7 - len(plan.marks["law"])
-    assert warning.startswith(f"validation.max_overhead leaves out {left_out} of 7 marks of law, ")
+    left_out = 7 - len(plan.evaluation_steps["law"])
+    assert warning.startswith(f"validation.max_overhead leaves out {left_out} of 7 evaluations of law, ")
     assert f"{7 - left_out} of 7" in plan.table()
     sections["validation"]["max_overhead"] = 0.01
     plan = plan_of(sections)
-    assert plan.marks == {"law": (0, 100), "web": (0, 100)}
-    assert plan.warnings[-1].startswith("the first and the last marks alone cost 4.33 %")
+    assert plan.evaluation_steps == {"law": (0, 100), "web": (0, 100)}
+    assert plan.warnings[-1].startswith("the first and the last steps alone cost 4.33 %")
 
 
 def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +229,8 @@ def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkey
     sections["tasks"] = {"lm_eval": {"exams": {"tasks": ["arc_easy"], "eval_interval": {"every": "10 steps"}}}}
     sections["validation"]["max_overhead"] = 0.1
     plan = plan_of(sections)
-    assert plan.lm_eval_marks == {"exams": tuple(range(0, 101, 10))} and plan.task_marks == {}
-    assert len(plan.marks["law"]) < 7
+    assert plan.lm_eval_steps == {"exams": tuple(range(0, 101, 10))} and plan.task_steps == {}
+    assert len(plan.evaluation_steps["law"]) < 7
     lines = plan.table().splitlines()
     assert next(line for line in lines if "(lm_eval)" in line).split()[:9] == [
         "exams", "(lm_eval)", "general", "not", "known", "11", "not", "known", "0,"
@@ -244,11 +244,13 @@ def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, An
     sections["tasks"] = {"files": {"texts": {"path": str(tmp_path / "texts.jsonl")}}}
     sections["validation"]["stability_gradient"] = "web"
     _, web, texts = plan_of(sections).evaluations
-    assert (texts.kind, texts.tokens, texts.marks) == ("tasks", 2, (0, 100))
+    assert (texts.kind, texts.tokens, texts.steps) == ("tasks", 2, (0, 100))
     assert texts.compute_share == pytest.approx(2 * 2 / (3 * 25_600))
     assert web.compute_share == pytest.approx(7 * (640 / 3 + 256) / 25_600)
     assert plan_of(sections).table().splitlines()[-1].split()[:2] == ["together", "16"]
-    assert plan_of(sections).marks.keys() == {"law", "web"} and plan_of(sections).task_marks == {"texts": (0, 100)}
+    assert plan_of(sections).evaluation_steps.keys() == {"law", "web"} and plan_of(sections).task_steps == {
+        "texts": (0, 100)
+    }
 
 
 def test_a_source_whose_share_is_less_than_a_sequence_is_named(tmp_path: Path) -> None:

@@ -132,5 +132,5 @@ def test_a_third_set_as_a_sum_of_two_is_fitted_predicted_and_bounded():
     told = laws.outcome(Recipe("cosine", 1e-3, 400, 0.0), {"t": 1.0}).sets
     assert told["t"].loss == pytest.approx(0.7 * told["g"].loss + 0.4 * told["d"].loss)
     assert told["t"].low <= told["t"].loss <= told["t"].high
-    with pytest.raises(BadInput, match="too few marks"):
+    with pytest.raises(BadInput, match="too few evaluations"):
         fit_combination("g", "d", third[:1], [made["g"][0].until(1)], made["d"][:1])

@@ -8,7 +8,7 @@ import torch
 
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.config.units import Stair
+from megatron_cpt.config.units import RampPiece
 from megatron_cpt.data.loader import Slots, TrainingData
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.checkpoint_state import read_state
@@ -28,7 +28,7 @@ CONSUMED = [2, 4, 6, 8, 12, 16, 22, 28, 36, 44, 52, 60]
 
 def test_the_order_is_that_of_a_run_without_a_ramp(workshop: Workshop, tmp_path: Path) -> None:
     config = load_config(workshop.write_config(tmp_path / "run"), RAMP)
-    assert config.batches.ramp == (Stair(4, 2), Stair(2, 4), Stair(2, 6))
+    assert config.batches.ramp == (RampPiece(4, 2), RampPiece(2, 4), RampPiece(2, 6))
     plan = make_plan(config)
     read = []
     for rank in range(2):
@@ -79,7 +79,7 @@ def test_a_resume_in_the_ramp_is_exact(
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     overrides = (*RAMP, *layout, "checkpoint.save_interval=3 steps")
     two_ranks.call(train, path=workshop.write_config(straight), overrides=overrides)
-    for step in (3, 6):  # within a stair, and at the end of one
+    for step in (3, 6):  # within a piece, and at the end of one
         cut_back(straight, step, resumed)
         two_ranks.call(train, path=workshop.write_config(resumed), overrides=overrides)
         assert records_of(resumed) == records_of(straight)

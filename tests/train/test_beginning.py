@@ -177,7 +177,7 @@ def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Worksh
     shutil.rmtree(run / "checkpoints/step-00000012")
     plan = make_plan(load_config(workshop.write_config(run), words))
     assert plan.start.step == 4 and plan.resume is not None and plan.resume.step == 8
-    assert plan.marks["general"] == (4, 5, 7, 9, 12)
+    assert plan.evaluation_steps["general"] == (4, 5, 7, 9, 12)
     # Without a checkpoint of its own it begins again, and has one baseline.
     shutil.rmtree(run / "checkpoints")
     started(one_rank, workshop, run, base, *ALL_KEPT, *marks)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.eval_schedule import LogMarks, mark_steps, parse_log_marks, subsampled
+from megatron_cpt.config.eval_schedule import LogSpaced, evaluation_steps, parse_log_spaced, subsampled
 from megatron_cpt.config.schema import EvalIntervalSettings
 from megatron_cpt.config.units import Duration
 
@@ -10,25 +10,25 @@ STEP = 1000  # tokens of an update
 
 
 def test_by_default_before_the_first_update_and_after_the_last() -> None:
-    assert mark_steps(EvalIntervalSettings(), 250, STEP) == (0, 250)
-    assert mark_steps(EvalIntervalSettings(start=False, end=False), 250, STEP) == ()
+    assert evaluation_steps(EvalIntervalSettings(), 250, STEP) == (0, 250)
+    assert evaluation_steps(EvalIntervalSettings(start=False, end=False), 250, STEP) == ()
 
 
 def test_log_marks_are_dense_early() -> None:
     marks = EvalIntervalSettings(log_spaced="4 per decade to 100 steps", end=False)
-    assert mark_steps(marks, 250, STEP) == (0, 1, 2, 3, 6, 10, 18, 32, 56, 100)
+    assert evaluation_steps(marks, 250, STEP) == (0, 1, 2, 3, 6, 10, 18, 32, 56, 100)
 
 
 def test_log_marks_may_end_at_tokens_and_end_with_the_run() -> None:
     marks = EvalIntervalSettings(log_spaced="1 per decade to 5M tokens")
-    assert mark_steps(marks, 10_000, STEP) == (0, 1, 10, 100, 1000, 10_000)
-    assert mark_steps(marks, 50, STEP) == (0, 1, 10, 50)
+    assert evaluation_steps(marks, 10_000, STEP) == (0, 1, 10, 100, 1000, 10_000)
+    assert evaluation_steps(marks, 50, STEP) == (0, 1, 10, 50)
 
 
 def test_regular_marks_are_multiples_in_whole_steps() -> None:
-    assert mark_steps(EvalIntervalSettings(every=Duration(40, "steps")), 100, STEP) == (0, 40, 80, 100)
-    assert mark_steps(EvalIntervalSettings(every=Duration(39_600)), 100, STEP) == (0, 40, 80, 100)
-    assert mark_steps(EvalIntervalSettings(every=Duration(1)), 3, STEP) == (0, 1, 2, 3)
+    assert evaluation_steps(EvalIntervalSettings(every=Duration(40, "steps")), 100, STEP) == (0, 40, 80, 100)
+    assert evaluation_steps(EvalIntervalSettings(every=Duration(39_600)), 100, STEP) == (0, 40, 80, 100)
+    assert evaluation_steps(EvalIntervalSettings(every=Duration(1)), 3, STEP) == (0, 1, 2, 3)
 
 
 def test_marks_unite_and_those_beyond_the_end_are_dropped() -> None:
@@ -37,13 +37,13 @@ def test_marks_unite_and_those_beyond_the_end_are_dropped() -> None:
         every=Duration(5, "steps"),
         at=[Duration(7, "steps"), Duration(12_000), Duration(13, "steps")],
     )
-    assert mark_steps(marks, 12, STEP) == (0, 1, 3, 5, 7, 10, 12)
+    assert evaluation_steps(marks, 12, STEP) == (0, 1, 3, 5, 7, 10, 12)
 
 
 def test_the_grammar_of_log_marks() -> None:
-    assert parse_log_marks("8 per decade to 1000 steps") == LogMarks(8, Duration(1000, "steps"))
-    assert parse_log_marks(" 8  per decade to 5M tokens ") == LogMarks(8, Duration(5_000_000))
-    assert parse_log_marks("1 per decade to 1 step") == LogMarks(1, Duration(1, "steps"))
+    assert parse_log_spaced("8 per decade to 1000 steps") == LogSpaced(8, Duration(1000, "steps"))
+    assert parse_log_spaced(" 8  per decade to 5M tokens ") == LogSpaced(8, Duration(5_000_000))
+    assert parse_log_spaced("1 per decade to 1 step") == LogSpaced(1, Duration(1, "steps"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_grammar_of_log_marks() -> None:
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not of the form|not a duration|before the first update"):
-        parse_log_marks(text)
+        parse_log_spaced(text)
 
 
 @given(
@@ -81,7 +81,7 @@ def test_marks_are_sorted_single_and_inside_the_run(
         every=Duration(every, "steps") if every else None,
         at=[Duration(step, "steps") for step in at],
     )
-    marks = mark_steps(settings, total, STEP)
+    marks = evaluation_steps(settings, total, STEP)
     assert list(marks) == sorted(set(marks))
     assert marks[:2] == (0, 1)
     assert marks[-1] == total

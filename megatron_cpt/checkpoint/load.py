@@ -48,7 +48,7 @@ from megatron_cpt.runs.checkpoint_state import (
 from megatron_cpt.runs.folder import file_sha256, sync_file, sync_folder, write_json
 
 
-def _layout_faults(checkpoint: Path, position: CheckpointState, now: Layout) -> list[Fault]:
+def _sharding_faults(checkpoint: Path, position: CheckpointState, now: Layout) -> list[Fault]:
     """Why the optimizer state of a checkpoint does not load into a layout: at most one fault."""
     before = position.layout
     shown = f"{checkpoint}: written by {before}; this run has {now}"
@@ -88,7 +88,7 @@ def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimiz
         IntegrityFault: it is not complete, not intact or not safe to read.
     """
     position = read_state(checkpoint)
-    refuse(_layout_faults(checkpoint, position, layout))
+    refuse(_sharding_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
     before, now = _weights_precision(checkpoint / "shards"), next(model[0].parameters()).dtype
     refuse(_precision_faults(checkpoint, position, before, now))

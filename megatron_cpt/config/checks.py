@@ -36,7 +36,7 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
         *source_faults(config),
         *phase_faults(config),
         *share_faults(config.data),
-        *_layout_faults(config, world_size),
+        *_rank_faults(config, world_size),
         *schedule_faults(config),
         *_rope_faults(config),
         *_optimizer_faults(config),
@@ -458,7 +458,7 @@ def _piece_faults(config: RunConfig) -> Iterator[Fault]:
         before = place
 
 
-def _layout_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
+def _rank_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
     """Batches and model parts that the ranks cannot share evenly, and settings that lack what they rest on."""
     parallel, training = config.parallel, config.training
     yield from _dependence_faults(config)

@@ -9,16 +9,14 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.checks import best_faults, config_faults, phase_faults, share_faults, source_faults
-from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.config.schedule import phase_steps
+from megatron_cpt.config.checks import best_faults, config_faults
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import DataSettings, ParallelSettings, RunConfig
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import DocumentSet, TokenStream
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.mixture.blend import BlendPlan, plan_blend
-from megatron_cpt.mixture.phases import blend_streams, source_of
+from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.disk_space import folder_faults
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs
@@ -27,28 +25,12 @@ from megatron_cpt.runs.checkpoint_state import find_state, newest_checkpoint
 from megatron_cpt.runs.folder import RunFolder
 
 
-def checked_blend(config: RunConfig, world_size: int | None, inputs: RunInputs) -> BlendPlan:
-    """The blend of a run on `world_size` ranks (None: not known yet) in which nothing is wrong.
-
-    Raises BadInput with every fault; one that is found in two ways is told once.
-    """
-    faults = _input_faults(config, world_size, inputs)
-    blend = None
-    try:
-        blend = blend_of(config, inputs)
-    except BadInput as error:
-        faults += error.faults
-    refuse(list(dict.fromkeys(faults)))
-    assert blend is not None, "inputs without faults are whole"
-    return blend
-
-
-def _input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -> list[Fault]:
-    """All that is wrong with a run but with its blend."""
+def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -> list[Fault]:
+    """All that is wrong with a run on `world_size` ranks (None: not known yet) but with its blend."""
     faults = [*config_faults(config, world_size), *inputs.faults]
     if inputs.shape is not None:
         faults += _shape_faults(config, inputs.shape)
-        faults += _layout_faults(config.parallel, inputs.shape)
+        faults += _division_faults(config.parallel, inputs.shape)
         faults += _frozen_faults(config, inputs.shape)
         faults += _rate_faults(config, inputs.shape)
     faults += start_faults(config, inputs.shape)
@@ -62,31 +44,6 @@ def _input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) 
     return faults
 
 
-def blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
-    """The blend of the run; None where a source could not be opened or the config's weights make no shares.
-
-    Raises BadInput as plan_blend does.
-    """
-    if {source_of(name) for name in inputs.sources} != set(config.data.sources):
-        return None
-    if [*source_faults(config), *phase_faults(config), *share_faults(config.data)]:
-        return None
-    return plan_blend(
-        config.data,
-        blend_streams(
-            config.data,
-            {name: stream.tokens for name, stream in inputs.sources.items()},
-            {name: stream.identity for name, stream in inputs.sources.items()},
-            inputs.portions,
-        ),
-        total_sequences=config.sequences_at(config.total_steps),
-        seed=config.run.seed,
-        step_sequences=config.training.global_batch_size,
-        starts=phase_steps(config),
-        ramp=config.batches.ramp,
-    )
-
-
 def _shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
     """Sequences longer than the model was made for."""
     length = config.data.sequence_length
@@ -97,7 +54,7 @@ def _shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
     return [Fault(f"data.sequence_length = {length}", rule, remedy)]
 
 
-def _layout_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
+def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
     """Parts of the model that the ranks cannot share evenly."""
     divided = {
         "attention heads": shape.heads,

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.checks import schedule_faults
-from megatron_cpt.config.errors import refuse
+from megatron_cpt.config.checks import phase_faults, schedule_faults, share_faults, source_faults
+from megatron_cpt.config.errors import BadInput, refuse
+from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import Duration, short_count
 from megatron_cpt.families.family import ModelShape
@@ -20,8 +21,9 @@ from megatron_cpt.families.size import (
     non_embedding_parameter_count,
     parameter_count,
 )
-from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan
-from megatron_cpt.planning.checks import checked_blend, shared_warnings, start_faults
+from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan, plan_blend
+from megatron_cpt.mixture.phases import blend_streams, source_of
+from megatron_cpt.planning.checks import input_faults, shared_warnings, start_faults
 from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
@@ -277,6 +279,47 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
             *overlap_warnings(overlaps),
             *overhead_warnings(config, evaluations),
         ),
+    )
+
+
+def checked_blend(config: RunConfig, world_size: int | None, inputs: RunInputs) -> BlendPlan:
+    """The blend of a run on `world_size` ranks (None: not known yet) in which nothing is wrong.
+
+    Raises BadInput with every fault; one that is found in two ways is told once.
+    """
+    faults = input_faults(config, world_size, inputs)
+    blend = None
+    try:
+        blend = _blend_of(config, inputs)
+    except BadInput as error:
+        faults += error.faults
+    refuse(list(dict.fromkeys(faults)))
+    assert blend is not None, "inputs without faults are whole"
+    return blend
+
+
+def _blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
+    """The blend of the run; None where a source could not be opened or the config's weights make no shares.
+
+    Raises BadInput as plan_blend does.
+    """
+    if {source_of(name) for name in inputs.sources} != set(config.data.sources):
+        return None
+    if [*source_faults(config), *phase_faults(config), *share_faults(config.data)]:
+        return None
+    return plan_blend(
+        config.data,
+        blend_streams(
+            config.data,
+            {name: stream.tokens for name, stream in inputs.sources.items()},
+            {name: stream.identity for name, stream in inputs.sources.items()},
+            inputs.portions,
+        ),
+        total_sequences=config.sequences_at(config.total_steps),
+        seed=config.run.seed,
+        step_sequences=config.training.global_batch_size,
+        starts=phase_steps(config),
+        ramp=config.batches.ramp,
     )
 
 

@@ -12,8 +12,8 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.corpus.indexed import IndexedWriter
 from megatron_cpt.corpus.manifest import Manifest, write_manifest
-from megatron_cpt.planning.checks import checked_blend
 from megatron_cpt.planning.inputs import open_inputs
+from megatron_cpt.planning.plan import checked_blend
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 VOCABULARY = 64

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_cpt.config.changes import LOSS_MEANING, NOT_THE_RESULT, OF_THE_BEGINNING
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.planning.resume_changes import LOSS_MEANING, NOT_THE_RESULT, OF_THE_BEGINNING
 
 ROOT = Path(__file__).parents[2]
 KNOW_OLD_NAMES = (ROOT / "megatron_cpt/config/load.py", ROOT / "megatron_cpt/runs/checkpoint_state.py")

@@ -13,9 +13,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.loader import Slots, TrainingData
-from megatron_cpt.data.megatron_dataset import Sample
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.train.megatron_lm import datasets_provider
+from megatron_cpt.train.megatron_lm import Sample, datasets_provider
 from tests.planning.small_run import settings
 
 

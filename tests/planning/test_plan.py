@@ -56,7 +56,7 @@ def test_batches_that_grow_are_told_and_counted(sections: dict[str, Any]) -> Non
     web = plan.evaluations[1]
     assert web.compute_share == pytest.approx(len(web.steps) * 640 / (3 * 764 * 32))
     assert "100 steps of at most 8 x 32 = 256 tokens" in plan.table()
-    assert "Batches  from 2 sequences in 3 pieces: 8 after 8 steps, 896 tokens" in plan.table()
+    assert "Batches  from 2 sequences in 3 sizes: 8 after 8 steps, 896 tokens" in plan.table()
     assert plan.to_dict()["batch_size_rampup"] == [
         {"steps": 4, "size": 2},
         {"steps": 2, "size": 4},
@@ -122,7 +122,7 @@ def test_a_run_that_an_exhausted_source_ends(sections: dict[str, Any]) -> None:
     assert plan.model.training_flops == plan.model.flops_per_token * 78 * 256
     [warning] = plan.warnings
     assert warning.startswith("the run stops after 78 of 100 steps")
-    assert warning.endswith("schedule and steps end there too.")
+    assert warning.endswith("schedule and evaluations end there too.")
 
 
 def test_the_schedule_of_a_run_that_an_exhausted_source_ends_comes_to_its_end(sections: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_what_looks_unwise_is_said(sections: dict[str, Any], tmp_path: Path) -> 
         "no source of role `replay` gives tokens",
         "no validation set has the role `general`",
         "no evaluation before the first update of law",
-        "no dense early steps for law",
+        "no dense early evaluations for law",
         "data.sources.law",
     ]
     sections["validation"] = {"sets": {}}
@@ -204,7 +204,7 @@ def test_the_table(sections: dict[str, Any], tmp_path: Path) -> None:
     assert lines[start + 2].split()[-7:] == ["0,", "1,", "3,", "10,", "32,", "50,", "100"]
 
 
-def test_a_limit_thins_marks_and_says_so(sections: dict[str, Any]) -> None:
+def test_a_limit_thins_evaluations_and_says_so(sections: dict[str, Any]) -> None:
     free = plan_of(sections)
     cost = sum(evaluation.compute_share for evaluation in free.evaluations)
     sections["validation"]["max_overhead"] = cost
@@ -220,7 +220,7 @@ def test_a_limit_thins_marks_and_says_so(sections: dict[str, Any]) -> None:
     sections["validation"]["max_overhead"] = 0.01
     plan = plan_of(sections)
     assert plan.evaluation_steps == {"law": (0, 100), "web": (0, 100)}
-    assert plan.warnings[-1].startswith("the first and the last steps alone cost 4.33 %")
+    assert plan.warnings[-1].startswith("the first and the last evaluations alone cost 4.33 %")
 
 
 def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

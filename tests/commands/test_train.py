@@ -179,7 +179,7 @@ def test_a_run_without_a_terminal_tells_of_itself_on_standard_output(workshop: W
         r"step 0: general [0-9.]+ nats/token \(",
         rf"step 4: general [0-9.]+ nats/token, {number} since the start",
         rf"step 4: checkpoint saved: {run}/checkpoints/step-00000004",
-        r"warning: no dense early marks",
+        r"warning: no dense early evaluations",
         rf"done after step 4: checkpoint {run}/checkpoints/step-00000004; records {run}/records.jsonl",
     ):
         assert re.search(line, told), line

@@ -49,5 +49,5 @@ def test_a_control_that_cannot_serve_says_why():
     ours = curve([4.0, 4.5])
     assert control_split(ours, None).missing == "not evaluated in the control"
     assert "another model" in (control_split(ours, curve([4.1, 4.5])).missing or "")
-    assert "no mark at the same tokens" in (control_split(ours, curve([4.0, 4.5], steps=[0, 3])).missing or "")
+    assert "no evaluation at the same tokens" in (control_split(ours, curve([4.0, 4.5], steps=[0, 3])).missing or "")
     assert "baseline" in (control_split(ours, curve([4.0, 4.5], steps=[1, 2])).missing or "")

@@ -181,10 +181,10 @@ def left_by(folder: Path, rows: np.ndarray, ranks: np.ndarray, size: int, limits
         found.append(FoundRun(folder / f"{first}.found", len(records), len(records) * text_signatures.BANDS, 0))
         assert found[-1].is_whole(checksum) and not found[-1].is_whole(checksum + 1)
     leaving = {}
-    with pytest.MonkeyPatch.context() as patch, DropMask(folder / "marks", runs) as marks:
+    with pytest.MonkeyPatch.context() as patch, DropMask(folder / "marks", runs) as dropped:
         for name, value in limits.items():
             patch.setattr(dedup, name, value)
-        for one in near_duplicates(runs, found, 0.8, marks, folder / "pairs"):
-            marks.mark(one.run, one.position, Reason.NEAR_DUPLICATE)
+        for one in near_duplicates(runs, found, 0.8, dropped, folder / "pairs"):
+            dropped.set(one.run, one.position, Reason.NEAR_DUPLICATE)
             leaving[one.run * size + one.position] = one.of_run * size + one.of_position
     return leaving

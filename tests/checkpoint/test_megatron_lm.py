@@ -130,6 +130,7 @@ def write_foreign_hybrid(hf: Path, root: Path) -> None:
         layer.load_state_dict({name: whole[name] for name in layer.state_dict()})
     folder = root / "iter_0000100"
     folder.mkdir(parents=True)
+    (root / TRACKER).write_text("100\n")
     dist_checkpointing.save({"model": model.sharded_state_dict(), "iteration": 100}, str(folder))
 
 

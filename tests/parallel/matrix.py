@@ -472,6 +472,7 @@ def print_builders(pools: Mapping[int, Ranks], workshop: Workshop, folder: Path,
     passed = 0
     for number, name in enumerate(names):
         chosen, found = BUILDERS[name], "the same bits"
+        (folder / f"builders {number}").mkdir()
         try:
             compare_builders(pools[chosen.ranks], workshop, folder / f"builders {number}", chosen)
             passed += 1

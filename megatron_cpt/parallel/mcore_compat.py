@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron_cpt.parallel.upstream_fixes import NEWEST_RELEASE
+
 NAMES_USED_BUT_ABSENT: Mapping[str, Mapping[str, Any]] = {
     # 0.16.1 asks whether it is None, and does not have it where Transformer Engine is absent.
     "megatron.core.transformer.moe.moe_utils": {"te_general_gemm": None},
@@ -20,8 +22,7 @@ NAMES_USED_BUT_ABSENT: Mapping[str, Mapping[str, Any]] = {
 """Module: global names that it reads in some release without having defined them, and the values they should have."""
 
 
-_TRIED = ((0, 16), (0, 19))
-"""The first and the last minor release that the tests of this version of the package were run with."""
+_OLDEST_RELEASE = "0.16.1"
 
 
 def release() -> str:
@@ -35,13 +36,15 @@ def untried(version: str) -> str | None:
     Args:
         version: as `release` gives it.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is not None and _TRIED[0] <= (int(numbers[1]), int(numbers[2])) <= _TRIED[1]:
+    oldest, newest, installed = (
+        tuple(map(int, re.findall(r"\d+", each)[:3])) for each in (_OLDEST_RELEASE, NEWEST_RELEASE, version)
+    )
+    if oldest <= installed <= newest:
         return None
     return (
-        f"megatron-core {version} was never tried with this version of megatron-cpt; 0.16.1 to 0.19.2 were. What it "
-        "changes can go unnoticed: compare a short run's losses with those of a release that was tried, or run "
-        "`make parity`"
+        f"megatron-core {version} was never tried with this version of megatron-cpt, which is made for "
+        f"{_OLDEST_RELEASE} to {NEWEST_RELEASE}. What it changes can go unnoticed: compare a short run's losses with "
+        "those under one of these, or run `make parity`"
     )
 
 

@@ -9,6 +9,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.manifest import load_manifest
+from tests.texts import save_tokenizer
+from tests.tokenizer.kinds import write_kind
 
 
 @pytest.fixture
@@ -138,3 +140,57 @@ def test_documents_cannot_steer_the_terminal(
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert "red \\x1b[31m text" in told
+
+
+def test_text_that_a_tokenizer_cannot_say_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BPE without a token for it drops it, word pieces put the unknown token, and bytes say everything."""
+    texts = ["a stroke of the brain 漢字漢字 наука"] * 30
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n, text in enumerate(texts))
+    )
+    silent = tokenizers.Tokenizer(models.BPE())
+    silent.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["</s>"], show_progress=False)
+    silent.train_from_iterator([text.replace("漢字", "").replace("наука", "0123456789") for text in texts], trainer)
+    save_tokenizer(tmp_path / "silent", silent, {"eos_token": "</s>"})
+    for kind in ("byte_level", "byte_fallback", "unigram", "word_pieces"):
+        write_kind(kind, tmp_path / kind)
+    told, manifests = {}, {}
+    for kind in ("silent", "byte_level", "byte_fallback", "unigram", "word_pieces"):
+        words = [
+            str(tmp_path / "a.jsonl"),
+            "--tokenizer",
+            str(tmp_path / kind),
+            "--output",
+            str(tmp_path / "out" / kind),
+        ]
+        assert main(["prepare", *words, "--quiet", "--no-fast"]) == 0
+        told[kind] = capsys.readouterr().out
+        manifests[kind] = load_manifest(tmp_path / "out" / kind)
+        assert "tokens a word" in told[kind] and "bytes a token" in told[kind]
+        assert main(["inspect", words[-1], "--show", "0"]) == 0
+        assert "lost_share" in capsys.readouterr().out
+    for kind in ("byte_level", "byte_fallback"):
+        assert (manifests[kind].unknown_share or 0, manifests[kind].lost_share) == (0, 0)
+        assert "warning" not in told[kind]
+    # 22 of some 41 bytes that are no blanks.
+    for kind in ("silent", "unigram", "word_pieces"):
+        assert 0.5 < (manifests[kind].lost_share or 0) < 0.65
+        assert "of the text, in bytes, does not come back from its tokens" in told[kind]
+    assert manifests["silent"].unknown_share is None or manifests["silent"].unknown_share == 0
+    for kind in ("unigram", "word_pieces"):
+        assert (manifests[kind].unknown_share or 0) > 0.01
+        assert "of the tokens stand for text that the tokenizer cannot say" in told[kind]
+
+
+def test_a_word_model_without_its_unknown_token_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "known": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    save_tokenizer(tmp_path / "words", backend, {"eos_token": "</s>"})
+    (tmp_path / "a.jsonl").write_text('{"text": "known unknown"}\n')
+    words = [str(tmp_path / "a.jsonl"), "--tokenizer", str(tmp_path / "words"), "--output", str(tmp_path / "out")]
+    assert main(["prepare", *words, "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "words: cannot say every text (WordLevel error" in told and "Traceback" not in told

@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
     if args.overwrite and args.shard:
         remedy = "Give it to `megatron-cpt merge`."
         raise BadInput(Fault("--overwrite", "has no meaning for a shard, which replaces nothing.", remedy))
+    if args.output.endswith("/"):
+        remedy = f"Give a prefix in it, such as {args.output}corpus."
+        raise BadInput(Fault(f"--output {args.output}", "is a folder.", remedy))
     evaluation = evaluation_sets(args.decontaminate)
     for key in args.text_key:
         output = Path(args.output if len(args.text_key) == 1 else f"{args.output}_{key}")

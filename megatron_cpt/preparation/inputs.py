@@ -297,6 +297,8 @@ def _files_under(folder: Path) -> list[Path]:
 
 def _described(path: Path, document_per_line: bool, of_folder: bool) -> Input | Fault | None:
     """What a file is, or why it cannot be read. None: it is a file of a folder and of no corpus."""
+    if not _is_text(str(path.absolute())):
+        return Fault(repr(str(path)), "has a name that is not UTF-8 text.", "Rename the file or folder.")
     if not (path == STANDARD_INPUT or path.is_file()):
         return Fault(str(path), "is a link to nothing.", "Mend the link, or take it away.")
     head, plain, compression, whole = _beginning(path)
@@ -318,6 +320,14 @@ def _described(path: Path, document_per_line: bool, of_folder: bool) -> Input | 
         return Input(path, kind, compression)
     # An object over many lines in a folder is a file of settings.
     return None if of_folder and wrong == _PRETTY else Fault(str(path), *wrong)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _LOOKED_AT = 64 << 10

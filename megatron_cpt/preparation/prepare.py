@@ -240,6 +240,8 @@ def _described(
 ) -> tuple[Job, Tokenizer]:
     settings = replace(settings, decontaminate=identity_of(evaluation) if evaluation else None)
     refuse(_settings_faults(settings))
+    if not output.name:
+        raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
     found = find_inputs(inputs, settings.document_per_line)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)

@@ -163,7 +163,7 @@ def select(
     lengths = np.concatenate([part.lengths for part in parts]) if parts else np.empty(0, np.int64)
     _refuse_too_much(how_many, lengths)
     ties = np.concatenate([pseudo_random(seed, part.manifest.data_sha256, part.documents) for part in parts])
-    by_part = [read_score(part.prefix, by, part.manifest)[part.documents] for part in parts] if by else []
+    by_part = [_scores(part, by) for part in parts] if by else []
     scores = np.concatenate([one.astype(np.float64) for one in by_part]) if by else np.zeros(len(lengths))
     order = ranked(keep, scores, lengths, ties, temperature)
     if how_many.threshold is None:
@@ -223,6 +223,15 @@ def _refuse_too_much(how_many: HowMany, lengths: npt.NDArray[np.int64]) -> None:
             raise BadInput(Fault(f"--{name} {value:,}", rule, "Lower it, or add datasets."))
     if not documents:
         raise BadInput(Fault("the datasets", "hold no documents.", "Name others."))
+
+
+def _scores(part: SelectedDataset, by: str) -> npt.NDArray[Any]:
+    scores: npt.NDArray[Any] = read_score(part.prefix, by, part.manifest)[part.documents]
+    infinite = int(np.isinf(scores).sum())
+    if infinite:
+        rule = f"is infinite for {infinite:,} documents of {part.prefix}."
+        raise BadInput(Fault(f"score {by}", rule, "Give them a finite score, or choose by another."))
+    return scores
 
 
 def _count(how_many: HowMany, order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:

@@ -1,8 +1,15 @@
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+import psutil
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -100,6 +107,7 @@ def test_a_progress_bar_shows_bytes_and_documents(words: list[str], capsys: pyte
     [
         (["--holdout", "120%"], "--holdout 120%: is not a share."),
         (["--holdout", "5"], "--holdout 5: may be meant as a percentage or as a number of tokens. Write 5%"),
+        (["--output", "results/"], "--output results/: is a folder. Give a prefix in it, such as results/corpus."),
         (["--eod", "<eod>"], "--eod <eod>: is no token"),
         (["--bos", "always"], "--bos always: needs a bos_token"),
         (["--text-key", "text"], "were rejected"),
@@ -194,3 +202,42 @@ def test_a_word_model_without_its_unknown_token_is_one_message(
     assert main(["prepare", *words, "--quiet"]) == 2
     told = capsys.readouterr().err
     assert "words: cannot say every text (WordLevel error" in told and "Traceback" not in told
+
+
+def test_a_name_that_is_no_text_is_named(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    shutil.copy(words[0], odd)
+    assert main(["prepare", odd, *words[1:], "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "\\udcff.jsonl': has a name that is not UTF-8 text." in told
+
+
+def test_ctrl_c_ends_every_process_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+    """As a terminal sends it: to the whole process group."""
+    text = Path(words[0]).read_text()
+    Path(words[0]).write_text("".join(line.replace('{"', f'{{"n": {n}, "') for n in range(60) for line in [text]))
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "prepare", *words, "--no-fast", "--workers", "2"]
+    command += ["--keep-duplicates"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while len(psutil.Process(process.pid).children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        workers = psutil.Process(process.pid).children()
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in told
+    assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.parametrize("keep", ["lowest", "gumbel"])
+def test_infinite_scores_are_refused(
+    words: list[str], tmp_path: Path, keep: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", *words, "--quiet"]) == 0
+    scores = np.arange(load_manifest(tmp_path / "out").documents, dtype=np.float32)
+    scores[3] = np.inf
+    np.save(tmp_path / "out.q.npy", scores)
+    chosen = ["--share", "50%", "--keep", keep, "--by", "q", "--output", str(tmp_path / "s")]
+    assert main(["select", str(tmp_path / "out"), *chosen]) == 2
+    assert "score q: is infinite for 1 documents of" in capsys.readouterr().err

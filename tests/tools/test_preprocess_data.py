@@ -90,6 +90,30 @@ def write_corpus(path: Path, **texts: Sequence[str]) -> Path:
     return path
 
 
+def test_the_flags_of_real_scripts_are_taken(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", text=TEXTS)
+    words = ["--input", corpus, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder]
+    more = ["--make-vocab-size-divisible-by", "128", "--vocab-extra-ids", "0", "--dataset-impl", "mmap"]
+    more += ["--trust-remote-code", "--legacy-tokenizer", "--partitions", "4", "--keep-sequential-samples"]
+    assert call(*words, "--output-prefix", tmp_path / "plain") == 0
+    assert call(*words, "--output-prefix", tmp_path / "flags", *more) == 0
+    assert_same(tmp_path / "flags_text_document", tmp_path / "plain_text_document")
+    assert call(*words, "--output-prefix", tmp_path / "extra", "--vocab-extra-ids", "100") == 2
+    assert "--vocab-extra-ids 100: is not added here." in capsys.readouterr().err
+
+
+def test_control_tokens_are_megatrons_with_parse_special(tmp_path: Path, folder: Path) -> None:
+    texts = ["a </s> b", "<s>"]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", text=texts)
+    words = ["--input", corpus, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder]
+    tokenizer = HuggingFaceTokenizer(str(folder), include_special_tokens=False)
+    write_theirs(tmp_path / "theirs", texts, tokenizer.text_to_ids, None, tokenizer.vocab_size)
+    assert call(*words, "--output-prefix", tmp_path / "ours", "--parse-special") == 0
+    assert_same(tmp_path / "ours_text_document", tmp_path / "theirs")
+    assert call(*words, "--output-prefix", tmp_path / "plain") == 0
+    assert len(IndexedDataset(tmp_path / "plain_text_document").tokens) == 10
+
+
 @pytest.mark.parametrize("append_eod", [True, False])
 def test_the_same_bytes_for_every_key(tmp_path: Path, folder: Path, append_eod: bool) -> None:
     texts = {"title": list(topics)[: len(TEXTS)], "body": TEXTS}

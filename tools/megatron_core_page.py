@@ -53,6 +53,10 @@ open pull requests that were found. They leave out three kinds:
 - what is off unless it is passed through, and was never run here: CUDA graphs, multi-token prediction, further
   dispatchers of experts.
 
+An open report of 2026-09-17 (issue 7452) lists further faults of composed layouts. Those of it that were read need a
+padding mask, gathered logits or attention sinks, which no supported model has. `make parity` compares whole layouts
+with one process.
+
 | here | meaning |
 |---|---|
 | mended | numbers are right in every release; the test fails without the mending |

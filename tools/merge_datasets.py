@@ -4,7 +4,8 @@
     python tools/merge_datasets.py --input FOLDER --output-prefix merged
 
 writes every pair PREFIX.bin, PREFIX.idx of a folder, by name, one behind the other, with a manifest beside them.
-Broken pairs, and pairs of different tokenizers, are refused.
+Broken pairs, pairs of different tokenizers or ends of documents, and pairs that hold one another are refused. Held-out
+pairs PREFIX.validation are left out, unless the folder holds no others.
 """
 
 import argparse
@@ -29,7 +30,10 @@ def main(arguments: list[str]) -> int:
             raise BadInput(Fault("--multimodal", "is not read here.", "Merge text datasets."))
         if not args.input.is_dir():
             raise BadInput(Fault(f"--input {args.input}", "is no folder.", "Give the folder of the pairs."))
-        manifest = concatenate(datasets_in(args.input), args.output_prefix)
+        prefixes, held_out = datasets_in(args.input)
+        for prefix in held_out:
+            print(f"{prefix}: is held out, and left out. A folder of such pairs alone is merged.", file=sys.stderr)
+        manifest = concatenate(prefixes, args.output_prefix)
     except Exception as error:
         return report_error("merge_datasets.py", error)
     print(f"{args.output_prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")

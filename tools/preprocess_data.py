@@ -41,6 +41,9 @@ def main(arguments: list[str]) -> int:
     """Prepares a dataset for each key; returns the exit code."""
     args = _parser().parse_args(arguments)
     try:
+        if args.vocab_extra_ids:
+            remedy = "Leave it out; a model's extra rows come from its own vocabulary size."
+            raise BadInput(Fault(f"--vocab-extra-ids {args.vocab_extra_ids}", "is not added here.", remedy))
         path, opened = _opened(args)
         tokenizer = Tokenizer.of(path, opened, parse_special=args.parse_special)
         for key in args.json_keys:
@@ -111,7 +114,17 @@ def open_numbers(vocabulary_size: int) -> Opened:
     """Numbers below `vocabulary_size`, which is itself the id that closes documents."""
     size = vocabulary_size + 1
     control = np.zeros(size, np.bool_)
-    return Opened(PlainNumbers(size), f"numbers below {vocabulary_size}", size, None, vocabulary_size, False, control)
+    return Opened(
+        library=PlainNumbers(size),
+        identity=f"numbers below {vocabulary_size}",
+        vocabulary_size=size,
+        bos=None,
+        eos=vocabulary_size,
+        adds_bos=False,
+        control=control,
+        unknown=None,
+        says_all=True,
+    )
 
 
 def _model(args: argparse.Namespace) -> Path:
@@ -181,6 +194,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--partitions", type=int, default=1, help="accepted; one pass needs no partitions")
     add("--log-interval", type=int, default=1000, help="accepted; a progress bar is shown")
     add("--keep-sequential-samples", action="store_true", help="accepted; the order of the input is always kept")
+    add("--find-optimal-num-workers", action="store_true", help="accepted; --workers decides")
+    add("--workers-to-check", nargs="+", type=int, help="accepted")
+    add("--max-documents", type=int, help="accepted; only --find-optimal-num-workers counts with it")
+    add("--make-vocab-size-divisible-by", type=int, help="accepted; nothing written here depends on it")
+    add("--vocab-extra-ids", type=int, default=0, help="0 alone")
+    add("--dataset-impl", choices=["mmap", "infer"], help="accepted; the format is mmap's")
+    add("--trust-remote-code", action="store_true", help="accepted; no code of a tokenizer's folder is run")
+    add("--legacy-tokenizer", action="store_true", help="accepted; the ids are the same")
     return parser
 
 

@@ -17,7 +17,7 @@ import orjson
 import psutil
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -28,6 +28,8 @@ from megatron_cpt.checkpoint.dcp import (
     StoredTensors,
     build_standalone,
     find_shards,
+    in_hybrid_layers,
+    is_hybrid,
     match_places,
     stored_places,
     write_streamed,
@@ -100,7 +102,7 @@ def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> s
     return "bfloat16" if narrow else "float32"
 
 
-def parameters(model: Sequence[GPTModel]) -> Iterator[torch.nn.Parameter]:
+def parameters(model: Sequence[LanguageModule]) -> Iterator[torch.nn.Parameter]:
     """The parameters of all chunks, in one order."""
     return (parameter for chunk in model for parameter in chunk.parameters())
 
@@ -201,7 +203,10 @@ def hf_from_megatron(
     """
     shape, shards = read_shape(hf_config), find_shards(folder)
     stored = StoredTensors(shards)
-    places, _ = stored_places(shape, has_per_layer_keys(shards))
+    hybrid = is_hybrid(stored.sizes)
+    places, _ = stored_places(shape, hybrid or has_per_layer_keys(shards))
+    if hybrid:
+        places = in_hybrid_layers(places, shape, shards)
     found = match_places(places, stored.sizes, shape, shards)
     weights, dtypes = _stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
     card = model_card(folder.name, output.name, None, None)
@@ -242,7 +247,7 @@ def _card_of(checkpoint: Path, name: str) -> str:
     return model_card(parent, name, training, history)
 
 
-def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[GPTModel]:
+def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[LanguageModule]:
     """The model of a checkpoint or of a Hugging Face folder, without the wrappers of training."""
     model = build_standalone(shape, precision)
     if is_complete(source):
@@ -282,7 +287,7 @@ def verify(
 
 
 @torch.no_grad()
-def megatron_logits(chunks: list[GPTModel], shape: ModelShape, tokens: Tensor) -> Tensor | None:
+def megatron_logits(chunks: list[LanguageModule], shape: ModelShape, tokens: Tensor) -> Tensor | None:
     """Megatron-Core's logits under any layout: tokens int64 [b, s] to float32 [b, s, vocabulary] on the CPU.
 
     Every rank calls it with the same tokens; the last pipeline stage has the logits, the others None.

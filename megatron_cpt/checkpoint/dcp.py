@@ -9,6 +9,7 @@ their tensors are read. common.pt, random states and optimizer are never opened.
 """
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import save as write
@@ -195,6 +196,12 @@ def _newest_iteration(folder: Path) -> Path | None:
     return folder / f"iter_{int(word):07}" if word.isdecimal() else None
 
 
+_NAMES = (
+    "Give the config.json of this model; only names of Megatron-Core's GPTModel are known, and of a HybridModel whose"
+    " pattern is that of a GPTModel, `*-` or `*E` for each of its layers."
+)
+
+
 def match_places(
     places: Mapping[str, Stored], sizes: Mapping[str, tuple[int, ...]], shape: ModelShape, shards: Path
 ) -> dict[str, Stored]:
@@ -227,7 +234,7 @@ def match_places(
             Fault(
                 f"{shards}: {some(missing)}",
                 f"tensors are missing that config.json calls for ({len(set(missing))}).",
-                "Give the config.json of this model; only names of Megatron-Core's GPTModel are known.",
+                _NAMES,
             )
         )
     if surplus:
@@ -235,10 +242,43 @@ def match_places(
             Fault(
                 f"{shards}: {some(surplus)}",
                 f"tensors are there that a {shape.family} of this config.json does not have ({len(surplus)}).",
-                "Give the config.json of this model; only names of Megatron-Core's GPTModel are known.",
+                _NAMES,
             )
         )
     refuse(list(dict.fromkeys(faults)))
+    return found
+
+
+_HYBRID_NORM = "decoder.final_norm."
+
+
+def is_hybrid(sizes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a checkpoint's tensors are those of Megatron-LM's HybridModel, whose final norm has another name."""
+    return any(key.startswith(_HYBRID_NORM) for key in sizes)
+
+
+def in_hybrid_layers(places: Mapping[str, Stored], shape: ModelShape, shards: Path) -> dict[str, Stored]:
+    """The places under the keys of a HybridModel in whose pattern attention and MLP are layers of their own, in turn.
+
+    So Megatron-LM's migration guide writes a GPTModel: layer i becomes the layers 2 i (`*`) and 2 i + 1 (`-` or `E`).
+    Another pattern has other keys, which match_places tells of.
+
+    Args:
+        places: with keys for each layer.
+    Raises:
+        BadInput: config.json has attention and MLP in parallel.
+    """
+    if shape.parallel_residual:
+        rule = (
+            "config.json has attention and MLP in parallel; in a HybridModel with these layers they follow each other."
+        )
+        raise BadInput(Fault(f"{shards}: {_HYBRID_NORM}weight", rule, "Give the config.json of this model."))
+    found = {}
+    for name, place in places.items():
+        key = place.key.replace("decoder.final_layernorm.", _HYBRID_NORM)
+        if layer := re.match(r"decoder\.layers\.(\d+)\.(pre_mlp_layernorm|mlp)?", key):
+            key = f"decoder.layers.{2 * int(layer[1]) + (layer[2] is not None)}.{key[layer.end(1) + 1 :]}"
+        found[name] = replace(place, key=key)
     return found
 
 
@@ -348,14 +388,14 @@ def write_streamed(
     write_json(shards / "metadata.json", asdict(CheckpointingConfig("torch_dist")))
 
 
-def build_standalone(shape: ModelShape, precision: Precision) -> list[GPTModel]:
+def build_standalone(shape: ModelShape, precision: Precision) -> list[LanguageModule]:
     """The model of a shape, on the layout that this process is in, its weights not yet set."""
     parallel = ParallelSettings(tensor=groups.tensor_size(), pipeline=groups.pipeline_size())
     options = ModelOptions(sequence_length=shape.max_positions, precision=precision, parallel=parallel)
     return build_model(shape, options)
 
 
-def _meta_model(shape: ModelShape) -> GPTModel:
+def _meta_model(shape: ModelShape) -> LanguageModule:
     """The whole model of a shape without its weights."""
     assert groups.tensor_size() == groups.pipeline_size() == 1, "the meta model is the whole model"
     return build_meta_model(shape, ModelOptions(sequence_length=shape.max_positions))

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_dtypes import (
@@ -82,7 +82,7 @@ class Weight:
 
 
 def export_hf(
-    model: Sequence[GPTModel],
+    model: Sequence[LanguageModule],
     shape: ModelShape,
     hf_folder: Path,
     output: Path,
@@ -224,7 +224,7 @@ def _write_index(folder: Path, files: dict[str, dict[str, Conversion]], shape: M
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def load_hf_weights(model: Sequence[GPTModel], shape: ModelShape, folder: Path) -> None:
+def load_hf_weights(model: Sequence[LanguageModule], shape: ModelShape, folder: Path) -> None:
     """Fills this rank's part of a model from the safetensors of a folder, in the model's dtype, in place.
 
     Args:
@@ -330,7 +330,7 @@ def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_of(model: Sequence[GPTModel], shape: ModelShape) -> Iterator[tuple[Tensor, Rule, Place]]:
+def weights_of(model: Sequence[LanguageModule], shape: ModelShape) -> Iterator[tuple[Tensor, Rule, Place]]:
     """The parameters of this rank, each with its rule and its place in the whole model, in their order."""
     table = name_table(shape)
     for chunk in model:
@@ -340,7 +340,7 @@ def weights_of(model: Sequence[GPTModel], shape: ModelShape) -> Iterator[tuple[T
             yield parameter.data, *table[whole_name]
 
 
-def _global_name(model: GPTModel, name: str) -> str:
+def _global_name(model: LanguageModule, name: str) -> str:
     """A parameter's name with the numbers that its layer and its expert have in the whole model."""
     found = re.match(r"decoder\.layers\.(\d+)\.", name)
     if found is None:

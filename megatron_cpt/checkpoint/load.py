@@ -25,7 +25,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
@@ -77,7 +77,9 @@ _DAMAGED = (
 """What is said of a checkpoint whose optimizer state is not that of its weights."""
 
 
-def load(checkpoint: Path, model: Sequence[GPTModel], optimizer: MegatronOptimizer, layout: Layout) -> CheckpointState:
+def load(
+    checkpoint: Path, model: Sequence[LanguageModule], optimizer: MegatronOptimizer, layout: Layout
+) -> CheckpointState:
     """Puts model, optimizer and, on the layout that wrote them, random states back. Every rank calls it.
 
     The caller mends the optimizer afterwards (train/optimizer.py). On another layout the random states stay as
@@ -132,7 +134,7 @@ def _precision_faults(
     ]
 
 
-def load_weights(checkpoint: Path, model: Sequence[GPTModel]) -> None:
+def load_weights(checkpoint: Path, model: Sequence[LanguageModule]) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
     content = model_state(model, has_per_layer_keys(checkpoint / "shards"))
@@ -185,7 +187,7 @@ def verify_and_vet(checkpoint: Path) -> None:
         raise fault or RankFailed(f"{checkpoint}: refused by rank 0")
 
 
-def model_state(model: Sequence[GPTModel], per_layer_keys: bool = False) -> dict[str, Any]:
+def model_state(model: Sequence[LanguageModule], per_layer_keys: bool = False) -> dict[str, Any]:
     """The model's part of a checkpoint, with its tensors in place: an entry for each chunk, as in Megatron-LM.
 
     Args:
@@ -199,13 +201,13 @@ def model_state(model: Sequence[GPTModel], per_layer_keys: bool = False) -> dict
     }
 
 
-def _load_model_state(model: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
+def _load_model_state(model: Sequence[LanguageModule], loaded: dict[str, Any]) -> None:
     """Puts what was loaded into the chunks."""
     for name, chunk in zip(_chunk_names(model), model, strict=True):
         chunk.load_state_dict(loaded[name])
 
 
-def _chunk_names(model: Sequence[GPTModel]) -> list[str]:
+def _chunk_names(model: Sequence[LanguageModule]) -> list[str]:
     """Under which names the chunks of this rank stand in a checkpoint."""
     return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
 

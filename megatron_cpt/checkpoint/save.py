@@ -26,7 +26,7 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write_dtypes
@@ -69,7 +69,7 @@ class CheckpointWriter:
 
     def begin(
         self,
-        model: Sequence[GPTModel],
+        model: Sequence[LanguageModule],
         optimizer: MegatronOptimizer,
         position: CheckpointState,
         hf_folder: Path,
@@ -158,7 +158,7 @@ def _told_if_unwritten(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def save_weights(checkpoint: Path, model: Sequence[GPTModel], hf_folder: Path) -> None:
+def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: Path) -> None:
     """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it."""
     keep_results()
     if groups.rank() == 0:

@@ -7,7 +7,7 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count
-from megatron_cpt.planning.audit import QUARTERS, audit, audit_lines
+from megatron_cpt.planning.audit import QUARTERS, audit, audit_lines, split_spans
 
 
 def main(arguments: list[str]) -> int:
@@ -15,19 +15,19 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="megatron-cpt audit",
         description="Reads .idx files and shows what Megatron-LM does with a blend: epochs built, surplus, "
-        "documents unseen and repeated at each quarter of the run; and the same for the order of this package.",
+        "text unseen and repeated at each quarter of the run; and the same for the order of this package.",
     )
-    parser.add_argument("--data-path", required=True, help="weights and prefixes, as Megatron-LM takes them")
+    parser.add_argument("--data-path", required=True, help="prefixes, with or without weights, as Megatron-LM has them")
     parser.add_argument("--train-samples", required=True, type=_count, metavar="N", help="sequences of the run")
     parser.add_argument("--seq-length", required=True, type=_count, metavar="S", help="tokens of a sequence")
     parser.add_argument("--split", default="969,30,1", help="shares of documents (default 969,30,1, Megatron-LM's own)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(arguments)
     prefixes, weights = _read_blend(args.data_path)
-    rows = audit(prefixes, weights, args.train_samples, args.seq_length, _training_span(args.split))
+    rows = audit(prefixes, weights, args.train_samples, args.seq_length, split_spans(args.split))
     if args.json:
         figures = [
-            asdict(row)
+            {name: value for name, value in asdict(row).items() if name != "lengths"}
             | {"passes": row.passes, "epochs_by_surplus": row.epochs_by_surplus}
             | {
                 name: [figure(share) for share in QUARTERS]
@@ -45,31 +45,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _read_blend(text: str) -> tuple[list[str], list[float]]:
-    """Prefixes and weights of a --data-path; a single prefix has weight 1. Raises BadInput where it is no blend."""
+def _read_blend(text: str) -> tuple[list[str], list[float] | None]:
+    """Prefixes and weights of a --data-path; None where it has none. Raises BadInput where only some have one."""
     words = text.split()
-    if len(words) == 1:
-        return words, [1.0]
-    try:
-        weights = [float(word) for word in words[::2]]
-    except ValueError:
-        weights = []
-    if not weights or len(words) % 2:
-        rule = "a blend is `WEIGHT PREFIX WEIGHT PREFIX ...`."
-        raise BadInput(Fault(f"--data-path {text}", rule, "Give each prefix a weight."))
+    numbers = [_number(word) for word in words]
+    weights = [number for number in numbers[::2] if number is not None]
+    if words and not any(number is not None for number in numbers):
+        return words, None
+    if not words or len(words) % 2 or len(weights) < len(words) // 2:
+        rule = "a blend is `WEIGHT PREFIX WEIGHT PREFIX ...`, or prefixes alone."
+        raise BadInput(Fault(f"--data-path {text}", rule, "Give each prefix a weight, or none."))
     return words[1::2], weights
 
 
-def _training_span(split: str) -> tuple[float, float]:
-    """The span of documents that the first number of a --split gives to training. Raises BadInput."""
+def _number(word: str) -> float | None:
     try:
-        shares = [float(word) for word in split.replace("/", ",").split(",")]
+        return float(word)
     except ValueError:
-        shares = []
-    if not shares or min(shares) < 0 or shares[0] == 0:
-        rule = "it should be numbers that are not negative, the first above 0."
-        raise BadInput(Fault(f"--split {split}", rule, "Write, for example, 969,30,1."))
-    return 0.0, shares[0] / sum(shares)
+        return None
 
 
 def _count(text: str) -> int:

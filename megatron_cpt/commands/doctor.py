@@ -17,6 +17,7 @@ from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_trainin
 from megatron_cpt.model.layers import transformer_engine_usable
 from megatron_cpt.parallel import cpu_platform, groups
 from megatron_cpt.parallel.groups import seed_everything
+from megatron_cpt.parallel.mcore_compat import release, untried
 from megatron_cpt.runs.folder import write_json
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.provenance import Kernels, installed_version, kernels_of
@@ -98,6 +99,8 @@ def _kernels_of_small_model(precision: Precision) -> Kernels:
 def _advice() -> list[str]:
     """What to change, if anything."""
     lines = []
+    if warning := untried(release()):
+        lines.append(warning[0].upper() + warning[1:] + ".")
     if torch.version.cuda and not torch.cuda.is_available():
         lines.append(f"torch is a CUDA build ({torch.version.cuda}), and no GPU is visible: check the driver.")
     if torch.cuda.is_available() and not transformer_engine_usable():

@@ -22,6 +22,9 @@ _COUNTS = (
     "dtype",
     "vocabulary_size",
     "largest_id",
+    "unknown_share",
+    "lost_share",
+    "tokens_per_word",
     "eod",
     "bos",
     "order",
@@ -89,7 +92,9 @@ def _histograms(prefix: str, manifest: Manifest, dataset: IndexedDataset) -> str
     return "\n".join(line for title, lines in parts for line in ["", title, *(f"  {line}" for line in lines)])
 
 
-def _shown(value: int | str | None) -> str:
+def _shown(value: int | float | str | None) -> str:
     if value is None:
         return "unknown or none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) else value

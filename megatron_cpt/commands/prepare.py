@@ -9,6 +9,7 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
+from megatron_cpt.preparation.inputs import told_not_read
 from megatron_cpt.preparation.job import (
     PrepareSettings,
     contaminated_path,
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> int:
     if args.overwrite and args.shard:
         remedy = "Give it to `megatron-cpt merge`."
         raise BadInput(Fault("--overwrite", "has no meaning for a shard, which replaces nothing.", remedy))
+    if args.output.endswith("/"):
+        remedy = f"Give a prefix in it, such as {args.output}corpus."
+        raise BadInput(Fault(f"--output {args.output}", "is a folder.", remedy))
     evaluation = evaluation_sets(args.decontaminate)
     for key in args.text_key:
         output = Path(args.output if len(args.text_key) == 1 else f"{args.output}_{key}")
@@ -81,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="megatron-cpt prepare", description="Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json."
     )
     parser.add_argument(
-        "corpus", nargs="+", help="files, folders, globs: .jsonl, .txt (.gz, .zst), .parquet; - for stdin"
+        "corpus",
+        nargs="+",
+        help="files, folders, globs: .jsonl, .txt (.gz, .zst, .bz2, .xz), .parquet; - for stdin",
     )
     parser.add_argument(
         "--tokenizer", required=True, metavar="PATH", help="Hugging Face folder, sentencepiece .model, tiktoken ranks"
@@ -190,6 +196,9 @@ def summary(prepared: Prepared, output: Path) -> str:
     lines = [_line(output, prepared.training)]
     if prepared.validation is not None:
         lines.append(_line(validation_prefix(output), prepared.validation))
+    lines += _not_said(prepared.training)
+    if prepared.training.not_read:
+        lines.append(told_not_read(prepared.training.not_read))
     if prepared.training.rejected:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
     if prepared.training.duplicates:
@@ -202,6 +211,22 @@ def summary(prepared: Prepared, output: Path) -> str:
     if prepared.reused:
         lines.append("already complete, from the same inputs and settings: nothing was done")
     return "\n".join(lines)
+
+
+_TOLD_SHARE = 0.001
+"""Share of text that may be unknown or lost without a word."""
+
+
+def _not_said(manifest: Manifest) -> list[str]:
+    """What of the text the tokens do not hold."""
+    lines = []
+    if (manifest.unknown_share or 0) > _TOLD_SHARE:
+        lines.append(
+            f"warning: {manifest.unknown_share:.2%} of the tokens stand for text that the tokenizer cannot say"
+        )
+    if (manifest.lost_share or 0) > _TOLD_SHARE:
+        lines.append(f"warning: {manifest.lost_share:.2%} of the text, in bytes, does not come back from its tokens")
+    return lines
 
 
 def _overlap(manifest: Manifest, output: Path) -> list[str]:
@@ -223,4 +248,10 @@ def _overlap(manifest: Manifest, output: Path) -> list[str]:
 
 def _line(prefix: Path, manifest: Manifest) -> str:
     size = f", {manifest.bytes:,} bytes of text" if manifest.bytes is not None else ""
-    return f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens{size}"
+    ratios = []
+    if manifest.bytes and manifest.tokens:
+        ratios.append(f"{manifest.bytes / manifest.tokens:.2f} bytes a token")
+    if manifest.tokens_per_word:
+        ratios.append(f"{manifest.tokens_per_word:.2f} tokens a word")
+    told = f" ({', '.join(ratios)})" if ratios else ""
+    return f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens{size}{told}"

@@ -68,7 +68,7 @@ def _summary(chosen: Chosen) -> str:
         f"{selection.tokens:,} of {chosen.available_tokens:,} tokens"
     ]
     if how["by"]:
-        lines.append(f"{how['by']} from {how['lowest_score']:.6g} to {how['highest_score']:.6g}")
+        lines.append(f"{how['by']} from {how['lowest_score']:.9g} to {how['highest_score']:.9g}")
     for part in selection.datasets:
         lines.append(f"  {part.prefix}: {len(part.documents):,} documents, {part.tokens:,} tokens")
     for example in chosen.examples:

@@ -40,6 +40,7 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """Megatron's dtype codes; its two floating-point ones are not for token ids."""
+_FLOATING = (6, 7)
 LONGEST_SEQUENCE = 2**31 - 1
 _SMALL_VOCABULARY = 65_500
 """Megatron's rule: ids of a smaller vocabulary are uint16, of any other int32."""
@@ -139,12 +140,18 @@ class IndexedDataset:
         return _mapped(bin_path(self.prefix)).view(self.dtype)[: self.token_count]
 
     def largest_id(self) -> int | None:
-        """The largest id of all, by reading every token; None where there is no token."""
+        """The largest id of all, by reading every token; None where there is none. IntegrityFault: a negative one."""
         if self.token_count == 0:
             return None
         tokens = _mapped(bin_path(self.prefix)).view(self.dtype)  # the map goes with this call
-        starts = range(0, self.token_count, CHUNK_TOKENS)
-        return max(int(tokens[start : start + CHUNK_TOKENS].max()) for start in starts)
+        largest = 0
+        for start in range(0, self.token_count, CHUNK_TOKENS):
+            chunk = tokens[start : start + CHUNK_TOKENS]
+            if chunk.min() < 0:
+                place = start + int(np.argmin(chunk))
+                raise IntegrityFault(f"{bin_path(self.prefix)}: token {place:,} is {tokens[place]}, which is no id.")
+            largest = max(largest, int(chunk.max()))
+        return largest
 
     def document(self, number: int) -> npt.NDArray[Any]:
         """The ids of one document, counted from 0."""
@@ -170,12 +177,18 @@ class _IndexLayout:
         if version != VERSION:
             raise self.fault(f"is version {version} of the index format; only version 1 is known")
         if code not in _DTYPES:
-            raise self.fault(f"has dtype code {code}, which stands for no integer type")
+            what = "floating-point numbers" if code in _FLOATING else "nothing that Megatron-LM writes, such as uint32"
+            raise IntegrityFault(
+                f"{path}: has dtype code {code}, which stands for {what}. Token ids are integers of up to 16 bits "
+                "without a sign or 64 bits with one: write them as int32."
+            )
         if bounds < 1:
             raise self.fault("has no document bounds")
         self.dtype = np.dtype(_DTYPES[code])
         self.documents = bounds - 1
         expected = HEADER.size + self.sequences * 12 + bounds * 8
+        if size == expected + self.sequences and self.sequences:
+            raise IntegrityFault(f"{path}: is an index of Megatron-LM's multimodal datasets; only text is read.")
         if size != expected:
             raise self.fault(f"has {size:,} bytes where its own counts ask for {expected:,}")
 

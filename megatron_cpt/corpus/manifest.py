@@ -11,8 +11,8 @@ is; only its length can be checked.
 
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from glob import escape
 from pathlib import Path
 from types import TracebackType
@@ -123,6 +123,12 @@ class Manifest:
     """One more than the largest id of the tokenizer."""
     largest_id: int | None = None
     """The largest id in the data; None also where there is no token."""
+    unknown_share: float | None = None
+    """Share of the tokens, 0 to 1, that stand for text that the tokenizer has no token for; of all documents read."""
+    lost_share: float | None = None
+    """Share of the bytes of text, blanks apart, that the tokens do not give back; of all documents read."""
+    tokens_per_word: float | None = None
+    """Tokens a word, of a sixteenth of the documents, by a hash of their content; words as blanks part them."""
     tokenizer: str | None = None
     """Tokenizer identity: hash of what determines ids (tokenize.py)."""
     tokenizer_folder: str | None = None
@@ -139,8 +145,14 @@ class Manifest:
     """Every setting of the `prepare` that wrote the dataset; None for datasets made elsewhere."""
     sources: list[SourceFile] | None = None
     """The files it was made from."""
+    not_read: list[str] | None = None
+    """Files of the folders that were given which are none of a corpus, and were not read."""
     rejected: int | None = None
     """Documents of those files that were left out, listed with reasons in PREFIX.rejected.jsonl."""
+    held_out: bool | None = None
+    """Whether these are the documents that were held out of the dataset named without `.validation`."""
+    joined: list[str] | None = None
+    """SHA-256 of the .bin of each dataset that this one was joined of; None where it was not joined."""
     duplicates: int | None = None
     """Documents left out as exact copies of an earlier one, listed in PREFIX.duplicates.jsonl."""
     near_duplicates: int | None = None
@@ -189,6 +201,10 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
         raise _stale(prefix)
     if dataset.index_sha256 != manifest.index_sha256:
         raise _stale(prefix)
+    if manifest.largest_id is None and manifest.vocabulary_size is None and manifest.tokens:
+        # Made elsewhere, and described by a version that did not look.
+        manifest = replace(manifest, largest_id=dataset.largest_id())
+        _keep(prefix, manifest)
     return dataset, manifest
 
 
@@ -201,12 +217,14 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
         index_sha256=dataset.index_sha256,
         largest_id=dataset.largest_id(),
     )
-    try:
-        write_manifest(dataset.prefix, manifest)
-    except OSError:
-        # Datasets often lie on read-only shares. They are usable, only described anew each time.
-        return manifest
+    _keep(dataset.prefix, manifest)
     return manifest
+
+
+def _keep(prefix: str | Path, manifest: Manifest) -> None:
+    # Datasets often lie on read-only shares. They are usable, only described anew each time.
+    with suppress(OSError):
+        write_manifest(prefix, manifest)
 
 
 def read_manifest(prefix: str | Path) -> Manifest:

@@ -45,15 +45,15 @@ SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")
 def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
     """Writes the documents of datasets, in the order given, as the dataset `output`.
 
-    Raises BadInput where there is none, they differ in dtype or tokenizer, the output is one of them or is
-    there already;
-    IntegrityFault where one is broken.
+    Raises BadInput where there is none, they differ in dtype, tokenizer, EOD or BOS, one holds another, or the output
+    is there already; IntegrityFault where one is broken.
     """
     refuse_to_replace([idx_path(output)])
     opened = [open_dataset(prefix) for prefix in prefixes]
     datasets, manifests = [dataset for dataset, _ in opened], [manifest for _, manifest in opened]
     _refuse_unlike(datasets)
-    _refuse_other_tokenizers(datasets, manifests)
+    _refuse_unlike_ends(datasets, manifests)
+    _refuse_twice(datasets, manifests)
     described = all(column_path(dataset.prefix, DOCUMENTS).is_file() for dataset in datasets)
     with ExitStack() as files:
         column = files.enter_context(ColumnWriter(output, DOCUMENTS, DOCUMENT_RECORD)) if described else None
@@ -91,20 +91,44 @@ def _refuse_unlike(datasets: Sequence[IndexedDataset]) -> None:
     refuse(faults)
 
 
-def _refuse_other_tokenizers(datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest]) -> None:
+def _refuse_unlike_ends(datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest]) -> None:
+    """Of those of which it is known: the tokenizer, and what closes and opens documents."""
     known = [
-        (dataset.prefix, manifest.tokenizer)
+        (dataset.prefix, manifest)
         for dataset, manifest in zip(datasets, manifests, strict=True)
         if manifest.tokenizer is not None
     ]
-    rule = "was made with another tokenizer than"
-    refuse(
-        [
-            Fault(str(prefix), f"{rule} {known[0][0]}.", "Prepare both with one tokenizer.")
-            for prefix, tokenizer in known
-            if tokenizer != known[0][1]
-        ]
-    )
+    faults = []
+    for prefix, manifest in known[1:]:
+        first_prefix, first = known[0]
+        if manifest.tokenizer != first.tokenizer:
+            rule = f"was made with another tokenizer than {first_prefix}."
+            faults.append(Fault(str(prefix), rule, "Prepare both with one tokenizer."))
+            continue
+        for name, own, others in (("EOD", manifest.eod, first.eod), ("BOS", manifest.bos, first.bos)):
+            if own != others:
+                rule = f"has {_said(name, own)} where {first_prefix} has {_said(name, others)}."
+                faults.append(Fault(str(prefix), rule, "Prepare both alike."))
+    refuse(faults)
+
+
+def _said(name: str, token: int | None) -> str:
+    return f"no {name}" if token is None else f"the {name} {token}"
+
+
+def _refuse_twice(datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest]) -> None:
+    """Documents would be there twice where one dataset is another, or was joined of it."""
+    faults = []
+    remedy = "Join each once: take one of the two out of the folder."
+    for number, (dataset, manifest) in enumerate(zip(datasets, manifests, strict=True)):
+        for other, another in zip(datasets[number + 1 :], manifests[number + 1 :], strict=True):
+            if manifest.tokens and manifest.data_sha256 == another.data_sha256:
+                faults.append(Fault(str(other.prefix), f"is the same data as {dataset.prefix}.", remedy))
+        for other, another in zip(datasets, manifests, strict=True):
+            if manifest.data_sha256 in (another.joined or []) and len(another.joined or []) > 1:
+                rule = f"is in {other.prefix} already, which was joined of it."
+                faults.append(Fault(str(dataset.prefix), rule, remedy))
+    refuse(faults)
 
 
 def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
@@ -125,16 +149,28 @@ def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
         data_sha256=writer.data_sha256,
         index_sha256=writer.index_sha256,
         tool_version=tool_version(),
+        joined=[part for manifest in manifests for part in (manifest.joined or [manifest.data_sha256])],
     )
     return replace(joined, **{name: same(name) for name in SHARED})
 
 
-def datasets_in(folder: Path) -> list[Path]:
-    """The prefixes of all pairs of a folder, in the order of their files' names. BadInput: half a pair."""
+HELD_OUT = ".validation"
+"""Ending of the prefixes that `prepare --holdout` writes."""
+
+
+def datasets_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The prefixes of the pairs of a folder, in the order of their files' names, and the held-out ones among others.
+
+    Held-out pairs are apart where there are others too: what is joined of all would be trained on what validates it.
+    BadInput: half a pair.
+    """
     prefixes = [file.with_suffix("") for file in sorted(folder.iterdir()) if file.suffix == ".idx"]
     halves = [file for file in folder.iterdir() if file.suffix == ".bin" and file.with_suffix("") not in prefixes]
     refuse([Fault(str(file), "has no .idx beside it.", "Prepare it again, or take it away.") for file in halves])
-    return prefixes
+    held_out = [prefix for prefix in prefixes if prefix.name.endswith(HELD_OUT)]
+    if len(held_out) == len(prefixes):
+        return prefixes, []
+    return [prefix for prefix in prefixes if prefix not in held_out], held_out
 
 
 SUFFIX = ".selection.json"

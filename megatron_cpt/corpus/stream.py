@@ -25,6 +25,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.manifest import Manifest, column_path, open_dataset, read_column
 from megatron_cpt.corpus.selection import (
+    HELD_OUT,
     SUFFIX,
     SelectedDataset,
     Selection,
@@ -112,10 +113,6 @@ def dataset_chunks(part: SelectedDataset) -> Iterator[DocumentChunk]:
         first = last
 
 
-_HELD_OUT = ".validation"
-"""Ending of the prefixes that `prepare --holdout` writes; a glob takes them only when it says so itself."""
-
-
 def expand_paths(paths: Sequence[str]) -> list[Path]:
     """Prefixes and selections named by paths and globs, those of one glob sorted by name.
 
@@ -135,7 +132,7 @@ def _expand(text: str) -> list[Path]:
         found = sorted(glob.glob(text, recursive=True))
     else:
         names = sorted(name.removesuffix(".idx") for name in glob.glob(f"{text}.idx", recursive=True))
-        found = [name for name in names if text.endswith(_HELD_OUT) or not name.endswith(_HELD_OUT)]
+        found = [name for name in names if text.endswith(HELD_OUT) or not name.endswith(HELD_OUT)]
     if not found:
         remedy = "Check the path; a dataset is a pair PREFIX.bin and PREFIX.idx."
         raise BadInput(Fault(text, "matches no dataset.", remedy))

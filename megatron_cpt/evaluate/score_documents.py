@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 
 from megatron_cpt.corpus.manifest import whole_record, write_score
 from megatron_cpt.corpus.selection import SelectedDataset
@@ -28,7 +28,7 @@ from megatron_cpt.tasks.task_files import Continuation
 class ScoringModel:
     """A model that scores documents."""
 
-    model: GPTModel | DistributedDataParallel
+    model: LanguageModule | DistributedDataParallel
     micro_batch_size: int
     """Windows that go through the model at once."""
     longest: int

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -103,7 +103,7 @@ def pieces_of(
     return tuple(map(Piece, first_keys.tolist(), begins.tolist(), ends.tolist()))
 
 
-def restart_positions(model: GPTModel) -> None:
+def restart_positions(model: LanguageModule) -> None:
     """Has a chunk of the model turn shared documents by positions that begin anew with each, as packed ones do."""
     embedding = model.rotary_pos_emb
     model.decoder.register_forward_pre_hook(partial(_with_angles_in_documents, embedding), with_kwargs=True)

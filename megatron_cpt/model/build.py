@@ -1,4 +1,4 @@
-"""From a model's shape and options to Megatron-Core's GPTModel, wrapped for training.
+"""From a model's shape and options to Megatron-Core's GPTModel or HybridModel, wrapped for training.
 
 Parts of a model that are not trained.
 """
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
@@ -40,7 +40,7 @@ from megatron_cpt.model.mcore_patches import (
 )
 from megatron_cpt.model.rope import pair_rotary, scale_positions, score_scale
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.mcore_compat import known_fields
+from megatron_cpt.parallel.mcore_compat import gpt_model_class, known_fields
 
 _ACTIVATIONS = {
     "silu": functional.silu,
@@ -238,7 +238,7 @@ def _recompute_fields(shape: ModelShape, recompute: Recompute) -> dict[str, Any]
     return {}
 
 
-def build_model(shape: ModelShape, options: ModelOptions) -> list[GPTModel]:
+def build_model(shape: ModelShape, options: ModelOptions) -> list[LanguageModule]:
     """The chunks of the model that this rank holds, without the wrappers of training: one, unless it interleaves.
 
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
@@ -250,7 +250,7 @@ def build_model(shape: ModelShape, options: ModelOptions) -> list[GPTModel]:
     return [_build_chunk(shape, options, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
 
 
-def build_meta_model(shape: ModelShape, options: ModelOptions) -> GPTModel:
+def build_meta_model(shape: ModelShape, options: ModelOptions) -> LanguageModule:
     """The whole model without its weights: names and sizes alone, on torch's meta device."""
     transformer = transformer_config(shape, options)
     # Else parameters ask for the GPU by name, and are drawn at random.
@@ -261,24 +261,29 @@ def build_meta_model(shape: ModelShape, options: ModelOptions) -> GPTModel:
 
 def _build_chunk(
     shape: ModelShape, options: ModelOptions, transformer: TransformerConfig, chunk: int | None
-) -> GPTModel:
+) -> LanguageModule:
     """One chunk of the model; None is all that this rank holds."""
     # Megatron-Core 0.19 builds norms of queries and keys only where this is set. Once it is built, it would sum their
     # gradients over tensor-parallel ranks, of which each has its own part of a norm over all heads.
     with temporary_attributes(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
-        model = GPTModel(
-            config=transformer,
-            transformer_layer_spec=block_spec(shape, transformer, chunk, options.shares_documents),
-            vocab_size=padded_vocabulary(shape, options.parallel.tensor),
-            max_sequence_length=options.sequence_length,
-            pre_process=groups.is_first_stage(chunk),
-            post_process=groups.is_last_stage(chunk),
-            vp_stage=chunk,
-            share_embeddings_and_output_weights=shape.tied_embeddings,
-            position_embedding_type="rope",
-            rotary_percent=shape.rotary_share,
-            rotary_base=shape.rope_base,
-        )
+        block = block_spec(shape, transformer, chunk, options.shares_documents)
+        settings = {
+            "vocab_size": padded_vocabulary(shape, options.parallel.tensor),
+            "max_sequence_length": options.sequence_length,
+            "pre_process": groups.is_first_stage(chunk),
+            "post_process": groups.is_last_stage(chunk),
+            "vp_stage": chunk,
+            "share_embeddings_and_output_weights": shape.tied_embeddings,
+            "position_embedding_type": "rope",
+            "rotary_percent": shape.rotary_share,
+            "rotary_base": shape.rope_base,
+        }
+        if (gpt_model := gpt_model_class()) is not None:
+            model: LanguageModule = gpt_model(config=transformer, transformer_layer_spec=block, **settings)
+        else:
+            from megatron_cpt.model.hybrid import hybrid_model
+
+            model = hybrid_model(transformer, block, **settings)
     pair_rotary(model, shape)
     scale_positions(model, shape)
     restart_positions(model)
@@ -290,7 +295,7 @@ def _build_chunk(
     return model
 
 
-def wrap_for_training(model: Sequence[GPTModel], options: ModelOptions) -> list[DistributedDataParallel]:
+def wrap_for_training(model: Sequence[LanguageModule], options: ModelOptions) -> list[DistributedDataParallel]:
     """Adds mixed precision and the gradient buffers of data parallelism. Weights are loaded before."""
     ours = {
         "use_distributed_optimizer": options.parallel.distributed_optimizer,
@@ -329,20 +334,20 @@ def gather_parameters(model: Sequence[DistributedDataParallel]) -> None:
             replica.start_param_sync(force_sync=True)
 
 
-def unwrap(model: Sequence[torch.nn.Module]) -> list[GPTModel]:
+def unwrap(model: Sequence[torch.nn.Module]) -> list[LanguageModule]:
     """The chunks inside the wrappers of training."""
     return [inner_model(chunk) for chunk in model]
 
 
-def inner_model(chunk: torch.nn.Module) -> GPTModel:
-    """The GPTModel inside the wrappers of one chunk."""
+def inner_model(chunk: torch.nn.Module) -> LanguageModule:
+    """The model inside the wrappers of one chunk."""
     inner: Any = chunk
-    while not isinstance(inner, GPTModel):
+    while not isinstance(inner, LanguageModule):
         inner = inner.module
     return inner
 
 
-def freeze(model: Sequence[GPTModel], shape: ModelShape, frozen: FrozenSettings) -> None:
+def freeze(model: Sequence[LanguageModule], shape: ModelShape, frozen: FrozenSettings) -> None:
     """Takes the frozen parts of this rank's model out of training, before it is wrapped.
 
     They get no gradient, no optimizer state and no weight decay; the final norm is always trained.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common.embeddings import rope_utils
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import layers
 from megatron.core.transformer import mlp
 from torch import Tensor
@@ -30,7 +30,7 @@ from megatron_cpt.parallel.patches import replace_name
 
 MCORE_LINEAR = layers.linear_with_grad_accumulation_and_async_allreduce
 MCORE_ROTATION: Callable[..., Tensor] = rope_utils._apply_rotary_pos_emb_bshd
-MCORE_LOSS: Callable[..., Tensor] = GPTModel.compute_language_model_loss
+MCORE_LOSS: Callable[..., Tensor] = LanguageModule.compute_language_model_loss
 
 
 def install_cpu_kernels() -> None:
@@ -44,7 +44,7 @@ def install_cpu_kernels() -> None:
         )
     replace_name("megatron.core.tensor_parallel.layers", "fused_weight_gradient_mlp_cuda", Products)
     replace_name("megatron.core.models.common.embeddings.rope_utils", "_apply_rotary_pos_emb_bshd", rotate)
-    replace_name("megatron.core.models.gpt.gpt_model", "GPTModel.compute_language_model_loss", language_model_loss)
+    replace_name(LanguageModule.__module__, "LanguageModule.compute_language_model_loss", language_model_loss)
     replace_name("megatron.core.optimizer.clip_grads", "l2_norm_impl", gradient_norm)
     replace_name("megatron.core.optimizer.clip_grads", "multi_tensor_scale_impl", scale_in_place)
     replace_name("megatron.core.transformer.mlp", "bias_swiglu_impl", swiglu)
@@ -249,13 +249,13 @@ def cross_entropy_is_enabled() -> bool:
     return are_installed() and groups.tensor_size() == 1
 
 
-def language_model_loss(model: GPTModel, labels: Tensor, logits: Tensor) -> Tensor:
-    """GPTModel.compute_language_model_loss: nats of each label, fp32 [b, s]. Shapes are those of `label_nats`."""
+def language_model_loss(model: LanguageModule, labels: Tensor, logits: Tensor) -> Tensor:
+    """LanguageModule.compute_language_model_loss: nats of each label, fp32 [b, s]. Shapes are those of `label_nats`."""
     return label_nats(labels, logits) if groups.tensor_size() == 1 else MCORE_LOSS(model, labels, logits)
 
 
 def label_nats(labels: Tensor, logits: Tensor) -> Tensor:
-    """Nats of each label: fp32 [b, s]. What GPTModel.compute_language_model_loss gives.
+    """Nats of each label: fp32 [b, s]. What LanguageModule.compute_language_model_loss gives.
 
     Args:
         labels: int64 [b, s].

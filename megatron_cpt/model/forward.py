@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import Tensor
@@ -26,7 +26,7 @@ from megatron_cpt.parallel.groups import from_last_stage, sum_over_replicas
 from megatron_cpt.parallel.patches import replace_name
 
 
-def add_z_loss(model: GPTModel, coefficient: float) -> None:
+def add_z_loss(model: LanguageModule, coefficient: float) -> None:
     """In training the last stage gives [b, s, 2]: the nats of each label, and coefficient * (log Z)^2 of its logits.
 
     In evaluation it gives the nats alone. The penalty is computed in fp32 whatever the precision, and takes the
@@ -43,7 +43,7 @@ def add_z_loss(model: GPTModel, coefficient: float) -> None:
         penalty = coefficient * _log_normaliser(logits.to(torch.float32, copy=True)).square()
         return torch.stack([cross_entropy(labels, logits), penalty.transpose(0, 1)], dim=-1)
 
-    replace_name(GPTModel.__module__, "GPTModel().compute_language_model_loss", with_penalty, owner=model)
+    replace_name(LanguageModule.__module__, "LanguageModule().compute_language_model_loss", with_penalty, owner=model)
 
 
 def _log_normaliser(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@
   0.19. Here they are those of the micro batch.
 - Marks of experts' weights, by which the gradient norm counts them on each tensor-parallel rank: set in every version.
 - Vocabulary padding: rows that fill up an uneven vocabulary take part in the softmax; they are masked.
-- Embedding scaling and logit caps of some families are not in GPTModel.
+- Embedding scaling and logit caps of some families are not in Megatron-Core's models.
 """
 
 import functools
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.patches import replace_name
 
 
-def scale_embeddings(model: GPTModel, shape: ModelShape) -> None:
+def scale_embeddings(model: LanguageModule, shape: ModelShape) -> None:
     """Multiplies the embeddings by the shape's factor, rounded to their dtype as transformers rounds it."""
     if model.pre_process and shape.embedding_scale != 1.0:
 
@@ -36,7 +36,7 @@ def scale_embeddings(model: GPTModel, shape: ModelShape) -> None:
         model.embedding.register_forward_hook(scale)
 
 
-def cap_logits(model: GPTModel, shape: ModelShape) -> None:
+def cap_logits(model: LanguageModule, shape: ModelShape) -> None:
     """Caps the logits softly: c * tanh(logit / c) (arXiv:2408.00118, section 2)."""
     soft_cap = shape.logit_soft_cap
     if model.post_process and soft_cap is not None:
@@ -53,7 +53,7 @@ def padded_vocabulary(shape: ModelShape, tensor_size: int) -> int:
     return -(-shape.vocabulary // tensor_size) * tensor_size
 
 
-def mask_vocab_padding(model: GPTModel, shape: ModelShape) -> None:
+def mask_vocab_padding(model: LanguageModule, shape: ModelShape) -> None:
     """Gives padding rows no probability: their logits become minus infinity on the rank that holds them.
 
     Without this they take part in every softmax, and the loss of a model depends on how many ranks share it.
@@ -70,7 +70,7 @@ def mask_vocab_padding(model: GPTModel, shape: ModelShape) -> None:
         model.output_layer.register_forward_hook(hide)
 
 
-def mark_expert_weights(model: GPTModel) -> None:
+def mark_expert_weights(model: LanguageModule) -> None:
     """Marks the weights of experts as divided over tensor-parallel ranks.
 
     Transformer Engine from 2.13 on leaves the mark out of grouped layers, and Megatron-Core before 0.19 does not set

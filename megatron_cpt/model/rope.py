@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
 from megatron_cpt.families.family import ModelShape
@@ -33,7 +33,7 @@ class PairedRotaryEmbedding(RotaryEmbedding):
         return torch.cat([super().get_emb(max_seq_len, offset), self.local.get_emb(max_seq_len, offset)], dim=-1)
 
 
-def pair_rotary(model: GPTModel, shape: ModelShape) -> None:
+def pair_rotary(model: LanguageModule, shape: ModelShape) -> None:
     """Gives a chunk of the model both kinds of angles, if the shape has two."""
     if shape.local_rope_base is not None:
         model.rotary_pos_emb = PairedRotaryEmbedding(
@@ -51,7 +51,7 @@ def own_angles(both: Tensor, is_local: bool) -> Tensor:
     return both.chunk(2, dim=-1)[int(is_local)]
 
 
-def scale_positions(model: GPTModel, shape: ModelShape) -> None:
+def scale_positions(model: LanguageModule, shape: ModelShape) -> None:
     """Gives a chunk of the model the frequencies of its shape's scaling."""
     if shape.rope_scaling is not None:
         turned = int(shape.head_dim * shape.rotary_share)

@@ -153,8 +153,8 @@ PATCHES: tuple[Patch, ...] = (
         switch=_KERNELS,
     ),
     Patch(
-        module="megatron.core.models.gpt.gpt_model",
-        name="GPTModel.compute_language_model_loss",
+        module="megatron.core.models.common.language_module.language_module",
+        name="LanguageModule.compute_language_model_loss",
         reason="the cross entropy makes five passes over all logits",
         versions=ALL_RELEASES,
         switch=_KERNELS,
@@ -190,8 +190,8 @@ PATCHES: tuple[Patch, ...] = (
         on_gpu="a factor that depends on the ranks of a sequence, not on the device",
     ),
     Patch(
-        module="megatron.core.models.gpt.gpt_model",
-        name="GPTModel().compute_language_model_loss",
+        module="megatron.core.models.common.language_module.language_module",
+        name="LanguageModule().compute_language_model_loss",
         reason="has no z-loss; replaced where `training.z_loss` is not 0",
         versions=ALL_RELEASES,
         switch="model.forward.add_z_loss",

@@ -4,8 +4,10 @@ Each is a document or is rejected with its place and reason; nothing is dropped 
 never ends the reading of its file.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -43,6 +45,14 @@ class Rejected:
     """What --id-key names, where it could be read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """A line of blanks alone: no document, and nothing that is wrong."""
+
+
+Line = Document | Rejected | Blank
+
+
 @dataclass(frozen=True)
 class Keys:
     """Where text and id stand in a JSON object or a table."""
@@ -51,8 +61,8 @@ class Keys:
     id: str | None = None
 
 
-def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Document | Rejected]:
-    """Every document or rejected line of a piece, in order. IntegrityFault: a broken parquet file."""
+def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
+    """Every line of a piece, in order. IntegrityFault: a broken parquet file."""
     if kind == "parquet":
         yield from _rows(piece, keys)
     elif kind == "text":
@@ -68,7 +78,7 @@ def _whole(piece: Piece) -> Document | Rejected:
     return Rejected(1, text) if isinstance(text, _Reason) else Document(text, 1, 0)
 
 
-def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Document | Rejected]:
+def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
     longest = LONGEST_DOCUMENT
     for line, (content, begin) in enumerate(lines_of(piece.path, piece.start, piece.end, longest), start=1):
         if content is None:
@@ -77,6 +87,9 @@ def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Document | Rejected
         place = piece.base + begin
         if place == 0:
             content = content.removeprefix(_BYTE_ORDER_MARK)
+        if not content.strip():
+            yield Blank()
+            continue
         if kind == "text_lines":
             text, name = _decode(content.rstrip(b"\r\n")), ""
         else:
@@ -109,10 +122,9 @@ def _of_json(line: bytes, keys: Keys) -> "tuple[str | _Reason, str]":
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        if not line.strip():
-            return _Reason("blank line"), ""
-        reason = _decode(line)
-        return reason if isinstance(reason, _Reason) else _Reason(f"broken JSON: {error}"), ""
+        value = _by_python(line, error)
+        if isinstance(value, _Reason):
+            return value, ""
     if not isinstance(value, dict):
         return _Reason("not a JSON object"), ""
     name = _name(value.get(keys.id)) if keys.id is not None else ""
@@ -121,13 +133,35 @@ def _of_json(line: bytes, keys: Keys) -> "tuple[str | _Reason, str]":
     return _usable(value[keys.text], keys.text), name
 
 
+def _by_python(line: bytes, error: orjson.JSONDecodeError) -> Any:
+    """What Python's own json reads of a line and writes, but orjson does not: NaN and Infinity, also in metadata."""
+    text = _decode(line)
+    if isinstance(text, _Reason):
+        return text
+    try:
+        value = json.loads(text)
+        orjson.dumps(list(_texts_of(value)))
+    except (ValueError, TypeError, RecursionError):
+        return _Reason(f"broken JSON: {error}")
+    return value
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """The strings at the top of an object, which must be texts: a lone surrogate is none."""
+    return (text for text in (value.values() if isinstance(value, dict) else ()) if isinstance(text, str))
+
+
 def _usable(text: object, key: str) -> "str | _Reason":
+    if isinstance(text, bytes):
+        return _decode(text)
     if not isinstance(text, str):
         return _Reason(f"{key!r} is not a string")
     return _Reason("empty text") if not text or text.isspace() else text
 
 
 def _name(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     return "" if value is None else str(value)
 
 

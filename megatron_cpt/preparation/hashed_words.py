@@ -1,8 +1,9 @@
 """Texts as hashed words and n-grams of words, alike where two texts differ only in case, blanks and punctuation.
 
 For what compares texts rather than tokenizes them: near duplicates (text_signatures.py) and overlap with evaluation
-items (contamination.py). A word is a run of letters and digits; each ideograph, which no blank parts from the next,
-is one.
+items (contamination.py). A word is a run of letters and digits with their marks: vowel signs, tone marks, accents that
+no letter contains. What joins letters and is not seen (U+200D, U+00AD) is no part of it. Where no blank parts words,
+each ideograph is one and, in Thai, Lao, Khmer, Burmese and their relatives, what ends with a mark.
 """
 
 import unicodedata
@@ -18,8 +19,17 @@ from megatron_cpt.corpus.hashing import mixed
 _FACTOR = 0x9E3779B97F4A7C15
 _INVERSE = pow(_FACTOR, -1, 1 << 64)
 _CODE_POINTS = 0x110000
+_ZERO_WIDTH_SPACE = "\u200b"
+"""Parts words, unlike other characters that are not seen."""
 _IDEOGRAPHS = ((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x32000))
 """Kana and Han: first code point of each range and one behind its last."""
+
+
+_UNSPACED = ((0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x1950, 0x1AB0), (0xA9E0, 0xAA00), (0xAA60, 0xAAE0))
+"""Scripts that put no blank between words, ideographs aside (Line_Break=SA of Unicode): as above."""
+_PARTS, _LETTER, _WORD, _MARK, _SYLLABLE_MARK, _UNSEEN = range(6)
+"""Kinds of code points: what parts words; of a word; a word by itself; belongs to the letter before it; that and ends
+a word; is passed over."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +57,42 @@ def hashed_words(texts: Sequence[str]) -> HashedWords:
     plain = [unicodedata.normalize("NFKC", text).lower() for text in texts]
     points = np.frombuffer("\n".join([*plain, ""]).encode("utf-32-le", "surrogatepass"), "<u4")
     kind = _kinds()[points]
-    before = np.concatenate([np.zeros(1, np.uint8), kind[:-1]])
-    firsts = np.flatnonzero((kind == 2) | ((kind == 1) & (before != 1)))
-    after = np.concatenate([kind[1:], np.zeros(1, np.uint8)])
-    ends = np.flatnonzero((kind == 2) | ((kind == 1) & (after != 1))) + 1
     text_ends = np.cumsum([len(text) + 1 for text in plain])
+    if (kind == _UNSEEN).any():
+        seen = kind != _UNSEEN
+        text_ends = np.cumsum(seen)[text_ends - 1] if len(text_ends) else text_ends
+        points, kind = points[seen], kind[seen]
+    is_mark = kind >= _MARK
+    ends_word = np.zeros(len(kind), np.bool_)
+    if is_mark.any():
+        # A mark is of the kind of what it stands on; on nothing it is nothing.
+        base = np.maximum.accumulate(np.where(is_mark, 0, np.arange(len(kind))))
+        ends_word = kind == _SYLLABLE_MARK
+        kind = np.where(is_mark, np.where(kind[base] >= _MARK, _PARTS, kind[base]), kind)
+    before = np.concatenate([np.zeros(1, np.uint8), kind[:-1]])
+    starts = (kind == _WORD) | ((kind == _LETTER) & ((before != _LETTER) | np.concatenate([[False], ends_word[:-1]])))
+    firsts = np.flatnonzero(starts & ~is_mark)
+    after = np.concatenate([kind[1:], np.zeros(1, np.uint8)])
+    mark_after = np.concatenate([is_mark[1:], [False]])
+    stops = (kind == _WORD) | ((kind == _LETTER) & ((after != _LETTER) | ends_word))
+    ends = np.flatnonzero(stops & ~mark_after) + 1
     counts = np.diff(np.searchsorted(firsts, text_ends), prepend=0)
     return HashedWords(_hashed_runs(points.astype(np.uint64) + np.uint64(1), firsts, ends), counts)
 
 
 @cache
 def _kinds() -> npt.NDArray[np.uint8]:
-    """Of each code point: 0 parts words, 1 is of a word, 2 is a word."""
-    kinds = np.array([chr(point).isalnum() for point in range(_CODE_POINTS)], np.uint8)
+    """The kind of each code point."""
+    letters = map(str.isalnum, map(chr, range(_CODE_POINTS)))
+    kinds = np.fromiter(letters, np.uint8, _CODE_POINTS)  # _PARTS and _LETTER
     for first, end in _IDEOGRAPHS:
-        kinds[first:end] *= 2
+        kinds[first:end] *= _WORD
+    categories = np.array([unicodedata.category(chr(point)) for point in range(_CODE_POINTS)])
+    kinds[np.char.startswith(categories, "M")] = _MARK
+    for first, end in _UNSPACED:
+        kinds[first:end][kinds[first:end] == _MARK] = _SYLLABLE_MARK
+    kinds[categories == "Cf"] = _UNSEEN
+    kinds[ord(_ZERO_WIDTH_SPACE)] = _PARTS
     return kinds
 
 

@@ -1,34 +1,51 @@
 """The input files: what each one is, its lines with bounded memory, and the pieces it is cut into.
 
-The first bytes of a file tell its format, and its name where they do not. A plain file is cut every so many bytes, a
+The first bytes of a file tell its format, and its name where they do not. Of a folder every file is looked at, at any
+depth; those that are none of a corpus are named in a warning. A plain file is cut every so many bytes, a
 Parquet file into groups of rows. A compressed file and standard input can only be read from the beginning: they are
 unpacked piece by piece into files that live until their piece is finished. The cuts follow from file sizes alone, and
 no byte of the dataset depends on them.
 """
 
+import bz2
 import glob
 import gzip
 import io
+import lzma
 import math
+import os
+import re
 import sys
+import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import blake2b
-from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
+import orjson
 import zstandard
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.runs.folder import named_errors
 
-Compression = Literal["gzip", "Zstandard"]
+Compression = Literal["gzip", "Zstandard", "bzip2", "xz"]
+_MAGIC: dict[bytes, Compression] = {
+    rb"\x1f\x8b": "gzip",
+    rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": "Zstandard",  # a frame, or one to be skipped: pzstd begins so
+    rb"BZh[1-9](\x31\x41\x59|\x17\x72\x45)": "bzip2",
+    rb"\xfd7zXZ\x00": "xz",
+}
+MAGIC_BYTES = 7
+"""First bytes of a file that tell how it is compressed."""
+_LARGEST_WINDOW = 1 << 31
+"""Bytes of text that Zstandard may look back, of `zstd --ultra --long=31`; its library alone allows 128 MB."""
 _READ_BYTES = 8 << 10
 """Compressed bytes that are decompressed at a time. Zstandard expands at most 32,768-fold: 256 MB."""
-_BROKEN = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+_BROKEN = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError)
 
 
 def lines_of(path: Path, start: int, end: int, longest: int) -> Iterator[tuple[bytes | None, int]]:
@@ -67,21 +84,19 @@ def _first_line(file: BinaryIO, start: int, end: int) -> int:
 
 def compression_of(head: bytes) -> Compression | None:
     """How a file is compressed, by its first bytes."""
-    if head.startswith(b"\x1f\x8b"):
-        return "gzip"
-    return "Zstandard" if head.startswith(zstandard.FRAME_HEADER) else None
+    return next((name for magic, name in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
 
 
 def _first_bytes(head: bytes, compression: Compression | None) -> bytes:
-    """What the beginning of a file begins with when decompressed. IntegrityFault: it is broken there already."""
+    """What the beginning of a file begins with when decompressed, as far as it goes."""
     if compression is None:
         return head
-    try:
-        if compression == "gzip":
-            return zlib.decompressobj(wbits=31).decompress(head[:_READ_BYTES])
-        return zstandard.ZstdDecompressor().decompressobj().decompress(head[:_READ_BYTES])
-    except _BROKEN as error:
-        raise IntegrityFault(f"is not a whole {compression} file ({error})") from error
+    plain = b""
+    with suppress(IntegrityFault), decompressed(io.BytesIO(head), "", compression) as stream:
+        # What came before the head is cut off, not what a larger reading would give.
+        while len(plain) < _LOOKED_AT and (more := cast(io.BufferedReader, stream).read1(_LOOKED_AT)):
+            plain += more
+    return plain
 
 
 @contextmanager
@@ -90,17 +105,18 @@ def decompressed(raw: BinaryIO, name: str, compression: Compression | None) -> I
     if compression is None:
         yield raw
         return
-    stream = gzip.GzipFile(fileobj=raw, mode="rb") if compression == "gzip" else _buffered(raw)
+    openers: dict[Compression, Callable[[], object]] = {
+        "gzip": partial(gzip.GzipFile, fileobj=raw, mode="rb"),
+        "Zstandard": lambda: io.BufferedReader(_Zstandard(raw), 1 << 20),
+        "bzip2": partial(bz2.BZ2File, raw),
+        "xz": partial(lzma.LZMAFile, raw),
+    }
     try:
-        yield stream  # type: ignore[misc]
+        yield cast(BinaryIO, openers[compression]())
     except _BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # What the system says of a file, this one or one that is written from it: not of its content.
         raise IntegrityFault(f"{name}: is not a whole {compression} file ({error}). Copy it again.") from error
-
-
-def _buffered(raw: BinaryIO) -> io.BufferedReader:
-    return io.BufferedReader(_Zstandard(raw), 1 << 20)
 
 
 class _Zstandard(io.RawIOBase):
@@ -112,10 +128,14 @@ class _Zstandard(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._frame = self._new_frame()
         self._begun = False
         self._ahead = b""
         self._ready = memoryview(b"")
+
+    @staticmethod
+    def _new_frame() -> "zstandard.ZstdDecompressionObj":
+        return zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
 
     def readable(self) -> bool:
         return True
@@ -131,7 +151,7 @@ class _Zstandard(io.RawIOBase):
             self._begun, self._ahead = not self._frame.eof, b""
             if self._frame.eof:
                 self._ahead = self._frame.unused_data
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = self._new_frame()
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -142,16 +162,21 @@ Kind = Literal["json_lines", "text", "text_lines", "parquet"]
 """JSON objects, one a line; a document a file; a document a line; rows of a table."""
 KINDS: dict[str, Kind] = {
     ".jsonl": "json_lines",
+    ".jsonlines": "json_lines",
     ".ndjson": "json_lines",
     ".json": "json_lines",
     ".txt": "text",
     ".parquet": "parquet",
 }
-_COMPRESSED = (".gz", ".zst")
-_SUFFIXES = (*KINDS, *(kind + ending for kind in KINDS if kind != ".parquet" for ending in _COMPRESSED))
+_COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 STANDARD_INPUT = Path("-")
 _PARQUET = b"PAR1"
-_SAID = f"Give {', '.join(KINDS)} (all but parquet also {' or '.join(_COMPRESSED)}), or - for standard input."
+_SAID = f"Give {', '.join(KINDS)} (all but parquet also {', '.join(_COMPRESSED)}), or - for standard input."
+_SIDE_FILES = re.compile(
+    r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|authors|contributing|contributors|requirements"
+    r"|sha256sums?|md5sums?|checksums?)([-_][^.]*)?(\.(txt|md|rst))?|(dataset_infos?|dataset_dict|state)\.json",
+)
+"""Names of what stands beside the documents in a folder: licences and the like, and Hugging Face's own files."""
 
 
 @dataclass(frozen=True)
@@ -169,21 +194,42 @@ class Input:
         return self.compression is not None or self.path == STANDARD_INPUT
 
 
+@dataclass(frozen=True)
+class FoundInputs:
+    """What paths name."""
+
+    inputs: list[Input]
+    not_read: list[Path]
+    """Files of folders that are no files of a corpus."""
+
+
 def input_files(paths: Sequence[str], document_per_line: bool = False) -> list[Input]:
+    """As `find_inputs`, without the files that are not read."""
+    return find_inputs(paths, document_per_line).inputs
+
+
+def find_inputs(paths: Sequence[str], document_per_line: bool = False) -> FoundInputs:
     """What paths, folders and globs name, in the order given, files of one folder or glob by name.
 
-    `document_per_line` takes each line of a text file for a document. Raises BadInput listing each path that
+    Folders are read at every depth; names that begin with a point are left out. Warns of the files of a folder that are
+    not read. `document_per_line` takes each line of a text file for a document. Raises BadInput listing each path that
     is missing, of an unknown kind, or named twice.
     """
     faults: list[Fault] = []
     inputs: list[Input] = []
+    not_read: list[Path] = []
     seen: set[Path] = set()
     for text in paths:
-        found = _files_of(text)
-        if not found:
-            faults.append(Fault(text, "is not there, or holds no corpus file.", _SAID))
-        for file in found:
-            known = _described(file, document_per_line)
+        found = [(file, folder) for path, folder in _named(text) for file in (_files_under(path) if folder else [path])]
+        before = len(inputs), len(faults)
+        for file, of_folder in found:
+            if of_folder and _SIDE_FILES.fullmatch(file.name.lower()):
+                not_read.append(file)
+                continue
+            known = _described(file, document_per_line, of_folder)
+            if known is None:
+                not_read.append(file)
+                continue
             if isinstance(known, Fault):
                 faults.append(known)
             elif file.resolve() in seen:
@@ -191,65 +237,220 @@ def input_files(paths: Sequence[str], document_per_line: bool = False) -> list[I
             else:
                 inputs.append(known)
             seen.add(file.resolve())
+        if (len(inputs), len(faults)) == before:
+            faults.append(_no_input(text, [file for file, _ in found]))
     if faults:
         raise BadInput(*faults)
-    return inputs
+    if not_read:
+        warnings.warn(told_not_read(not_read), stacklevel=2)
+    return FoundInputs(inputs, not_read)
 
 
-def _files_of(text: str) -> list[Path]:
+def _no_input(text: str, there: Sequence[Path]) -> Fault:
+    if not there:
+        return Fault(text, "is not there, or holds no file.", _SAID)
+    rule = f"holds no corpus file: {len(there):,} others, such as {there[0].name}."
+    if any(file.suffix == ".arrow" for file in there):
+        remedy = "Save the dataset as parquet: `datasets.load_from_disk(FOLDER).to_parquet(FILE)`."
+        return Fault(text, rule, remedy)
+    pretty = next((file for file in there if _described(file, False, False) == Fault(str(file), *_PRETTY)), None)
+    return Fault(str(pretty), *_PRETTY) if pretty is not None else Fault(text, rule, _SAID)
+
+
+_TOLD_NOT_READ = 10
+"""Files that a message names; the manifest has all."""
+
+
+def told_not_read(files: Sequence[Path | str]) -> str:
+    """A line on files that are not read."""
+    more = f" and {len(files) - _TOLD_NOT_READ:,} more" if len(files) > _TOLD_NOT_READ else ""
+    names = ", ".join(str(file) for file in files[:_TOLD_NOT_READ])
+    return f"{len(files):,} files of the folders are not of a corpus and are not read: {names}{more}"
+
+
+def _named(text: str) -> list[tuple[Path, bool]]:
+    """The files and folders that a path or glob names, and which are folders."""
     path = Path(text)
     if path == STANDARD_INPUT or path.is_file():
-        return [path]
+        return [(path, False)]
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(_SUFFIXES))
-    return [Path(name) for name in sorted(glob.glob(text, recursive=True)) if Path(name).is_file()]
+        return [(path, True)]
+    matched = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+    # `**` names the files of its folders itself.
+    return [(found, found.is_dir()) for found in matched if found.is_file() or (found.is_dir() and "**" not in text)]
 
 
-def _described(path: Path, document_per_line: bool) -> Input | Fault:
-    """What a file is, or why it cannot be read."""
-    head = _head(path)
-    compression = compression_of(head)
-    kind = _kind(path, head, compression)
-    if kind is None and path.name.endswith(_COMPRESSED):
-        return Fault(str(path), "is not a whole gzip or Zstandard file.", "Copy it again.")
+def _files_under(folder: Path) -> list[Path]:
+    """Every file of a folder and of the folders in it, also of linked ones, by name."""
+    files: list[Path] = []
+    visited: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(place))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in visited
+        ]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _described(path: Path, document_per_line: bool, of_folder: bool) -> Input | Fault | None:
+    """What a file is, or why it cannot be read. None: it is a file of a folder and of no corpus."""
+    if not _is_text(str(path.absolute())):
+        return Fault(repr(str(path)), "has a name that is not UTF-8 text.", "Rename the file or folder.")
+    if not (path == STANDARD_INPUT or path.is_file()):
+        return Fault(str(path), "is a link to nothing.", "Mend the link, or take it away.")
+    head, plain, compression, whole = _beginning(path)
+    kind = _kind(path, head, plain, compression)
+    if kind is None and compression is None and path.name.lower().endswith(_COMPRESSED):
+        return Fault(str(path), "is not a whole compressed file.", "Copy it again.")
     if kind is None:
-        return Fault(str(path), "is not a kind of file that is read.", _SAID)
-    if kind == "json_lines" and _plain(head, compression).lstrip().startswith(b"["):
-        remedy = "Write its items one a line, for example with `jq -c '.[]'`."
-        return Fault(str(path), "is one JSON array, not JSON lines.", remedy)
-    if kind == "parquet" and (path == STANDARD_INPUT or not head.startswith(_PARQUET)):
-        rule = "is not a parquet file." if path != STANDARD_INPUT else "is parquet, which cannot be read as a stream."
-        return Fault(str(path), rule, "Give the file itself, whole.")
-    return Input(path, "text_lines" if kind == "text" and document_per_line else kind, compression)
+        return None if of_folder else Fault(str(path), "is not a kind of file that is read.", _SAID)
+    if kind == "parquet":
+        if path == STANDARD_INPUT:
+            return Fault("-", "is parquet, which cannot be read as a stream.", "Give the file itself, whole.")
+        if not head.startswith(_PARQUET):
+            return Fault(str(path), "is not a parquet file.", "Give the file itself, whole.")
+        return Input(path, kind, compression)
+    if kind == "text" and document_per_line:
+        kind = "text_lines"
+    wrong = _not_as_needed(plain, kind, whole)
+    if wrong is None:
+        return Input(path, kind, compression)
+    # An object over many lines in a folder is a file of settings.
+    return None if of_folder and wrong == _PRETTY else Fault(str(path), *wrong)
 
 
-def _kind(path: Path, head: bytes, compression: Compression | None) -> Kind | None:
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_LOOKED_AT = 64 << 10
+"""Plain bytes of a file that tell what it is."""
+_LARGEST_HEAD = 1 << 20
+"""Compressed bytes that are read for them at most."""
+_ARRAY = ("is one JSON array, not JSON lines.", "Write its items one a line, for example with `jq -c '.[]'`.")
+_ARRAY_OF_OBJECTS = re.compile(rb"\[\s*\{")
+_PRETTY = ("has JSON objects over several lines.", "Write each in one line, for example with `jq -c .`.")
+_UTF16 = ("is text in UTF-16 or UTF-32.", "Convert it, for example with `iconv -f UTF-16 -t UTF-8`.")
+_CARRIAGE_RETURNS = ("has lines that end in a carriage return alone.", "Convert it, for example with `tr '\\r' '\\n'`.")
+
+
+def _not_as_needed(plain: bytes, kind: Kind, whole: bool) -> tuple[str, str] | None:
+    """Rule and remedy where the beginning of a text shows that all of it would be read wrongly."""
+    if plain.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in plain[:2]:
+        return _UTF16
+    content = _first_content(plain)
+    if kind in ("json_lines", "text_lines") and b"\r" in content.rstrip() and b"\n" not in content:
+        return _CARRIAGE_RETURNS
+    if kind != "json_lines":
+        return None
+    if content.startswith(b"["):
+        return _ARRAY
+    return _PRETTY if re.match(rb"\{[ \t\r]*\n", content) else None
+
+
+def _first_content(plain: bytes) -> bytes:
+    return plain.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def _kind(path: Path, head: bytes, plain: bytes, compression: Compression | None) -> Kind | None:
     if head.startswith(_PARQUET):
         return "parquet"
     name = path.name.lower()
     if compression is not None:
-        name = name.removesuffix(".gz").removesuffix(".zst")
+        for ending in _COMPRESSED:
+            name = name.removesuffix(ending)
     for ending, kind in KINDS.items():
         if name.endswith(ending):
             return kind
-    if _plain(head, compression).lstrip().startswith(b"{"):
+    content = _first_content(plain)
+    if content.startswith(b"{"):
         return "json_lines"
-    return "text" if path == STANDARD_INPUT else None
+    if path != STANDARD_INPUT:
+        return None
+    # What writes to a pipe may say something of itself before the first document.
+    return "json_lines" if _ARRAY_OF_OBJECTS.match(content) or _has_object(content) else "text"
 
 
-def _head(path: Path) -> bytes:
-    """Some first bytes, left where they are."""
+def _has_object(content: bytes) -> bool:
+    """Whether one of the whole lines is a JSON object with something in it."""
+    for line in content.splitlines():
+        if line.startswith(b"{"):
+            with suppress(orjson.JSONDecodeError):
+                if orjson.loads(line):
+                    return True
+    return False
+
+
+def _beginning(path: Path) -> tuple[bytes, bytes, Compression | None, bool]:
+    """Of a file, read until it is known what it is: its first bytes, also decompressed, how it is compressed, and
+    whether that is all of it."""
+    head, whole = b"", False
+    while True:
+        head, whole = _more_of(path, head)
+        compression = compression_of(head)
+        plain = _first_bytes(head, compression)
+        known = path == STANDARD_INPUT and _told_by(_first_content(plain))
+        if known or whole or len(plain) >= _LOOKED_AT or len(head) >= _LARGEST_HEAD:
+            return head, plain, compression, whole
+
+
+def _told_by(content: bytes) -> bool:
+    """Whether the beginning of a text is enough to say what it is."""
+    first_line = content.startswith(b"{") and b"\n" in content
+    return first_line or bool(_ARRAY_OF_OBJECTS.match(content)) or _has_object(content)
+
+
+def _more_of(path: Path, head: bytes) -> tuple[bytes, bool]:
+    """More of the beginning of a file, left where it is, and whether that is all of it."""
     if path == STANDARD_INPUT:
-        return cast(BufferedReader, sys.stdin.buffer).peek()
+        return standard_input().look(len(head) + 1)
+    size = _LARGEST_HEAD if head else _LOOKED_AT
     with path.open("rb") as file:
-        return file.read(1 << 16)
+        head = file.read(size)
+    return head, len(head) < size
 
 
-def _plain(head: bytes, compression: Compression | None) -> bytes:
-    try:
-        return _first_bytes(head, compression)
-    except IntegrityFault:
-        return b""
+class _StandardInput(io.RawIOBase):
+    """Standard input, whose beginning may be looked at before it is read."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._ahead = b""
+
+    def look(self, size: int) -> tuple[bytes, bool]:
+        """So many first bytes and what came with them, waiting for them; and whether there are no more than these."""
+        while len(self._ahead) < size:
+            more = self._stream.read1(_LOOKED_AT)
+            if not more:
+                return self._ahead, True
+            self._ahead += more
+        return self._ahead, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        content = self._ahead[: len(buffer)] or self._stream.read1(len(buffer))
+        self._ahead = self._ahead[len(buffer) :]
+        buffer[: len(content)] = content
+        return len(content)
+
+
+@lru_cache(maxsize=1)
+def _standard_input(stream: io.BufferedReader) -> _StandardInput:
+    return _StandardInput(stream)
+
+
+def standard_input() -> _StandardInput:
+    """Standard input."""
+    return _standard_input(cast(io.BufferedReader, sys.stdin.buffer))
 
 
 SMALLEST_PIECE, _LARGEST_PIECE = 2 << 20, 64 << 20

@@ -3,11 +3,19 @@
 PREFIX.pieces/job.json says what the pieces were made from. A call that finds pieces of the same inputs,
 tokenizer and settings goes on with them; what only decides how they are joined (held-out share, copies,
 rejected lines, how near a near duplicate is) may change in between.
+
+The folder has one owner at a time: PREFIX.pieces/lock is held by a call, or shared by shards. Every file in it is named
+by a hash of what the pieces are made from, so that those of two jobs are never mixed, also where there are no locks.
+Whatever describes pieces carries a checksum over its content and its own name.
 """
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,9 +24,10 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import dtype_for
-from megatron_cpt.corpus.manifest import SourceFile, tool_version
+from megatron_cpt.corpus.manifest import Manifest, SourceFile, tool_version
+from megatron_cpt.corpus.selection import HELD_OUT
 from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input, piece_size
-from megatron_cpt.runs.folder import write_json
+from megatron_cpt.runs.folder import durable_file, held, renamed_file
 from megatron_cpt.tokenizer.tokenizer import BosPolicy, Tokenizer
 
 
@@ -79,6 +88,8 @@ class PrepareSettings:
 
 _JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "contaminated", "max_rejected")
 """Settings that decide nothing about the pieces."""
+_NOTHING_OF_PIECES = ("tokenizer_folder", "not_read")
+"""Of a job, beside settings: the same tokenizer may be in another folder on another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +113,19 @@ class Job:
     """Opens each document."""
     eod: int | None
     """Closes each document."""
+    not_read: list[str] = field(default_factory=list)
+    """Files of the folders that are none of a corpus."""
     version: str = field(default_factory=tool_version)
     """Of this package."""
 
     @staticmethod
-    def describe(output: Path, settings: PrepareSettings, inputs: Sequence[Input], tokenizer: Tokenizer) -> "Job":
+    def describe(
+        output: Path,
+        settings: PrepareSettings,
+        inputs: Sequence[Input],
+        tokenizer: Tokenizer,
+        not_read: Sequence[Path] = (),
+    ) -> "Job":
         """A job over files as they are now. Raises BadInput where the tokenizer lacks a token that is asked for."""
         return Job(
             output=output,
@@ -119,6 +138,7 @@ class Job:
             vocabulary_size=tokenizer.vocabulary_size,
             bos=tokenizer.bos_for(settings.bos),
             eod=tokenizer.eod if settings.append_eod else None,
+            not_read=[str(path.absolute()) for path in not_read],
         )
 
     @property
@@ -141,43 +161,50 @@ class Job:
         """Whether one of the inputs is the stream, of which nothing can be known before it is read."""
         return any(source.path == STANDARD_INPUT for source in self.inputs)
 
-    def makes_same_pieces(self, other: Self) -> bool:
-        """Whether pieces of the other job are pieces of this one."""
-        return self._fixed() == other._fixed()
-
-    def _fixed(self) -> dict[str, Any]:
+    @cached_property
+    def digest(self) -> str:
+        """Of what the pieces are made from: equal for jobs whose pieces are the same."""
         content = _content(self)
         for name in _JOINING:
             del content["settings"][name]
         # Signatures are in the pieces or not; how alike is decided when they are joined.
         content["settings"]["near_duplicates"] = self.settings.near_duplicates is not None
-        return content
+        for name in _NOTHING_OF_PIECES:
+            del content[name]
+        return sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+    def path(self, name: str) -> Path:
+        """A file of this job in the workspace."""
+        return self.workspace / f"{self.digest}-{name}"
 
     def difference(self, other: Self) -> str:
         """What differs between two jobs, for people."""
         ours, theirs = _flat(self), _flat(other)
+        for name in _NOTHING_OF_PIECES:
+            del ours[name]
         return ", ".join(name for name in ours if ours[name] != theirs[name])
 
     def save(self) -> None:
         """Says what the pieces of the workspace are."""
-        write_json(self.workspace / "job.json", _content(self))
+        note(self.workspace / _JOB, _content(self), durable=True)
 
     @property
     def replacing(self) -> Path:
         """Is there once the datasets are being written: from then on what stands under their names is this job's."""
-        return self.workspace / "replacing"
+        return self.path("replacing")
 
     @property
     def evaluation(self) -> Path:
         """Names of the evaluation items that the pieces were compared with, for whoever joins them."""
-        return self.workspace / "evaluation.json"
+        return self.path("evaluation.json")
 
 
 def _content(job: Job) -> dict[str, Any]:
     content = asdict(job)
     del content["output"]
+    # Where inputs are stands with their sizes, and does not depend on the folder of the call.
     for source in content["inputs"]:
-        source["path"] = str(source["path"])
+        del source["path"]
     return content
 
 
@@ -186,36 +213,108 @@ def _flat(job: Job) -> dict[str, Any]:
     return content.pop("settings") | content
 
 
-def load_job(output: Path) -> Job | None:
-    """The job whose pieces are in the workspace; None where there is none or it cannot be read."""
+def note(path: Path, content: Any, durable: bool = False) -> None:
+    """Writes JSON with a checksum over content and name, for `noted`."""
+    with (durable_file if durable else renamed_file)(path) as file:
+        file.write(orjson.dumps({"sha256": _checksum(path, content), "content": content}))
+
+
+def noted(path: Path) -> Any:
+    """What was noted; None where there is nothing, or something else than what was written."""
     try:
-        content = orjson.loads((workspace_of(output) / "job.json").read_bytes())
-        content["settings"] = PrepareSettings(**content["settings"])
-        content["inputs"] = [Input(**(source | {"path": Path(source["path"])})) for source in content["inputs"]]
-        content["sources"] = [SourceFile(**source) for source in content["sources"]]
-        return Job(output=output, **content)
+        value = orjson.loads(path.read_bytes())
+        return value["content"] if value["sha256"] == _checksum(path, value["content"]) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
+def _checksum(path: Path, content: Any) -> str:
+    return sha256(path.name.encode() + orjson.dumps(content)).hexdigest()
+
+
+_JOB, _LOCK = "job.json", "lock"
+_OF_WORKSPACE = re.compile(
+    r"lock|job\.json|[0-9a-f]{16}-.+|unpacked-\w+|tmp\w+|\..+\.partial-.+"
+    r"|evaluation\.json|replacing|left_out|pairs|\d{6}.*\.(run|found|json|input)"  # as version 0.1 named them
+)
+"""Names of what a workspace holds."""
+
+
+@contextmanager
+def owned(output: Path, shared: bool = False) -> Iterator[None]:
+    """Holds the workspace of a dataset during the block, alone or `shared` by shards.
+
+    Raises BadInput where another call holds it, or a folder of that name holds files that are none of a workspace.
+    """
+    workspace = workspace_of(output)
+
+    def taken(holder: str) -> Fault:
+        return Fault(str(output), f"is being prepared by {holder}.", "Wait for it, end it, or give another --output.")
+
+    workspace.mkdir(parents=True, exist_ok=True)
+    strangers = [path.name for path in workspace.iterdir() if not _OF_WORKSPACE.fullmatch(path.name)]
+    if strangers:
+        rule = f"is where pieces would be kept, and holds files of something else, such as {min(strangers)}."
+        raise BadInput(Fault(str(workspace), rule, "Move that folder, or give another --output."))
+    with held(workspace / _LOCK, taken, shared):
+        try:
+            yield
+        finally:
+            if not shared and [path.name for path in workspace.iterdir()] == [_LOCK]:
+                (workspace / _LOCK).unlink()
+                with suppress(OSError):  # another call has come in between
+                    workspace.rmdir()
+
+
+def clear(output: Path, keep: Job | None = None) -> None:
+    """Removes what the workspace holds, but for its lock and the pieces of the job that is to go on in it."""
+    for path in workspace_of(output).iterdir():
+        if path.name == _LOCK or (keep is not None and path.name.startswith(f"{keep.digest}-")):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def load_job(output: Path) -> Job | None:
+    """The job whose pieces are in the workspace; None where there is none. IntegrityFault: it cannot be read."""
+    path = workspace_of(output) / _JOB
+    if not path.exists():
+        return None
+    content = noted(path)
+    try:
+        content["settings"] = PrepareSettings(**content["settings"])
+        content["sources"] = [SourceFile(**source) for source in content["sources"]]
+        paths = (Path(source.path) for source in content["sources"])
+        content["inputs"] = [Input(path, **source) for path, source in zip(paths, content["inputs"], strict=True)]
+        return Job(output=output, **content)
+    except (TypeError, KeyError) as error:
+        rule = "is not what was written, or of another version. Run one of the shards again: it writes it anew."
+        raise IntegrityFault(f"{path}: {rule}") from error
+
+
 def begin(job: Job, shared: bool) -> None:
-    """Makes the workspace this job's and keeps what is finished of it.
+    """Makes the workspace, which the caller owns, this job's and keeps what is finished of it.
 
     Raises BadInput where the workspace is `shared` with other shards and they are about something else.
     """
-    there = load_job(job.output)
-    if there is not None and shared and job != there:
+    try:
+        there = load_job(job.output)
+    except IntegrityFault:
+        there = None
+    difference = job.difference(there) if there is not None else ""
+    if shared and difference:
         raise BadInput(
             Fault(
                 str(job.workspace),
-                f"holds shards of another call (other {job.difference(there)}).",
+                f"holds shards of another call (other {difference}).",
                 "Give every shard the same words, or another --output; remove the folder if it is not needed.",
             )
         )
-    if there is None or not job.makes_same_pieces(there):
-        shutil.rmtree(job.workspace, ignore_errors=there is None)
-    job.workspace.mkdir(parents=True, exist_ok=True)
-    if there != job:
+    if not shared:
+        clear(job.output, keep=job)
+    if there is None or difference or not shared:
         job.save()
 
 
@@ -240,7 +339,18 @@ def workspace_of(output: Path) -> Path:
 
 def validation_prefix(output: Path) -> Path:
     """Where held-out documents go."""
-    return output.with_name(f"{output.name}.validation")
+    return output.with_name(f"{output.name}{HELD_OUT}")
+
+
+def is_held_out(manifest: Manifest) -> bool:
+    """Whether a dataset is the held-out part of another; of earlier versions, whether it may be."""
+    return holds_out(manifest) if manifest.held_out is None else manifest.held_out
+
+
+def holds_out(manifest: Manifest) -> bool:
+    """Whether the call that wrote a dataset held documents out."""
+    settings = manifest.settings or {}
+    return bool(settings.get("holdout") or settings.get("holdout_tokens"))
 
 
 def rejected_path(output: Path) -> Path:

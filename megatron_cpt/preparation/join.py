@@ -5,6 +5,7 @@ Documents are held out. What remains is written in its order.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, invalidate, manifest_path
 from megatron_cpt.corpus.manifest import (
     DOCUMENT_RECORD,
@@ -33,11 +34,13 @@ from megatron_cpt.preparation.job import (
     contaminated_path,
     duplicates_path,
     ids_path,
+    is_held_out,
     near_duplicates_path,
+    noted,
     rejected_path,
     validation_prefix,
 )
-from megatron_cpt.preparation.process_piece import Finished
+from megatron_cpt.preparation.process_piece import Finished, TextCounts
 from megatron_cpt.preparation.sorted_runs import SortedRun, TokenizedDocuments, below, bound_of_share, bound_of_tokens
 from megatron_cpt.preparation.text_signatures import FoundRun
 from megatron_cpt.runs.folder import durable_file, write_json
@@ -81,12 +84,16 @@ def _list_rejected(job: Job, pieces: Sequence[Finished], places: SourceLocator) 
         for line in piece.rejected
     )
     rejected = _write_list(rejected_path(job.output), entries)
-    read = sum(piece.lines for piece in pieces)
+    read = sum(piece.documents + len(piece.rejected) for piece in pieces)
     if rejected > job.settings.max_rejected * read:
+        reasons = Counter(line.reason.partition(":")[0] for piece in pieces for line in piece.rejected)
+        reason, count = reasons.most_common(1)[0]
+        example = next(line.reason for piece in pieces for line in piece.rejected if line.reason.startswith(reason))
+        most = "all" if count == rejected else f"{count:,} of them"
         raise BadInput(
             Fault(
                 f"{rejected:,} of {read:,} documents",
-                f"were rejected, more than {job.settings.max_rejected:.2%}; "
+                f"were rejected, more than {job.settings.max_rejected:.2%}, {most} because: {example}; "
                 f"{rejected_path(job.output)} lists them with reasons.",
                 "Mend them, or allow more with --max-rejected: what is tokenized already is used again.",
             )
@@ -132,7 +139,7 @@ def _drop_near_duplicates(
     """Drops and lists every near duplicate of a document that stays, and returns how many there are."""
 
     def entries() -> Iterator[dict[str, Any]]:
-        for again in near_duplicates(runs, found, threshold, drop_mask, job.workspace / "pairs"):
+        for again in near_duplicates(runs, found, threshold, drop_mask, job.path("pairs")):
             drop_mask.set(again.run, again.position, Reason.NEAR_DUPLICATE)
             yield {
                 **places.of_document(again.run, again.position),
@@ -279,12 +286,16 @@ def join(job: Job, pieces: Sequence[Finished]) -> Joined:
     found = [piece.found(job) for piece in pieces]
     places = SourceLocator(job, pieces, runs)
     rejected = _list_rejected(job, pieces, places)
-    with DropMask(job.workspace / "left_out", runs) as drop_mask:
-        left_out = replace(_drop(job, runs, found, places, drop_mask), rejected=rejected)
+    with DropMask(job.path("left_out"), runs) as drop_mask:
+        counts = sum((piece.counts for piece in pieces), TextCounts())
+        left_out = replace(_drop(job, runs, found, places, drop_mask), rejected=rejected, counts=counts)
         bound = _holdout_bound(job, runs, drop_mask)
         if job.settings.decontaminate is None:
             return _write(job, runs, drop_mask, bound, left_out)
-        evaluation = orjson.loads(job.evaluation.read_bytes())
+        evaluation = noted(job.evaluation)
+        if evaluation is None:
+            rule = "is not what was written. Run the same command, or one of the shards, again: it writes it anew."
+            raise IntegrityFault(f"{job.evaluation}: {rule}")
         sets = _list_contaminated(job, evaluation, runs, found, places, drop_mask, bound)
         joined = _write(job, runs, drop_mask, bound, left_out)
     record = Contamination(ngram_words=NGRAM_WORDS, data_sha256=joined.training.data_sha256, sets=sets)
@@ -300,6 +311,7 @@ class _LeftOut:
     contaminated: int | None
     near_duplicates: int | None
     rejected: int = 0
+    counts: TextCounts = TextCounts()  # noqa: RUF009
 
 
 def _drop(
@@ -430,7 +442,7 @@ def _remove_stale(job: Job) -> None:
     for path in (path for path, gone in stale.items() if gone):
         path.unlink(missing_ok=True)
     prefix = validation_prefix(job.output)
-    if not manifest_path(prefix).is_file() or read_manifest(prefix).settings is None:
+    if not manifest_path(prefix).is_file() or not is_held_out(read_manifest(prefix)):
         return
     invalidate(prefix)
     for path in (bin_path(prefix), column_path(prefix, DOCUMENTS), ids_path(prefix)):
@@ -445,15 +457,20 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         bytes=part.bytes,
         dtype=writer.dtype.name,
         largest_id=writer.largest_id,
+        unknown_share=_share(left_out.counts.unknown, left_out.counts.tokens),
+        lost_share=_share(left_out.counts.lost, left_out.counts.bytes) or 0.0,
+        tokens_per_word=_share(left_out.counts.sampled_tokens, left_out.counts.sampled_words),
         vocabulary_size=job.vocabulary_size,
         tokenizer=job.tokenizer,
         tokenizer_folder=job.tokenizer_folder,
         eod=job.eod,
         bos=job.bos,
+        held_out=part.prefix != job.output,
         order=job.settings.order,
         seed=job.settings.seed,
         settings=asdict(job.settings),
         sources=job.sources,
+        not_read=job.not_read,
         rejected=left_out.rejected,
         duplicates=left_out.duplicates,
         near_duplicates=left_out.near_duplicates,
@@ -464,3 +481,7 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
     )
     write_manifest(part.prefix, manifest)
     return manifest
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None

@@ -20,6 +20,9 @@ def row_spans(path: Path, text_key: str, size: int) -> list[tuple[int, int, int]
     """
     table = _opened(path)
     names = table.schema_arrow.names
+    if names.count(text_key) > 1:
+        rule = f"names {names.count(text_key)} columns of {path}."
+        raise BadInput(Fault(f"--text-key {text_key}", rule, "Give each column a name of its own."))
     if text_key not in names:
         remedy = f"Its columns are {', '.join(names)}: name one with --text-key."
         raise BadInput(Fault(f"--text-key {text_key}", f"is no column of {path}.", remedy))
@@ -46,24 +49,44 @@ def row_spans(path: Path, text_key: str, size: int) -> list[tuple[int, int, int]
 
 
 def rows_of(path: Path, start: int, end: int, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    """Values of columns, row by row, of rows start to end - 1; None for a column that the file has not.
+    """Values of columns, row by row, of rows start to end - 1; None for a column that the file has not, bytes where a
+    text is none.
 
     Raises IntegrityFault where the file is broken.
     """
     table = _opened(path)
-    there = [name for name in columns if name in table.schema_arrow.names]
+    there = [name for name in columns if table.schema_arrow.names.count(name) == 1]
     groups, first = _groups_over(table, start, end)
     try:
         for batch in table.iter_batches(_BATCH_ROWS, row_groups=groups, columns=there):
             here = batch.slice(max(0, start - first), max(0, min(end, first + len(batch)) - max(start, first)))
             first += len(batch)
-            found = {name: here.column(name).to_pylist() for name in there}
+            found = {name: _values(here.column(name)) for name in there}
             missing = [None] * len(here)
             yield from zip(*(found.get(name, missing) for name in columns), strict=True)
             if first >= end:
                 return
     except (pyarrow.ArrowException, OSError) as error:
         raise _broken(path, error) from error
+
+
+def _values(column: pyarrow.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        # One cell that is no text must not cost the others.
+        plain = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+        values = [
+            value if value is None else _decoded(value) for value in plain.cast(pyarrow.large_binary()).to_pylist()
+        ]
+    return values
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _groups_over(table: pyarrow.parquet.ParquetFile, start: int, end: int) -> tuple[list[int], int]:

@@ -7,6 +7,7 @@ libraries keep what they have seen (gigatoken keeps every different word, 90 byt
 
 import mmap
 import multiprocessing
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -154,6 +155,8 @@ def _serve(
     others: list[Connection],
 ) -> None:
     """A worker's life: tasks in, results out, until the other end is closed."""
+    # Ctrl-C reaches every process of the terminal: the one that started this one answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     # Forked with them open, this process would keep the other workers' ends from closing.
     for other in others:

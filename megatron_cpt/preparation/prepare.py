@@ -13,7 +13,6 @@ shards. What stood under PREFIX stays whole until the end of step 3.
 
 import glob
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from tempfile import TemporaryDirectory
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.corpus.indexed import idx_path, manifest_path
 from megatron_cpt.corpus.manifest import DOCUMENTS, Manifest, SourceFile, load_manifest, read_column, read_manifest
+from megatron_cpt.corpus.selection import HELD_OUT
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
     evaluation_ngrams,
@@ -40,7 +40,7 @@ from megatron_cpt.preparation.inputs import (
     Piece,
     Span,
     decompressed,
-    input_files,
+    find_inputs,
     of_shard,
     spans,
     unpacked,
@@ -49,7 +49,12 @@ from megatron_cpt.preparation.job import (
     Job,
     PrepareSettings,
     begin,
+    clear,
+    holds_out,
+    is_held_out,
     load_job,
+    note,
+    owned,
     unchanged,
     validation_prefix,
     workspace_of,
@@ -61,10 +66,10 @@ from megatron_cpt.preparation.process_piece import (
     Finished,
     completed_pieces,
     pending_pieces,
+    solid_bytes,
     tokenize_piece,
 )
 from megatron_cpt.preparation.text_signatures import TextChecks, refuse_without_rensa
-from megatron_cpt.runs.folder import write_json
 from megatron_cpt.tokenizer.gigatoken import encoder_for
 from megatron_cpt.tokenizer.tokenizer import SentenceSplitter, Tokenizer, sentence_splitter
 
@@ -154,13 +159,19 @@ def prepare(
     there = _reusable(job)
     if there is not None:
         return there
-    if not overwrite:
-        _refuse_to_replace(job)
-    begin(job, shared=False)
-    found = spans(job.inputs, job.piece_size, job.settings.text_key)
-    _tokenize(job, opened, evaluation, found, workers, progress, fast)
-    # What was found completed was checked then.
-    return _join(job, check=False)
+    with owned(job.output):
+        _sweep(job.output)
+        there = _reusable(job)  # another call may have finished meanwhile
+        if there is not None:
+            return there
+        _refuse_others_files(job)
+        if not overwrite:
+            _refuse_to_replace(job)
+        begin(job, shared=False)
+        found = spans(job.inputs, job.piece_size, job.settings.text_key)
+        _tokenize(job, opened, evaluation, found, workers, progress, fast)
+        # What was found completed was checked then.
+        return _join(job, check=False)
 
 
 def prepare_shard(
@@ -180,10 +191,11 @@ def prepare_shard(
     if str(STANDARD_INPUT) in inputs:
         raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
     job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
-    begin(job, shared=True)
-    found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
-    _tokenize(job, opened, evaluation, found, workers, progress, fast)
-    pieces = completed_pieces(job, found, check=False)
+    with owned(job.output, shared=True):
+        begin(job, shared=True)
+        found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
+        _tokenize(job, opened, evaluation, found, workers, progress, fast)
+        pieces = completed_pieces(job, found, check=False)
     return ShardDone(
         len(pieces),
         sum(piece.documents for piece in pieces),
@@ -198,13 +210,25 @@ def merge(output: str | Path, overwrite: bool = False) -> Prepared:
     Raises BadInput where there are none, some are missing, or a finished dataset that was made otherwise would be
     replaced without `overwrite`.
     """
-    job = load_job(Path(output))
-    if job is None:
-        remedy = "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N."
-        raise BadInput(Fault(str(workspace_of(Path(output))), "holds no shards.", remedy))
-    if not overwrite:
-        _refuse_to_replace(job)
-    return _join(job, check=True)
+    workspace = workspace_of(Path(output))
+    none = BadInput(
+        Fault(
+            str(workspace),
+            "holds no shards.",
+            "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N.",
+        )
+    )
+    if not workspace.is_dir():
+        raise none
+    with owned(Path(output)):
+        job = load_job(Path(output))
+        if job is None:
+            raise none
+        _sweep(job.output)
+        _refuse_others_files(job)
+        if not overwrite:
+            _refuse_to_replace(job)
+        return _join(job, check=True)
 
 
 def _described(
@@ -216,12 +240,12 @@ def _described(
 ) -> tuple[Job, Tokenizer]:
     settings = replace(settings, decontaminate=identity_of(evaluation) if evaluation else None)
     refuse(_settings_faults(settings))
-    files = input_files(inputs, settings.document_per_line)
+    if not output.name:
+        raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
+    found = find_inputs(inputs, settings.document_per_line)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(output)
-    return Job.describe(output, settings, files, tokenizer), tokenizer
+    return Job.describe(output, settings, found.inputs, tokenizer, found.not_read), tokenizer
 
 
 def _settings_faults(settings: PrepareSettings) -> list[Fault]:
@@ -267,23 +291,51 @@ def _reusable(job: Job) -> Prepared | None:
     return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
 
 
+def _refuse_others_files(job: Job) -> None:
+    """Raises BadInput where a file would go that no call of this prefix made: one of the inputs, or the dataset of
+    another call that has the name of the held-out part."""
+    faults = []
+    names = {f"{job.output.name}{part}.{ending}" for part in ("", HELD_OUT) for ending in _WRITTEN}
+    written = {(job.output.parent / name).resolve() for name in names}
+    for source in job.sources:
+        if Path(source.path) in written:
+            rule = f"is an input, and a file that --output {job.output} writes."
+            faults.append(Fault(source.path, rule, "Give another --output, or rename the input."))
+    held_out = validation_prefix(job.output)
+    if job.settings.holds_out and (manifest_path(held_out).is_file() or idx_path(held_out).is_file()):
+        manifest, made = _manifest_of(held_out), _manifest_of(job.output)
+        if manifest is None:
+            # Its own manifest is missing, or damaged: then this prefix made it, or a killed call of this very job.
+            its_own = job.replacing.exists() or (made is not None and holds_out(made))
+        else:
+            its_own = is_held_out(manifest)
+        if not its_own:
+            rule = f"is a dataset that --output {job.output} did not make, and would be replaced by its held-out part."
+            faults.append(Fault(str(held_out), rule, "Give another --output, or rename that dataset."))
+    refuse(faults)
+
+
+def _manifest_of(prefix: Path) -> Manifest | None:
+    """What a manifest says; None where there is no readable one."""
+    try:
+        return read_manifest(prefix) if manifest_path(prefix).is_file() else None
+    except IntegrityFault:
+        return None
+
+
 def _refuse_to_replace(job: Job) -> None:
     """Raises BadInput where a finished dataset that was made otherwise would go, or its held-out part."""
-    before = load_job(job.output)
-    if job.replacing.exists() and before is not None and job.makes_same_pieces(before):
+    if job.replacing.exists():
         return  # What stands there is what a killed call had written of this very job.
     faults = []
     held_out = validation_prefix(job.output)
     for prefix in (job.output, held_out):
         if not (manifest_path(prefix).is_file() or idx_path(prefix).is_file()):
             continue
-        try:
-            manifest = read_manifest(prefix) if manifest_path(prefix).is_file() else None
-        except IntegrityFault:
-            manifest = None
+        manifest = _manifest_of(prefix)
+        if prefix == held_out and (manifest is None or not is_held_out(manifest)):
+            continue  # It is left alone: what replaces none of it was made sure before.
         foreign = manifest is None or manifest.settings is None
-        if foreign and prefix == held_out and not job.settings.holds_out:
-            continue  # It is left alone.
         differing = [] if manifest is None else _differences(job, manifest)
         if foreign:
             rule = "is a dataset that was made elsewhere."
@@ -341,10 +393,12 @@ def _tokenize(
     settings = job.settings
     with (
         _one_thread(),
+        # Its own: another process, or one that was killed, may have unpacked the same piece.
+        TemporaryDirectory(prefix="unpacked-", dir=job.workspace) as folder,
         Progress(job.output.name, count, sum(span.size for span in found), progress) as bar,
     ):
         looked_for = _looked_for(job, evaluation)
-        pieces = pending_pieces(job, found, bar)
+        pieces = pending_pieces(job, found, Path(folder), bar)
         first = next(pieces, None)
         if first is None:
             return
@@ -357,6 +411,7 @@ def _tokenize(
             seed=settings.seed if settings.order == "shuffled" else None,
             control_tokens=settings.parse_special,
             split=_splitter(job),
+            solid_bytes=solid_bytes(tokenizer),
         )
         with Workers(count, partial(_work, job, framing, looked_for, bar), _share_of_memory(count)) as pool:
             for _ in pool.map(chain([first], pieces), bar.look):
@@ -408,7 +463,7 @@ def _looked_for(job: Job, evaluation: Sequence[EvaluationSet]) -> TextChecks | N
     if settings.decontaminate is None:
         return TextChecks(settings.near_duplicates is not None, None)
     ngrams = evaluation_ngrams(evaluation)
-    write_json(job.evaluation, item_names(evaluation, ngrams))
+    note(job.evaluation, item_names(evaluation, ngrams))
     return TextChecks(settings.near_duplicates is not None, ngrams)
 
 
@@ -421,7 +476,7 @@ def _work(
 def _join(job: Job, check: bool) -> Prepared:
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
     joined = join(job, completed_pieces(job, found, check))
-    shutil.rmtree(job.workspace)
+    clear(job.output)
     return Prepared(joined.training, joined.validation, reused=False)
 
 

@@ -1,19 +1,27 @@
 """One piece: read, tokenized with BOS and EOD, hashed, sorted and stored, so that it need not be done again."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from io import BufferedReader
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
-from megatron_cpt.preparation.inputs import STANDARD_INPUT, Piece, Span, decompressed, piece_name, unpacked
-from megatron_cpt.preparation.job import Job
+from megatron_cpt.preparation.documents import Document, Keys, Line, Rejected, read_piece
+from megatron_cpt.preparation.inputs import (
+    BLOCK,
+    STANDARD_INPUT,
+    Piece,
+    Span,
+    decompressed,
+    piece_name,
+    standard_input,
+    unpacked,
+)
+from megatron_cpt.preparation.job import Job, note, noted
 from megatron_cpt.preparation.pool import Progress
 from megatron_cpt.preparation.sorted_runs import (
     RECORD,
@@ -34,13 +42,51 @@ from megatron_cpt.preparation.text_signatures import (
     text_signatures,
     write_signatures,
 )
-from megatron_cpt.runs.folder import renamed_file
 from megatron_cpt.tokenizer.formats import Encoded
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 2048
 _BATCH_CHARACTERS = 1_000_000
 """A batch ends at either: bounds memory."""
+
+
+_SAMPLED = 16
+"""One document of so many has its words counted."""
+_BLANKS = b" \t\n\r"
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """How the tokens of some documents are to their text."""
+
+    tokens: int = 0
+    """Without BOS and EOD."""
+    unknown: int = 0
+    """Of the tokens, those that stand for text which the tokenizer cannot say."""
+    bytes: int = 0
+    """UTF-8 bytes of text that were compared, blanks apart; 0 where nothing can be lost."""
+    lost: int = 0
+    """Of these bytes, those that the tokens do not stand for."""
+    sampled_tokens: int = 0
+    """Tokens of the documents whose words were counted."""
+    sampled_words: int = 0
+
+    def __add__(self, other: "TextCounts") -> "TextCounts":
+        return TextCounts(*(own + its for own, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+def solid_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64] | None:
+    """The bytes, blanks apart, that each token stands for: int64[vocabulary]. None: no text can be lost."""
+    if tokenizer.says_all:
+        return None
+    library = tokenizer.library
+    solid = tokenizer.token_bytes()
+    for number in np.flatnonzero(solid).tolist():
+        token = library.token_of(number)
+        solid[number] -= sum(token.count(blank) for blank in " \u2581\t\n\r")
+    if tokenizer.unknown is not None:
+        solid[tokenizer.unknown] = 0
+    return np.maximum(solid, 0)
 
 
 @dataclass(frozen=True)
@@ -60,8 +106,10 @@ class DocumentEncoder:
     """Whether control tokens that the text gives are meant (--parse-special), and no reason to reject it."""
     split: Callable[[str], list[str]] | None
     """Text to sentences, each a sequence of its own. None: a document is one sequence."""
+    solid_bytes: npt.NDArray[np.int64] | None
+    """What each token stands for, where text can be lost."""
 
-    def frame(self, file: int, batch: Sequence[Document]) -> tuple[TokenizedDocuments, list[Rejected]]:
+    def frame(self, file: int, batch: Sequence[Document]) -> tuple[TokenizedDocuments, list[Rejected], TextCounts]:
         """The documents of a batch of an input file tokenized, and those that cannot be used."""
         encoded, sentences = self._encoded(batch)
         reasons = self._unusable(encoded)
@@ -85,7 +133,26 @@ class DocumentEncoder:
             np.array([count for counts in sentences for count in counts], np.int32),
             np.frombuffer(ids, np.uint8),
         )
-        return tokenized, [Rejected(batch[n].line, why, batch[n].id) for n, why in sorted(reasons.items())]
+        compared = self._counts(encoded, documents, records["content_hash"])
+        return tokenized, [Rejected(batch[n].line, why, batch[n].id) for n, why in sorted(reasons.items())], compared
+
+    def _counts(self, encoded: Encoded, documents: Sequence[Document], hashes: npt.NDArray[np.uint64]) -> TextCounts:
+        sampled = np.flatnonzero(hashes % np.uint64(_SAMPLED) == 0)
+        unknown = self.tokenizer.unknown
+        compared = lost = 0
+        if self.solid_bytes is not None:
+            ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.solid_bytes[encoded.tokens])])
+            said = np.diff(ends[np.concatenate([np.zeros(1, np.int64), np.cumsum(encoded.lengths)])])
+            texts = np.array([len(one.text.encode().translate(None, _BLANKS)) for one in documents], np.int64)
+            compared, lost = int(texts.sum()), int(np.maximum(texts - said, 0).sum())
+        return TextCounts(
+            tokens=len(encoded.tokens),
+            unknown=0 if unknown is None else int(np.count_nonzero(encoded.tokens == unknown)),
+            bytes=compared,
+            lost=lost,
+            sampled_tokens=int(encoded.lengths[sampled].sum()),
+            sampled_words=sum(len(documents[n].text.split()) for n in sampled.tolist()),
+        )
 
     def _encoded(self, batch: Sequence[Document]) -> tuple[Encoded, list[list[int]]]:
         """The ids of each document and, where they are split, the tokens of its sentences that give any."""
@@ -131,13 +198,14 @@ class DocumentEncoder:
         return Encoded(tokens, lengths)
 
 
-def batches(lines: Iterable[Document | Rejected], rejected: list[Rejected]) -> Iterator[list[Document]]:
+def batches(lines: Iterable[Line], rejected: list[Rejected]) -> Iterator[list[Document]]:
     """The documents in the order read, some at a time; rejected lines are put on the list."""
     batch: list[Document] = []
     characters = 0
     for line in lines:
         if isinstance(line, Rejected):
             rejected.append(line)
+        if not isinstance(line, Document):
             continue
         batch.append(line)
         characters += len(line.text)
@@ -157,7 +225,7 @@ class Finished:
     number: int
     """Number of the piece within the file."""
     lines: int
-    """Lines, rows, or whole files, read."""
+    """Lines, rows, or whole files, read; blank ones too."""
     documents: int
     tokens: int
     """BOS and EOD counted."""
@@ -168,6 +236,7 @@ class Finished:
     """UTF-8 bytes of the text of the documents."""
     rejected: list[Rejected]
     """Lines that give no document."""
+    counts: TextCounts
     digest: str
     """Hash of what was read from standard input; empty otherwise."""
     checksum: int
@@ -193,7 +262,7 @@ class Finished:
 
 
 def _path(job: Job, name: str, ending: str) -> Path:
-    return job.workspace / f"{name}.{ending}"
+    return job.path(f"{name}.{ending}")
 
 
 def finished(job: Job, piece: Piece) -> Finished | None:
@@ -205,13 +274,12 @@ def finished(job: Job, piece: Piece) -> Finished | None:
 def _read_finished(job: Job, file: int, number: int, check: bool) -> Finished | None:
     """What became of the piece of a file, if it was done. `check` reads its documents and trusts no others: what
     a machine wrote may have been lost with its power, or on the way to another."""
-    path = _path(job, piece_name(file, number), "json")
-    try:
-        content = orjson.loads(path.read_bytes())
-        content["rejected"] = [Rejected(**line) for line in content["rejected"]]
-        done = Finished(**content)
-    except (OSError, ValueError, TypeError, KeyError):
+    content = noted(_path(job, piece_name(file, number), "json"))
+    if content is None:
         return None
+    content["rejected"] = [Rejected(**line) for line in content["rejected"]]
+    content["counts"] = TextCounts(**content["counts"])
+    done = Finished(**content)
     return done if not check or _is_whole(job, done) else None
 
 
@@ -228,12 +296,16 @@ def tokenize_piece(
     source = job.inputs[piece.file]
     keys = Keys(job.settings.text_key, job.settings.id_key)
     rejected: list[Rejected] = []
+    counts = TextCounts()
+    read = count()
+    lines = (line for line, _ in zip(read_piece(piece, source.kind, keys), read, strict=False))
     parts = [_nothing()]
     findings: list[TextSignatures] = []
     with TokenBuffer(job.workspace, job.dtype) as tokens:
-        for batch in batches(read_piece(piece, source.kind, keys), rejected):
-            part, unusable = framing.frame(piece.file, batch)
+        for batch in batches(lines, rejected):
+            part, unusable, of_batch = framing.frame(piece.file, batch)
             rejected += unusable
+            counts += of_batch
             _check_ids(job, part)
             tokens.add(part.tokens)
             parts.append(replace(part, tokens=_nothing().tokens))
@@ -248,13 +320,14 @@ def tokenize_piece(
     done = Finished(
         file=piece.file,
         number=piece.number,
-        lines=len(whole.records) + len(rejected),
+        lines=next(read),
         documents=len(whole.records),
         tokens=tokens.count,
         sentences=len(whole.sentences),
         id_bytes=len(whole.ids),
         bytes=int(whole.records["bytes"].sum()),
         rejected=sorted(rejected, key=lambda line: line.line),
+        counts=counts,
         digest=piece.digest,
         checksum=checksum,
         signatures=len(found.signatures),
@@ -263,7 +336,7 @@ def tokenize_piece(
         found_checksum=found_checksum,
     )
     # What has its record is done: the run came before.
-    _note(_path(job, piece.name, "json"), asdict(done))
+    note(_path(job, piece.name, "json"), asdict(done))
     if source.streamed:
         piece.path.unlink()
     return done
@@ -293,24 +366,17 @@ def _nothing() -> TokenizedDocuments:
 
 def _end_stream(job: Job, file: int, pieces: int) -> None:
     """Notes how many pieces a stream gave: it was read to its end."""
-    _note(_path(job, f"{file:06d}", "end.json"), {"pieces": pieces})
+    note(_path(job, f"{file:06d}", "end.json"), pieces)
 
 
 def _pieces_of_stream(job: Job, file: int) -> int | None:
     """How many pieces a stream gave; None if it was not read to its end."""
-    try:
-        return int(orjson.loads(_path(job, f"{file:06d}", "end.json").read_bytes())["pieces"])
-    except (OSError, ValueError):
-        return None
+    count: int | None = noted(_path(job, f"{file:06d}", "end.json"))
+    return count
 
 
-def _note(path: Path, value: dict[str, Any]) -> None:
-    with renamed_file(path) as file:
-        file.write(orjson.dumps(value))
-
-
-def pending_pieces(job: Job, found: Iterable[Span], bar: Progress) -> Iterator[Piece]:
-    """The pieces that are not completed yet."""
+def pending_pieces(job: Job, found: Iterable[Span], folder: Path, bar: Progress) -> Iterator[Piece]:
+    """The pieces that are not completed yet; those of streams are unpacked into a folder."""
     for span in found:
         if not span.streamed:
             pieces: Iterable[Piece] = [span.piece]
@@ -318,7 +384,7 @@ def pending_pieces(job: Job, found: Iterable[Span], bar: Progress) -> Iterator[P
             bar.skip(span.size)
             continue
         else:
-            pieces = _unpacked(job, span.piece.file)
+            pieces = _unpacked(job, span.piece.file, folder)
         for piece in pieces:
             done = finished(job, piece)
             if done is None:
@@ -334,15 +400,15 @@ def _known(job: Job, file: int) -> bool:
     return job.inputs[file].path != STANDARD_INPUT and _streamed(job, file, check=True) is not None
 
 
-def _unpacked(job: Job, file: int) -> Iterator[Piece]:
+def _unpacked(job: Job, file: int, folder: Path) -> Iterator[Piece]:
     source = job.inputs[file]
     standard = source.path == STANDARD_INPUT
     number = 0
     with (
-        sys.stdin.buffer if standard else source.path.open("rb") as raw,
+        BufferedReader(standard_input(), BLOCK) if standard else source.path.open("rb") as raw,
         decompressed(raw, job.sources[file].path, source.compression) as stream,
     ):
-        for piece in unpacked(stream, file, source.kind == "text", standard, job.workspace, job.piece_size):
+        for piece in unpacked(stream, file, source.kind == "text", standard, folder, job.piece_size):
             number += 1
             yield piece
     _end_stream(job, file, number)
@@ -377,7 +443,7 @@ def completed_pieces(job: Job, found: Sequence[Span], check: bool) -> list[Finis
             Fault(
                 f"{len(missing):,} of {len(found):,} parts of the input",
                 f"are not tokenized yet or damaged, the first of {missing[0]}, the last of {missing[-1]}.",
-                "Run their shards again, then merge.",
+                "Run the same command again; of shards, those of these parts, then merge.",
             )
         )
     return pieces

@@ -34,7 +34,7 @@ from megatron_cpt.corpus.manifest import (
 )
 from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, load_selection, whole_dataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks, expand_paths, tokenizer_of
-from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
+from megatron_cpt.preparation.documents import Keys, Line, read_piece
 from megatron_cpt.preparation.inputs import Input, decompressed, input_files, piece_size, spans, unpacked
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
@@ -205,8 +205,8 @@ def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> npt.N
     return scores
 
 
-def read_documents(inputs: Sequence[Input], keys: Keys) -> Iterator[Document | Rejected]:
-    """Every document or rejected line of whole inputs, in the order read."""
+def read_documents(inputs: Sequence[Input], keys: Keys) -> Iterator[Line]:
+    """Every line of whole inputs, in the order read."""
     size = piece_size(inputs)
     for span in spans(inputs, size, keys.text):
         source = inputs[span.piece.file]

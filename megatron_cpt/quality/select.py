@@ -1,5 +1,6 @@
 """Choosing documents of datasets and selections by budget and score, with one threshold over all of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,10 +59,14 @@ def within_tokens(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], 
     return int(np.searchsorted(np.cumsum(lengths[order]), tokens, side="right"))
 
 
-def within_threshold(order: npt.NDArray[np.int64], scores: npt.NDArray[np.float64], keep: Keep, limit: float) -> int:
-    """How many of the first documents have a score of at most (`lowest`) or at least (`highest`) the limit."""
-    sorted_scores = scores[order] if keep == "lowest" else -scores[order]
-    return int(np.searchsorted(sorted_scores, limit if keep == "lowest" else -limit, side="right"))
+def meets_threshold(scores: npt.NDArray[Any], keep: Keep, limit: float) -> npt.NDArray[np.bool_]:
+    """Which scores are at most (`lowest`) or at least (`highest`) the limit, which is rounded as they are.
+
+    So a limit of 0.7 takes the documents whose score was 0.7 before it was kept in four bytes.
+    """
+    exact = scores.dtype.type(limit) if scores.dtype.kind == "f" else limit
+    met: npt.NDArray[np.bool_] = scores <= exact if keep == "lowest" else scores >= exact
+    return met
 
 
 def gumbel_noise(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
@@ -158,9 +163,14 @@ def select(
     lengths = np.concatenate([part.lengths for part in parts]) if parts else np.empty(0, np.int64)
     _refuse_too_much(how_many, lengths)
     ties = np.concatenate([pseudo_random(seed, part.manifest.data_sha256, part.documents) for part in parts])
-    scores = np.concatenate([_scores(part, by) for part in parts]) if by else np.zeros(len(lengths))
+    by_part = [_scores(part, by) for part in parts] if by else []
+    scores = np.concatenate([one.astype(np.float64) for one in by_part]) if by else np.zeros(len(lengths))
     order = ranked(keep, scores, lengths, ties, temperature)
-    order = order[: _count(how_many, keep, order, scores, lengths)]
+    if how_many.threshold is None:
+        order = order[: _count(how_many, order, lengths)]
+    else:
+        met = np.concatenate([meets_threshold(one, keep, how_many.threshold) for one in by_part])
+        order = order[met[order]]
     if not len(order):
         raise BadInput(_nothing(how_many, scores))
     spaced = order[np.unique(np.linspace(0, len(order) - 1, _EXAMPLES).round().astype(np.int64))]
@@ -189,8 +199,11 @@ def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float) -
     if how_many.threshold is not None and keep not in ("lowest", "highest"):
         remedy = "Use --keep lowest or highest, or another budget."
         faults.append(Fault(f"--keep {keep}", "has no threshold.", remedy))
-    if not temperature > 0:
-        faults.append(Fault(f"--temperature {temperature}", "must be above 0.", "1 draws in proportion to exp(score)."))
+    if how_many.threshold is not None and not math.isfinite(how_many.threshold):
+        faults.append(Fault(f"--threshold {how_many.threshold}", "is not a finite number.", "Give a score."))
+    if not 0 < temperature < math.inf:
+        rule = "must be above 0 and finite."
+        faults.append(Fault(f"--temperature {temperature}", rule, "1 draws in proportion to exp(score)."))
     return faults
 
 
@@ -212,21 +225,18 @@ def _refuse_too_much(how_many: HowMany, lengths: npt.NDArray[np.int64]) -> None:
         raise BadInput(Fault("the datasets", "hold no documents.", "Name others."))
 
 
-def _scores(part: SelectedDataset, by: str) -> npt.NDArray[np.float64]:
-    return read_score(part.prefix, by, part.manifest)[part.documents].astype(np.float64)
+def _scores(part: SelectedDataset, by: str) -> npt.NDArray[Any]:
+    scores: npt.NDArray[Any] = read_score(part.prefix, by, part.manifest)[part.documents]
+    infinite = int(np.isinf(scores).sum())
+    if infinite:
+        rule = f"is infinite for {infinite:,} documents of {part.prefix}."
+        raise BadInput(Fault(f"score {by}", rule, "Give them a finite score, or choose by another."))
+    return scores
 
 
-def _count(
-    how_many: HowMany,
-    keep: Keep,
-    order: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float64],
-    lengths: npt.NDArray[np.int64],
-) -> int:
+def _count(how_many: HowMany, order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
     if how_many.documents is not None:
         return how_many.documents
-    if how_many.threshold is not None:
-        return within_threshold(order, scores, keep, how_many.threshold)
     if how_many.share is not None:
         return within_tokens(order, lengths, int(how_many.share * int(lengths.sum())))
     assert how_many.tokens is not None, "one of the four is given"
@@ -236,8 +246,8 @@ def _count(
 def _nothing(how_many: HowMany, scores: npt.NDArray[np.float64]) -> Fault:
     ((name, value),) = how_many.given().items()
     if name == "threshold":
-        rule = f"takes no document: the scores go from {scores.min():.6g} to {scores.max():.6g}."
-        return Fault(f"--threshold {value:.6g}", rule, "Move it.")
+        rule = f"takes no document: the scores go from {scores.min():.9g} to {scores.max():.9g}."
+        return Fault(f"--threshold {value:.9g}", rule, "Move it.")
     return Fault(f"--{name} {value:,}", "is less than the first document has.", "Raise it.")
 
 

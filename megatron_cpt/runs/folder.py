@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -131,26 +131,54 @@ class RunFolder:
 
 @contextmanager
 def only_job(folder: Path) -> Iterator[None]:
-    """Holds RUN/lock during the block. It is the process's, not its children's, and ends with it, however it ends.
+    """Holds RUN/lock during the block.
 
     Raises:
         BadInput: another job holds it.
     """
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read().strip() or "another job"
-            rule = f"{holder} is training in this folder."
-            raise BadInput(Fault(f"run.folder = {folder}", rule, "Wait for it, end it, or name another.")) from None
-        except OSError:  # a file system without locks
+
+    def taken(holder: str) -> Fault:
+        rule = f"{holder} is training in this folder."
+        return Fault(f"run.folder = {folder}", rule, "Wait for it, end it, or name another.")
+
+    with held(folder / "lock", taken):
+        yield
+
+
+@contextmanager
+def held(lock: Path, taken: Callable[[str], Fault], shared: bool = False) -> Iterator[None]:
+    """Holds a lock file during the block, alone or `shared` with those that share it too.
+
+    It is the process's, not its children's, and ends with it, however it ends. The holder may remove the file.
+
+    Raises:
+        BadInput: another process holds it: the fault that `taken` makes of that process's name.
+    """
+    while True:
+        with lock.open("a+") as file:
+            try:
+                fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                raise BadInput(taken(file.read().strip() or "another job")) from None
+            except OSError:  # a file system without locks
+                yield
+                return
+            if not _is_named(file.fileno(), lock):
+                continue  # The holder before removed it: whoever comes next would lock another file of this name.
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
             yield
             return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class ExitCode(IntEnum):

@@ -22,7 +22,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import TaskSettings
 from megatron_cpt.corpus.indexed import idx_path
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, dataset_items
-from megatron_cpt.preparation.inputs import compression_of, decompressed
+from megatron_cpt.preparation.inputs import MAGIC_BYTES, compression_of, decompressed
 from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ def _lines(path: Path) -> list[bytes]:
     """The lines of a file, plain, gzip or Zstandard. Raises IntegrityFault where it is cut short."""
     try:
         with path.open("rb") as raw:
-            compression = compression_of(raw.read(4))
+            compression = compression_of(raw.read(MAGIC_BYTES))
             raw.seek(0)
             with decompressed(raw, str(path), compression) as content:
                 return content.read().splitlines()

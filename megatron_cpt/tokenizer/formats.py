@@ -9,7 +9,7 @@
 Texts that are numbers (Megatron-LM's NullTokenizer) are read by tools/preprocess_data.py alone.
 
 tiktoken ranks do not contain the pattern that splits text, nor control tokens. Llama 3's are published with its weights
-(llama-models, tokenizer.py), Megatron-LM's in its TikTokenizer.
+(llama-models, tokenizer.py), Megatron-LM's in its TikTokenizer; those of any other ranks are in a file beside them.
 """
 
 import base64
@@ -30,7 +30,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class Opened:
     """Whether the tokenizer by itself begins a text with BOS, as in the base model's training."""
     control: npt.NDArray[np.bool_]
     """bool[vocabulary]: ids that plain text never gives, `unk` aside."""
+    unknown: int | None
+    """The id that stands for text which it cannot say."""
+    says_all: bool
+    """Whether there is a token for every byte, so that no text is lost."""
 
 
 _LLAMA3_PATTERN = (
@@ -104,6 +108,8 @@ _LLAMA3_PATTERN = (
 )
 _LLAMA3_BEGIN, _LLAMA3_END = "<|begin_of_text|>", "<|end_of_text|>"
 _LLAMA3_CONTROL_TOKENS = 256
+_LLAMA3_RANKS = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
+"""SHA-256 of the tokenizer.model of Llama 3 to 3.3."""
 _MEGATRON_PATTERNS = {
     "v1": r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     "v2": (
@@ -167,21 +173,58 @@ def is_ranks(path: Path) -> bool:
 
 
 def open_ranks(path: Path, parse_special: bool) -> Opened:
-    """Ranks of either kind; JSON as Megatron-LM's TikTokenizer reads it by default. BadInput: they are broken."""
+    """Ranks of either kind; JSON as Megatron-LM's TikTokenizer reads it by default. BadInput: they are broken, or of
+    no model that is known, and nothing beside them says what goes with them."""
     if path.read_bytes()[:64].lstrip().startswith(b"["):
         return open_megatron_ranks(path, parse_special=parse_special)
+    content = path.read_bytes()
     try:
-        lines = (line.split() for line in path.read_bytes().splitlines() if line)
+        lines = (line.split() for line in content.splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except ValueError as error:
         raise _broken(path, error) from error
-    first = len(ranks)
-    names = [_LLAMA3_BEGIN, _LLAMA3_END]
-    names += [f"<|reserved_special_token_{number}|>" for number in range(_LLAMA3_CONTROL_TOKENS - len(names))]
-    control = {name: first + number for number, name in enumerate(names)}
-    return _opened(
-        path, ranks, _LLAMA3_PATTERN, control, control[_LLAMA3_BEGIN], control[_LLAMA3_END], True, parse_special
-    )
+    rest = path.with_name(f"{path.name}.json")
+    if rest.is_file():
+        pattern, control, bos, eos = _described_ranks(rest, ranks)
+    elif hashlib.sha256(content).hexdigest() == _LLAMA3_RANKS:
+        names = [_LLAMA3_BEGIN, _LLAMA3_END]
+        names += [f"<|reserved_special_token_{number}|>" for number in range(_LLAMA3_CONTROL_TOKENS - len(names))]
+        control = {name: len(ranks) + number for number, name in enumerate(names)}
+        pattern, bos, eos = _LLAMA3_PATTERN, _LLAMA3_BEGIN, _LLAMA3_END
+    else:
+        rule = "holds tiktoken ranks other than Llama 3's: they say neither the pattern nor the control tokens."
+        raise BadInput(Fault(str(path), rule, f"Write them into {rest}: {_DESCRIPTION}."))
+    known = {name: None if name is None else control[name] for name in (bos, eos)}
+    return _opened(path, ranks, pattern, control, known[bos], known[eos], bos is not None, parse_special)
+
+
+_DESCRIPTION = (
+    '{"pat_str": REGULAR_EXPRESSION, "special_tokens": {TOKEN: ID, ...}, "bos_token": TOKEN or null, '
+    '"eos_token": TOKEN or null}, the first two as tiktoken.Encoding takes them'
+)
+Description = tuple[str, dict[str, int], str | None, str | None]
+
+
+def _described_ranks(path: Path, ranks: dict[bytes, int]) -> Description:
+    """Pattern, control tokens, BOS and EOS of ranks, as the file beside them has them. Raises BadInput."""
+    content = _read_json(path)
+    pattern, control = content.get("pat_str"), content.get("special_tokens")
+    ends = [content.get(name, False) for name in ("bos_token", "eos_token")]
+    faults = []
+    if not isinstance(pattern, str) or not isinstance(control, dict) or False in ends or len(content) != 4:
+        raise BadInput(Fault(str(path), "does not say what goes with the ranks.", f"Write {_DESCRIPTION}."))
+    taken = set(ranks.values())
+    for token, number in control.items():
+        if type(number) is not int or number < 0 or number in taken:
+            rule = f"gives {token} the id {number}, which is none or a rank's."
+            faults.append(Fault(str(path), rule, "Give each control token an id of its own."))
+    if len(set(control.values())) < len(control):
+        faults.append(Fault(str(path), "gives two control tokens one id.", "Give each an id of its own."))
+    for token in ends:
+        if token is not None and token not in control:
+            faults.append(Fault(str(path), f"names {token}, which is none of its special_tokens.", "Add it there."))
+    refuse(faults)
+    return pattern, control, ends[0], ends[1]
 
 
 def open_megatron_ranks(
@@ -211,12 +254,15 @@ def _opened(
     ranks: dict[bytes, int],
     pattern: str,
     control: dict[str, int],
-    bos: int,
-    eos: int,
+    bos: int | None,
+    eos: int | None,
     adds_bos: bool,
     parse_special: bool,
 ) -> Opened:
-    encoding = tiktoken.Encoding(name=path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=control)
+    try:
+        encoding = tiktoken.Encoding(name=path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=control)
+    except ValueError as error:  # of the pattern
+        raise BadInput(Fault(f"{path}.json", f"has a pattern that is none ({error}).", "Correct it.")) from error
     size = encoding.max_token_value + 1
     is_control = np.zeros(size, np.bool_)
     is_control[list(control.values())] = True
@@ -230,6 +276,8 @@ def _opened(
         eos=eos,
         adds_bos=adds_bos,
         control=is_control,
+        unknown=None,
+        says_all=True,
     )
 
 
@@ -290,7 +338,17 @@ def open_sentencepiece(path: Path) -> Opened:
     control = np.array([model.is_control(number) for number in range(size)], np.bool_)
     bos, eos = (None if number < 0 else int(number) for number in (model.bos_id(), model.eos_id()))
     # The library adds no BOS unless it is asked to; that Llama 2 was trained with one only its users know.
-    return Opened(SentencePiece(path, model), hashlib.sha256(content).hexdigest(), size, bos, eos, False, control)
+    return Opened(
+        library=SentencePiece(path, model),
+        identity=hashlib.sha256(content).hexdigest(),
+        vocabulary_size=size,
+        bos=bos,
+        eos=eos,
+        adds_bos=False,
+        control=control,
+        unknown=int(model.unk_id()),
+        says_all=any(model.is_byte(number) for number in range(size)),
+    )
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -308,7 +366,10 @@ class HuggingFace:
     """The tokenizer.json that it was read from, or would be written to."""
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:
+            raise _cannot_say("the tokenizer", error) from error
         return Encoded.of([encoding.ids for encoding in encodings])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -331,6 +392,12 @@ class HuggingFace:
             if token["special"]:
                 lengths[token["id"]] = 0
         return lengths
+
+
+def _cannot_say(what: str, error: Exception) -> BadInput:
+    """What the library says, in bare Exceptions, where a word model lacks the token for words that it lacks."""
+    remedy = "Add the token that stands for what it does not know to its vocabulary."
+    return BadInput(Fault(what, f"cannot say every text ({error}).", remedy))
 
 
 def token_contents(content: dict[str, Any], vocabulary: Mapping[str, int]) -> dict[str, bytes]:
@@ -375,7 +442,10 @@ def open_folder(folder: Path, parse_special: bool) -> Opened:
     backend.encode_special_tokens = not parse_special
     unknown = unknown_token(content["model"])
     bos = _named_token(folder, backend, "bos")
-    first = backend.encode("a", add_special_tokens=True).ids[:1]
+    try:
+        first = backend.encode("a", add_special_tokens=True).ids[:1]
+    except Exception as error:
+        raise _cannot_say(str(folder), error) from error
     size = _largest_id(content) + 1
     control = np.zeros(size, np.bool_)
     for token in content.get("added_tokens", []):
@@ -388,6 +458,8 @@ def open_folder(folder: Path, parse_special: bool) -> Opened:
         eos=_named_token(folder, backend, "eos"),
         adds_bos=bos is not None and first == [bos],
         control=control,
+        unknown=None if unknown is None else backend.token_to_id(unknown),
+        says_all=_says_all(content, backend),
     )
 
 
@@ -409,8 +481,38 @@ def open_gpt2(vocabulary: Path, merges: Path, parse_special: bool) -> Opened:
     control = np.zeros(size, np.bool_)
     if end is not None:
         control[end] = True
-    content = backend.to_str().encode()
-    return Opened(HuggingFace(backend, content), _identity(orjson.loads(content)), size, end, end, False, control)
+    text = backend.to_str().encode()
+    content = orjson.loads(text)
+    return Opened(
+        library=HuggingFace(backend, text),
+        identity=_identity(content),
+        vocabulary_size=size,
+        bos=end,
+        eos=end,
+        adds_bos=False,
+        control=control,
+        unknown=None,
+        says_all=_says_all(content, backend),
+    )
+
+
+def _says_all(content: dict[str, Any], backend: tokenizers.Tokenizer) -> bool:
+    """Whether a tokenizer.json has a token for every byte, and changes no text before it looks for them."""
+    if content.get("normalizer") and not _keeps_text(content["normalizer"]):
+        return False
+    if _uses_byte_level(content):
+        return all(backend.token_to_id(sign) is not None for sign in ByteLevel.alphabet())
+    by_byte = (backend.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+    return bool(content["model"].get("byte_fallback")) and all(by_byte)
+
+
+_HARMLESS = ("Prepend", "Replace", "NFC", "ByteLevel")
+"""Normalizers that lose nothing: the first two put signs for blanks."""
+
+
+def _keeps_text(normalizer: dict[str, Any]) -> bool:
+    parts = normalizer.get("normalizers", [normalizer])
+    return all(part.get("type") in _HARMLESS for part in parts)
 
 
 def _read_backend(folder: Path) -> tuple[bytes, dict[str, Any], tokenizers.Tokenizer]:

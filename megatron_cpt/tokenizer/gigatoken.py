@@ -7,6 +7,7 @@ of plain text, so where they are to stay plain text it is given a tokenizer that
 
 import importlib.util
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ def encoded_beside(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Calla
     ours, theirs = context.Pipe(duplex=False)
 
     def encode() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to answer.
         # Open here too, it would keep this process waiting for a reader when the other one has been killed.
         ours.close()
         theirs.send(tokenizer.encode_flat(texts))

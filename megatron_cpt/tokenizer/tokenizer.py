@@ -50,6 +50,10 @@ class Tokenizer:
     """Whether control tokens written in a text become control tokens."""
     library: Library
     """What makes the ids."""
+    unknown: int | None
+    """The id that stands for text which it cannot say; None: there is none."""
+    says_all: bool
+    """Whether there is a token for every byte, so that no text is lost."""
     _eod: int | None
     _control: npt.NDArray[np.bool_]
 
@@ -73,6 +77,8 @@ class Tokenizer:
             adds_bos=opened.adds_bos,
             parses_special=parse_special,
             library=opened.library,
+            unknown=opened.unknown,
+            says_all=opened.says_all,
             _eod=opened.eos if eod is None else _end_of_document(path, opened.library, eod),
             _control=opened.control,
         )

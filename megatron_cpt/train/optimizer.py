@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -196,7 +196,7 @@ def _set_parameter_state(
             target.copy_(tensors[name])
 
 
-def _group_options(model: Sequence[GPTModel], settings: OptimizerSettings) -> dict[str, Any]:
+def _group_options(model: Sequence[LanguageModule], settings: OptimizerSettings) -> dict[str, Any]:
     """What get_megatron_optimizer is told of parameter groups: nothing, where its own are meant.
 
     Args:
@@ -219,7 +219,7 @@ def _group_options(model: Sequence[GPTModel], settings: OptimizerSettings) -> di
 
 
 def _parameter_factors(
-    chunk: GPTModel, settings: OptimizerSettings
+    chunk: LanguageModule, settings: OptimizerSettings
 ) -> Iterator[tuple[torch.nn.Parameter, tuple[float, float]]]:
     """Each parameter of a chunk, with the factors of its learning rate and of its weight decay."""
     layers = {

@@ -21,6 +21,7 @@ from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.environment_checks import machine_faults
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, keep_freed_memory
+from megatron_cpt.parallel.mcore_compat import release, untried
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import ResumeChanges, resume_changes
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints
@@ -108,6 +109,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         write_json(folder.lineage, run_lineage(run, run.first_step))
     logger = RunLogger(run)
     logger.log(f"kernels: {kernels}")
+    if warning := untried(release()):
+        logger.log(warning, logging.WARNING)
     for note in dtype_notes(run):
         logger.log(note)
     for line in settled:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.attention import Attention
 from megatron.core.transformer.moe.experts import SequentialMLP
@@ -31,6 +31,7 @@ from megatron_cpt.model import cpu_kernels
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
 from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
 from megatron_cpt.parallel.groups import all_agree
+from megatron_cpt.parallel.mcore_compat import release
 from megatron_cpt.planning.resume_changes import ResumeChanges
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import write_durably
@@ -130,6 +131,8 @@ _MAKERS = {
 class Kernels:
     """The kernels of this rank's part of the model, as the log, versions.json and `doctor` name them."""
 
+    model: str
+    """Megatron-Core's class that the layers are in: GPTModel, or HybridModel where a release has no GPTModel."""
     layers: str
     """Linear layers."""
     attention: str
@@ -159,6 +162,7 @@ def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -
     cores = [module.core_attention for module in attention]
     own = all(isinstance(core, ScaledDotProductAttention) for core in cores)
     return Kernels(
+        model=next(kind.__name__ for kind in type(chunks[0]).__mro__ if _maker(kind) == "Megatron-Core"),
         layers=listed(_made_by(module.linear_proj) for module in attention) + _products_of(chunks[0].config),
         attention=listed(_OWN_ATTENTION.get(type(core)) or named(core) for core in cores),
         norm=listed(named(module) for module in modules if _is_norm(module)),
@@ -177,7 +181,12 @@ def listed(names: Iterable[str]) -> str:
 
 def _made_by(part: object) -> str:
     """Whose class an object is."""
-    module = type(part).__module__
+    return _maker(type(part))
+
+
+def _maker(kind: type) -> str:
+    """Whose class it is."""
+    module = kind.__module__
     # Megatron-Core's layers around Transformer Engine's stand in a module named after it.
     package = "transformer_engine" if "transformer_engine" in module else module.partition(".")[0]
     return _MAKERS.get(package, package)
@@ -203,7 +212,7 @@ def _products_of(config: TransformerConfig) -> str:
     return " (oneDNN)" if ours else ""
 
 
-def _rope_of(model: GPTModel) -> str:
+def _rope_of(model: LanguageModule) -> str:
     """What turns queries and keys."""
     if model.config.apply_rope_fusion:
         return "Transformer Engine (fused)"
@@ -251,6 +260,8 @@ def versions(kernels: Kernels) -> dict[str, Any]:
 
 def installed_version(package: str) -> str | None:
     """The version of a package, None where it is not installed."""
+    if package == "megatron-core":
+        return release()
     try:
         return version(package)
     except PackageNotFoundError:

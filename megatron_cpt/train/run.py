@@ -17,7 +17,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
@@ -118,7 +118,7 @@ class StartState:
     """Identities of the validation sets and tasks that it was measured on; None: on none that are known."""
 
 
-def _load_start_weights(model: Sequence[GPTModel], shape: ModelShape, config: RunConfig) -> None:
+def _load_start_weights(model: Sequence[LanguageModule], shape: ModelShape, config: RunConfig) -> None:
     """Gives a model the weights that the config starts from; without any, it keeps its random ones."""
     if config.init_from.checkpoint is not None:
         load_weights(Path(config.init_from.checkpoint), model)

@@ -1,6 +1,9 @@
 """Checkpoints that another program wrote with Megatron-Core itself: read by their names, to the last bit."""
 
+import copy
+import importlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,22 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_cpt.checkpoint.convert import hf_from_megatron
-from megatron_cpt.checkpoint.dcp import TRACKER, Stored, alternatives, find_shards, match_places
+from megatron_cpt.checkpoint.dcp import TRACKER, Stored, alternatives, find_shards, in_hybrid_layers, match_places
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import assert_same_tensors, write_model
 from tests.families.folders import MODELS, write_config
+from tests.parallel.matrix import HAS_BOTH_MODELS
 from tests.ranks import Ranks
 
 
@@ -80,6 +87,53 @@ def write_foreign(
     dist_checkpointing.save({"model": content, "optimizer": step, "rng_state": random, "iteration": 100}, str(folder))
 
 
+def write_foreign_hybrid(hf: Path, root: Path) -> None:
+    """A job: the folder's weights in Megatron-Core's own HybridModel, a layer for attention and one for its MLP.
+
+    Its specs ask for Transformer Engine; these are of local layers, under the same names.
+    """
+    hybrid_block = importlib.import_module("megatron.core.models.hybrid.hybrid_block")
+    hybrid_model = importlib.import_module("megatron.core.models.hybrid.hybrid_model")
+    mlp_layer = importlib.import_module("megatron.core.ssm.mlp_layer")
+    groups.init_model_parallel(ParallelSettings())
+    shape = read_shape(hf)
+    options = ModelOptions(sequence_length=shape.max_positions)
+    [ours] = build_model(shape, options)
+    load_hf_weights([ours], shape, hf)
+    spec = get_gpt_layer_local_spec(
+        normalization="RMSNorm", num_experts=shape.experts or None, qk_layernorm=shape.query_key_norm
+    ).submodules
+    attention = TransformerLayerSubmodules(
+        input_layernorm=spec.input_layernorm, self_attention=spec.self_attention, self_attn_bda=spec.self_attn_bda
+    )
+    mlp = TransformerLayerSubmodules(pre_mlp_layernorm=spec.pre_mlp_layernorm, mlp=spec.mlp, mlp_bda=spec.mlp_bda)
+    layers = hybrid_block.HybridStackSubmodules(
+        attention_layer=ModuleSpec(TransformerLayer, submodules=attention),
+        mlp_layer=ModuleSpec(mlp_layer.MLPLayer, submodules=mlp),
+        moe_layer=ModuleSpec(TransformerLayer, submodules=mlp),
+    )
+    config = replace(ours.config, num_layers=2 * shape.layers, moe_layer_freq=1)
+    model = hybrid_model.HybridModel(
+        config,
+        ModuleSpec(hybrid_block.HybridStack, params={"post_layer_norm": False}, submodules=layers),
+        vocab_size=shape.vocabulary,
+        max_sequence_length=shape.max_positions,
+        hybrid_layer_pattern=("*E" if shape.experts else "*-") * shape.layers,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+    )
+    model.decoder.final_norm = copy.deepcopy(ours.decoder.final_layernorm)  # theirs is Transformer Engine's
+    for ours_part, its_part in ((ours.embedding, model.embedding), (ours.output_layer, model.output_layer)):
+        its_part.load_state_dict(ours_part.state_dict())
+    for number, layer in enumerate(model.decoder.layers):
+        whole = ours.decoder.layers[number // 2].state_dict()
+        layer.load_state_dict({name: whole[name] for name in layer.state_dict()})
+    folder = root / "iter_0000100"
+    folder.mkdir(parents=True)
+    (root / TRACKER).write_text("100\n")
+    dist_checkpointing.save({"model": model.sharded_state_dict(), "iteration": 100}, str(folder))
+
+
 def load_padded(model: GPTModel, hf: Path, rows: int) -> None:
     """Fills a whole model from the folder; the rows of its padding are left as they are."""
     shape = read_shape(hf)
@@ -118,6 +172,34 @@ def test_a_checkpoint_of_megatron_core_itself_is_read_to_the_last_bit(
     config = write_config_of(hf, tmp_path / "config")
     assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=config, output=tmp_path / "out") == [None]
     assert_same_tensors(tmp_path / "out", hf)
+
+
+@pytest.mark.skipif(not HAS_BOTH_MODELS, reason="Megatron-Core has no HybridModel before 0.18; this release is older")
+@pytest.mark.parametrize("kind", ["llama", "qwen2_tied", "qwen3", "mixtral"])
+def test_a_checkpoint_of_a_hybrid_model_is_read_to_the_last_bit(one_rank: Ranks, tmp_path: Path, kind: str) -> None:
+    hf = write_model(tmp_path / "hf", MODELS[kind])
+    one_rank.call(write_foreign_hybrid, hf=hf, root=tmp_path / "run")
+    config = write_config_of(hf, tmp_path / "config")
+    assert one_rank.call(to_hf, folder=tmp_path / "run", hf_config=config, output=tmp_path / "out") == [None]
+    assert_same_tensors(tmp_path / "out", hf)
+
+
+def test_layers_of_a_hybrid_model_are_attention_and_mlp_in_turn(tmp_path: Path) -> None:
+    shape = read_shape(write_config(tmp_path))
+    keys = {
+        "decoder.layers.0.self_attention.linear_qkv.weight": "decoder.layers.0.self_attention.linear_qkv.weight",
+        "decoder.layers.11.input_layernorm.weight": "decoder.layers.22.input_layernorm.weight",
+        "decoder.layers.11.pre_mlp_layernorm.weight": "decoder.layers.23.pre_mlp_layernorm.weight",
+        "decoder.layers.3.mlp.router.weight": "decoder.layers.7.mlp.router.weight",
+        "decoder.final_layernorm.weight": "decoder.final_norm.weight",
+        "output_layer.weight": "output_layer.weight",
+    }
+    places = {key: Stored(key, (1,), (0,), (1,), (1,)) for key in keys}
+    found = in_hybrid_layers(places, shape, tmp_path)
+    assert {name: place.key for name, place in found.items()} == keys
+    parallel = replace(shape, parallel_residual=True)
+    with pytest.raises(BadInput, match="attention and MLP in parallel"):
+        in_hybrid_layers(places, parallel, tmp_path)
 
 
 def write_config_of(hf: Path, folder: Path) -> Path:

@@ -1,14 +1,23 @@
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+import psutil
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.manifest import load_manifest
+from tests.texts import save_tokenizer
+from tests.tokenizer.kinds import write_kind
 
 
 @pytest.fixture
@@ -98,6 +107,7 @@ def test_a_progress_bar_shows_bytes_and_documents(words: list[str], capsys: pyte
     [
         (["--holdout", "120%"], "--holdout 120%: is not a share."),
         (["--holdout", "5"], "--holdout 5: may be meant as a percentage or as a number of tokens. Write 5%"),
+        (["--output", "results/"], "--output results/: is a folder. Give a prefix in it, such as results/corpus."),
         (["--eod", "<eod>"], "--eod <eod>: is no token"),
         (["--bos", "always"], "--bos always: needs a bos_token"),
         (["--text-key", "text"], "were rejected"),
@@ -138,3 +148,96 @@ def test_documents_cannot_steer_the_terminal(
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert "red \\x1b[31m text" in told
+
+
+def test_text_that_a_tokenizer_cannot_say_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BPE without a token for it drops it, word pieces put the unknown token, and bytes say everything."""
+    texts = ["a stroke of the brain 漢字漢字 наука"] * 30
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n, text in enumerate(texts))
+    )
+    silent = tokenizers.Tokenizer(models.BPE())
+    silent.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["</s>"], show_progress=False)
+    silent.train_from_iterator([text.replace("漢字", "").replace("наука", "0123456789") for text in texts], trainer)
+    save_tokenizer(tmp_path / "silent", silent, {"eos_token": "</s>"})
+    for kind in ("byte_level", "byte_fallback", "unigram", "word_pieces"):
+        write_kind(kind, tmp_path / kind)
+    told, manifests = {}, {}
+    for kind in ("silent", "byte_level", "byte_fallback", "unigram", "word_pieces"):
+        words = [
+            str(tmp_path / "a.jsonl"),
+            "--tokenizer",
+            str(tmp_path / kind),
+            "--output",
+            str(tmp_path / "out" / kind),
+        ]
+        assert main(["prepare", *words, "--quiet", "--no-fast"]) == 0
+        told[kind] = capsys.readouterr().out
+        manifests[kind] = load_manifest(tmp_path / "out" / kind)
+        assert "tokens a word" in told[kind] and "bytes a token" in told[kind]
+        assert main(["inspect", words[-1], "--show", "0"]) == 0
+        assert "lost_share" in capsys.readouterr().out
+    for kind in ("byte_level", "byte_fallback"):
+        assert (manifests[kind].unknown_share or 0, manifests[kind].lost_share) == (0, 0)
+        assert "warning" not in told[kind]
+    # 22 of some 41 bytes that are no blanks.
+    for kind in ("silent", "unigram", "word_pieces"):
+        assert 0.5 < (manifests[kind].lost_share or 0) < 0.65
+        assert "of the text, in bytes, does not come back from its tokens" in told[kind]
+    assert manifests["silent"].unknown_share is None or manifests["silent"].unknown_share == 0
+    for kind in ("unigram", "word_pieces"):
+        assert (manifests[kind].unknown_share or 0) > 0.01
+        assert "of the tokens stand for text that the tokenizer cannot say" in told[kind]
+
+
+def test_a_word_model_without_its_unknown_token_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "known": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    save_tokenizer(tmp_path / "words", backend, {"eos_token": "</s>"})
+    (tmp_path / "a.jsonl").write_text('{"text": "known unknown"}\n')
+    words = [str(tmp_path / "a.jsonl"), "--tokenizer", str(tmp_path / "words"), "--output", str(tmp_path / "out")]
+    assert main(["prepare", *words, "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "words: cannot say every text (WordLevel error" in told and "Traceback" not in told
+
+
+def test_a_name_that_is_no_text_is_named(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    shutil.copy(words[0], odd)
+    assert main(["prepare", odd, *words[1:], "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "\\udcff.jsonl': has a name that is not UTF-8 text." in told
+
+
+def test_ctrl_c_ends_every_process_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+    """As a terminal sends it: to the whole process group."""
+    text = Path(words[0]).read_text()
+    Path(words[0]).write_text("".join(line.replace('{"', f'{{"n": {n}, "') for n in range(60) for line in [text]))
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "prepare", *words, "--no-fast", "--workers", "2"]
+    command += ["--keep-duplicates"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while len(psutil.Process(process.pid).children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        workers = psutil.Process(process.pid).children()
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in told
+    assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.parametrize("keep", ["lowest", "gumbel"])
+def test_infinite_scores_are_refused(
+    words: list[str], tmp_path: Path, keep: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", *words, "--quiet"]) == 0
+    scores = np.arange(load_manifest(tmp_path / "out").documents, dtype=np.float32)
+    scores[3] = np.inf
+    np.save(tmp_path / "out.q.npy", scores)
+    chosen = ["--share", "50%", "--keep", keep, "--by", "q", "--output", str(tmp_path / "s")]
+    assert main(["select", str(tmp_path / "out"), *chosen]) == 2
+    assert "score q: is infinite for 1 documents of" in capsys.readouterr().err

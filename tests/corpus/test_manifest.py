@@ -1,10 +1,13 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.indexed import bin_path, idx_path, manifest_path
 from megatron_cpt.corpus.manifest import load_manifest, verify_dataset
+from megatron_cpt.planning.checks import row_faults
 from tests.corpus.datasets import write_dataset
 
 
@@ -55,3 +58,33 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
 def test_no_dataset_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="nowhere"):
         load_manifest(tmp_path / "nowhere")
+
+
+def test_the_largest_id_of_a_pair_that_was_described_without_it_is_looked_for(tmp_path: Path) -> None:
+    """As an earlier version described pairs made elsewhere: ids beyond a model's rows would be met in training."""
+    prefix = write_dataset(tmp_path / "data", [2, 3], first=995)
+    manifest = load_manifest(prefix)
+    content = json.loads(manifest_path(prefix).read_text())
+    del content["largest_id"]
+    manifest_path(prefix).write_text(json.dumps(content))
+    assert load_manifest(prefix) == manifest and manifest.largest_id == 999
+    assert json.loads(manifest_path(prefix).read_text())["largest_id"] == 999
+    [fault] = row_faults("data.sources.a", manifest, "model.hf = x", 999)
+    assert "ids up to 999: model.hf = x has 999 embedding rows" in str(fault)
+    assert row_faults("data.sources.a", manifest, "model.hf = x", 1000) == []
+    np.full(5, -2, "<i4").tofile(bin_path(prefix))
+    manifest_path(prefix).unlink()
+    with pytest.raises(IntegrityFault, match="token 0 is -2, which is no id"):
+        load_manifest(prefix)
+
+
+def test_indices_of_other_kinds_are_told_as_what_they_are(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3])
+    index = idx_path(prefix).read_bytes()
+    idx_path(prefix).write_bytes(index + b"\x00\x01")
+    with pytest.raises(IntegrityFault, match="multimodal datasets; only text is read"):
+        load_manifest(prefix)
+    for code, what in ((9, "nothing that Megatron-LM writes, such as uint32"), (7, "floating-point numbers")):
+        idx_path(prefix).write_bytes(index[:17] + bytes([code]) + index[18:])
+        with pytest.raises(IntegrityFault, match=f"dtype code {code}, which stands for {what}"):
+            load_manifest(prefix)

@@ -20,14 +20,17 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from tests.checkpoint.hf_models import all_tensors
+from tests.checkpoint import hf_models
+from tests.checkpoint.hf_models import all_tensors, assert_same_tensors
+from tests.families.folders import MODELS
 from tests.ranks import Ranks
-from tests.train.runs import column, records_of, train
-from tests.workshop import Workshop, build, write_model, write_tokenizer_of
+from tests.train.runs import column, records_of, train, train_without_gpt_model
+from tests.workshop import VOCABULARY, Workshop, build, write_model, write_tokenizer_of
 
 LOSS = 2e-6
 """Nats per token."""
@@ -72,6 +75,10 @@ class Row:
         """The row with further settings of `parallel`."""
         settings = (f"parallel.{name}={value}" for name, value in parallel.items())
         return replace(self, overrides=(*self.overrides, *settings))
+
+    def of(self, base: str, *overrides: str) -> "Row":
+        """The row with another base and further settings."""
+        return replace(self, base=base, overrides=(*self.overrides, *overrides))
 
 
 def row(ranks: int, **parallel: object) -> Row:
@@ -263,15 +270,101 @@ def run_uncut(ranks: Ranks, workshop: Workshop, run: Path, writer: Row) -> None:
 
 def resumed_difference(ranks: Ranks, workshop: Workshop, uncut: Path, run: Path, chosen: Resume) -> float:
     """Goes on with a copy of a run, cut; returns the largest difference of a loss, nats per token."""
-    shutil.copytree(uncut, run)
-    for checkpoint in (run / "checkpoints").iterdir():
-        if int(checkpoint.name.removeprefix("step-")) > chosen.step:
-            shutil.rmtree(checkpoint)
+    copy_until(uncut, run, chosen.step)
     run_uncut(ranks, workshop, run, chosen.read)
     assert f"resumed after step {chosen.step}" in (run / "log.txt").read_text()
     ours, theirs = records_of(run, "train"), records_of(uncut, "train")
     assert column(ours, "source_tokens") == column(theirs, "source_tokens")
     return largest(column(ours, "loss"), column(theirs, "loss"))
+
+
+def copy_until(uncut: Path, run: Path, step: int) -> None:
+    """A run as it was with the checkpoint of a step: a start goes on from there."""
+    shutil.copytree(uncut, run)
+    shutil.rmtree(run / "hf", ignore_errors=True)
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+
+
+HAS_BOTH_MODELS = find_spec("megatron.core.models.hybrid") is not None
+"""Whether the installed Megatron-Core has HybridModel beside GPTModel: from 0.18 on."""
+SHARED = {
+    "one process": row(1),
+    "tensor 2, sequence": row(2, tensor=2, sequence="true"),
+    "pipeline 2 x 2 chunks": row(2, pipeline=2, virtual_pipeline=2),
+    "data 2, distributed optimizer, both overlaps": row(2, **OVERLAPS),
+}
+"""Layouts in which every family is compared."""
+COMPARED = (
+    *("llama_tied", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "olmo2"),
+    *("mistral", "mixtral", "qwen3_moe_mixed"),
+)
+FAMILY_STEPS = (
+    *("training.tokens=6 steps", "training.micro_batch_size=1"),
+    *("checkpoint.save_interval=2 steps", "checkpoint.keep_every=4 steps", "checkpoint.keep_last=9"),
+    *("validation.weight_updates=true", "validation.stability_gradient=general"),
+)
+BUILDERS = {
+    **{f"{model}; {name}": replace(layout, base=model) for model in COMPARED for name, layout in SHARED.items()},
+    "llama_tied; tensor 2, pipeline 2": row(4, tensor=2, pipeline=2).of("llama_tied"),
+    "llama3_rope_short; context 2": row(2, context=2).of("llama3_rope_short"),
+    "gemma3; within documents, context 2": row(2, context=2).of("gemma3", "data.attention=within_documents"),
+    "qwen2; within documents, pipeline 2 x 2 chunks": row(2, pipeline=2, virtual_pipeline=2).of(
+        "qwen2", "data.attention=within_documents"
+    ),
+    "qwen3_moe_mixed; expert 2, distributed optimizer": row(2, expert=2, distributed_optimizer="true").of(
+        "qwen3_moe_mixed"
+    ),
+    "gpt_neox; recomputation, full": row(1).of("gpt_neox", "training.recompute=full"),
+    "mixtral; recomputation, selective": row(1).of("mixtral", "training.recompute=selective"),
+    "llama; z-loss": row(1).of("llama", "training.z_loss=1e-3"),
+    "llama_tied; dropout, tensor 2, sequence": row(2, tensor=2, sequence="true").of("llama_tied", "model.dropout=0.1"),
+    "llama; bf16, data 2, distributed optimizer": row(2, distributed_optimizer="true").of(
+        "llama", "training.precision=bf16"
+    ),
+    "llama; frozen layers, a rate for each layer, pipeline 2": row(2, pipeline=2).of(
+        "llama",
+        "model.frozen.bottom=1",
+        "optimizer.lr_multipliers.layers=[{first: 1, last: 2, multiplier: 0.5}]",
+    ),
+}
+"""Layouts and settings in which HybridModel is held to GPTModel, by name; the base is a model of MODELS."""
+
+
+def family_folder(workshop: Workshop, model: str) -> Path:
+    """The Hugging Face folder of a small model of MODELS with the workshop's tokenizer."""
+    folder = workshop.folder / f"hf-{model}"
+    if not folder.exists():
+        hf_models.write_model(folder, MODELS[model] | {"vocab_size": VOCABULARY})
+        write_tokenizer_of(workshop, folder)
+    return folder
+
+
+def compare_builders(ranks: Ranks, workshop: Workshop, folder: Path, chosen: Row) -> None:
+    """Trains with GPTModel and HybridModel, and goes on with each from the other's checkpoint.
+
+    Raises:
+        AssertionError: anything differs in a bit.
+    """
+    uncut = {"GPTModel": folder / "gpt", "HybridModel": folder / "hybrid"}
+    cut = {"GPTModel": folder / "gpt from hybrid", "HybridModel": folder / "hybrid from gpt"}
+    # One from a checkpoint whose optimizer state is saved in a run's own layout, one from the other kind.
+    resumes = {"GPTModel": (uncut["HybridModel"], 4), "HybridModel": (uncut["GPTModel"], 2)}
+    for runs in (uncut, cut):
+        for model, job in (("GPTModel", train), ("HybridModel", train_without_gpt_model)):
+            run = runs[model]
+            if run is cut[model]:
+                copy_until(resumes[model][0], run, resumes[model][1])
+            hf = family_folder(workshop, chosen.base)
+            path = workshop.write_config(run, model={"hf": str(hf)}, checkpoint={"export_hf": {"end": True}})
+            ranks.call(job, timeout=900, path=path, overrides=(*FAMILY_STEPS, *chosen.overrides))
+            assert (run / "log.txt").read_text().split("kernels: ")[-1].startswith(f"model: {model};")
+            assert_same_tensors(run / "hf", uncut["GPTModel"] / "hf")
+            for kind in ("train", "validation", "weights", "stability"):
+                assert records_of(run, kind) == records_of(uncut["GPTModel"], kind) != [], f"{model}: {kind}"
+    for model, run in cut.items():
+        assert f"resumed after step {resumes[model][1]}" in (run / "log.txt").read_text()
 
 
 def run_row(ranks: Ranks, workshop: Workshop, run: Path, chosen: Row) -> None:
@@ -306,7 +399,8 @@ def main() -> int:
     """Prints the tables. Returns 0 if every row passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
-    names = parser.parse_args().rows or [*ROWS, *RESUMES]
+    builders = BUILDERS if HAS_BOTH_MODELS else {}
+    names = parser.parse_args().rows or [*ROWS, *RESUMES, *builders]
     # What the runs themselves tell goes nowhere: the ranks, started below, inherit the file number.
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -314,7 +408,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         workshop = build(Path(scratch) / "workshop")
         passed = print_parity(pools, workshop, Path(scratch), [name for name in names if name in ROWS])
-        passed += print_resumes(pools, workshop, Path(scratch), [name for name in names if name not in ROWS])
+        passed += print_resumes(pools, workshop, Path(scratch), [name for name in names if name in RESUMES])
+        passed += print_builders(pools, workshop, Path(scratch), [name for name in names if name in BUILDERS])
     for pool in pools.values():
         pool.stop()
     print(f"{passed} rows passed, {len(names) - passed} failed")
@@ -369,6 +464,21 @@ def print_resumes(pools: Mapping[int, Ranks], workshop: Workshop, folder: Path, 
         print(
             f"{name:<76} {found:.1e}  {chosen.bound:.0e}  {'passed' if found <= chosen.bound else 'FAILED'}", flush=True
         )
+    return passed
+
+
+def print_builders(pools: Mapping[int, Ranks], workshop: Workshop, folder: Path, names: Sequence[str]) -> int:
+    """Prints the table of HybridModel against GPTModel. Returns how many rows passed."""
+    passed = 0
+    for number, name in enumerate(names):
+        chosen, found = BUILDERS[name], "the same bits"
+        (folder / f"builders {number}").mkdir()
+        try:
+            compare_builders(pools[chosen.ranks], workshop, folder / f"builders {number}", chosen)
+            passed += 1
+        except AssertionError as error:
+            found = f"FAILED: {str(error).strip().splitlines()[-1]}"
+        print(f"HybridModel, {name:<63} {chosen.ranks:>5}  {found}", flush=True)
     return passed
 
 

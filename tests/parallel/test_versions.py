@@ -2,15 +2,20 @@
 
 import ast
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import megatron.core
+import pytest
 from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import gpt_model
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_cpt.parallel.mcore_compat import known_fields, options_of_save
+from megatron_cpt.parallel.mcore_compat import gpt_model_class, known_fields, options_of_save, release, untried
 from megatron_cpt.parallel.upstream_fixes import NEWEST_RELEASE
+from tests.train.runs import GPT_MODEL
 
 PACKAGE = Path(__file__).parents[2] / "megatron_cpt"
 MACHINE_WING = ("parallel", "data", "model", "checkpoint", "evaluate", "train")
@@ -43,6 +48,26 @@ def test_fields_are_those_of_the_dataclass_and_of_what_it_extends() -> None:
 
     assert known_fields(Extended) == {"first", "second"}
     assert {"num_layers", "tensor_model_parallel_size"} <= known_fields(TransformerConfig)
+
+
+def test_a_release_that_was_not_tried_is_warned_of() -> None:
+    assert [untried(version) for version in ("0.16.1", "0.17.0", "0.19.2", release())] == [None] * 4
+    for version in ("0.15.3", "0.20.0", "0.20.0+d98e8a6", "1.0.0rc1", "unknown"):
+        warning = untried(version)
+        assert warning is not None and warning.startswith(f"megatron-core {version} was never tried")
+
+
+def test_gpt_model_is_asked_for_where_it_would_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert gpt_model_class() is GPTModel
+    monkeypatch.setattr(gpt_model, "GPTModel", None)
+    assert gpt_model_class() is None
+    monkeypatch.setitem(sys.modules, GPT_MODEL, None)
+    assert gpt_model_class() is None
+    # A package that GPTModel's own module does not find is no release without it.
+    monkeypatch.delitem(sys.modules, GPT_MODEL)
+    monkeypatch.setitem(sys.modules, "megatron.core.quantization.utils", None)
+    with pytest.raises(ModuleNotFoundError, match="quantization"):
+        gpt_model_class()
 
 
 def test_no_other_file_of_the_machine_wing_asks() -> None:

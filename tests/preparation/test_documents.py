@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.preparation import documents
-from megatron_cpt.preparation.documents import Document, Keys, Rejected, read_piece
+from megatron_cpt.preparation.documents import Blank, Document, Keys, Line, Rejected, read_piece
 from megatron_cpt.preparation.inputs import Kind, Piece
 
 BAD = [
@@ -14,7 +14,6 @@ BAD = [
     (b'{"text": 3}', "'text' is not a string"),
     (b'{"text": ["a"]}', "'text' is not a string"),
     (b'["text"]', "not a JSON object"),
-    (b"", "blank line"),
     (b'{"text": "\xff"}', "invalid UTF-8"),
     (b'{"text": "\\ud800"}', "broken JSON"),
     (b'{"text": ""}', "empty text"),
@@ -22,7 +21,7 @@ BAD = [
 ]
 
 
-def read(path: Path, text_key: str = "text", kind: Kind = "json_lines", **keys: str) -> list[Document | Rejected]:
+def read(path: Path, text_key: str = "text", kind: Kind = "json_lines", **keys: str) -> list[Line]:
     """A file as one piece."""
     return list(read_piece(Piece(0, 0, path, 0, path.stat().st_size), kind, Keys(text_key, **keys)))
 
@@ -89,7 +88,7 @@ def test_a_text_file_is_one_document_or_one_a_line(tmp_path: Path) -> None:
     assert read(path, kind="text_lines") == [
         Document("two", 1, 0),
         Document("lines", 2, 4),
-        Rejected(3, "empty text"),
+        Blank(),
         Document("after a blank one", 4, 12),
     ]
     path.write_bytes(b"\xff")
@@ -101,4 +100,4 @@ def test_a_text_file_is_one_document_or_one_a_line(tmp_path: Path) -> None:
 def test_ids_stand_with_documents_and_rejected_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one", "url": "a"}\n{"text": "two"}\n{"url": 3, "text": ""}\n')
-    assert [line.id for line in read(path, id="url")] == ["a", "", "3"]
+    assert [line.id for line in read(path, id="url") if not isinstance(line, Blank)] == ["a", "", "3"]

@@ -1,11 +1,20 @@
+import bz2
 import gzip
+import lzma
+import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.manifest import load_manifest
 from megatron_cpt.preparation.inputs import Input, input_files
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
 
 LINE = b'{"text": "x"}\n'
 
@@ -67,11 +76,153 @@ def test_every_wrong_input_is_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         input_files([str(tmp_path / name) for name in ("missing", *contents, "a.jsonl")])
     assert [fault.rule for fault in caught.value.faults] == [
-        "is not there, or holds no corpus file.",
+        "is not there, or holds no file.",
         "is not a kind of file that is read.",
         "is one JSON array, not JSON lines.",
         "is not a parquet file.",
-        "is not a whole gzip or Zstandard file.",
-        "is not a whole gzip or Zstandard file.",
+        "is not a whole compressed file.",
+        "is not a whole compressed file.",
         "is named twice.",
     ]
+
+
+def compressed(content: bytes, ending: str) -> bytes:
+    makers = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return makers[ending](content) if ending else content
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".bz2", ".xz"])
+def test_every_compression_is_read(tmp_path: Path, tokenizer_folder: Path, ending: str) -> None:
+    path = tmp_path / f"a.jsonl{ending}"
+    # Two members, one behind the other, as `cat` makes them.
+    path.write_bytes(compressed(LINE, ending) + compressed(b'{"text": "y"}\n', ending))
+    assert prepare([str(path)], tokenizer_folder, tmp_path / "out").training.documents == 2
+    if ending:
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(IntegrityFault, match=f"a.jsonl{ending}: is not a whole"):
+            prepare([str(path)], tokenizer_folder, tmp_path / "other")
+
+
+def test_zstandard_with_a_far_window_and_frames_to_skip(tmp_path: Path, tokenizer_folder: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    content = writer.compress(LINE) + writer.flush()
+    with pytest.raises(zstandard.ZstdError):
+        zstandard.ZstdDecompressor().decompressobj().decompress(content)
+    (tmp_path / "far.jsonl.zst").write_bytes(content)
+    skipped = b"\x50\x2a\x4d\x18" + struct.pack("<II", 4, 77)
+    (tmp_path / "pzstd.jsonl.zst").write_bytes(skipped + zstandard.compress(LINE) + skipped)
+    settings = PrepareSettings(keep_duplicates=True)
+    assert prepare([str(tmp_path / "*.zst")], tokenizer_folder, tmp_path / "out", settings).training.documents == 2
+
+
+def test_a_folder_gives_every_file_of_a_corpus_and_names_the_others(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = tmp_path / "corpus"
+    contents = {
+        "a.jsonl": b"",
+        "nested/deeper/b.jsonlines": b"",
+        "nested/c.JSONL.GZ": b".gz",
+        "d.json.bz2": b".bz2",
+        "e.ndjson.xz": b".xz",
+        "f.jsonl.zstd": b".zst",
+        "part-00000": b"",
+        "part-00001": b".zst",
+    }
+    for number, (name, ending) in enumerate(contents.items()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(compressed(b'{"text": "document %d"}\n' % number, ending.decode()))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "g.jsonl").write_text('{"text": "behind a link"}\n')
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "nested" / "loop").symlink_to(folder)
+    not_read = {"LICENSE.txt": "free", "README.md": '{"text": "example"}', "state.json": '{\n "a": 1}', "t.py": "x = 1"}
+    for name, content in not_read.items():
+        (folder / name).write_text(content)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "old.jsonl").write_text('{"text": "hidden"}\n')
+    with pytest.warns(
+        UserWarning, match=r"4 files of the folders are not of a corpus and are not read: .*LICENSE\.txt"
+    ):
+        manifest = prepare([str(folder)], tokenizer_folder, tmp_path / "out").training
+    assert manifest.documents == len(contents) + 1
+    assert manifest.not_read == sorted(str(folder / name) for name in not_read)
+    with pytest.warns(UserWarning, match="not of a corpus"):
+        assert len(input_files([str(tmp_path / "corp*")])) == len(contents) + 1
+
+
+def test_a_broken_link_and_a_folder_without_a_corpus_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "arrow"
+    folder.mkdir()
+    (folder / "data-00000-of-00001.arrow").write_bytes(b"ARROW1\x00\x00")
+    (folder / "dataset_info.json").write_text("{}")
+    (tmp_path / "pretty").mkdir()
+    (tmp_path / "pretty" / "a.json").write_text('{\n  "text": "x"\n}\n')
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(BadInput) as caught:
+        input_files([str(tmp_path / name) for name in ("arrow", "pretty", "links")])
+    said = [str(fault) for fault in caught.value.faults]
+    assert "such as data-00000-of-00001.arrow. Save the dataset as parquet" in said[0]
+    assert "a.json: has JSON objects over several lines." in said[1] and "jq -c" in said[1]
+    assert "a.jsonl: is a link to nothing." in said[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        ('{"text": "x"}\n'.encode("utf-16"), "UTF-16"),
+        ('{"text": "x"}\n'.encode("utf-16-le"), "UTF-16"),
+        (b'{"text": "x"}\r{"text": "y"}\r', "carriage return"),
+        (b'{\n  "text": "x"\n}\n', "over several lines"),
+        (b'\xef\xbb\xbf [\n{"text": "x"}]', "one JSON array"),
+    ],
+)
+def test_what_is_common_to_all_lines_is_told_at_once(tmp_path: Path, content: bytes, rule: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(BadInput, match=rule):
+        input_files([str(tmp_path / "a.jsonl")])
+
+
+def slowly(content: list[bytes], words: list[str], pause: float = 0.2) -> "subprocess.CompletedProcess[str]":
+    """`prepare -` with standard input that comes in parts, with pauses."""
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "prepare", "-", "--quiet", *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        for part in content:
+            process.stdin.write(part)
+            process.stdin.flush()
+            time.sleep(pause)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, out.decode(), err.decode())
+
+
+LINES = [b'{"text": "document %d"}\n' % number for number in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "documents", "rejected"),
+    [
+        ([b"\xef\xbb\xbf" + b"".join(LINES)], 200, 0),
+        ([b"\n", b"\n", b"".join(LINES)], 200, 0),
+        ([b"Loading the dataset\n", b"".join(LINES)], 200, 1),
+        ([gzip.compress(b"".join(LINES), mtime=0)[:1], gzip.compress(b"".join(LINES), mtime=0)[1:]], 200, 0),
+        ([zstandard.compress(b"".join(LINES))[:9], zstandard.compress(b"".join(LINES))[9:]], 200, 0),
+        ([b"A text\n", b"of two lines\n"], 1, 0),
+    ],
+)
+def test_standard_input_is_read_until_it_is_known(
+    tmp_path: Path, tokenizer_folder: Path, parts: list[bytes], documents: int, rejected: int
+) -> None:
+    words = ["--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")]
+    done = slowly(parts, words)
+    assert done.returncode == 0, done.stderr
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.documents, manifest.rejected) == (documents, rejected)
+
+
+def test_standard_input_that_is_no_json_lines_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
+    words = ["--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")]
+    done = slowly([b"[", b'{"text": "x"}, {"text": "y"}]'], words)
+    assert done.returncode == 2 and "-: is one JSON array, not JSON lines." in done.stderr
+    assert not list(tmp_path.glob("out*"))

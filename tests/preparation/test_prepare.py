@@ -125,6 +125,41 @@ def test_held_out_documents_of_an_earlier_call_do_not_stay(
     assert not list(tmp_path.glob("out.validation.*"))
 
 
+def test_a_dataset_that_has_the_name_of_a_held_out_part_stays(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
+) -> None:
+    """Neither a call that holds nothing out, of the same input, nor one that does, replaces or removes it."""
+    corpus = [str(write_jsonl("a.jsonl", texts))]
+    for settings in (PrepareSettings(), PrepareSettings(holdout=0.5)):
+        prepare(corpus, tokenizer_folder, tmp_path / "z.validation", settings)
+        mine = {name: sha for name, sha in digests(tmp_path).items() if name.startswith("z.validation.")}
+        prepare(corpus, tokenizer_folder, tmp_path / "z", PrepareSettings())
+        prepare(corpus, tokenizer_folder, tmp_path / "z", PrepareSettings(seed=3), overwrite=True)
+        for overwrite in (False, True):
+            with pytest.raises(BadInput, match=r"z\.validation: is a dataset that --output .*z did not make"):
+                held_out = PrepareSettings(holdout=0.2)
+                prepare(corpus, tokenizer_folder, tmp_path / "z", held_out, overwrite=overwrite)
+        assert {name: sha for name, sha in digests(tmp_path).items() if name in mine} == mine
+        for path in [*tmp_path.glob("z.*")]:
+            path.unlink()
+    with IndexedWriter(tmp_path / "z.validation", np.uint16) as writer:
+        writer.add(np.arange(5))
+    with pytest.raises(BadInput, match=r"z\.validation: is a dataset that"):
+        prepare(corpus, tokenizer_folder, tmp_path / "z", PrepareSettings(holdout=0.2), overwrite=True)
+
+
+def test_an_input_is_never_written_over(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
+) -> None:
+    """The rejected lines of an earlier call, corrected and prepared under the same name."""
+    corpus = write_jsonl("z.rejected.jsonl", texts)
+    before = corpus.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(BadInput, match=r"z\.rejected\.jsonl: is an input, and a file that --output .*z writes"):
+            prepare([str(corpus)], tokenizer_folder, tmp_path / "z", overwrite=overwrite)
+    assert corpus.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["z.rejected.jsonl"]
+
+
 def test_bos_opens_each_document_when_asked(tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path) -> None:
     corpus = [str(write_jsonl("a.jsonl", ["one", "two"]))]
     settings = PrepareSettings(bos="always", eod="z", order="as_read")

@@ -18,7 +18,8 @@ BAD_LINES = {
     "an unterminated string": (b'{"text": "no end}\n', "broken JSON"),
     "a missing key": (b'{"other": "x"}\n', "no key 'text'"),
     "null for a text": (b'{"text": null}\n', "'text' is not a string"),
-    "a blank line": (b"\n", "blank line"),
+    "text that is no number": (b'{"text": NaN}\n', "'text' is not a string"),
+    "NaN and a lone surrogate": (b'{"text": "\\ud800", "score": NaN}\n', "broken JSON"),
     "invalid UTF-8": (b'{"text": "\xff"}\n', "invalid UTF-8"),
     "a lone surrogate": (b'{"text": "\\ud800"}\n', "broken JSON"),
     "an empty text": (b'{"text": ""}\n', "empty text"),
@@ -82,3 +83,24 @@ def test_a_library_that_gives_ids_outside_its_vocabulary_is_refused(tmp_path: Pa
     with pytest.raises(BadInput, match="gives ids outside 0 to 59999"):
         prepare([str(tmp_path / "a.jsonl")], narrow, tmp_path / "x", workers=1, fast=False)
     assert not (tmp_path / "x.idx").exists()
+
+
+def test_blank_lines_are_no_documents_and_nan_in_metadata_is_read(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """As Python's json writes them; places of rejected lines still count every line."""
+    lines = [b'{"text": "document %d", "score": NaN, "far": [-Infinity, Infinity]}' % number for number in range(300)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n" + b"\n \t\n".join([*lines, b"{broken", b""]) + b"\n\n")
+    settings = PrepareSettings(order="as_read")
+    manifest = prepare([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "x", settings, workers=2).training
+    assert (manifest.documents, manifest.rejected) == (300, 1)
+    listed = json.loads((tmp_path / "x.rejected.jsonl").read_text())
+    assert (tmp_path / "a.jsonl").read_bytes().split(b"\n")[listed["line"] - 1] == b"{broken"
+    clean = b"\n".join(line.replace(b"NaN", b"1").replace(b"-Infinity, Infinity", b"") for line in lines)
+    (tmp_path / "b.jsonl").write_bytes(clean)
+    prepare([str(tmp_path / "b.jsonl")], tokenizer_folder, tmp_path / "y", settings)
+    assert (tmp_path / "x.bin").read_bytes() == (tmp_path / "y.bin").read_bytes()
+
+
+def test_the_reason_that_most_lines_share_is_told(tmp_path: Path, tokenizer_folder: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 20)
+    with pytest.raises(BadInput, match=r"20 of 20 documents: were rejected, .*, all because: no key 'text';"):
+        prepare([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "x")

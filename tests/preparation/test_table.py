@@ -76,3 +76,39 @@ def test_a_table_without_the_column_or_cut_short_is_refused(tmp_path: Path, text
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(IntegrityFault, match="is not a whole parquet file"):
         row_spans(path, "body", 1000)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "dictionary"])
+def test_a_cell_that_is_no_text_costs_itself_alone(tmp_path: Path, tokenizer_folder: Path, kind: str) -> None:
+    cells = pyarrow.array([b"one", b"\xff\xfe", None, b"two \xc3\xa9"], pyarrow.binary())
+    if kind == "string":
+        cells = pyarrow.StringArray.from_buffers(4, *cells.buffers()[1:], cells.buffers()[0])
+    elif kind == "large_string":
+        large = cells.cast(pyarrow.large_binary()).buffers()
+        cells = pyarrow.LargeStringArray.from_buffers(4, *large[1:], large[0])
+    elif kind == "dictionary":
+        buffers = cells.drop_null().buffers()
+        texts = pyarrow.StringArray.from_buffers(3, *buffers[1:])
+        cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, None, 2], pyarrow.int32()), texts)
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": cells}), path)
+    settings = PrepareSettings(max_rejected=0.5, order="as_read")
+    prepare([str(path)], tokenizer_folder, tmp_path / "x", settings)
+    listed = [json.loads(line) for line in Path(f"{tmp_path}/x.rejected.jsonl").read_text().splitlines()]
+    assert [(entry["line"], entry["reason"]) for entry in listed] == [
+        (2, "invalid UTF-8"),
+        (3, "'text' is not a string"),
+    ]
+    tokenizer, dataset = Tokenizer.load(tokenizer_folder), IndexedDataset(tmp_path / "x")
+    assert [tokenizer.decode(dataset.document(n)[:-1].tolist()) for n in range(2)] == ["one", "two é"]
+
+
+def test_columns_of_one_name_matter_only_where_they_are_read(tmp_path: Path, tokenizer_folder: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = [pyarrow.array(["one", "two"]), pyarrow.array([1, 2]), pyarrow.array([3, 4])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["text", "score", "score"]), path)
+    assert prepare([str(path)], tokenizer_folder, tmp_path / "x").training.documents == 2
+    columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["text", "text"]), path)
+    with pytest.raises(BadInput, match="--text-key text: names 2 columns of"):
+        prepare([str(path)], tokenizer_folder, tmp_path / "y")

@@ -9,9 +9,9 @@ from megatron_cpt.quality.select import (
     KEEPS,
     Keep,
     gumbel_noise,
+    meets_threshold,
     pseudo_random,
     ranked,
-    within_threshold,
     within_tokens,
 )
 
@@ -41,9 +41,9 @@ def test_nothing_outside_is_better_than_anything_taken(documents: list[tuple[flo
     for keep, sign in (("lowest", 1), ("highest", -1)):
         order = ranked(keep, scores, lengths, ties)  # type: ignore[arg-type]
         assert (np.diff(sign * scores[order]) >= 0).all()
-        count = within_threshold(order, scores, keep, limit)  # type: ignore[arg-type]
-        assert (sign * scores[order[:count]] <= sign * limit).all()
-        assert (sign * scores[order[count:]] > sign * limit).all()
+        met = meets_threshold(scores, keep, limit)  # type: ignore[arg-type]
+        assert (sign * scores[met] <= sign * limit).all()
+        assert (sign * scores[~met] > sign * limit).all()
 
 
 @given(Documents)

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_one_threshold_over_all_datasets(tmp_path: Path, keep: str, expected: di
 def test_budgets_of_every_kind(tmp_path: Path, how_many: HowMany, keep: Keep, expected: dict[str, list[int]]) -> None:
     done = select(two_datasets(tmp_path), tmp_path / "s", how_many, keep=keep, by="ngram")
     assert chosen(done.selection) == expected
+
+
+@pytest.mark.parametrize("keep", ["lowest", "highest"])
+def test_scores_equal_to_the_threshold_are_taken_whatever_their_precision(tmp_path: Path, keep: Keep) -> None:
+    """0.7 in four bytes is below 0.7 in eight, and 0.1 is above it."""
+    for limit in (0.7, 0.1):
+        paths = [str(write_dataset(tmp_path / name, [10] * 10, first)) for name, first in (("a", 0), ("b", 100))]
+        for path, dtype in zip(paths, ("<f4", "<f8"), strict=True):
+            np.save(column_path(path, "q"), np.array([limit] * 5 + [limit - 0.5, limit + 0.5] * 2 + [limit], dtype))
+        done = select(paths, tmp_path / "s", HowMany(threshold=limit), keep=keep, by="q", overwrite=True)
+        assert sum(len(part.documents) for part in done.selection.datasets) == 2 * 8
 
 
 def test_the_middle_leaves_out_as_much_at_both_ends(tmp_path: Path) -> None:
@@ -119,6 +131,10 @@ def test_the_array_holds_documents_starts_and_cumulative_tokens(tmp_path: Path) 
         ({"how_many": HowMany(threshold=5.0), "keep": "middle", "by": "ngram"}, "no threshold"),
         ({"how_many": HowMany(threshold=-1.0), "keep": "lowest", "by": "ngram"}, "from 0 to 9.5"),
         ({"how_many": HowMany(tokens=50), "keep": "gumbel", "by": "ngram", "temperature": 0.0}, "above 0"),
+        ({"how_many": HowMany(tokens=50), "keep": "gumbel", "by": "ngram", "temperature": math.inf}, "finite"),
+        ({"how_many": HowMany(threshold=math.inf), "keep": "lowest", "by": "ngram"}, "not a finite number"),
+        ({"how_many": HowMany(threshold=math.nan), "keep": "highest", "by": "ngram"}, "not a finite number"),
+        ({"how_many": HowMany(share=math.nan), "keep": "random"}, "100%"),
     ],
 )
 def test_bad_input_is_refused(tmp_path: Path, words: dict[str, object], message: str) -> None:

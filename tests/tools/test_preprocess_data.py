@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from transformers import GPT2Tokenizer
 
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import verify_dataset
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import prepare
 
 TEXTS = [text[:700] for text in list(topics.values())[:40]] + ["naïve 漢字 😀 1234567", "  two  blanks\n\n\tand a tab "]
 Theirs = Callable[[str], list[int]]
@@ -85,6 +88,30 @@ def write_corpus(path: Path, **texts: Sequence[str]) -> Path:
     rows = zip(*texts.values(), strict=True)
     path.write_text("".join(json.dumps(dict(zip(texts, row, strict=True))) + "\n" for row in rows))
     return path
+
+
+def test_the_flags_of_real_scripts_are_taken(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", text=TEXTS)
+    words = ["--input", corpus, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder]
+    more = ["--make-vocab-size-divisible-by", "128", "--vocab-extra-ids", "0", "--dataset-impl", "mmap"]
+    more += ["--trust-remote-code", "--legacy-tokenizer", "--partitions", "4", "--keep-sequential-samples"]
+    assert call(*words, "--output-prefix", tmp_path / "plain") == 0
+    assert call(*words, "--output-prefix", tmp_path / "flags", *more) == 0
+    assert_same(tmp_path / "flags_text_document", tmp_path / "plain_text_document")
+    assert call(*words, "--output-prefix", tmp_path / "extra", "--vocab-extra-ids", "100") == 2
+    assert "--vocab-extra-ids 100: is not added here." in capsys.readouterr().err
+
+
+def test_control_tokens_are_megatrons_with_parse_special(tmp_path: Path, folder: Path) -> None:
+    texts = ["a </s> b", "<s>"]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", text=texts)
+    words = ["--input", corpus, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder]
+    tokenizer = HuggingFaceTokenizer(str(folder), include_special_tokens=False)
+    write_theirs(tmp_path / "theirs", texts, tokenizer.text_to_ids, None, tokenizer.vocab_size)
+    assert call(*words, "--output-prefix", tmp_path / "ours", "--parse-special") == 0
+    assert_same(tmp_path / "ours_text_document", tmp_path / "theirs")
+    assert call(*words, "--output-prefix", tmp_path / "plain") == 0
+    assert len(IndexedDataset(tmp_path / "plain_text_document").tokens) == 10
 
 
 @pytest.mark.parametrize("append_eod", [True, False])
@@ -241,3 +268,42 @@ def test_merged_pairs_are_megatrons(tmp_path: Path, folder: Path, capsys: pytest
     (pairs / "b.idx").unlink()
     assert merge(["--input", str(pairs), "--output-prefix", str(tmp_path / "other")]) == 2
     assert "has no .idx beside it." in capsys.readouterr().err
+
+
+def test_what_is_merged_is_there_once_and_alike(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out pairs, an earlier output, another EOD, and one pair under two names."""
+    merge = script("merge_datasets").main
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    for name, texts in (("a", TEXTS[:20]), ("b", TEXTS[20:])):
+        corpus = write_corpus(tmp_path / f"{name}.jsonl", text=texts)
+        prepare([str(corpus)], folder, pairs / name, PrepareSettings(holdout=0.3))
+    counts = {path.name: IndexedDataset(path.with_suffix("")).documents for path in pairs.glob("*.idx")}
+    assert merge(["--input", str(pairs), "--output-prefix", str(pairs / "merged")]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("is held out, and left out") == 2
+    assert IndexedDataset(pairs / "merged").documents == counts["a.idx"] + counts["b.idx"]
+    # Held-out pairs alone are meant.
+    (tmp_path / "held").mkdir()
+    for path in pairs.glob("*.validation.*"):
+        shutil.copy(path, tmp_path / "held")
+    assert merge(["--input", str(tmp_path / "held"), "--output-prefix", str(tmp_path / "all")]) == 0
+    assert IndexedDataset(tmp_path / "all").documents == counts["a.validation.idx"] + counts["b.validation.idx"]
+    capsys.readouterr()
+
+    assert merge(["--input", str(pairs), "--output-prefix", str(tmp_path / "again")]) == 2
+    told = capsys.readouterr()
+    assert "pairs/a: is in " in told.err and "pairs/merged already, which was joined of it." in told.err
+    for path in pairs.glob("merged.*"):
+        path.unlink()
+    for ending in ("bin", "idx"):
+        shutil.copy(pairs / f"a.{ending}", pairs / f"c.{ending}")
+    assert merge(["--input", str(pairs), "--output-prefix", str(tmp_path / "again")]) == 2
+    assert "c: is the same data as " in capsys.readouterr().err
+    for path in pairs.glob("c.*"):
+        path.unlink()
+    prepare([str(tmp_path / "b.jsonl")], folder, pairs / "c", PrepareSettings(eod="<s>"))
+    assert merge(["--input", str(pairs), "--output-prefix", str(tmp_path / "again")]) == 2
+    assert f"c: has the EOD 0 where {pairs / 'a'} has the EOD 1." in capsys.readouterr().err

@@ -19,6 +19,7 @@ from megatron_cpt.runs.records import Record, read_records, without_timing
 from megatron_cpt.train.program import run_to_end
 from megatron_cpt.train.stop import StopRequest
 
+GPT_MODEL = "megatron.core.models.gpt.gpt_model"
 # The layouts of two processes that must give what one process gives.
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "tensor 2": ("parallel.tensor=2",),
@@ -35,6 +36,17 @@ def train(path: Path, overrides: tuple[str, ...] = ()) -> int:
     folder.create()
     with StopRequest() as request:
         return int(run_to_end(config, folder, request))
+
+
+def train_without_gpt_model(path: Path, overrides: tuple[str, ...] = ()) -> int:
+    """Job: the same on a Megatron-Core that has no GPTModel any more."""
+    there = sys.modules.get(GPT_MODEL)
+    sys.modules[GPT_MODEL] = None  # type: ignore[assignment]
+    try:
+        return train(path, overrides)
+    finally:
+        if there is not None:
+            sys.modules[GPT_MODEL] = there
 
 
 def refusal(path: Path, overrides: tuple[str, ...]) -> str:

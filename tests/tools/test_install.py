@@ -1,0 +1,36 @@
+"""A release of Megatron-Core that cannot be installed is one error, before anything is made."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+before_3_12 = pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python can have the release")
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("0.20.0", "MCORE=0.20.0: megatron-cpt accepts Megatron-Core from 0.16.1 to 0.19"),
+        ("0.16.0", "MCORE=0.16.0: megatron-cpt accepts Megatron-Core from 0.16.1 to 0.19"),
+        ("0.19", "MCORE=0.19 is no release of Megatron-Core"),
+        pytest.param("0.19.2", "MCORE=0.19.2 needs Python 3.12", marks=before_3_12),
+    ],
+)
+def test_a_release_that_this_python_cannot_have_is_refused(release: str, expected: str, tmp_path: Path) -> None:
+    environment = os.environ | {"MCORE": release, "PYTHON": sys.executable, "VENV": str(tmp_path / "venv")}
+    done = subprocess.run(["bash", ROOT / "tools/install.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "venv").exists()
+
+
+def test_another_release_has_an_environment_of_its_own() -> None:
+    command = ["make", "--dry-run", "test", "MCORE=0.19.2", "PYTHON=python3.12"]
+    commands = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ".venv-mcore-0.19.2/bin/python -m pytest" in commands
+    assert ".venv/" not in commands

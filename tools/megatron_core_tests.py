@@ -94,7 +94,7 @@ CAUSES = (
     Cause(r"No module named 'transformer_engine|[Tt]ransformer[ -]?[Ee]ngine", NEEDS, "Transformer Engine"),
     Cause(r"NameError: name '(?:te|TE\w*|FP8GlobalStateManager|Fp8Padding)' is not", NEEDS, "Transformer Engine"),
     Cause(r"No module named '(?!megatron|tests)(\w+)", NEEDS, r"the package \1"),
-    Cause(r"(?<!Engine )(?<!\w)(\w+) is not installed", NEEDS, r"the package \1"),
+    Cause(r"^\w+: ([\w -]+?) (?:package )?is not installed", NEEDS, r"the package \1"),
     Cause(r"FixtureLookupError: \('mocker'", NEEDS, "the package pytest-mock"),
     Cause(r"/opt/data", NEEDS, "the data sets of Megatron-LM's test machines"),
     Cause(r"huggingface\.co|LocalEntryNotFound|OfflineMode", NEEDS, "files of the Hugging Face Hub"),
@@ -152,12 +152,13 @@ class Result:
                 if re.search(rule.test, test) and (match := re.search(rule.error, error["error"])):
                     return rule.kind, match.expand(rule.cause)
         frames = errors[0]["frames"]
-        if frames and frames[-1].startswith("megatron_cpt/"):
+        if frames and frames[-1].startswith("megatron_cpt/") and not LEFT.search(errors[0]["error"]):
             return OURS, errors[0]["error"]
         return UNEXPLAINED, errors[0]["error"].splitlines()[0][:200]
 
 
-LEFT = re.compile(r"Connection (closed|reset)|Timed out|timeout|Application timeout|destroyed", re.IGNORECASE)
+LEFT = re.compile(r"Connection (?:was likely )?(?:closed|reset)|timed out|timeout", re.IGNORECASE)
+"""In the error of a rank that waited for another one."""
 
 
 def main(arguments: list[str]) -> int:

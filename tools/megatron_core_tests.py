@@ -130,6 +130,17 @@ CAUSES = (
         "the ranks make one group of different ranks, which NCCL lets pass until it is used",
         test=r"test_schedules\.py::test_forward_backward_pipelining_with(out)?_interleaving_with_custom_pgs",
     ),
+    Cause(
+        r"Parent directory \S+ does not exist",
+        THEIRS,
+        "the ranks write into a folder that rank 0 makes, and do not wait for it",
+        test=r"dist_checkpointing/test_safe_globals\.py::",
+    ),
+    Cause(
+        r"^KeyError: 'step'",
+        THEIRS,
+        "the optimizer looks for the `step` of torch's AdamW among the tensors (megatron_cpt replaces that)",
+    ),
     Cause(r"^(?:hangs: |a process died).*", HANGS, r"\g<0>"),
 )
 
@@ -269,6 +280,9 @@ class FileRun:
                     return f"hangs: no end within {TEST_LIMIT} s"
                 time.sleep(0.05)
         finally:
+            for process in processes:  # all at once: no rank should see another one end
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process, signal.SIGSTOP)
             for process in processes:
                 self._kill(process, process in codes)
         if min(codes.values()) < 0:

@@ -1,16 +1,21 @@
-"""Loss curves from the records of a run, and from logs of other systems (CSV files, TensorBoard folders)."""
+"""Loss curves from the records of a run, and from logs of other systems.
 
+These are CSV files (also as TensorBoard and Weights & Biases export them), TensorBoard folders, Hugging Face's
+trainer_state.json and its folders, and the text that Megatron-LM prints.
+"""
+
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.runs.foreign_logs import is_tensorboard, read_csv_rows, read_scalars
+from megatron_cpt.runs.foreign_logs import read_csv_rows, read_scalars
 
 NATS = "nats per token"
 WRONG = "share of questions answered wrongly"
@@ -126,6 +131,8 @@ def _sequences(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[np.
 _ACCURACY = re.compile(r"(?<![a-z])acc(uracy)?(?![a-z])", re.IGNORECASE)
 """Names of columns and tags that hold accuracies: `acc`, `val_accuracy`, `acc,none`."""
 
+_AXES = ("tokens", "step", "_step", "global_step", "trainer/global_step", "iteration")
+"""Names of columns, in any case, that say where a loss was logged."""
 _MOST_NAMES = 30
 """Columns or tags that an error lists."""
 
@@ -142,7 +149,7 @@ class MappedSet:
     role: str
     """domain or replay."""
     column: str
-    """The column of a CSV file, or the tag of a TensorBoard folder."""
+    """The column of a CSV file, or the tag of another log; empty: the one column of losses."""
     accuracy: bool = False
     """Whether it holds accuracies, 0 to 1, and not losses."""
 
@@ -160,8 +167,37 @@ class ForeignSettings:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a path is a CSV file or a TensorBoard folder, and no run folder of ours."""
-    return is_tensorboard(path) or (path.suffix.lower() == ".csv" and path.is_file())
+    """Whether a path is a log of another system, and no run folder of ours."""
+    if path.is_dir():
+        return not (path / "records.jsonl").exists() and bool(_logs_in(path))
+    if not path.is_file():
+        return False
+    return path.suffix.lower() == ".csv" or path.name == _TRAINER_STATE or _is_megatron_log(path)
+
+
+_TRAINER_STATE = "trainer_state.json"
+"""Hugging Face's Trainer keeps what it logged there."""
+_TRAINING_LINE = re.compile(r"\biteration +(\d+)/ *\d+ \|.*\| lm loss: ([-+.0-9naifE]+) \|")
+_VALIDATION_LINE = re.compile(r"validation(\S*) loss at iteration (\d+)(?: on validation set)? \|(.*)")
+_VALUE = re.compile(r"\s*([^|]+?) value: ([-+.0-9naifE]+)\s*\|")
+"""As Megatron-LM prints them (megatron/training/training.py)."""
+_LOOKED_AT = 1 << 20
+"""Bytes of a text that tell whether it is Megatron-LM's."""
+
+
+def _logs_in(folder: Path) -> list[Path]:
+    """The logs of a folder: its own events, or in Hugging Face's the state of the trainer, or one folder a start."""
+    if any(folder.glob("events.out.tfevents*")):
+        return [folder]
+    if (folder / _TRAINER_STATE).is_file():
+        return [folder / _TRAINER_STATE]
+    return sorted({events.parent for events in folder.glob("runs/*/events.out.tfevents*")})
+
+
+def _is_megatron_log(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT).decode(errors="replace")
+    return bool(_TRAINING_LINE.search(head) or _VALIDATION_LINE.search(head))
 
 
 def foreign_curves(path: Path, settings: ForeignSettings) -> list[LossCurve]:
@@ -180,30 +216,75 @@ def foreign_curves(path: Path, settings: ForeignSettings) -> list[LossCurve]:
             if not chosen.accuracy and _ACCURACY.search(chosen.column)
         ]
     )
-    if path.is_dir():
-        return [_tensorboard_curve(path, chosen, settings) for chosen in _asked(path, sets)]
-    return [_csv_curve(path, chosen, settings) for chosen in sets or [MappedSet("general", "general", "loss")]]
+    if path.suffix.lower() == ".csv":
+        return [_csv_curve(path, chosen, settings) for chosen in sets or [MappedSet("general", "general", "")]]
+    scalars = _scalars(path)
+    return [_curve_of_scalars(path, chosen, scalars, settings) for chosen in _asked(path, sets, scalars)]
 
 
-def _asked(path: Path, sets: Sequence[MappedSet]) -> Sequence[MappedSet]:
+def _asked(path: Path, sets: Sequence[MappedSet], scalars: Mapping[str, LossBySteps]) -> Sequence[MappedSet]:
     if sets:
         return sets
-    rule = f"a TensorBoard folder does not say which tag is which set. It has: {_listed(read_scalars(path))}."
+    rule = f"it does not say which tag is which set. It has: {_listed(scalars)}."
     raise BadInput(Fault(str(path), rule, "Map one: --map general=TAG (and --map-domain NAME=TAG)."))
 
 
-def _tensorboard_curve(path: Path, chosen: MappedSet, settings: ForeignSettings) -> LossCurve:
-    scalars = read_scalars(path)
+def _curve_of_scalars(
+    path: Path, chosen: MappedSet, scalars: Mapping[str, LossBySteps], settings: ForeignSettings
+) -> LossCurve:
     if chosen.column not in scalars:
         raise BadInput(_absent(path, chosen, "tag", scalars))
     return _curve_of_steps(path, chosen, scalars[chosen.column], settings)
 
 
+def _scalars(path: Path) -> dict[str, LossBySteps]:
+    """Every scalar of a log by tag."""
+    logs = _logs_in(path) if path.is_dir() else [path]
+    if len(logs) > 1:
+        names = ", ".join(str(log.relative_to(path)) for log in logs)
+        raise BadInput(Fault(str(path), f"holds several logs: {names}.", "Give the one that is meant."))
+    [log] = logs
+    if log.is_dir():
+        return read_scalars(log)
+    return _trainer_state(log) if log.name == _TRAINER_STATE else _megatron_log(log)
+
+
+def _trainer_state(path: Path) -> dict[str, LossBySteps]:
+    try:
+        history = json.loads(path.read_text())["log_history"]
+        scalars: dict[str, LossBySteps] = {}
+        for entry in history:
+            for name, value in entry.items():
+                if name != "step" and isinstance(value, int | float):
+                    scalars.setdefault(name, {})[int(entry["step"])] = float(value)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rule = f"is not what Hugging Face's Trainer writes ({error})."
+        raise BadInput(Fault(str(path), rule, "Copy it again.")) from error
+    return scalars
+
+
+def _megatron_log(path: Path) -> dict[str, LossBySteps]:
+    """Losses by the tags that Megatron-LM gives them in TensorBoard."""
+    scalars: dict[str, LossBySteps] = {}
+    with path.open(errors="replace") as file:
+        for line in file:
+            if match := _TRAINING_LINE.search(line):
+                scalars.setdefault("lm loss", {})[int(match[1])] = float(match[2])
+            elif match := _VALIDATION_LINE.search(line):
+                for name, value in _VALUE.findall(match[3]):
+                    scalars.setdefault(f"{name} validation{match[1]}", {})[int(match[2])] = float(value)
+    return scalars
+
+
 def _csv_curve(path: Path, chosen: MappedSet, settings: ForeignSettings) -> LossCurve:
     columns, rows = read_csv_rows(path, "Give a CSV file with a column `tokens` or `step`.")
+    by_name = {name.lower(): name for name in reversed(columns)}
+    if not chosen.column:
+        # TensorBoard's export has one column of values.
+        chosen = replace(chosen, column=by_name.get("loss", by_name.get("value", "loss")))
     if chosen.column not in columns:
         raise BadInput(_absent(path, chosen, "column", columns))
-    axis = next((name for name in ("tokens", "step") if name in columns), None)
+    axis = next((by_name[name] for name in _AXES if name in by_name), None)
     if axis is None:
         rule = f"has neither a column `tokens` nor `step`; it has: {_listed(columns)}."
         raise BadInput(Fault(str(path), rule, "Name one of them so."))
@@ -213,7 +294,7 @@ def _csv_curve(path: Path, chosen: MappedSet, settings: ForeignSettings) -> Loss
     if not all(math.isfinite(place) for place, _ in cells):
         raise BadInput(Fault(f"{path}: column {axis}", "holds what is not a number.", "Mend the file."))
     evaluations = {round(place): loss for place, loss in cells}
-    if axis == "step":
+    if axis.lower() != "tokens":
         return _curve_of_steps(path, chosen, evaluations, settings)
     return _mapped_curve(path, chosen, evaluations, evaluations, 1)
 

@@ -99,7 +99,7 @@ def _cpu_torch(torch: types.ModuleType) -> types.ModuleType:
     proxy = types.ModuleType("torch")
     proxy.__dict__.update(torch.__dict__)
     for name in _FACTORIES:
-        setattr(proxy, name, _on_cpu(getattr(torch, name)))
+        setattr(proxy, name, on_cpu(getattr(torch, name)))
     proxy.autocast = lambda device_type, *rest, **options: torch.autocast(  # type: ignore[attr-defined]
         "cpu" if device_type == "cuda" else device_type, *rest, **options
     )
@@ -113,7 +113,7 @@ def _cpu_torch(torch: types.ModuleType) -> types.ModuleType:
     return proxy
 
 
-def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
     """A tensor factory that takes `device="cuda"` for the CPU and ignores pinned memory."""
 
     @functools.wraps(factory)
@@ -223,6 +223,8 @@ def _adapt_module(module: types.ModuleType) -> None:
             replace_name(
                 name, "_set_cuda_rng_state", lambda state, device=-1, graph_safe=False: rng.set_rng_state(state)
             )
+        case "megatron.core.dist_checkpointing.mapping":
+            replace_name(name, "ShardedTensor.init_data", _init_data(names["ShardedTensor"].init_data, names["torch"]))
         case "megatron.core.tensor_parallel.mappings":
             from megatron_cpt.parallel import uneven_collectives  # noqa: PLC0415  (it imports torch)
 
@@ -231,6 +233,15 @@ def _adapt_module(module: types.ModuleType) -> None:
             replace_name(name, "_reduce_scatter_along_first_dim", uneven_collectives.scatter_to_any_parts(scatter))
         case "megatron.core.transformer.moe.token_dispatcher":
             replace_name(name, "maybe_move_tensor_to_cpu", _splits_to_host)
+
+
+def _init_data(init_data: Callable[..., None], torch: Any) -> Callable[..., None]:
+    """ShardedTensor.init_data, with this torch's `empty` where the caller names no other."""
+
+    def init(tensor: Any, device: Any, init_fn: Callable[..., Any] = torch.empty) -> None:
+        init_data(tensor, device, init_fn)
+
+    return init
 
 
 def _splits_to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

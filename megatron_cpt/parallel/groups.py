@@ -54,7 +54,7 @@ def init_process_group(timeout: timedelta = timedelta(minutes=10), store: dist.S
         torch.cuda.set_device(device())
         dist.init_process_group("nccl", device_id=device(), **place)
     else:
-        _share_devices()
+        share_devices()
         dist.init_process_group("gloo", **place)
 
 
@@ -320,7 +320,7 @@ def first_on_rank_zero() -> Iterator[None]:
     any_rank(False)
 
 
-def _share_devices() -> None:
+def share_devices() -> None:
     """Has all gloo groups that torch makes in this process from now on use the same devices."""
     devices = open_devices()
 

@@ -88,6 +88,13 @@ PATCHES: tuple[Patch, ...] = (
         switch=_PLATFORM,
     ),
     Patch(
+        module="megatron.core.dist_checkpointing.mapping",
+        name="ShardedTensor.init_data",
+        reason="`torch.empty` is the default of an argument: bound before the module has another `torch`",
+        versions=ALL_RELEASES,
+        switch=_PLATFORM,
+    ),
+    Patch(
         module="megatron.core.tensor_parallel.mappings",
         name="_gather_along_first_dim",
         reason="gloo gathers no parts of unequal length",

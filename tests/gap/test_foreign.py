@@ -1,5 +1,7 @@
 """Logs of other systems as loss curves."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.gap.curves import WRONG, ForeignSettings, MappedSet, foreign_curves, is_foreign
 from megatron_cpt.gap.figures import Recovery, gap_figures
 
-TAG = "lm-loss-validation/lm loss validation"
+TAG = "lm loss validation"
 LOSSES = {0: 4.0, 100: 4.5, 200: 4.2, 300: 4.004, 400: 4.0}
 
 
@@ -19,7 +21,7 @@ def board(tmp_path: Path) -> Path:
     writer = SummaryWriter(str(tmp_path / "board"))
     for step, loss in ({200: 9.9} | LOSSES).items():
         writer.add_scalar(TAG, loss, step)
-        writer.add_scalar("lm-loss-training/lm loss", loss + 1, step)
+        writer.add_scalar("lm loss", loss + 1, step)
     writer.close()
     return tmp_path / "board"
 
@@ -37,9 +39,9 @@ def test_a_tensorboard_folder_gives_figures_without_standard_errors(board: Path)
 
 
 def test_a_folder_without_a_map_or_with_a_wrong_one_lists_its_tags(board: Path):
-    with pytest.raises(BadInput, match=r"lm-loss-training/lm loss, lm-loss-validation/lm loss validation.*--map"):
+    with pytest.raises(BadInput, match=r"lm loss, lm loss validation.*--map"):
         foreign_curves(board, ForeignSettings(tokens_per_step=1000))
-    with pytest.raises(BadInput, match="is no tag of it; it has: lm-loss-training"):
+    with pytest.raises(BadInput, match="is no tag of it; it has: lm loss"):
         foreign_curves(board, ForeignSettings([MappedSet("general", "general", "loss")], 1000))
     with pytest.raises(BadInput, match="--tokens-per-step"):
         foreign_curves(board, ForeignSettings([MappedSet("general", "general", TAG)]))
@@ -70,7 +72,7 @@ def test_a_run_that_went_on_counting_steps_begins_at_its_start_step(tmp_path: Pa
     ("text", "words"),
     [
         ("step,loss\n0,4.0\n10,high\n", "line 3: loss = 'high'"),
-        ("iteration,loss\n0,4.0\n", "neither a column `tokens` nor `step`"),
+        ("time,loss\n0,4.0\n", "neither a column `tokens` nor `step`"),
         ("step,nll\n0,4.0\n", "loss: is no column of it; it has: nll, step"),
         ("step,loss\n", "holds no loss"),
         ("step,loss\nnan,4.0\n", "column step"),
@@ -102,3 +104,61 @@ def test_accuracies_are_turned_around_and_are_no_losses(tmp_path: Path):
     path.write_text("tokens,val_acc\n0,50\n100,30\n")
     with pytest.raises(BadInput, match=r"holds 50, which is no accuracy from 0 to 1\. Divide percentages by 100"):
         foreign_curves(path, ForeignSettings([MappedSet("old", "general", "val_acc", accuracy=True)]))
+
+
+def test_exports_of_tensorboard_and_weights_and_biases(tmp_path: Path):
+    path = tmp_path / "board.csv"
+    path.write_text("Wall time,Step,Value\n1.7e9,0,4.0\n1.7e9,100,4.5\n1.7e9,200,4.1\n")
+    (curve,) = foreign_curves(path, ForeignSettings(tokens_per_step=10))
+    assert curve.tokens.tolist() == [0, 1000, 2000] and curve.losses.tolist() == [4.0, 4.5, 4.1]
+    path = tmp_path / "wandb.csv"
+    path.write_text('"Step","run-1 - val/loss","run-1 - val/loss__MIN"\n"0","4.0","4.0"\n"100","4.5","4.5"\n')
+    (curve,) = foreign_curves(path, ForeignSettings([MappedSet("general", "general", "run-1 - val/loss")], 10))
+    assert curve.losses.tolist() == [4.0, 4.5]
+
+
+def test_the_folder_of_hugging_faces_trainer(tmp_path: Path):
+    folder = tmp_path / "output"
+    for name in ("Nov01_a", "Nov02_b"):
+        writer = SummaryWriter(str(folder / "runs" / name))
+        for step, loss in LOSSES.items():
+            writer.add_scalar("eval/loss", loss, step)
+        writer.close()
+    chosen = ForeignSettings([MappedSet("general", "general", "eval/loss")], 10)
+    assert is_foreign(folder)
+    with pytest.raises(BadInput, match="holds several logs: runs/Nov01_a, runs/Nov02_b"):
+        foreign_curves(folder, chosen)
+    shutil.rmtree(folder / "runs" / "Nov02_b")
+    (curve,) = foreign_curves(folder, chosen)
+    assert curve.steps.tolist() == list(LOSSES)
+    history = [{"step": step, "loss": 9.0, "epoch": 0.1} for step in LOSSES]
+    history += [{"step": step, "eval_loss": loss, "eval_runtime": 3} for step, loss in LOSSES.items()]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "global_step": 400}))
+    chosen = ForeignSettings([MappedSet("general", "general", "eval_loss")], 10)
+    for path in (folder, folder / "trainer_state.json"):
+        assert is_foreign(path)
+        (curve,) = foreign_curves(path, chosen)
+        assert curve.losses.tolist() == list(LOSSES.values())
+    (folder / "trainer_state.json").write_text("{}")
+    with pytest.raises(BadInput, match="is not what Hugging Face's Trainer writes"):
+        foreign_curves(folder, chosen)
+
+
+def test_the_text_that_megatron_lm_prints(tmp_path: Path):
+    path = tmp_path / "slurm-17.out"
+    lines = ["using world size: 8", "-" * 20]
+    for step, loss in LOSSES.items():
+        if step:
+            counts = f"iteration {step:8d}/    1000 | consumed samples:   {step * 8} | learning rate: 1.000000E-04 |"
+            lines.append(
+                f" [2026-01-01 10:00:00] {counts} lm loss: {loss + 1:.6E} | loss scale: 1.0 | grad norm: 1.000 |"
+            )
+        value = f"lm loss value: {loss:.6E} | lm loss PPL: 5.4E+01 | "
+        lines.append(f"[default7]: validation loss at iteration {step} | {value}")
+    lines.append(f" validation loss at iteration 400 on test set | {value.replace('4.0', '9.0')}")
+    path.write_text("\n".join(lines))
+    assert is_foreign(path) and not is_foreign(Path(__file__).with_name("test_gone.py"))
+    sets = [MappedSet("general", "general", TAG), MappedSet("training", "domain", "lm loss")]
+    general, training = foreign_curves(path, ForeignSettings(sets, tokens_per_step=10))
+    assert general.losses.tolist() == pytest.approx(list(LOSSES.values()))
+    assert training.losses.tolist() == pytest.approx([loss + 1 for step, loss in LOSSES.items() if step])

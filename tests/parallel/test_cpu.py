@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import random as megatron_random
 
@@ -24,6 +25,17 @@ def test_megatron_factories_make_cpu_tensors_where_they_ask_for_cuda() -> None:
     assert proxy is not torch
     assert proxy.zeros(2, device="cuda").device.type == "cpu"
     assert proxy.tensor([1.0], device=proxy.cuda.current_device(), pin_memory=True).device.type == "cpu"
+
+
+def test_a_shard_asked_for_on_cuda_is_made_on_the_cpu() -> None:
+    """The function that makes it is the default of an argument, bound while Megatron's module is executed."""
+    shard = ShardedTensor.from_rank_offsets("weight", torch.zeros(2, 3))
+    shard.data = None
+    shard.init_data("cuda")
+    assert shard.data.shape == (2, 3)
+    shard.data = None
+    shard.init_data("cuda", lambda *shape, **options: options["device"])
+    assert shard.data == "cuda"
 
 
 def test_torch_itself_is_untouched() -> None:

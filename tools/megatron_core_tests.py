@@ -99,7 +99,14 @@ CAUSES = (
     Cause(r"/opt/data", NEEDS, "the data sets of Megatron-LM's test machines"),
     Cause(r"huggingface\.co|LocalEntryNotFound|OfflineMode", NEEDS, "files of the Hugging Face Hub"),
     Cause(r"Torch not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs are available", NEEDS, "a GPU"),
+    Cause(r"Cannot re-initialize CUDA in forked subprocess", NEEDS, "a GPU"),
     Cause(r"Tried using cudagraphs with RNG", NEEDS, "a GPU"),
+    Cause(
+        r"'Tensor' object has no attribute '(clone_state|manual_seed)'",
+        NEEDS,
+        "a GPU",
+        test=r"tensor_parallel/test_random\.py::",
+    ),
     Cause(
         r"assert False",
         NEEDS,

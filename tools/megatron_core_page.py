@@ -55,11 +55,11 @@ file, a part of the files:
 | `distributed/test_param_and_grad_buffer.py` | 40 | | | | 61 |
 | all | 106 | 10 | | | 61 |
 
-Of those in `needs` at 0.16.1, 65 want the package Emerging Optimizers, and 49 Transformer Engine. Of the seven faults, five are
-the search for the `step` of torch's AdamW among the tensors, which is replaced here
-(`parallel/patches.py`); one test makes one group of other ranks on each rank, which gloo does not forgive; one writes
-into a folder before rank 0 has made it. Most of what was not run is `test_layer_wise_optimizer.py` and
-`test_optimizer.py` of `dist_checkpointing/`. `fusions/`, `models/` and `transformer/` were not run.
+Of those in `needs` at 0.16.1, 65 want the package Emerging Optimizers, and 49 Transformer Engine. Of the seven faults,
+five are the search for the `step` of torch's AdamW among the tensors, which is replaced here (`parallel/patches.py`).
+One test makes one group of other ranks on each rank, which gloo does not forgive. One writes into a folder before rank
+0 has made it. Most of what was not run is `test_layer_wise_optimizer.py` and `test_optimizer.py` of
+`dist_checkpointing/`. `fusions/`, `models/` and `transformer/` were not run.
 
 One fault of the CPU platform was found and mended: a shard of a checkpoint that is asked for on CUDA
 (`ShardedTensor.init_data`) failed, as its function is the default of an argument. One test of `test_fully_parallel.py`

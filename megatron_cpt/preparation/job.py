@@ -234,7 +234,7 @@ def _checksum(path: Path, content: Any) -> str:
 
 _JOB, _LOCK = "job.json", "lock"
 _OF_WORKSPACE = re.compile(
-    r"lock|job\.json|[0-9a-f]{16}-.+|unpacked-\w+|tmp\w+|\..+\.partial-.+"
+    r"lock|job\.json|\.nfs\w+|[0-9a-f]{16}-.+|unpacked-\w+|tmp\w+|\..+\.partial-.+"
     r"|evaluation\.json|replacing|left_out|pairs|\d{6}.*\.(run|found|json|input)"  # as version 0.1 named them
 )
 """Names of what a workspace holds."""
@@ -269,7 +269,12 @@ def owned(output: Path, shared: bool = False) -> Iterator[None]:
 def clear(output: Path, keep: Job | None = None) -> None:
     """Removes what the workspace holds, but for its lock and the pieces of the job that is to go on in it."""
     for path in workspace_of(output).iterdir():
-        if path.name == _LOCK or (keep is not None and path.name.startswith(f"{keep.digest}-")):
+        # What NFS keeps of files that are open and have no name goes with their process.
+        if (
+            path.name == _LOCK
+            or path.name.startswith(".nfs")
+            or (keep is not None and path.name.startswith(f"{keep.digest}-"))
+        ):
             continue
         if path.is_dir():
             shutil.rmtree(path)

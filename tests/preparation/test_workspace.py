@@ -79,6 +79,16 @@ def test_a_folder_that_prepare_did_not_make_is_left_alone(
     assert [path.name for path in (tmp_path / "z.pieces").iterdir()] == ["thesis.md"]
 
 
+def test_what_nfs_keeps_of_open_files_is_no_obstacle(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path
+) -> None:
+    corpus = [str(write_jsonl("a.jsonl", ["one", "two"]))]
+    prepare_shard(corpus, tokenizer_folder, tmp_path / "z", None, Shard(1, 2))
+    (tmp_path / "z.pieces" / ".nfs00000000039a1c5500000001").touch()
+    prepare_shard(corpus, tokenizer_folder, tmp_path / "z", None, Shard(2, 2))
+    assert merge(tmp_path / "z").training.documents == 2
+
+
 def test_a_tokenizer_may_be_in_another_folder_on_another_machine(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
 ) -> None:

@@ -1,10 +1,12 @@
 """Whole runs for tests, in a pool of ranks or as a user starts them."""
 
+import importlib
 import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -38,15 +40,21 @@ def train(path: Path, overrides: tuple[str, ...] = ()) -> int:
         return int(run_to_end(config, folder, request))
 
 
-def train_without_gpt_model(path: Path, overrides: tuple[str, ...] = ()) -> int:
-    """Job: the same on a Megatron-Core that has no GPTModel any more."""
-    there = sys.modules.get(GPT_MODEL)
+@contextmanager
+def without_gpt_model() -> Iterator[None]:
+    """Megatron-Core as a release that has no GPTModel any more."""
+    there = importlib.import_module(GPT_MODEL)
     sys.modules[GPT_MODEL] = None  # type: ignore[assignment]
     try:
-        return train(path, overrides)
+        yield
     finally:
-        if there is not None:
-            sys.modules[GPT_MODEL] = there
+        sys.modules[GPT_MODEL] = there
+
+
+def train_without_gpt_model(path: Path, overrides: tuple[str, ...] = ()) -> int:
+    """Job: the training program on such a release."""
+    with without_gpt_model():
+        return train(path, overrides)
 
 
 def refusal(path: Path, overrides: tuple[str, ...]) -> str:

@@ -229,6 +229,14 @@ PATCHES: tuple[Patch, ...] = (
         on_gpu="torch's AdamW is used wherever neither Transformer Engine nor apex is; weights are compared everywhere",
     ),
     Patch(
+        module="megatron.core.optimizer.distrib_optimizer",
+        name="DistributedOptimizer().state_dict",
+        reason="takes the number of updates from the state of a parameter; replaced where a rank holds none",
+        versions=ALL_RELEASES,
+        switch="train.optimizer.build_optimizer",
+        on_gpu="torch's AdamW is used wherever neither Transformer Engine nor apex is",
+    ),
+    Patch(
         module="megatron.core.dist_checkpointing.strategies.filesystem_async",
         name="_results_queue",
         reason="its process dies of the SIGTERM that a scheduler sends to all processes of a job",

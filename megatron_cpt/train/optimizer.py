@@ -1,9 +1,10 @@
 """Megatron-Core's optimizer with the best AdamW at hand, and one optimizer step.
 
-Without Transformer Engine and apex, Megatron-Core 0.16 to 0.19 has three faults around torch's AdamW: a distributed
-optimizer cannot be saved or loaded before its first step (there is no state yet); its loader trips over AdamW's `step`
-entry; and after a load all parameters share ONE `step` tensor, which every update then advances once per parameter (the
-bias correction is off and nothing says so). `build_optimizer` and `mend_after_load` prevent all three.
+Without Transformer Engine and apex, Megatron-Core 0.16 to 0.19 has four faults around torch's AdamW: a distributed
+optimizer cannot be saved or loaded before its first step (there is no state yet), nor on a rank that holds padding of
+the buffers alone (there is never any); its loader trips over AdamW's `step` entry; and after a load all parameters
+share ONE `step` tensor, which every update then advances once per parameter (the bias correction is off and nothing
+says so). `build_optimizer` and `mend_after_load` prevent all four.
 
 Parameter groups have their own learning rates and weight decay.
 """
@@ -83,6 +84,8 @@ def build_optimizer(
                 replace_name(
                     DistributedOptimizer.__module__, "DistributedOptimizer()." + STATE_SETTER, setter, owner=part
                 )
+                if not inner.state:
+                    _count_updates_without_parameters(part)
     return optimizer
 
 
@@ -178,6 +181,28 @@ def _allocate_state(optimizer: torch.optim.AdamW) -> None:
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
+
+
+def _count_updates_without_parameters(optimizer: DistributedOptimizer) -> None:
+    """Has an optimizer that holds no parameter on this rank count updates in its groups, as the state of one would.
+
+    Its `state_dict` is what Megatron-Core's own makes of the state of parameters, and asserts that there is one.
+    """
+    inner = optimizer.optimizer
+
+    def count(*_: Any) -> None:
+        for group in inner.param_groups:
+            group["step"] = group.get("step", 0.0) + 1.0
+
+    def state_dict() -> dict[str, Any]:
+        settings = [
+            {"step": 0.0} | {name: value for name, value in group.items() if name != "params"}
+            for group in inner.state_dict()["param_groups"]
+        ]
+        return {"optimizer": {"param_groups": settings}}
+
+    inner.register_step_post_hook(count)
+    replace_name(DistributedOptimizer.__module__, "DistributedOptimizer().state_dict", state_dict, owner=optimizer)
 
 
 @torch.no_grad()

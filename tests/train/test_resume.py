@@ -356,6 +356,7 @@ def test_optimizer_state_that_is_kept_is_used_with_the_new_settings(
 # The others are parts or mixtures of these.
 RESUMED = (
     "data 2, one a parameter; dp_reshardable",
+    "data 3, several, of 65536; dp_reshardable",
     "data 3, several, bf16; fully_reshardable; data 2, several, bf16",
 )
 

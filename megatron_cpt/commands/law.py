@@ -15,6 +15,7 @@ from megatron_cpt.commands.law_output import (
     combination_text,
     errors_text,
     fit_text,
+    held_out_text,
     outcome_document,
     repetition_text,
 )
@@ -38,7 +39,7 @@ from megatron_cpt.scaling_law.choose import (
 )
 from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS, Combination, fit_combination
 from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tensorboard, sets_of
-from megatron_cpt.scaling_law.fit import best_method, candidates, errors_on, fit_law, mean_errors
+from megatron_cpt.scaling_law.fit import best_method, candidates, end_error, errors_on, fit_law, mean_errors
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method
 from megatron_cpt.scaling_law.sweep import decay_is_fitted, pilot_sweep, write_sweep
@@ -343,12 +344,20 @@ def compare(args: argparse.Namespace) -> int:
         if law is CONTINUAL:  # a law of curves that begin from a base
             continue
         fitting = fit_law(law, fitted)
-        rows.append((fitting, mean_errors([errors_on(fitting, curve) for curve in others])))
+        rows.append((fitting, {curve.name: (errors_on(fitting, curve), end_error(fitting, curve)) for curve in others}))
     if args.json:
-        laws = [{"law": row.law.name, "parameters": row.parameters, "heldout": asdict(errors)} for row, errors in rows]
+        laws = [
+            {
+                "law": row.law.name,
+                "parameters": row.parameters,
+                "heldout": asdict(mean_errors([errors for errors, _ in of_curves.values()])),
+                "curves": {name: asdict(errors) | {"end": end} for name, (errors, end) in of_curves.items()},
+            }
+            for row, of_curves in rows
+        ]
         print(orjson.dumps({"laws": laws}, option=orjson.OPT_INDENT_2).decode())
     else:
-        print("\n\n".join(f"{fit_text(row)}\n  held out: {errors_text(errors)}" for row, errors in rows))
+        print("\n\n".join(f"{fit_text(row)}\n{held_out_text(of_curves)}" for row, of_curves in rows))
     return ExitCode.DONE
 
 
@@ -461,7 +470,7 @@ def choose(args: argparse.Namespace) -> int:
     content = {
         "choice": outcome_document(best),
         "turning_length": length,
-        "critical_points": points,
+        "critical_points": {name: None if point is None else asdict(point) for name, point in points.items()},
         "loss_potential": laws.start_of(best.recipe).base.loss_potential,
         "others": [outcome_document(other) for other in outcomes[1:20]],
     }

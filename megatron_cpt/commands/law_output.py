@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_cpt.mixture.blend import CHEAP_EPOCHS, effective_unique_tokens
-from megatron_cpt.scaling_law.choose import Laws, Outcome, Recipe
+from megatron_cpt.scaling_law.choose import CriticalPoint, Laws, Outcome, Recipe
 from megatron_cpt.scaling_law.continual import Combination
-from megatron_cpt.scaling_law.fit import Errors, Fit
+from megatron_cpt.scaling_law.fit import Errors, Fit, mean_errors
 from megatron_cpt.scaling_law.laws import DECAY
 
 
@@ -40,6 +40,13 @@ def errors_text(errors: Errors) -> str:
     return ", ".join(f"{name} {value:.5f}" for name, value in asdict(errors).items())
 
 
+def held_out_text(of_curves: Mapping[str, tuple[Errors, float]]) -> str:
+    """Errors on curves that were not fitted: their mean, then each curve with the error at its end."""
+    lines = [f"  held out: {errors_text(mean_errors([errors for errors, _ in of_curves.values()]))}"]
+    lines += [f"    {name}: mae {errors.mae:.5f}, at the end {end:+.5f}" for name, (errors, end) in of_curves.items()]
+    return "\n".join(lines)
+
+
 def combination_text(name: str, combined: Combination) -> str:
     """A combination as two lines."""
     law = f"{combined.old_weight:.4g} {combined.old} + {combined.new_weight:.4g} {combined.new}"
@@ -48,7 +55,7 @@ def combination_text(name: str, combined: Combination) -> str:
 
 
 def choice_text(
-    outcomes: Sequence[Outcome], laws: Laws, length: int | None, critical: Mapping[str, float | None]
+    outcomes: Sequence[Outcome], laws: Laws, length: int | None, critical: Mapping[str, CriticalPoint | None]
 ) -> str:
     """The best recipes as a table, and what else the laws say."""
     sets = laws.sets
@@ -75,13 +82,18 @@ def choice_text(
         lines.append("turning length: none found; the weighted loss does not come back, or its start is not known")
     for name, point in critical.items():
         weak = "not identified by these curves (B, beta or L0 weakly identified)"
-        lines.append(f"critical point of {name}: {weak if point is None else f'{point:.4f} nats'}")
+        lines.append(f"critical point of {name}: {weak if point is None else _critical_text(point)}")
     for name, start in laws.starts.items():
         potential = start.base.loss_potential
         chosen = " (chosen)" if len(laws.starts) > 1 and name == best.recipe.start else ""
         share = "not known" if potential is None else f"{100 * potential:.3g} %"
         lines.append(f"loss potential of the base of {name}{chosen}: {share}")
     return "\n".join(lines)
+
+
+def _critical_text(point: CriticalPoint) -> str:
+    interval = "" if point.low is None else f" [{point.low:.4f}, {point.high:.4f}]"
+    return f"{point.loss:.4f}{interval} nats"
 
 
 def _error_beyond(laws: Laws, name: str) -> str:

@@ -307,7 +307,18 @@ def turning_length(laws: Laws, weights: Mapping[str, float], like: Recipe, longe
     return int(lengths[above[-1] + 1])
 
 
-def critical_point(fit: Fit) -> float | None:
+@dataclass(frozen=True)
+class CriticalPoint:
+    """A loss, nats per token."""
+
+    loss: float
+    low: float | None
+    """Lower end of the 95 % interval over the draws; None where nothing was drawn."""
+    high: float | None
+    """Upper end of the 95 % interval over the draws; None where nothing was drawn."""
+
+
+def critical_point(fit: Fit) -> CriticalPoint | None:
     """L0 + B, where the general loss of endless training on the new data alone ends (arXiv:2505.07796 section 5.2).
 
     A base whose general loss is above it will come back below its start, given enough updates; one below it will not.
@@ -316,7 +327,12 @@ def critical_point(fit: Fit) -> float | None:
     told = {"shift_size", "shift_exponent", "floor"} - set(fit.weak)
     if len(told) < 3:
         return None
-    return fit.parameters["floor"] + fit.parameters["shift_size"]
+    names = [parameter.name for parameter in fit.law.parameters]
+    columns = [names.index("floor"), names.index("shift_size")]
+    low, high = (None, None)
+    if len(fit.draws):
+        low, high = map(float, np.quantile(fit.draws[:, columns].sum(axis=1), (0.025, 0.975)))
+    return CriticalPoint(float(fit.vector[columns].sum()), low, high)
 
 
 def _weighted_end(laws: Laws, weights: Mapping[str, float], like: Recipe, steps: int) -> float:

@@ -270,6 +270,11 @@ def errors_on(fit: Fit[Observed], curve: Observed) -> Errors:
     )
 
 
+def end_error(fit: Fit[Observed], curve: Observed) -> float:
+    """Predicted minus measured loss at the last point, nats."""
+    return float(fit.predict(curve)[-1] - curve.losses[-1])
+
+
 def mean_errors(errors: Sequence[Errors]) -> Errors:
     """The mean of each figure over curves."""
     return Errors(*np.mean([[e.r2, e.mae, e.rmse, e.prede, e.worste] for e in errors], axis=0).tolist())

@@ -8,7 +8,7 @@ from scipy.special import log_ndtr
 
 from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.scaling_law.curves import Curve
-from megatron_cpt.scaling_law.fit import NOMINAL, Fit, fit_law
+from megatron_cpt.scaling_law.fit import NOMINAL, Fit, end_error, fit_law
 from megatron_cpt.scaling_law.laws import Law, Observed
 from megatron_cpt.scaling_law.problem import Curvature, Problem, curvature_at
 
@@ -322,7 +322,7 @@ def calibrated(fit: Fit[Curve], curves: Sequence[Curve], freed: Sequence[str] = 
         refit = fit_law(fit.law, others, fit.held, freed, starts=_STARTS_OF_A_REFIT, method=fit.method)
         for curve in (curves[number] for number in group):
             scores.append(_beyond_band(fit, refit, curve))
-            errors[curve.name] = float(refit.predict(curve)[-1] - curve.losses[-1])
+            errors[curve.name] = end_error(refit, curve)
     return replace(fit, widening=max(scores), times_left_out=len(groups), left_out=errors)
 
 

@@ -53,9 +53,11 @@ def test_compare_prints_every_law_with_its_errors(tmp_path: Path, capsys: pytest
     by_name = {row["law"]: row for row in document["laws"]}
     assert set(by_name) == {"multi-power", "annealing", "annealing-rate-weighted"}
     for row in by_name.values():
-        assert set(row) == {"law", "parameters", "heldout"}
+        assert set(row) == {"law", "parameters", "heldout", "curves"}
+        assert set(row["curves"]) == {"c"}
         assert set(row["heldout"]) == {"r2", "mae", "rmse", "prede", "worste"}
     assert by_name["annealing"]["heldout"]["mae"] < 1e-4
+    assert abs(by_name["annealing"]["curves"]["c"]["end"]) < 1e-3
     assert by_name["annealing"]["parameters"]["gain"] == pytest.approx(0.4, rel=0.02)
 
 

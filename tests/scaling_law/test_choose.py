@@ -8,6 +8,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.choose import (
     Base,
+    CriticalPoint,
     Fitted,
     Laws,
     Recipe,
@@ -82,7 +83,12 @@ def test_nothing_within_its_bound_shows_the_nearest():
 
 def test_critical_point_only_where_it_is_told():
     known = Fit(CONTINUAL, GENERAL, 0.0, 0)
-    assert critical_point(known) == pytest.approx(3.2)
+    assert critical_point(known) == CriticalPoint(pytest.approx(3.2), None, None)
+    names = [parameter.name for parameter in CONTINUAL.parameters]
+    draws = np.tile(known.vector, (101, 1))
+    draws[:, names.index("shift_size")] += np.linspace(-0.1, 0.1, 101)
+    drawn = critical_point(replace(known, draws=draws))
+    assert drawn == CriticalPoint(pytest.approx(3.2), pytest.approx(3.105), pytest.approx(3.295))
     assert critical_point(Fit(CONTINUAL, GENERAL, 0.0, 0, standard_errors={"shift_size": 9.0})) is None
 
 

@@ -526,7 +526,7 @@ def annealing_areas(
     changes = -np.diff(rates, prepend=rates[0] if previous_rate is None else previous_rate)
     momentum = lfilter([1.0], [1.0, -decay], changes)
     if rate_power != 0:
-        momentum = momentum * np.maximum(rates, _LEAST_RATE) ** rate_power
+        momentum = momentum * np.where(rates > 0, np.maximum(rates, _LEAST_RATE) ** rate_power, 0.0)
     return np.cumsum(momentum)
 
 

@@ -16,6 +16,9 @@ def test_literal_areas():
     assert annealing_areas(rates, decay=0.5, previous_rate=0.0).tolist() == [-2.0, -3.0, -2.5, -1.75]
     # weighted by the rate: momenta 0, 0, 1, 1 times 2, 2, 1, 0.5
     assert annealing_areas(rates, decay=0.5, rate_power=1.0).tolist() == [0.0, 0.0, 1.0, 1.5]
+    # However small the power, S2 stands still at a rate of 0 (arXiv:2505.07796 Eq. 9).
+    to_zero = annealing_areas(np.array([2.0, 1.0, 0.0, 0.0, 0.0]), decay=0.5, rate_power=1e-3)
+    assert to_zero[-1] == to_zero[1] == 1.0
 
 
 def test_the_last_areas_are_those_of_a_lineage():

@@ -33,7 +33,7 @@ def write_text(folder: Path) -> int:
         with IndexedWriter(prefix, np.uint16) as writer:
             for _ in range(DOCUMENTS // 256):
                 writer.add_many(drawn.integers(0, 32_000, 256 * LENGTH), np.full(256, LENGTH))
-        counts = {"documents": DOCUMENTS, "tokens": DOCUMENTS * LENGTH, "dtype": "uint16"}
+        counts = {"documents": DOCUMENTS, "tokens": DOCUMENTS * LENGTH, "dtype": "uint16", "vocabulary_size": 32_000}
         hashes = {"data_sha256": writer.data_sha256, "index_sha256": writer.index_sha256}
         write_manifest(prefix, Manifest(**counts, **hashes))
     return SOURCES

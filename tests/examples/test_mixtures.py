@@ -71,6 +71,7 @@ def write_sparse(prefix: Path, tokens: int) -> None:
         documents=dataset.documents,
         tokens=tokens,
         dtype="uint16",
+        largest_id=0,
         data_sha256=sha256(prefix.name.encode()).hexdigest(),
         index_sha256=dataset.index_sha256,
     )

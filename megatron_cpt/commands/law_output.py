@@ -26,7 +26,10 @@ def fit_text(fit: Fit) -> str:
 def calibration_text(fit: Fit) -> str:
     """What curves left out say of a fit's bands, as one line."""
     if not fit.times_left_out:
-        return "  bands: not calibrated (three curves or more are needed); they leave out the error of the law"
+        return (
+            "  bands: not calibrated, so they leave out the error of the law. That takes --draws, and three curves or"
+            " more, of which any two have points enough for a fit"
+        )
     worst = max(fit.left_out, key=lambda name: abs(fit.left_out[name]))
     return (
         f"  bands: widened by {100 * fit.widening:.2g} % of the loss, from {fit.times_left_out} refits without one"

@@ -313,9 +313,12 @@ def calibrated(fit: Fit[Curve], curves: Sequence[Curve], freed: Sequence[str] = 
     are fewer than three) is left out in turn and predicted from the others; the score of a curve is how far the losses
     lie beyond the band about this prediction, at all but the worst twentieth of its points; bands are moved out by the
     largest score of n schedules. By conformal prediction (arXiv:1905.03222) they hold a further one with probability
-    n / (n + 1). With fewer than three curves the fit is returned as it is.
+    n / (n + 1). With fewer than three curves, or too few points in the others, the fit is returned as it is.
     """
     groups = _groups(curves)
+    points = [len(curve.losses) for curve in fit.method.sampled(curves)]
+    if any(sum(points) - sum(points[number] for number in group) < len(fit.standard_errors) for group in groups):
+        return fit
     scores, errors = [0.0], {}
     for group in groups:
         others = [curve for number, curve in enumerate(curves) if number not in group]

@@ -16,6 +16,7 @@ from megatron_cpt.config.units import Duration
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.gap.figures import RunningGap
 from megatron_cpt.parallel import groups
+from megatron_cpt.planning.cards import card_of_device
 from megatron_cpt.runs.folder import RunFolder, Status, write_status
 from megatron_cpt.runs.records import (
     Record,
@@ -29,9 +30,6 @@ from megatron_cpt.runs.records import (
 )
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run
-
-# Dense bf16 peak of one GPU, FLOP/s, from NVIDIA's data sheets. MFU is not given for what is not listed.
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 class RunLogger:
@@ -196,13 +194,14 @@ def _peak_memory() -> int:
 
 
 def mfu_formula(run: Run) -> str:
-    """How MFU is computed, or why it is not."""
+    """How MFU is computed, or why it is not. Causal attention counts what a token sees, half of what PaLM counts."""
     peak = run.config.run.peak_flops or peak_flops()
     if peak is None:
         return "MFU: not reported: the peak FLOP/s of this device is unknown (run.peak_flops)"
     per_token = flops_per_token(run.shape, run.config.data.sequence_length)
     return (
-        f"MFU = {per_token:.4g} FLOPs a token (forward and backward, nothing recomputed) x tokens/s"
+        f"MFU = {per_token:.4g} FLOPs a token (forward and backward, nothing recomputed, causal attention at half) x"
+        f" tokens/s"
         f" / ({groups.world_size()} ranks x {peak:.4g} FLOP/s)"
     )
 
@@ -211,8 +210,8 @@ def peak_flops() -> float | None:
     """Peak of this rank's device in FLOP/s, or None where it is not known."""
     if not torch.cuda.is_available():
         return None
-    device = torch.cuda.get_device_name()
-    return next((peak for name, peak in _PEAK_FLOPS.items() if name in device), None)
+    card = card_of_device(torch.cuda.get_device_name())
+    return None if card is None else card.flops
 
 
 class Trackers:

@@ -290,9 +290,9 @@ def alternatives(key: str) -> list[str]:
     return keys
 
 
-def fits(size: tuple[int, ...], wanted: tuple[int, ...], padded: bool) -> bool:
-    """Whether a tensor has the dimensions that are wanted; padding of the vocabulary may add rows."""
-    return size == wanted or (padded and size[1:] == wanted[1:] and size[0] > wanted[0])
+def fits(size: tuple[int, ...], expected: tuple[int, ...], padded: bool) -> bool:
+    """Whether a tensor has the dimensions that are expected; padding of the vocabulary may add rows."""
+    return size == expected or (padded and size[1:] == expected[1:] and size[0] > expected[0])
 
 
 def some(keys: list[str]) -> str:

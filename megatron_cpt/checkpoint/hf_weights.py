@@ -69,15 +69,15 @@ class Weight:
     dtype: torch.dtype
     """dtype of what is read."""
 
-    def dtypes(self, wanted: TensorDtypes) -> dict[str, torch.dtype]:
+    def dtypes(self, dtypes: TensorDtypes) -> dict[str, torch.dtype]:
         """The dtypes that its tensors are to have, by name."""
         names = [self.place.name(tensor.name) for tensor in self.rule.tensors]
-        return {name: wanted.of(name, self.dtype) for name in names}
+        return {name: dtypes.of(name, self.dtype) for name in names}
 
-    def bytes(self, wanted: TensorDtypes, shape: ModelShape) -> int:
+    def bytes(self, dtypes: TensorDtypes, shape: ModelShape) -> int:
         """Bytes of its tensors."""
         sizes = [prod(tensor_size(tensor, shape)) for tensor in self.rule.tensors]
-        kinds = self.dtypes(wanted).values()
+        kinds = self.dtypes(dtypes).values()
         return sum(size * dtype.itemsize for size, dtype in zip(sizes, kinds, strict=True))
 
 
@@ -238,8 +238,8 @@ def load_hf_weights(model: Sequence[LanguageModule], shape: ModelShape, folder: 
         check_tensors(tensors, shape)
         for parameter, rule, place in weights_of(model, shape):
             rank, ranks = _sharing_ranks(rule)
-            wanted = local_size(rule, shape, rank, ranks)
-            assert tuple(parameter.shape) == wanted, f"{rule.names[0]}: {tuple(parameter.shape)}, not {wanted}"
+            expected = local_size(rule, shape, rank, ranks)
+            assert tuple(parameter.shape) == expected, f"{rule.names[0]}: {tuple(parameter.shape)}, not {expected}"
             fill(parameter, rule, place, shape, tensors, rank, ranks)
 
 

@@ -99,14 +99,14 @@ def _forget_output() -> None:
 
 def report_error(program: str, error: Exception) -> int:
     """Prints what went wrong, once and without a traceback where it is expected, and returns the exit code."""
-    told = explained(error)
-    if isinstance(told, (BadInput, IntegrityFault, NumericsFault, StorageFault, WorkerDied)):
-        print(f"{program}: {told}", file=sys.stderr)
+    explanation = explained(error)
+    if isinstance(explanation, (BadInput, IntegrityFault, NumericsFault, StorageFault, WorkerDied)):
+        print(f"{program}: {explanation}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, _STANDARD_OUTPUT):
         _forget_output()
-    return exit_code_of(told)
+    return exit_code_of(explanation)
 
 
 if __name__ == "__main__":

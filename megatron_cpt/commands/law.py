@@ -252,8 +252,8 @@ def _predict_tables(args: argparse.Namespace) -> int:
             values = [predicted.middle[number], predicted.low[number], predicted.high[number]]
             measured = f"; measured {loss:.4f}" if np.isfinite(loss) else ""
             print(f"{name}, {row}: {values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]{measured}")
-            told = f"{loss:.6g}" if np.isfinite(loss) else ""
-            lines.append(f'"{row}",{name},{told},' + ",".join(f"{value:.6g}" for value in values))
+            text = f"{loss:.6g}" if np.isfinite(loss) else ""
+            lines.append(f'"{row}",{name},{text},' + ",".join(f"{value:.6g}" for value in values))
         if len(table.losses) > 1 and np.isfinite(table.losses).all():
             print(f"{name}: {errors_text(errors_on(fits.fits[name], table))}")
     if args.output:
@@ -298,10 +298,10 @@ def _tables(args: argparse.Namespace) -> dict[str, Table]:
     if not runs and len(args.curves) > 1:
         raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
     tables = tables_of_runs(runs, args.law in (CRITICAL, D_CPT), args.from_step) if runs else read_table(args.curves[0])
-    wanted = args.sets or list(tables)
-    refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in wanted
+    names = args.sets or list(tables)
+    refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in names
             if name not in tables])  # fmt: skip
-    return {name: tables[name] for name in wanted}
+    return {name: tables[name] for name in names}
 
 
 def _given(args: argparse.Namespace) -> dict[str, float]:
@@ -428,8 +428,8 @@ def predict(args: argparse.Namespace) -> int:
             predicted = band(laws.fits[name], curve)
             ends = f"{predicted.middle[-1]:.4f} [{predicted.low[-1]:.4f}, {predicted.high[-1]:.4f}]"
             scored = np.isfinite(curve.losses).all()
-            told = f"; {errors_text(errors_on(laws.fits[name], curve))}" if scored else ""
-            print(f"{name}, {curve.name}: {ends} at step {curve.steps[-1]}{told}")
+            errors = f"; {errors_text(errors_on(laws.fits[name], curve))}" if scored else ""
+            print(f"{name}, {curve.name}: {ends} at step {curve.steps[-1]}{errors}")
             cells = zip(curve.steps, curve.losses, predicted.middle, predicted.low, predicted.high, strict=True)
             for step, loss, *values in cells:
                 measured = f"{loss:.6g}" if np.isfinite(loss) else ""

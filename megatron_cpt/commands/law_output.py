@@ -16,10 +16,10 @@ def fit_text(fit: Fit) -> str:
     lines = [f"{fit.law.name}: {fit.points} points, objective {fit.objective:.3g}"]
     for name, value in fit.parameters.items():
         error, interval = fit.standard_errors.get(name), fit.intervals.get(name)
-        told = "held" if error is None else f"+- {error:.2g}"
-        told = told if interval is None else f"[{interval[0]:.4g}, {interval[1]:.4g}]"
-        told += f", {1 / (1 - value):.3g} updates" if name == DECAY.name else ""
-        lines.append(f"  {name:<20} {value:>12.6g}  {told}{', weakly identified' if name in fit.weak else ''}")
+        between = "held" if error is None else f"+- {error:.2g}"
+        between = between if interval is None else f"[{interval[0]:.4g}, {interval[1]:.4g}]"
+        between += f", {1 / (1 - value):.3g} updates" if name == DECAY.name else ""
+        lines.append(f"  {name:<20} {value:>12.6g}  {between}{', weakly identified' if name in fit.weak else ''}")
     return "\n".join(lines)
 
 
@@ -68,8 +68,8 @@ def choice_text(
         recipe = outcome.recipe
         cells = ""
         for name in sets:
-            told = outcome.sets[name]
-            cells += f"{f'{told.loss:.4f} [{told.low:.4f}, {told.high:.4f}]':>30}"
+            predicted = outcome.sets[name]
+            cells += f"{f'{predicted.loss:.4f} [{predicted.low:.4f}, {predicted.high:.4f}]':>30}"
         begun = f"  from the base of {recipe.start}" if len(laws.starts) > 1 else ""
         lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}{begun}")
     best = outcomes[0]

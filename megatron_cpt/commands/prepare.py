@@ -253,5 +253,5 @@ def _line(prefix: Path, manifest: Manifest) -> str:
         ratios.append(f"{manifest.bytes / manifest.tokens:.2f} bytes a token")
     if manifest.tokens_per_word:
         ratios.append(f"{manifest.tokens_per_word:.2f} tokens a word")
-    told = f" ({', '.join(ratios)})" if ratios else ""
-    return f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens{size}{told}"
+    means = f" ({', '.join(ratios)})" if ratios else ""
+    return f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens{size}{means}"

@@ -85,8 +85,8 @@ def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
     print(f"report: {output / 'report.html'}", flush=True)
     for run in runs:
         print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}), flush=True)
-        for curve, told in forecasts.get(run.name, []):
-            print(f"  forecast of {forecast_line(curve, told)}", flush=True)
+        for curve, forecast in forecasts.get(run.name, []):
+            print(f"  forecast of {forecast_line(curve, forecast)}", flush=True)
     return watched
 
 

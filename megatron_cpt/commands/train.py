@@ -56,11 +56,11 @@ def main(arguments: list[str]) -> int:
     last = read_status(folder.status) or Status("starting")
     write_status(folder.status, Status("starting", step=last.step, tokens=last.tokens))
     command = [*launcher(args.nproc, "megatron_cpt.train"), args.config, *args.overrides]
-    code, told = _run_and_forward(command, with_threads(os.environ, args.nproc), args.nproc)
+    code, signals = _run_and_forward(command, with_threads(os.environ, args.nproc), args.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
         return status.exit_code
-    if status is not None and status.state == "starting" and told:
+    if status is not None and status.state == "starting" and signals:
         message = "stopped before training began; the same command resumes from the last checkpoint"
         preempted = Status("preempted", int(ExitCode.PREEMPTED), message, status.step, status.tokens)
         write_status(folder.status, preempted)
@@ -80,11 +80,11 @@ def _run_and_forward(command: list[str], env: dict[str, str], processes: int) ->
     Returns:
         The exit code, and whether a signal was passed on.
     """
-    told: list[int] = []
+    signals: list[int] = []
     program: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
+        signals.append(number)
         if program is not None:
             _tell_ranks(program, processes, number)
 
@@ -94,9 +94,9 @@ def _run_and_forward(command: list[str], env: dict[str, str], processes: int) ->
     try:
         with stop_signals_held():
             program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
-        for number in told:  # while it was starting
+        for number in signals:  # while it was starting
             _tell_ranks(program, processes, number)
-        return program.wait(), bool(told)
+        return program.wait(), bool(signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -209,8 +209,6 @@ def phase_faults(config: RunConfig) -> Iterator[Fault]:
         where = f"data.phases.{number}"
         yield from _beginning_faults(config, number, first, before)
         before = before if first is None else first
-        if phase.ramp_block and not phase.ramp:
-            yield Fault(f"{where}.ramp_block = {phase.ramp_block}", "there is no ramp.", "Set `ramp`, or take it out.")
         if phase.ramp and number == 0:
             yield Fault(f"{where}.ramp = {phase.ramp}", "there is no phase before the first.", "Take it out.")
         for name in phase.weights:

@@ -43,6 +43,7 @@ _RENAMED = (
     ("training", "on_bad_step", "on_nonfinite"),
     ("training", "spike_deviations", "spike_sigmas"),
     ("run", "log_every", "log_interval"),
+    ("run", "wandb", "wandb_project"),
     ("checkpoint", "every", "save_interval"),
     ("checkpoint", "asynchronous", "async_save"),
     ("validation", "marks", "eval_interval"),

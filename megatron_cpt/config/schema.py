@@ -191,10 +191,8 @@ class PhaseSettings:
     from_epoch: EpochsOfSource | None = None
     """It begins once a source has been read so many times: `2 of law`."""
     ramp: Span | None = None
-    """Length over which the shares change from those of the phase before, in tokens or steps. None: at once."""
-    ramp_block: Span | None = None
-    """A ramp is piecewise constant; length of one piece, in tokens or steps. None: a 32nd of the ramp, at least one
-    step."""
+    """Length over which the shares change from those of the phase before, in tokens or steps, in up to 32 even parts.
+    None: at once."""
     replay_ratio: Share | None = None
     """Share of the phase's tokens from `replay` sources. None: `data.replay_ratio`."""
     weights: dict[str, NotNegative] = field(default_factory=dict)
@@ -429,18 +427,6 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WandbSettings:
-    """Writes the scalars of TensorBoard to Weights & Biases too (needs the package `wandb`)."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    project: str
-    """Name of the project."""
-    mode: Literal["online", "offline"] = "online"
-    """offline: writes into RUN/wandb, for a later `wandb sync`, and sends nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Folder, seed and logging of a run."""
 
@@ -456,8 +442,9 @@ class RunSettings:
     """Steps for a torch profiler trace in RUN/profile, one file a rank: `10` or `10-12`."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of one rank's device, for MFU. None: the dense bf16 peak, if the GPU is a known one."""
-    wandb: WandbSettings | None = None
-    """Weights & Biases. None: not used."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases that gets the scalars of TensorBoard too (needs the package `wandb`). Its environment
+    variables hold: `WANDB_MODE=offline` writes into RUN/wandb for a later `wandb sync`. None: not used."""
     allow_loss_changes: bool = False
     """Go on from a checkpoint although `data.attention`, the labels that count, a validation set or a task has changed.
     Losses before and after are then not comparable. The report keeps the baseline and shows the break."""

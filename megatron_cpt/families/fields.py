@@ -104,8 +104,8 @@ class ConfigFields:
         """Notes a fault unless the field (missing: the default) has one of the values supported or nobody reads it."""
         value, allowed = self.take(name, default), tuple(allowed)
         if value not in allowed and not self._note_unread(name):
-            wanted = " or ".join(map(repr, allowed))
-            self.fault(name, value, f"only {wanted} is supported.", "Use a model that has it so.")
+            choices = " or ".join(map(repr, allowed))
+            self.fault(name, value, f"only {choices} is supported.", "Use a model that has it so.")
 
     def refuse_left(self, family: str) -> None:
         """Notes a fault for every field that was not taken, is not empty, is read and is not known to be harmless."""

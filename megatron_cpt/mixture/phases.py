@@ -140,7 +140,7 @@ def _target_setting(source: SourceSettings) -> str:
 
 Shares = tuple[Fraction, ...]
 _PIECES = 32
-"""Pieces of a ramp whose blocks the configuration does not size."""
+"""Most pieces of a ramp, in each of which the blend is constant."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,10 @@ class _Walk:
         """
         before = self._shares
         if phase.ramp is not None and before is not None:
-            begin, tokens = self.position, self.batches.times(self.data.sequence_length)
+            begin = self.position
             done = self.batches.whole_steps(begin)
             steps = self._steps_of(phase.ramp)
-            block = phase.ramp_block.steps(tokens.size) if phase.ramp_block else ceil(steps / _PIECES)
+            block = ceil(steps / _PIECES)
             whole = self.batches.total(done + steps) - begin
             for first in range(0, steps, block):
                 piece_begin = self.batches.total(done + first)

@@ -273,9 +273,9 @@ class CrossEntropy(torch.autograd.Function):
         """Leaves the probabilities in the place of the logits, where a gradient is asked for."""
         at_once = max(1, CACHED_BYTES // (logits.size(1) * logits.element_size()))
         shares = []
-        for part, wanted in zip(logits.split(at_once), labels.split(at_once), strict=True):
+        for part, label in zip(logits.split(at_once), labels.split(at_once), strict=True):
             log_shares = torch.log_softmax(part, dim=-1)
-            shares.append(log_shares.gather(1, wanted.unsqueeze(1)))
+            shares.append(log_shares.gather(1, label.unsqueeze(1)))
             if ctx.needs_input_grad[0]:
                 torch.exp(log_shares, out=part)
         ctx.save_for_backward(logits, labels)

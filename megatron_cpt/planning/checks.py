@@ -150,9 +150,10 @@ def _watch_faults(config: RunConfig) -> list[Fault]:
     """Weights & Biases where it is asked for and not installed."""
     found = importlib.util.find_spec("wandb")
     # A folder wandb/, which its runs leave, is found as a package without an origin.
-    if config.run.wandb is None or (found is not None and found.origin is not None):
+    if config.run.wandb_project is None or (found is not None and found.origin is not None):
         return []
-    return [Fault("run.wandb", "the package wandb is not installed.", "Run `pip install wandb`, or take it out.")]
+    remedy = "Run `pip install wandb`, or take it out."
+    return [Fault("run.wandb_project", "the package wandb is not installed.", remedy)]
 
 
 def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:

@@ -81,10 +81,10 @@ def _parameters(fit: Fit) -> str:
     rows = []
     for name, value in fit.parameters.items():
         interval = fit.intervals.get(name)
-        told = "held" if name in fit.held else "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+        between = "held" if name in fit.held else "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
         weak = "weakly identified: do not read the value" if name in fit.weak else ""
         rows.append(
-            f"<tr><td class='words'>{escape(name)}</td><td>{value:.5g}</td><td>{told}</td>"
+            f"<tr><td class='words'>{escape(name)}</td><td>{value:.5g}</td><td>{between}</td>"
             f"<td class='words'>{weak}</td></tr>"
         )
     return table("<th>Parameter</th><th>Value</th><th>95 %</th><th class='words'></th>", rows)
@@ -120,14 +120,14 @@ def _band_figure(fit: Fit, curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def forecast_figure(curve: Curve, told: Forecast) -> Figure:
+def forecast_figure(curve: Curve, forecast: Forecast) -> Figure:
     """Measured losses as dots, the rest of the run as a line with its 95 % band."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     colour = LIGHT["series0"]
     axes.plot(curve.steps, curve.losses, "o", markersize=3, color=colour)
-    axes.fill_between(told.steps, told.low, told.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(told.steps, told.middle, color=colour, linestyle=(0, (4, 3)), linewidth=1.8)
+    axes.fill_between(forecast.steps, forecast.low, forecast.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(forecast.steps, forecast.middle, color=colour, linestyle=(0, (4, 3)), linewidth=1.8)
     axes.set_ylabel("loss, nats per token")
     _step_axis(axes)
     return figure

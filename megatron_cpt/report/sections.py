@@ -198,12 +198,12 @@ def forecasts_of(runs: Sequence[ReportedRun], fits: Mapping[str, Fit]) -> dict[s
     return found
 
 
-def forecast_line(curve: Curve, told: Forecast) -> str:
+def forecast_line(curve: Curve, forecast: Forecast) -> str:
     """A forecast in words."""
-    if not told.told:
-        return f"{curve.name}: no forecast, {'; '.join(told.notes)}"
-    ends = f"{told.middle[-1]:.4f} [{told.low[-1]:.4f}, {told.high[-1]:.4f}]"
-    return f"{curve.name}: {ends} nats per token at step {told.steps[-1]}; {'; '.join(told.notes)}"
+    if not forecast.exists:
+        return f"{curve.name}: no forecast, {'; '.join(forecast.notes)}"
+    ends = f"{forecast.middle[-1]:.4f} [{forecast.low[-1]:.4f}, {forecast.high[-1]:.4f}]"
+    return f"{curve.name}: {ends} nats per token at step {forecast.steps[-1]}; {'; '.join(forecast.notes)}"
 
 
 def forecast_section(forecasts: Forecasts) -> str:
@@ -212,16 +212,16 @@ def forecast_section(forecasts: Forecasts) -> str:
         return ""
     rows, drawn = [], []
     for run, of_run in forecasts.items():
-        for curve, told in of_run:
+        for curve, found in of_run:
             now = f"{curve.losses[-1]:.4f}" if len(curve.losses) else ""
-            end = f"{told.middle[-1]:.4f}" if told.told else "none"
-            between = f"{told.low[-1]:.4f} to {told.high[-1]:.4f}" if told.told else ""
+            end = f"{found.middle[-1]:.4f}" if found.exists else "none"
+            between = f"{found.low[-1]:.4f} to {found.high[-1]:.4f}" if found.exists else ""
             rows.append(
                 f"<tr><td class='words'>{escape(run)}</td><td class='words'>{escape(curve.name)}</td><td>{now}</td>"
-                f"<td>{end}</td><td>{between}</td><td class='words'>{escape('; '.join(told.notes))}</td></tr>"
+                f"<td>{end}</td><td>{between}</td><td class='words'>{escape('; '.join(found.notes))}</td></tr>"
             )
-            if told.told:
-                drawn.append(figure(f"{curve.name}, {run}", forecast_figure(curve, told)))
+            if found.exists:
+                drawn.append(figure(f"{curve.name}, {run}", forecast_figure(curve, found)))
     headers = "<th class='words'>Run</th><th class='words'>Set</th><th>Now<small>nats per token</small></th>"
     headers += "<th>At the end</th><th>95 %</th><th class='words'></th>"
     return section(

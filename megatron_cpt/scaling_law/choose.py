@@ -324,8 +324,8 @@ def critical_point(fit: Fit) -> CriticalPoint | None:
     A base whose general loss is above it will come back below its start, given enough updates; one below it will not.
     None where the curves do not tell B or beta: a small beta with a large B looks the same and means nothing.
     """
-    told = {"shift_size", "shift_exponent", "floor"} - set(fit.weak)
-    if len(told) < 3:
+    identified = {"shift_size", "shift_exponent", "floor"} - set(fit.weak)
+    if len(identified) < 3:
         return None
     names = [parameter.name for parameter in fit.law.parameters]
     columns = [names.index("floor"), names.index("shift_size")]

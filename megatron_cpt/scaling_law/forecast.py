@@ -58,7 +58,7 @@ class Forecast:
     """What it rests on, or why there is none, in words."""
 
     @property
-    def told(self) -> bool:
+    def exists(self) -> bool:
         """Whether there is a forecast."""
         return len(self.steps) > 0
 

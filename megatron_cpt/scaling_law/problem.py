@@ -49,8 +49,8 @@ class Method:
     def _subsampled(self, curve: Curve) -> Curve:
         if self.points is None or len(curve.steps) <= self.points:
             return curve
-        wanted = np.geomspace(curve.steps[0], curve.steps[-1], self.points)
-        kept = np.unique(np.abs(curve.steps[:, None] - wanted).argmin(axis=0))
+        targets = np.geomspace(curve.steps[0], curve.steps[-1], self.points)
+        kept = np.unique(np.abs(curve.steps[:, None] - targets).argmin(axis=0))
         return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])
 
 

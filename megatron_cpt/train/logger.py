@@ -225,7 +225,7 @@ class Trackers:
         """
         self._folder = folder
         self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=last_step + 1)
-        self._wandb = _open_wandb(config, folder) if config.run.wandb is not None else None
+        self._wandb = _open_wandb(config, folder) if config.run.wandb_project is not None else None
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Shows a number of a step."""
@@ -252,18 +252,17 @@ class Trackers:
 
 def _open_wandb(config: RunConfig, folder: RunFolder) -> Any:
     """The run on Weights & Biases that belongs to a run folder: the same one at every resume."""
-    assert config.run.wandb is not None
+    assert config.run.wandb_project is not None
     try:
         import wandb  # noqa: PLC0415  (optional)
     except ImportError:
-        fault = Fault("run.wandb", "the package wandb is not installed.", "Run `pip install wandb`, or take it out.")
-        raise BadInput(fault) from None
+        remedy = "Run `pip install wandb`, or take it out."
+        raise BadInput(Fault("run.wandb_project", "the package wandb is not installed.", remedy)) from None
     run = wandb.init(
-        project=config.run.wandb.project,
+        project=config.run.wandb_project,
         name=folder.path.name,
         id=sha256(str(folder.path.resolve()).encode()).hexdigest()[:16],
         dir=str(folder.path),
-        mode=config.run.wandb.mode,
         resume="allow",
         config=asdict(config),
     )

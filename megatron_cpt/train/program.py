@@ -77,9 +77,9 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
             folder = found  # from here on its status is ours to write
             return run_to_end(config, folder, request)
     except (Exception, *CHECKPOINT_ERRORS) as error:
-        told = explained(error) if isinstance(error, Exception) else error
-        report_error(told, folder)
-        return exit_code_of(told)
+        explanation = explained(error) if isinstance(error, Exception) else error
+        report_error(explanation, folder)
+        return exit_code_of(explanation)
     finally:
         groups.destroy()
 

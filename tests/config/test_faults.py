@@ -309,10 +309,6 @@ PHASES: list[tuple[list[dict[str, Any]], str]] = [
         "data.phases.1.from_epoch = 1 of coed: there is no such",
     ),
     ([{"from_tokens": 0, "ramp": "9 steps"}], "data.phases.0.ramp = 9 steps: there is no phase before the first."),
-    (
-        [{"from_tokens": 0}, {"from_tokens": "9 steps", "ramp_block": "1 step"}],
-        "data.phases.1.ramp_block = 1 steps: there is no ramp.",
-    ),
 ]
 
 

@@ -66,18 +66,16 @@ def test_phases_begin_at_whole_steps_and_have_their_own_shares() -> None:
 
 def test_phases_and_their_ramps_keep_to_whole_steps_while_batches_grow() -> None:
     """Steps of 2, 2, 2, 2, 4, 4, 6 and then of 8 sequences: they end at 2, 4, 6, 8, 12, 16, 22, 30, 38 and so on."""
-    ramped = PhaseSettings(
-        from_tokens=Duration(4, "steps"), replay_ratio=0.1, ramp=Duration(1300), ramp_block=Duration(2, "steps")
-    )
+    ramped = PhaseSettings(from_tokens=Duration(4, "steps"), replay_ratio=0.1, ramp=Duration(1300))
     data = data_of(phase(0), ramped, PhaseSettings(from_tokens=Duration(3300)))
     pieces = (RampPiece(4, 2), RampPiece(2, 4), RampPiece(1, 6))
     blend = plan_blend(data, blend_streams(data, TOKENS), 86, seed=3, step_sequences=8, ramp=pieces)
     # 1,300 tokens after 8 sequences are at 21: the end of step 7. 3,300 tokens are 33 sequences, nearest to 30.
-    assert [each.first_sequence for each in blend.phases] == [0, 8, 16, 22, 30]
+    assert [each.first_sequence for each in blend.phases] == [0, 8, 12, 16, 22, 30]
     replay = [each.shares[2] + each.shares[3] for each in blend.phases]
-    # A straight line from 0.5 to 0.1 over 14 sequences, at 4 and at 11 of them.
-    expected = [HALF, HALF - Fraction(4, 14) * Fraction(4, 10), HALF - Fraction(11, 14) * Fraction(4, 10), TENTH, HALF]
-    assert replay == expected
+    # A straight line from 0.5 to 0.1 over 14 sequences, at 2, at 6 and at 11 of them.
+    line = [HALF - Fraction(at, 14) * Fraction(4, 10) for at in (2, 6, 11)]
+    assert replay == [HALF, *line, TENTH, HALF]
     steady = plan_blend(data_of(), blend_streams(data_of(), TOKENS), 86, seed=3, step_sequences=8)
     assert blend.source_sequences(8) == steady.source_sequences(8)
 

@@ -212,5 +212,8 @@ def test_a_rate_that_is_no_rate_and_a_missing_library_are_refused(
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     (tmp_path / "wandb").mkdir()
     sections["schedule"]["peak_lr"] = 1e5
-    sections["run"]["wandb"] = {"project": "x"}
-    assert {fault.partition(":")[0] for fault in faults_of(sections)} == {"schedule.peak_lr = 100000", "run.wandb"}
+    sections["run"]["wandb_project"] = "x"
+    assert {fault.partition(":")[0] for fault in faults_of(sections)} == {
+        "schedule.peak_lr = 100000",
+        "run.wandb_project",
+    }

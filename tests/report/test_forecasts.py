@@ -63,12 +63,12 @@ def running(folder: Path, done: int, state: str = "running") -> Path:
 def test_a_run_that_goes_on_is_forecast_in_the_report(tmp_path: Path):
     runs = read_runs([running(tmp_path / "half", 240)])
     found = forecasts_of(runs, {})
-    ((curve, told),) = found["half"]
+    ((curve, ahead),) = found["half"]
     assert len(curve.rates) == STEPS and curve.rates[-1] == pytest.approx(2e-4)
-    assert told.told and told.low[-1] <= loss(STEPS) <= told.high[-1]
+    assert ahead.exists and ahead.low[-1] <= loss(STEPS) <= ahead.high[-1]
     page = report_page(runs, forecasts=found)
     assert "<h2>Forecast</h2>" in page and "extrapolates from 240 of 400 updates" in page
-    assert f"{told.middle[-1]:.4f}" in page and f"{told.middle[-1]:.4f}" in forecast_line(curve, told)
+    assert f"{ahead.middle[-1]:.4f}" in page and f"{ahead.middle[-1]:.4f}" in forecast_line(curve, ahead)
 
 
 def test_too_early_is_said_and_a_run_that_is_done_has_no_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -45,11 +45,17 @@ def test_steps_to_profile() -> None:
             profiled_steps(text)
 
 
+def train_without_network(path: Path, overrides: tuple[str, ...]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        train(path=path, overrides=overrides)
+
+
 def test_weights_and_biases_offline(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="optional: pip install wandb")
     run = tmp_path / "run"
-    words = ("run.wandb={project: test, mode: offline}", "training.tokens=4 steps", "validation.sets={}")
-    one_rank.call(train, path=workshop.write_config(run), overrides=words)
+    words = ("run.wandb_project=test", "training.tokens=4 steps", "validation.sets={}")
+    one_rank.call(train_without_network, path=workshop.write_config(run), overrides=words)
     [written] = (run / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in written.read_bytes()
 

@@ -1,6 +1,7 @@
 # make install      .venv with everything in it
 # make quickstart   the main job, end to end, on text that every machine has
 # make test         the test suite (test-all: with the long tests)
+# make battery      the tests of the reliability rows, the long ones too, and docs/reliability.md from them
 # make parity       every way to share the work against one process, as a table
 # make check        lint, types, rooms
 #
@@ -19,10 +20,10 @@ VENV := .venv$(if $(MCORE),-mcore-$(MCORE))
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all parity check clean
+.PHONY: help install quickstart test test-all battery parity check clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | head -11
+	@sed -n 's/^# \?//p' Makefile | head -12
 
 install: $(VENV)/.installed
 
@@ -43,6 +44,9 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -m ""
+
+battery: install
+	$(BIN)/python -m tests.reliability.battery
 
 parity: install
 	$(BIN)/python -m tests.parallel.matrix

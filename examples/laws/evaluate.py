@@ -94,7 +94,7 @@ def forecasts(study: Path) -> dict[str, dict]:
             whole = curve(study, kind, ratio, seed, name)
             found = forecast(CONTINUAL, whole.until(round(share * whole.steps[-1])))
             count += 1
-            if found.told:
+            if found.exists:
                 errors.append(abs(float(found.middle[-1] - whole.losses[-1])))
                 held += bool(found.low[-1] <= whole.losses[-1] <= found.high[-1])
                 widths.append(float(found.high[-1] - found.low[-1]))

@@ -42,13 +42,13 @@ SMALL_LLAMA: dict[str, Any] = {
 }
 
 
-def write_base_folder(corpora: Sequence[Path], folder: Path) -> Path:
+def write_base_folder(corpora: Sequence[Path], folder: Path, model: dict[str, Any] = SMALL_LLAMA) -> Path:
     """Writes tokenizer files and config.json of the base model; returns the folder.
 
     config.json comes last: a folder that has it is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / "tokenizer.json", train_tokenizer(corpora).to_str(pretty=True))
+    write_durably(folder / "tokenizer.json", train_tokenizer(corpora, model["vocab_size"]).to_str(pretty=True))
     write_json(folder / "special_tokens_map.json", {"eos_token": END_OF_TEXT})
     write_json(
         folder / "tokenizer_config.json",
@@ -59,17 +59,17 @@ def write_base_folder(corpora: Sequence[Path], folder: Path) -> Path:
             "clean_up_tokenization_spaces": False,
         },
     )
-    write_json(folder / "config.json", SMALL_LLAMA)
+    write_json(folder / "config.json", model)
     return folder
 
 
-def train_tokenizer(corpora: Sequence[Path]) -> Tokenizer:
-    """A byte-level BPE of 4,096 entries over JSONL corpora. The same corpora give the same tokenizer."""
+def train_tokenizer(corpora: Sequence[Path], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE over JSONL corpora. The same corpora give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

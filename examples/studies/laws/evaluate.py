@@ -1,0 +1,269 @@
+"""Fits the law to the runs of study.py and measures it on those that it has not seen.
+
+    python examples/studies/laws/evaluate.py [STUDY] [--results FOLDER]
+
+It writes curves.csv (every loss), fits.csv, errors.csv (a row for each set, form of the law and unseen arm) and
+choices.csv, and prints means. Errors are predicted minus the mean of two seeds, in nats per token. The noise floor is
+the mean error that a law without fault would have: half of the mean difference of the two seeds.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study import ARMS, FITTED, PEAK, SEEDS, STEPS, UNSEEN, Arm
+
+from megatron_cpt.scaling_law.choose import Laws, Recipe, critical_point, laws_of, turning_length
+from megatron_cpt.scaling_law.continual import CONTINUAL
+from megatron_cpt.scaling_law.curves import Curve, read_run
+from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.uncertainty import band, bootstrap, calibrated
+
+SETS = ("general", "domain", "other")
+FORMS: dict[str, tuple[str, ...]] = {
+    "bend": (),
+    "injection": ("injection_gain", "injection_exponent"),
+}
+"""What replay leaves of the shift: the bend of arXiv:2505.07796 Eq. 8, and with it the effective capacity of
+arXiv:2502.06042. The names are those of parameters that are freed."""
+WEIGHTS = (0.1, 0.3, 0.5)
+"""Of the general loss in a choice; the rest is the domain's."""
+RATIOS = (0, 1, 2, 5, 10, 25, 35, 50)
+PEAKS = (0.5 * PEAK, PEAK, 2 * PEAK)
+LENGTHS = (100, 200, 400, STEPS)
+
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    """Prints a line for each result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, nargs="?", default=Path("study"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
+    args = parser.parse_args()
+    curves = read_curves(args.study)
+    fits = {form: {name: fitted(curves, name, freed) for name in SETS} for form, freed in FORMS.items()}
+    args.results.mkdir(parents=True, exist_ok=True)
+    errors = [row for form in FORMS for name in SETS for row in errors_of(curves, name, form, fits[form][name])]
+    choices = [row for form in FORMS for row in choices_of(curves, form, fits[form])]
+    write(args.results / "curves.csv", points_of(curves))
+    write(args.results / "fits.csv", [row for form in FORMS for row in parameters_of(form, fits[form])])
+    write(args.results / "errors.csv", errors)
+    write(args.results / "choices.csv", choices)
+    print_means(errors)
+    for row in choices:
+        print(", ".join(f"{key} {value}" for key, value in row.items()))
+
+
+Curves = Mapping[tuple[Arm, int, str], Curve]
+"""By arm, seed and validation set."""
+
+
+def read_curves(study: Path) -> dict[tuple[Arm, int, str], Curve]:
+    """Every loss curve of the study."""
+    return {
+        (arm, seed, name): read_run(study / "runs" / f"{arm.name}-seed-{seed}", name)
+        for arm in ARMS
+        for seed in SEEDS
+        for name in (*SETS, "general-more", "domain-more")
+    }
+
+
+def fitted(curves: Curves, name: str, freed: Sequence[str]) -> Fit[Curve]:
+    """The law of a set, fitted to both seeds from the end of the transient on, its bands calibrated."""
+    known = [of_law(curves[arm, seed, name]) for arm in FITTED for seed in SEEDS]
+    fit = bootstrap(fit_law(CONTINUAL, known, freed=freed), known)
+    return calibrated(fit, known, freed)
+
+
+def of_law(curve: Curve) -> Curve:
+    """The points that the law describes."""
+    return curve.after(curve.transient)
+
+
+def mean_of_seeds(curves: Curves, arm: Arm, name: str) -> tuple[Curve, float]:
+    """The mean of the seeds' curves, and the noise floor: the mean error of a law without fault, nats."""
+    found = [of_law(curves[arm, seed, name]) for seed in SEEDS]
+    losses = np.array([curve.losses for curve in found])
+    return replace(found[0], losses=losses.mean(axis=0)), float(np.abs(np.diff(losses, axis=0)).mean()) / len(SEEDS)
+
+
+def errors_of(curves: Curves, name: str, form: str, fit: Fit[Curve]) -> Rows:
+    """A row for each arm: error at the end, mean error, noise floor, difference of the seeds, share in the band."""
+    rows = []
+    for part, arms in ({"fitted": FITTED} | UNSEEN).items():
+        for arm in arms:
+            mean, floor = mean_of_seeds(curves, arm, name)
+            predicted = fit.predict(mean)
+            ends = [float(curves[arm, seed, name].losses[-1]) for seed in SEEDS]
+            rows.append(
+                {
+                    "form": form,
+                    "set": name,
+                    "part": part,
+                    "arm": arm.name,
+                    "end": round(float(predicted[-1] - mean.losses[-1]), 4),
+                    "mae": round(float(np.abs(predicted - mean.losses).mean()), 4),
+                    "noise floor": round(floor, 4),
+                    "seeds apart at the end": round(abs(ends[0] - ends[1]), 4),
+                    "ends within the band": sum(holds(fit, of_law(curves[arm, seed, name])) for seed in SEEDS),
+                }
+            )
+    return rows
+
+
+def holds(fit: Fit[Curve], curve: Curve) -> bool:
+    """Whether the band holds the end of a curve."""
+    around = band(fit, curve)
+    return bool(around.low[-1] <= curve.losses[-1] <= around.high[-1])
+
+
+def print_means(errors: Rows) -> None:
+    """Of each form, set and part: the largest error at an end, means, and how many ends the band holds."""
+    for key in dict.fromkeys((row["form"], row["set"], row["part"]) for row in errors):
+        rows = [row for row in errors if (row["form"], row["set"], row["part"]) == key]
+        largest = max((row["end"] for row in rows), key=abs)
+        mae, floor = (np.mean([row[name] for row in rows]) for name in ("mae", "noise floor"))
+        held = sum(row["ends within the band"] for row in rows)
+        print(
+            f"{', '.join(key)}: end at most {largest:+.4f}, mae {mae:.4f}, noise floor {floor:.4f} "
+            f"(ratio {mae / floor:.2f}), {held} of {len(rows) * len(SEEDS)} ends within the band"
+        )
+
+
+def choices_of(curves: Curves, form: str, fits: Mapping[str, Fit[Curve]]) -> Rows:
+    """What the law says on the questions of a recipe, beside what the runs say."""
+    laws = laws_of(fits, {name: [curves[arm, seed, name] for arm in FITTED for seed in SEEDS] for name in SETS})
+    rows = []
+    for weight in WEIGHTS:
+        ratios = {ratio: Arm("cosine", ratio) for ratio in RATIOS}
+        peaks = {peak: Arm("cosine", 25, peak=peak) for peak in PEAKS}
+        rows.append(choice(curves, fits, form, f"replay, weight {weight} on general", ratios, weight))
+        rows.append(choice(curves, fits, form, f"peak, weight {weight} on general", peaks, weight))
+        rows.append(turning(curves, laws, form, weight))
+    for name in SETS:
+        for replay in (0, 25):
+            rows.append(potential(curves, fits[name], form, name, replay))
+        rows.append(critical(curves, fits[name], form, name))
+    return rows
+
+
+def choice(
+    curves: Curves, fits: Mapping[str, Fit[Curve]], form: str, question: str, arms: Mapping[Any, Arm], weight: float
+) -> dict[str, Any]:
+    """The arm with the least weighted sum of losses by the law and by the runs, and what the law's choice costs.
+
+    Allowed is twice the standard error of the difference between the two, over seeds.
+    """
+    weights = {"general": weight, "domain": 1 - weight}
+    predicted = [
+        sum(w * float(fits[name].predict(curves[arm, SEEDS[0], name])[-1]) for name, w in weights.items())
+        for arm in arms.values()
+    ]
+    sums = np.array(
+        [
+            [sum(w * curves[arm, seed, f"{name}-more"].losses[-1] for name, w in weights.items()) for seed in SEEDS]
+            for arm in arms.values()
+        ]
+    )
+    chosen, best = int(np.argmin(predicted)), int(np.argmin(sums.mean(axis=1)))
+    difference = sums[chosen] - sums[best]
+    return {
+        "form": form,
+        "question": question,
+        "law": list(arms)[chosen],
+        "runs": list(arms)[best],
+        "off by": round(float(difference.mean()), 4),
+        "allowed": round(2 * float(np.std(difference, ddof=1)) / len(SEEDS) ** 0.5, 4),
+    }
+
+
+def turning(curves: Curves, laws: Laws, form: str, weight: float) -> dict[str, Any]:
+    """The turning length of cosine without replay, by the law and between the lengths that were run."""
+    weights = {"general": weight, "domain": 1 - weight}
+    like = Recipe("cosine", PEAK, STEPS, 0.0, warmup=24 / STEPS)
+    rises = [
+        sum(
+            w * float(np.mean([end_and_start(curves, length, seed, name) for seed in SEEDS]))
+            for name, w in weights.items()
+        )
+        for length in LENGTHS
+    ]
+    above = [length for length, rise in zip(LENGTHS, rises, strict=True) if rise > 0]
+    beyond = [length for length in LENGTHS if not above or length > above[-1]]
+    said = turning_length(laws, weights, like, 100 * STEPS)
+    runs = f"{above[-1] if above else 0} to {beyond[0]}" if beyond else f"beyond {STEPS}"
+    return {
+        "form": form,
+        "question": f"turning length, weight {weight} on general",
+        "law": "never" if said is None else said,
+        "runs": runs,
+        "off by": "",
+        "allowed": "",
+    }
+
+
+def end_and_start(curves: Curves, length: int, seed: int, name: str) -> float:
+    """Loss at the end minus loss before the first update of cosine without replay, nats."""
+    curve = curves[Arm("cosine", 0, steps=length), seed, f"{name}-more"]
+    assert curve.start_loss is not None
+    return float(curve.losses[-1] - curve.start_loss)
+
+
+def potential(curves: Curves, fit: Fit[Curve], form: str, name: str, replay: float) -> dict[str, Any]:
+    """Final loss from the base before its decay, minus that from the base after it."""
+    arms = [Arm("cosine", replay, "stable"), Arm("cosine", replay)]
+    by_law = [float(fit.predict(curves[arm, SEEDS[0], name])[-1]) for arm in arms]
+    by_runs = np.array([[curves[arm, seed, name].losses[-1] for seed in SEEDS] for arm in arms])
+    difference = by_runs[0] - by_runs[1]
+    return {
+        "form": form,
+        "question": f"loss potential, {name}, replay {replay} %",
+        "law": round(by_law[0] - by_law[1], 4),
+        "runs": round(float(difference.mean()), 4),
+        "off by": round(by_law[0] - by_law[1] - float(difference.mean()), 4),
+        "allowed": round(2 * float(np.std(difference, ddof=1)) / len(SEEDS) ** 0.5, 4),
+    }
+
+
+def critical(curves: Curves, fit: Fit[Curve], form: str, name: str) -> dict[str, Any]:
+    """The critical point with its interval, beside the loss of the base."""
+    point = critical_point(fit)
+    said = "not determined" if point is None else f"{point.loss:.3f} ({point.low:.3f} to {point.high:.3f})"
+    start = curves[FITTED[0], SEEDS[0], name].start_loss
+    question = f"critical point, {name}; `runs` is the loss of the base"
+    return {"form": form, "question": question, "law": said, "runs": start, "off by": "", "allowed": ""}
+
+
+def points_of(curves: Curves) -> Iterable[dict[str, Any]]:
+    """Every measured loss."""
+    for (arm, seed, name), curve in curves.items():
+        for step, loss in zip([0, *curve.steps.tolist()], [curve.start_loss, *curve.losses.tolist()], strict=True):
+            yield {"arm": arm.name, "seed": seed, "set": name, "step": step, "loss": round(loss, 5)}
+
+
+def parameters_of(form: str, fits: Mapping[str, Fit[Curve]]) -> Iterable[dict[str, Any]]:
+    """The fitted constants with 95 % intervals."""
+    for name, fit in fits.items():
+        for parameter, value in fit.parameters.items():
+            low, high = fit.intervals.get(parameter, (value, value))
+            kind = "held" if parameter in fit.held else "weak" if parameter in fit.weak else "fitted"
+            yield {"form": form, "set": name, "parameter": parameter, "value": value, "low": low, "high": high,
+                   "kind": kind}  # fmt: skip
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A CSV file."""
+    rows = list(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py tools/install.sh
 	@touch $@
 
 quickstart: install
-	$(BIN)/python examples/quickstart/run.py
+	$(BIN)/megatron-cpt quickstart
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal

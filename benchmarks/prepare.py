@@ -32,8 +32,8 @@ import zstandard  # noqa: E402
 
 from benchmarks.machine import machine, print_result  # noqa: E402
 from benchmarks.preparers import END_OF_TEXT, Measured  # noqa: E402
-from examples.quickstart.corpora import domain_documents, general_documents, standard_library  # noqa: E402
-from examples.quickstart.tokenizer import write_base_folder  # noqa: E402
+from megatron_cpt.quickstart.base_folder import write_base_folder  # noqa: E402
+from megatron_cpt.quickstart.corpora import domain_documents, general_documents, standard_library  # noqa: E402
 
 SHARED = ROOT.parent / "shared/data"
 REAL_CORPORA = (

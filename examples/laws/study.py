@@ -16,9 +16,7 @@ from pathlib import Path
 
 import yaml
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "quickstart"
-sys.path.insert(0, str(QUICKSTART))
-import tokenizer  # noqa: E402
+from megatron_cpt.quickstart import base_folder
 
 COMMAND = str(Path(sys.executable).with_name("megatron-cpt"))
 DOCUMENTS = 150
@@ -58,9 +56,9 @@ def prepare(study: Path, corpora: dict[str, Path]) -> None:
             random.Random(name).shuffle(lines)
             samples.append(study / f"{name}-sample.jsonl")
             samples[-1].write_bytes(b"".join(lines[:DOCUMENTS]))
-        tokenizer.VOCABULARY = VOCABULARY
-        tokenizer.SMALL_LLAMA |= TINY_LLAMA
-        tokenizer.write_base_folder(samples, folder)
+        base_folder.VOCABULARY = VOCABULARY
+        base_folder.SMALL_LLAMA |= TINY_LLAMA
+        base_folder.write_base_folder(samples, folder)
     for name, path in corpora.items():
         prefix = str(study / "data" / name)
         call("prepare", str(path), "--tokenizer", str(folder), "--output", prefix, "--holdout", "1%")

@@ -4,13 +4,18 @@ import argparse
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import average, newest_of_run
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="megatron-cpt average", description=__doc__)
+    top = command_parser(
+        "average",
+        __doc__,
+        "megatron-cpt average runs/medicine Llama-3-8B --weights 0.7 0.3 --output averaged",
+    )
     top.add_argument("sources", type=Path, nargs="+", metavar="CHECKPOINT_OR_HF", help="models of one shape")
     top.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the checkpoint to write")
     top.add_argument(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron, verify
 from megatron_cpt.checkpoint.vocabulary import extend_vocabulary
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings, Precision
@@ -17,7 +18,14 @@ from megatron_cpt.train.initial_loss_check import compute_reference
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="megatron-cpt convert", description=__doc__)
+    top = command_parser(
+        "convert",
+        __doc__,
+        "megatron-cpt convert from-hf Llama-3-8B checkpoints/Llama-3-8B",
+        "megatron-cpt convert to-hf runs/medicine Llama-3-8B-medicine",
+        "megatron-cpt convert verify runs/medicine Llama-3-8B-medicine",
+        "megatron-cpt convert extend Llama-3-8B Llama-3-8B-extended --new-tokens angiogram stent",
+    )
     actions = top.add_subparsers(dest="action", required=True)
 
     from_hf = actions.add_parser("from-hf", help="a Hugging Face folder to a sharded checkpoint of its weights")

@@ -9,12 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from megatron_cpt import __version__
+from megatron_cpt.commands.parsers import completion
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied, refuse
 from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
 
-# name -> one line of help. Each is a module of this folder with `main(arguments: list[str]) -> int`.
-_COMMANDS = {
+# name -> one line of help. Each is a module of this folder with `parser() -> argparse.ArgumentParser` and
+# `main(arguments: list[str]) -> int`; a dash in a name is an underscore in the module's.
+COMMANDS = {
+    "quickstart": "the whole job on text that every machine has: two runs and a report in minutes",
+    "init": "write a run.yaml with comments, from a model and datasets",
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
     "merge": "join the shards of a prepare on many machines",
     "score": "one number a document: perplexity, importance, class",
@@ -45,10 +49,13 @@ _STANDARD_OUTPUT = "standard output"
 
 
 def usage() -> str:
-    width = max(map(len, _COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in _COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     return (
-        "usage: megatron-cpt COMMAND ...\n\n" + "\n".join(lines) + "\n\nmegatron-cpt COMMAND --help shows the options."
+        "usage: megatron-cpt COMMAND ...\n\n"
+        + "\n".join(lines)
+        + "\n\nmegatron-cpt COMMAND --help shows the options and examples.\n"
+        'Completion: eval "$(megatron-cpt --print-completion bash)" (or zsh; needs shtab).'
     )
 
 
@@ -63,11 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "--version":
             print(f"megatron-cpt {__version__}", flush=True)
             return ExitCode.DONE
-        if name not in _COMMANDS:
-            raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(_COMMANDS)}."))
+        if name == "--print-completion":
+            print(completion(rest[0] if rest else "", COMMANDS), flush=True)
+            return ExitCode.DONE
+        if name not in COMMANDS:
+            raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
         refuse(list(_renamed_words(name, rest)))
         take_warnings(lambda line: None)
-        code = int(importlib.import_module(f"megatron_cpt.commands.{name}").main(rest))
+        code = int(importlib.import_module(f"megatron_cpt.commands.{name.replace('-', '_')}").main(rest))
         with named_errors(Path(_STANDARD_OUTPUT)):
             sys.stdout.flush()
         return code

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.schema import OptimizerSettings, ParallelSettings, Precision
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_training
@@ -38,9 +39,18 @@ _SMALL_MODEL: dict[str, Any] = {
 _TITLES = {"context": "context parallelism"}
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return command_parser(
+        "doctor",
+        __doc__,
+        "megatron-cpt doctor",
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Prints a table and what follows from it."""
-    argparse.ArgumentParser(prog="megatron-cpt doctor", description=__doc__).parse_args(arguments)
+    parser().parse_args(arguments)
     rows = machine() + packages() + kernels()
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from megatron_cpt.checkpoint.convert import load_model, newest_of_run
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.ranks import add_ranks, in_ranks, is_rank, rank_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import ParallelSettings, TaskSettings
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
 
     Bad input is found before any process starts.
     """
-    args = _parser().parse_intermixed_args(arguments)
+    args = parser().parse_intermixed_args(arguments)
     named, args.source = args.source, newest_of_run(args.source)
     hf_folder = args.source / "hf" if is_complete(args.source) else args.source
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
@@ -104,33 +105,36 @@ def _harness_faults(args: argparse.Namespace) -> list[Fault]:
     return []
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megatron-cpt evaluate", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "evaluate",
+        __doc__,
+        "megatron-cpt evaluate runs/medicine --tasks questions.jsonl --nproc 8",
+    )
+    top.add_argument(
         "source",
         type=Path,
         metavar="CHECKPOINT_OR_HF",
         help="RUN/checkpoints/step-..., RUN for its newest, or a HF folder",
     )
-    parser.add_argument(
+    top.add_argument(
         "--tasks", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL files of questions or of texts"
     )
-    parser.add_argument(
+    top.add_argument(
         "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness (needs `.[eval]`)"
     )
-    parser.add_argument("--include", type=Path, metavar="DIR", help="folder of further harness tasks; its code runs")
-    parser.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")
-    parser.add_argument(
+    top.add_argument("--include", type=Path, metavar="DIR", help="folder of further harness tasks; its code runs")
+    top.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")
+    top.add_argument(
         "--num-fewshot",
         type=int,
         metavar="N",
         help="solved examples before each question (default: 0, or what a harness task says)",
     )
-    parser.add_argument(
-        "--fewshot-file", metavar="FILE", help="where they come from (default: the task's own questions)"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task alone")
-    parser.add_argument("--delimiter", default=" ", help="between question and choice (default: a blank)")
-    parser.add_argument("--micro-batch-size", type=int, default=8, metavar="N", help="choices at a time (default 8)")
-    add_ranks(parser)
-    return parser
+    top.add_argument("--fewshot-file", metavar="FILE", help="where they come from (default: the task's own questions)")
+    top.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task alone")
+    top.add_argument("--delimiter", default=" ", help="between question and choice (default: a blank)")
+    top.add_argument("--micro-batch-size", type=int, default=8, metavar="N", help="choices at a time (default 8)")
+    add_ranks(top)
+    return top

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import Manifest, load_manifest, read_score, scores_beside, verify_dataset
@@ -35,7 +36,7 @@ _SHOWN_TOKENS = 400
 
 
 def main(arguments: list[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     manifest = verify_dataset(args.prefix) if args.verify else load_manifest(args.prefix)
     dataset = IndexedDataset(args.prefix)
     print(_counts(manifest, dataset))
@@ -49,19 +50,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megatron-cpt inspect", description="Look at a dataset.")
-    parser.add_argument("prefix", metavar="PREFIX")
-    parser.add_argument("--show", type=int, default=3, metavar="N", help="documents to show (default 3)")
-    parser.add_argument("--tokenizer", metavar="HF_DIR", help="to show text (default: the manifest's, if there)")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "inspect",
+        "Look at a dataset.",
+        "megatron-cpt inspect data/medicine --show 1",
+    )
+    top.add_argument("prefix", metavar="PREFIX")
+    top.add_argument("--show", type=int, default=3, metavar="N", help="documents to show (default 3)")
+    top.add_argument("--tokenizer", metavar="HF_DIR", help="to show text (default: the manifest's, if there)")
+    top.add_argument(
         "--histograms",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="histograms of lengths and scores (default: shown)",
     )
-    parser.add_argument("--verify", action="store_true", help="read everything and check that it is complete")
-    return parser
+    top.add_argument("--verify", action="store_true", help="read everything and check that it is complete")
+    return top
 
 
 def _counts(manifest: Manifest, dataset: IndexedDataset) -> str:

@@ -19,6 +19,7 @@ from megatron_cpt.commands.law_output import (
     outcome_document,
     repetition_text,
 )
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count, parse_share
@@ -69,19 +70,25 @@ KINDS = ("constant", "linear", "cosine", "wsd")
 
 def main(arguments: list[str]) -> int:
     """Runs one of the actions. Raises BadInput for curves that cannot be read or are too short for the law."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     return int(args.action(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megatron-cpt law", description=__doc__)
-    actions = parser.add_subparsers(required=True, metavar="compare|fit|predict|choose|sweep")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "law",
+        __doc__,
+        "megatron-cpt law fit curves/*.csv",
+        "megatron-cpt law predict law.json --schedule wsd --peak-lr 3e-4 --steps 20000",
+    )
+    actions = top.add_subparsers(required=True, metavar="compare|fit|predict|choose|sweep")
     _add_compare(actions.add_parser("compare", help="fit every pretraining law on some curves, score it on others"))
     _add_fit(actions.add_parser("fit", help="fit one law; of run folders the law of continual pretraining"))
     _add_predict(actions.add_parser("predict", help="the loss of other curves or of a schedule, from a fitted law"))
     _add_choose(actions.add_parser("choose", help="peak rate, replay ratio, steps and schedule, from a fitted law"))
     _add_sweep(actions.add_parser("sweep", help="write the pilot runs that a law is fitted to"))
-    return parser
+    return top
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
@@ -26,7 +27,7 @@ _MOST_PERCENT = 100
 
 
 def main(arguments: list[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     if len(args.text_key) > 1 and "-" in args.corpus:
         rule = "cannot be read once for each of several --text-key."
         raise BadInput(Fault("-", rule, "Give files, or one key a call."))
@@ -79,82 +80,83 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     defaults = PrepareSettings()
-    parser = argparse.ArgumentParser(
-        prog="megatron-cpt prepare", description="Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json."
+    top = command_parser(
+        "prepare",
+        "Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json.",
+        "megatron-cpt prepare medicine/*.jsonl.zst --tokenizer Llama-3-8B --output data/medicine --holdout 0.5%",
     )
-    parser.add_argument(
+    top.add_argument(
         "corpus",
         nargs="+",
         help="files, folders, globs: .jsonl, .txt (.gz, .zst, .bz2, .xz), .parquet; - for stdin",
     )
-    parser.add_argument(
+    top.add_argument(
         "--tokenizer", required=True, metavar="PATH", help="Hugging Face folder, sentencepiece .model, tiktoken ranks"
     )
-    parser.add_argument("--output", required=True, metavar="PREFIX")
-    parser.add_argument(
+    top.add_argument("--output", required=True, metavar="PREFIX")
+    top.add_argument(
         "--text-key",
         nargs="+",
         default=[defaults.text_key],
         metavar="KEY",
         help="key or column of the text (default text); several give a dataset each, PREFIX_KEY",
     )
-    parser.add_argument("--id-key", metavar="KEY", help="key or column of the document's id, kept in PREFIX.ids.jsonl")
-    parser.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")
-    parser.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
-    parser.add_argument(
+    top.add_argument("--id-key", metavar="KEY", help="key or column of the document's id, kept in PREFIX.ids.jsonl")
+    top.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")
+    top.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
+    top.add_argument(
         "--bos", choices=["auto", "always", "never"], default=defaults.bos, help="auto: as the tokenizer does"
     )
-    parser.add_argument("--parse-special", action="store_true", help="control tokens in the text become such tokens")
-    parser.add_argument("--split-sentences", action="store_true", help="a sequence for each sentence, by nltk's Punkt")
-    parser.add_argument("--keep-newlines", action="store_true", help="blanks between sentences stay")
-    parser.add_argument("--lang", default=defaults.language, help="of the sentences (default english)")
-    parser.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
-    parser.add_argument(
-        "--holdout", default="0%", metavar="HOW_MUCH", help="to PREFIX.validation: 0.5%%, or tokens: 2M"
-    )
-    parser.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
-    parser.add_argument(
+    top.add_argument("--parse-special", action="store_true", help="control tokens in the text become such tokens")
+    top.add_argument("--split-sentences", action="store_true", help="a sequence for each sentence, by nltk's Punkt")
+    top.add_argument("--keep-newlines", action="store_true", help="blanks between sentences stay")
+    top.add_argument("--lang", default=defaults.language, help="of the sentences (default english)")
+    top.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
+    top.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
+    top.add_argument("--holdout", default="0%", metavar="HOW_MUCH", help="to PREFIX.validation: 0.5%%, or tokens: 2M")
+    top.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
+    top.add_argument(
         "--dedup",
         choices=["exact", "minhash"],
         default="exact",
         help="minhash: leave near duplicates out too, held-out documents stay (needs rensa)",
     )
-    parser.add_argument(
+    top.add_argument(
         "--similarity",
         default="0.75",
         metavar="SHARE",
         help="share of common runs of 5 words that makes near duplicates (default 0.75)",
     )
-    parser.add_argument(
+    top.add_argument(
         "--decontaminate",
         nargs="+",
         default=[],
         metavar="EVAL",
         help="task files (.jsonl) or prefixes of datasets: leave out documents with 13 consecutive words of them",
     )
-    parser.add_argument(
+    top.add_argument(
         "--decontaminate-action",
         choices=["remove", "count"],
         default=defaults.contaminated,
         help="count: only list and count such documents (default remove)",
     )
-    parser.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
-    parser.add_argument(
+    top.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
+    top.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
+    top.add_argument(
         "--shard", type=_shard, metavar="I/N", help="tokenize part I (from 1) of N; `megatron-cpt merge` joins them"
     )
-    parser.add_argument(
+    top.add_argument(
         "--fast",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="gigatoken, where it is installed and proven to give the same ids",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
+    top.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
+    top.add_argument("--quiet", action="store_true", help="no progress bar")
+    return top
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count
 from megatron_cpt.gap.curves import ForeignSettings, MappedSet
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     Raises BadInput for a folder without records, a log that cannot be read as asked, or an output folder
     that cannot be made.
     """
-    options = _parser().parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     foreign = _foreign(options)
     _refuse_to_replace(options)
     if options.watch is not None:
@@ -90,15 +91,20 @@ def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
     return watched
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megatron-cpt report", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "report",
+        __doc__,
+        "megatron-cpt report runs/medicine",
+    )
+    top.add_argument(
         "runs", nargs="+", metavar="RUN_FOLDER_OR_LOG", help="run folders, CSV files, TensorBoard folders; compared"
     )
-    parser.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
-    parser.add_argument("--png", action="store_true", help="write the first figure as report.png too")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG and PNG")
-    parser.add_argument(
+    top.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
+    top.add_argument("--png", action="store_true", help="write the first figure as report.png too")
+    top.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG and PNG")
+    top.add_argument(
         "--watch",
         type=int,
         nargs="?",
@@ -106,17 +112,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="write the report every so many seconds while a run goes on (default 30); the page reloads itself",
     )
-    parser.add_argument(
+    top.add_argument(
         "--control",
         metavar="RUN",
         help="run with the same schedule on general text: divides rises into re-warming and shift",
     )
-    parser.add_argument(
+    top.add_argument(
         "--law",
         metavar="LAW.json",
         help="a law fitted on other runs (`megatron-cpt law fit`), for the forecast of a run that goes on",
     )
-    logs = parser.add_argument_group("logs of other systems (CSV columns: step or tokens, and losses)")
+    logs = top.add_argument_group("logs of other systems (CSV columns: step or tokens, and losses)")
     logs.add_argument(
         "--map", action="append", default=[], metavar="NAME=COLUMN", help="a general set, and its column or tag"
     )
@@ -133,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument(
         "--start-step", type=int, default=0, metavar="N", help="step at which continual pretraining began (default 0)"
     )
-    return parser
+    return top
 
 
 def _foreign(args: argparse.Namespace) -> ForeignSettings:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.quality.learned import Sides, classifier_method, importance_method
@@ -15,7 +16,7 @@ _METHODS = ("ngram", "classifier", "importance", "model", "field")
 
 
 def main(arguments: list[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     datasets = open_datasets(args.datasets)
     name = args.name or args.by
     if args.by == "model":
@@ -59,35 +60,36 @@ def _method(args: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Me
     return classifier_method(manifest, sides, args.seed, text_key)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megatron-cpt score", description="Score every document of datasets: PREFIX.NAME.npy beside each."
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "score",
+        "Score every document of datasets: PREFIX.NAME.npy beside each.",
+        "megatron-cpt score data/medicine --by ngram --reference data/general",
     )
-    parser.add_argument("datasets", nargs="+", metavar="PREFIX", help="or globs")
-    parser.add_argument("--by", choices=_METHODS, required=True, help="docs/quality.md says what each is good for")
-    parser.add_argument("--name", help="name of the score (default: the method)")
+    top.add_argument("datasets", nargs="+", metavar="PREFIX", help="or globs")
+    top.add_argument("--by", choices=_METHODS, required=True, help="docs/quality.md says what each is good for")
+    top.add_argument("--name", help="name of the score (default: the method)")
     references = "datasets, selections or text files"
-    parser.add_argument("--reference", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}")
-    parser.add_argument("--positive", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
-    parser.add_argument("--negative", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
-    parser.add_argument("--field", metavar="KEY", help="field: key of the number in the JSON lines, or its column")
-    parser.add_argument("--input", nargs="+", default=[], metavar="FILE", help="field: the files, where they moved")
-    parser.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
-    parser.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
-    parser.add_argument("--buckets", type=_positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
-    parser.add_argument(
-        "--checkpoint", metavar="CHECKPOINT_OR_HF", help="model: RUN/checkpoints/step-..., or HF folder"
-    )
-    parser.add_argument("--micro-batch-size", type=_positive, default=8, metavar="N", help="model: windows at a time")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="model: of its weights")
-    parser.add_argument("--nproc", type=_positive, default=1, metavar="N", help="model: processes on this machine")
-    parser.add_argument("--tensor", type=_positive, default=1, metavar="N", help="model: tensor-parallel size")
-    parser.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="model: pipeline stages")
-    parser.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a score of this name that was made otherwise")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
+    top.add_argument("--reference", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}")
+    top.add_argument("--positive", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
+    top.add_argument("--negative", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
+    top.add_argument("--field", metavar="KEY", help="field: key of the number in the JSON lines, or its column")
+    top.add_argument("--input", nargs="+", default=[], metavar="FILE", help="field: the files, where they moved")
+    top.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
+    top.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
+    top.add_argument("--buckets", type=_positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
+    top.add_argument("--checkpoint", metavar="CHECKPOINT_OR_HF", help="model: RUN/checkpoints/step-..., or HF folder")
+    top.add_argument("--micro-batch-size", type=_positive, default=8, metavar="N", help="model: windows at a time")
+    top.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="model: of its weights")
+    top.add_argument("--nproc", type=_positive, default=1, metavar="N", help="model: processes on this machine")
+    top.add_argument("--tensor", type=_positive, default=1, metavar="N", help="model: tensor-parallel size")
+    top.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="model: pipeline stages")
+    top.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
+    top.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    top.add_argument("--overwrite", action="store_true", help="replace a score of this name that was made otherwise")
+    top.add_argument("--quiet", action="store_true", help="no progress bar")
+    return top
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.stream import shown, tokenizer_of
@@ -12,7 +13,7 @@ _SHOWN_TOKENS = 80
 
 
 def main(arguments: list[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     chosen = select(
         args.datasets,
         args.output,
@@ -27,25 +28,26 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="megatron-cpt select", description="Choose documents of datasets, without copying their tokens."
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "select",
+        "Choose documents of datasets, without copying their tokens.",
+        "megatron-cpt select data/medicine --share 20% --by ngram --keep lowest --output data/medicine-best",
     )
-    parser.add_argument("datasets", nargs="+", metavar="PREFIX_OR_SELECTION", help="or globs of either")
-    how_many = parser.add_mutually_exclusive_group(required=True)
+    top.add_argument("datasets", nargs="+", metavar="PREFIX_OR_SELECTION", help="or globs of either")
+    how_many = top.add_mutually_exclusive_group(required=True)
     how_many.add_argument("--tokens", help="budget, for example 300K or 5B")
     how_many.add_argument("--share", help="of all tokens, for example 20%%")
     how_many.add_argument("--documents", help="number of documents, for example 10K")
     how_many.add_argument("--threshold", type=float, help="score at most this (lowest) or at least this (highest)")
-    parser.add_argument(
-        "--keep", choices=KEEPS, required=True, help="an end of the score, its middle, or a random sample"
-    )
-    parser.add_argument("--by", metavar="NAME", help="score to choose by: PREFIX.NAME.npy beside each dataset")
-    parser.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
-    parser.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
-    parser.add_argument("--output", required=True, metavar="NAME", help="writes NAME.selection.json and .npy")
-    parser.add_argument("--overwrite", action="store_true", help="replace another selection of this name")
-    return parser
+    top.add_argument("--keep", choices=KEEPS, required=True, help="an end of the score, its middle, or a random sample")
+    top.add_argument("--by", metavar="NAME", help="score to choose by: PREFIX.NAME.npy beside each dataset")
+    top.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
+    top.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
+    top.add_argument("--output", required=True, metavar="NAME", help="writes NAME.selection.json and .npy")
+    top.add_argument("--overwrite", action="store_true", help="replace another selection of this name")
+    return top
 
 
 def _how_many(args: argparse.Namespace) -> HowMany:

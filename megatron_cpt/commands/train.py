@@ -9,6 +9,7 @@ from types import FrameType
 
 import orjson
 
+from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.ranks import launcher, with_threads
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import dump_config, load_config
@@ -25,17 +26,26 @@ from megatron_cpt.runs.processes import (
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "train",
+        __doc__,
+        "megatron-cpt train run.yaml --nproc 8",
+    )
+    top.add_argument("config", metavar="RUN.yaml")
+    top.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
+    top.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
+    top.add_argument("--profile", metavar="STEPS", help="traces of steps, such as 10-12, into RUN/profile")
+    return top
+
+
 def main(arguments: list[str]) -> int:
     """Starts the program, under torchrun where N is more than 1, and returns the run's own exit code.
 
     Bad input is found here, before any process starts.
     """
-    parser = argparse.ArgumentParser(prog="megatron-cpt train", description=__doc__)
-    parser.add_argument("config", metavar="RUN.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
-    parser.add_argument("--profile", metavar="STEPS", help="traces of steps, such as 10-12, into RUN/profile")
-    args = parser.parse_intermixed_args(arguments)
+    args = parser().parse_intermixed_args(arguments)
     if args.profile is not None:
         args.overrides.append(f"run.profile={args.profile}")
     config = load_config(args.config, args.overrides)

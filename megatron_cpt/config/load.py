@@ -249,7 +249,7 @@ def _fault(details: ErrorDetails) -> Fault:
     shown = f"{name} = {_short(found)}"
     match details["type"]:
         case "missing":
-            section = _section_at(place)
+            section = section_at(place)
             remedy = f"Add the section. {_section_remedy(place)}" if section else f"Add `{name}` to the file."
             return Fault(name, "is required and was not given.", remedy)
         case "unexpected_keyword_argument":
@@ -301,7 +301,7 @@ def _short(value: Any) -> str:
 
 
 def _section_remedy(place: Place) -> str:
-    section = _section_at(place)
+    section = section_at(place)
     keys = [field.name for field in dataclasses.fields(section)] if section else []
     return f"Its keys: {', '.join(keys)}." if keys else "Write `name: value` lines under it, or take it out."
 
@@ -309,9 +309,9 @@ def _section_remedy(place: Place) -> str:
 def _nearest(place: Place) -> str:
     """What a key that is not known was likely meant to be."""
     parent, key = place[:-1], str(place[-1])
-    section = _section_at(parent)
+    section = section_at(parent)
     if new := _renamed_key(parent, key):
-        keys = f" {_section_remedy((*parent, new))}" if _section_at((*parent, new)) else ""
+        keys = f" {_section_remedy((*parent, new))}" if section_at((*parent, new)) else ""
         return f"It is called `{'.'.join(map(str, (*parent, new)))}` since version 0.2.{keys}"
     siblings = [field.name for field in dataclasses.fields(section)] if section else []
     if close := difflib.get_close_matches(key, siblings, n=1):
@@ -339,7 +339,7 @@ def _renamed_value(place: Place, value: Any) -> str | None:
     return next(renamed, None)
 
 
-def _section_at(place: Place) -> Any:
+def section_at(place: Place) -> Any:
     """The section of schema.py at a place; None where there is none."""
     kind: Any = RunConfig
     for key in place:

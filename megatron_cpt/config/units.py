@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 _STEPS = re.compile(r"([1-9][0-9]*)(?:-([1-9][0-9]*))?")
 
@@ -290,13 +290,47 @@ def _positive(duration: Duration) -> Duration:
     return duration
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-CountOrZero = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(parse_number), Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, BeforeValidator(parse_number), Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, BeforeValidator(_number_or_percentage), Field(ge=0, le=1, allow_inf_nan=False)]
+_SUFFIXED = r"^\s*[0-9][0-9_.]*(e\+?[0-9]{1,2})?\s*[KMBTkmbt]?\s*$"
+_LENGTH = r"^\s*[0-9][0-9_.]*(e\+?[0-9]{1,2})?\s*[KMBTkmbt]?\s*(steps?|tokens?)?\s*$"
+_DECIMAL = r"^\s*[+-]?[0-9.]+(e[+-]?[0-9]+)?\s*"
+
+
+def _typed(number: dict[str, Any], pattern: str) -> WithJsonSchema:
+    """What an editor is told of a value: a number, or text as users type it. The parsers above know more."""
+    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": pattern}]})
+
+
+Count = Annotated[
+    int, BeforeValidator(parse_count), Field(gt=0), _typed({"type": "integer", "exclusiveMinimum": 0}, _SUFFIXED)
+]
+CountOrZero = Annotated[
+    int, BeforeValidator(parse_count), Field(ge=0), _typed({"type": "integer", "minimum": 0}, _SUFFIXED)
+]
+Positive = Annotated[
+    float,
+    BeforeValidator(parse_number),
+    Field(gt=0, allow_inf_nan=False),
+    _typed({"type": "number", "exclusiveMinimum": 0}, f"{_DECIMAL}$"),
+]
+NotNegative = Annotated[
+    float,
+    BeforeValidator(parse_number),
+    Field(ge=0, allow_inf_nan=False),
+    _typed({"type": "number", "minimum": 0}, f"{_DECIMAL}$"),
+]
+Share = Annotated[
+    float,
+    BeforeValidator(_number_or_percentage),
+    Field(ge=0, le=1, allow_inf_nan=False),
+    _typed({"type": "number", "minimum": 0, "maximum": 1}, f"{_DECIMAL}%?\\s*$"),
+]
 WallTime = Annotated[str, BeforeValidator(parse_wall_time)]
-Span = Annotated[Duration, BeforeValidator(parse_duration), AfterValidator(_positive)]
-SpanOrZero = Annotated[Duration, BeforeValidator(parse_duration)]
+Span = Annotated[
+    Duration,
+    BeforeValidator(parse_duration),
+    AfterValidator(_positive),
+    _typed({"type": "integer", "exclusiveMinimum": 0}, _LENGTH),
+]
+SpanOrZero = Annotated[Duration, BeforeValidator(parse_duration), _typed({"type": "integer", "minimum": 0}, _LENGTH)]
 ShareOfPeak = Annotated[str, BeforeValidator(_parse_share_of_peak)]
 EpochsOfSource = Annotated[str, BeforeValidator(_parse_epochs_of_source)]

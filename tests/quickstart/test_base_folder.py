@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from examples.quickstart.tokenizer import END_OF_TEXT, VOCABULARY, write_base_folder
+from megatron_cpt.quickstart.base_folder import END_OF_TEXT, VOCABULARY, write_base_folder
 
 SENTENCES = [f"Sentence {i} says that {i * i} is the square of {i}, and naïveté is spelt so." for i in range(3000)]
 FUNCTIONS = [f"def function_{i}(value_{i * 7 % 97}):\n    return value_{i * 7 % 97} ** {i}" for i in range(3000)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.quickstart.corpora import (
+from megatron_cpt.quickstart.corpora import (
     LONGEST_PROSE,
     SHORTEST,
     domain_documents,

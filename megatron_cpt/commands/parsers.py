@@ -1,0 +1,50 @@
+"""The command lines of all commands: one look of their help, and completion for shells."""
+
+import argparse
+import importlib
+import importlib.util
+import textwrap
+from collections.abc import Mapping
+
+from megatron_cpt.config.errors import BadInput, Fault
+
+SHELLS = ("bash", "zsh")
+_WIDTH = 100
+"""Characters of a line of help."""
+
+
+def command_parser(name: str, description: str | None, *examples: str) -> argparse.ArgumentParser:
+    """The parser of `megatron-cpt NAME`.
+
+    Args:
+        examples: whole command lines, shown at the end of the help as they are typed. The tests run them.
+    """
+    title = "example" if len(examples) == 1 else "examples"
+    return argparse.ArgumentParser(
+        prog=f"megatron-cpt {name}",
+        description=textwrap.fill(" ".join((description or "").split()), _WIDTH),
+        epilog="\n".join([f"{title}:", *(f"  {line}" for line in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def completion(shell: str, commands: Mapping[str, str]) -> str:
+    """The completion script of a shell for all commands (name to summary), made by shtab from their parsers.
+
+    Raises BadInput for an unknown shell, and where shtab is not installed.
+    """
+    if shell not in SHELLS:
+        rule = f"is no shell that completions are written for: {', '.join(SHELLS)}."
+        raise BadInput(Fault(f"--print-completion {shell}", rule, "Write one of them."))
+    if importlib.util.find_spec("shtab") is None:
+        rule = "needs shtab, which is not installed."
+        raise BadInput(Fault("--print-completion", rule, "Install it: pip install 'megatron-cpt[completion]'."))
+    import shtab  # noqa: PLC0415
+
+    top = argparse.ArgumentParser(prog="megatron-cpt")
+    top.add_argument("--version", action="store_true", help="print the version")
+    added = top.add_subparsers()
+    for name, summary in commands.items():
+        parser = importlib.import_module(f"megatron_cpt.commands.{name.replace('-', '_')}").parser()
+        added.add_parser(name, help=summary, parents=[parser], add_help=False)
+    return str(shtab.complete(top, shell=shell))

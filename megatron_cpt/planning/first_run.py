@@ -1,0 +1,291 @@
+"""A first run.yaml for a model and datasets, with values that `plan` accepts: what `megatron-cpt init` writes.
+
+The values are usual ones of continual pretraining, and each is to be changed. Where the datasets are there, lengths
+follow from their tokens; the layout follows from the memory that `plan` estimates.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.schema import ParallelSettings, Recompute, RunConfig, name_faults
+from megatron_cpt.config.units import short_count
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.families.size import memory_per_rank, parameter_count
+from megatron_cpt.planning.cards import card_of
+from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded
+
+REPLAY_RATIO = 0.3
+"""That of the medical runs of arXiv:2406.14833."""
+_LONGEST_SEQUENCE = 8192
+_LARGEST_STEP = 1 << 20
+"""Tokens of a step."""
+_STEPS = 1000
+"""Steps that a run has at least, unless its text is very short."""
+_TOKENS = 5_000_000_000
+"""Length of the run, where datasets are not there yet."""
+_DOMAIN_EPOCHS = 4
+"""Passes over new text that are worth nearly as much as new text (arXiv:2305.16264)."""
+_PEAK_LR, _FINAL_SHARE, _WARMUP_SHARE = 3e-5, 0.1, 0.01
+_VALIDATION_TOKENS = 2_000_000
+_EVALUATIONS, _CHECKPOINTS = 20, 10
+"""Regular ones of a run."""
+_USED_MEMORY = 0.9
+"""Share of a GPU's memory that the estimate may fill; the rest is the allocator's and the kernels'."""
+_GIB = 1 << 30
+
+Role = Literal["domain", "replay"]
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """What `init` was told."""
+
+    model: str
+    """Hugging Face folder."""
+    domain: Sequence[str]
+    """Datasets of new text: PREFIX or NAME=PREFIX."""
+    replay: Sequence[str] = ()
+    """Datasets of text like that of pretraining, likewise."""
+    replay_ratio: float = REPLAY_RATIO
+    """Share of the tokens that replay gives, where there is any."""
+    tokens: int | None = None
+    """Length of the run. None: one pass over the new text."""
+    folder: str | None = None
+    """Run folder. None: runs/NAME of the first source."""
+    gpus: int = 8
+    """Ranks of the run."""
+    gpu: str = "H100-80GB"
+    """Their kind, of planning/cards.py."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source of training text, and its validation set."""
+
+    name: str
+    role: Role
+    path: str
+    tokens: int | None
+    """None: the dataset is not there yet."""
+    held_out: int | None
+    """Tokens of PREFIX.validation, 0 where there is none beside the dataset; None: not known yet."""
+
+
+@dataclass(frozen=True)
+class WrittenRun:
+    """The lines of the file, and what its writer should know."""
+
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+
+
+def first_run(told: FirstRun) -> WrittenRun:
+    """Keys and values of a first run.
+
+    Raises BadInput for a folder without a model that can be read, names that are none, no new text.
+    """
+    shape = _shape_of(told.model)
+    sources = _sources(told)
+    ratio = told.replay_ratio if told.replay else 0.0
+    tokens = told.tokens or _one_pass(sources, ratio) or _TOKENS
+    length = min(shape.max_positions, _LONGEST_SEQUENCE)
+    layout, fits = _layout(told, shape, length, card_of(told.gpu).memory)
+    ranks = told.gpus // (layout.parallel.tensor * layout.parallel.pipeline)
+    batch = _batch(tokens, length, max(1, ranks))
+    every = rounded(max(tokens / _EVALUATIONS, batch * length))
+    sets = [source for source in sources if source.held_out is None or source.held_out > length]
+    entries = (
+        *_data_entries(told, sources, length),
+        *_training_entries(tokens, batch, length, layout),
+        *_parallel_entries(layout, told.gpus),
+        *_validation_entries(sets, tokens, batch * length, every),
+        Entry("checkpoint.save_interval", count_text(rounded(max(tokens / _CHECKPOINTS, batch * length)))),
+        Entry("checkpoint.export_hf.end", True, "a Hugging Face folder RUN/hf at the end"),
+    )
+    return WrittenRun(entries, tuple(_notes(told, sources, sets, shape, fits)))
+
+
+def _shape_of(folder: str) -> ModelShape:
+    if not Path(folder, "config.json").is_file():
+        rule = "is no Hugging Face folder: there is no config.json in it."
+        remedy = "Fetch a model first, such as `hf download meta-llama/Meta-Llama-3-8B --local-dir Llama-3-8B`."
+        raise BadInput(Fault(f"--model {folder}", rule, remedy))
+    return read_shape(folder)
+
+
+def _sources(told: FirstRun) -> list[_Source]:
+    words: list[tuple[Role, str]] = [("domain", word) for word in told.domain]
+    words += [("replay", word) for word in told.replay]
+    if not told.domain:
+        raise BadInput(Fault("--domain", "was not given: there is nothing to learn.", "Name a dataset's PREFIX."))
+    paths = [word.partition("=")[2] or word for _, word in words]
+    made = distinct_names(paths)
+    names = [word.partition("=")[0] if "=" in word else name for (_, word), name in zip(words, made, strict=True)]
+    refuse(
+        [
+            *name_faults("--domain, --replay", names),
+            *(
+                Fault(f"{name}={path}", "another source has this name.", "Give it another: NAME=PREFIX.")
+                for number, (name, path) in enumerate(zip(names, paths, strict=True))
+                if name in names[:number]
+            ),
+        ]
+    )
+    return [
+        _Source(name, role, path, _tokens_of(path), _held_out(path))
+        for name, (role, _), path in zip(names, words, paths, strict=True)
+    ]
+
+
+def _tokens_of(path: str) -> int | None:
+    """Tokens of a dataset or selection; None where nothing is there. Raises BadInput for what cannot be read."""
+    if not _is_there(path):
+        return None
+    return TokenStream([path]).tokens
+
+
+def _held_out(path: str) -> int | None:
+    """Tokens of the validation part beside a dataset."""
+    if not _is_there(path):
+        return None
+    prefix = f"{path}.validation"
+    return TokenStream([prefix]).tokens if _is_there(prefix) else 0
+
+
+def _is_there(path: str) -> bool:
+    """Whether a path names something: globs are asked when they are opened."""
+    return any(mark in path for mark in "*?[") or Path(path).is_file() or Path(f"{path}.idx").is_file()
+
+
+def _one_pass(sources: Sequence[_Source], ratio: float) -> int | None:
+    """Tokens of a run that reads the new text once; None where not all of it is there."""
+    counts = [source.tokens for source in sources if source.role == "domain"]
+    return None if None in counts else int(sum(filter(None, counts)) / (1 - ratio))
+
+
+def _batch(tokens: int, length: int, replicas: int) -> int:
+    """Sequences of a step: a multiple of the data-parallel size, of at most 1M tokens and so that steps are many."""
+    wanted = max(1, min(_LARGEST_STEP, tokens // _STEPS) // length)
+    power = 1 << (wanted.bit_length() - 1)
+    return -(-power // replicas) * replicas
+
+
+def _layout(told: FirstRun, shape: ModelShape, length: int, memory: float) -> tuple[RunConfig, bool]:
+    """The least division of the model, and recomputation, that fits the GPUs by the estimate, and whether any does."""
+    layout = _smallest(told, length)
+    for recompute, pipeline, tensor in product(_RECOMPUTE, (1, 2, 4, 8), (1, 2, 4, 8)):
+        if told.gpus % (tensor * pipeline) or shape.heads % tensor or shape.query_groups % tensor:
+            continue
+        if shape.ffn_hidden % tensor or shape.layers % pipeline or tensor * pipeline > told.gpus:
+            continue
+        parallel = ParallelSettings(
+            tensor=tensor, sequence=tensor > 1, pipeline=pipeline, distributed_optimizer=told.gpus > tensor * pipeline
+        )
+        layout = replace(layout, parallel=parallel, training=replace(layout.training, recompute=recompute))
+        if memory_per_rank(shape, layout, told.gpus).total <= _USED_MEMORY * memory * _GIB:
+            return layout, True
+    return layout, False
+
+
+_RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+
+
+def _smallest(told: FirstRun, length: int) -> RunConfig:
+    """A configuration of the values that memory depends on."""
+    return config_from_dict(
+        {
+            "run": {"folder": told.folder or "runs"},
+            "model": {"hf": told.model},
+            "data": {"sequence_length": length, "sources": {}},
+            "training": {"tokens": "1 steps", "global_batch_size": told.gpus * 8},
+            "schedule": {"peak_lr": _PEAK_LR},
+        }
+    )
+
+
+def _data_entries(told: FirstRun, sources: Sequence[_Source], length: int) -> Iterator[Entry]:
+    yield Entry("run.folder", told.folder or f"runs/{sources[0].name}")
+    yield Entry("model.hf", told.model, "a local folder: config.json, tokenizer, safetensors")
+    yield Entry("data.sequence_length", length)
+    if told.replay:
+        yield Entry("data.replay_ratio", told.replay_ratio)
+    for source in sources:
+        size = "" if source.tokens is None else f"{short_count(source.tokens)} tokens"
+        yield Entry(f"data.sources.{source.name}.paths", [source.path], size)
+        if source.role == "replay":
+            yield Entry(f"data.sources.{source.name}.role", "replay", "text like that of pretraining")
+        else:
+            yield Entry(f"data.sources.{source.name}.max_epochs", _DOMAIN_EPOCHS)
+
+
+def _training_entries(tokens: int, batch: int, length: int, layout: RunConfig) -> Iterator[Entry]:
+    yield Entry("training.tokens", count_text(tokens))
+    yield Entry("training.global_batch_size", batch, f"sequences: {batch * length:,} tokens a step")
+    yield Entry("training.micro_batch_size", 1)
+    yield Entry("training.precision", "bf16", "fp32 on CPUs without bf16 units")
+    if layout.training.recompute != "none":
+        yield Entry("training.recompute", layout.training.recompute)
+    yield Entry("schedule.kind", "cosine", "others: docs/schedules.md")
+    yield Entry("schedule.peak_lr", _PEAK_LR, "the value to try first; the base's own peak is the upper end")
+    yield Entry("schedule.final_lr", round(_PEAK_LR * _FINAL_SHARE, 12))
+    yield Entry("schedule.warmup", count_text(rounded(tokens * _WARMUP_SHARE)))
+
+
+def _parallel_entries(layout: RunConfig, gpus: int) -> Iterator[Entry]:
+    parallel = layout.parallel
+    yield Entry("parallel.tensor", parallel.tensor)
+    if parallel.sequence:
+        yield Entry("parallel.sequence", True)
+    if parallel.pipeline > 1:
+        yield Entry("parallel.pipeline", parallel.pipeline)
+    yield Entry("parallel.distributed_optimizer", parallel.distributed_optimizer)
+
+
+def _validation_entries(sets: Sequence[_Source], tokens: int, step: int, every: int) -> Iterator[Entry]:
+    for source in sets:
+        place = f"validation.sets.{source.name}"
+        yield Entry(f"{place}.paths", [f"{source.path}.validation"], "")
+        yield Entry(f"{place}.role", "domain" if source.role == "domain" else "general", "")
+        if source.held_out is None or source.held_out >= _VALIDATION_TOKENS:
+            yield Entry(f"{place}.tokens", count_text(_VALIDATION_TOKENS))
+    dense = min(1000, max(1, tokens // step))
+    yield Entry(
+        "validation.eval_interval.log_spaced",
+        f"8 per decade to {dense} steps",
+        "the stability gap is deepest in the first steps",
+    )
+    yield Entry("validation.eval_interval.every", count_text(every))
+
+
+def _notes(
+    told: FirstRun, sources: Sequence[_Source], sets: Sequence[_Source], shape: ModelShape, fits: bool
+) -> Iterator[str]:
+    """What the file cannot say for itself."""
+    missing = [source.path for source in sources if source.tokens is None]
+    if missing:
+        yield (
+            f"not there yet: {', '.join(missing)}. `megatron-cpt prepare TEXT... --tokenizer {told.model} "
+            f"--output {missing[0]} --holdout 0.5%` writes one, with its .validation."
+        )
+        if told.tokens is None:
+            yield f"training.tokens is a guess, {short_count(_TOKENS, zeros=False)}, until the datasets are there."
+    for source in sources:
+        if source not in sets:
+            yield (
+                f"{source.path} has no validation part of a whole sequence beside it, so {source.name} is not "
+                "evaluated: prepare it with --holdout."
+            )
+    if not told.replay:
+        yield "there is no replay: what the model knew will fade. Name general text with --replay."
+    if not fits:
+        yield (
+            f"{short_count(parameter_count(shape))} parameters do not fit {told.gpus} GPUs {told.gpu} "
+            "by the estimate: give more with --gpus."
+        )

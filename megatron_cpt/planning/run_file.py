@@ -1,0 +1,100 @@
+"""A run.yaml with a comment on each line, from keys and values: what `init` and `import-args` write.
+
+A comment that the writer does not give is the first sentence of the key's meaning in config/schema.py.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from megatron_cpt.config.json_schema import meaning_of
+from megatron_cpt.config.units import parse_count, short_count
+
+_COMMENT_COLUMN = 58
+_LONGEST = 120
+_INDENT = "  "
+_SHORT_NAMES = re.compile(r"[^\w-]+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of a run.yaml with its value."""
+
+    key: str
+    """Dotted, such as `data.sources.medicine.paths`. No part of it holds a dot."""
+    value: Any
+    """What the key gets, as YAML has it."""
+    comment: str | None = None
+    """What a reader is told beside it. None: the key's meaning."""
+
+
+def run_text(header: Sequence[str], entries: Iterable[Entry]) -> str:
+    """The text of a run.yaml.
+
+    Args:
+        header: lines of the comment at the top.
+        entries: sections are made where an entry is the first of one; those of a section come one after another.
+    """
+    lines = [f"# {line}".rstrip() for line in header]
+    before: list[str] = []
+    for entry in entries:
+        *sections, name = entry.key.split(".")
+        shared = 0
+        while shared < min(len(before), len(sections)) and before[shared] == sections[shared]:
+            shared += 1
+        if not shared:
+            lines.append("")
+        lines += [f"{_INDENT * (shared + depth)}{one}:" for depth, one in enumerate(sections[shared:])]
+        lines += _line(_INDENT * len(sections), name, entry)
+        before = sections
+    return "\n".join([*lines, ""])
+
+
+def _line(indent: str, name: str, entry: Entry) -> list[str]:
+    """The key, its value, and the comment beside it, or above it where the line would be too long."""
+    text = f"{indent}{name}: {_yaml(entry.value)}"
+    comment = meaning_of(entry.key) if entry.comment is None else entry.comment
+    if not comment:
+        return [text]
+    comment = comment[0].upper() + comment[1:]
+    whole = f"{text:<{_COMMENT_COLUMN}}# {comment}"
+    return [whole] if len(whole) <= _LONGEST else [f"{indent}# {comment}", text]
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def count_text(count: int) -> int | str:
+    """A count as users write it, `5B`, where that is the same number; else the number."""
+    short = short_count(count, zeros=False)
+    return short if count >= 1000 and parse_count(short) == count else count
+
+
+def rounded(count: float) -> int:
+    """A count of at least 1 to two significant digits."""
+    return max(1, int(float(f"{count:.1e}")))
+
+
+def source_name(path: str) -> str:
+    """The name of a source from the path of its dataset: `data/medicine_text_document` is `medicine`."""
+    last = path.rstrip("/").rpartition("/")[2].removesuffix(".selection.json")
+    name = _SHORT_NAMES.sub("-", last.removesuffix("_document").removesuffix("_text")).strip("-")
+    return name or "text"
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """A name for each path, no two alike: later ones get a number."""
+    names: list[str] = []
+    for path in paths:
+        name = source_name(path)
+        same, number = name, 2
+        while same in names:
+            same, number = f"{name}-{number}", number + 1
+        names.append(same)
+    return names

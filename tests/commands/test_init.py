@@ -1,0 +1,164 @@
+"""`megatron-cpt init`: what it writes passes `plan`, and it says what it cannot know."""
+
+import itertools
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import orjson
+import pytest
+import yaml
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.json_schema import run_schema
+from tests.planning.small_run import LLAMA, write_dataset, write_model
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model and two datasets with validation parts, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    model = write_model(tmp_path / "base")
+    for name, tokens in (("law", 40_000), ("law.validation", 900), ("web", 90_000), ("web.validation", 900)):
+        write_dataset(tmp_path / name, tokens, model)
+    return tmp_path
+
+
+def init(*words: str) -> dict[str, Any]:
+    """Writes run.yaml and returns its content."""
+    assert main(["init", "run.yaml", *words]) == 0
+    content: dict[str, Any] = yaml.safe_load(Path("run.yaml").read_text())
+    return content
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 6, 8, 64])
+@pytest.mark.parametrize("replay", [[], ["--replay", "web"], ["--replay", "old=web", "--replay-ratio", "5%"]])
+@pytest.mark.parametrize("tokens", [[], ["--tokens", "60K"], ["--tokens", "1"]])
+def test_what_it_writes_passes_plan(here: Path, gpus: int, replay: list[str], tokens: list[str]) -> None:
+    content = init("--model", "base", "--domain", "law", *replay, *tokens, "--gpus", str(gpus))
+    assert not list(jsonschema.Draft202012Validator(run_schema()).iter_errors(content))
+    assert main(["plan", "run.yaml", "--nproc", str(gpus)]) == 0
+
+
+def test_values_follow_from_model_and_data(here: Path) -> None:
+    content = init("--model", "base", "--domain", "law", "--replay", "web")
+    assert content["data"]["sequence_length"] == LLAMA["max_position_embeddings"]
+    assert content["training"]["tokens"] == int(40_000 / 0.7)  # the new text once
+    assert content["run"]["folder"] == "runs/law"
+    assert set(content["validation"]["sets"]) == {"law", "web"}
+    assert content["validation"]["sets"]["web"]["role"] == "general"
+
+
+def test_every_line_of_the_file_has_a_comment_or_opens_a_section(here: Path) -> None:
+    init("--model", "base", "--domain", "law", "--replay", "web")
+    lines = Path("run.yaml").read_text().splitlines()
+    told = [line for line in lines if ": " in line.split("#")[0]]
+    uncommented = [line for before, line in itertools.pairwise(lines) if line in told and "#" not in line + before]
+    assert all(re.search("validation|role", line) for line in uncommented), uncommented
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gpu", "expected"),
+    [
+        # Llama-3-8B with its optimizer in eight shards.
+        ({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}, "H200-141GB", (1, 1)),
+        ({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}, "H100-80GB", (2, 1)),
+    ],
+)
+def test_the_layout_fits_the_gpus_by_the_estimate(
+    here: Path, sizes: dict[str, int], gpu: str, expected: tuple[int, int]
+) -> None:
+    large = sizes | {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+    write_model(here / "large", max_position_embeddings=8192, **large)
+    content = init("--model", "large", "--domain", "law", "--gpu", gpu)
+    parallel = content["parallel"]
+    assert (parallel["tensor"], parallel.get("pipeline", 1)) == expected
+    assert main(["plan", "run.yaml", "--nproc", "8", "--json", "training.tokens=300K"]) in (0, 2)
+
+
+def test_a_model_that_fits_nowhere_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    huge = {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 128, "num_attention_heads": 128}
+    write_model(here / "huge", num_key_value_heads=8, **huge)
+    init("--model", "huge", "--domain", "law")
+    assert "do not fit 8 GPUs H100-80GB by the estimate" in capsys.readouterr().out
+
+
+def test_datasets_that_are_not_there_yet(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = init("--model", "base", "--domain", "data/medicine", "--replay", "data/general")
+    assert content["training"]["tokens"] == "5B"
+    assert content["validation"]["sets"]["medicine"] == {
+        "paths": ["data/medicine.validation"],
+        "role": "domain",
+        "tokens": "2M",
+    }
+    told = capsys.readouterr().out
+    assert "not there yet: data/medicine, data/general" in told and "training.tokens is a guess, 5B" in told
+
+
+def test_a_dataset_without_a_validation_part_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("web.validation.idx").unlink()
+    content = init("--model", "base", "--domain", "law", "--replay", "web")
+    assert set(content["validation"]["sets"]) == {"law"}
+    assert "web has no validation part" in capsys.readouterr().out
+    assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ["--model: was not given.", "--domain: was not given."]),
+        (["--model", "nowhere", "--domain", "law"], ["--model nowhere: is no Hugging Face folder", "hf download"]),
+        (["--model", "base", "--domain", "law", "a/law=web"], ["a/law", "a name holds letters"]),
+        (["--model", "base", "--domain", "law", "law=web"], ["law=web: another source has this name."]),
+        (["--model", "base", "--domain", "law", "--tokens", "many"], ["'many' is not a count"]),
+        (["--model", "base", "--domain", "law", "--replay-ratio", "2"], ["'2' is not a share"]),
+        (["--model", "base", "--domain", "law", "--replay", "web", "--replay-ratio", "1"], ["leaves nothing"]),
+        (["--model", "base", "--domain", "law", "--gpus", "0"], ["--gpus 0"]),
+        (["--model", "base", "--domain", "law", "--gpu", "H1000"], ["--gpu H1000", "H100-80GB"]),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_written(
+    here: Path, words: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "run.yaml", *words]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+    assert not Path("run.yaml").exists()
+
+
+def test_a_file_that_is_there_stays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.yaml").write_text("mine")
+    assert main(["init", "--model", "base", "--domain", "law"]) == 2
+    assert Path("run.yaml").read_text() == "mine"
+
+
+def test_two_datasets_of_one_name_get_two_names(here: Path) -> None:
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        write_dataset(here / folder / "law_text_document", 20_000 if folder == "a" else 20_100, here / "base")
+    content = init("--model", "base", "--domain", "a/law_text_document", "b/law_text_document")
+    assert set(content["data"]["sources"]) == {"law", "law-2"}
+    assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
+
+
+def test_three_questions_on_a_terminal(here: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "init"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdin=follower, stdout=subprocess.PIPE, env=environment, text=True) as asking:
+        os.write(leader, b"base\nlaw\nweb\n")
+        told, _ = asking.communicate(timeout=60)
+    assert asking.returncode == 0
+    assert [word in told for word in ("Model (", "Datasets of new text", "for replay")] == [True] * 3
+    assert yaml.safe_load(Path("run.yaml").read_text())["data"]["sources"]["web"]["role"] == "replay"
+
+
+def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--schema"]) == 0
+    assert orjson.loads(capsys.readouterr().out) == run_schema()

@@ -24,8 +24,7 @@ from typing import Any
 import yaml
 import zstandard
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "quickstart"))
-from tokenizer import SMALL_LLAMA, write_base_folder
+from megatron_cpt.quickstart.base_folder import SMALL_LLAMA, write_base_folder
 
 COMMAND = str(Path(sys.executable).with_name("megatron-cpt"))
 DOCUMENTS = 150

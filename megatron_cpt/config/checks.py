@@ -97,10 +97,10 @@ def _validation_faults(config: RunConfig) -> Iterator[Fault]:
     sets, length = config.validation.sets, config.data.sequence_length
     yield from name_faults("validation.sets", sets)
     yield from _interval_faults("validation.eval_interval", config.validation.eval_interval)
-    measured = config.validation.stability_gradient
-    if measured is not None and measured not in sets:
-        rule = f"is no validation set; there are: {', '.join(sets) or 'none'}."
-        yield Fault(f"validation.stability_gradient = {measured}", rule, "Name one, or take it out.")
+    for measured in config.validation.gradient_conflict:
+        if measured not in sets:
+            rule = f"is no validation set; there are: {', '.join(sets) or 'none'}."
+            yield Fault(f"validation.gradient_conflict: {measured}", rule, "Name one, or take it out.")
     if config.validation.weight_updates and config.model.weights == "random":
         rule = "updates are measured from weights that can be read again after a stop, and model.weights is random."
         yield Fault("validation.weight_updates = true", rule, "Set it to false, or start from a folder's weights.")

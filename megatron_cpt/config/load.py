@@ -48,6 +48,7 @@ _RENAMED = (
     ("checkpoint", "asynchronous", "async_save"),
     ("validation", "marks", "eval_interval"),
     ("validation.sets.*", "marks", "eval_interval"),
+    ("validation", "stability_gradient", "gradient_conflict"),
     ("tasks", "marks", "eval_interval"),
     ("tasks.*", "marks", "eval_interval"),
     ("*.eval_interval", "log", "log_spaced"),

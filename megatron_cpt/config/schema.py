@@ -584,9 +584,10 @@ class ValidationSettings:
     weight_updates: bool = False
     """Record at every evaluation how far the bottom and top layers have moved since the start (docs/gap.md). The
     initial weights of these layers are kept in host memory."""
-    stability_gradient: str | None = None
-    """A set of `general` text. At its evaluations, record the norm of the gradient on its first sequences (one global
-    batch). None: not measured."""
+    gradient_conflict: list[str] = field(default_factory=list)
+    """Names of sets. At their evaluations after the first update, record the gradient of their first sequences (one
+    global batch) beside that of the training step: norms, cosine, and the change of the loss that the step made
+    (docs/gap.md). The gradient of each set is kept in host memory during the step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ class EvaluationPlan:
     """Evaluations that `validation.max_overhead` leaves out."""
     share_of_one: float
     """Compute of one evaluation over that of training: a forward pass is a third of a training pass. With it the
-    gradient of `validation.stability_gradient`, one whole step. 0 where the tokens are not known."""
+    gradient of `validation.gradient_conflict`, one whole step, and the loss after the update. 0 where the tokens are
+    not known."""
 
     @property
     def compute_share(self) -> float:
@@ -66,7 +67,8 @@ def plan_evaluations(
         scored = scored_tokens(inputs.validation_sets[name].tokens, config.data.sequence_length, one.tokens)
         tokens = len(scored) * config.data.sequence_length  # the last sequence is computed at full length
         at = steps_of(one.eval_interval or config.validation.eval_interval)
-        gradient = min(tokens, size) / per_step if name == config.validation.stability_gradient else 0
+        compared = name in config.validation.gradient_conflict
+        gradient = 4 / 3 * min(tokens, size) / per_step if compared else 0
         cost = (tokens / (3 * per_step) + gradient) / steps
         planned.append(EvaluationPlan(name, "validation", one.role, tokens, at, 0, cost))
     for name, tasks in inputs.tasks.items():

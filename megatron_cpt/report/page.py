@@ -58,14 +58,16 @@ from megatron_cpt.report.tables import (
 )
 from megatron_cpt.report.training_figures import (
     accuracy_figure,
+    cosine_figure,
     drawn_sources,
     epochs_figure,
     gradient_norm_figure,
     group_figure,
+    held_out_norm_figure,
     learning_rate_figure,
     mixture_figure,
     speed_figure,
-    stability_figure,
+    step_change_figure,
     training_loss_figure,
     update_figure,
     update_ratio_figure,
@@ -327,9 +329,11 @@ def _figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure | None, 
         yield f"tasks-{name}", group_figure(having), labels
     yield "weight-update", update_figure(signals, "norm_ratio"), labels
     yield "weight-update-bottom-over-top", update_ratio_figure(signals, "mean_relative"), labels
-    for name in dict.fromkeys(name for one in signals for name in one.stability):
-        having = [(index, one.stability[name]) for index, one in enumerate(signals) if name in one.stability]
-        yield f"stability-gradient-{name}", stability_figure(having), labels
+    for name in dict.fromkeys(name for one in signals for name in one.conflicts):
+        compared = [(index, one.conflicts[name]) for index, one in enumerate(signals) if name in one.conflicts]
+        yield f"gradient-cosine-{name}", cosine_figure(compared), labels
+        yield f"gradient-norm-{name}", held_out_norm_figure(compared), labels
+        yield f"change-by-one-update-{name}", step_change_figure(compared), labels
     yield "speed", speed_figure(signals), labels
     trained = [run for run in runs if len(run.training.tokens)]
     if trained:

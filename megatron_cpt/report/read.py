@@ -60,6 +60,20 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """The gradient of a validation set beside that of training, at the updates where both were measured."""
+
+    cosine: dict[str, Series]
+    """{all, bottom, top: series}: cosine of the two gradients, of all layers, of the bottom and of the top ones."""
+    gradient_norm: Series
+    """Norm of the set's gradient."""
+    predicted_change: Series
+    """Change of the set's loss by the update, nats per token, to first order."""
+    change: Series
+    """The change that came, nats per token."""
+
+
+@dataclass(frozen=True)
 class Signals:
     """What is drawn beside the losses. Empty where a run did not record it."""
 
@@ -67,12 +81,12 @@ class Signals:
     """Mean accuracy of each group of tasks."""
     updates: dict[str, dict[str, Series]]
     """{measure: {bottom, top, bottom_over_top: series}}."""
-    stability: dict[str, Series]
-    """Gradient norm on held-out text, by validation set."""
+    conflicts: dict[str, Conflict]
+    """The gradient on held-out text beside that of training, by validation set."""
     speed: Series
     """Tokens per second of each step."""
     seconds: dict[str, float]
-    """Time of all records of a kind that have a time: train, validation, task, stability."""
+    """Time of all records of a kind that have a time: train, validation, task, gradients."""
     events: list[Event]
     """In the order of the records."""
 
@@ -85,14 +99,14 @@ def signals(records: Sequence[Record]) -> Signals:
     groups: dict[str, list[Record]] = {}
     for record in by_kind.get("task_group", []):
         groups.setdefault(str(record.get("group")), []).append(record)
-    stability: dict[str, list[Record]] = {}
-    for record in by_kind.get("stability", []):
-        stability.setdefault(str(record.get("set")), []).append(record)
+    gradients: dict[str, list[Record]] = {}
+    for record in by_kind.get("gradients", []):
+        gradients.setdefault(str(record.get("set")), []).append(record)
     weights = by_kind.get("weights", [])
     return Signals(
         groups={name: _series(lines, lambda line: line.get("score")) for name, lines in groups.items()},
         updates=_updates(weights) if weights else {},
-        stability={name: _series(lines, lambda line: line.get("gradient_norm")) for name, lines in stability.items()},
+        conflicts={name: _conflict(lines) for name, lines in gradients.items()},
         speed=_series(by_kind.get("train", []), lambda line: line.get("tokens_per_second")),
         seconds={
             kind: sum(line["seconds"] for line in lines if line.get("seconds") is not None)
@@ -100,6 +114,18 @@ def signals(records: Sequence[Record]) -> Signals:
             if any(line.get("seconds") is not None for line in lines)
         },
         events=[_event(record) for record in by_kind.get("event", [])],
+    )
+
+
+def _conflict(records: Sequence[Record]) -> Conflict:
+    def of(figure: str, part: str) -> Series:
+        return _series(records, lambda line: (line.get(figure) or {}).get(part))
+
+    return Conflict(
+        cosine={part: of("cosine", part) for part in ("all", "bottom", "top")},
+        gradient_norm=of("gradient_norm", "all"),
+        predicted_change=_series(records, lambda line: line.get("predicted_change")),
+        change=_series(records, lambda line: line.get("change")),
     )
 
 

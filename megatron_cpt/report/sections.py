@@ -17,9 +17,11 @@ from megatron_cpt.report.read import ReportedRun
 from megatron_cpt.report.tables import group_row, number, table, with_error
 from megatron_cpt.report.training_figures import (
     accuracy_figure,
+    cosine_figure,
     group_figure,
+    held_out_norm_figure,
     speed_figure,
-    stability_figure,
+    step_change_figure,
     update_figure,
     update_ratio_figure,
 )
@@ -52,23 +54,27 @@ def tasks_section(runs: Sequence[ReportedRun]) -> str:
 
 
 def signals_section(runs: Sequence[ReportedRun]) -> str:
-    """Plasticity and stability: how far the weights moved, and the gradient of held-out text."""
+    """Plasticity and stability: how far the weights moved, and the gradients of held-out text and of training."""
     of_runs = [run.signals for run in runs]
-    if not any(one.updates or one.stability for one in of_runs):
-        what = "Neither was recorded (validation.weight_updates, validation.stability_gradient)."
+    if not any(one.updates or one.conflicts for one in of_runs):
+        what = "Neither was recorded (validation.weight_updates, validation.gradient_conflict)."
         return missing_section("Plasticity and stability", what)
     drawn = [
         ("Update of the bottom (bold) and top layers: ratio of norms", update_figure(of_runs, "norm_ratio")),
         ("Bottom over top: mean relative update, as in arXiv:2406.14833",
          update_ratio_figure(of_runs, "mean_relative")),
     ]  # fmt: skip
-    for name in dict.fromkeys(name for one in of_runs for name in one.stability):
-        having = [(index, one.stability[name]) for index, one in enumerate(of_runs) if name in one.stability]
-        drawn.append((f"Stability gradient: {name}", stability_figure(having)))
+    for name in dict.fromkeys(name for one in of_runs for name in one.conflicts):
+        having = [(index, one.conflicts[name]) for index, one in enumerate(of_runs) if name in one.conflicts]
+        drawn += [
+            (f"Gradient of {name}: cosine, of all (bold), bottom and top (dotted) layers", cosine_figure(having)),
+            (f"Gradient of {name}: norm", held_out_norm_figure(having)),
+            (f"Loss of {name}: change by one update, and to first order (dotted)", step_change_figure(having)),
+        ]
     return section(
         "Plasticity and stability",
-        "How far the weights of the bottom and the top layers are from the start, and the norm of the gradient on "
-        "held-out text of which no update is made.",
+        "How far the weights of the bottom and the top layers are from the start, and the gradient on held-out text "
+        "beside that of the training step: below a cosine of 0 the step works against that text.",
         run_legend([run.name for run in runs]) + panels([figure(title, one) for title, one in drawn]),
     )
 

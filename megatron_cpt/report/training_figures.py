@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_cpt.report.figures import LIGHT, RunCurve, new_panel, run_dashes, run_series, source_series, thin
-from megatron_cpt.report.read import Series, Signals, SourceHistory, TrainingHistory
+from megatron_cpt.report.read import Conflict, Series, Signals, SourceHistory, TrainingHistory
 
 
 def accuracy_figure(curves: Sequence[RunCurve], chance: float | None) -> Figure:
@@ -64,12 +64,36 @@ def update_ratio_figure(signals: Sequence[Signals], measure: str) -> Figure | No
     return figure
 
 
-def stability_figure(runs: Sequence[tuple[int, Series]]) -> Figure:
+def cosine_figure(conflicts: Sequence[tuple[int, Conflict]]) -> Figure:
+    """Cosine of a set's gradient and the training gradient: all layers (bold), the bottom ones (thin), the top ones
+    (dotted); by the run's index."""
+    figure, axes = new_panel("cosine with the training gradient")
+    axes.axhline(0, color=LIGHT["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
+    for index, conflict in conflicts:
+        _line(axes, index, conflict.cosine["all"], width=2.2, marked=True)
+        _line(axes, index, conflict.cosine["bottom"], width=1.0)
+        _line(axes, index, conflict.cosine["top"], width=1.0, dashes=(0, (1, 2)))
+    axes.margins(x=0.03)
+    return figure
+
+
+def held_out_norm_figure(conflicts: Sequence[tuple[int, Conflict]]) -> Figure:
     """Gradient norm on held-out text, by the run's index."""
     figure, axes = new_panel("gradient norm")
-    for index, series in runs:
-        _line(axes, index, series, marked=True)
+    for index, conflict in conflicts:
+        _line(axes, index, conflict.gradient_norm, marked=True)
     axes.set_ylim(bottom=0)
+    axes.margins(x=0.03)
+    return figure
+
+
+def step_change_figure(conflicts: Sequence[tuple[int, Conflict]]) -> Figure:
+    """Change of a set's loss by single updates: what came (dots), and to first order (thin); by the run's index."""
+    figure, axes = new_panel("change by one update, nats per token")
+    axes.axhline(0, color=LIGHT["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
+    for index, conflict in conflicts:
+        _line(axes, index, conflict.change, marked=True)
+        _line(axes, index, conflict.predicted_change, width=1.0, dashes=(0, (1, 2)))
     axes.margins(x=0.03)
     return figure
 
@@ -87,8 +111,15 @@ def speed_figure(signals: Sequence[Signals]) -> Figure | None:
     return figure
 
 
-def _line(axes: Axes, index: int, series: Series, width: float = 1.8, marked: bool = False) -> None:
-    axes.plot(series.tokens, series.values, color=LIGHT[run_series(index)], linestyle=run_dashes(index),
+def _line(
+    axes: Axes,
+    index: int,
+    series: Series,
+    width: float = 1.8,
+    marked: bool = False,
+    dashes: tuple[float, tuple[float, ...]] | None = None,
+) -> None:
+    axes.plot(series.tokens, series.values, color=LIGHT[run_series(index)], linestyle=dashes or run_dashes(index),
               linewidth=width, marker="o" if marked else None, markersize=3)  # fmt: skip
 
 

@@ -1,15 +1,6 @@
-"""What is measured at an evaluation. Training continues as if it had not been.
-
-The stability gradient is the norm of the gradient of the mean loss of fixed held-out sequences; no update is made of
-it. De Lange et al. (arXiv:2205.13452) divide the gradient of continual learning into plasticity and stability; the
-second is about 0 when the text changes, and grows as the loss on old text rises.
-"""
+"""What is measured at an evaluation. Training continues as if it had not been."""
 
 import time
-from collections.abc import Sequence
-
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.evaluate.scoring import (
     Accuracy,
@@ -21,14 +12,12 @@ from megatron_cpt.evaluate.scoring import (
     score_lm_eval,
     score_tasks,
 )
-from megatron_cpt.evaluate.validation import ValidationLoss, ValidationSet, assign_to_ranks, evaluate, micro_batches
-from megatron_cpt.model.forward import run_micro_batches, without_dropout
+from megatron_cpt.evaluate.validation import ValidationLoss, ValidationSet, evaluate
 from megatron_cpt.parallel.groups import random_states_kept
 from megatron_cpt.planning.evaluations import group_members
 from megatron_cpt.runs.records import Record
 from megatron_cpt.tasks.task_files import Task
 from megatron_cpt.train.logger import RunLogger
-from megatron_cpt.train.optimizer import clear_gradients, gather_gradients
 from megatron_cpt.train.run import Run
 from megatron_cpt.train.weight_updates import LAYER_GROUPS
 
@@ -41,7 +30,6 @@ def evaluate_due(run: Run, logger: RunLogger, step: int) -> dict[str, float]:
     due, started = sum(step in one.steps for one in run.plan.evaluations), time.perf_counter()
     losses = _evaluate_sets(run, logger, step)
     _measure_updates(run, logger, step)
-    _measure_stability(run, logger, step)
     _evaluate_tasks(run, logger, step)
     if due:
         logger.took("evaluations", due, time.perf_counter() - started)
@@ -110,28 +98,6 @@ def _measure_updates(run: Run, logger: RunLogger, step: int) -> None:
     logger.record(record, scalars)
 
 
-def _measure_stability(run: Run, logger: RunLogger, step: int) -> None:
-    """The norm of the gradient on one global batch of a held-out set."""
-    name = run.config.validation.stability_gradient
-    if name is None or step not in run.plan.evaluation_steps[name]:
-        return
-    started = time.perf_counter()
-    validation_set = next(one for one in run.validation_sets if one.name == name)
-    training = run.config.training
-    norm = gradient_norm(
-        run.model, run.optimizer, validation_set, training.global_batch_size, training.micro_batch_size
-    )
-    record = {
-        "kind": "stability",
-        "step": step,
-        "tokens": run.config.tokens_at(step),
-        "set": name,
-        "gradient_norm": norm,
-        "seconds": time.perf_counter() - started,
-    }
-    logger.record(record, {f"stability_gradient/{name}": norm})
-
-
 def _evaluate_tasks(run: Run, logger: RunLogger, step: int) -> None:
     """The downstream tasks and their groups."""
     accuracies = _evaluate_files(run, logger, step) | evaluate_lm_eval(run, logger, step)
@@ -196,31 +162,3 @@ def evaluate_lm_eval(run: Run, logger: RunLogger, step: int) -> dict[str, Accura
     for task in due:
         _record_task(run, logger, step, task, scores[task.name], per_token * task.tokens)
     return {name: score.counted for name, score in scores.items() if score.counted is not None}
-
-
-def gradient_norm(
-    model: Sequence[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    validation_set: ValidationSet,
-    sequences: int,
-    micro_batch_size: int,
-) -> float:
-    """Norm of the gradient of the loss, nats per token, of the first sequences of a set. Every rank gets the same.
-
-    Dropout is off, and the gradient buffers are left empty, as a step finds them.
-    """
-    chosen = [(validation_set, number) for number in range(min(sequences, len(validation_set.scored_tokens)))]
-    parts = assign_to_ranks(len(chosen), micro_batch_size)
-    clear_gradients(model, optimizer)
-    with without_dropout(model):
-        run_micro_batches(
-            model,
-            micro_batches(chosen, parts),
-            len(parts),
-            micro_batch_size,
-            validation_set.sequence_length,
-            backward=True,
-        )
-    norm, _ = gather_gradients(optimizer)
-    clear_gradients(model, optimizer)
-    return norm

@@ -22,6 +22,7 @@ from megatron_cpt.planning.checks import batch_settings
 from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, CheckpointState, complete_checkpoints
 from megatron_cpt.runs.records import Record
 from megatron_cpt.train.evaluation import evaluate_due
+from megatron_cpt.train.gradient_conflict import held_out_gradients, record_conflict
 from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import StepOutcome, train_step
 from megatron_cpt.train.provenance import export_due, export_step, run_lineage
@@ -55,6 +56,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
         warm_up_moments(run, logger)
     with Saver(run, logger) as saver:
         for step in range(run.first_step + 1, run.plan.steps + 1):
+            before = held_out_gradients(run, step)
             started = time.perf_counter()
             rate = _learning_rate_at(run, step)
             batches = run.data.global_batch(config.sequences_at(step - 1), groups.device())
@@ -69,6 +71,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
             else:
                 history = _skip_step(run, logger, saver, history, step, rate, outcome)
             logger.advance()
+            record_conflict(run, logger, step, before, outcome)
             losses = evaluate_due(run, logger, step)
             if export_due(run, step):
                 exported = time.perf_counter()

@@ -47,9 +47,9 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     dropout = ("model.dropout=0.1",)
     every_step = ("validation.eval_interval.every=1 steps",)
     path = workshop.write_config(often, tasks=workshop.tasks | {"eval_interval": {"at": ["7 steps"], "end": False}})
-    signals = ("validation.weight_updates=true", "validation.stability_gradient=general")
+    signals = ("validation.weight_updates=true", "validation.gradient_conflict=[general]")
     one_rank.call(train, path=path, overrides=(*dropout, *every_step, *signals))
-    assert len(records_of(often, "weights")) == 12 and len(records_of(often, "stability")) == 13
+    assert len(records_of(often, "weights")) == 12 and len(records_of(often, "gradients")) == 12
     one_rank.call(train, path=workshop.write_config(never), overrides=(*dropout, "validation.sets={}"))
     assert records_of(often, "train") == records_of(never, "train")
     assert sorted({*column(records_of(often, "validation"), "step")}) == list(range(13))
@@ -67,7 +67,7 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     depths = [event.value for event in board.Scalars("gap/general/depth")]
     np.testing.assert_allclose(depths, np.maximum.accumulate(np.array(general) - general[0])[1:], atol=1e-6)
     others = {"gap/domain/change", "task/first/accuracy", "task/texts/bits_per_byte", "task_group/both"}
-    others |= {"stability_gradient/general", "weight_update/norm_ratio/bottom", "bits_per_byte/domain"}
+    others |= {"gradient_conflict/general/cosine/all", "weight_update/norm_ratio/bottom", "bits_per_byte/domain"}
     assert others <= set(board.Tags()["scalars"])
 
 

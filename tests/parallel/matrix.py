@@ -56,7 +56,7 @@ STEPS = (
     "training.tokens=20 steps",
     "checkpoint.save_interval=null",
     "validation.weight_updates=true",
-    "validation.stability_gradient=general",
+    "validation.gradient_conflict=[general]",
 )
 
 
@@ -303,7 +303,7 @@ COMPARED = (
 FAMILY_STEPS = (
     *("training.tokens=6 steps", "training.micro_batch_size=1"),
     *("checkpoint.save_interval=2 steps", "checkpoint.keep_every=4 steps", "checkpoint.keep_last=9"),
-    *("validation.weight_updates=true", "validation.stability_gradient=general"),
+    *("validation.weight_updates=true", "validation.gradient_conflict=[general]"),
 )
 BUILDERS = {
     **{f"{model}; {name}": replace(layout, base=model) for model in COMPARED for name, layout in SHARED.items()},
@@ -361,7 +361,7 @@ def compare_builders(ranks: Ranks, workshop: Workshop, folder: Path, chosen: Row
             ranks.call(job, timeout=900, path=path, overrides=(*FAMILY_STEPS, *chosen.overrides))
             assert (run / "log.txt").read_text().split("kernels: ")[-1].startswith(f"model: {model};")
             assert_same_tensors(run / "hf", uncut["GPTModel"] / "hf")
-            for kind in ("train", "validation", "weights", "stability"):
+            for kind in ("train", "validation", "weights", "gradients"):
                 assert records_of(run, kind) == records_of(uncut["GPTModel"], kind) != [], f"{model}: {kind}"
     for model, run in cut.items():
         assert f"resumed after step {resumes[model][1]}" in (run / "log.txt").read_text()

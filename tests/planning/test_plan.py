@@ -239,14 +239,14 @@ def test_the_cost_of_harness_tasks_is_not_known(sections: dict[str, Any], monkey
     assert "max_overhead does not count the harness's tasks of exams" in plan.warnings[-1]
 
 
-def test_tasks_and_the_stability_gradient_have_their_cost(sections: dict[str, Any], tmp_path: Path) -> None:
+def test_tasks_and_the_gradient_conflict_have_their_cost(sections: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "w2"}\n{"text": "w3"}')
     sections["tasks"] = {"files": {"texts": {"path": str(tmp_path / "texts.jsonl")}}}
-    sections["validation"]["stability_gradient"] = "web"
+    sections["validation"]["gradient_conflict"] = ["web"]
     _, web, texts = plan_of(sections).evaluations
     assert (texts.kind, texts.tokens, texts.steps) == ("tasks", 2, (0, 100))
     assert texts.compute_share == pytest.approx(2 * 2 / (3 * 25_600))
-    assert web.compute_share == pytest.approx(7 * (640 / 3 + 256) / 25_600)
+    assert web.compute_share == pytest.approx(7 * (640 / 3 + 4 / 3 * 256) / 25_600)
     assert plan_of(sections).table().splitlines()[-1].split()[:2] == ["together", "16"]
     assert plan_of(sections).evaluation_steps.keys() == {"law", "web"} and plan_of(sections).task_steps == {
         "texts": (0, 100)

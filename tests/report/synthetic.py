@@ -25,7 +25,7 @@ def write_run(folder: Path, mitigated: bool, names: tuple[str, str] = ("general"
         if step in MARKS:
             records.append(_validation(step, general, "general", _general(step, mitigated), noise))
             records.append(_validation(step, domain, "domain", _domain(step, mitigated), noise))
-            records += [_stability(step, general), _weights(step)]
+            records += [_gradients(step, general), _weights(step)]
         if step % 64 == 0:
             records += [_task(step, f"{general} task", "general", 0.6 - 0.2 * (step > 0) * (not mitigated), noise)]
             records += [_task(step, f"{domain} task", "domain", 0.3 + 0.001 * step, noise), _group(step, general)]
@@ -66,8 +66,10 @@ def _at(step: int, kind: str) -> dict:
     return {"kind": kind, "step": step, "tokens": step * STEP_TOKENS}
 
 
-def _stability(step: int, name: str) -> dict:
-    return _at(step, "stability") | {"set": name, "gradient_norm": 0.2 + step / 500, "seconds": 0.3}
+def _gradients(step: int, name: str) -> dict:
+    parts = dict.fromkeys(("all", "bottom", "top"), 0.2 + step / 500)
+    change = {"predicted_change": 0.01 - step / 10_000, "change": 0.012 - step / 10_000}
+    return _at(step, "gradients") | {"set": name, "cosine": parts, "gradient_norm": parts, "seconds": 0.3} | change
 
 
 def _weights(step: int) -> dict:

@@ -58,7 +58,7 @@ def test_the_page_is_well_formed_and_has_every_section(page: str):
     ):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
     # Loss, change, tasks and their group, training loss, rate and norm, signals, mixture and epochs, speed.
-    assert page.count("<figure>") == 2 + 2 + 3 + 2 + 2 + 3 + 4 + 1
+    assert page.count("<figure>") == 2 + 2 + 3 + 2 + 2 + 5 + 4 + 1
 
 
 def test_the_page_loads_and_runs_nothing(page: str):

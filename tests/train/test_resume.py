@@ -15,7 +15,7 @@ from tests.train.runs import LAYOUTS, column, records_of, refusal, train
 from tests.workshop import Workshop
 
 # Dropout draws from the random states that a checkpoint keeps; evaluations and saves lie between.
-MEASURED = ("validation.weight_updates=true", "validation.stability_gradient=general")
+MEASURED = ("validation.weight_updates=true", "validation.gradient_conflict=[general]")
 SETTINGS = ("model.dropout=0.1", "checkpoint.keep_last=9", "checkpoint.keep_every=8 steps", *MEASURED)
 
 

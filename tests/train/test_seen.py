@@ -68,7 +68,7 @@ def test_training_is_the_same_whatever_is_watched(one_rank: Ranks, workshop: Wor
         *(
             "validation.eval_interval.every=1 steps",
             "validation.weight_updates=true",
-            "validation.stability_gradient=general",
+            "validation.gradient_conflict=[general]",
         ),
         *(
             "run.log_interval=1 steps",

@@ -6,9 +6,8 @@ from dataclasses import asdict
 import orjson
 
 from megatron_cpt.commands.parsers import command_parser
-from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count
-from megatron_cpt.planning.audit import QUARTERS, audit, audit_lines, split_spans
+from megatron_cpt.planning.audit import QUARTERS, audit, audit_lines, read_blend, split_spans
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Prints the audit. Raises BadInput for a blend that stock Megatron-LM cannot take."""
     args = parser().parse_args(arguments)
-    prefixes, weights = _read_blend(args.data_path)
+    prefixes, weights = read_blend("--data-path", args.data_path.split())
     rows = audit(prefixes, weights, args.train_samples, args.seq_length, split_spans(args.split))
     if args.json:
         figures = [
@@ -50,26 +49,6 @@ def main(arguments: list[str]) -> int:
     else:
         print("\n".join(audit_lines(rows)))
     return 0
-
-
-def _read_blend(text: str) -> tuple[list[str], list[float] | None]:
-    """Prefixes and weights of a --data-path; None where it has none. Raises BadInput where only some have one."""
-    words = text.split()
-    numbers = [_number(word) for word in words]
-    weights = [number for number in numbers[::2] if number is not None]
-    if words and not any(number is not None for number in numbers):
-        return words, None
-    if not words or len(words) % 2 or len(weights) < len(words) // 2:
-        rule = "a blend is `WEIGHT PREFIX WEIGHT PREFIX ...`, or prefixes alone."
-        raise BadInput(Fault(f"--data-path {text}", rule, "Give each prefix a weight, or none."))
-    return words[1::2], weights
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
 
 
 def _count(text: str) -> int:

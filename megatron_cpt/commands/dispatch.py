@@ -19,6 +19,7 @@ from megatron_cpt.runs.library_warnings import take_warnings
 COMMANDS = {
     "quickstart": "the whole job on text that every machine has: two runs and a report in minutes",
     "init": "write a run.yaml with comments, from a model and datasets",
+    "import-args": "write a run.yaml from the arguments of Megatron-LM's pretrain_gpt.py",
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
     "merge": "join the shards of a prepare on many machines",
     "score": "one number a document: perplexity, importance, class",

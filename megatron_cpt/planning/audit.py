@@ -350,3 +350,22 @@ def _remarks(row: SourceAudit) -> list[str]:
             "text is expected to stay unseen."
         )
     return remarks
+
+
+def read_blend(flag: str, words: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """Prefixes and weights of a blend; None where it has none. Raises BadInput where only some have one."""
+    numbers = [_number(word) for word in words]
+    weights = [number for number in numbers[::2] if number is not None]
+    if words and not any(number is not None for number in numbers):
+        return list(words), None
+    if not words or len(words) % 2 or len(weights) < len(words) // 2:
+        rule = "a blend is `WEIGHT PREFIX WEIGHT PREFIX ...`, or prefixes alone."
+        raise BadInput(Fault(f"{flag} {' '.join(words)}", rule, "Give each prefix a weight, or none."))
+    return list(words[1::2]), weights
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None

@@ -4,6 +4,7 @@ A comment that the writer does not give is the first sentence of the key's meani
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,9 @@ def _line(indent: str, name: str, entry: Entry) -> list[str]:
         return [text]
     comment = comment[0].upper() + comment[1:]
     whole = f"{text:<{_COMMENT_COLUMN}}# {comment}"
-    return [whole] if len(whole) <= _LONGEST else [f"{indent}# {comment}", text]
+    if len(whole) <= _LONGEST:
+        return [whole]
+    return [*textwrap.wrap(comment, _LONGEST, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "), text]
 
 
 def _yaml(value: Any) -> str:

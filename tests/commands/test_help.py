@@ -31,6 +31,12 @@ FEWER = {"--nproc 8": "--nproc 2", "--train-samples 120000 --seq-length 8192": "
 STARTS_PROCESSES = ("train", "evaluate")
 ORDER = [name for name in COMMANDS if name != "quickstart"]  # tests/quickstart runs it
 
+SCRIPT = """#!/bin/bash
+DATA="0.7 data/medicine 0.3 data/general"
+ARGS=(--num-layers 4 --seq-length 64 --train-iters 20 --lr 3e-5 --global-batch-size 8 --micro-batch-size 1 --bf16)
+torchrun --nproc_per_node 8 pretrain_gpt.py ${ARGS[@]} --data-path $DATA
+"""
+
 
 @pytest.fixture(scope="module")
 def world(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,6 +56,7 @@ def world(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"curves/{peak:g}.csv").write_text(text + "\n")
     arms = {"config": "run.yaml", "folder": "sweep", "seeds": [1], "arms": [{"data.replay_ratio": 0.1}]}
     (folder / "arms.yaml").write_text(yaml.safe_dump(arms))
+    (folder / "pretrain.sh").write_text(SCRIPT)
     bash(folder, readme_commands())
     return folder
 

@@ -9,7 +9,7 @@ import yaml
 
 from megatron_cpt.commands.dispatch import COMMANDS
 from megatron_cpt.config.checks import config_faults
-from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.load import config_from_dict, section_at
 from megatron_cpt.parallel.upstream_fixes import FIXES
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,22 @@ def test_the_page_of_megatron_core_is_written_from_the_table() -> None:
     assert (ROOT / "docs/megatron-core.md").read_text() == page, (
         "run tools/megatron_core_page.py > docs/megatron-core.md"
     )
+
+
+def test_the_page_on_coming_over_is_written_from_the_table_of_arguments() -> None:
+    script = ROOT / "tools/migrating_page.py"
+    page = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs/migrating.md").read_text() == page, "run tools/migrating_page.py > docs/migrating.md"
+
+
+def test_keys_that_the_page_on_coming_over_names_are_there() -> None:
+    page = (ROOT / "docs/migrating.md").read_text()
+    cells = [row.split(" | ")[1] for row in page.split("## Other programs")[1].splitlines() if row.startswith("| ")]
+    named = {key for cell in cells for key in re.findall(r"`([a-z_]+\.[\w.]+)", cell)}
+    assert len(named) >= 30
+    for key in named:
+        *place, name = key.split(".")
+        assert name in section_at(tuple(place)).__annotations__, key
 
 
 def test_every_fix_of_megatron_core_is_shown_by_a_test_or_a_reason() -> None:

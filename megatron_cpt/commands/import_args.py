@@ -1,0 +1,143 @@
+"""`megatron-cpt import-args SCRIPT_OR_CHECKPOINT -- [ARGUMENT...]`: a run.yaml from Megatron-LM's arguments.
+
+They are those of pretrain_gpt.py: in a shell script, which is read and not run; in a file; in the `args` of a
+torch_dist checkpoint; or after `--`. What stands after `--` holds over what a script or checkpoint says.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.planning.import_arguments import Imported, ImportOptions, Outcome, Result, counted, import_arguments
+from megatron_cpt.planning.launch_script import read_script
+from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_checkpoint, read_words
+from megatron_cpt.planning.run_file import run_text
+from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably
+
+_TRACKER = "latest_checkpointed_iteration.txt"
+_TITLES: dict[Result, str] = {
+    "taken": "taken: the key has the value",
+    "equal": "equal: nothing of it changes what is trained",
+    "refused": "refused: it changes what is trained, and the run.yaml does not have it",
+    "unknown": "unknown",
+}
+_WIDTH = 120
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = command_parser(
+        "import-args",
+        __doc__,
+        "megatron-cpt import-args pretrain.sh --model Llama-3-8B --replay data/general --output imported.yaml",
+        "megatron-cpt import-args --model Llama-3-8B --output short.yaml -- --train-iters 1000 --lr 3e-5 "
+        "--global-batch-size 64 --micro-batch-size 1 --seq-length 64 --bf16 --data-path data/medicine",
+    )
+    top.add_argument("source", nargs="?", type=Path, metavar="SCRIPT_OR_CHECKPOINT", help="script, file or checkpoint")
+    top.add_argument("parameters", nargs="*", metavar="PARAMETER", help="what the script is called with ($1, ...)")
+    top.add_argument("--output", type=Path, default=Path("run.yaml"), metavar="FILE", help="default: run.yaml")
+    top.add_argument("--model", metavar="HF_DIR", help="Hugging Face folder (default: --tokenizer-model, if it is one)")
+    top.add_argument("--folder", metavar="RUN", help="run folder (default: that of --save, with -cpt)")
+    top.add_argument(
+        "--replay", nargs="+", default=[], metavar="PREFIX", help="datasets of the blend with text like pretraining's"
+    )
+    top.add_argument("--nproc", type=int, metavar="N", help="ranks of the run (default: what torchrun is told)")
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the file and prints what became of each argument. Raises BadInput where no run can be made of them."""
+    own, passed = _divided(arguments)
+    args = parser().parse_intermixed_args(own)
+    refuse_to_replace([args.output])
+    if args.source is None and not passed:
+        rule = "there is neither a script, a checkpoint nor an argument after `--`."
+        raise BadInput(Fault("import-args", rule, "Name one: `megatron-cpt import-args pretrain.sh`."))
+    given, ranks, notes = _read(args, passed)
+    ranks = args.nproc or ranks
+    options = ImportOptions(model=args.model, folder=args.folder, replay=args.replay, ranks=ranks)
+    imported = import_arguments(given, options)
+    write_durably(args.output, run_text([*_header(args, imported)], imported.entries))
+    print("\n".join(_table(imported.outcomes)))
+    numbers = ", ".join(f"{number} {result}" for result, number in counted(imported.outcomes).items())
+    print(f"\nwrote {args.output}: {numbers}")
+    for note in notes:
+        print(f"note: {note}")
+    print("docs/migrating.md tells what differs in meaning.")
+    print(f"next: megatron-cpt plan {args.output} --nproc {ranks or 8}")
+    return ExitCode.DONE
+
+
+def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before and after `--`."""
+    words = list(arguments)
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def _read(args: argparse.Namespace, passed: Sequence[str]) -> tuple[list[Given], int | None, list[str]]:
+    """The arguments, the ranks that a launcher starts, and what could not be read."""
+    notes: list[str] = []
+    ranks = None
+    found: list[Given] = []
+    if args.source is not None and args.source.is_dir():
+        found = read_checkpoint(_shards(args.source))
+    elif args.source is not None:
+        try:
+            text = args.source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            remedy = "Name a script, a file with arguments, or a checkpoint."
+            raise BadInput(Fault(str(args.source), f"cannot be read: {reason}.", remedy)) from error
+        launch = read_script(text, str(args.source), args.parameters)
+        ranks, found = launch.ranks, read_words(launch.arguments)
+        notes = [f"left out, for it cannot be decided here: if {condition}" for condition in launch.unread]
+    later = read_words(passed)
+    replaced = {each.argument.flag for each in later if each.argument}
+    return (
+        [*(each for each in found if each.argument is None or each.argument.flag not in replaced), *later],
+        ranks,
+        notes,
+    )
+
+
+def _shards(folder: Path) -> Path:
+    """The folder of an iteration: this one, or the newest that Megatron-LM's tracker names."""
+    tracker = folder / _TRACKER
+    if (folder / "common.pt").is_file() or not tracker.is_file():
+        return folder
+    word = tracker.read_text().strip()
+    return folder / (f"iter_{int(word):07}" if word.isdecimal() else word)
+
+
+def _header(args: argparse.Namespace, imported: Imported) -> Iterator[str]:
+    """The comment at the top of the file, with what it does not have."""
+    yield f"A run of continual pretraining, written by `megatron-cpt import-args` from {args.source or 'a list'}."
+    yield f"docs/migrating.md tells what differs in meaning from Megatron-LM ({RELEASE})."
+    lacking = [outcome for outcome in imported.outcomes if outcome.result in ("refused", "unknown")]
+    if lacking:
+        yield ""
+        yield "Not in this file:"
+    for outcome in lacking:
+        yield from textwrap.wrap(f"{outcome.text}: {outcome.words}", _WIDTH - 4, subsequent_indent="  ")
+
+
+def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What became of each argument, those that need a look last."""
+    for result, title in _TITLES.items():
+        rows = [outcome for outcome in outcomes if outcome.result == result]
+        if not rows:
+            continue
+        yield f"\n{title}"
+        width = min(44, max(len(outcome.text) for outcome in rows))
+        for outcome in rows:
+            first = f"  {outcome.text:<{width}}  "
+            lines = textwrap.wrap(outcome.words, _WIDTH - width - 4) or [""]
+            if len(outcome.text) > width:
+                yield f"  {outcome.text}"
+                first = " " * (width + 4)
+            yield first + lines[0]
+            yield from (" " * (width + 4) + line for line in lines[1:])

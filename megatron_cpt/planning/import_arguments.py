@@ -1,0 +1,589 @@
+"""From the arguments of Megatron-LM's pretrain_gpt.py to a run.yaml, and what became of each of them.
+
+1. Rules of several arguments (batch, length, learning rate, data, ...) are written out below.
+2. All other arguments are treated as the table of megatron_lm_arguments.py says.
+
+A value that Megatron-LM takes by default and that differs from ours is written too. docs/migrating.md has the table.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import cos, isclose, pi
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.units import Batches, ramp_up
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.planning.audit import read_blend
+from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
+from megatron_cpt.planning.run_file import Entry, count_text, distinct_names
+
+Result = Literal["taken", "equal", "refused", "unknown"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an argument."""
+
+    text: str
+    """As it was given; with `(default)` where Megatron-LM's default is meant."""
+    result: Result
+    """`taken`: a key has its value. `equal`: nothing of it changes what is trained. `refused`: it changes what is
+    trained, and the run.yaml does not have it. `unknown`: it is no argument of the release of the table."""
+    words: str
+    """The key and its value, or why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run.yaml's content, and what became of each argument."""
+
+    entries: tuple[Entry, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What arguments of Megatron-LM do not say."""
+
+    model: str | None = None
+    """Hugging Face folder. None: --tokenizer-model, where it is one."""
+    folder: str | None = None
+    """Run folder. None: that of --save, with `-cpt`."""
+    replay: Sequence[str] = ()
+    """Prefixes of --data-path whose role is replay."""
+    ranks: int | None = None
+    """Ranks of the run, for a global batch size that was not given."""
+
+
+def import_arguments(given: Sequence[Given], options: ImportOptions) -> Imported:
+    """Translates an argument list. Raises BadInput for one that no run could be made of."""
+    translation = _Translation(given, options)
+    translation.translate()
+    order = [field.name for field in fields(RunConfig)]
+    entries = sorted(translation.entries, key=lambda entry: order.index(entry.key.split(".")[0]))
+    return Imported(tuple(_grouped(entries)), tuple(translation.outcomes))
+
+
+def _grouped(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries so that those of each section come one after another, sections in their first one's place."""
+    places: dict[tuple[str, ...], int] = {}
+    for entry in entries:
+        parts = tuple(entry.key.split("."))
+        for depth in range(1, len(parts) + 1):
+            places.setdefault(parts[:depth], len(places))
+    return sorted(
+        entries,
+        key=lambda entry: [places[tuple(entry.key.split(".")[:depth])] for depth in range(1, entry.key.count(".") + 2)],
+    )
+
+
+class _Translation:
+    """An argument list on its way to a run.yaml."""
+
+    def __init__(self, given: Sequence[Given], options: ImportOptions) -> None:
+        self.options = options
+        self.given = {each.argument.flag: each for each in given if each.argument}
+        self.unknown = [each for each in given if each.argument is None]
+        self.entries: list[Entry] = []
+        self.outcomes: list[Outcome] = []
+        self._told: set[str] = set()
+        self.sequence_length, self.micro_batch, self.peak = (
+            self.value(flag) for flag in ("--seq-length", "--micro-batch-size", "--lr")
+        )
+        named = self._model()
+        refuse(list(self._missing(named)))
+        assert named is not None, "checked"
+        self.model = named
+        self.batch = self._global_batch()
+        self.batches, self.steps = self._length()
+        self.shape: ModelShape = read_shape(self.model)
+
+    # --- access
+
+    def has(self, flag: str) -> bool:
+        """Whether the list has it."""
+        return flag in self.given
+
+    def value(self, flag: str) -> Any:
+        """Its value by its type, or Megatron-LM's default; None where there is none. A switch is true or false."""
+        argument = by_flag()[flag]
+        if argument.values == "-":
+            return self.has(flag)
+        words = self.given[flag].values if self.has(flag) else tuple(filter(None, [argument.default]))
+        values = [typed(argument, word) for word in words]
+        return values if argument.values != "1" else values[0] if values else None
+
+    def take(self, flag: str, key: str, value: Any, remark: str = "", comment: str | None = None) -> None:
+        """A key gets the value of an argument, or of its default."""
+        self.entries.append(Entry(key, value, comment))
+        self.tell(flag, "taken", f"{key}: {_short(value)}{f' ({remark})' if remark else ''}")
+
+    def write(self, key: str, value: Any, comment: str | None = None) -> None:
+        """A key gets a value that no argument alone decides."""
+        self.entries.append(Entry(key, value, comment))
+
+    def tell(self, flag: str, result: Result, words: str) -> None:
+        """What became of an argument that is in the list, or of a default that matters."""
+        if flag in self._told:
+            return
+        self._told.add(flag)
+        argument = by_flag()[flag]
+        text = self.given[flag].text if self.has(flag) else f"{flag} {argument.default} (default)".replace("  ", " ")
+        self.outcomes.append(Outcome(text, result, words))
+
+    def equal(self, flag: str, words: str) -> None:
+        """An argument of the list that changes nothing."""
+        if self.has(flag):
+            self.tell(flag, "equal", words)
+
+    def refuse(self, flag: str, words: str) -> None:
+        """An argument of the list, or a default, that the run.yaml does not have."""
+        self.tell(flag, "refused", words)
+
+    # --- what must be there
+
+    def _model(self) -> str | None:
+        if self.options.model is not None:
+            return self.options.model
+        named = self.value("--tokenizer-model")
+        fits = self.value("--tokenizer-type") == "HuggingFaceTokenizer" and named
+        return named if fits and Path(named, "config.json").is_file() else None
+
+    def _missing(self, model: str | None) -> Iterator[Fault]:
+        if model is None:
+            remedy = (
+                "Give the model with --model; `megatron-cpt convert to-hf` makes a folder of a Megatron checkpoint."
+            )
+            yield Fault("--model", "no Hugging Face folder is named.", remedy)
+        elif not Path(model, "config.json").is_file():
+            yield Fault(f"--model {model}", "there is no config.json in it.", "Name a Hugging Face folder.")
+        for flag in ("--seq-length", "--micro-batch-size", "--lr"):
+            if self.value(flag) is None:
+                yield Fault(flag, "was not given, and Megatron-LM needs it too.", "Add it.")
+        if not self.has("--train-iters") and not self.has("--train-samples"):
+            yield Fault("--train-iters, --train-samples", "neither was given.", "Add one of them.")
+        if self.value("--global-batch-size") is None and self.options.ranks is None:
+            rule = "was not given: it is then the micro batch times the data-parallel size, which is not known."
+            yield Fault("--global-batch-size", rule, "Add it, or give --nproc.")
+        if not any(map(self.has, _DATA)):
+            yield Fault("--data-path", "was not given: a run needs datasets.", "Add it: `... -- --data-path PREFIX`.")
+
+    def _global_batch(self) -> int:
+        if (size := self.value("--global-batch-size")) is not None:
+            return int(size)
+        shared = 1
+        for flag in ("--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"):
+            shared *= self.value(flag)
+        return int(self.micro_batch * max(1, (self.options.ranks or 1) // shared))
+
+    def _length(self) -> tuple[Batches, int]:
+        """Sequences of each step, and how many steps there are."""
+        ramp = self.value("--rampup-batch-size")
+        length = self.sequence_length
+        pieces = ramp_up(ramp[0], ramp[1], ramp[2] * length, self.batch, length) if ramp else ()
+        batches = Batches(self.batch, pieces)
+        samples = self.value("--train-samples")
+        return batches, batches.whole_steps(samples) if samples is not None else self.value("--train-iters")
+
+    # --- the rules
+
+    def translate(self) -> None:
+        """Every key and every outcome."""
+        for part in (self._run, self._model_part, self._data, self._training, self._schedule, self._optimizer):
+            part()
+        self._parallel()
+        self._validation()
+        for flag in self.given:
+            if flag not in self._told:
+                self._by_table(flag)
+        for each in self.unknown:
+            words = "is no argument of Megatron-LM's core 0.16.1. See what it does in your copy"
+            self.outcomes.append(Outcome(each.text, "unknown", words))
+
+    def _run(self) -> None:
+        save = self.value("--save")
+        folder = self.options.folder or (f"{save.rstrip('/')}-cpt" if save else "runs/imported")
+        if save:
+            self.take("--save", "run.folder", folder, "a folder of its own")
+        else:
+            self.write("run.folder", folder)
+        if self.value("--profile"):
+            steps = f"{self.value('--profile-step-start')}-{self.value('--profile-step-end')}"
+            self.take("--profile", "run.profile", steps)
+        for flag in ("--profile-step-start", "--profile-step-end"):
+            self.equal(flag, "it belongs to --profile")
+        minutes = self.value("--exit-duration-in-mins")
+        if minutes is not None:
+            self.take("--exit-duration-in-mins", "stop.after", f"{minutes}m")
+
+    def _model_part(self) -> None:
+        if self.value("--tokenizer-model") == self.model:
+            self.take("--tokenizer-model", "model.hf", self.model)
+        else:
+            self.write("model.hf", self.model)
+        for flag in ("--tokenizer-type", "--tokenizer-model"):
+            self.equal(flag, "the tokenizer is that of model.hf; the manifest of a dataset names the one that made it")
+        hidden, attention = self.value("--hidden-dropout"), self.value("--attention-dropout")
+        if hidden == attention:
+            flag = "--hidden-dropout"
+            if hidden or self.has(flag):
+                self.take(
+                    flag, "model.dropout", hidden, "of hidden states and of attention; continual pretraining uses 0"
+                )
+            self.equal("--attention-dropout", f"model.dropout: {_short(hidden)}")
+        else:
+            for flag in ("--hidden-dropout", "--attention-dropout"):
+                self.refuse(flag, "There is one rate for both: model.dropout. Set it; continual pretraining uses 0")
+        if self.has("--num-layers"):
+            for name, argument in by_flag().items():
+                if argument.treatment == "shape" and name == argument.flag:
+                    self._compare(name, argument.words)
+
+    def _compare(self, flag: str, field: str) -> None:
+        """What the arguments say of the model beside its config.json. A default counts where it is not the model's."""
+        negated, name = field.startswith("not "), field.removeprefix("not ")
+        here = getattr(self.shape, name)
+        said = self.value(flag)
+        if isinstance(said, list):
+            said = said[0] if said else None
+        if said is None and not self.has(flag):
+            return
+        if flag.startswith("--moe") and not self.shape.experts and not self.has(flag):
+            return
+        if flag in ("--num-query-groups", "--moe-router-topk", "--num-experts") and not self.has(flag):
+            return
+        if isinstance(said, bool):
+            said = said is not negated
+        same = isclose(said, here, rel_tol=1e-9) if isinstance(said, float | int) else said == here
+        if same:
+            self.equal(flag, f"model.hf: config.json says so ({name} {_short(here)})")
+        else:
+            words = f"config.json of {self.model} has {name} {_short(here)}. Give the model that is meant with --model"
+            self.refuse(flag, words)
+
+    def _data(self) -> None:
+        self.take("--seq-length", "data.sequence_length", self.sequence_length)
+        if self.value("--reset-attention-mask"):
+            self.take("--reset-attention-mask", "data.attention", "within_documents")
+        self.equal("--reset-position-ids", "rotary positions count from any beginning: only distances matter")
+        if self.value("--eod-mask-loss"):
+            remark = "the token after an end of document does not count"
+            self.take("--eod-mask-loss", "data.loss_mask.document_starts", False, remark)
+        train, valid = self._blends()
+        self.validation_paths = valid
+        flag = next(filter(self.has, _DATA))
+        self._sources(flag, train)
+        if flag in ("--data-path", "--data-args-path"):
+            self._split()
+
+    def _blends(self) -> tuple[list[str], list[str]]:
+        """The words of the training and of the validation blend."""
+        train: list[str] = self.value("--train-data-path") or self.value("--data-path") or []
+        valid: list[str] = self.value("--valid-data-path") or []
+        if self.has("--data-args-path"):
+            train = _read_text("--data-args-path", self.value("--data-args-path")).split()
+        if self.has("--per-split-data-args-path"):
+            path = self.value("--per-split-data-args-path")
+            try:
+                parts = orjson.loads(_read_text("--per-split-data-args-path", path))
+                words = {
+                    name: value.split() if isinstance(value, str) else list(value or [])
+                    for name, value in parts.items()
+                }
+            except (ValueError, AttributeError, TypeError) as error:
+                fault = Fault(f"--per-split-data-args-path {path}", "is no JSON object of blends.", "Mend it.")
+                raise BadInput(fault) from error
+            train, valid = words.get("train", []), words.get("valid", [])
+        return train, valid
+
+    def _sources(self, flag: str, words: Sequence[str]) -> None:
+        prefixes, weights = read_blend(flag, words)
+        names = distinct_names(prefixes)
+        others = [name for name in self.options.replay if name not in (*prefixes, *names)]
+        refuse([Fault(f"--replay {name}", f"is no prefix of {flag}.", "Name one of them.") for name in others])
+        if weights is None and not self.options.replay:
+            key = f"data.sources.{names[0]}.paths"
+            self.take(flag, key, prefixes, "read as one source, each dataset once an epoch")
+        else:
+            for number, (name, prefix) in enumerate(zip(names, prefixes, strict=True)):
+                self.write(f"data.sources.{name}.paths", [prefix], "")
+                if weights is not None:
+                    self.write(f"data.sources.{name}.weight", weights[number], "")
+                if prefix in self.options.replay or name in self.options.replay:
+                    self.write(f"data.sources.{name}.role", "replay", "")
+            self.tell(flag, "taken", f"data.sources: {', '.join(names)}; weights are shares of tokens")
+        for other in _DATA:
+            self.equal(other, f"{flag} is read instead")
+
+    def _split(self) -> None:
+        split = self.value("--split") or _SPLIT
+        shares = [share for share in split.replace(",", " ").split() if share.strip()]
+        if len(shares) == 1 or all(float(share) == 0 for share in shares[1:]):
+            self.equal("--split", "the whole of every dataset is for training")
+            return
+        first = float(shares[0]) / sum(map(float, shares))
+        words = (
+            f"Megatron-LM trains on the first {first:.2%} of the documents of each dataset; here a source is read "
+            f"whole. Validation sets are datasets of their own: {_HOLD_OUT}"
+        )
+        self.refuse("--split", words)
+
+    def _training(self) -> None:
+        samples = self.value("--train-samples")
+        flag = "--train-iters" if samples is None else "--train-samples"
+        tokens = self.batches.total(self.steps) * self.sequence_length
+        self.take(flag, "training.tokens", f"{self.steps} steps", f"{tokens:,} tokens", f"{tokens:,} tokens")
+        if self.has("--global-batch-size"):
+            self.take("--global-batch-size", "training.global_batch_size", self.batch)
+        else:
+            self.write("training.global_batch_size", self.batch, "micro batch times data-parallel size")
+        self.take("--micro-batch-size", "training.micro_batch_size", self.micro_batch)
+        if ramp := self.value("--rampup-batch-size"):
+            start, increment, length = ramp
+            place = "training.batch_size_rampup"
+            self.write(f"{place}.start", start)
+            self.write(f"{place}.increment", increment)
+            self.write(f"{place}.tokens", length * self.sequence_length)
+            self.tell("--rampup-batch-size", "taken", f"{place}: from {start} by {increment}")
+        bf16 = self.value("--bf16") or self.value("--fp16")
+        self.write("training.precision", "bf16" if bf16 else "fp32", "")
+        if self.has("--bf16"):
+            self.tell("--bf16", "taken", "training.precision: bf16")
+        self._recompute()
+
+    def _recompute(self) -> None:
+        granularity = self.value("--recompute-granularity") or (
+            "selective" if self.value("--recompute-activations") else None
+        )
+        flag = "--recompute-granularity" if self.has("--recompute-granularity") else "--recompute-activations"
+        if granularity is not None:
+            self.take(flag, "training.recompute", granularity)
+        for other in ("--recompute-activations", "--recompute-method", "--recompute-num-layers", "--recompute-modules"):
+            self.equal(other, "memory only: `full` computes all layers again, `selective` the MLP or the experts")
+
+    # --- learning rate
+
+    def _schedule(self) -> None:
+        style = self.value("--lr-decay-style")
+        kind = {"constant": "constant", "linear": "linear", "cosine": "cosine", "WSD": "wsd"}.get(style)
+        if kind is None:
+            self.write("schedule.kind", "constant", "")
+            self.refuse(
+                "--lr-decay-style", "There is no such schedule. Choose one of docs/schedules.md (schedule.kind)"
+            )
+        else:
+            self.take("--lr-decay-style", "schedule.kind", kind)
+        self.take("--lr", "schedule.peak_lr", self.peak)
+        samples_flag = "--lr-decay-samples" if self.value("--train-samples") is not None else "--lr-decay-iters"
+        whole = self.batches.total(self.steps)
+        asked = self.value(samples_flag)
+        decay = whole if asked is None else asked * (1 if samples_flag.endswith("samples") else self.batch)
+        warmup = self._warmup(decay)
+        final = self._decay(samples_flag, kind, whole, decay, warmup)
+        if kind in ("linear", "cosine", "wsd"):
+            self.take("--min-lr", "schedule.final_lr", final)
+        else:
+            self.equal("--min-lr", "a constant rate has no end of its own")
+        if kind == "wsd":
+            self._wsd()
+
+    def _warmup(self, decay: int) -> int:
+        """Sequences of the warm-up."""
+        fraction = self.value("--lr-warmup-fraction")
+        iterations, samples = self.value("--lr-warmup-iters"), self.value("--lr-warmup-samples")
+        if fraction is not None:
+            flag, sequences = "--lr-warmup-fraction", int(fraction * decay)
+            remark = f"{fraction:g} of the decay's {decay:,} sequences"
+        elif samples:
+            flag, sequences, remark = "--lr-warmup-samples", samples, f"{samples:,} sequences"
+        else:
+            flag, sequences, remark = "--lr-warmup-iters", iterations * self.batch, f"{iterations:,} steps"
+        if sequences:
+            self.take(flag, "schedule.warmup", count_text(sequences * self.sequence_length), remark)
+        for other in ("--lr-warmup-fraction", "--lr-warmup-iters", "--lr-warmup-samples"):
+            self.equal(other, "no warm-up" if not sequences else "another argument gives the warm-up")
+        return sequences
+
+    def _decay(self, flag: str, kind: str | None, whole: int, decay: int, warmup: int) -> float:
+        """The rate at the end of the run; what the list says of the decay's length is told."""
+        lowest: float = self.value("--min-lr")
+        other = "--lr-decay-iters" if flag.endswith("samples") else "--lr-decay-samples"
+        self.equal(other, "Megatron-LM does not read it with this kind of length")
+        if kind in ("constant", None):
+            self.equal(flag, "a constant rate does not decay")
+            return lowest
+        if abs(decay - whole) < self.batch:
+            self.equal(flag, "the schedule ends with the run")
+            return lowest
+        if decay > whole and kind in ("linear", "cosine"):
+            gone = (whole - warmup) / (decay - warmup)
+            left = 1 - gone if kind == "linear" else 0.5 * (1 + cos(pi * gone))
+            final = lowest + (self.peak - lowest) * left
+            if kind == "linear":
+                self.take(flag, "schedule.final_lr", float(f"{final:.6g}"), "where the run ends on the same line")
+                self.entries.pop()  # --min-lr writes it
+                return float(f"{final:.6g}")
+            words = (
+                f"The decay would be {decay / whole:.3g} times the run, and the rate {final:.4g} at its end; here a "
+                "schedule ends with the run. final_lr has that rate, on a cosine of the run's own length"
+            )
+            self.refuse(flag, words)
+            return float(f"{final:.6g}")
+        words = (
+            f"The decay would end at {decay / whole:.2%} of the run, then stay at --min-lr; here it ends with the run. "
+            "For the same rates train that long alone, or use schedule.kind: wsd"
+        )
+        self.refuse(flag, words)
+        return lowest
+
+    def _wsd(self) -> None:
+        by_samples = self.value("--train-samples") is not None
+        flag = "--lr-wsd-decay-samples" if by_samples else "--lr-wsd-decay-iters"
+        other = "--lr-wsd-decay-iters" if by_samples else "--lr-wsd-decay-samples"
+        self.equal(other, "Megatron-LM does not read it with this kind of length")
+        decay = self.value(flag)
+        if decay is not None:
+            sequences = decay * (1 if by_samples else self.batch)
+            self.take(flag, "schedule.decay", count_text(sequences * self.sequence_length))
+        style = self.value("--lr-wsd-decay-style")
+        shape = {"linear": "linear", "cosine": "cosine", "minus_sqrt": "1-sqrt"}.get(style)
+        if shape is not None:
+            self.take("--lr-wsd-decay-style", "schedule.decay_shape", shape)
+            return
+        self.write("schedule.decay_shape", "linear")
+        words = (
+            "Megatron-LM's exponential, 2 * 0.5^x - 1, is not there: schedule.decay_shape: linear is nearest, at most "
+            "0.086 of the peak rate above it; `exponential` is a straight line in the logarithm"
+        )
+        self.refuse("--lr-wsd-decay-style", words)
+
+    # --- optimizer, layout, evaluation
+
+    def _optimizer(self) -> None:
+        start, end = self.value("--start-weight-decay"), self.value("--end-weight-decay")
+        decay = self.value("--weight-decay")
+        if start is not None and start == end:
+            decay = start
+            self.equal("--weight-decay", "--start-weight-decay and --end-weight-decay are read instead")
+            self.take("--start-weight-decay", "optimizer.weight_decay", decay)
+            self.equal("--end-weight-decay", "the same as at the start")
+        else:
+            self.take("--weight-decay", "optimizer.weight_decay", decay)
+            for flag in ("--start-weight-decay", "--end-weight-decay"):
+                if self.has(flag):
+                    self.refuse(flag, "Weight decay stays the same in a run. Set optimizer.weight_decay")
+        for flag in ("--adam-beta1", "--adam-beta2", "--adam-eps", "--clip-grad"):
+            self.take(flag, by_flag()[flag].words, self.value(flag))
+        self._decoupled()
+
+    def _decoupled(self) -> None:
+        rate, lowest = self.value("--decoupled-lr"), self.value("--decoupled-min-lr")
+        if rate is None:
+            return
+        factor, final = rate / self.peak, self.value("--min-lr")
+        if lowest is not None and not isclose(lowest, final * factor, rel_tol=1e-3, abs_tol=1e-12):
+            words = (
+                f"Embedding and output layer have a factor on the schedule's rate; {rate:g} would be {factor:.4g}, and "
+                f"{lowest:g} at the end another. Set optimizer.lr_multipliers.embedding and .output"
+            )
+            for flag in ("--decoupled-lr", "--decoupled-min-lr"):
+                if self.has(flag):
+                    self.refuse(flag, words)
+            return
+        for part in ("embedding", "output"):
+            self.write(f"optimizer.lr_multipliers.{part}", float(f"{factor:.6g}"))
+        self.tell("--decoupled-lr", "taken", f"optimizer.lr_multipliers: embedding and output {factor:.6g}")
+        self.equal("--decoupled-min-lr", "the same factor")
+
+    def _parallel(self) -> None:
+        tensor = self.value("--tensor-model-parallel-size")
+        layers = self.value("--num-layers-per-virtual-pipeline-stage")
+        if layers is not None:
+            chunks = self.shape.layers // (self.value("--pipeline-model-parallel-size") * layers)
+            self.take("--num-layers-per-virtual-pipeline-stage", "parallel.virtual_pipeline", chunks)
+        expert = self.value("--expert-tensor-parallel-size")
+        if expert is not None:
+            if expert == tensor:
+                self.equal("--expert-tensor-parallel-size", "experts are divided as the other layers are")
+            else:
+                words = "Experts are divided by parallel.tensor as the other layers are. Use parallel.expert"
+                self.refuse("--expert-tensor-parallel-size", words)
+        if self.value("--sequence-parallel") and tensor == 1:
+            self.equal("--sequence-parallel", "there is one tensor-parallel rank")
+
+    def _validation(self) -> None:
+        sequences = self.value("--eval-iters") * self.batch
+        tokens = sequences * self.sequence_length
+        if not self.validation_paths:
+            if tokens and (self.has("--eval-iters") or self.has("--eval-interval")):
+                words = (
+                    f"Each evaluation reads {sequences:,} other sequences there. Here a set is the same each time: "
+                    f"name it, with validation.sets.NAME.tokens: {_short(count_text(tokens))} for as many. {_HOLD_OUT}"
+                )
+                self.refuse("--eval-iters", words)
+            self.equal("--eval-iters", "no evaluations")
+            return
+        prefixes, _ = read_blend("--valid-data-path", self.validation_paths)
+        names = distinct_names(prefixes)
+        for name, prefix in zip(names, prefixes, strict=True):
+            self.write(f"validation.sets.{name}.paths", [prefix], "")
+            if tokens:
+                self.write(f"validation.sets.{name}.tokens", count_text(tokens), "")
+        remark = "each a set of its own, the same sequences at each evaluation"
+        if self.has("--valid-data-path"):
+            self.tell("--valid-data-path", "taken", f"validation.sets: {', '.join(names)} ({remark})")
+        if self.has("--eval-iters"):
+            self.tell("--eval-iters", "taken", f"tokens of each set: {_short(count_text(tokens))}")
+
+    # --- everything else
+
+    def _by_table(self, flag: str) -> None:
+        each = self.given[flag]
+        argument = each.argument
+        assert argument is not None, "unknown ones are apart"
+        value = self.value(flag)
+        if argument.treatment in ("key", "steps"):
+            value = f"{value} steps" if argument.treatment == "steps" else value
+            self.take(flag, argument.words, value)
+        elif argument.treatment == "equal":
+            self.tell(flag, "equal", argument.words)
+        elif argument.treatment == "refused" and " ".join(each.values) == argument.default and each.values:
+            self.tell(flag, "equal", "Megatron-LM's default")
+        elif argument.treatment == "refused":
+            self.tell(flag, "refused", argument.words)
+        else:
+            self.tell(flag, "equal", f"nothing else of the list makes use of it ({argument.words})")
+
+
+_DATA = ("--data-path", "--train-data-path", "--data-args-path", "--per-split-data-args-path")
+_SPLIT = "969, 30, 1"
+"""Megatron-LM's own, for --data-path."""
+_HOLD_OUT = "`megatron-cpt prepare --holdout` holds documents out"
+
+
+def _read_text(flag: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(Fault(f"{flag} {path}", "cannot be read here.", "Give the blend as --data-path.")) from error
+
+
+def _short(value: Any) -> str:
+    """A value in a line of the table."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def counted(outcomes: Sequence[Outcome]) -> Mapping[Result, int]:
+    """How many arguments were taken, are equal, refused and unknown."""
+    found: dict[Result, int] = {"taken": 0, "equal": 0, "refused": 0, "unknown": 0}
+    for outcome in outcomes:
+        found[outcome.result] += 1
+    return found

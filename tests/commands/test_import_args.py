@@ -1,0 +1,100 @@
+"""`megatron-cpt import-args`: what is written, what is printed, and that `plan` takes it."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.load import load_config
+from megatron_cpt.planning.megatron_lm_arguments import table
+from tests.planning.megatron_lm_lists import LISTS
+from tests.planning.small_run import write_dataset, write_model
+
+NEEDED = (
+    "--seq-length 32 --micro-batch-size 2 --global-batch-size 8 --train-iters 50 --lr 1e-3 --min-lr 1e-5 --bf16 "
+    "--lr-decay-style cosine --data-path 0.7 law 0.3 web --split 99,1,0 --save old"
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, two datasets and a script, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "base")
+    for name in ("law", "web"):
+        write_dataset(tmp_path / name, 20_000, tmp_path / "base")
+    Path("pretrain.sh").write_text(f'ARGS="{NEEDED}"\ntorchrun --nproc_per_node 4 pretrain_gpt.py $ARGS\n')
+    return tmp_path
+
+
+def test_a_script_becomes_a_run_that_plan_takes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import-args", "pretrain.sh", "--model", "base", "--replay", "web"]) == 0
+    printed = capsys.readouterr().out
+    assert "\ntaken: " in printed and "\nrefused: " in printed
+    assert "next: megatron-cpt plan run.yaml --nproc 4" in printed
+    assert "# --split 99,1,0: Megatron-LM trains on the first 99.00%" in Path("run.yaml").read_text()
+    assert main(["plan", "run.yaml", "--nproc", "4"]) == 0
+    plan = capsys.readouterr().out
+    assert "50 steps of 8 x 32 = 256 tokens" in plan and "70.00 %" in plan
+    assert main(["import-args", "pretrain.sh", "--model", "base"]) == 2  # run.yaml is there
+
+
+def test_words_after_the_dashes_hold_over_the_script(here: Path) -> None:
+    assert main(["import-args", "pretrain.sh", "--model", "base", "--", "--lr", "2e-3", "--data-path", "law"]) == 0
+    config = load_config("run.yaml")
+    assert (config.schedule.peak_lr, list(config.data.sources)) == (2e-3, ["law"])
+
+
+def test_a_list_alone_and_a_file_with_one(here: Path) -> None:
+    assert main(["import-args", "--model", "base", "--output", "a.yaml", "--", *NEEDED.split()]) == 0
+    Path("list.txt").write_text(NEEDED)
+    assert main(["import-args", "list.txt", "--model", "base", "--output", "b.yaml"]) == 0
+    assert yaml.safe_load(Path("a.yaml").read_text()) == yaml.safe_load(Path("b.yaml").read_text())
+
+
+def test_a_checkpoint_by_its_newest_iteration(here: Path) -> None:
+    values = {"seq_length": 32, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 50, "lr": 1e-3}
+    args = argparse.Namespace(**({each.dest: None for each in table()} | values | {"data_path": ["law"]}))
+    Path("old/iter_0000050").mkdir(parents=True)
+    Path("old/latest_checkpointed_iteration.txt").write_text("50\n")
+    torch.save({"args": args, "iteration": 50}, "old/iter_0000050/common.pt")
+    for source in ("old", "old/iter_0000050"):
+        assert main(["import-args", source, "--model", "base", "--output", f"{Path(source).name}.yaml"]) == 0
+    assert load_config("old.yaml").total_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "neither a script"),
+        (["nothing.sh"], "nothing.sh: cannot be read: No such file"),
+        (["base", "--model", "base"], "common.pt"),
+        (["pretrain.sh"], "no Hugging Face folder is named"),
+        (["pretrain.sh", "--model", "law"], "there is no config.json in it"),
+        (["pretrain.sh", "--model", "base", "--replay", "books"], "--replay books: is no prefix of --data-path"),
+    ],
+)
+def test_what_is_wrong_is_one_message(
+    here: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import-args", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not Path("run.yaml").exists()
+
+
+def test_a_list_for_llama_3_8b_goes_over_to_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole list, on a folder that is the real one's in shape, with short sequences of small datasets."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    shape = sizes | {"num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0}
+    write_model(here / "Llama-3-8B", rms_norm_eps=1e-5, vocab_size=128256, **shape)
+    for name in ("medicine_text_document", "general_text_document"):
+        write_dataset(here / name, 30_000, here / "Llama-3-8B")
+    words = LISTS["llama-3-8b"].replace("--train-iters 3000", "--train-iters 2").split()
+    assert main(["import-args", "--", *words]) == 0
+    assert "3 refused, 0 unknown" in capsys.readouterr().out
+    assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
+    assert "2 steps of 192 x 8192" in capsys.readouterr().out

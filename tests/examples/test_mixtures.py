@@ -105,8 +105,3 @@ def test_a_recipe_is_loaded_and_planned(name: str, world: Path, monkeypatch: pyt
     config = load_config(str(RECIPES / f"{name}.yaml"), [])
     assert config_faults(config) == []
     assert SHOWS[name](make_plan(config))
-
-
-@pytest.mark.parametrize("name", ["base", "naive", "mitigated"])
-def test_the_runs_of_the_quickstart_are_configurations(name: str) -> None:
-    assert load_config(RECIPES.parent / f"quickstart/{name}.yaml").run.folder == f"quickstart/{name}"

@@ -1,4 +1,4 @@
-"""The quickstart's Hugging Face folder, read back by the library it is written for."""
+"""The quickstart's runs, and its Hugging Face folder, read back by the library it is written for."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from megatron_cpt.config.load import load_config
+from megatron_cpt.quickstart import base_folder
 from megatron_cpt.quickstart.base_folder import END_OF_TEXT, VOCABULARY, write_base_folder
 
 SENTENCES = [f"Sentence {i} says that {i * i} is the square of {i}, and naïveté is spelt so." for i in range(3000)]
@@ -38,3 +40,9 @@ def test_the_same_corpora_give_the_same_tokenizer(corpora: list[Path], tmp_path:
     first = write_base_folder(corpora, tmp_path / "first") / "tokenizer.json"
     second = write_base_folder(corpora, tmp_path / "second") / "tokenizer.json"
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["base", "naive", "mitigated"])
+def test_the_runs_are_configurations(name: str) -> None:
+    path = Path(base_folder.__file__).with_name(f"{name}.yaml")
+    assert load_config(path).run.folder == f"quickstart/{name}"

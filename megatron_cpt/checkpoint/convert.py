@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +36,7 @@ from megatron_cpt.checkpoint.dcp import (
     write_streamed,
 )
 from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
-from megatron_cpt.checkpoint.hf_folder import copy_files, open_hf_tensors, tokenizer_files
+from megatron_cpt.checkpoint.hf_folder import copy_files, open_hf_tensors, refuse_altered, tokenizer_files
 from megatron_cpt.checkpoint.hf_weights import (
     SHARD_BYTES,
     Weight,
@@ -56,7 +57,7 @@ from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_complete, read_state
-from megatron_cpt.runs.folder import refuse_existing, whole_folder
+from megatron_cpt.runs.folder import refuse_existing, refuse_without_room, whole_folder
 
 
 def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> str:
@@ -135,6 +136,7 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
         IntegrityFault: a torn or altered file.
     """
     refuse_existing(output)
+    refuse_altered(hf_folder)
     shape = read_shape(hf_folder)
     table = name_table(shape)
     places, values = stored_places(shape)
@@ -149,6 +151,7 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
             fill(parameter, *table[name], shape, tensors, rank=0, ranks=1)
             return parameter
 
+        refuse_without_room(output, sum(prod(place.size) for place in places.values()) * dtype.itemsize)
         with whole_folder(output) as folder:
             make_folder(folder, hf_folder, parent_dtypes(hf_folder))
             write_streamed(folder / "shards", places, values, dtype, read)
@@ -276,6 +279,7 @@ def verify(
         BadInput: there is no model at `source`.
     """
     source, shape = newest_of_run(source), read_shape(hf_folder)
+    refuse_altered(hf_folder)
     generator = torch.Generator().manual_seed(1234)
     tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.max_positions)), generator=generator)
     reference = transformers_logits(hf_folder, tokens)

@@ -2,10 +2,12 @@
 
 Only safetensors are read; nothing is unpickled. A folder has either one `model.safetensors`, or
 several files and `model.safetensors.index.json`, whose `weight_map` says which file holds which tensor.
-One with both is refused: transformers reads the single file, other programs read the index.
+One with both is refused: transformers reads the single file, other programs read the index. What we export ourselves
+has a `sha256.json` beside it.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,8 +24,11 @@ from torch import Tensor
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
+from megatron_cpt.runs.folder import file_sha256, sync_file, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HASHES, _LINEAGE = "sha256.json", "lineage.json"
+"""What an export of ours has beside the files of a Hugging Face folder."""
 _OTHER_WEIGHTS = "transformers_weights"
 # What a folder holds beside config.json and weights, by names in lower case: what makes its tokenizer ...
 _TOKENIZER_FILES = (
@@ -143,17 +148,20 @@ def _read_index(folder: Path) -> dict[str, Path]:
         if not places:
             raise IntegrityFault(f"{folder / INDEX}: its weight_map is empty")
         for name, path in places.items():
-            if path.parent != folder or path.suffix != ".safetensors" or not is_file(path):
+            if path.parent != folder or path.suffix != ".safetensors" or not is_file(path) or leaves(path):
                 raise BadInput(
                     Fault(
                         f"{folder / INDEX}: {name} in {index[name]!r}",
-                        "must name a .safetensors file of this folder.",
+                        "must name a .safetensors file of this folder, and no link out of it.",
                         "Fetch the missing files, or another copy if the index leaves the folder.",
                     )
                 )
         _refuse_other_weights(folder, set(places.values()))
         return places
     if (folder / SINGLE).is_file():
+        if leaves(folder / SINGLE):
+            rule = f"is a link out of the folder, to {(folder / SINGLE).resolve()}."
+            raise BadInput(Fault(str(folder / SINGLE), rule, "Copy the file here, or name the folder that it is in."))
         _refuse_other_weights(folder, set())
         return {}
     raise BadInput(_no_safetensors(folder))
@@ -199,6 +207,13 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def leaves(path: Path) -> bool:
+    """Whether a file is a link to outside of its folder, that of a hub's cache to its own blobs aside."""
+    target, folder = path.resolve(), path.parent.resolve()
+    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
+    return target.parent not in (folder, blobs)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -272,9 +287,53 @@ def _check_index(folder: Path, places: Mapping[str, Path], files: Mapping[Path, 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes one safetensors file and waits until it is on disk."""
-    save_file(tensors, path, metadata={"format": "pt"})
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        of_system = _OF_SYSTEM.search(str(error))
+        if of_system is None:
+            raise
+        raise OSError(int(of_system[1]), os.strerror(int(of_system[1])), str(path)) from error
+    sync_file(path)
+
+
+_OF_SYSTEM = re.compile(r"\(os error (\d+)\)")
+"""How safetensors tells of an error of the system: by its number."""
+
+
+def write_hashes(folder: Path) -> None:
+    """Leaves the hashes of what makes a folder its model, for whoever reads it later; a card may be changed."""
+    names = [*tokenizer_files(folder), *(Path(name) for name in ("config.json", INDEX, _LINEAGE))]
+    names += [path.relative_to(folder) for path in folder.glob("*.safetensors")]
+    hashes = {str(name): file_sha256(folder / name) for name in sorted(set(names)) if (folder / name).is_file()}
+    write_json(folder / HASHES, {"sha256": hashes})
+
+
+def altered_files(folder: Path, rank: int = 0, ranks: int = 1) -> list[str]:
+    """The files of an export of ours that are not what was written. A folder made elsewhere has no hashes, and none.
+
+    Args:
+        rank: of `ranks` that share the files, each of which calls it.
+    """
+    if not (folder / HASHES).is_file():
+        return []
+    try:
+        hashes: dict[str, str] = orjson.loads((folder / HASHES).read_bytes())["sha256"]
+        mine = list(hashes.items())[rank::ranks]
+        return [name for name, digest in mine if not is_file(folder / name) or file_sha256(folder / name) != digest]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [HASHES]
+
+
+def refuse_altered(folder: Path) -> None:
+    """Raises IntegrityFault where an export of ours is not what was written."""
+    if altered := altered_files(folder):
+        raise altered_fault(folder, altered)
+
+
+def altered_fault(folder: Path, altered: Sequence[str]) -> IntegrityFault:
+    """What is told of files that are not what was written."""
+    return IntegrityFault(
+        f"{folder}: {', '.join(altered)}: not what was written, by the hashes of {HASHES}. Copy or export it again; "
+        f"where it was changed on purpose, remove {HASHES}."
+    )

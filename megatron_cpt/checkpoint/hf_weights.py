@@ -14,7 +14,6 @@ The folder must be on a file system that all ranks share.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import prod
@@ -40,18 +39,22 @@ from megatron_cpt.checkpoint.hf_folder import (
     READABLE,
     SINGLE,
     HFTensors,
+    altered_fault,
+    altered_files,
     copy_tokenizer_files,
     open_hf_tensors,
+    write_hashes,
     write_shard,
 )
 from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
+from megatron_cpt.checkpoint.load import whole_folder_of_ranks
 from megatron_cpt.config.errors import Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import barrier, first_on_rank_zero
-from megatron_cpt.runs.folder import unfinished_name, whole_folder, write_durably, write_json
+from megatron_cpt.parallel.groups import barrier
+from megatron_cpt.runs.folder import write_durably, write_json
 
 SHARD_BYTES = 4 * 1024**3
 
@@ -137,10 +140,9 @@ def export_weights(
         BadInput: there is something at `output` already.
         NumericsFault: a weight is too large for float16.
     """
-    with ExitStack() as whole:
-        with first_on_rank_zero():
-            on_rank_zero = groups.rank() == 0
-            folder = whole.enter_context(whole_folder(output)) if on_rank_zero else unfinished_name(output)
+    on_rank_zero = groups.rank() == 0
+    needed = sum(weight.bytes(dtypes, shape) for weight in weights)
+    with whole_folder_of_ranks(output, needed) as folder:
         files = _write_weights(weights, shape, folder, dtypes, shard_bytes)
         written = {name: conversion for tensors in files.values() for name, conversion in tensors.items()}
         barrier()
@@ -154,7 +156,7 @@ def export_weights(
                 write_json(folder / "lineage.json", lineage)
             if card is not None:
                 write_durably(folder / "README.md", card)
-    barrier()
+            write_hashes(folder)
     return roundings(written.values())
 
 
@@ -234,6 +236,9 @@ def load_hf_weights(model: Sequence[LanguageModule], shape: ModelShape, folder: 
         BadInput: pickles; tensors missing, surplus, of another size or dtype, not finite.
         IntegrityFault: a torn or altered file.
     """
+    altered = altered_files(folder, groups.rank(), groups.world_size())
+    if not groups.all_agree(not altered):
+        raise altered_fault(folder, altered or ["found by another rank"])
     with open_hf_tensors(folder) as tensors, torch.no_grad():
         check_tensors(tensors, shape)
         for parameter, rule, place in weights_of(model, shape):

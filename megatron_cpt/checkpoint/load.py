@@ -15,8 +15,9 @@ values as pickles inside the shards, and reads both with full pickle. Here a res
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_pac
 from megatron_cpt.config.errors import Fault, IntegrityFault, RankFailed, StorageFault, refuse
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import all_agree, barrier, restore_random_state
+from megatron_cpt.parallel.groups import all_agree, barrier, first_on_rank_zero, restore_random_state
 from megatron_cpt.runs.checkpoint_state import (
     FREQUENT,
     KEPT,
@@ -45,7 +46,15 @@ from megatron_cpt.runs.checkpoint_state import (
     read_state,
     without_optimizer,
 )
-from megatron_cpt.runs.folder import file_sha256, sync_file, sync_folder, write_json
+from megatron_cpt.runs.folder import (
+    file_sha256,
+    refuse_without_room,
+    sync_file,
+    sync_folder,
+    unfinished_name,
+    whole_folder,
+    write_json,
+)
 
 
 def _sharding_faults(checkpoint: Path, position: CheckpointState, now: Layout) -> list[Fault]:
@@ -263,6 +272,28 @@ def leave_hashes(checkpoint: Path, rank: int) -> None:
         digests = threads.map(file_sha256, shards)
         hashes = {str(path.relative_to(checkpoint)): digest for path, digest in zip(shards, digests, strict=True)}
     write_json(checkpoint / f"hashes-{rank:05}.json", hashes)
+
+
+@contextmanager
+def whole_folder_of_ranks(folder: Path, needed: int) -> Iterator[Path]:
+    """`whole_folder` for all ranks, each of which enters and leaves it: rank 0 makes it and gives it its name.
+
+    Args:
+        needed: bytes that this rank would write alone, at most.
+    Raises:
+        BadInput: as whole_folder does.
+        StorageFault: there is less room.
+    """
+    with ExitStack() as whole:
+        with first_on_rank_zero():
+            if groups.rank() == 0:
+                refuse_without_room(folder, needed)
+                unfinished = whole.enter_context(whole_folder(folder))
+            else:
+                unfinished = unfinished_name(folder)
+        yield unfinished
+        barrier()
+    barrier()
 
 
 def seal(checkpoint: Path) -> None:

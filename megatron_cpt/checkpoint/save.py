@@ -39,6 +39,7 @@ from megatron_cpt.checkpoint.load import (
     reason,
     rng_object,
     seal,
+    whole_folder_of_ranks,
 )
 from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
@@ -148,26 +149,31 @@ class CheckpointWriter:
 
 
 @contextmanager
-def _told_if_unwritten(checkpoint: Path) -> Iterator[None]:
+def _told_if_unwritten(checkpoint: Path, left: str = "The checkpoint before it is whole") -> Iterator[None]:
     """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault."""
     try:
         yield
     except CHECKPOINT_ERRORS as error:
-        raise StorageFault(
-            f"{checkpoint}: could not be written ({reason(error)}): is its disk full? The checkpoint before it is whole"
-        ) from error
+        raise StorageFault(f"{checkpoint}: could not be written ({reason(error)}): is its disk full? {left}") from error
 
 
 def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: Path) -> None:
-    """Writes a checkpoint of weights alone, which loads into any layout. Every rank calls it."""
+    """Writes a checkpoint of weights alone, absent or whole, which loads into any layout. Every rank calls it.
+
+    Raises:
+        BadInput: there is something of this name already.
+        StorageFault: it could not be written.
+    """
     keep_results()
-    if groups.rank() == 0:
-        make_folder(checkpoint, hf_folder, parent_dtypes(hf_folder))
-    barrier()
-    with _told_if_unwritten(checkpoint):
-        dist_checkpointing.save(model_state(model), str(checkpoint / "shards"))
-    leave_hashes(checkpoint, groups.rank())
-    seal(checkpoint)
+    needed = sum(value.nbytes for chunk in model for value in chunk.parameters())
+    with whole_folder_of_ranks(checkpoint, needed) as folder:
+        if groups.rank() == 0:
+            make_folder(folder, hf_folder, parent_dtypes(hf_folder))
+        barrier()
+        with _told_if_unwritten(folder, "Nothing is left of it"):
+            dist_checkpointing.save(model_state(model), str(folder / "shards"))
+        leave_hashes(folder, groups.rank())
+        seal(folder)
 
 
 def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None:

@@ -31,7 +31,9 @@ from megatron_cpt.checkpoint.hf_folder import (
     copy_files,
     model_files,
     open_hf_tensors,
+    refuse_altered,
     tokenizer_files,
+    write_hashes,
     write_shard,
 )
 from megatron_cpt.checkpoint.hf_weights import check_tensors, vocabulary_tensors
@@ -46,7 +48,7 @@ from megatron_cpt.checkpoint.new_tokenizer import (
 )
 from megatron_cpt.config.errors import refuse
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.runs.folder import whole_folder, write_json
+from megatron_cpt.runs.folder import refuse_without_room, whole_folder, write_json
 from megatron_cpt.tokenizer.formats import token_contents, unknown_token
 
 NewRows = Literal["mean", "random"]
@@ -107,6 +109,7 @@ def extend_vocabulary(
             tokenizer that transformers reads otherwise, something is at `output`.
         IntegrityFault: a torn or altered file.
     """
+    refuse_altered(hf_folder)
     shape = read_shape(hf_folder)
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
@@ -116,6 +119,7 @@ def extend_vocabulary(
     words = added_words(old, new)
     refuse(words_faults(new, words))
     sources = row_sources(old, new, new_rows, shape.vocabulary)
+    refuse_without_room(output, sum(file.stat().st_size for file in files))
     with whole_folder(output) as folder:
         embedding, output_layer = vocabulary_tensors(shape)
         matrices = (embedding,) if shape.tied_embeddings else (embedding, output_layer)
@@ -130,6 +134,7 @@ def extend_vocabulary(
             new.save(str(folder / "tokenizer.json"))
         check_token_ids(folder, len(sources))
         check_in_transformers(folder, new, words, len(sources))
+        write_hashes(folder)
     kept = sum(source.kept for source in sources)
     return NewVocabulary(len(sources), kept, len(sources) - kept - max(drawn), max(drawn))
 

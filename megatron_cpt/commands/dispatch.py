@@ -10,7 +10,16 @@ from pathlib import Path
 
 from megatron_cpt import __version__
 from megatron_cpt.commands.parsers import completion
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, WorkerDied, refuse
+from megatron_cpt.config.errors import (
+    BadInput,
+    Fault,
+    IntegrityFault,
+    NumericsFault,
+    StorageFault,
+    WorkerDied,
+    printable,
+    refuse,
+)
 from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
 
@@ -112,7 +121,7 @@ def report_error(program: str, error: Exception) -> int:
     """Prints what went wrong, once and without a traceback where it is expected, and returns the exit code."""
     explanation = explained(error)
     if isinstance(explanation, (BadInput, IntegrityFault, NumericsFault, StorageFault, WorkerDied)):
-        print(f"{program}: {explanation}", file=sys.stderr)
+        print(printable(f"{program}: {explanation}"), file=sys.stderr)  # names and values are foreign text
     else:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, _STANDARD_OUTPUT):

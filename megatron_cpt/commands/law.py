@@ -24,7 +24,7 @@ from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
-from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably, write_json
+from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_checked_json, write_durably, write_json
 from megatron_cpt.runs.foreign_logs import is_tensorboard
 from megatron_cpt.scaling_law.choose import (
     Kind,
@@ -231,7 +231,7 @@ def _fit_tables(args: argparse.Namespace) -> int:
             print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
         else:
             print("  too few rows to leave one out: the error of the law is unknown")
-    write_json(Path(args.output), table_document(fits))
+    write_checked_json(Path(args.output), table_document(fits))
     print(f"written: {args.output}")
     return ExitCode.DONE
 
@@ -392,7 +392,7 @@ def fit(args: argparse.Namespace) -> int:
     for name, combined in combinations.items():
         print(combination_text(name, combined))
     laws = laws_of(fits, curves, combinations)
-    write_json(Path(args.output), to_document(laws))
+    write_checked_json(Path(args.output), to_document(laws))
     write_durably(Path(args.html), fit_page(laws, {name: curves[name] for name in fits}))
     print(f"written: {args.output}, {args.html}")
     return ExitCode.DONE

@@ -19,6 +19,7 @@ from megatron_cpt.preparation.job import (
     rejected_path,
     validation_prefix,
 )
+from megatron_cpt.preparation.pool import PATIENCE_SECONDS
 from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
 from megatron_cpt.tasks.task_files import evaluation_sets
 
@@ -48,6 +49,7 @@ def _prepare(
     args: argparse.Namespace, settings: PrepareSettings, evaluation: Sequence[EvaluationSet], output: Path
 ) -> str:
     how = {"evaluation": evaluation, "workers": args.workers, "progress": not args.quiet, "fast": args.fast}
+    how["patience"] = args.worker_timeout
     if args.shard is None:
         return summary(prepare(args.corpus, args.tokenizer, output, settings, overwrite=args.overwrite, **how), output)
     done = prepare_shard(args.corpus, args.tokenizer, output, settings, args.shard, **how)
@@ -145,6 +147,13 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
     top.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
+    top.add_argument(
+        "--worker-timeout",
+        type=_positive,
+        default=PATIENCE_SECONDS,
+        metavar="SECONDS",
+        help="give up a worker that has done nothing for so long (default: %(default)g)",
+    )
     top.add_argument(
         "--shard", type=_shard, metavar="I/N", help="tokenize part I (from 1) of N; `megatron-cpt merge` joins them"
     )

@@ -22,7 +22,7 @@ from megatron_cpt.config.schema import (
     name_faults,
     path_faults,
 )
-from megatron_cpt.config.units import epochs_of_source, profiled_steps
+from megatron_cpt.config.units import LARGEST_COUNT, epochs_of_source, profiled_steps, short_count
 
 
 def config_faults(config: RunConfig, world_size: int | None = None) -> list[Fault]:
@@ -50,7 +50,7 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
 
 
 def _run_faults(config: RunConfig) -> Iterator[Fault]:
-    """Empty names of folders, and steps to profile that are none."""
+    """Empty names of folders, steps to profile that are none, and runs beyond all counts."""
     try:
         config.run.profile is None or profiled_steps(config.run.profile)
     except ValueError as error:
@@ -61,6 +61,9 @@ def _run_faults(config: RunConfig) -> Iterator[Fault]:
     ):
         if not folder.strip():
             yield Fault(f"{name} = '{folder}'", "a folder needs a name.", remedy)
+    if config.total_tokens > LARGEST_COUNT:
+        rule = f"that are {config.total_tokens:.0e} tokens, more than any run counts ({short_count(LARGEST_COUNT)})."
+        yield Fault(f"training.tokens = {config.training.tokens}", rule, "Lower it.")
 
 
 def _rope_faults(config: RunConfig) -> Iterator[Fault]:

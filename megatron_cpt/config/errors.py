@@ -23,6 +23,11 @@ class Fault:
         return f"{self.value}: {self.rule} {self.remedy}"
 
 
+def printable(text: str) -> str:
+    """A text in which nothing steers a terminal: control characters but line ends and tabs are spelled out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 class BadInput(Exception):
     """What the user gave cannot work. Carries every fault found, so that all are mended in one round."""
 

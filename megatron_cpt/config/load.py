@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -114,7 +115,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: no such file, not text, not YAML, not a mapping, or a key given twice.
     """
     try:
-        settings = _parse(path.read_text(encoding="utf-8"))
+        settings = _parse(_text_of(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         fault = Fault(str(path), f"the configuration cannot be read: {reason}.", "Give the path of a YAML file.")
@@ -128,8 +129,52 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
+_MOST_BYTES, _MOST_VALUES, _MOST_LEVELS = 16 << 20, 100_000, 50
+"""Of a configuration: a thousand sources are a tenth of it."""
+
+
+def _text_of(path: Path) -> str:
+    """The content of a file that can be one. Raises OSError for a pipe or a device, for which a reader may wait."""
+    state = path.stat()
+    if not S_ISREG(state.st_mode):
+        raise OSError(f"it is no file but a {'folder' if S_ISDIR(state.st_mode) else 'pipe or a device'}")
+    if state.st_size > _MOST_BYTES:
+        raise OSError(f"it has {state.st_size:,} bytes, more than the {_MOST_BYTES:,} that a configuration may have")
+    return path.read_text(encoding="utf-8")
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which alone would keep the last of two equal keys in silence, and take half a character."""
+    """PyYAML's safe loader with limits, and without what it does in silence.
+
+    It alone would keep the last of two equal keys, and take half a character. A few hundred bytes may stand for
+    billions of values (aliases of aliases), or nest deeper than Python can follow.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+        self._values: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A value and all in it. Raises yaml.YAMLError where it nests too deep, contains itself or holds too many."""
+        mark = self.peek_event().start_mark
+        if self._level == _MOST_LEVELS:
+            problem = f"values are nested deeper than {_MOST_LEVELS} levels"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        self._level += 1
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if node is None:
+            return None
+        if not is_alias:
+            self._values[id(node)] = 1 + sum(self._values[id(child)] for child in _children(node))
+        elif id(node) not in self._values:
+            raise yaml.MarkedYAMLError(problem="the alias stands inside of what it names", problem_mark=mark)
+        if self._values[id(node)] > _MOST_VALUES:
+            problem = f"it holds more than {_MOST_VALUES:,} values, where aliases are followed"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        return node
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         value: str = super().construct_scalar(node)
@@ -148,6 +193,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    """The values, and keys, right inside a value."""
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _parse(text: str) -> Any:

@@ -132,6 +132,10 @@ _OF_SOURCE = re.compile(r"\s*([0-9.e+-]+)\s+of\s+([\w-]+)\s*")
 _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens"}
 
 
+LARGEST_COUNT = 10**18
+"""Of tokens, steps, sequences: their sums are held in 64 bits."""
+
+
 def short_count(count: float, zeros: bool = True) -> str:
     """Three significant digits and a suffix: `999`, `1.23K`, `5.00B`; without zeros at the end `5B`."""
     scaled, suffixes = float(count), ["", "K", "M", "B", "T"]
@@ -146,8 +150,18 @@ def short_count(count: float, zeros: bool = True) -> str:
 def parse_count(value: Any) -> int:
     """An exact whole number from `5B`, `4.1B`, `1_000`, `2e9` or an int.
 
-    Raises ValueError for a bool, a fraction of one, or anything else.
+    Raises ValueError for a bool, a fraction of one, one beyond LARGEST_COUNT, or anything else.
     """
+    return _bounded(_whole_number(value), value)
+
+
+def _bounded(amount: int, value: Any) -> int:
+    if amount > LARGEST_COUNT:
+        raise ValueError(f"{value!r} is more than any run counts ({short_count(LARGEST_COUNT)}); lower it")
+    return amount
+
+
+def _whole_number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a count; write a whole number, or one with a suffix: 300M, 5B")
     text = repr(value) if isinstance(value, float) else str(value).replace("_", "")
@@ -229,14 +243,15 @@ def parse_duration(value: Any) -> Duration:
         return parse_duration(f"{value['amount']} {value['unit']}")
     amount, unit = value, "tokens"
     if isinstance(value, str):
-        number, _, word = value.strip().rpartition(" ")
+        before, _, word = value.strip().rpartition(" ")
         if word in _UNITS:
-            amount, unit = number, _UNITS[word]
+            amount, unit = before, _UNITS[word]
     try:
-        return Duration(parse_count(amount), unit)
+        number = _whole_number(amount)
     except ValueError:
         remedy = "write tokens, as 300M or 5B, or steps, as 100 steps"
         raise ValueError(f"{value!r} is not a duration; {remedy}") from None
+    return Duration(_bounded(number, value), unit)
 
 
 def wall_seconds(text: str) -> int:

@@ -25,7 +25,7 @@ import orjson
 from megatron_cpt import __version__
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import CHUNK_TOKENS, IndexedDataset, bin_path, idx_path, manifest_path
-from megatron_cpt.runs.folder import durable_file, file_sha256, write_json
+from megatron_cpt.runs.folder import durable_file, file_sha256, read_json_object, write_checked_json, write_new_json
 
 DOCUMENTS = "documents"
 """The column that prepare writes."""
@@ -86,12 +86,27 @@ def read_column(prefix: str | Path, name: str, documents: int) -> npt.NDArray[An
         raise BadInput(Fault(str(path), "is not there.", f"Score {prefix} first, or choose by another score."))
     try:
         column = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError) as error:
         raise IntegrityFault(f"{path}: is not a whole .npy file ({error}). Write it again.") from error
+    if not isinstance(column, np.ndarray):
+        column.close()
+        raise IntegrityFault(f"{path}: is an archive of arrays, not a .npy file. Write it again.")
     if column.shape != (documents,):
         raise IntegrityFault(
             f"{path}: has shape {column.shape} where {prefix} has {documents:,} documents. Write it again."
         )
+    return column
+
+
+def documents_column(prefix: str | Path, manifest: "Manifest") -> npt.NDArray[Any]:
+    """The column that prepare writes, DOCUMENT_RECORD[documents], mapped from disk and proved by its hash.
+
+    Raises as read_column does.
+    """
+    column = read_column(prefix, DOCUMENTS, manifest.documents)
+    path = column_path(prefix, DOCUMENTS)
+    if column.dtype != DOCUMENT_RECORD or manifest.documents_sha256 not in (None, file_sha256(path)):
+        raise IntegrityFault(f"{path}: is not the content that its manifest describes. Prepare or copy it again.")
     return column
 
 
@@ -163,6 +178,8 @@ class Manifest:
     """SHA-256 of PREFIX.bin."""
     index_sha256: str
     """SHA-256 of PREFIX.idx."""
+    documents_sha256: str | None = None
+    """SHA-256 of PREFIX.documents.npy; None where there is none, or a version before did not look."""
     tool_version: str | None = None
     """Version of this package that wrote the dataset."""
 
@@ -174,7 +191,7 @@ def tool_version() -> str:
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Declares a dataset whole."""
-    write_json(manifest_path(prefix), asdict(manifest))
+    write_checked_json(manifest_path(prefix), asdict(manifest))
 
 
 def load_manifest(prefix: str | Path) -> Manifest:
@@ -193,7 +210,13 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
     """
     if not manifest_path(prefix).is_file():
         dataset = IndexedDataset(prefix)
-        return dataset, _describe_foreign(dataset)
+        described = _describe_foreign(dataset)
+        # Datasets often lie on read-only shares. They are usable, only described anew each time.
+        with suppress(OSError):
+            write_new_json(manifest_path(prefix), asdict(described))
+        if not manifest_path(prefix).is_file():
+            return dataset, described
+        # Perhaps another machine's, which was not to be seen from here.
     manifest = read_manifest(prefix)
     dataset = IndexedDataset(prefix, checked=manifest.index_sha256)
     counted = (dataset.documents, dataset.token_count, dataset.dtype.name)
@@ -204,12 +227,13 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
     if manifest.largest_id is None and manifest.vocabulary_size is None and manifest.tokens:
         # Made elsewhere, and described by a version that did not look.
         manifest = replace(manifest, largest_id=dataset.largest_id())
-        _keep(prefix, manifest)
+        with suppress(OSError):
+            write_manifest(prefix, manifest)
     return dataset, manifest
 
 
 def _describe_foreign(dataset: IndexedDataset) -> Manifest:
-    manifest = Manifest(
+    return Manifest(
         documents=dataset.documents,
         tokens=dataset.token_count,
         dtype=dataset.dtype.name,
@@ -217,21 +241,14 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
         index_sha256=dataset.index_sha256,
         largest_id=dataset.largest_id(),
     )
-    _keep(dataset.prefix, manifest)
-    return manifest
-
-
-def _keep(prefix: str | Path, manifest: Manifest) -> None:
-    # Datasets often lie on read-only shares. They are usable, only described anew each time.
-    with suppress(OSError):
-        write_manifest(prefix, manifest)
 
 
 def read_manifest(prefix: str | Path) -> Manifest:
-    """What a manifest says, not compared with the files. IntegrityFault: it is none."""
+    """What a manifest says, not compared with the files. IntegrityFault: it is none, or not what was written."""
     path = manifest_path(prefix)
+    content = read_json_object(path)
     try:
-        content = orjson.loads(path.read_bytes())
+        assert content is not None, f"{path} is not there"
         known = {field.name for field in fields(Manifest)}
         values = {name: value for name, value in content.items() if name in known}
         if values.get("sources") is not None:
@@ -250,7 +267,7 @@ def _stale(prefix: str | Path) -> IntegrityFault:
 
 
 def verify_dataset(prefix: str | Path) -> Manifest:
-    """Checks index and data hashes, ids inside the vocabulary, EOD and BOS around each document.
+    """Checks the hashes of all files, ids inside the vocabulary, EOD and BOS around each document, and the bytes.
 
     What the manifest does not know is not checked. Raises IntegrityFault naming the file and what is
     wrong; returns the manifest.
@@ -263,7 +280,18 @@ def verify_dataset(prefix: str | Path) -> Manifest:
         )
     _check_ids(dataset, manifest)
     _check_ends(dataset, manifest)
+    if column_path(prefix, DOCUMENTS).is_file() or manifest.documents_sha256 is not None:
+        _check_bytes(prefix, manifest)
     return manifest
+
+
+def _check_bytes(prefix: str | Path, manifest: Manifest) -> None:
+    counted = int(documents_column(prefix, manifest)["bytes"].sum())
+    if manifest.bytes is not None and counted != manifest.bytes:
+        raise IntegrityFault(
+            f"{column_path(prefix, DOCUMENTS)}: counts {counted:,} bytes of text where the manifest says "
+            f"{manifest.bytes:,}. Prepare or copy the dataset again."
+        )
 
 
 def _check_ids(dataset: IndexedDataset, manifest: Manifest) -> None:
@@ -371,10 +399,10 @@ def read_score(prefix: str | Path, name: str, manifest: Manifest) -> npt.NDArray
 def read_record(prefix: str | Path, name: str) -> ScoreRecord | None:
     """The record of a score, or None where there is none. IntegrityFault: it is no such record."""
     path = record_path(prefix, name)
-    if not path.is_file():
+    content = read_json_object(path)
+    if content is None:
         return None
     try:
-        content = orjson.loads(path.read_bytes())
         known = {field.name for field in fields(ScoreRecord)}
         return ScoreRecord(**{key: value for key, value in content.items() if key in known})
     except (ValueError, TypeError, AttributeError) as error:
@@ -416,7 +444,7 @@ def write_score(
         array_sha256=file_sha256(column_path(prefix, name)),
         tool_version=tool_version(),
     )
-    write_json(record_path(prefix, name), asdict(record))
+    write_checked_json(record_path(prefix, name), asdict(record))
     return record
 
 

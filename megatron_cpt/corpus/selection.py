@@ -23,19 +23,26 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, idx_path
+from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path, manifest_path
 from megatron_cpt.corpus.manifest import (
     DOCUMENT_RECORD,
     DOCUMENTS,
     ColumnWriter,
     Manifest,
     column_path,
+    documents_column,
     open_dataset,
-    read_column,
     tool_version,
     write_manifest,
 )
-from megatron_cpt.runs.folder import durable_file, file_sha256, refuse_to_replace, write_json
+from megatron_cpt.runs.folder import (
+    durable_file,
+    file_sha256,
+    only_writer,
+    read_json_object,
+    refuse_to_replace,
+    write_checked_json,
+)
 
 _CHUNK_DOCUMENTS = 1 << 14
 SHARED = ("vocabulary_size", "tokenizer", "tokenizer_folder", "eod", "bos")
@@ -55,16 +62,26 @@ def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
     _refuse_unlike_ends(datasets, manifests)
     _refuse_twice(datasets, manifests)
     described = all(column_path(dataset.prefix, DOCUMENTS).is_file() for dataset in datasets)
+    written = [bin_path(output), idx_path(output), manifest_path(output), column_path(output, DOCUMENTS)]
+    with only_writer(Path(output), written):
+        return _concatenated(datasets, manifests, output, described)
+
+
+def _concatenated(
+    datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest], output: str | Path, described: bool
+) -> Manifest:
     with ExitStack() as files:
         column = files.enter_context(ColumnWriter(output, DOCUMENTS, DOCUMENT_RECORD)) if described else None
         writer = files.enter_context(IndexedWriter(output, datasets[0].dtype))
-        for dataset in datasets:
+        for dataset, described_by in zip(datasets, manifests, strict=True):
             _copy(dataset, writer)
             if column is not None:
-                column.add(read_column(dataset.prefix, DOCUMENTS, dataset.documents))
+                column.add(documents_column(dataset.prefix, described_by))
+    manifest = _joined(manifests, writer)
     if column is None:
         column_path(output, DOCUMENTS).unlink(missing_ok=True)  # of a dataset that stood there before
-    manifest = _joined(manifests, writer)
+    else:
+        manifest = replace(manifest, documents_sha256=file_sha256(column_path(output, DOCUMENTS)))
     write_manifest(output, manifest)
     return manifest
 
@@ -271,7 +288,7 @@ def write_selection(
         file.flush()
         path.unlink(missing_ok=True)  # Not before the disk has taken the array.
     seal = {"array_sha256": file_sha256(array_path(path)), "tool_version": tool_version()}
-    write_json(path, content | seal)
+    write_checked_json(path, content | seal)
     return load_selection(path)
 
 
@@ -342,11 +359,9 @@ def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
         if not file.is_file():
             remedy = "Give the NAME that `megatron-cpt select --output NAME` wrote."
             raise BadInput(Fault(str(file), "is not there.", remedy))
-    try:
-        content = orjson.loads(path.read_bytes())
-        missing = {"datasets", "tokens", "how", "array_sha256"} - set(content)
-    except (ValueError, TypeError) as error:
-        raise _altered(path, f"is not a selection ({error})") from error
+    content = read_json_object(path)
+    assert content is not None
+    missing = {"datasets", "tokens", "how", "array_sha256"} - set(content)
     if missing:
         raise _altered(path, f"lacks {', '.join(sorted(missing))}")
     if file_sha256(array_path(path)) != content["array_sha256"]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, printable
 from megatron_cpt.corpus.manifest import Manifest, column_path, open_dataset, read_column
 from megatron_cpt.corpus.selection import (
     HELD_OUT,
@@ -59,7 +59,7 @@ def shown(ids: npt.NDArray[Any], tokenizer: Tokenizer | None, most: int) -> str:
     head = ids[:most].tolist()
     text = tokenizer.decode(head) if tokenizer else textwrap.fill(" ".join(map(str, head)))
     # Documents are foreign text: nothing in them may steer the terminal.
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text) + more
+    return printable(text) + more
 
 
 def scored_tokens(stream_tokens: int, sequence_length: int, budget: int | None) -> npt.NDArray[np.int64]:

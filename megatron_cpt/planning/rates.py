@@ -32,7 +32,7 @@ def _turning_steps(config: RunConfig, start: RunPosition, steps: range) -> list[
     places += [piece.from_tokens for piece in schedule.pieces]
     tokens = [place.tokens(size) - start.schedule_shift for place in places]
     nearest = [config.token_batches.nearest_step(max(0, place)) for place in tokens]
-    near = {step + offset for step in nearest for offset in (-1, 0, 1)} & set(steps)
+    near = {step + offset for step in nearest for offset in (-1, 0, 1) if step + offset in steps}
     return sorted(near | {steps[0], steps[-1]})
 
 

@@ -7,12 +7,11 @@ the parent's. What a run has saved itself decides over what its configuration sa
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
+from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import InitFromSettings, RunConfig
 from megatron_cpt.runs.checkpoint_state import find_state, newest_checkpoint, read_state
-from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.runs.folder import RunFolder, read_json_object
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def schedule_shift(start: InitFromSettings, tokens: int, parent_shift: int) -> i
 def _rate_of_parent(folder: Path) -> float | None:
     """The learning rate at the end of the training that a Hugging Face folder's lineage.json tells of, if it does."""
     try:
-        rate = orjson.loads((folder / "lineage.json").read_bytes())["final_learning_rate"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        rate = (read_json_object(folder / "lineage.json") or {}).get("final_learning_rate")
+    except IntegrityFault:
+        return None  # the weights' own loading tells of it
     return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) else None

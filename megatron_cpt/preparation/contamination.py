@@ -18,6 +18,7 @@ from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.manifest import open_dataset
 from megatron_cpt.corpus.stream import tokenizer_of
 from megatron_cpt.preparation.hashed_words import HashedWords, hashed_words
+from megatron_cpt.runs.folder import read_json_object
 
 NGRAM_WORDS = 13
 OVERLAP = np.dtype([("position", "<u4"), ("item", "<u4"), ("ngrams", "<u4")])
@@ -94,10 +95,10 @@ def read_contamination(prefix: str | Path, data_sha256: str) -> Contamination | 
     Raises IntegrityFault where the file is not such a record.
     """
     path = contamination_path(prefix)
-    if not path.is_file():
+    content = read_json_object(path)
+    if content is None:
         return None
     try:
-        content = orjson.loads(path.read_bytes())
         known = {field.name for field in fields(SetOverlap)}
         sets = [SetOverlap(**{name: one[name] for name in known}) for one in content["sets"]]
         found = Contamination(ngram_words=content["ngram_words"], data_sha256=content["data_sha256"], sets=sets)

@@ -43,7 +43,7 @@ from megatron_cpt.preparation.job import (
 from megatron_cpt.preparation.process_piece import Finished, TextCounts
 from megatron_cpt.preparation.sorted_runs import SortedRun, TokenizedDocuments, below, bound_of_share, bound_of_tokens
 from megatron_cpt.preparation.text_signatures import FoundRun
-from megatron_cpt.runs.folder import durable_file, write_json
+from megatron_cpt.runs.folder import durable_file, file_sha256, refuse_without_room, write_checked_json
 
 _MOST_LISTED = 10
 """Items of a document that a list names, those with most n-grams in common; all are counted."""
@@ -299,7 +299,7 @@ def join(job: Job, pieces: Sequence[Finished]) -> Joined:
         sets = _list_contaminated(job, evaluation, runs, found, places, drop_mask, bound)
         joined = _write(job, runs, drop_mask, bound, left_out)
     record = Contamination(ngram_words=NGRAM_WORDS, data_sha256=joined.training.data_sha256, sets=sets)
-    write_json(contamination_path(job.output), asdict(record))
+    write_checked_json(contamination_path(job.output), asdict(record))
     return joined
 
 
@@ -401,6 +401,7 @@ class _Part:
 
 
 def _write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask, bound: int, left_out: _LeftOut) -> Joined:
+    refuse_without_room(job.output, _bytes_to_write(job, runs, drop_mask))
     with ExitStack() as files:
         # The training part is entered first, so that it appears last.
         training = _Part(job, job.output, files)
@@ -419,6 +420,15 @@ def _write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask, bound: int,
         _remove_stale(job)
     validation = None if held_out is None else _declared(job, held_out, left_out)
     return Joined(_declared(job, training, left_out), validation)
+
+
+def _bytes_to_write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask) -> int:
+    """Of tokens, index and column, with one sequence a document: what all parts need at least."""
+    tokens = documents = 0
+    for number, run in enumerate(runs):
+        kept = run.records()["tokens"][~drop_mask.left_out(number, 0, run.documents)]
+        tokens, documents = tokens + int(kept.sum()), documents + len(kept)
+    return tokens * job.dtype.itemsize + documents * (4 + 8 + 8 + DOCUMENT_RECORD.itemsize)
 
 
 def _refuse_empty(job: Job, training: _Part, held_out: _Part | None) -> None:
@@ -477,6 +487,7 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         contaminated=left_out.contaminated,
         data_sha256=writer.data_sha256,
         index_sha256=writer.index_sha256,
+        documents_sha256=file_sha256(column_path(part.prefix, DOCUMENTS)),
         tool_version=job.version,
     )
     write_manifest(part.prefix, manifest)

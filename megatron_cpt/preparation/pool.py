@@ -31,8 +31,13 @@ TASKS_AHEAD = 2
 """Of each worker: one in work, one waiting. Bounds what is unpacked ahead."""
 _LOOK_SECONDS = 0.5
 """Between two looks of the caller at how far the workers are."""
+PATIENCE_SECONDS = 600.0
+"""A worker that has a task and uses no processor for so long is given up: stopped, or waiting for a dead disk."""
 MEMORY_SECONDS = 0.1
 """Between two looks of a worker at its memory, each of which takes a millisecond."""
+
+
+_KEPT = "What other workers finished is kept: the same command goes on from there."
 
 
 @dataclass
@@ -41,19 +46,28 @@ class _Worker(Generic[Task]):
     process: BaseProcess
     connection: Connection
     tasks: deque[Task] = field(default_factory=deque)
+    worked: float = 0.0
+    """Seconds of a processor that it had used when that was last looked at."""
+    moved: float = field(default_factory=time.monotonic)
+    """When it was last seen to have used more, or answered."""
 
 
 class Workers(Generic[Task, Result]):
     """So many processes that each do `work(number of the worker, task)`; they end with the block.
 
-    One that has more than `most_bytes` of memory to itself is replaced by a fresh one between two tasks. No thread may
-    run where they are used: it would not survive the fork.
+    One that has more than `most_bytes` of memory to itself is replaced by a fresh one between two tasks. One that has a
+    task and does nothing for `patience` seconds is an error. No thread may run where they are used: it would not
+    survive the fork.
     """
 
-    def __init__(self, count: int, work: Callable[[int, Task], Result], most_bytes: int) -> None:
+    def __init__(
+        self, count: int, work: Callable[[int, Task], Result], most_bytes: int, patience: float = PATIENCE_SECONDS
+    ) -> None:
         self._count = count
         self._work = work
         self._most_bytes = most_bytes
+        self._patience = patience
+        self._watched = time.monotonic()
         self._workers: list[_Worker[Task]] = []
 
     def __enter__(self) -> Self:
@@ -80,13 +94,20 @@ class Workers(Generic[Task, Result]):
             if error is not None:
                 worker.process.kill()
         for worker in self._workers:
+            self._joined(worker)
+
+    def _joined(self, worker: _Worker[Task]) -> None:
+        """Waits for the end of a process that has nothing left to do, and ends one that does not come to it."""
+        worker.process.join(self._patience)
+        if worker.process.is_alive():
+            worker.process.kill()
             worker.process.join()
 
     def map(self, tasks: Iterable[Task], look: Callable[[], None]) -> Iterator[tuple[Task, Result]]:
         """Each task with its result, in the order in which they are done; a few tasks are taken ahead.
 
         `look` is called now and then. What `work` raises is raised here. Raises WorkerDied where a worker ended without
-        an answer.
+        an answer, or stands still.
         """
         coming = iter(tasks)
         while True:
@@ -99,6 +120,27 @@ class Workers(Generic[Task, Result]):
             for worker in busy:
                 if worker.connection in ready:
                     yield worker.tasks[0], self._answer(worker)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Raises WorkerDied where a worker that has a task has stood still for too long."""
+        now = time.monotonic()
+        if now - self._watched < self._patience / 8:
+            return
+        self._watched = now
+        for worker in self._workers:
+            try:
+                process = psutil.Process(worker.process.pid)
+                times, state = process.cpu_times(), process.status()
+            except psutil.NoSuchProcess:
+                continue  # its connection tells
+            if not worker.tasks or times.user + times.system > worker.worked:
+                worker.worked, worker.moved = times.user + times.system, now
+            elif now - worker.moved > self._patience:
+                raise WorkerDied(
+                    f"worker {worker.process.pid} has done nothing for {now - worker.moved:.0f} s ({state}) while it "
+                    f"had {worker.tasks[0]}. {_KEPT} Where a disk needs longer, raise --worker-timeout."
+                )
 
     def _feed(self, coming: Iterator[Task]) -> None:
         """Gives the workers that have the least to do their next tasks."""
@@ -124,6 +166,7 @@ class Workers(Generic[Task, Result]):
         if not done:
             raise answer
         worker.tasks.popleft()
+        worker.moved = time.monotonic()
         if is_full:
             self._replace(worker)
         result: Result = answer
@@ -132,8 +175,9 @@ class Workers(Generic[Task, Result]):
     def _replace(self, worker: _Worker[Task]) -> None:
         """Puts a fresh process in the place of one that waits for its end; it gets the tasks that are not done."""
         worker.connection.close()
-        worker.process.join()
+        self._joined(worker)
         worker.process, worker.connection = self._started(worker.number)
+        worker.worked, worker.moved = 0.0, time.monotonic()
         for task in worker.tasks:
             self._send(worker, task)
 
@@ -142,8 +186,8 @@ class Workers(Generic[Task, Result]):
         code = worker.process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return WorkerDied(
-            f"worker {worker.process.pid} {how} while it had {worker.tasks[0]}. What other workers finished is kept: "
-            "the same command goes on from there. Signal 9 is often the system short of memory: use fewer --workers."
+            f"worker {worker.process.pid} {how} while it had {worker.tasks[0]}. {_KEPT} Signal 9 is often the system "
+            "short of memory: use fewer --workers."
         )
 
 

@@ -11,7 +11,6 @@ Memory holds one piece per worker, later one range of the order. The bytes are t
 shards. What stood under PREFIX stays whole until the end of step 3.
 """
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.corpus.indexed import idx_path, manifest_path
-from megatron_cpt.corpus.manifest import DOCUMENTS, Manifest, SourceFile, load_manifest, read_column, read_manifest
+from megatron_cpt.corpus.manifest import Manifest, SourceFile, documents_column, load_manifest, read_manifest
 from megatron_cpt.corpus.selection import HELD_OUT
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
@@ -60,7 +59,7 @@ from megatron_cpt.preparation.job import (
     workspace_of,
 )
 from megatron_cpt.preparation.join import join
-from megatron_cpt.preparation.pool import Progress, Workers
+from megatron_cpt.preparation.pool import PATIENCE_SECONDS, Progress, Workers
 from megatron_cpt.preparation.process_piece import (
     DocumentEncoder,
     Finished,
@@ -70,6 +69,7 @@ from megatron_cpt.preparation.process_piece import (
     tokenize_piece,
 )
 from megatron_cpt.preparation.text_signatures import TextChecks, refuse_without_rensa
+from megatron_cpt.runs.folder import sweep
 from megatron_cpt.tokenizer.gigatoken import encoder_for
 from megatron_cpt.tokenizer.tokenizer import SentenceSplitter, Tokenizer, sentence_splitter
 
@@ -135,6 +135,7 @@ def prepare(
     progress: bool = False,
     fast: bool = True,
     overwrite: bool = False,
+    patience: float = PATIENCE_SECONDS,
 ) -> Prepared:
     """Writes PREFIX.{bin,idx,manifest.json,documents.npy}, PREFIX.validation.*, and lists of what was
     left out: PREFIX.rejected.jsonl, .duplicates.jsonl, .near_duplicates.jsonl, .contaminated.jsonl.
@@ -150,10 +151,11 @@ def prepare(
         progress: whether a progress bar is shown.
         fast: whether gigatoken tokenizes where it is installed and gives the same bytes (tokenizer/gigatoken.py).
         overwrite: whether a finished dataset that was made otherwise is replaced.
+        patience: seconds after which a worker that has a task and does nothing is given up.
     Raises:
         BadInput: unusable inputs or tokenizers, a finished dataset that was made otherwise, too many rejected
             documents, or a part (training or held-out) that got no document.
-        WorkerDied: a worker was killed.
+        WorkerDied: a worker was killed, or stands still.
     """
     job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     there = _reusable(job)
@@ -169,7 +171,7 @@ def prepare(
             _refuse_to_replace(job)
         begin(job, shared=False)
         found = spans(job.inputs, job.piece_size, job.settings.text_key)
-        _tokenize(job, opened, evaluation, found, workers, progress, fast)
+        _tokenize(job, opened, evaluation, found, workers, progress, fast, patience)
         # What was found completed was checked then.
         return _join(job, check=False)
 
@@ -185,6 +187,7 @@ def prepare_shard(
     workers: int | None = None,
     progress: bool = False,
     fast: bool = True,
+    patience: float = PATIENCE_SECONDS,
 ) -> ShardDone:
     """Tokenizes the pieces of one shard into PREFIX.pieces, for `merge`. Raises as `prepare` does, and BadInput
     where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
@@ -194,7 +197,7 @@ def prepare_shard(
     with owned(job.output, shared=True):
         begin(job, shared=True)
         found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
-        _tokenize(job, opened, evaluation, found, workers, progress, fast)
+        _tokenize(job, opened, evaluation, found, workers, progress, fast, patience)
         pieces = completed_pieces(job, found, check=False)
     return ShardDone(
         len(pieces),
@@ -264,10 +267,7 @@ def _settings_faults(settings: PrepareSettings) -> list[Fault]:
 
 def _sweep(output: Path) -> None:
     """Removes what a killed call left beside the dataset."""
-    for ending in _WRITTEN:
-        for part in ("", ".validation"):
-            for file in output.parent.glob(f".{glob.escape(output.name)}{part}.{ending}.partial-*"):
-                file.unlink()
+    sweep(output.with_name(f"{output.name}{part}.{ending}") for ending in _WRITTEN for part in ("", HELD_OUT))
 
 
 def _reusable(job: Job) -> Prepared | None:
@@ -280,7 +280,7 @@ def _reusable(job: Job) -> Prepared | None:
             return None
         try:
             manifest = load_manifest(prefix)
-            read_column(prefix, DOCUMENTS, manifest.documents)
+            documents_column(prefix, manifest)
         except (BadInput, IntegrityFault):
             return None
         if _differences(job, manifest):
@@ -387,6 +387,7 @@ def _tokenize(
     workers: int | None,
     progress: bool,
     fast: bool,
+    patience: float,
 ) -> None:
     """Completes every piece of the spans that is not completed yet."""
     count = workers or os.cpu_count() or 1
@@ -413,7 +414,8 @@ def _tokenize(
             split=_splitter(job),
             solid_bytes=solid_bytes(tokenizer),
         )
-        with Workers(count, partial(_work, job, framing, looked_for, bar), _share_of_memory(count)) as pool:
+        work = partial(_work, job, framing, looked_for, bar)
+        with Workers(count, work, _share_of_memory(count), patience) as pool:
             for _ in pool.map(chain([first], pieces), bar.look):
                 pass
     unchanged(job)

@@ -22,12 +22,11 @@ from tqdm import tqdm
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.indexed import idx_path
 from megatron_cpt.corpus.manifest import (
-    DOCUMENTS,
     Manifest,
     ScoreRecord,
     check_name,
+    documents_column,
     is_scored,
-    read_column,
     refuse_other_score,
     whole_record,
     write_score,
@@ -187,7 +186,7 @@ def _state(path: Path) -> tuple[int, int]:
 def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> npt.NDArray[np.float32]:
     """The number under keys.id of each document; of copies the first that has one counts."""
     prefix, manifest = part.prefix, part.manifest
-    hashes = read_column(prefix, DOCUMENTS, manifest.documents)["content_hash"]
+    hashes = documents_column(prefix, manifest)["content_hash"]
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     scores = np.full(manifest.documents, np.nan, np.float32)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -225,7 +226,8 @@ def explained(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno in FULL:
         where = error.filename or "a file or the standard output"
         return StorageFault(
-            f"{where}: cannot be written: {error.strerror}. Free room for it, then run the command again."
+            f"{where}: cannot be written: {error.strerror}{_room_at(error.filename)}. Free room for it, then run the "
+            "command again."
         )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -296,6 +298,28 @@ def named_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def _free_bytes(path: Path) -> int:
+    """Bytes that may still be written where a path is, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _room_at(path: str | None) -> str:
+    return f"; {_free_bytes(Path(path)):,} bytes are free on its disk" if path and Path(path).parent.is_dir() else ""
+
+
+def refuse_without_room(result: Path, needed: int) -> None:
+    """Raises StorageFault where a result of so many bytes, at least, does not fit on its disk."""
+    free = _free_bytes(result.parent)
+    if needed > free:
+        raise StorageFault(
+            f"{result}: needs {needed:,} bytes, and {free:,} are free on its disk. Free room for it, or give another "
+            "place."
+        )
+
+
 def refuse_to_replace(paths: Iterable[Path]) -> None:
     """Raises BadInput with every result that is there already."""
     remedy = "Give another name, or remove it."
@@ -317,19 +341,53 @@ def unfinished_name(folder: Path) -> Path:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """An empty folder of another name, which gets its own when the block ends without an error, and else is removed.
 
-    Raises BadInput where something has the name already.
+    Raises BadInput where something has the name already, or another process is writing it.
     """
     refuse_existing(folder)
     unfinished = unfinished_name(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        sync_folder(unfinished)
-        unfinished.rename(folder)
-        sync_folder(folder.parent)
-    finally:
+    with only_writer(folder):
+        refuse_existing(folder)  # another may have finished it meanwhile
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            sync_folder(unfinished)
+            unfinished.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def only_writer(result: Path, files: Iterable[Path] = ()) -> Iterator[None]:
+    """Holds the lock of a result during the block, beside it as `.NAME.lock`, and sweeps what the dead left.
+
+    Two that write under one name would leave files of both.
+
+    Args:
+        files: what the result consists of, where it is several files.
+    Raises:
+        BadInput: another process holds it.
+    """
+
+    def taken(holder: str) -> Fault:
+        return Fault(str(result), f"is being written by {holder}.", "Wait for it, end it, or give another name.")
+
+    result.parent.mkdir(parents=True, exist_ok=True)
+    lock = result.with_name(f".{result.name}.lock")
+    with held(lock, taken):
+        try:
+            sweep(files)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def sweep(files: Iterable[Path]) -> None:
+    """Removes what killed processes left of files under temporary names. Whoever calls it is their only writer."""
+    for file in files:
+        for left in file.parent.glob(f".{escape(file.name)}.partial-*"):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -371,8 +429,36 @@ def write_json(path: Path, value: Any) -> None:
     write_durably(path, orjson.dumps(value, option=options))
 
 
+_CHECK = "content_sha256"
+"""Key of an object of ours: SHA-256 of its other keys and values, as JSON with sorted keys and no blanks."""
+
+
+def write_checked_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes an object that says itself whether it is what was written, for `read_json_object`."""
+    write_json(path, content | {_CHECK: _checksum(orjson.loads(_dumped(content)))})
+
+
+def write_new_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes such an object unless there is one already, of which the file system itself is asked.
+
+    A machine may not see yet what another has written.
+    """
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        write_checked_json(aside, content)
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        aside.rename(path)  # a file system without links
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file.
+    """The JSON object in a file; None where there is no file. One with a check is proved to be what was written.
 
     Raises:
         IntegrityFault: the file holds something else.
@@ -385,7 +471,26 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
         raise IntegrityFault(f"{path}: not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise IntegrityFault(f"{path}: not an object.")
+    return proved(path, content)
+
+
+def proved(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The object of a file without its check. Raises IntegrityFault where it is not what was written."""
+    check = content.pop(_CHECK, None)
+    if check is not None and check != _checksum(content):
+        raise IntegrityFault(
+            f"{path}: is not what was written ({_CHECK} differs). Write or copy it again; where it was changed on "
+            f"purpose, take the line {_CHECK} out."
+        )
     return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_dumped(content)).hexdigest()
+
+
+def _dumped(content: dict[str, Any]) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_SORT_KEYS)
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import ScheduleSettings
 from megatron_cpt.config.units import Duration
+from megatron_cpt.runs.folder import proved
 from megatron_cpt.scaling_law.continual import LAWS, Combination
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import NORMAL_95, Fit
@@ -405,7 +406,7 @@ def to_document(laws: Laws) -> dict[str, Any]:
 def read_laws(path: Path) -> Laws:
     """The laws of a law.json. Raises BadInput for a file that is none."""
     try:
-        content = orjson.loads(path.read_bytes())
+        content = proved(path, orjson.loads(path.read_bytes()))
         fitted = content["fitted"]
         return Laws(
             fits={name: fit_of_document(part, LAWS[part["law"]]) for name, part in content["sets"].items()},

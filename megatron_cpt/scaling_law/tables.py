@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.runs.folder import RunFolder, read_json_object
+from megatron_cpt.runs.folder import RunFolder, proved, read_json_object
 from megatron_cpt.runs.foreign_logs import read_csv_rows
 from megatron_cpt.runs.records import read_records
 from megatron_cpt.scaling_law.choose import fit_of_document, fit_to_document
@@ -264,7 +264,7 @@ def is_table_document(path: Path) -> bool:
 def read_table_fits(path: Path) -> TableFits:
     """The fits of a law.json of tables. Raises BadInput for a file that is none."""
     try:
-        content = orjson.loads(path.read_bytes())
+        content = proved(path, orjson.loads(path.read_bytes()))
         name, sources, sets = content["table_law"], tuple(content["sources"]), content["sets"]
         return TableFits(
             law=name,

@@ -15,7 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS
-from megatron_cpt.config.errors import BadInput, IntegrityFault, NumericsFault, RankFailed, StorageFault, refuse
+from megatron_cpt.config.errors import (
+    BadInput,
+    IntegrityFault,
+    NumericsFault,
+    RankFailed,
+    StorageFault,
+    printable,
+    refuse,
+)
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.model.environment_checks import machine_faults
@@ -186,7 +194,7 @@ def report_error(error: BaseException, folder: RunFolder | None) -> None:
     if not isinstance(error, _EXPECTED):
         traceback.print_exception(error)
     elif is_first:
-        print(f"megatron-cpt train: {error}", file=sys.stderr)
+        print(printable(f"megatron-cpt train: {error}"), file=sys.stderr)
     if is_first and folder is not None and folder.path.is_dir():
         before = read_status(folder.status) or Status("failed")
         message = str(error) if isinstance(error, _EXPECTED) else defect(error)
@@ -194,7 +202,7 @@ def report_error(error: BaseException, folder: RunFolder | None) -> None:
         try:
             write_status(folder.status, status)
         except OSError as unwritten:
-            print(f"megatron-cpt train: {explained(unwritten)}", file=sys.stderr)
+            print(printable(f"megatron-cpt train: {explained(unwritten)}"), file=sys.stderr)
 
 
 def defect(error: BaseException) -> str:

@@ -160,7 +160,7 @@ def test_an_export_holds_what_the_parent_held(one_rank: Ranks, tmp_path: Path) -
     arguments = {"folder": folder, "output": output, "tokens": tokens, "tensor": 1, "pipeline": 1}
     one_rank.call(load_and_export, **arguments, shard_bytes=10**9)
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["config.json", "generation_config.json", "lineage.json", "model.safetensors", "tokenizer.json"]
+        ["config.json", "generation_config.json", "lineage.json", "model.safetensors", "sha256.json", "tokenizer.json"]
     )
     assert orjson.loads((output / "config.json").read_bytes()) == before
     assert (output / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()

@@ -218,6 +218,7 @@ def test_nothing_of_the_old_vocabulary_stays_behind(tmp_path: Path) -> None:
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "sha256.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }

@@ -27,7 +27,7 @@ from megatron_cpt.config.units import (
         ("2e9", 2_000_000_000),
         ("1e+3", 1000),
         (5e9, 5_000_000_000),
-        (1e22, 10**22),
+        (1e17, 10**17),
         ("1T", 10**12),
     ],
 )
@@ -43,7 +43,16 @@ def test_what_is_not_a_count_is_refused(value: object) -> None:
         parse_count(value)
 
 
-@given(st.integers(0, 10**15), st.sampled_from(["", "K", "M", "B"]))
+def test_a_count_beyond_all_sums_is_refused() -> None:
+    assert parse_count("1000000T") == 10**18
+    for value in ("1000001T", 10**24, 1e22):
+        with pytest.raises(ValueError, match=r"is more than any run counts \(1000000T\); lower it"):
+            parse_count(value)
+        with pytest.raises(ValueError, match="is more than any run counts"):
+            parse_duration(value)
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["", "K", "M", "B"]))
 def test_a_count_survives_its_text(amount: int, suffix: str) -> None:
     scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[suffix]
     assert parse_count(f"{amount}{suffix}") == amount * scale

@@ -36,8 +36,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.indexed import IndexedWriter
+from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.families.size import flops_per_token, memory_per_rank
+from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import keep_freed_memory
 from megatron_cpt.planning.plan import make_plan

@@ -1,13 +1,32 @@
-"""`megatron-cpt plan RUN.yaml`: what a run will do, before anything is paid for."""
+"""`megatron-cpt plan RUN.yaml`: what a run will do, before anything is paid for; --simulate: what a rank of it does.
+
+A simulated rank is a process of its own, to which no GPU is shown: see megatron_cpt/simulation/.
+"""
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import orjson
+from pydantic import TypeAdapter
 
 from megatron_cpt.commands.parsers import command_parser
-from megatron_cpt.config.load import load_config
+from megatron_cpt.config.checks import config_faults
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.load import dump_config, load_config
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.families.memory import stage_memories
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.planning.cards import card_of
+from megatron_cpt.planning.checks import model_faults
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
+from megatron_cpt.planning.simulated import SimulatedRank, Simulation
+from megatron_cpt.runs.folder import ExitCode
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,20 +36,77 @@ def parser() -> argparse.ArgumentParser:
         "Prints blend, steps, evaluations, size, cost and warnings of a run. Needs no GPU.",
         "megatron-cpt plan run.yaml --nproc 8",
         "megatron-cpt plan run.yaml run.folder=runs/trial schedule.peak_lr=2e-5 --json",
+        "megatron-cpt plan run.yaml --simulate --nproc 8 --gpu H100-80GB --price 2.5",
     )
     top.add_argument("config", metavar="RUN.yaml", help="configuration of the run")
     top.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     top.add_argument("--nproc", type=int, default=1, metavar="N", help="ranks of the run (default 1)")
     top.add_argument("--json", action="store_true", help="print the content of the run folder's plan.json")
+    simulated = top.add_argument_group("a simulated rank, in place of the plan: needs a config.json, and no data")
+    simulated.add_argument(
+        "--simulate", action="store_true", help="memory, collectives and time of a rank: the program, dry, on fake GPUs"
+    )
+    which = simulated.add_mutually_exclusive_group()
+    which.add_argument("--rank", type=int, metavar="R", help="which (default: the first of the fullest stage)")
+    which.add_argument("--worst", action="store_true", help="simulate a first, a middle and a last stage")
+    simulated.add_argument("--gpu", default="H100-80GB", metavar="NAME", help="card, or a YAML file that describes one")
+    simulated.add_argument("--price", type=float, metavar="MONEY", help="of one GPU for an hour")
     return top
 
 
 def main(arguments: list[str]) -> int:
     """Prints the plan of a run. Raises BadInput with every fault of the run."""
     options = parser().parse_intermixed_args(arguments)
-    plan = make_plan(load_config(options.config, options.overrides), options.nproc)
+    config = load_config(options.config, options.overrides)
+    if options.simulate:
+        return _simulate(config, options)
+    plan = make_plan(config, options.nproc)
     changed = resume_changes(plan.config).lines()
     print(orjson.dumps(plan.to_dict(), option=orjson.OPT_INDENT_2).decode() if options.json else plan.table())
     if changed and not options.json:
         print("\n".join(["", "Changes", *(f"  - {line}" for line in changed)]))
     return 0
+
+
+def _simulate(config: RunConfig, options: argparse.Namespace) -> int:
+    """Simulates ranks one after the other, and prints what they show."""
+    shape, card, world = read_shape(config.model.hf, config.model.rope), card_of(options.gpu), options.nproc
+    refuse([*config_faults(config, world), *model_faults(config, shape)])
+    stages = config.parallel.pipeline
+    of_stage = world // stages
+    if options.rank is not None:
+        if not 0 <= options.rank < world:
+            raise BadInput(Fault(f"--rank {options.rank}", f"the ranks are 0 to {world - 1}.", "Name one of them."))
+        ranks = [options.rank]
+    elif options.worst:
+        ranks = [stage * of_stage for stage in sorted({0, min(1, stages - 1), stages - 1})]
+    else:
+        totals = [memory.total for memory in stage_memories(shape, config, world)]
+        ranks = [totals.index(max(totals)) * of_stage]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(dump_config(config))
+        for rank in ranks:
+            words = [str(path), str(rank), str(world), options.gpu]
+            ended = subprocess.run(simulation_command(words), env=_without_gpu(), capture_output=True)
+            if ended.returncode:
+                print(ended.stderr.decode(errors="replace"), file=sys.stderr, end="")
+                return ended.returncode if ended.returncode == ExitCode.BAD_INPUT else ExitCode.OTHER
+            found.append(TypeAdapter(SimulatedRank).validate_json(ended.stdout))
+    simulation = Simulation(config, shape, card, options.gpu, tuple(found), options.price)
+    if options.json:
+        print(orjson.dumps(simulation.to_dict(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(simulation.text())
+    return 0
+
+
+def simulation_command(words: Sequence[str]) -> list[str]:
+    """The command of a process that simulates a rank."""
+    return [sys.executable, "-W", "ignore", "-m", "megatron_cpt.simulation", *words]
+
+
+def _without_gpu() -> dict[str, str]:
+    """The environment of a process that sees no GPU."""
+    return dict(os.environ) | {"CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}

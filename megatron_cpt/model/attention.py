@@ -27,7 +27,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention import bias
 
 from megatron_cpt.data.loader import Batch
 from megatron_cpt.parallel import groups
@@ -211,7 +211,7 @@ class ScaledDotProductAttention(MegatronModule):
             query.permute(1, 2, 0, 3),  # [b, heads, q, d]
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
-            attn_mask=None if whole else causal_lower_right(len(query), len(key)),
+            attn_mask=None if whole else bias.causal_lower_right(len(query), len(key)),
             is_causal=whole,
             dropout_p=dropout,
             scale=self.scale,

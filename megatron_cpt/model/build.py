@@ -73,10 +73,12 @@ class ModelOptions:
     """Further fields of Megatron-Core's TransformerConfig."""
     ddp: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of its DistributedDataParallelConfig."""
+    on_gpu: bool = field(default_factory=lambda: groups.device().type == "cuda")
+    """Whether it takes the kernels of a GPU: a simulated rank does, without one."""
 
     @classmethod
-    def of_run(cls, config: RunConfig) -> "ModelOptions":
-        """Those of a run."""
+    def of_run(cls, config: RunConfig, **others: Any) -> "ModelOptions":
+        """Those of a run, and others that it does not decide."""
         return cls(
             sequence_length=config.data.sequence_length,
             precision=config.training.precision,
@@ -87,6 +89,7 @@ class ModelOptions:
             z_loss=config.training.z_loss,
             transformer=config.megatron.transformer,
             ddp=config.megatron.ddp,
+            **others,
         )
 
     @property
@@ -137,8 +140,7 @@ def megatron_config(
 
 def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerConfig:
     """Megatron-Core's TransformerConfig of a model. Raises BadInput for fields that may not be passed through."""
-    dtype, parallel = DTYPES[options.precision], options.parallel
-    on_gpu = groups.device().type == "cuda"
+    dtype, parallel, on_gpu = DTYPES[options.precision], options.parallel, options.on_gpu
     ours = {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -243,7 +245,8 @@ def build_model(shape: ModelShape, options: ModelOptions) -> list[LanguageModule
 
     They are in fp32 or bf16, on the rank's device. Their weights are random: load others next.
     """
-    install_cpu_kernels()
+    if not options.on_gpu:
+        install_cpu_kernels()
     install_router_losses()
     transformer = transformer_config(shape, options)
     device = groups.device()

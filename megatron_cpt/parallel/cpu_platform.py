@@ -126,6 +126,16 @@ def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
+COMPILED_ON_GPU = "compiled_on_gpu"
+"""Attribute of functions that Megatron-Core compiles where CUDA is."""
+
+
+def _not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, marked."""
+    setattr(function, COMPILED_ON_GPU, True)
+    return function
+
+
 def nothing() -> Callable[..., None]:
     """A function that does nothing. Each name gets its own: torch._dynamo refuses one object under two names."""
     return lambda *rest, **options: None
@@ -214,7 +224,7 @@ def _adapt_module(module: types.ModuleType) -> None:
             replace_name(name, absent, value)
     match name:
         case "megatron.core.jit":
-            replace_name(name, "jit_fuser", names["noop_decorator"])
+            replace_name(name, "jit_fuser", _not_compiled)
         case "megatron.core.tensor_parallel.random":
             rng = sys.modules["torch"]
             replace_name(

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,30 @@ def token_rank() -> int:
 def _token_group() -> dist.ProcessGroup:
     """The ranks that hold the same parameters, experts apart, and see other tokens: data and context parallel."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def group_names() -> dict[str, str]:
+    """What this rank's groups are for, by torch's name of each."""
+    found: dict[str, str] = {}
+    for name, get in (
+        ("tensor", parallel_state.get_tensor_model_parallel_group),
+        ("pipeline", parallel_state.get_pipeline_model_parallel_group),
+        ("context", parallel_state.get_context_parallel_group),
+        ("data", parallel_state.get_data_parallel_group),
+        ("data and context", partial(parallel_state.get_data_parallel_group, with_context_parallel=True)),
+        ("expert", parallel_state.get_expert_model_parallel_group),
+        ("expert tensor", parallel_state.get_expert_tensor_parallel_group),
+        ("expert and tensor", parallel_state.get_expert_tensor_and_model_parallel_group),
+        ("expert data", parallel_state.get_expert_data_parallel_group),
+        ("model", parallel_state.get_model_parallel_group),
+        ("tensor and context", parallel_state.get_tensor_and_context_parallel_group),
+        ("tensor, data and context", partial(parallel_state.get_tensor_and_data_parallel_group, True)),
+        ("tied embeddings", partial(parallel_state.get_embedding_group, check_initialized=False)),
+    ):
+        group = get()
+        if isinstance(group, dist.ProcessGroup):
+            found.setdefault(group.group_name, name)
+    return found
 
 
 RandomState = dict[str, torch.Tensor]

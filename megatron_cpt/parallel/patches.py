@@ -244,6 +244,55 @@ PATCHES: tuple[Patch, ...] = (
         switch="checkpoint.save.keep_results",
         on_gpu="a process of the host",
     ),
+    *(
+        Patch(
+            module=module,
+            name=name,
+            reason=reason,
+            versions=versions,
+            switch=f"simulation.gpu_kernels.{switch}",
+        )
+        for module, name, reason, versions, switch in (
+            ("torch", "distributed.new_group", "groups of a simulated world", "torch 2.10 on", "start_fake_ranks"),
+            (
+                "torch",
+                "distributed.all_gather_object",
+                "reads what no rank has sent",
+                "torch 2.10 on",
+                "start_fake_ranks",
+            ),
+            (
+                "torch",
+                "nn.RMSNorm.forward",
+                "a simulated rank keeps what CUDA's kernel keeps",
+                "torch 2.10 on",
+                "install",
+            ),
+            (
+                "torch",
+                "nn.functional.scaled_dot_product_attention",
+                "a simulated rank keeps what the flash kernel keeps",
+                "torch 2.10 on",
+                "install",
+            ),
+            (
+                "torch.nn.attention.bias",
+                "causal_lower_right",
+                "a mask that fake tensors cannot be, and that the attention of a simulated rank does not read",
+                "torch 2.10 on",
+                "install",
+            ),
+            ("torch", "nn.Module.to", "parameters are fake tensors, where they are to be", "torch 2.10 on", "install"),
+            ("torch", "nn.Module.bfloat16", "parameters are fake tensors, in bf16 already", "torch 2.10 on", "install"),
+            (
+                "megatron.core.transformer.moe.token_dispatcher",
+                "MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize",
+                "counts of routed tokens come from fake tensors; they are even",
+                ALL_RELEASES,
+                "install",
+            ),
+        )
+    ),
 )
 _BY_NAME = {(patch.module, patch.name): patch for patch in PATCHES}
 

@@ -36,6 +36,8 @@ class Card:
     """Of the peak, what products of large matrices reach: an assumption."""
     bandwidth_share: float = 0.8
     """Of each bandwidth, what is reached: an assumption."""
+    kernel_start: float = 6e-6
+    """Seconds that the host takes to start a kernel: an assumption."""
 
 
 CARDS: dict[str, Card] = {
@@ -72,7 +74,7 @@ def card_of(name: str) -> Card:
         card: Card = TypeAdapter(Card).validate_python(yaml.safe_load(Path(name).read_bytes()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         reason = " ".join(str(error).split())
-        remedy = f"Write a number for each of {', '.join(f.name for f in fields(Card))}; the last four may be left out."
+        remedy = f"Write a number for each of {', '.join(f.name for f in fields(Card))}; the last five may be left out."
         raise BadInput(Fault(f"--gpu {name}", f"describes no card ({reason}).", remedy)) from None
     return card
 

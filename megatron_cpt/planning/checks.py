@@ -29,10 +29,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     """All that is wrong with a run on `world_size` ranks (None: not known yet) but with its blend."""
     faults = [*config_faults(config, world_size), *inputs.faults]
     if inputs.shape is not None:
-        faults += _shape_faults(config, inputs.shape)
-        faults += _division_faults(config.parallel, inputs.shape)
-        faults += _frozen_faults(config, inputs.shape)
-        faults += _rate_faults(config, inputs.shape)
+        faults += model_faults(config, inputs.shape)
     faults += start_faults(config, inputs.shape)
     faults += folder_faults(config)
     faults += _watch_faults(config)
@@ -42,6 +39,16 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     faults += _shared_faults(config, inputs)
     faults += task_faults(config, inputs)
     return faults
+
+
+def model_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
+    """All that is wrong with a run of a model of this shape, whatever it reads."""
+    return [
+        *_shape_faults(config, shape),
+        *_division_faults(config.parallel, shape),
+        *_frozen_faults(config, shape),
+        *_rate_faults(config, shape),
+    ]
 
 
 def _shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:

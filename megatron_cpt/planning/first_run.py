@@ -16,8 +16,9 @@ from megatron_cpt.config.schema import ParallelSettings, Recompute, RunConfig, n
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.families.size import memory_per_rank, parameter_count
+from megatron_cpt.families.size import parameter_count
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded
 

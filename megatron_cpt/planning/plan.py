@@ -12,12 +12,11 @@ from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import Duration, short_count
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.memory import MemoryEstimate, memory_per_rank
 from megatron_cpt.families.shape import unread_fields
 from megatron_cpt.families.size import (
-    MemoryEstimate,
     active_parameter_count,
     flops_per_token,
-    memory_per_rank,
     non_embedding_parameter_count,
     parameter_count,
 )

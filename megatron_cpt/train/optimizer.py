@@ -119,8 +119,9 @@ def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, bool]:
         for parameter in part.get_parameters()
         if parameter.grad is not None and not getattr(parameter, "tensor_model_parallel", False)
     ]
-    finite = math.isfinite(norm) and all(bool(torch.isfinite(gradient).all()) for gradient in alike)
-    return norm, finite
+    # One wait of the host for all of them.
+    finite = [torch.isfinite(gradient).all() for gradient in alike]
+    return norm, math.isfinite(norm) and (not finite or bool(torch.stack(finite).all()))
 
 
 def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:

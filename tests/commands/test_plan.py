@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from megatron_cpt.commands.dispatch import main
+from tests.families.folders import write_config
 from tests.planning.small_run import settings
+from tests.simulation.ranks import run_settings
 
 
 @pytest.fixture
@@ -37,3 +39,40 @@ def test_faults_are_printed_once_with_exit_code_2(config: str, capsys: pytest.Ca
     assert printed.out == ""
     assert printed.err.count("data.sequence_length = 256") == 1
     assert printed.err.count("training.global_batch_size = 8") == 1
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """A run whose model is a config.json alone, and whose data are not there."""
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump(run_settings(write_config(tmp_path / "hf"), {"tensor": 2}, length=64)))
+    return str(path)
+
+
+def test_a_rank_is_simulated_from_a_config_json_alone(bare: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", bare, "--simulate", "--nproc", "8", "--rank", "3", "--gpu", "H200-141GB", "--price", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "Rank     3 of 8, pipeline stage 0" in printed
+    assert "H200-141GB, 139.8 GiB: fits" in printed
+    assert "all_reduce  tensor" in printed
+    assert "Waits of the host in a step: 6" in printed
+    assert " at 2 an hour" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rank", "8"], "the ranks are 0 to 7"),
+        (["--gpu", "H100"], "Did you mean H100-80GB"),
+        (["parallel.tensor=3"], "parallel.tensor = 3"),
+        (["megatron.transformer.no_such_field=1"], "no_such_field"),
+    ],
+)
+def test_what_cannot_be_simulated_is_told(
+    bare: str, words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", bare, "--simulate", "--nproc", "8", *words]) == 2
+    printed = capfd.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""

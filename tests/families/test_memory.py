@@ -12,8 +12,9 @@ from torch import Tensor
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.data.loader import make_batch
+from megatron_cpt.families.memory import chunks_in_flight, layer_bytes, memory_per_rank
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.families.size import activation_bytes, chunks_in_flight, memory_per_rank, parameter_count
+from megatron_cpt.families.size import parameter_count
 from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.model.forward import loss_step
 from megatron_cpt.parallel import groups
@@ -21,6 +22,10 @@ from megatron_cpt.parallel.groups import seed_everything
 from tests.families.folders import MODELS, write_fields
 from tests.families.test_size import LLAMA_3_8B
 from tests.ranks import Ranks
+
+# Bytes of a token in Llama 3 8B, in bf16: inputs and outputs of norms, attention, angles, MLP; final norm and logits.
+LAYER = 2 * (4 * 4096 + 3 * (4096 + 1024) + 3 * 14336) + 4 * 32 + 4 * 2 * 128
+LOSS = 4 * 4096 + 128256 * (2 + 4)
 
 
 def run_of(world: dict[str, Any], precision: str = "bf16", **training: Any) -> RunConfig:
@@ -59,8 +64,7 @@ def test_memory_of_one_rank_is_eighteen_bytes_a_parameter_in_bf16() -> None:
     memory = memory_per_rank(LLAMA_3_8B, run_of({}), world_size=1)
     parameters = 8_030_261_248
     assert (memory.parameters, memory.gradients, memory.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters)
-    layer = 4 * 4096 + 4 * 4096 + 4 * 1024 + 4 * 14336
-    assert memory.activations == 8192 * (32 * layer * 2 + 128256 * (2 + 4))
+    assert memory.activations == 8192 * (32 * LAYER + LOSS)
     assert memory.total == 18 * parameters + memory.activations
 
 
@@ -83,31 +87,41 @@ def test_tensor_and_pipeline_divide_the_model() -> None:
     ends = 128256 * 4096
     # The first stage, full of micro batches in flight: 16 layers, the embedding, and all norms undivided.
     assert memory.parameters == 2 * (16 * layer // 4 + 16 * 2 * 4096 + ends // 4)
-    assert memory.activations == 8192 * 2 * 16 * 2 * (4 * 4096 + (4 * 4096 + 4 * 1024 + 4 * 14336) // 4)
+    shared = (2 * 3 * (4096 + 1024) + 4 * 32 + 2 * 3 * 14336) // 4
+    kept = 2 * 16 * (2 * 4 * 4096 + 4 * 2 * 128 + shared)
+    # What is sent on by two micro batches and one more; the gradients of a layer, and of its widest matrix.
+    assert memory.activations == 8192 * (kept + 3 * 2 * 4096 + 4 * 4096 + 2 * 14336 // 4) + 2 * 4096 * 2 * 14336 // 4
 
 
-def test_an_mlp_without_a_gate_keeps_half() -> None:
+def test_an_mlp_without_a_gate_keeps_two_of_three() -> None:
     neox = replace(LLAMA_3_8B, gated_mlp=False)
     run = run_of({})
     spared = memory_per_rank(LLAMA_3_8B, run, 1).activations - memory_per_rank(neox, run, 1).activations
-    assert spared == 8192 * 32 * 2 * 2 * 14336
+    assert spared == 8192 * 32 * 2 * 14336
 
 
 def test_sequence_and_context_parallelism_divide_activations() -> None:
     plain = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4}), world_size=4)
     divided = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4, "sequence": True}), world_size=4)
-    assert plain.activations - divided.activations == 8192 * 32 * 2 * 3 * 4096
+    # Norms of all layers and the final one; the output layer gathers its whole input.
+    assert plain.activations - divided.activations == 8192 * (32 * 2 * 3 * 4096 + 3 * 4096 - 2 * 4096)
     shared = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4, "sequence": True, "context": 2}), world_size=8)
-    assert shared.activations == divided.activations // 2
+    assert 0.5 < shared.activations / divided.activations < 0.55  # keys and values of all
     assert (shared.parameters, shared.optimizer) == (plain.parameters, plain.optimizer)
 
 
 def test_recomputation_keeps_the_input_of_a_layer() -> None:
-    logits = 128256 * (2 + 4)
     full = memory_per_rank(LLAMA_3_8B, run_of({}, recompute="full"), 1)
-    assert full.activations == 8192 * (32 * 2 * 4096 + logits)
+    assert full.activations == 8192 * (32 * 2 * 4096 + LOSS)
     selective = memory_per_rank(LLAMA_3_8B, run_of({}, recompute="selective"), 1)
-    assert selective.activations == 8192 * (32 * 2 * (4 * 4096 + 4 * 4096 + 4 * 1024) + logits)
+    assert selective.activations == 8192 * (32 * (LAYER - 2 * 3 * 14336) + LOSS)
+
+
+def test_a_layer_that_is_computed_again_stands_beside_the_inputs_of_all() -> None:
+    small = replace(LLAMA_3_8B, vocabulary=256)  # else the logits need more
+    full = memory_per_rank(small, run_of({}, recompute="full"), 1)
+    again = LAYER - 2 * 4096 + 4 * 4096 + 2 * 14336
+    assert full.activations == 8192 * (32 * 2 * 4096 + again) + 2 * 4096 * 2 * 14336
 
 
 def test_chunks_in_flight_of_an_interleaved_pipeline() -> None:
@@ -131,7 +145,7 @@ def test_experts_are_divided_and_their_state_has_fewer_replicas() -> None:
 
 
 def kept_and_estimated(folder: Path, recompute: str) -> tuple[int, int]:
-    """A job: bytes that autograd keeps of one forward pass, weights apart, and our estimate."""
+    """A job: bytes that autograd keeps of one forward pass, weights apart, and our estimate for layers and logits."""
     length, sequences = 256, 2
     config = config_from_dict(
         {
@@ -164,12 +178,13 @@ def kept_and_estimated(folder: Path, recompute: str) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss_step(iter([make_batch(windows, scored, sources, groups.device())]), model)
     found = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
-    return found, activation_bytes(shape, config, stage=0, replicas=1)
+    layers = sum(layer_bytes(shape, config, layer) for layer in range(shape.layers))
+    return found, round(sequences * length * (layers + 2 * 4 * shape.hidden + 4 * shape.vocabulary))
 
 
 @pytest.mark.parametrize(
     ("kind", "recompute"),
-    [("llama", "none"), ("llama", "selective"), ("llama", "full"), ("gpt_neox", "none"), ("qwen3_moe", "none")],
+    [("llama", "none"), ("llama", "selective"), ("llama", "full"), ("gpt_neox", "none")],
 )
 def test_a_small_model_keeps_what_is_estimated(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:
     sizes = {

@@ -1,0 +1,1 @@
+import megatron_cpt.parallel  # noqa: F401  (the CPU platform, before the first import of megatron)

@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     top = command_parser(
         "evaluate",
         __doc__,
-        "megatron-cpt evaluate runs/medicine --tasks questions.jsonl --nproc 8",
+        "megatron-cpt evaluate runs/medicine --tasks questions.jsonl",
     )
     top.add_argument(
         "source",

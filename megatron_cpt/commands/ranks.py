@@ -28,7 +28,7 @@ def rank_faults(args: argparse.Namespace) -> list[Fault]:
 def in_ranks(command: str, words: Sequence[str], processes: int, environment: Mapping[str, str] = os.environ) -> int:
     """Runs a command of this program again as every rank, with the words that it was given. Returns the exit code."""
     program = [*launcher(processes, "megatron_cpt.commands.dispatch"), command, *words]
-    return subprocess.call(program, env=with_threads(environment, processes))
+    return subprocess.call(program, env=launch_environment(environment, processes))
 
 
 def is_rank() -> bool:
@@ -36,18 +36,22 @@ def is_rank() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def with_threads(environment: Mapping[str, str], processes: int) -> dict[str, str]:
-    """An environment with an even share of the cores for each process, where nothing else is set."""
+def launch_environment(environment: Mapping[str, str], processes: int) -> dict[str, str]:
+    """An environment with an even share of the cores for each process, where nothing else is set.
+
+    Ranks make a store of their own at each start. In that of torchrun's agent, which they share otherwise, the
+    addresses of ranks that are gone stay, and no restart (--max-restarts) gets past them.
+    """
     share = max(1, len(os.sched_getaffinity(0)) // processes)
-    return {"OMP_NUM_THREADS": str(share)} | dict(environment)
+    return {"OMP_NUM_THREADS": str(share), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | dict(environment)
 
 
-def launcher(processes: int, module: str) -> list[str]:
+def launcher(processes: int, module: str, max_restarts: int = 0) -> list[str]:
     """The command that runs a module on some processes of this machine."""
     if processes == 1:
         return [sys.executable, "-m", module]
     # Without `--` torchrun takes the module's --nproc for its own.
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-        *("-m", "--", module),
+        *(f"--max-restarts={max_restarts}", "-m", "--", module),
     ]

@@ -10,7 +10,7 @@ from types import FrameType
 import orjson
 
 from megatron_cpt.commands.parsers import command_parser
-from megatron_cpt.commands.ranks import launcher, with_threads
+from megatron_cpt.commands.ranks import launch_environment, launcher
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("config", metavar="RUN.yaml")
     top.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     top.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
+    top.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start the ranks again, from the newest checkpoint, when one of them dies (default 0; with --nproc)",
+    )
     top.add_argument("--profile", metavar="STEPS", help="traces of steps, such as 10-12, into RUN/profile")
     return top
 
@@ -65,8 +72,8 @@ def main(arguments: list[str]) -> int:
         return ExitCode.DONE
     last = read_status(folder.status) or Status("starting")
     write_status(folder.status, Status("starting", step=last.step, tokens=last.tokens))
-    command = [*launcher(args.nproc, "megatron_cpt.train"), args.config, *args.overrides]
-    code, signals = _run_and_forward(command, with_threads(os.environ, args.nproc), args.nproc)
+    command = [*launcher(args.nproc, "megatron_cpt.train", args.max_restarts), args.config, *args.overrides]
+    code, signals = _run_and_forward(command, launch_environment(os.environ, args.nproc), args.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
         return status.exit_code

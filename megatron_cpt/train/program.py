@@ -83,6 +83,8 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
         found.create()
         with only_job(found.path) if os.environ.get("RANK", "0") == "0" else nullcontext():
             folder = found  # from here on its status is ours to write
+            if (ended := _ended_before(found)) is not None:
+                return ended
             return run_to_end(config, folder, request)
     except (Exception, *CHECKPOINT_ERRORS) as error:
         explanation = explained(error) if isinstance(error, Exception) else error
@@ -90,6 +92,25 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
         return exit_code_of(explanation)
     finally:
         groups.destroy()
+
+
+_FINAL = (ExitCode.PREEMPTED, ExitCode.BAD_INPUT, ExitCode.INTEGRITY, ExitCode.NUMERICS)
+"""What another start would not change."""
+
+
+def _ended_before(folder: RunFolder) -> int | None:
+    """The exit code with which the run ended itself before `torchrun --max-restarts` started it again.
+
+    torchrun knows no codes, and starts ranks again that saved and stopped as they were asked to. None: go on, also
+    after a rank that was killed, or an unexpected error. The first start of a torchrun marks the status as its own.
+    """
+    status = read_status(folder.status)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return status.exit_code if status is not None and status.exit_code in _FINAL else None
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if status is not None and restarts and os.environ.get("RANK") == "0":
+        write_status(folder.status, Status("starting", step=status.step, tokens=status.tokens))
+    return None
 
 
 def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> ExitCode:

@@ -78,6 +78,13 @@ def descendants(pid: int) -> list[int]:
     return [below for child in children(pid) for below in (child, *descendants(child))]
 
 
+def rank_of(pid: int) -> int:
+    """The rank of a process that torchrun started."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    [rank] = [entry.removeprefix(b"RANK=") for entry in environment if entry.startswith(b"RANK=")]
+    return int(rank)
+
+
 def wait_for_checkpoint(run: Path, step: int, process: subprocess.Popen[bytes] | None = None) -> None:
     """Returns once a step's checkpoint is whole; fails after two minutes, or when the process that trains has ended."""
     deadline = time.monotonic() + 120

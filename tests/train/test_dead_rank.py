@@ -9,7 +9,7 @@ import pytest
 
 from megatron_cpt.runs.folder import ExitCode, read_status
 from megatron_cpt.runs.processes import children
-from tests.train.runs import descendants, start, wait_for_checkpoint, wait_until_gone
+from tests.train.runs import descendants, rank_of, start, wait_for_checkpoint, wait_until_gone
 from tests.workshop import Workshop
 
 ENDLESS = "training.tokens=100000 steps"
@@ -43,13 +43,6 @@ def test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named
     status = read_status(run / "status.json")
     assert status is not None
     assert (status.state, status.exit_code) == ("failed", 1)
-
-
-def rank_of(pid: int) -> int:
-    """The rank of a process that torchrun started."""
-    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    [rank] = [entry.removeprefix(b"RANK=") for entry in environment if entry.startswith(b"RANK=")]
-    return int(rank)
 
 
 def test_nothing_outlives_a_killed_command(workshop: Workshop, tmp_path: Path) -> None:

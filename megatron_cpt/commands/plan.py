@@ -19,10 +19,12 @@ from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.families.memory import stage_memories
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.checks import model_faults
+from megatron_cpt.planning.cost import cost_estimate
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
 from megatron_cpt.planning.simulated import SimulatedRank, Simulation
@@ -36,11 +38,23 @@ def parser() -> argparse.ArgumentParser:
         "Prints blend, steps, evaluations, size, cost and warnings of a run. Needs no GPU.",
         "megatron-cpt plan run.yaml --nproc 8",
         "megatron-cpt plan run.yaml run.folder=runs/trial schedule.peak_lr=2e-5 --json",
+        "megatron-cpt plan run.yaml run.folder=runs/trial --nproc 8 --assume medicine=5B general=20B "
+        "--gpu H100-80GB --mfu 40% --price 2.50",
         "megatron-cpt plan run.yaml --simulate --nproc 8 --gpu H100-80GB --price 2.5",
     )
     top.add_argument("config", metavar="RUN.yaml", help="configuration of the run")
     top.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     top.add_argument("--nproc", type=int, default=1, metavar="N", help="ranks of the run (default 1)")
+    top.add_argument("--gpu", default="H100-80GB", metavar="CARD", help="kind of GPU (default H100-80GB), or YAML file")
+    top.add_argument("--mfu", default="40%", metavar="SHARE", help="of its peak that training reaches (default 40%%)")
+    top.add_argument("--price", type=float, metavar="MONEY", help="of one GPU for an hour")
+    top.add_argument(
+        "--assume",
+        nargs="+",
+        default=[],
+        metavar="NAME=TOKENS",
+        help="sources that are not on this machine: medicine=5B; validation sets: medicine.validation=2M",
+    )
     top.add_argument("--json", action="store_true", help="print the content of the run folder's plan.json")
     simulated = top.add_argument_group("a simulated rank, in place of the plan: needs a config.json, and no data")
     simulated.add_argument(
@@ -49,8 +63,6 @@ def parser() -> argparse.ArgumentParser:
     which = simulated.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="which (default: the first of the fullest stage)")
     which.add_argument("--worst", action="store_true", help="simulate a first, a middle and a last stage")
-    simulated.add_argument("--gpu", default="H100-80GB", metavar="NAME", help="card, or a YAML file that describes one")
-    simulated.add_argument("--price", type=float, metavar="MONEY", help="of one GPU for an hour")
     return top
 
 
@@ -60,12 +72,39 @@ def main(arguments: list[str]) -> int:
     config = load_config(options.config, options.overrides)
     if options.simulate:
         return _simulate(config, options)
-    plan = make_plan(config, options.nproc)
+    plan = make_plan(config, options.nproc, _assumed(options.assume))
+    cost = cost_estimate(plan, options.gpu, _share(options.mfu), options.price)
     changed = resume_changes(plan.config).lines()
-    print(orjson.dumps(plan.to_dict(), option=orjson.OPT_INDENT_2).decode() if options.json else plan.table())
-    if changed and not options.json:
-        print("\n".join(["", "Changes", *(f"  - {line}" for line in changed)]))
+    if options.json:
+        print(orjson.dumps(plan.to_dict() | {"cost": cost.to_dict()}, option=orjson.OPT_INDENT_2).decode())
+        return 0
+    parts = [plan.table(), "\n".join(["Time and cost", *(f"  {line}" for line in cost.lines())])]
+    if changed:
+        parts.append("\n".join(["Changes", *(f"  - {line}" for line in changed)]))
+    print("\n\n".join(parts))
     return 0
+
+
+def _assumed(words: Sequence[str]) -> dict[str, int]:
+    """Tokens by name. Raises BadInput with every word that is not NAME=TOKENS."""
+    found: dict[str, int] = {}
+    faults = []
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            found[name] = parse_count(text)
+        except ValueError:
+            faults.append(Fault(f"--assume {word}", "is not NAME=TOKENS.", "Write, for example, medicine=5B."))
+    refuse(faults)
+    return found
+
+
+def _share(text: str) -> float:
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        rule, _, remedy = str(error).partition("; ")
+        raise BadInput(Fault(f"--mfu {text}", f"{rule}.", f"{remedy.capitalize()}.")) from error
 
 
 def _simulate(config: RunConfig, options: argparse.Namespace) -> int:

@@ -181,6 +181,13 @@ class TokenStream:
         self.identity = hashlib.sha256("\n".join(name for _, name in opened).encode()).hexdigest()
         """Hash of what is read and in which order; not of where it lies."""
 
+    @classmethod
+    def assumed(cls, tokens: int) -> "TokenStream":
+        """A stream of so many tokens that is not on this machine: for plans alone. It has no documents."""
+        stream = cls([])
+        stream.tokens, stream.identity = tokens, ""
+        return stream
+
     def documents(self) -> list[SelectedDataset]:
         """The documents of the stream in its order, by dataset; datasets without tokens are left out."""
         return [part.documents() for part in self._parts]

@@ -60,12 +60,18 @@ class RunInputs:
         return list(found.values())
 
 
-def open_inputs(config: RunConfig) -> RunInputs:
+def open_inputs(config: RunConfig, assumed: Mapping[str, int] | None = None) -> RunInputs:
     """Opens everything that a config names and collects what is wrong with it.
 
-    Raises IntegrityFault where files are there and corrupt.
+    Args:
+        assumed: tokens of sources and validation sets that are not on this machine, by name; a validation set in the
+            place of a source of the same name is `NAME.validation`. Where any are given, validation sets with a budget
+            that are not here are assumed to hold it.
+    Raises:
+        IntegrityFault: files are there and corrupt.
     """
-    faults: list[Fault] = []
+    assumed = assumed or {}
+    faults: list[Fault] = list(_assumption_faults(config, assumed))
     shape, tokenizer = None, None
     folder = Path(config.model.hf)
     if folder.is_dir():
@@ -75,28 +81,33 @@ def open_inputs(config: RunConfig) -> RunInputs:
         rule = "there is no such folder."
         remedy = "Give a local Hugging Face model folder, with config.json, tokenizer and weights."
         faults.append(Fault(f"model.hf = {config.model.hf}", rule, remedy))
-    sources, portions = open_sources(config, faults)
-    sets = {name: validation_set.paths for name, validation_set in config.validation.sets.items()}
+    sources, portions = open_sources(config, faults, assumed)
     return RunInputs(
         shape,
         tokenizer,
         sources,
         portions,
-        _open_streams("validation.sets", sets, faults),
+        _open_validation_sets(config, assumed, faults),
         _open_tasks(config, shape, tokenizer, faults),
         tuple(faults),
     )
 
 
-def open_sources(config: RunConfig, faults: list[Fault]) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
+def open_sources(
+    config: RunConfig, faults: list[Fault], assumed: Mapping[str, int] | None = None
+) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
     """The streams of the training sources by name and their portions; `faults` gets what is wrong.
 
     Raises IntegrityFault where files are there and corrupt.
     """
     sources: dict[str, TokenStream] = {}
     portions: dict[str, Fraction] = {}
+    assumed = assumed or {}
+    here = {name: source for name, source in config.data.sources.items() if name not in assumed}
     with ThreadPoolExecutor(_OPENERS) as openers:
-        for streams, parts, found in openers.map(_open_source, config.data.sources, config.data.sources.values()):
+        opened = dict(zip(here, openers.map(_open_source, here, here.values()), strict=True))
+        for name in config.data.sources:
+            streams, parts, found = opened.get(name) or ({name: TokenStream.assumed(assumed[name])}, {}, [])
             sources |= streams
             portions |= parts
             faults += found
@@ -112,13 +123,31 @@ def _open_source(
         return {}, {}, _path_faults(f"data.sources.{name}.paths", settings.paths, error)
 
 
-def _open_streams(section: str, paths: Mapping[str, Sequence[str]], faults: list[Fault]) -> dict[str, TokenStream]:
+def _assumption_faults(config: RunConfig, assumed: Mapping[str, int]) -> Iterator[Fault]:
+    """Names that nothing has, and sources whose buckets only their scores can tell."""
+    known = [*config.data.sources, *(f"{name}.validation" for name in config.validation.sets)]
+    for name, tokens in assumed.items():
+        shown = f"--assume {name}={tokens}"
+        if name not in known:
+            yield Fault(shown, "names no source and no validation set.", f"Name one of {', '.join(known)}.")
+        elif name in config.data.sources and config.data.sources[name].quality is not None:
+            remedy = "Plan it where the scores are, or without `quality`."
+            yield Fault(shown, "its buckets follow from the scores of its documents.", remedy)
+
+
+def _open_validation_sets(config: RunConfig, assumed: Mapping[str, int], faults: list[Fault]) -> dict[str, TokenStream]:
     streams = {}
-    for name, its_paths in paths.items():
+    for name, settings in config.validation.sets.items():
+        if f"{name}.validation" in assumed:
+            streams[name] = TokenStream.assumed(assumed[f"{name}.validation"])
+            continue
         try:
-            streams[name] = TokenStream(its_paths)
+            streams[name] = TokenStream(settings.paths)
         except BadInput as error:
-            faults += _path_faults(f"{section}.{name}.paths", its_paths, error)
+            if assumed and settings.tokens is not None:
+                streams[name] = TokenStream.assumed(settings.tokens + 1)  # the label of the last token
+            else:
+                faults += _path_faults(f"validation.sets.{name}.paths", settings.paths, error)
     return streams
 
 

@@ -1,7 +1,7 @@
 """What `plan` prints and `train` obeys: blend, steps, evaluations, size and cost of a run, and warnings."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -239,14 +239,16 @@ class RunPlan:
         return columns([heading, *rows], "llrrrrr")
 
 
-def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
+def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int] | None = None) -> RunPlan:
     """The plan of a run on `world_size` ranks.
 
+    Args:
+        assumed: tokens of sources and validation sets that are not on this machine (open_inputs).
     Raises:
         BadInput: with every fault of the run.
         IntegrityFault: files of a dataset are there and corrupt.
     """
-    inputs = open_inputs(config)
+    inputs = open_inputs(config, assumed)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
     warnings = _plan_warnings(config, inputs, blend)
@@ -272,6 +274,7 @@ def make_plan(config: RunConfig, world_size: int = 1) -> RunPlan:
         disk=disk,
         overlaps=overlaps,
         warnings=(
+            *_assumption_warnings(assumed or {}),
             *warnings,
             *rate_warnings(config, start),
             *disk_warnings(config, disk),
@@ -497,6 +500,16 @@ def _budget_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
                 "budget: all of it is read at each evaluation. Hold more out (`megatron-cpt prepare --holdout`) if it "
                 "is too little."
             )
+
+
+def _assumption_warnings(assumed: Mapping[str, int]) -> Iterator[str]:
+    """What was not looked at."""
+    if assumed:
+        told = ", ".join(f"{name} {short_count(tokens)}" for name, tokens in assumed.items())
+        yield (
+            f"assumed, not read: {told} tokens. Whether files are there and whole, which tokenizer made them and which "
+            "documents sources share is checked where they are."
+        )
 
 
 def _folder_warnings(config: RunConfig) -> Iterator[str]:

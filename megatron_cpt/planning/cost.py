@@ -1,0 +1,118 @@
+"""Hours, GPU-hours and money of what is left of a run: from what it has measured, else from FLOPs and a GPU's peak.
+
+The share (MFU) is an assumption of the user's. What was measured on as many ranks is preferred.
+"""
+
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.units import short_count
+from megatron_cpt.planning.cards import card_of
+from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.runs.folder import RunFolder, read_json_object
+from megatron_cpt.runs.records import read_records, short_time
+
+_MEASURED_STEPS = 100
+"""The last of a run, whose median throughput is taken."""
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """What is left of a run, as time and money."""
+
+    steps: int
+    """Optimizer steps that are left."""
+    tokens: int
+    """Tokens that are left."""
+    tokens_per_second: float
+    """Of all ranks together, evaluations apart."""
+    basis: str
+    """Where that comes from, in words."""
+    evaluation_share: float
+    """Compute of the evaluations as a share of that of training."""
+    ranks: int
+    """GPUs of the run."""
+    price: float | None
+    """Of one GPU for an hour; None: not given."""
+
+    @property
+    def hours(self) -> float:
+        """Wall time."""
+        return self.tokens * (1 + self.evaluation_share) / self.tokens_per_second / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all ranks."""
+        return self.hours * self.ranks
+
+    @property
+    def money(self) -> float | None:
+        """In the currency of the price."""
+        return None if self.price is None else self.gpu_hours * self.price
+
+    def lines(self) -> list[str]:
+        """What is printed beside the plan."""
+        money = "" if self.money is None else f", cost {self.money:,.2f} at {self.price:g} per GPU-hour"
+        time, spent = short_time(self.hours * 3600), _three_digits(self.gpu_hours)
+        return [
+            f"Left     {self.steps:,} steps, {short_count(self.tokens)} tokens",
+            f"Time     {time} on {self.ranks:,} GPUs: {spent} GPU-hours{money}",
+            f"         at {short_count(self.tokens_per_second)} tokens/s: {self.basis}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures."""
+        return asdict(self) | {"hours": self.hours, "gpu_hours": self.gpu_hours, "money": self.money}
+
+
+def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = None) -> CostEstimate:
+    """What is left of a run, from its newest checkpoint on.
+
+    Args:
+        gpu: kind of GPU (planning/cards.py).
+        mfu: share of its peak that training reaches.
+        price: of one GPU for an hour.
+    Raises:
+        BadInput: no such card, a share that is none, a price below 0.
+    """
+    if not 0 < mfu <= 1:
+        raise BadInput(Fault(f"--mfu {mfu:g}", "is a share of the peak above 0, to 1.", "Write one, such as 40%."))
+    if price is not None and price < 0:
+        raise BadInput(Fault(f"--price {price:g}", "is below 0.", "Give what a GPU costs for an hour."))
+    card = card_of(gpu)
+    done = plan.resume.step if plan.resume is not None else plan.start.step
+    measured = _measured(plan)
+    if measured is None:
+        rate = mfu * card.flops * plan.world_size / plan.model.flops_per_token
+        basis = f"{mfu:.0%} of the peak of {gpu}, an assumption (--gpu, --mfu)"
+    else:
+        rate, basis = measured, f"the median of the last {_MEASURED_STEPS} steps of this run, on as many ranks"
+    return CostEstimate(
+        steps=plan.steps - done,
+        tokens=plan.tokens - plan.config.tokens_at(done),
+        tokens_per_second=rate,
+        basis=basis,
+        evaluation_share=sum(one.compute_share for one in plan.evaluations),
+        ranks=plan.world_size,
+        price=price,
+    )
+
+
+def _measured(plan: RunPlan) -> float | None:
+    """Tokens per second that the run had last on as many ranks; None where it has none."""
+    folder = RunFolder(plan.folder)
+    before = read_json_object(folder.plan) if folder.plan.is_file() else None
+    if before is None or before.get("world_size") != plan.world_size or not folder.records.is_file():
+        return None
+    rates = [
+        record["tokens_per_second"]
+        for record in read_records(folder.records)
+        if record["kind"] == "train" and record.get("tokens_per_second")
+    ]
+    return median(rates[-_MEASURED_STEPS:]) if rates else None
+
+
+def _three_digits(number: float) -> str:
+    return short_count(number) if number >= 1000 else f"{number:.3g}"

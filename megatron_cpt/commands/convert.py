@@ -12,7 +12,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings, Precision
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
-from megatron_cpt.runs.folder import refuse_to_replace, write_json
+from megatron_cpt.runs.folder import refuse_to_replace, write_checked_json
 from megatron_cpt.train.initial_loss_check import compute_reference
 
 
@@ -141,7 +141,7 @@ def _record_start(run: str, overrides: list[str], output: Path) -> None:
     if reference is None:
         rule = "the whole model fits neither this machine's GPU nor its memory."
         raise BadInput(Fault(f"model.hf = {config.model.hf}", rule, "Record on a machine where it does."))
-    write_json(output, asdict(reference))
+    write_checked_json(output, asdict(reference))
 
 
 def _report_difference(source: Path, hf_folder: Path, precision: Precision, tolerance: float) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from glob import escape
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import Any, Self
 
@@ -86,7 +87,7 @@ def read_column(prefix: str | Path, name: str, documents: int) -> npt.NDArray[An
         raise BadInput(Fault(str(path), "is not there.", f"Score {prefix} first, or choose by another score."))
     try:
         column = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OverflowError) as error:
+    except (ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:  # numpy parses its header as Python
         raise IntegrityFault(f"{path}: is not a whole .npy file ({error}). Write it again.") from error
     if not isinstance(column, np.ndarray):
         column.close()

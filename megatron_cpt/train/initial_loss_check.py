@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,7 @@ from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import all_agree, first_on_rank_zero
 from megatron_cpt.planning.plan import RunPlan
-from megatron_cpt.runs.folder import RunFolder, write_json
+from megatron_cpt.runs.folder import RunFolder, read_json_object, write_checked_json
 from megatron_cpt.train.run import Run
 
 SEQUENCES = 8
@@ -179,7 +178,9 @@ def compare_initial_loss(run: Run, reference: Reference | None, losses: list[flo
             f"{np.mean(reference.losses):.5f}; largest difference of one {worst:.2g} (tolerance {tolerance:g})"
         )
         if fine:
-            write_json(run.folder.initial_loss_check, asdict(reference) | {"ours": losses, "tolerance": tolerance})
+            write_checked_json(
+                run.folder.initial_loss_check, asdict(reference) | {"ours": losses, "tolerance": tolerance}
+            )
     if not all_agree(fine):
         raise NumericsFault(
             f"{line}: before the first update this is not the model that transformers reads from "
@@ -196,9 +197,11 @@ def _opening_set(opening: npt.NDArray[np.int64]) -> ValidationSet:
 
 
 def _read_recording(path: Path) -> Reference | None:
-    """A recording, or None where there is none that can be read."""
+    """A recording, or None where there is none. Raises IntegrityFault where it is not what was written."""
     try:
-        values: dict[str, Any] = orjson.loads(path.read_bytes())
+        values = read_json_object(path)
+        if values is None:
+            return None
         names = ("sequences", "model", "precision", "losses")
         return Reference(**{name: values[name] for name in names})
     except (OSError, ValueError, KeyError, TypeError):

@@ -41,6 +41,7 @@ from megatron_cpt.runs.folder import (
     explained,
     only_job,
     read_status,
+    write_checked_json,
     write_json,
     write_status,
 )
@@ -133,9 +134,9 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     kernels = kernels_of(run.model, run.optimizer)
     if groups.rank() == 0:
         keep_config(run, changes)
-        write_json(folder.plan, plan.to_dict())
+        write_checked_json(folder.plan, plan.to_dict())
         write_json(folder.versions, versions(kernels))
-        write_json(folder.lineage, run_lineage(run, run.first_step))
+        write_checked_json(folder.lineage, run_lineage(run, run.first_step))
     logger = RunLogger(run)
     logger.log(f"kernels: {kernels}")
     if warning := untried(release()):
@@ -162,7 +163,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     logger.status("running", run.first_step)
     stop = train(run, logger, request)
     if groups.rank() == 0:
-        write_json(folder.lineage, run_lineage(run, plan.steps if stop is None else stop.step))
+        write_checked_json(folder.lineage, run_lineage(run, plan.steps if stop is None else stop.step))
     checkpoints = complete_checkpoints(folder.checkpoints)
     if stop is not None:
         message = f"{stop.reason}: saved after step {stop.step} of {plan.steps}; the same command resumes the run"

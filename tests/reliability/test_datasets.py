@@ -171,7 +171,9 @@ def npy(header: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
-@pytest.mark.parametrize("kind", ["objects", "raw pickle", "archive", "huge", "negative", "text", "empty"])
+@pytest.mark.parametrize(
+    "kind", ["cut header", "objects", "raw pickle", "archive", "huge", "negative", "text", "empty"]
+)
 def test_D9_hostile_columns(
     workshop: Workshop, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], record_property: Record
 ) -> None:
@@ -191,6 +193,8 @@ def test_D9_hostile_columns(
             column.write_bytes(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-5,), }"))
         case "text":
             column.write_bytes(npy("__import__('os').system('touch marker')"))
+        case "cut header":
+            column.write_bytes(npy("{'descr': [('a, '<u8'), ('b', '<i8')], 'fortran_order': False, 'shape': (3,), }"))
         case "empty":
             column.write_bytes(b"")
     words = [

@@ -19,7 +19,7 @@ import numpy as np
 
 from megatron_cpt.scaling_law.curves import read_csv
 from megatron_cpt.scaling_law.fit import forward_errors, left_out_errors
-from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, annealing_with_warmup
+from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, annealing_with_warmup, one_by_one
 from megatron_cpt.scaling_law.problem import Method
 
 TRAINING = ("cosine_24000", "constant_24000", "wsdcon_9")
@@ -34,7 +34,7 @@ POINTS = (None, 60)
 def main() -> None:
     """A line for each candidate, the chosen one last."""
     sizes = [[read_csv(Path(folder) / f"{name}.csv", WARMUP) for name in TRAINING] for folder in sys.argv[1:]]
-    with_warmup = replace(ANNEALING, exact=annealing_with_warmup, quick=annealing_with_warmup)
+    with_warmup = replace(ANNEALING, exact=annealing_with_warmup, quick=one_by_one(annealing_with_warmup))
     scores: dict[tuple[float, int, int | None, bool], float] = {}
     annealing: dict[tuple[float, int | None, bool], list[float]] = {}
     for delta, points, counted in product(DELTAS, POINTS, (False, True)):

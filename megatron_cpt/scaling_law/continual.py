@@ -103,31 +103,42 @@ SIZE_TERMS = {"size_amplitude": 0.0, "size_exponent": 0.19, "base_gain_growth": 
 """What the terms of arXiv:2505.07796 Eq. 7 are held at: no dependence on size; the exponent is what it prints."""
 
 
-def _continual(curve: Curve) -> Model:
-    forward = forward_areas(curve.rates)[curve.steps - 1]
-    annealing = AnnealingAreas(curve, curve.base_final_rate or 0.0, curve.rates)
-    known = curve.base_forward_area
-    millions = 1.0 if curve.model_size is None else curve.model_size / 1e6
+def _continual(curves: Sequence[Curve]) -> Model:
+    forward = np.concatenate([forward_areas(curve.rates)[curve.steps - 1] for curve in curves])
+    annealing = AnnealingAreas(
+        curves, [curve.base_final_rate or 0.0 for curve in curves], [curve.rates for curve in curves]
+    )
+
+    def of_points(values: Sequence[float | None], unknown: float) -> np.ndarray:
+        """float64 [points of all curves], from a value of each curve."""
+        return np.repeat(
+            [unknown if value is None else value for value in values], [len(curve.steps) for curve in curves]
+        )
+
+    known = of_points([curve.base_forward_area for curve in curves], np.nan)
+    base_annealing_area = of_points([curve.base_annealing_area for curve in curves], 0.0)
+    domain_share = of_points([curve.domain_share for curve in curves], 1.0)
+    millions = of_points([curve.model_size for curve in curves], 1e6) / 1e6
 
     def model(values: np.ndarray) -> np.ndarray:
         floor, amplitude, exponent, base_gain, gain, shift_size, shift_speed, shift_exponent, bend = values[:9]
         base_area, decay, rate_power, gain_bend, injection_gain, injection_exponent, *size_terms = values[9:]
-        kept = injection_factor(1 - curve.domain_share, injection_gain, injection_exponent)
+        kept = injection_factor(1 - domain_share, injection_gain, injection_exponent)
         floor, base_gain, gain = at_size(millions, floor, base_gain, gain, *size_terms)
         return continual_law(
             forward,
             annealing.at(decay, rate_power),
-            base_area if known is None else known,
-            curve.base_annealing_area or 0.0,
+            np.where(np.isnan(known), base_area, known),
+            base_annealing_area,
             floor,
             amplitude,
             exponent,
             base_gain,
-            gain * np.exp(gain_bend * (1 - curve.domain_share)),
+            gain * np.exp(gain_bend * (1 - domain_share)),
             shift_size * kept,
             shift_speed,
             shift_exponent,
-            curve.domain_share,
+            domain_share,
             bend,
         )
 
@@ -180,7 +191,7 @@ CONTINUAL = Law(
         Parameter("base_gain_growth", -1.0, 1.0, (0.0, 0.3)),
         Parameter("gain_growth", -1.0, 1.0, (0.0, 0.3)),
     ),
-    exact=_continual,
+    exact=lambda curve: _continual([curve]),
     quick=_continual,
     held=_held_of_continual,
 )

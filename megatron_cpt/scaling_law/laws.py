@@ -104,8 +104,8 @@ class Law(Generic[Observed]):
     parameters: tuple[Parameter, ...]
     exact: Callable[[Observed], Model]
     """Takes every update by itself."""
-    quick: Callable[[Observed], Model]
-    """May take neighbouring changes of the rate together, for the search."""
+    quick: Callable[[Sequence[Observed]], Model]
+    """Of several, one after another, for the search; may take neighbouring changes of the rate together."""
     held: Callable[[Sequence[Observed]], dict[str, float]]
     """What a fit to these curves holds unless it is told otherwise: parameters that they cannot tell, or that are
     fitted on demand alone, and their values."""
@@ -125,22 +125,44 @@ DECAY = Parameter("decay", 0.0, 0.99999, (0.0, 0.99999), scale="log of 1 - x")
 RATE_POWER = Parameter("rate_power", 0.0, 2.0, (0.0, 0.5))
 
 
-class AnnealingAreas:
-    """S2 at the points of a curve, remembered while decay and rate power stay the same."""
+def one_by_one(model_of: Callable[[Observed], Model]) -> Callable[[Sequence[Observed]], Model]:
+    """The model of several, each computed by itself."""
 
-    def __init__(self, curve: Curve, previous_rate: float | None, rates: np.ndarray) -> None:
-        self._curve = curve
-        self._rates = rates
-        self._previous_rate = previous_rate
+    def together(observed: Sequence[Observed]) -> Model:
+        models = [model_of(one) for one in observed]
+        return lambda values: np.concatenate([model(values) for model in models])
+
+    return together
+
+
+class AnnealingAreas:
+    """S2 at the points of curves, remembered while decay and rate power stay the same.
+
+    Curves of the same rates share the sum.
+    """
+
+    def __init__(
+        self, curves: Sequence[Curve], previous_rates: Sequence[float | None], rates: Sequence[np.ndarray]
+    ) -> None:
+        schedules: dict[tuple[float | None, bytes], int] = {}
+        self._schedules: list[tuple[np.ndarray, float | None]] = []
+        self._of_curves: list[tuple[int, np.ndarray]] = []
+        for curve, previous, of_curve in zip(curves, previous_rates, rates, strict=True):
+            key = (previous, of_curve.tobytes())
+            if key not in schedules:
+                schedules[key] = len(schedules)
+                self._schedules.append((of_curve, previous))
+            self._of_curves.append((schedules[key], curve.steps - 1))
         self._key: tuple[complex, complex] | None = None
         self._areas = np.empty(0)
 
     def at(self, decay: complex, rate_power: complex) -> np.ndarray:
-        """complex128 or float64 [points]."""
+        """complex128 or float64 [points of all curves]."""
         key = (_real_if_real(decay), _real_if_real(rate_power))
         if key != self._key:
-            areas = annealing_areas(self._rates, key[0], self._previous_rate, key[1])
-            self._key, self._areas = key, areas[self._curve.steps - 1]
+            sums = [annealing_areas(rates, key[0], previous, key[1]) for rates, previous in self._schedules]
+            self._areas = np.concatenate([sums[schedule][places] for schedule, places in self._of_curves])
+            self._key = key
         return self._areas
 
 
@@ -152,18 +174,18 @@ _GROUPED_UPDATES = 32
 """Changes of the rate taken together in the search for the Multi-Power Law's parameters."""
 
 
-def _annealing(curve: Curve) -> Model:
-    return _annealing_by(curve, _after_warmup(curve.rates))
+def _annealing(curves: Sequence[Curve]) -> Model:
+    return _annealing_by(curves, [_after_warmup(curve.rates) for curve in curves])
 
 
 def annealing_with_warmup(curve: Curve) -> Model:
     """The annealing law with the rises of the warm-up counting negative in S2."""
-    return _annealing_by(curve, curve.rates)
+    return _annealing_by([curve], [curve.rates])
 
 
-def _annealing_by(curve: Curve, annealed: np.ndarray) -> Model:
-    forward = forward_areas(curve.rates)[curve.steps - 1]
-    annealing = AnnealingAreas(curve, None, annealed)
+def _annealing_by(curves: Sequence[Curve], annealed: Sequence[np.ndarray]) -> Model:
+    forward = np.concatenate([forward_areas(curve.rates)[curve.steps - 1] for curve in curves])
+    annealing = AnnealingAreas(curves, [None] * len(curves), annealed)
 
     def model(values: np.ndarray) -> np.ndarray:
         floor, amplitude, exponent, gain, decay, power = values
@@ -233,7 +255,7 @@ def _reduction_and_slopes(
 ANNEALING = Law(
     name="annealing",
     parameters=(FLOOR, AMPLITUDE, EXPONENT, GAIN, DECAY, RATE_POWER),
-    exact=_annealing,
+    exact=lambda curve: _annealing([curve]),
     quick=_annealing,
     held=lambda curves: {"rate_power": 0.0} | held_decay(curves),
 )
@@ -241,7 +263,7 @@ ANNEALING = Law(
 RATE_WEIGHTED = Law(
     name="annealing-rate-weighted",
     parameters=(FLOOR, AMPLITUDE, EXPONENT, GAIN, DECAY, RATE_POWER),
-    exact=_annealing,
+    exact=lambda curve: _annealing([curve]),
     quick=_annealing,
     held=held_decay,
 )
@@ -261,7 +283,7 @@ MULTI_POWER = Law(
         Parameter("rate_exponent", 0.0, 2.0, (0.1, 1.0), prior=(0.6, 0.2)),
     ),
     exact=_multi_power,
-    quick=_multi_power_grouped,
+    quick=one_by_one(_multi_power_grouped),
     held=lambda _: {},
 )
 

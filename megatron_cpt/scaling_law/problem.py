@@ -73,7 +73,7 @@ class Problem:
         self.free_parameters = [law.parameters[number] for number in self.free]
         self._parameters = law.parameters
         self._held = np.array([held.get(name, np.nan) for name in names])
-        self._models = [law.quick(curve) for curve in curves]
+        self._model = law.quick(curves)
         chosen = self.free_parameters
         self._low, self._high = np.array([parameter.ends for parameter in chosen]).reshape(-1, 2).T
         prior = [(p, i) for p, i in enumerate(chosen) if i.prior is not None]
@@ -194,7 +194,7 @@ class Problem:
         return self._with_best_linear(np.clip(vector + steps, self._low, self._high))
 
     def _losses(self, values: np.ndarray) -> np.ndarray:
-        return np.concatenate([model(values) for model in self._models])
+        return self._model(values)
 
 
 def _reach(parameter: Parameter) -> float:

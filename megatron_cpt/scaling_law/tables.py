@@ -28,6 +28,7 @@ from megatron_cpt.scaling_law.laws import (
     domain_pretraining_law,
     forgetting_law,
     mixing_law,
+    one_by_one,
 )
 from megatron_cpt.scaling_law.uncertainty import bootstrap
 
@@ -339,7 +340,7 @@ def _domain_pretraining(own_is_replay: bool) -> Law[Table]:
         Parameter("share_offset", 1e-4, 2.0, (1e-3, 1.0), scale="log"),
         Parameter("share_exponent", 0.01, 5.0, (0.1, 2.0), scale="log"),
     )
-    return Law(D_CPT, parameters, model, model, held)
+    return Law(D_CPT, parameters, model, one_by_one(model), held)
 
 
 def forgetting(start: float | None) -> Law[Table]:
@@ -360,7 +361,7 @@ def forgetting(start: float | None) -> Law[Table]:
         Parameter("injection_gain", 1e-2, 1e6, (1.0, 1e4), scale="log"),
         Parameter("size_exponent", 0.01, 3.0, (0.05, 1.0), scale="log"),
     )
-    return Law(_FORGETTING, parameters, model, model, lambda _: {} if start is None else {"start": start})
+    return Law(_FORGETTING, parameters, model, one_by_one(model), lambda _: {} if start is None else {"start": start})
 
 
 def mixing(sources: tuple[str, ...]) -> Law[Table]:
@@ -378,7 +379,7 @@ def mixing(sources: tuple[str, ...]) -> Law[Table]:
 
     slopes = (Parameter(f"slope:{name}", -200.0, 200.0, (-8.0, 8.0)) for name in sources[1:])
     parameters = (FLOOR, Parameter("scale", -20.0, 20.0, linear=True), *slopes)
-    return Law(MIXING, parameters, model, model, lambda _: {})
+    return Law(MIXING, parameters, model, one_by_one(model), lambda _: {})
 
 
 def _size(rows: Table) -> np.ndarray:
@@ -453,6 +454,6 @@ CRITICAL_RATIO: Law[Table] = Law(
         Parameter("offset", -1e3, 1e3, linear=True),
     ),
     exact=_clipped,
-    quick=_unclipped,
+    quick=one_by_one(_unclipped),
     held=_held,
 )

@@ -131,8 +131,12 @@ def test_what_one_schedule_leaves_open_is_called_weak():
 
 @pytest.mark.parametrize("law", [ANNEALING, RATE_WEIGHTED, MULTI_POWER, CONTINUAL])
 def test_the_search_sees_what_the_law_says(law: Law):
-    """The grouped model against the exact one, and complex steps against differences."""
-    curve = planted("cosine", 6000, 0.7, 0.0, 1, UNANNEALED)
+    """The grouped model of several curves against the exact one of each, and complex steps against differences."""
+    curves = [
+        planted("cosine", 6000, 0.7, 0.0, 1, UNANNEALED),
+        planted("wsd", 4000, 1.0, 0.0, 1, ANNEALED),
+        replace(planted("cosine", 6000, 0.7, 0.0, 1, UNANNEALED), base_forward_area=None, domain_share=0.3),
+    ]
     values = {
         "annealing": [3.0, 0.5, 0.5, 0.4, 0.999, 0.0],
         "annealing-rate-weighted": [3.0, 0.5, 0.5, 0.6, 0.999, 0.1],
@@ -140,8 +144,9 @@ def test_the_search_sees_what_the_law_says(law: Law):
         "continual": list(PRINTED.values()),
     }[law.name]
     point = np.array(values)
-    quick, exact = law.quick(curve), law.exact(curve)
-    np.testing.assert_allclose(np.real(quick(point)), np.real(exact(point)), rtol=1e-4)
+    quick = law.quick(curves)
+    exact = np.concatenate([np.real(law.exact(curve)(point)) for curve in curves])
+    np.testing.assert_allclose(np.real(quick(point)), exact, rtol=1e-4)
     for position in range(len(point)):
         step = 1e-6 * max(abs(point[position]), 1e-2)
         ahead, behind, turned = point.copy(), point.copy(), point.astype(complex)

@@ -1,10 +1,13 @@
 """Fits the law to the runs of study.py and measures it on those that it has not seen.
 
-    python examples/studies/laws/evaluate.py [STUDY] [--results FOLDER]
+    python -m examples.studies.laws.evaluate [STUDY] [--results FOLDER]
 
 It writes curves.csv (every loss), fits.csv, errors.csv (a row for each set, form of the law and unseen arm) and
 choices.csv, and prints means. Errors are predicted minus the mean of two seeds, in nats per token. The noise floor is
 the mean error that a law without fault would have: half of the mean difference of the two seeds.
+
+`planted` is the same design with losses that the law itself gives, with the constants fitted to the runs and the runs'
+own noise. Its errors are those of the fit; what the measured runs have beyond them is the law's.
 """
 
 import argparse
@@ -15,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study import ARMS, FITTED, PEAK, SEEDS, STEPS, UNSEEN, Arm
 
+from examples.studies.laws.study import ARMS, FITTED, PEAK, SEEDS, STEPS, UNSEEN, Arm
 from megatron_cpt.scaling_law.choose import Laws, Recipe, critical_point, laws_of, turning_length
 from megatron_cpt.scaling_law.continual import CONTINUAL
 from megatron_cpt.scaling_law.curves import Curve, read_run
@@ -24,12 +27,15 @@ from megatron_cpt.scaling_law.fit import Fit, fit_law
 from megatron_cpt.scaling_law.uncertainty import band, bootstrap, calibrated
 
 SETS = ("general", "domain", "other")
-FORMS: dict[str, tuple[str, ...]] = {
-    "bend": (),
-    "injection": ("injection_gain", "injection_exponent"),
+INJECTION = ("injection_gain", "injection_exponent")
+FORMS: dict[str, tuple[tuple[str, ...], list[Arm]]] = {
+    "bend": ((), FITTED),
+    "injection": (INJECTION, FITTED),
+    "two bases": (INJECTION, [*FITTED, Arm("cosine", 0, "stable")]),
 }
-"""What replay leaves of the shift: the bend of arXiv:2505.07796 Eq. 8, and with it the effective capacity of
-arXiv:2502.06042. The names are those of parameters that are freed."""
+"""Parameters that are freed, and arms that are fitted. What replay leaves of the shift is the bend of arXiv:2505.07796
+Eq. 8, and with `injection` the effective capacity of arXiv:2502.06042 too. Arms from one base alone cannot tell the
+effect of its annealing; `two bases` has one from another."""
 WEIGHTS = (0.1, 0.3, 0.5)
 """Of the general loss in a choice; the rest is the domain's."""
 RATIOS = (0, 1, 2, 5, 10, 25, 35, 50)
@@ -46,9 +52,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
     args = parser.parse_args()
     curves = read_curves(args.study)
-    fits = {form: {name: fitted(curves, name, freed) for name in SETS} for form, freed in FORMS.items()}
+    fits = {form: {name: fitted(curves, name, *how) for name in SETS} for form, how in FORMS.items()}
     args.results.mkdir(parents=True, exist_ok=True)
     errors = [row for form in FORMS for name in SETS for row in errors_of(curves, name, form, fits[form][name])]
+    for name, fit in fits["injection"].items():
+        made = planted(curves, name, fit)
+        errors += errors_of(made, name, "planted", fitted(made, name, *FORMS["injection"]))
     choices = [row for form in FORMS for row in choices_of(curves, form, fits[form])]
     write(args.results / "curves.csv", points_of(curves))
     write(args.results / "fits.csv", [row for form in FORMS for row in parameters_of(form, fits[form])])
@@ -73,9 +82,9 @@ def read_curves(study: Path) -> dict[tuple[Arm, int, str], Curve]:
     }
 
 
-def fitted(curves: Curves, name: str, freed: Sequence[str]) -> Fit[Curve]:
+def fitted(curves: Curves, name: str, freed: Sequence[str], arms: Sequence[Arm]) -> Fit[Curve]:
     """The law of a set, fitted to both seeds from the end of the transient on, its bands calibrated."""
-    known = [of_law(curves[arm, seed, name]) for arm in FITTED for seed in SEEDS]
+    known = [of_law(curves[arm, seed, name]) for arm in arms for seed in SEEDS]
     fit = bootstrap(fit_law(CONTINUAL, known, freed=freed), known)
     return calibrated(fit, known, freed)
 
@@ -90,6 +99,25 @@ def mean_of_seeds(curves: Curves, arm: Arm, name: str) -> tuple[Curve, float]:
     found = [of_law(curves[arm, seed, name]) for seed in SEEDS]
     losses = np.array([curve.losses for curve in found])
     return replace(found[0], losses=losses.mean(axis=0)), float(np.abs(np.diff(losses, axis=0)).mean()) / len(SEEDS)
+
+
+def planted(curves: Curves, name: str, fit: Fit[Curve]) -> Curves:
+    """The curves of a set as a law would have them: its losses, and the difference of the seeds of some arm.
+
+    Points before the law's are left as they are; they are not fitted.
+    """
+    generator = np.random.default_rng(0)
+    differences: dict[int, list[np.ndarray]] = {}
+    for arm in ARMS:
+        pair = [curves[arm, seed, name].losses for seed in SEEDS]
+        differences.setdefault(len(pair[0]), []).append((pair[0] - pair[1]) / 2**0.5)
+    made = {}
+    for arm in ARMS:
+        for seed in SEEDS:
+            curve = curves[arm, seed, name]
+            noise = generator.choice(np.array(differences[len(curve.losses)])) * generator.choice([-1, 1])
+            made[arm, seed, name] = replace(curve, losses=fit.predict(curve) + noise)
+    return made
 
 
 def errors_of(curves: Curves, name: str, form: str, fit: Fit[Curve]) -> Rows:

@@ -1,6 +1,6 @@
 """The study of the law of continual pretraining: a base on general text, continued on a domain in 54 runs.
 
-    python examples/studies/laws/study.py GENERAL.jsonl DOMAIN.jsonl OTHER.jsonl [--output STUDY] [--jobs 2]
+    python -m examples.studies.laws.study GENERAL.jsonl DOMAIN.jsonl OTHER.jsonl [--output STUDY] [--jobs 2]
 
 Each file holds one JSON object with a `text` a line and may be compressed (.zst). OTHER is text of a third kind that
 no run is trained on. A Llama of 4 layers of 64 (0.18M parameters without embeddings) is pretrained on GENERAL for
@@ -10,25 +10,13 @@ evaluate.py reads what it leaves.
 """
 
 import argparse
-import io
-import os
-import random
-import subprocess
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-import zstandard
+from examples.studies.runs import call, prepare, train, train_all
+from megatron_cpt.quickstart.base_folder import SMALL_LLAMA
 
-from megatron_cpt.quickstart.base_folder import SMALL_LLAMA, write_base_folder
-
-COMMAND = str(Path(sys.executable).with_name("megatron-cpt"))
-DOCUMENTS = 150
-"""Of general text and of the domain each, that the tokenizer is trained on."""
 MODEL = SMALL_LLAMA | {"hidden_size": 64, "intermediate_size": 176, "head_dim": 16, "vocab_size": 2048}
 SEQUENCE_LENGTH = 256
 """Tokens."""
@@ -101,40 +89,13 @@ def main() -> None:
     args = parser.parse_args()
     study = args.output
     (study / "configs").mkdir(parents=True, exist_ok=True)
-    prepare(study, {"general": args.general, "domain": args.domain, "other": args.other})
+    corpora = {"general": args.general, "domain": args.domain, "other": args.other}
+    prepare(study, corpora, ("general", "domain"), MODEL)
     train(study, "base", base_config(study))
     for name, step in BASES.items():
         export_base(study, name, step)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [
-            pool.submit(train, study, f"{arm.name}-seed-{seed}", run_config(study, arm, seed))
-            for seed in SEEDS
-            for arm in ARMS
-        ]
-    for job in jobs:
-        job.result()
-
-
-def prepare(study: Path, corpora: dict[str, Path]) -> None:
-    """A tokenizer from parts of the first two corpora, and all three as tokens with 4 % of the documents held out."""
-    folder = study / "base-config"
-    if not (folder / "config.json").is_file():
-        samples = []
-        for name in ("general", "domain"):
-            lines = list(lines_of(corpora[name]))
-            random.Random(name).shuffle(lines)
-            samples.append(study / f"{name}-sample.jsonl")
-            samples[-1].write_bytes(b"".join(lines[:DOCUMENTS]))
-        write_base_folder(samples, folder, MODEL)
-    for name, path in corpora.items():
-        prefix = str(study / "data" / name)
-        call("prepare", str(path), "--tokenizer", str(folder), "--output", prefix, "--holdout", "4%")
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file, compressed or not."""
-    with zstandard.open(path, "rb") if path.suffix == ".zst" else path.open("rb") as file:
-        yield from io.BufferedReader(file)
+    configs = {f"{arm.name}-seed-{seed}": run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
+    train_all(study, configs, args.jobs)
 
 
 def base_config(study: Path) -> dict[str, Any]:
@@ -195,20 +156,6 @@ def common(study: Path, name: str, sources: dict[str, Any], steps: int, seed: in
         },
         "validation": {"sets": sets, "eval_interval": {"every": f"{max(1, steps // 40)} steps"}},
     }
-
-
-def train(study: Path, name: str, config: dict[str, Any]) -> None:
-    """One run; a finished one is passed over."""
-    path = study / "configs" / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    call("train", str(path))
-
-
-def call(*words: str) -> None:
-    """A megatron-cpt command on one thread. Its failure ends the study with its exit code."""
-    code = subprocess.call([COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if code:
-        sys.exit(f"megatron-cpt {' '.join(words)}: exit code {code}")
 
 
 if __name__ == "__main__":

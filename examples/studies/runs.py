@@ -1,0 +1,74 @@
+"""What both studies do: text to datasets and a tokenizer, configurations to runs, several at a time."""
+
+import io
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import yaml
+import zstandard
+
+from megatron_cpt.quickstart.base_folder import write_base_folder
+
+COMMAND = str(Path(sys.executable).with_name("megatron-cpt"))
+DOCUMENTS = 150
+"""Of each corpus that a tokenizer is trained on."""
+
+
+def prepare(study: Path, corpora: Mapping[str, Path], of_tokenizer: Iterable[str], model: dict[str, Any]) -> None:
+    """STUDY/base-config, with a tokenizer from parts of some corpora, and every corpus as STUDY/data/NAME.
+
+    4 % of the documents are held out.
+    """
+    folder = study / "base-config"
+    if not (folder / "config.json").is_file():
+        samples = []
+        for name in of_tokenizer:
+            lines = list(lines_of(corpora[name]))
+            random.Random(name).shuffle(lines)
+            samples.append(study / f"{name}-sample.jsonl")
+            samples[-1].write_bytes(b"".join(lines[:DOCUMENTS]))
+        write_base_folder(samples, folder, model)
+    for name, path in corpora.items():
+        prefix = str(study / "data" / name)
+        call("prepare", str(path), "--tokenizer", str(folder), "--output", prefix, "--holdout", "4%")
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, compressed or not."""
+    with zstandard.open(path, "rb") if path.suffix == ".zst" else path.open("rb") as file:
+        yield from io.BufferedReader(file)
+
+
+def train(study: Path, name: str, config: dict[str, Any]) -> str:
+    """One run, STUDY/configs/NAME.yaml; a finished one is passed over. Returns its name."""
+    path = study / "configs" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    call("train", str(path))
+    return name
+
+
+def train_all(
+    study: Path, configs: Mapping[str, dict[str, Any]], jobs: int, done: Callable[[str], None] = lambda _: None
+) -> None:
+    """All runs, some at a time, in their order. `done` is called in turn with the name of each that has ended well."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(train, study, name, config) for name, config in configs.items()]
+        try:
+            for future in as_completed(futures):
+                done(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def call(*words: str) -> None:
+    """A megatron-cpt command on one thread. Its failure ends the study."""
+    code = subprocess.call([COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if code:
+        sys.exit(f"megatron-cpt {' '.join(words)}: exit code {code}")

@@ -159,13 +159,14 @@ def main() -> None:
     parser.add_argument("--gpu", default="H100-80GB")
     options = parser.parse_args()
     print(machine())
-    found = {}
+    heading = ["run", "ranks", "layout", "peak GiB", "closed", "waits", "collectives", "their GiB", "bubble", "step s"]
+    found, rows = {}, [[*heading, "MFU", "simulated in s"]]
     with tempfile.TemporaryDirectory() as root:
         for name in options.names:
             found[name] = simulate(RUNS[name], Path(root) / name, options.gpu)
-    heading = ["run", "ranks", "layout", "peak GiB", "closed", "waits", "collectives", "their GiB", "bubble", "step s"]
-    rows = [row(name, RUNS[name], one) for name, one in found.items()]
-    print("\n".join(columns([[*heading, "MFU", "simulated in s"], *rows], "lrl" + "r" * 9)))
+            rows.append(row(name, RUNS[name], found[name]))
+            print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
+    print("\n".join(columns(rows, "lrl" + "r" * 9)))
     ratios = {name: one["closed_bytes"] / one["peak_bytes"] for name, one in found.items()}
     worst = max(ratios.values(), key=lambda ratio: abs(ratio - 1))
     print_result("simulated_runs", worst, "simulated peak", {"ratios": ratios})

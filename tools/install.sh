@@ -49,6 +49,10 @@ else
 fi
 "$venv/bin/pip" install --progress-bar off -q -c "$constraints" -e ".[dev,fast,quality${EXTRAS:+,$EXTRAS}]" $beside
 
+# For tests: Transformer Engine's Python without its libraries, where no import finds it (tests/model/engine_stub.py).
+"$venv/bin/pip" install --progress-bar off -q --no-deps --upgrade --target "$venv/transformer_engine_python" \
+    "$(grep '^transformer-engine==' constraints.txt)" || echo "Note: without it, tests/model/test_engine.py is skipped."
+
 "$venv/bin/python" - "$venv" <<'PY'
 import sys
 from importlib.metadata import version

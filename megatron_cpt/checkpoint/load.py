@@ -15,7 +15,7 @@ values as pickles inside the shards, and reads both with full pickle. Here a res
 
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -156,11 +156,33 @@ def _load_shards(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
     Raises:
         IntegrityFault: they do not hold it, or not so.
     """
+    stored = frozenset(read_table(checkpoint / "shards").state_dict_metadata)
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(content, str(checkpoint / "shards"))
+        loaded: dict[str, Any] = dist_checkpointing.load(
+            {name: _without_absent_states(entry, stored) for name, entry in content.items()},
+            str(checkpoint / "shards"),
+        )
     except CHECKPOINT_ERRORS as error:
-        raise IntegrityFault(f"{checkpoint}: its shards do not load into this run ({reason(error)})") from error
+        remedy = "Set `model.hf` to the checkpoint's own hf/, or load its export."
+        raise IntegrityFault(
+            f"{checkpoint}: its shards do not load into this run ({reason(error)}). {remedy}"
+        ) from error
     return loaded
+
+
+_EXTRA_STATE = "_extra_state"
+"""Name under which Transformer Engine's layers keep what fp8 measured: empty without fp8, and absent without them."""
+
+
+def _without_absent_states(entry: Any, stored: Collection[str]) -> Any:
+    """A content without the extra states that a checkpoint does not hold: other layers wrote it, or without fp8."""
+    if not isinstance(entry, dict):
+        return entry
+    return {
+        name: _without_absent_states(value, stored)
+        for name, value in entry.items()
+        if not (isinstance(value, ShardedObject) and _EXTRA_STATE in value.key and value.unique_key not in stored)
+    }
 
 
 CHECKPOINT_ERRORS = (CheckpointException, CheckpointingException)
@@ -213,7 +235,10 @@ def model_state(model: Sequence[LanguageModule], per_layer_keys: bool = False) -
 def _load_model_state(model: Sequence[LanguageModule], loaded: dict[str, Any]) -> None:
     """Puts what was loaded into the chunks."""
     for name, chunk in zip(_chunk_names(model), model, strict=True):
-        chunk.load_state_dict(loaded[name])
+        missing, unexpected = chunk.load_state_dict(loaded[name], strict=False)
+        lost = [*unexpected, *(key for key in missing if not key.endswith(_EXTRA_STATE))]
+        if lost:
+            raise IntegrityFault(f"a checkpoint and this model do not agree on {', '.join(lost[:5])}")
 
 
 def _chunk_names(model: Sequence[LanguageModule]) -> list[str]:

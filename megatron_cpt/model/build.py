@@ -4,7 +4,7 @@ Parts of a model that are not trained.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import restart_positions
 from megatron_cpt.model.cpu_kernels import add_weight_gradients_in_products, install_cpu_kernels
 from megatron_cpt.model.forward import add_z_loss
-from megatron_cpt.model.layers import block_spec, transformer_engine_usable, window_fields
+from megatron_cpt.model.layers import block_spec, engine_has, transformer_engine_usable, window_fields
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
     install_router_losses,
@@ -75,6 +75,8 @@ class ModelOptions:
     """Further fields of its DistributedDataParallelConfig."""
     on_gpu: bool = field(default_factory=lambda: groups.device().type == "cuda")
     """Whether it takes the kernels of a GPU: a simulated rank does, without one."""
+    transformer_engine: bool = field(default_factory=transformer_engine_usable)
+    """Whether layers are Transformer Engine's, where it has all their parts."""
 
     @classmethod
     def of_run(cls, config: RunConfig, **others: Any) -> "ModelOptions":
@@ -91,6 +93,10 @@ class ModelOptions:
             ddp=config.megatron.ddp,
             **others,
         )
+
+    def by_engine(self, shape: ModelShape) -> bool:
+        """Whether the layers of a model of this shape are Transformer Engine's."""
+        return self.transformer_engine and engine_has(shape)
 
     @property
     def shares_documents(self) -> bool:
@@ -157,7 +163,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         **window_fields(shape),
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": _ACTIVATIONS[shape.activation],
-        **(_expert_fields(shape) if shape.experts else {}),
+        **(_expert_fields(shape, options.by_engine(shape)) if shape.experts else {}),
         "hidden_dropout": options.dropout,
         "attention_dropout": options.dropout,
         "params_dtype": dtype,
@@ -186,7 +192,8 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "bias_dropout_fusion": on_gpu,
         # Megatron-Core's kernels of GELU compute it as they will, whatever was asked for.
         "bias_activation_fusion": shape.activation == "silu" and (on_gpu or (shape.gated_mlp and not shape.experts)),
-        "apply_rope_fusion": transformer_engine_usable(),
+        # Layers of ours may turn by a part of the angles, which the fused kernel would read as if it lay alone.
+        "apply_rope_fusion": options.by_engine(shape),
         # Megatron-Core's fused kernel gives gradients in bf16, whatever the precision.
         "cross_entropy_loss_fusion": on_gpu and dtype is torch.bfloat16,
     }
@@ -200,7 +207,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
     return megatron_config(TransformerConfig, ours, options.transformer, "megatron.transformer", defaults)
 
 
-def _expert_fields(shape: ModelShape) -> dict[str, Any]:
+def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
     """What TransformerConfig is told of layers with experts."""
     return {
         "num_moe_experts": shape.experts,
@@ -210,7 +217,7 @@ def _expert_fields(shape: ModelShape) -> dict[str, Any]:
         # Shares among all experts are computed before the choice, shares among the chosen after it.
         "moe_router_pre_softmax": not shape.router_shares_sum_to_one,
         # Experts of a rank in one call; without Transformer Engine one after the other.
-        "moe_grouped_gemm": transformer_engine_usable(),
+        "moe_grouped_gemm": by_engine,
     }
 
 
@@ -254,7 +261,11 @@ def build_model(shape: ModelShape, options: ModelOptions) -> list[LanguageModule
 
 
 def build_meta_model(shape: ModelShape, options: ModelOptions) -> LanguageModule:
-    """The whole model without its weights: names and sizes alone, on torch's meta device."""
+    """The whole model without its weights: names and sizes alone, on torch's meta device.
+
+    Its layers are never Transformer Engine's, which the meta device does not have; names and keys are the same.
+    """
+    options = replace(options, transformer_engine=False)
     transformer = transformer_config(shape, options)
     # Else parameters ask for the GPU by name, and are drawn at random.
     transformer.use_cpu_initialization, transformer.perform_initialization = True, False
@@ -269,7 +280,7 @@ def _build_chunk(
     # Megatron-Core 0.19 builds norms of queries and keys only where this is set. Once it is built, it would sum their
     # gradients over tensor-parallel ranks, of which each has its own part of a norm over all heads.
     with temporary_attributes(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
-        block = block_spec(shape, transformer, chunk, options.shares_documents)
+        block = block_spec(shape, transformer, chunk, options.shares_documents, options.by_engine(shape))
         settings = {
             "vocab_size": padded_vocabulary(shape, options.parallel.tensor),
             "max_sequence_length": options.sequence_length,

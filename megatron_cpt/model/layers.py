@@ -1,7 +1,7 @@
 """Which modules a layer is made of: the best kernels at hand, and the layers and norms that Megatron-Core lacks.
 
-Transformer Engine's layer spec where it is installed and a GPU is there; else Megatron-Core's local spec with
-scaled_dot_product_attention as its core attention.
+Transformer Engine's layer spec where it is installed, a GPU is there, and it has all parts of the family's layers; else
+Megatron-Core's local spec with scaled_dot_product_attention as its core attention.
 """
 
 import copy
@@ -46,26 +46,39 @@ def transformer_engine_usable() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
+def engine_has(shape: ModelShape) -> bool:
+    """Whether Transformer Engine's spec has all parts of a model's layers; it has windows (window_fields)."""
+    own_norms = shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms
+    return not own_norms and shape.attention_soft_cap is None
+
+
 def block_spec(
-    shape: ModelShape, config: TransformerConfig, virtual_stage: int | None = None, shares_documents: bool = False
+    shape: ModelShape,
+    config: TransformerConfig,
+    virtual_stage: int | None = None,
+    shares_documents: bool = False,
+    by_engine: bool = False,
 ) -> TransformerBlockSubmodules:
     """Specs of the layers of this rank, or of its chunk `virtual_stage`, and the final norm.
 
     Args:
         shares_documents: whether ranks share sequences whose documents are kept apart.
+        by_engine: whether the layers are Transformer Engine's; it has all their parts (engine_has).
     """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     count = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(shape, layer, shares_documents) for layer in range(first, first + count)],
-        layer_norm=_norm_of(shape),
+        layer_specs=[layer_spec(shape, layer, shares_documents, by_engine) for layer in range(first, first + count)],
+        layer_norm=_norm_of(shape, by_engine),
     )
 
 
-def layer_spec(shape: ModelShape, layer: int = 0, shares_documents: bool = False) -> ModuleSpec:
+def layer_spec(
+    shape: ModelShape, layer: int = 0, shares_documents: bool = False, by_engine: bool = False
+) -> ModuleSpec:
     """The spec of a transformer layer of a model of this shape, by the layer's number in the whole model, from 0."""
     experts = shape.experts if layer in shape.sparse_layers else None
-    if transformer_engine_usable() and not _has_own_parts(shape):
+    if by_engine:
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=experts, moe_grouped_gemm=True, qk_layernorm=shape.query_key_norm
         )
@@ -88,19 +101,9 @@ def layer_spec(shape: ModelShape, layer: int = 0, shares_documents: bool = False
             spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
-    if _has_own_parts(shape):
+    if not by_engine and (shape.local_layers or not engine_has(shape)):
         _put_own_parts(spec, shape, layer)
     return spec
-
-
-def _has_own_parts(shape: ModelShape) -> bool:
-    """Whether layers have norms or attention that the spec of this machine lacks.
-
-    Transformer Engine has windows (window_fields), Megatron-Core's local spec has none.
-    """
-    windows = bool(shape.local_layers) and not transformer_engine_usable()
-    capped = shape.attention_soft_cap is not None
-    return shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms or capped or windows
 
 
 def window_fields(shape: ModelShape) -> dict[str, Any]:
@@ -115,15 +118,18 @@ def window_fields(shape: ModelShape) -> dict[str, Any]:
 
 def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
     """Puts them into Megatron-Core's local spec of a layer."""
-    norm = _norm_of(shape) if shape.pre_norm else IdentityOp
+    norm = _norm_of(shape, False) if shape.pre_norm else IdentityOp
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
     if shape.post_norm:
         spec.module = PostNormLayer
         two_bases = shape.local_rope_base is not None
-        spec.params = {"post_norm": _norm_of(shape), "is_local": layer in shape.local_layers if two_bases else None}
+        spec.params = {
+            "post_norm": _norm_of(shape, False),
+            "is_local": layer in shape.local_layers if two_bases else None,
+        }
     attention = spec.submodules.self_attention.submodules
     if shape.query_key_norm:
-        attention.q_layernorm = attention.k_layernorm = _norm_of(shape)
+        attention.q_layernorm = attention.k_layernorm = _norm_of(shape, False)
     if shape.all_heads_norm:
         # Classes, not specs with parameters: Megatron-Core 0.19 calls them itself.
         attention.q_layernorm, attention.k_layernorm = AllQueriesRMSNorm, AllKeysRMSNorm
@@ -141,11 +147,11 @@ def _core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAtten
     return ScaledDotProductAttention
 
 
-def _norm_of(shape: ModelShape) -> Any:
+def _norm_of(shape: ModelShape, by_engine: bool) -> Any:
     """The norm at the end, and of layers that have parts of ours."""
     if shape.zero_centered_norms:
         return ZeroCenteredRMSNorm
-    return LayerNormImpl if transformer_engine_usable() else Norm
+    return LayerNormImpl if by_engine else Norm
 
 
 # Megatron-Core recomputes these inside the forward pass that is replaced here; core_attn recomputes itself.

@@ -122,7 +122,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
     config = plan.config
     changes = resume_changes(config)
-    refuse(list(machine_faults(config)))
+    assert plan.inputs.shape is not None, "inputs without faults are whole"
+    refuse(list(machine_faults(config, plan.inputs.shape)))
     groups.init_process_group()
     if groups.device().type == "cpu":
         keep_freed_memory()

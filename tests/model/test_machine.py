@@ -1,5 +1,6 @@
 """What only Transformer Engine has is refused where it is not usable; so are more processes than GPUs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from megatron_cpt.model.environment_checks import crowding_faults, machine_faults
 from megatron_cpt.model.layers import transformer_engine_usable
 from tests.config.examples import config_with
+from tests.families.test_size import LLAMA_3_8B
 
 without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transformer Engine is usable here")
 
@@ -18,7 +20,7 @@ without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transfo
     ids=lambda passed: next(iter(passed)),
 )
 def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[str, Any]) -> None:
-    (fault,) = machine_faults(config_with(megatron={"transformer": passed}))
+    (fault,) = machine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)
     ((name, value),) = passed.items()
     assert fault.value == f"megatron.transformer.{name} = {value!r}"
     assert "Transformer Engine" in fault.rule
@@ -28,7 +30,13 @@ def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[s
 @without_engine
 def test_what_any_layer_has_is_left_alone() -> None:
     passed = {"fp8": None, "tp_comm_overlap": False, "moe_token_dispatcher_type": "allgather"}
-    assert list(machine_faults(config_with(megatron={"transformer": passed}))) == []
+    assert list(machine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)) == []
+
+
+def test_what_the_familys_layers_do_not_have_is_refused_on_any_machine() -> None:
+    gemma = replace(LLAMA_3_8B, family="gemma2", post_norm=True, zero_centered_norms=True)
+    (fault,) = machine_faults(config_with(megatron={"transformer": {"fp8": "hybrid"}}), gemma)
+    assert "no layers of family gemma2" in fault.rule
 
 
 def test_a_process_has_a_gpu_of_its_own() -> None:

@@ -122,7 +122,9 @@ def _header(args: argparse.Namespace, imported: Imported) -> Iterator[str]:
         yield ""
         yield "Not in this file:"
     for outcome in lacking:
-        yield from textwrap.wrap(f"{outcome.text}: {outcome.words}", _WIDTH - 4, subsequent_indent="  ")
+        yield from textwrap.wrap(
+            f"{outcome.text}: {outcome.words}", _WIDTH - 4, subsequent_indent="  ", break_on_hyphens=False
+        )
 
 
 def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -135,7 +137,7 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         width = min(44, max(len(outcome.text) for outcome in rows))
         for outcome in rows:
             first = f"  {outcome.text:<{width}}  "
-            lines = textwrap.wrap(outcome.words, _WIDTH - width - 4) or [""]
+            lines = textwrap.wrap(outcome.words, _WIDTH - width - 4, break_on_hyphens=False) or [""]
             if len(outcome.text) > width:
                 yield f"  {outcome.text}"
                 first = " " * (width + 4)

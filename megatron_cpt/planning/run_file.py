@@ -64,7 +64,9 @@ def _line(indent: str, name: str, entry: Entry) -> list[str]:
     whole = f"{text:<{_COMMENT_COLUMN}}# {comment}"
     if len(whole) <= _LONGEST:
         return [whole]
-    return [*textwrap.wrap(comment, _LONGEST, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "), text]
+    above = f"{indent}# "
+    lines = textwrap.wrap(comment, _LONGEST, initial_indent=above, subsequent_indent=above, break_on_hyphens=False)
+    return [*lines, text]
 
 
 def _yaml(value: Any) -> str:

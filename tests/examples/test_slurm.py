@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+
 from megatron_cpt.runs.folder import ExitCode, read_status
 from tests.train.runs import column, records_of
 from tests.workshop import Workshop
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT, ELASTIC = (EXAMPLES / "slurm" / name for name in ("train.sbatch", "elastic.sbatch"))
 
 # Two tasks on one machine; the highest of their codes, as srun returns it.
 SRUN = """#!/bin/bash
@@ -24,7 +28,7 @@ if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >> "$QUEUE"; fi
 """
 
 
-def submit(folder: Path, *words: str) -> tuple[int, list[str]]:
+def submit(folder: Path, *words: str, script: Path = SCRIPT) -> tuple[int, list[str]]:
     """Runs the script as sbatch would; its exit code, and what it asked of scontrol since the first time."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (folder / name).write_text(text)
@@ -35,9 +39,11 @@ def submit(folder: Path, *words: str) -> tuple[int, list[str]]:
         "QUEUE": str(queue),
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "n1",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "1",
         "SLURM_CPUS_PER_TASK": "1",
     }
-    done = subprocess.run(["bash", SCRIPT, *words], env=environment, timeout=120, check=False)
+    done = subprocess.run(["bash", script, *words], env=environment, timeout=600, check=False)
     return done.returncode, queue.read_text().splitlines() if queue.exists() else []
 
 
@@ -56,3 +62,30 @@ def test_a_job_that_has_saved_is_queued_again_until_the_run_is_done(workshop: Wo
 def test_a_job_that_cannot_go_on_is_not(workshop: Workshop, tmp_path: Path) -> None:
     path = str(workshop.write_config(tmp_path / "run"))
     assert submit(tmp_path, path, "parallel.tensor=3") == (ExitCode.BAD_INPUT, [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_of_torchruns_agents_is_queued_again_until_the_run_is_done(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = str(workshop.write_config(run))
+    requeued = [f"requeue {os.getpid()}"]
+    assert submit(tmp_path, path, "stop.after=1s", script=ELASTIC) == (ExitCode.PREEMPTED, requeued)
+    assert submit(tmp_path, path, script=ELASTIC) == (ExitCode.DONE, requeued)
+    assert column(records_of(run, "train"), "step") == list(range(1, 13))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_of_torchruns_agents_that_cannot_go_on_is_not(workshop: Workshop, tmp_path: Path) -> None:
+    path = str(workshop.write_config(tmp_path / "run"))
+    assert submit(tmp_path, path, "parallel.tensor=3", script=ELASTIC) == (ExitCode.BAD_INPUT, [])
+
+
+def test_what_starts_torchruns_agents_gives_each_start_a_store_of_its_own() -> None:
+    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    assert f"export {name}=1\n" in ELASTIC.read_text()
+    job = yaml.safe_load((EXAMPLES / "kubernetes/pytorchjob.yaml").read_text())
+    [container] = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert {"name": name, "value": "1"} in container["env"]
+    assert job["spec"]["elasticPolicy"]["rdzvBackend"] == "c10d"

@@ -38,6 +38,7 @@ def test_the_wheel_holds_what_is_read_beside_the_code(installed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_quickstart_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     short = ["training.tokens=16 steps", "schedule.warmup=2 steps", "checkpoint.save_interval=16 steps"]
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "quickstart", *short]

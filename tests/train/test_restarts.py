@@ -29,6 +29,7 @@ def kill_rank(agents: Sequence[int], rank: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_whose_ranks_are_killed_twice_ends_like_one_that_was_not(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -38,13 +39,14 @@ def test_a_run_whose_ranks_are_killed_twice_ends_like_one_that_was_not(
     for step, rank in KILLS:
         wait_for_checkpoint(killed, step, process)
         kill_rank(children(process.pid), rank)
-    assert process.wait(180) == ExitCode.DONE
+    assert process.wait(600) == ExitCode.DONE
     two_ranks.call(train, path=workshop.write_config(whole), overrides=(LENGTH,))
     assert records_of(killed, "train", "validation") == records_of(whole, "train", "validation")
     assert column(records_of(killed, "train"), "step") == list(range(1, 41))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """As on two machines that may become one: `--nnodes 1:2`."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -64,7 +66,7 @@ def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop:
         for step, rank in KILLS:
             wait_for_checkpoint(killed, step)
             kill_rank([agent.pid for agent in agents], rank)
-        assert [agent.wait(180) for agent in agents] == [0, 0]
+        assert [agent.wait(600) for agent in agents] == [0, 0]
     finally:
         end_all([agent.pid for agent in agents])
     two_ranks.call(train, path=workshop.write_config(whole), overrides=(LENGTH,))
@@ -72,9 +74,10 @@ def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_that_saved_and_stopped_is_not_started_again(workshop: Workshop, tmp_path: Path) -> None:
     process = start(workshop.write_config(tmp_path / "run"), 2, "stop.after=1s", LENGTH, "--max-restarts", "1")
-    assert process.wait(180) == ExitCode.PREEMPTED
+    assert process.wait(600) == ExitCode.PREEMPTED
     status = read_status(tmp_path / "run/status.json")
     assert status is not None and (status.state, status.exit_code) == ("preempted", ExitCode.PREEMPTED)
     assert status.step < 40

@@ -26,7 +26,14 @@ import orjson
 from megatron_cpt import __version__
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import CHUNK_TOKENS, IndexedDataset, bin_path, idx_path, manifest_path
-from megatron_cpt.runs.folder import durable_file, file_sha256, read_json_object, write_checked_json, write_new_json
+from megatron_cpt.runs.folder import (
+    durable_file,
+    file_sha256,
+    only_writer,
+    read_json_object,
+    write_checked_json,
+    write_new_json,
+)
 
 DOCUMENTS = "documents"
 """The column that prepare writes."""
@@ -422,8 +429,16 @@ def write_score(
 ) -> ScoreRecord:
     """Writes both files from scores that come a piece at a time: float32[any], manifest.documents in all.
 
-    Raises BadInput for a score that is not a number; then nothing is written.
+    Raises BadInput for a score that is not a number, then nothing is written; and where another process writes it.
     """
+    array, beside = column_path(prefix, name), record_path(prefix, name)
+    with only_writer(array, (array, beside)):
+        return _write_score(prefix, name, manifest, chunks, how)
+
+
+def _write_score(
+    prefix: str | Path, name: str, manifest: Manifest, chunks: Iterable[npt.NDArray[np.float32]], how: dict[str, Any]
+) -> ScoreRecord:
     lowest, highest = np.inf, -np.inf
     with ColumnWriter(prefix, name, "<f4") as column:
         for chunk in chunks:

@@ -251,7 +251,8 @@ def write_selection(
 ) -> Selection:
     """Writes both files, the array first, and returns the selection as it reads back.
 
-    Raises BadInput where another selection has this name and may not be replaced (`overwrite`).
+    Raises BadInput where another selection has this name and may not be replaced (`overwrite`), or another process
+    writes it.
     """
     path = _selection_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,17 +279,19 @@ def write_selection(
         "tokens": int(lengths.sum()),
         "how": how,
     }
-    if path.exists() and not overwrite:
-        _refuse_other(path, content, table)
-    with durable_file(array_path(path)) as file:
-        # By way of memory: into a file numpy writes with a buffer of its own, and a full disk at its end is no error.
-        array = BytesIO()
-        np.save(array, table, allow_pickle=False)
-        file.write(array.getbuffer())
-        file.flush()
-        path.unlink(missing_ok=True)  # Not before the disk has taken the array.
-    seal = {"array_sha256": file_sha256(array_path(path)), "tool_version": tool_version()}
-    write_checked_json(path, content | seal)
+    with only_writer(path, (path, array_path(path))):
+        if path.exists() and not overwrite:
+            _refuse_other(path, content, table)
+        with durable_file(array_path(path)) as file:
+            # By way of memory: into a file numpy writes with a buffer of its own, and a full disk at its end is no
+            # error.
+            array = BytesIO()
+            np.save(array, table, allow_pickle=False)
+            file.write(array.getbuffer())
+            file.flush()
+            path.unlink(missing_ok=True)  # Not before the disk has taken the array.
+        seal = {"array_sha256": file_sha256(array_path(path)), "tool_version": tool_version()}
+        write_checked_json(path, content | seal)
     return load_selection(path)
 
 

@@ -527,7 +527,7 @@ ROWS = {
         ),
     ),
     "S3": Row(
-        "Sockets of every command: none but the meeting of ranks, none to anywhere else.",
+        "Sockets of every command: none to anywhere else; ranks on the loopback. torch's store listens everywhere.",
         "Megatron-LM: a listener on all interfaces where stragglers are logged (code).",
     ),
     "S4": Row(

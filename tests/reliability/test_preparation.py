@@ -20,7 +20,8 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import HEADER, MAGIC, VERSION, IndexedDataset, IndexedWriter, bin_path, idx_path
 from megatron_cpt.corpus.manifest import verify_dataset
 from tests.preparation.test_interruptions import SMALL_PIECES
-from tests.reliability.running import digests, ended, places, run, started
+from tests.reliability.running import ROOT, digests, ended, places, run, started
+from tests.workshop import Workshop
 
 WriteJsonl = Callable[..., Path]
 Record = Callable[[str, object], None]
@@ -136,6 +137,32 @@ def test_P2_killed_at_random_moments_over_an_older_dataset(
         assert run(words).code == 0
         assert digests(prefix.parent) == whole
     record_property("kills", kills)
+
+
+def test_P1_a_killed_merge_leaves_nothing_that_stays(
+    workshop: Workshop, tmp_path: Path, record_property: Record
+) -> None:
+    """Of whole datasets, by the script: what a killed call left goes with the next one."""
+    parts, output = tmp_path / "parts", tmp_path / "out" / "all"
+    parts.mkdir()
+    output.parent.mkdir()
+    for name in ("domain", "general"):
+        for path in workshop.folder.glob(f"{name}.*"):
+            if not path.name.startswith(f"{name}.validation"):
+                shutil.copyfile(path, parts / path.name)
+    words = [sys.executable, ROOT / "tools/merge_datasets.py", "--input", parts, "--output-prefix", output]
+    passed = places(words, output.parent, tmp_path / "log")
+    whole = digests(output.parent)
+    kills = (2, len(passed) // 2, len(passed) - 1)
+    for at in kills:
+        shutil.rmtree(output.parent)
+        output.parent.mkdir()
+        assert run(words, failpoint={"folder": output.parent, "at": at}).code == -signal.SIGKILL, passed[at - 1]
+        if idx_path(output).exists():
+            idx_path(output).unlink()  # the script replaces nothing
+        assert run(words).code == 0
+        assert digests(output.parent) == whole, passed[at - 1]
+    record_property("kills", len(kills))
 
 
 @contextmanager

@@ -1,17 +1,109 @@
 """S: hostile configurations, sockets, secrets."""
 
 import os
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from megatron_cpt.commands.dispatch import main
+from tests.reliability.running import DISPATCH, FAILPOINTS, command, ended, started
 from tests.workshop import Workshop
 
 Record = Callable[[str, object], None]
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_plantedtoken",
+    "AWS_SECRET_ACCESS_KEY": "plantedawssecret",
+    "WANDB_API_KEY": "plantedwandbkey",
+    "HTTPS_PROXY": "http://user:plantedpassword@127.0.0.1:9",
+}
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1", "localhost"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run of two ranks and its report, made while secrets were in the environment."""
+
+    folder: Path
+    told: str
+    """All that the commands printed."""
+    called: set[str]
+    """Addresses that processes were connected to, or asked for."""
+    listening: set[str]
+    """Addresses that they listened on."""
+
+
+@pytest.fixture(scope="module")
+def watched(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Trains, and runs the other commands, with every socket looked at."""
+    folder = tmp_path_factory.mktemp("watched")
+    log = folder / "sockets"
+    environment = {**SECRETS, "SOCKETS": str(log), "PYTHONPATH": str(FAILPOINTS)}
+    config = workshop.write_config(folder / "run", training={"tokens": "4 steps"}, checkpoint={"export_hf": {}})
+    process = started([*DISPATCH, "train", config, "--nproc", "2"], environment=environment)
+    called, listening = set(), set()
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                for opened in one.net_connections("inet"):
+                    if opened.status == psutil.CONN_LISTEN:
+                        listening.add(opened.laddr[0])
+                    elif opened.raddr:
+                        called.add(opened.raddr[0])
+        time.sleep(0.05)
+    done = ended(process)
+    told = done.out + done.err
+    assert done.code == 0, told
+    domain, step = workshop.prefix("domain"), folder / "run/checkpoints/step-00000004"
+    for words in (
+        ["prepare", f"{domain}.jsonl", "--tokenizer", workshop.hf, "--output", folder / "x", "--quiet"],
+        ["select", domain, "--keep", "random", "--tokens", "500", "--output", folder / "s"],
+        ["inspect", domain, "--verify"],
+        ["plan", config],
+        ["convert", "to-hf", step, folder / "hf"],
+        ["convert", "verify", step, folder / "hf"],
+        ["report", folder / "run"],
+        ["doctor"],
+    ):
+        done = command(*words, environment=environment)
+        assert done.code == 0, done.err
+        told += done.out + done.err
+    asked = {line.split(" ", 1)[1] for line in log.read_text().splitlines()} if log.exists() else set()
+    return Watched(folder, told, called | asked, listening)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_S3_no_command_calls_anyone_else(watched: Watched, record_property: Record) -> None:
+    """Ranks listen on the loopback; torch's store, by which they meet, listens everywhere (SECURITY.md)."""
+    assert watched.called, "ranks did meet"
+    own = {socket.gethostname(), socket.getfqdn(), "0.0.0.0", ""}
+    assert watched.called - LOOPBACK - own == set()
+    assert watched.listening <= LOOPBACK | {"::"}
+    assert "127.0.0.1" in watched.listening
+    record_property("commands", 9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_S5_secrets_of_the_environment_are_in_no_file(watched: Watched, record_property: Record) -> None:
+    files = [path for path in watched.folder.rglob("*") if path.is_file()]
+    assert {"log.txt", "versions.json", "report.html", "records.jsonl"} <= {path.name for path in files}
+    for secret in SECRETS.values():
+        planted = secret.rpartition("@")[0].rpartition(":")[2] or secret
+        assert planted not in watched.told
+        assert [path for path in files if planted.encode() in path.read_bytes()] == []
+    record_property("secrets", len(SECRETS))
+    record_property("files searched", len(files))
 
 
 def bomb(levels: str = "abcdefghi", width: int = 10, merge: bool = False) -> str:

@@ -5,8 +5,9 @@ a command have it too. Python itself tells of every file that is opened for writ
 folder that is made (PEP 578); os.fsync is wrapped. So no program needs places of its own for this, and none is
 forgotten. What libraries write without Python is seen only when Python renames it.
 
-FAILPOINT is a JSON object: `folder`; `log`, a file that gets a line a place; `at`, the number of the place in its
-process, from 1; `action`, `kill` or `full`; `place`, a pattern for the places that count, such as `rename *.idx`.
+SOCKETS names a file that gets the addresses of sockets. FAILPOINT is a JSON object: `folder`; `log`, a file that gets a
+line a place; `at`, the number of the place in its process, from 1; `action`, `kill` or `full`; `place`, a pattern for
+the places that count, such as `rename *.idx`.
 """
 
 import errno
@@ -104,5 +105,24 @@ def install(settings: dict[str, Any]) -> None:
     os.fsync = fsync
 
 
+def list_sockets(log: str) -> None:
+    """Appends a line to a file for every name that is asked for and every address that a socket binds or calls."""
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"):
+            address = arguments[1] if event in ("socket.connect", "socket.bind") else arguments[0]
+            if isinstance(address, tuple):
+                address = address[0]
+            elif event in ("socket.connect", "socket.bind"):
+                return  # of this machine alone
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, f"{event} {address}\n".encode())
+            os.close(descriptor)
+
+    sys.addaudithook(heard)
+
+
 if "FAILPOINT" in os.environ:
     install(json.loads(os.environ["FAILPOINT"]))
+if "SOCKETS" in os.environ:
+    list_sockets(os.environ["SOCKETS"])

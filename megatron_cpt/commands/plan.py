@@ -24,7 +24,7 @@ from megatron_cpt.families.memory import stage_memories
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.checks import model_faults
-from megatron_cpt.planning.cost import cost_estimate
+from megatron_cpt.planning.cost import cost_estimate, price_faults
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
 from megatron_cpt.planning.simulated import SimulatedRank, Simulation
@@ -110,7 +110,7 @@ def _share(text: str) -> float:
 def _simulate(config: RunConfig, options: argparse.Namespace) -> int:
     """Simulates ranks one after the other, and prints what they show."""
     shape, card, world = read_shape(config.model.hf, config.model.rope), card_of(options.gpu), options.nproc
-    refuse([*config_faults(config, world), *model_faults(config, shape)])
+    refuse([*config_faults(config, world), *model_faults(config, shape), *price_faults(options.price)])
     stages = config.parallel.pipeline
     of_stage = world // stages
     if options.rank is not None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import short_count
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.plan import RunPlan
@@ -79,8 +79,7 @@ def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = Non
     """
     if not 0 < mfu <= 1:
         raise BadInput(Fault(f"--mfu {mfu:g}", "is a share of the peak above 0, to 1.", "Write one, such as 40%."))
-    if price is not None and price < 0:
-        raise BadInput(Fault(f"--price {price:g}", "is below 0.", "Give what a GPU costs for an hour."))
+    refuse(price_faults(price))
     card = card_of(gpu)
     done = plan.resume.step if plan.resume is not None else plan.start.step
     measured = _measured(plan)
@@ -98,6 +97,13 @@ def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = Non
         ranks=plan.world_size,
         price=price,
     )
+
+
+def price_faults(price: float | None) -> list[Fault]:
+    """A price that is none."""
+    if price is None or price >= 0:
+        return []
+    return [Fault(f"--price {price:g}", "is below 0.", "Give what a GPU costs for an hour.")]
 
 
 def _measured(plan: RunPlan) -> float | None:

@@ -13,6 +13,7 @@ from megatron_cpt.config.units import short_count
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.planning.cards import Card
+from megatron_cpt.planning.cost import CostEstimate
 from megatron_cpt.planning.text_tables import columns, percent, size
 
 GIB = 2**30
@@ -163,7 +164,8 @@ def transfer_seconds(transfer: TransferCount, card: Card) -> float:
     across = transfer.span > card.per_machine
     bandwidth = (card.network if across else card.link) * card.bandwidth_share
     ring = (transfer.ranks - 1) / transfer.ranks
-    factor = {"all_reduce": 2 * ring, "recv": 1.0, "broadcast": 1.0}.get(transfer.operation, ring)
+    # A message takes its time at both ends at once: it counts where it comes in.
+    factor = {"all_reduce": 2 * ring, "recv": 1.0, "send": 0.0, "broadcast": 1.0}.get(transfer.operation, ring)
     return factor * transfer.bytes / bandwidth if transfer.ranks > 1 else 0.0
 
 
@@ -206,9 +208,17 @@ class Simulation:
         return self.fullest.peak + self.fullest.allowance <= self.card.memory * GIB
 
     @property
-    def gpu_hours(self) -> float:
+    def cost(self) -> CostEstimate:
         """Of all steps, evaluations and checkpoints apart."""
-        return self.config.total_steps * self.estimate.seconds / 3600 * self.fullest.world_size
+        return CostEstimate(
+            steps=self.config.total_steps,
+            tokens=self.config.total_tokens,
+            tokens_per_second=self.tokens_per_second,
+            basis="an estimate from simulated ranks; evaluations and checkpoints apart",
+            evaluation_share=0.0,
+            ranks=self.fullest.world_size,
+            price=self.price,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """For machines."""
@@ -223,8 +233,7 @@ class Simulation:
             "estimate": estimate,
             "tokens_per_second": self.tokens_per_second,
             "mfu": self.mfu,
-            "gpu_hours": self.gpu_hours,
-            "cost": None if self.price is None else self.price * self.gpu_hours,
+            "cost": self.cost.to_dict(),
         }
 
     def text(self) -> str:
@@ -272,20 +281,23 @@ class Simulation:
             f"Not simulated  {size(full.allowance)} (allowed for: CUDA context {_CONTEXT} GiB, {full.groups} groups "
             f"of NCCL {_NCCL_GROUP} GiB each, fragmentation {_FRAGMENTATION:.0%})",
             f"Card     {self.card_name}, {self.card.memory:g} GiB: {verdict}",
+            *(["Documents  simulated as if attention crossed them"] if self._keeps_documents_apart else []),
         ]
+
+    @property
+    def _keeps_documents_apart(self) -> bool:
+        return self.config.data.attention == "within_documents"
 
     def _time_lines(self) -> list[str]:
         estimate, card = self.estimate, self.card
         total = estimate.seconds
-        cost = "" if self.price is None else f", {self.price * self.gpu_hours:,.0f} at {self.price:g} an hour"
         return [
-            f"Step     {total:.2f} s, an estimate: kernels {estimate.work:.2f} s, exposed collectives "
-            f"{estimate.exposed:.2f} s, pipeline bubble {estimate.bubble:.2f} s ({percent(estimate.bubble / total)})",
+            f"Step     {total:.3g} s, an estimate: kernels {estimate.work:.3g} s, exposed collectives "
+            f"{estimate.exposed:.3g} s, pipeline bubble {estimate.bubble:.3g} s ({percent(estimate.bubble / total)})",
             f"Speed    {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.1%} (assumed: {card.product_share:.0%} "
             f"of {card.flops / 1e12:g} TFLOP/s, {card.bandwidth_share:.0%} of bandwidths, "
             f"{card.kernel_start * 1e6:g} us to start a kernel)",
-            f"Run      {self.config.total_steps:,} steps: {self.config.total_steps * total / 3600:,.1f} hours, "
-            f"{self.gpu_hours:,.0f} GPU-hours{cost}; evaluations and checkpoints apart",
+            *self.cost.lines(),
         ]
 
 

@@ -56,7 +56,7 @@ def test_a_rank_is_simulated_from_a_config_json_alone(bare: str, capsys: pytest.
     assert "H200-141GB, 139.8 GiB: fits" in printed
     assert "all_reduce  tensor" in printed
     assert "Waits of the host in a step: 6" in printed
-    assert " at 2 an hour" in printed
+    assert " at 2 per GPU-hour" in printed
 
 
 @pytest.mark.parametrize(

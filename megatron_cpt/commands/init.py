@@ -91,6 +91,12 @@ def _told(args: argparse.Namespace) -> FirstRun:
         )
         if not getattr(args, name)
     ]
+    faults += [
+        Fault(f"--{name} {word}", "is no dataset.", "Name the file to write first: `init RUN.yaml --model`.")
+        for name in ("domain", "replay")
+        for word in getattr(args, name) or ()
+        if word.endswith((".yaml", ".yml"))
+    ]
     if args.gpus < 1:
         faults.append(Fault(f"--gpus {args.gpus}", "a run has at least one rank.", "Raise it."))
     refuse(faults)

@@ -230,7 +230,7 @@ def _training_entries(tokens: int, batch: int, length: int, layout: RunConfig) -
     yield Entry("training.tokens", count_text(tokens))
     yield Entry("training.global_batch_size", batch, f"sequences: {batch * length:,} tokens a step")
     yield Entry("training.micro_batch_size", 1)
-    yield Entry("training.precision", "bf16", "fp32 on CPUs without bf16 units")
+    yield Entry("training.precision", "bf16", "CPUs without bf16 units want fp32")
     if layout.training.recompute != "none":
         yield Entry("training.recompute", layout.training.recompute)
     yield Entry("schedule.kind", "cosine", "others: docs/schedules.md")

@@ -2,7 +2,8 @@
 
 One world serves all: a model folder, compressed text, questions and loss curves under the names that README and help
 use. README's commands come first, in bash; the examples then run in what they left. Two things differ from what is
-printed: `hf download` is left out (no network), and 8 processes are 2.
+printed: `hf download` is left out (no network), and 8 processes are 2. README's run takes half a minute: commands that
+nobody runs as they are printed stop being right.
 """
 
 import glob

@@ -120,6 +120,7 @@ def test_a_dataset_without_a_validation_part_is_named(here: Path, capsys: pytest
         (["--model", "base", "--domain", "law", "--replay-ratio", "2"], ["'2' is not a share"]),
         (["--model", "base", "--domain", "law", "--replay", "web", "--replay-ratio", "1"], ["leaves nothing"]),
         (["--model", "base", "--domain", "law", "--gpus", "0"], ["--gpus 0"]),
+        (["--model", "base", "--domain", "law", "other.yaml"], ["--domain other.yaml: is no dataset.", "first"]),
         (["--model", "base", "--domain", "law", "--gpu", "H1000"], ["--gpu H1000", "H100-80GB"]),
     ],
 )

@@ -302,10 +302,13 @@ class Backend:
 
 
 class Malicious:
-    """What must not be run."""
+    """What must not be run: it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("touch /tmp/unpickled-and-executed",)
+        return os.system, (f"touch {self.marker}",)
 
 
 def write_common(folder: Path, **values: Any) -> Path:
@@ -340,11 +343,12 @@ def test_the_args_of_a_checkpoint(llama: str, tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_checkpoint_is_executed(tmp_path: Path) -> None:
-    marker = Path("/tmp/unpickled-and-executed")
-    marker.unlink(missing_ok=True)
-    write_common(tmp_path, seq_length=64, extra=Malicious())
+    marker = tmp_path / "marker"
+    write_common(tmp_path, seq_length=64, extra=Malicious(marker))
     assert [each.flag for each in read_checkpoint(tmp_path)][:1] == ["--seq-length"]
     assert not marker.exists()
+    torch.load(tmp_path / "common.pt", weights_only=False)  # a full unpickler does
+    assert marker.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])

@@ -86,7 +86,8 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
     again = max(layer_bytes(shape, whole, layer) - kept[layer] for layer in held)
     working = again + max(_backward_bytes(shape, config, layer) for layer in held)
     # A matrix's gradient in the precision of the weights, before it is added to its buffer.
-    most_wide = 2 * shape.ffn_hidden if shape.gated_mlp and len(shape.sparse_layers) < shape.layers else shape.hidden
+    dense = shape.ffn_hidden if len(shape.sparse_layers) < shape.layers else 0
+    most_wide = max(shape.query_width, (2 if shape.gated_mlp else 1) * max(dense, shape.expert_ffn_hidden))
     of_layer = tokens * working + weight * shape.hidden * most_wide // parallel.tensor
     of_loss = _loss_bytes(shape, config, tokens) if stage == stages - 1 else 0
     return round(tokens * of_layers + max(of_layer, of_loss))
@@ -143,7 +144,7 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
 
 
 SCORED_AT_ONCE = 1024
-"""Queries whose scores are computed at once where no kernel computes them (model/attention.py)."""
+"""Queries whose scores stand in memory at once where no kernel computes them (model/attention.py)."""
 
 
 def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:

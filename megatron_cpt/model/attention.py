@@ -30,6 +30,7 @@ from torch.nn import functional
 from torch.nn.attention import bias
 
 from megatron_cpt.data.loader import Batch
+from megatron_cpt.families.memory import SCORED_AT_ONCE
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.context_parallel import own_numbers, whole_row, with_keys_before
 
@@ -118,10 +119,6 @@ def _with_angles_in_documents(
         return None
     angles = embedding.get_emb(documents.max_seqlen_q)[documents.positions]
     return given, named | {"rotary_pos_emb": angles}
-
-
-# Queries whose scores stand in memory at once where scores are computed one by one.
-_QUERIES_AT_ONCE = 1024
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -244,8 +241,8 @@ class SoftCappedAttention(ScaledDotProductAttention):
         values = value.permute(1, 2, 0, 3).repeat_interleave(repeats, dim=1)  # [b, heads, k, d]
         queries = query.permute(1, 2, 0, 3)
         parts = [
-            self.attend_block(queries[:, :, start : start + _QUERIES_AT_ONCE], keys, values, before + start, dropout)
-            for start in range(0, len(query), _QUERIES_AT_ONCE)
+            self.attend_block(queries[:, :, start : start + SCORED_AT_ONCE], keys, values, before + start, dropout)
+            for start in range(0, len(query), SCORED_AT_ONCE)
         ]
         return torch.cat(parts, dim=2).permute(2, 0, 1, 3).flatten(2)
 

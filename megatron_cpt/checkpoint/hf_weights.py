@@ -236,9 +236,10 @@ def load_hf_weights(model: Sequence[LanguageModule], shape: ModelShape, folder: 
         BadInput: pickles; tensors missing, surplus, of another size or dtype, not finite.
         IntegrityFault: a torn or altered file.
     """
-    altered = altered_files(folder, groups.rank(), groups.world_size())
-    if not groups.all_agree(not altered):
-        raise altered_fault(folder, altered or ["found by another rank"])
+    of_ranks: list[list[str]] = [[]] * groups.world_size()
+    dist.all_gather_object(of_ranks, altered_files(folder, groups.rank(), groups.world_size()))
+    if altered := [name for of_rank in of_ranks for name in of_rank]:
+        raise altered_fault(folder, altered)
     with open_hf_tensors(folder) as tensors, torch.no_grad():
         check_tensors(tensors, shape)
         for parameter, rule, place in weights_of(model, shape):

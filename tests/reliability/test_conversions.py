@@ -67,12 +67,11 @@ def test_C14_two_exports_into_one_folder(
     record_property("pairs of writers", 1)
 
 
+LONG = {"to-hf": 20, "average": 10, "from-hf": 10, "extend": 10}
+
+
 @pytest.mark.parametrize(
-    ("action", "most"),
-    [
-        ("average", 1),
-        *(pytest.param(name, 50, marks=pytest.mark.slow) for name in ("to-hf", "average", "from-hf", "extend")),
-    ],
+    ("action", "most"), [("average", 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in LONG.items())]
 )
 @pytest.mark.timeout(3000)
 def test_C14_killed_at_its_writes(

@@ -1,6 +1,7 @@
 """`megatron-cpt plan`: the table, the JSON, overrides and exit codes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,13 @@ def bare(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_rank_is_simulated_from_a_config_json_alone(bare: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_is_simulated_from_a_config_json_alone(
+    bare: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As in images for GPUs, where Transformer Engine is installed: without one its import may fail.
+    (tmp_path / "site/transformer_engine").mkdir(parents=True)
+    (tmp_path / "site/transformer_engine/__init__.py").write_text("raise RuntimeError('needs CUDA')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     assert main(["plan", bare, "--simulate", "--nproc", "8", "--rank", "3", "--gpu", "H200-141GB", "--price", "2"]) == 0
     printed = capsys.readouterr().out
     assert "Rank     3 of 8, pipeline stage 0" in printed

@@ -56,7 +56,7 @@ from megatron_cpt.families.shape import name_table, read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
-from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_complete, read_state
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints, hf_folder_of, is_complete, read_state
 from megatron_cpt.runs.folder import refuse_existing, refuse_without_room, whole_folder
 
 
@@ -74,7 +74,7 @@ def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> s
         BadInput: the sources are not of one model, the shares make no mean, or there is something at `output`.
         IntegrityFault: a source is not what was written.
     """
-    folders = [source / "hf" if is_complete(source) else source for source in sources]
+    folders = [hf_folder_of(source) for source in sources]
     with first_on_rank_zero():
         if groups.rank() == 0:
             refuse_existing(output)
@@ -183,8 +183,8 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None,
             "give its model's config.json as well: --hf-config DIR."
         )
         raise BadInput(Fault(str(checkpoint), rule, remedy))
-    shape = read_shape(checkpoint / "hf")
     verify_and_vet(checkpoint)
+    shape = read_shape(checkpoint / "hf")
     stored = StoredTensors(checkpoint / "shards")
     places, _ = stored_places(shape, has_per_layer_keys(checkpoint / "shards"))
     weights, dtypes = _stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")

@@ -39,12 +39,16 @@ from megatron_cpt.parallel.groups import all_agree, barrier, first_on_rank_zero,
 from megatron_cpt.runs.checkpoint_state import (
     FREQUENT,
     KEPT,
-    MARKER,
     CheckpointState,
     Layout,
     is_complete,
+    is_intact,
+    read_hashes,
     read_state,
+    refuse_altered,
+    verify_description,
     without_optimizer,
+    write_marker,
 )
 from megatron_cpt.runs.folder import (
     file_sha256,
@@ -98,6 +102,7 @@ def load(
         BadInput: the optimizer state does not load into this layout or precision.
         IntegrityFault: it is not complete, not intact or not safe to read.
     """
+    verify_description(checkpoint)
     position = read_state(checkpoint)
     refuse(_sharding_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
@@ -344,7 +349,7 @@ def seal(checkpoint: Path) -> None:
                 hashes[str(path.relative_to(checkpoint))] = file_sha256(path)
         sync_folder(checkpoint / "shards")
         sync_folder(checkpoint / "hf")
-        write_json(checkpoint / MARKER, {"sha256": dict(sorted(hashes.items()))})
+        write_marker(checkpoint, hashes)
         sync_folder(checkpoint.parent)
     barrier()
 
@@ -353,40 +358,16 @@ def verify(checkpoint: Path) -> None:
     """Compares every file with the hash that its writer left. Every rank calls it and raises alike.
 
     Raises:
-        IntegrityFault: a file is missing, or its bytes are not those that were written.
+        IntegrityFault: a file is missing, or its bytes are not those that were written, or it is one more.
     """
-    hashes = read_hashes(checkpoint)
-    mine = list(hashes.items())[groups.rank() :: groups.world_size()]
+    verify_description(checkpoint)
+    shards = [entry for entry in read_hashes(checkpoint).items() if entry[0].endswith(".distcp")]
+    mine = shards[groups.rank() :: groups.world_size()]
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
         intact = threads.map(lambda entry: is_intact(checkpoint / entry[0], entry[1]), mine)
         broken = [name for (name, _), found in zip(mine, intact, strict=True) if not found]
     if not all_agree(not broken):
-        found = ", ".join(broken) or "found by another rank"
-        raise IntegrityFault(
-            f"{checkpoint}: files missing or changed since they were written: {found}. "
-            "Restore them, or remove this folder to go on from an earlier checkpoint."
-        )
-
-
-def read_hashes(checkpoint: Path) -> dict[str, str]:
-    """The hashes in the marker, by file name relative to the checkpoint. Raises IntegrityFault."""
-    try:
-        hashes = orjson.loads((checkpoint / MARKER).read_bytes())["sha256"]
-        names = [Path(name) for name in hashes]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityFault(f"{checkpoint / MARKER}: not a readable marker ({error})") from error
-    outside = [str(name) for name in names if name.is_absolute() or ".." in name.parts]
-    if outside or not hashes:
-        raise IntegrityFault(f"{checkpoint / MARKER}: names no files, or files outside the checkpoint: {outside}")
-    return hashes
-
-
-def is_intact(path: Path, digest: str) -> bool:
-    """Whether a file is there with the bytes that were written."""
-    try:
-        return file_sha256(path) == digest
-    except OSError:
-        return False
+        refuse_altered(checkpoint, broken or ["found by another rank"])
 
 
 _ALLOWED = {

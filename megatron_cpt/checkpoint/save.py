@@ -50,9 +50,9 @@ from megatron_cpt.runs.checkpoint_state import (
     MARKER,
     CheckpointState,
     checkpoint_name,
-    complete_checkpoints,
     is_complete,
     read_state,
+    step_folders,
 )
 from megatron_cpt.runs.folder import sync_folder, write_json
 from megatron_cpt.runs.processes import children, die_with_parent, serve_parent, stop_signals_held
@@ -226,16 +226,17 @@ def prune(folder: Path, keep_last: int, keep_every: int | None, keep_best: str |
         keep_every: in steps; None keeps none beyond the last.
         keep_best: the validation set that says which is the best; None keeps none for that.
     """
-    checkpoints = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(folder)}
+    folders = step_folders(folder)
+    checkpoints = {step: path for step, path in folders.items() if is_complete(path)}
     best = best_of(checkpoints, keep_best) if keep_best is not None else None
     gone = [checkpoints[step] for step in surplus(list(checkpoints), keep_last, keep_every, best)]
     for checkpoint in gone:
         # Without its marker it is no checkpoint: a kill in the middle of the removal leaves nothing that looks whole.
         (checkpoint / MARKER).unlink()
         sync_folder(checkpoint)
-    torn = [path for path in folder.glob("step-*") if not is_complete(path)]
-    for path in torn:
-        shutil.rmtree(path)
+    for path in folders.values():
+        if not is_complete(path):
+            shutil.rmtree(path)
     return gone
 
 

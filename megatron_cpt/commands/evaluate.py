@@ -16,7 +16,7 @@ from megatron_cpt.evaluate.scoring import counted_accuracies, document, group_ac
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.checkpoint_state import is_complete
+from megatron_cpt.runs.checkpoint_state import hf_folder_of
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_json
 from megatron_cpt.runs.processes import OFFLINE
 from megatron_cpt.tasks.task_files import GROUPS, Task, open_tasks, task_row_faults
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     """
     args = parser().parse_intermixed_args(arguments)
     named, args.source = args.source, newest_of_run(args.source)
-    hf_folder = args.source / "hf" if is_complete(args.source) else args.source
+    hf_folder = hf_folder_of(args.source)
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     tasks = _read_tasks(args, tokenizer, shape)
     without_rows = [fault for task in tasks for fault in task_row_faults(task, shape.vocabulary)]

@@ -14,7 +14,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.checks import row_faults
 from megatron_cpt.quality.score import Scored, already
-from megatron_cpt.runs.checkpoint_state import is_complete
+from megatron_cpt.runs.checkpoint_state import hf_folder_of
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -26,7 +26,7 @@ def score_by_model(
         raise BadInput(Fault("--by model", "needs a model.", "Give --checkpoint CHECKPOINT_OR_HF."))
     refuse(rank_faults(args))
     source = newest_of_run(Path(args.checkpoint))
-    hf_folder = source / "hf" if is_complete(source) else source
+    hf_folder = hf_folder_of(source)
     shape, tokenizer = read_shape(hf_folder), Tokenizer.load(hf_folder)
     if datasets[0].manifest.tokenizer not in (None, tokenizer.identity):
         rule = f"has another tokenizer than {datasets[0].prefix}."

@@ -27,6 +27,7 @@ from megatron_cpt.config.units import (
     SpanOrZero,
     WallTime,
     ramp_up,
+    wall_seconds,
 )
 
 # Names stand in file names, TensorBoard tags and `data.sources.NAME.weight=2`.
@@ -698,6 +699,39 @@ class StopSettings:
     """Wall time since the start of the program, such as `3h50m`, checked after each step. None: no limit."""
 
 
+TimeoutPart = Literal["start", "step", "evaluation", "save", "export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeoutSettings:
+    """How long a part of a run may take. After that it is taken to hang: the stacks of all ranks go to the log, the run
+    names the rank that is silent or behind, and ends with exit code 1. None: no limit."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    start: WallTime | None = "1h"
+    """From the first process to the first step: model, weights, checkpoint, initial loss check. Also a rewind."""
+    step: WallTime | None = "10m"
+    """One step."""
+    evaluation: WallTime | None = "2h"
+    """All validation sets and tasks after one step."""
+    save: WallTime | None = "1h"
+    """What training waits for when it saves, with the rest of the save before."""
+    export: WallTime | None = "1h"
+    """One Hugging Face folder."""
+
+    def seconds(self) -> dict[TimeoutPart, float]:
+        """Seconds of each part that has a limit."""
+        given: dict[TimeoutPart, str | None] = {
+            "start": self.start,
+            "step": self.step,
+            "evaluation": self.evaluation,
+            "save": self.save,
+            "export": self.export,
+        }
+        return {part: float(wall_seconds(limit)) for part, limit in given.items() if limit is not None}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MegatronSettings:
     """Fields of the installed Megatron-Core's dataclasses that no setting above decides."""
@@ -730,6 +764,7 @@ class RunConfig:
     tasks: TasksSettings = field(default_factory=TasksSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     stop: StopSettings = field(default_factory=StopSettings)
+    timeout: TimeoutSettings = field(default_factory=TimeoutSettings)
     megatron: MegatronSettings = field(default_factory=MegatronSettings)
 
     @property

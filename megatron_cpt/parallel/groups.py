@@ -5,6 +5,7 @@ second. On a CPU, memory that a step frees is kept for the next step.
 """
 
 import ctypes
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -37,7 +38,11 @@ def own_gpu(local_rank: int, visible: int) -> int:
     return local_rank if visible > 1 else 0
 
 
-def init_process_group(timeout: timedelta = timedelta(minutes=10), store: dist.Store | None = None) -> None:
+TIMEOUT = timedelta(minutes=10)
+"""How long ranks wait for each other where nothing else is said."""
+
+
+def init_process_group(timeout: timedelta = TIMEOUT, store: dist.Store | None = None) -> None:
     """Starts the process group from torchrun's environment (a world of one without it): NCCL on GPUs, gloo on CPUs.
 
     A silent rank ends the others after the timeout. `store` is where the ranks meet, if not where torchrun says.
@@ -59,8 +64,11 @@ def init_process_group(timeout: timedelta = timedelta(minutes=10), store: dist.S
         dist.init_process_group("gloo", **place)
 
 
-def init_model_parallel(parallel: ParallelSettings) -> None:
-    """Makes Megatron-Core's groups for a layout; an earlier layout of this process is given up."""
+def init_model_parallel(parallel: ParallelSettings, timeout: timedelta = TIMEOUT) -> None:
+    """Makes Megatron-Core's groups for a layout; an earlier layout of this process is given up.
+
+    Theirs have a timeout of their own, 30 minutes unless it is given.
+    """
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -69,6 +77,7 @@ def init_model_parallel(parallel: ParallelSettings) -> None:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
+        distributed_timeout_minutes=math.ceil(timeout / timedelta(minutes=1)),
     )
 
 
@@ -87,11 +96,25 @@ def rank() -> int:
     return dist.get_rank()
 
 
-def is_first(what: str) -> bool:
+def own_connection(timeout: timedelta) -> dist.Store:
+    """The store of the ranks on a connection of its own, for a thread beside the one that waits for other ranks.
+
+    Its calls raise RuntimeError after the timeout.
+    """
+    store: Any = dist.distributed_c10d._get_default_store()
+    own: dist.Store = store.clone()
+    own.set_timeout(timeout)
+    return own
+
+
+def is_first(what: str, store: dist.Store | None = None) -> bool:
     """Whether this rank asks so before every other rank; of all that ask, one hears yes. No collective.
 
-    Where the ranks' store cannot be reached it is rank 0.
+    Where the ranks' store cannot be reached it is rank 0; with a connection of the caller's (`own_connection`) that is
+    an error.
     """
+    if store is not None:
+        return int(store.add(f"megatron-cpt/{what}", 1)) == 1
     try:
         asked = dist.distributed_c10d._get_default_store().add(f"megatron-cpt/{what}", 1)
     except (RuntimeError, ValueError):  # no process group yet, or the store's process is gone

@@ -27,7 +27,13 @@ from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_w
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
 from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
-from megatron_cpt.planning.start_state import RunPosition, resume_state, start_state
+from megatron_cpt.planning.start_state import (
+    RunPosition,
+    history_faults,
+    resume_state,
+    start_state,
+    verify_checkpoints,
+)
 from megatron_cpt.planning.text_tables import columns, percent, phase_lines, picture_lines, size
 from megatron_cpt.runs.checkpoint_state import find_state
 
@@ -248,12 +254,14 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
         BadInput: with every fault of the run.
         IntegrityFault: files of a dataset are there and corrupt.
     """
+    verify_checkpoints(config)
     inputs = open_inputs(config, assumed)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
     warnings = _plan_warnings(config, inputs, blend)
     config = _to_its_end(config, blend)
     start, resume = start_state(config), resume_state(config)
+    refuse([*history_faults(config, start)])
     evaluations = plan_evaluations(config, inputs, config.total_steps, start.step)
     overlaps = source_overlaps(config, inputs)
     model = measure(config, inputs.shape, world_size, config.total_steps, start.step)

@@ -4,14 +4,24 @@ Steps, tokens and sequences count from the beginning of the order, which with `i
 the parent's. What a run has saved itself decides over what its configuration says.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_cpt.config.errors import IntegrityFault
+from megatron_cpt.config.errors import Fault, IntegrityFault, refuse
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import InitFromSettings, RunConfig
-from megatron_cpt.runs.checkpoint_state import find_state, newest_checkpoint, read_state
-from megatron_cpt.runs.folder import RunFolder, read_json_object
+from megatron_cpt.runs.checkpoint_state import (
+    find_state,
+    is_complete,
+    newest_checkpoint,
+    read_state,
+    step_folders,
+    step_of,
+    verify_description,
+)
+from megatron_cpt.runs.folder import RunFolder, read_json_object, read_status
+from megatron_cpt.runs.records import read_records
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,56 @@ def start_state(config: RunConfig) -> RunPosition:
             step = parent.step if start.load_data_position else 0
             shift = schedule_shift(start, parent.tokens, parent.schedule_shift)
     return RunPosition(step, config.tokens_at(step), config.sequences_at(step), shift, before)
+
+
+def verify_checkpoints(config: RunConfig) -> None:
+    """Compares what describes the checkpoints that a run begins with, its own and its parent's, before it is read.
+
+    Raises:
+        BadInput: a link or a file has the name of a checkpoint that the run would go on from, or write.
+        IntegrityFault: a file is missing, changed, or was not written with the checkpoint.
+    """
+    folder = RunFolder(config.run.folder).checkpoints
+    newest = newest_checkpoint(folder)
+    after = step_of(newest) or 0 if newest is not None else 0
+    refuse(
+        [
+            Fault(str(path), "is no folder, and has the name of a checkpoint.", "Move it away, or put the folder back.")
+            for path in sorted(folder.glob("step-*"))
+            if (step_of(path) or 0) > after and path not in step_folders(folder).values()
+        ]
+    )
+    parent = Path(config.init_from.checkpoint) if config.init_from.checkpoint is not None else None
+    for checkpoint in (newest, parent):
+        if checkpoint is not None and is_complete(checkpoint):
+            verify_description(checkpoint)
+
+
+def history_faults(config: RunConfig, start: RunPosition) -> Iterator[Fault]:
+    """A run that has saved before and of whose checkpoints none is left: to begin again would delete its records.
+
+    Args:
+        start: where it would begin.
+    """
+    folder = RunFolder(config.run.folder)
+    if newest_checkpoint(folder.checkpoints) is not None:
+        return
+    status = read_status(folder.status)
+    done = status.step if status is not None else _last_step(folder.records)
+    if done > start.step:
+        told = folder.status if status is not None else folder.records
+        yield Fault(
+            f"run.folder = {config.run.folder}",
+            f"{told.name} tells of {done} steps, and {folder.checkpoints} has no whole checkpoint to go on from: the "
+            f"run would begin again at step {start.step} and delete its records.",
+            "Put the checkpoints back; or begin again in another folder (`run.folder`), from an export of this run "
+            "with `model.hf`; or move this folder away.",
+        )
+
+
+def _last_step(records: Path) -> int:
+    """The last step that was recorded; 0 where there are no records."""
+    return max((record.get("step", 0) for record in read_records(records)), default=0) if records.exists() else 0
 
 
 def resume_state(config: RunConfig) -> RunPosition | None:

@@ -1,8 +1,15 @@
-"""Where a run was when a checkpoint was written: position.json, all of a checkpoint that is not tensors.
+"""Which folders are checkpoints, whether they hold what was written, and where the run was: all that is not tensors.
 
 The plan and the training program read it here alike. This file imports no torch.
+
+The marker of a checkpoint names every file with its hash, and has a hash over these. What describes a checkpoint is
+compared with it before it is read. This finds accidents: who can write the files can write the hashes.
 """
 
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +17,11 @@ from typing import Any
 import orjson
 
 from megatron_cpt.config.errors import IntegrityFault
+from megatron_cpt.runs.folder import file_sha256, write_json
+from megatron_cpt.runs.records import RecordsDigest
 
 MARKER = "complete.json"
+_HASHES, _DIGEST = "sha256", "digest"
 
 # dp_reshardable is cheap and loads into another data-parallel size at most; fully_reshardable gathers a shard's
 # optimizer on one rank and loads into any layout. The default of Megatron-Core 0.16.1 cannot be saved at all.
@@ -100,11 +110,25 @@ class CheckpointState:
     checkpoint."""
     measures: dict[str, str] | None = None
     """Identity of every validation set and task, by its name in messages. None: an older checkpoint."""
+    records: RecordsDigest | None = None
+    """The records up to this step. None: an older checkpoint."""
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of a step's checkpoint; names sort by step."""
+    """Folder name of a step's checkpoint."""
     return f"step-{step:08}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step in a name that `checkpoint_name` gives; None for any other, such as `step-00000008.bak`."""
+    match = re.fullmatch(r"step-([0-9]{8,18})", path.name)
+    return int(match[1]) if match is not None and checkpoint_name(int(match[1])) == path.name else None
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """The folders that the program has named by steps, ascending; links and other names are not its own."""
+    named = {step: path for path in folder.glob("step-*") if (step := step_of(path)) is not None}
+    return {step: path for step, path in sorted(named.items()) if path.is_dir() and not path.is_symlink()}
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -114,7 +138,96 @@ def is_complete(checkpoint: Path) -> bool:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if is_complete(path))
+    return [path for path in step_folders(folder).values() if is_complete(path)]
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """What is in a folder of checkpoints and was not made by the program: it is left alone."""
+    own = set(step_folders(folder).values())
+    return sorted(path.name for path in folder.glob("*") if path not in own and not path.name.startswith("."))
+
+
+def write_marker(checkpoint: Path, hashes: Mapping[str, str]) -> None:
+    """Makes a folder a whole checkpoint."""
+    table = dict(sorted(hashes.items()))
+    write_json(checkpoint / MARKER, {_HASHES: table, _DIGEST: _digest(table)})
+
+
+def read_hashes(checkpoint: Path) -> dict[str, str]:
+    """The hashes in the marker, by file name relative to the checkpoint. Raises IntegrityFault."""
+    marker = checkpoint / MARKER
+    try:
+        content = orjson.loads(marker.read_bytes())
+        hashes = content[_HASHES]
+        names = [Path(name) for name in hashes]
+        sound = set(content) == {_HASHES} or content == {_HASHES: hashes, _DIGEST: _digest(hashes)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityFault(f"{marker}: not a readable marker ({error}). {_WAYS_OUT}") from error
+    outside = [str(name) for name in names if name.is_absolute() or ".." in name.parts]
+    if outside or not hashes:
+        raise IntegrityFault(f"{marker}: names no files, or files outside the checkpoint: {outside}. {_WAYS_OUT}")
+    if not sound:
+        raise IntegrityFault(f"{marker}: changed since it was written. {_WAYS_OUT}")
+    return dict(hashes)
+
+
+_WAYS_OUT = "Restore what was there, or remove this folder to go on from an earlier checkpoint."
+
+
+def refuse_altered(checkpoint: Path, altered: Iterable[str]) -> None:
+    """Raises IntegrityFault where there are names of files that are not those that were written."""
+    if names := ", ".join(altered):
+        raise IntegrityFault(f"{checkpoint}: files missing or changed since they were written: {names}. {_WAYS_OUT}")
+
+
+def verify_description(checkpoint: Path) -> None:
+    """Compares the files of a checkpoint with its marker: their names, and the bytes of all but the shards.
+
+    Cheap: for whoever is to read one of them.
+
+    Raises:
+        IntegrityFault: one is missing, changed, or was not written with it.
+    """
+    hashes = read_hashes(checkpoint)
+    shards = {name for name in hashes if name.endswith(".distcp")}
+    refuse_altered(checkpoint, (name for name in shards if not (checkpoint / name).is_file()))
+    small = ((name, digest) for name, digest in hashes.items() if name not in shards)
+    refuse_altered(checkpoint, (name for name, digest in small if not is_intact(checkpoint / name, digest)))
+    extra = sorted(_names(checkpoint) - {*hashes, MARKER})
+    if extra:
+        raise IntegrityFault(
+            f"{checkpoint}: files that were not written with it: {', '.join(extra)}. Move them out of the folder."
+        )
+
+
+def hf_folder_of(source: Path) -> Path:
+    """The folder that says what model is in a checkpoint or in a Hugging Face folder. Raises as verify_description."""
+    if not is_complete(source):
+        return source
+    verify_description(source)
+    return source / "hf"
+
+
+def is_intact(path: Path, digest: str) -> bool:
+    """Whether a file is there with the bytes that were written."""
+    try:
+        return file_sha256(path) == digest
+    except OSError:
+        return False
+
+
+def _names(checkpoint: Path) -> set[str]:
+    """All files below a folder, those apart that NFS keeps of open files without a name."""
+    return {
+        os.path.relpath(os.path.join(place, name), checkpoint)
+        for place, _, names in os.walk(checkpoint)
+        for name in names
+        if not name.startswith(".nfs")
+    }
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(orjson.dumps(hashes, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -139,6 +252,8 @@ def read_state(checkpoint: Path) -> CheckpointState:
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
         if values.get("parts") is not None:
             values["parts"] = dict(_present_part(*part) for part in values["parts"].items())
+        if values.get("records") is not None:
+            values["records"] = RecordsDigest(**values["records"])
         return CheckpointState(**{**values, "layout": Layout(**values["layout"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityFault(f"{checkpoint / 'position.json'}: not a readable position ({error})") from error

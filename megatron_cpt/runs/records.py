@@ -8,10 +8,12 @@ output where that or standard error is no terminal, as under Slurm and Kubernete
 and, above it, warnings and where the run ends. Lines of ranks other than 0 say whose they are.
 """
 
+import hashlib
 import logging
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,16 @@ Record = dict[str, Any]
 _TIMING_FIELDS = frozenset({"seconds", "tokens_per_second", "mfu", "memory_bytes"})
 
 
+@dataclass(frozen=True)
+class RecordsDigest:
+    """The records of a file up to a moment, as a checkpoint remembers them."""
+
+    count: int
+    """How many there were."""
+    sha256: str
+    """SHA-256 of their lines, each with its newline, in hexadecimal."""
+
+
 class RecordWriter:
     """Appends records to a file; they are on disk once `flush` has returned."""
 
@@ -36,6 +48,8 @@ class RecordWriter:
         self._path = path
         self._pending: list[bytes] = []
         _cut_torn_line(path)
+        content = path.read_bytes() if path.exists() else b""
+        self._count, self._hash = content.count(b"\n"), hashlib.sha256(content)
         self._file = path.open("ab", buffering=0)
         sync_folder(path.parent)
 
@@ -47,12 +61,20 @@ class RecordWriter:
         """Writes what was appended and waits until it is on disk."""
         if not self._pending:
             return
-        unwritten = memoryview(b"\n".join([*self._pending, b""]))
+        content = b"\n".join([*self._pending, b""])
+        self._count += len(self._pending)
+        self._hash.update(content)
+        unwritten = memoryview(content)
         self._pending.clear()
         with named_errors(self._path):
             while unwritten:
                 unwritten = unwritten[self._file.write(unwritten) :]
             os.fsync(self._file.fileno())
+
+    def digest(self) -> RecordsDigest:
+        """The records that are in the file."""
+        self.flush()
+        return RecordsDigest(self._count, self._hash.hexdigest())
 
     def close(self) -> None:
         """Flushes and closes the file."""
@@ -68,6 +90,27 @@ def read_records(path: Path) -> list[Record]:
         IntegrityFault: a line other than a torn last one is not a JSON object.
     """
     return [_parse(line, number, path) for number, line in enumerate(_whole_lines(path), start=1)]
+
+
+def verify_records(path: Path, known: RecordsDigest, checkpoint: Path) -> None:
+    """Compares the records before a resume with those that its checkpoint knows; later ones may follow.
+
+    Raises:
+        IntegrityFault: some are missing or changed.
+    """
+    lines = _whole_lines(path) if path.exists() else []
+    if len(lines) < known.count:
+        found = f"{len(lines)} records" if path.exists() else "no such file"
+    elif hashlib.sha256(b"".join(line + b"\n" for line in lines[: known.count])).hexdigest() != known.sha256:
+        found = f"{len(lines)} records, of which the first {known.count} are not those that were written"
+    else:
+        return
+    raise IntegrityFault(
+        f"{path}: {found}; {checkpoint} was written after {known.count} records, and the metrics of the run count from "
+        "the first of them. Put the file back. Without it, go on in another folder, with a baseline of its own: "
+        f"`init_from: {{checkpoint: {checkpoint}, load_optimizer: true, load_schedule: true, load_data_position: "
+        "true}`."
+    )
 
 
 def drop_records_after(path: Path, step: int) -> None:
@@ -186,6 +229,18 @@ class RunLog:
             _LOGGER.removeHandler(handler)
             handler.close()
         _LOGGER.propagate = True
+
+
+def append_to_log(path: Path, text: str, rank: int) -> bytes:
+    """Adds lines to a log past Python's logging, and returns them: for a thread beside one that may hold its lock.
+
+    Raises OSError.
+    """
+    line = logging.LogRecord(_LOGGER.name, logging.INFO, __file__, 0, text, None, None)
+    content = f"{_Stamped(rank).format(line)}\n".encode()
+    with path.open("ab", buffering=0) as file:
+        file.write(content)
+    return content
 
 
 class _Stamped(logging.Formatter):

@@ -16,6 +16,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier
+from megatron_cpt.runs.checkpoint_state import step_folders
 from megatron_cpt.runs.folder import sync_folder
 from megatron_cpt.train.provenance import export_dtypes, read_history
 from megatron_cpt.train.run import Run
@@ -28,11 +29,7 @@ def settle_exports(run: Run) -> list[str]:
         BadInput: RUN/hf is not of a step that was done, or not in the dtypes that are asked for.
     """
     folder, first = run.folder, run.first_step
-    later = [
-        path
-        for path in sorted((folder.path / "hf_steps").glob("step-*"))
-        if int(path.name.removeprefix("step-")) > first
-    ]
+    later = {step: path for step, path in step_folders(folder.path / "hf_steps").items() if step > first}
     at_end = _step_of(folder.hf, run) if folder.hf.exists() else None
     if folder.hf.exists() and (at_end is None or at_end > first):
         what = "no export of this run" if at_end is None else f"the model of step {at_end}"
@@ -41,9 +38,7 @@ def settle_exports(run: Run) -> list[str]:
     if at_end == run.plan.steps:
         refuse(_dtype_faults(run))
     barrier()  # all ranks have looked
-    said = [
-        f"{path} is removed: step {path.name.removeprefix('step-').lstrip('0')} is still to be done" for path in later
-    ]
+    said = [f"{path} is removed: step {step} is still to be done" for step, path in later.items()]
     if at_end is not None and at_end < run.plan.steps:
         said.append(
             f"{folder.hf}, of step {at_end}, is now {folder.hf_of_step(at_end)}: the run goes on to {run.plan.steps}"
@@ -51,7 +46,7 @@ def settle_exports(run: Run) -> list[str]:
     elif at_end is not None:
         said.append(f"{folder.hf} is there, of step {at_end}: it is not written again")
     if groups.rank() == 0:
-        for path in later:
+        for path in later.values():
             shutil.rmtree(path)
         if at_end is not None and at_end < run.plan.steps:
             move(folder.hf, folder.hf_of_step(at_end))

@@ -31,6 +31,7 @@ from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import all_agree, first_on_rank_zero
 from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import RunFolder, read_json_object, write_checked_json
 from megatron_cpt.train.run import Run
 
@@ -74,7 +75,7 @@ class OpeningText:
 
 def is_needed(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run is still before its first update and starts from weights that were trained."""
-    begun = any(folder.checkpoints.glob("step-*/complete.json"))
+    begun = bool(complete_checkpoints(folder.checkpoints))
     trained = config.model.weights == "hf" or config.init_from.checkpoint is not None
     return trained and config.model.initial_loss_check.enabled and not begun
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, Literal
 
@@ -16,10 +17,13 @@ from megatron_cpt.config.units import Duration
 from megatron_cpt.families.size import flops_per_token
 from megatron_cpt.gap.figures import RunningGap
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.groups import first_on_rank_zero
 from megatron_cpt.planning.cards import card_of_device
+from megatron_cpt.runs.checkpoint_state import newest_checkpoint, read_state, step_of
 from megatron_cpt.runs.folder import RunFolder, Status, write_status
 from megatron_cpt.runs.records import (
     Record,
+    RecordsDigest,
     RecordWriter,
     RemainingTime,
     RunLog,
@@ -27,6 +31,7 @@ from megatron_cpt.runs.records import (
     progress_bar,
     progress_line,
     read_records,
+    verify_records,
 )
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run
@@ -41,10 +46,17 @@ class RunLogger:
         self._writes = groups.rank() == 0
         self._flops_per_token = flops_per_token(run.shape, run.config.data.sequence_length)
         self._peak = run.config.run.peak_flops or peak_flops()
-        if not self._writes:
-            return
+        with first_on_rank_zero():
+            if self._writes:
+                self._open(run)
+
+    def _open(self, run: Run) -> None:
+        """Opens the files. Raises IntegrityFault where the records are not those that the checkpoint knows."""
         self._gap = RunningGap()
-        if run.first_step > run.start_state.first_own_step:
+        newest = newest_checkpoint(run.folder.checkpoints)
+        if run.first_step > run.start_state.first_own_step and newest is not None:
+            if (known := read_state(newest).records) is not None:
+                verify_records(run.folder.records, known, newest)
             drop_records_after(run.folder.records, run.first_step)
             for record in read_records(run.folder.records) if run.folder.records.exists() else ():
                 if record["kind"] == "validation":
@@ -150,6 +162,17 @@ class RunLogger:
         if self._writes:
             tokens = self._run.config.tokens_at(step)
             write_status(self._run.folder.status, Status(state=state, step=step, tokens=tokens, **details))
+
+    def records_digest(self) -> RecordsDigest | None:
+        """What the records are so far, on rank 0."""
+        return self._records.digest() if self._writes else None
+
+    def checkpoint_saved(self, checkpoint: Path) -> None:
+        """Says that a checkpoint is whole. From now on the status tells of its step: a run has begun."""
+        step = step_of(checkpoint)
+        assert step is not None, "it was named by its step"
+        self.log(f"step {step}: checkpoint saved: {checkpoint}")
+        self.status("running", step)
 
     def close(self) -> None:
         """Closes the files."""

@@ -28,6 +28,7 @@ from megatron_cpt.train.optimizer import StepOutcome, train_step
 from megatron_cpt.train.provenance import export_due, export_step, run_lineage
 from megatron_cpt.train.run import Run, UpdateHistory, layout, resume, trained_parts
 from megatron_cpt.train.stop import StopRequest, reason
+from megatron_cpt.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Stop:
     """Why, in words."""
 
 
-def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
+def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog) -> Stop | None:
     """Takes a run from where it stands to its end, and returns None; or as far as it may go, and returns a Stop.
 
     At each step: update, record, evaluate, and then, once the records are on disk, checkpoint. A resume
@@ -52,14 +53,15 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
     if stop := _agreed_stop(run, run.first_step, request):
         return stop
     if run.first_step == run.start_state.first_own_step:
-        evaluate_due(run, logger, run.first_step)
-        warm_up_moments(run, logger)
+        _evaluate(run, logger, watchdog, run.first_step)
+        warm_up_moments(run, logger, watchdog)
     with Saver(run, logger) as saver:
         for step in range(run.first_step + 1, run.plan.steps + 1):
+            watchdog.at("step", step)
             before = held_out_gradients(run, step)
             started = time.perf_counter()
             rate = _learning_rate_at(run, step)
-            batches = run.data.global_batch(config.sequences_at(step - 1), groups.device())
+            batches = watchdog.reading(run.data.global_batch(config.sequences_at(step - 1), groups.device()))
             limit = history.loss_limit(config.training)
             with profiled(run, step):
                 outcome = train_step(
@@ -69,17 +71,21 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
                 history = history.with_update(outcome.loss, config.training)
                 logger.log_train_step(step, rate, outcome, time.perf_counter() - started)
             else:
+                watchdog.at("start", step)  # a rewind loads a checkpoint
                 history = _skip_step(run, logger, saver, history, step, rate, outcome)
             logger.advance()
             record_conflict(run, logger, step, before, outcome)
-            losses = evaluate_due(run, logger, step)
+            losses = _evaluate(run, logger, watchdog, step)
             if export_due(run, step):
                 exported = time.perf_counter()
+                watchdog.at("export", step)
                 export_step(run, step)
                 logger.took("exports", 1, time.perf_counter() - exported)
+            watchdog.at("step", step)
             stop = _agreed_stop(run, step, request)
             saver.finish()
             if stop or saver.due(step):
+                watchdog.at("save", step)
                 saver.save(step, history, losses)
             if stop:
                 return stop
@@ -87,11 +93,19 @@ def train(run: Run, logger: RunLogger, request: StopRequest) -> Stop | None:
     return None
 
 
-def warm_up_moments(run: Run, logger: RunLogger) -> None:
+def _evaluate(run: Run, logger: RunLogger, watchdog: Watchdog, step: int) -> dict[str, float]:
+    """Measures what is due at a step; returns the losses of the validation sets among it, by name."""
+    if any(step in one.steps for one in run.plan.evaluations):
+        watchdog.at("evaluation", step)
+    return evaluate_due(run, logger, step)
+
+
+def warm_up_moments(run: Run, logger: RunLogger, watchdog: Watchdog) -> None:
     """Steps at rate 0: they fill Adam's moments and change no weight. Training then begins with the same sequences."""
     settings = run.config.optimizer
     for number in range(settings.moment_warmup_steps):
         step = run.first_step + number + 1
+        watchdog.at("step", step)
         batches = run.data.global_batch(run.config.sequences_at(step - 1), groups.device())
         outcome = train_step(run.model, run.optimizer, batches, run.shape_of(step), 0.0, settings.weight_decay)
         logger.record(_event(run, "moments_filled", run.first_step, 0.0, outcome) | {"number": number + 1})
@@ -181,7 +195,7 @@ class Saver:
         checkpoint = self._writer.finish(wait)
         if checkpoint is not None and groups.rank() == 0:
             settings = self._run.config.checkpoint
-            self._logger.log(f"step {int(checkpoint.name.removeprefix('step-'))}: checkpoint saved: {checkpoint}")
+            self._logger.checkpoint_saved(checkpoint)
             save.prune(checkpoint.parent, settings.keep_last, self._keep_every, settings.keep_best)
 
     def _position(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> CheckpointState:
@@ -206,6 +220,7 @@ class Saver:
             schedule_shift=run.start_state.schedule_shift,
             batches=batch_settings(config),
             measures=dict(run.measures),
+            records=self._logger.records_digest(),
         )
 
 

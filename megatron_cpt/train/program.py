@@ -30,9 +30,9 @@ from megatron_cpt.model.environment_checks import machine_faults
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, keep_freed_memory
 from megatron_cpt.parallel.mcore_compat import release, untried
-from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.planning.resume_changes import ResumeChanges, resume_changes
-from megatron_cpt.runs.checkpoint_state import complete_checkpoints
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints, foreign_names
 from megatron_cpt.runs.folder import (
     ExitCode,
     RunFolder,
@@ -61,6 +61,7 @@ from megatron_cpt.train.provenance import (
 )
 from megatron_cpt.train.run import Run, assemble, write_hf_config_dir
 from megatron_cpt.train.stop import StopRequest
+from megatron_cpt.train.watchdog import Watchdog
 
 _EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
 
@@ -120,17 +121,26 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     Returns DONE, or PREEMPTED where it was asked to stop and has saved.
     """
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
-    config = plan.config
-    changes = resume_changes(config)
+    changes = resume_changes(plan.config)
     assert plan.inputs.shape is not None, "inputs without faults are whole"
-    refuse(list(machine_faults(config, plan.inputs.shape)))
-    groups.init_process_group()
+    refuse(list(machine_faults(plan.config, plan.inputs.shape)))
+    with Watchdog(config.timeout, folder, request) as watchdog:
+        return _run_watched(plan, changes, folder, request, watchdog)
+
+
+def _run_watched(
+    plan: RunPlan, changes: ResumeChanges, folder: RunFolder, request: StopRequest, watchdog: Watchdog
+) -> ExitCode:
+    """What `run_to_end` does after planning."""
+    config = plan.config
+    groups.init_process_group(watchdog.group_timeout)
+    watchdog.join_ranks()
     if groups.device().type == "cpu":
         keep_freed_memory()
     write_hf_config_dir(config, folder)
     checked = initial_loss_check.is_needed(config, folder)
     reference = initial_loss_check.reference_losses_of(config, plan, folder) if checked else None
-    run = assemble(config, plan, folder)
+    run = assemble(config, plan, folder, watchdog.group_timeout)
     settled = settle_exports(run)
     kernels = kernels_of(run.model, run.optimizer)
     if groups.rank() == 0:
@@ -146,6 +156,8 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         logger.log(note)
     for line in settled:
         logger.log(line, logging.WARNING)
+    if foreign := foreign_names(folder.checkpoints):
+        logger.log(f"{folder.checkpoints}: not made by the run, and left alone: {', '.join(foreign)}", logging.WARNING)
     if checked:
         losses = initial_loss_check.opening_losses(run)
         if config.init_from.checkpoint is None:
@@ -162,7 +174,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     if changed := changed_rate(run):
         logger.log(changed, logging.WARNING)
     logger.status("running", run.first_step)
-    stop = train(run, logger, request)
+    stop = train(run, logger, request, watchdog)
     if groups.rank() == 0:
         write_checked_json(folder.lineage, run_lineage(run, plan.steps if stop is None else stop.step))
     checkpoints = complete_checkpoints(folder.checkpoints)
@@ -173,6 +185,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
         logger.close()
         barrier()
         return ExitCode.PREEMPTED
+    watchdog.at("export", plan.steps)
     export_end(run)
     barrier()
     logger.log(_where_things_are(run, checkpoints[-1]), shown=True)

@@ -11,6 +11,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -418,15 +419,17 @@ class Run:
         return replace(self.step_shape, micro_batches=slots.micro_batches)
 
 
-def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Run:
+def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timedelta = groups.TIMEOUT) -> Run:
     """Builds everything a run needs on this rank. The process groups are up.
 
+    Args:
+        timeout: of the groups that share the model.
     Raises:
         BadInput: what only the weights or a checkpoint could tell.
         IntegrityFault: a checkpoint or a dataset is not what was written.
     """
     take_warnings(RunLog(folder.log, groups.rank()).write, groups.is_first)
-    groups.init_model_parallel(config.parallel)
+    groups.init_model_parallel(config.parallel, timeout)
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)
     harness = open_lm_eval_tasks(config, plan.inputs.tasks, shape.max_positions)

@@ -7,6 +7,7 @@ stops them after the same step.
 """
 
 import signal
+import socket
 import time
 from types import FrameType, TracebackType
 from typing import Self
@@ -24,10 +25,24 @@ class StopRequest:
         self._began = time.monotonic()
         self._received = NOT_ASKED
         self._before: dict[signal.Signals, object] = {}
+        self._wakeups: tuple[socket.socket, socket.socket] | None = None
+        self._fd_before = -1
+
+    @property
+    def wakeup(self) -> socket.socket | None:
+        """Where the number of each signal can be read as it comes, while it is open: handlers wait for the main thread.
+
+        Other signals that this process handles are among them.
+        """
+        return self._wakeups[0] if self._wakeups is not None else None
 
     def __enter__(self) -> Self:
         """Takes the signals over. Only the main thread of a process may."""
         self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._wakeups = socket.socketpair()
+        for end in self._wakeups:
+            end.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._wakeups[1].fileno(), warn_on_full_buffer=False)
         hear_stop_signals()
         return self
 
@@ -35,6 +50,10 @@ class StopRequest:
         """Gives the signals back to whoever handled them."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._fd_before)
+        ends, self._wakeups = self._wakeups or (), None
+        for end in ends:
+            end.close()
 
     def code(self, after: str | None) -> int:
         """Why this process is to stop: NOT_ASKED, OUT_OF_TIME or the number of the signal it received.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint.load import leave_hashes, read_hashes, seal, verify
+from megatron_cpt.checkpoint.load import leave_hashes, seal, verify
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.parallel import groups
-from megatron_cpt.runs.checkpoint_state import MARKER, is_complete
+from megatron_cpt.runs.checkpoint_state import MARKER, is_complete, read_hashes
 from tests.ranks import Ranks
 
 FILES = {

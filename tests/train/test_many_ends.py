@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.checkpoint.load import is_intact, read_hashes
-from megatron_cpt.runs.checkpoint_state import complete_checkpoints
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_intact, read_hashes
 from megatron_cpt.runs.folder import ExitCode, read_status
 from tests.train.runs import column, kill_all, records_of, start
 from tests.workshop import Workshop

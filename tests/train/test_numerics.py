@@ -19,6 +19,7 @@ from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.run import Run, assemble
 from megatron_cpt.train.stop import StopRequest
+from megatron_cpt.train.watchdog import Watchdog
 from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, train
@@ -43,7 +44,8 @@ def train_with_nan(
     before = hash_of(run)
     logger = RunLogger(run)
     try:
-        loop.train(run, logger, StopRequest())
+        request = StopRequest()
+        loop.train(run, logger, request, Watchdog(config.timeout, run.folder, request))
         ended = "done"
     except NumericsFault as fault:
         ended = str(fault)

@@ -18,6 +18,7 @@ from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import parts
 from megatron_cpt.train.run import assemble
 from megatron_cpt.train.stop import StopRequest
+from megatron_cpt.train.watchdog import Watchdog
 from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, refusal, train
@@ -32,7 +33,8 @@ def moved(path: Path, overrides: tuple[str, ...]) -> dict[str, bool]:
     run = assemble(config, make_plan(config, groups.world_size()), folder)
     before = {name: value.detach().clone() for name, value in unwrap(run.model)[0].named_parameters()}
     logger = RunLogger(run)
-    loop.train(run, logger, StopRequest())
+    request = StopRequest()
+    loop.train(run, logger, request, Watchdog(config.timeout, run.folder, request))
     logger.close()
     return {name: not torch.equal(value, before[name]) for name, value in unwrap(run.model)[0].named_parameters()}
 
@@ -83,7 +85,8 @@ def weights_after(path: Path, overrides: tuple[str, ...]) -> dict[str, tuple[flo
     [model] = unwrap(run.model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     logger = RunLogger(run)
-    loop.train(run, logger, StopRequest())
+    request = StopRequest()
+    loop.train(run, logger, request, Watchdog(config.timeout, run.folder, request))
     logger.close()
     first = model.decoder.layers[0].layer_number - 1
     return {
@@ -154,7 +157,7 @@ def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
     run = assemble(config, make_plan(config, groups.world_size()), folder)
     before = [parameter.detach().clone() for parameter in run.model[0].parameters()]
     logger = RunLogger(run)
-    loop.warm_up_moments(run, logger)
+    loop.warm_up_moments(run, logger, Watchdog(config.timeout, run.folder, StopRequest()))
     logger.close()
     [part] = parts(run.optimizer)
     moments = [float(state["exp_avg_sq"].max()) for state in part.optimizer.state.values()]

@@ -1,0 +1,311 @@
+"""Ends a run that hangs, and says which rank is silent and where it was.
+
+Each rank tells its watchdog, a thread, what it is about to do. A part of the program that takes longer than its limit
+(`timeout` in the configuration) is taken for a hang. Then
+
+1. the rank that finds it asks the others through the ranks' store, on a connection of the thread's own;
+2. every rank that can answer says where it is, and writes the stacks of its threads to the log and standard error;
+3. the first one writes the status: ranks without an answer, or those that are behind the others, and where they were;
+4. it ends its silent neighbours on the same machine, and every rank ends.
+
+A signal to stop is handled by the main thread, between two steps; in a step that hangs it never is. The thread hears of
+it too (StopRequest.wakeup), and from then on a step may take three times as long as the longest did before.
+
+Time in which this process itself was stopped is not counted. A thread cannot run while other code of its process holds
+Python's lock: such a rank is silent to the others, and is ended by faulthandler's timer at twice the limit.
+"""
+
+import faulthandler
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar, get_args
+
+import orjson
+
+from megatron_cpt.config.schema import TimeoutPart, TimeoutSettings
+from megatron_cpt.parallel import groups
+from megatron_cpt.runs.checkpoint_state import newest_checkpoint
+from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, read_status, write_status
+from megatron_cpt.runs.processes import STOP_SIGNALS, children
+from megatron_cpt.runs.records import append_to_log
+from megatron_cpt.train.stop import StopRequest
+
+_STORE_PATIENCE = 5.0
+"""Seconds until the store of the ranks counts as out of reach: it may be in a process that is stopped."""
+_STDERR = sys.__stderr__ or sys.stderr
+_AFTER_SIGNAL = 10.0
+"""Seconds that a step may take after a signal to stop, however short steps were before."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is in the program."""
+
+    count: int
+    """Parts begun: the same on all ranks that are at the same place."""
+    part: TimeoutPart
+    """What it is doing, by the name of its limit."""
+    step: int
+    """The step at hand."""
+    reads: bool = False
+    """Whether it waits for a micro batch."""
+
+    def __str__(self) -> str:
+        words = {"step": f"step {self.step}", "start": "the start"}
+        where = words.get(self.part, f"the {self.part} after step {self.step}")
+        return f"{where}, reading a micro batch" if self.reads else where
+
+
+class Watchdog:
+    """The watchdog of this rank. It watches while it is open as a context."""
+
+    def __init__(self, limits: TimeoutSettings, folder: RunFolder, request: StopRequest) -> None:
+        self._limits = limits.seconds()
+        self._folder, self._request = folder, request
+        shortest = min(self._limits.values(), default=0.0)
+        self._interval = min(max(shortest / 20, 0.1), 5.0)
+        self._patience = 2 * self._interval + 1
+        self._place = Place(0, "start", 0)
+        self._began = time.monotonic()
+        self._longest: dict[TimeoutPart, float] = {}
+        self._store: Any = None
+        self._signal: int | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._limits:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(_STORE_PATIENCE)
+
+    @property
+    def group_timeout(self) -> timedelta:
+        """That of the process groups: it ends a wait that the watchdog has not ended."""
+        if len(self._limits) < len(get_args(TimeoutPart)):
+            return timedelta(days=365)
+        return timedelta(seconds=2 * max(self._limits.values())) + groups.TIMEOUT
+
+    def join_ranks(self) -> None:
+        """From now on the ranks hear of each other. The process groups are up."""
+        if self._limits and groups.world_size() > 1:
+            store = groups.own_connection(timedelta(seconds=_STORE_PATIENCE))
+            store.set(_process_key(groups.rank()), f"process {os.getpid()} on {socket.gethostname()}")
+            self._store = store
+
+    def at(self, part: TimeoutPart, step: int) -> None:
+        """Says what this rank does from now on. Every rank says the same in the same order."""
+        now, before = time.monotonic(), self._place
+        self._longest[before.part] = max(self._longest.get(before.part, 0.0), now - self._began)
+        self._began = now
+        self._place = Place(before.count + 1, part, step)
+
+    def reading(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The micro batches of a step, with a note while this rank waits for one."""
+        place = self._place
+        while True:
+            self._place = Place(place.count, place.part, place.step, reads=True)
+            batch = next(batches, None)
+            self._place = place
+            if batch is None:
+                return
+            yield batch
+
+    def _watch(self) -> None:
+        """The thread: counts the time of the part at hand, and listens for signals and for other ranks."""
+        last, taken = self._place, 0.0
+        told: Place | None = None
+        while not self._closed.is_set():
+            taken += self._sleep()
+            if self._place.count != last.count:
+                last, taken = self._place, 0.0
+            began = time.monotonic()
+            if self._store is not None:
+                try:
+                    if told != self._place:
+                        told = self._place
+                        self._store.set(_place_key(groups.rank()), orjson.dumps(told))
+                    asked = self._store.check([_HANG])
+                except RuntimeError:  # out of reach; it may come back
+                    asked, told = False, None
+                if asked:
+                    self._end(last, taken)
+            taken += min(time.monotonic() - began, _STORE_PATIENCE)
+            limit = self._limit(last.part)
+            if self._store is not None and limit < math.inf:
+                # Needs no lock of Python's: it ends this rank where this thread does not come round again.
+                until = max(2 * limit - taken, 4 * self._patience)
+                faulthandler.dump_traceback_later(until, exit=True, file=_STDERR)
+            if taken > limit and not self._closed.is_set():
+                self._end(last, taken)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _sleep(self) -> float:
+        """Waits for the next look, or for a signal. Returns the seconds that count."""
+        began, wakeup = time.monotonic(), self._request.wakeup
+        if wakeup is None:
+            self._closed.wait(self._interval)
+        elif select.select([wakeup], [], [], self._interval)[0]:
+            heard = [number for number in wakeup.recv(64) if number in STOP_SIGNALS]
+            self._signal = heard[0] if heard else self._signal
+        return min(time.monotonic() - began, 2 * self._interval)
+
+    def _limit(self, part: TimeoutPart) -> float:
+        """Seconds that a part may take."""
+        limit = self._limits.get(part, math.inf)
+        if self._signal is None or part != "step" or part not in self._longest:
+            return limit
+        return min(limit, max(_AFTER_SIGNAL, 3 * self._longest[part]))
+
+    def _end(self, place: Place, seconds: float) -> None:
+        """Ends this rank, and with the others finds out why."""
+        rank = groups.rank() if self._store is not None else 0
+        if self._store is None:
+            self._write_stacks(rank)
+            self._write_status(f"{self._too_long(place, seconds)} {self._ways_out(place.part)}")
+        else:
+            try:
+                self._end_together(rank, place, seconds)
+            except RuntimeError as error:
+                self._write_stacks(rank)
+                self._write_status(
+                    f"{self._too_long(place, seconds)} The store of the ranks is out of reach ({error}): the process "
+                    f"that holds it, torchrun's or that of rank 0, is stopped or gone. {self._ways_out(place.part)}"
+                )
+        os._exit(ExitCode.OTHER)
+
+    def _end_together(self, rank: int, place: Place, seconds: float) -> None:
+        """Answers the other ranks; the first one waits for their answers and reports. Raises RuntimeError."""
+        self._store.set(_HANG, "")
+        self._store.set(_answer_key(rank), orjson.dumps(self._place))
+        self._write_stacks(rank)
+        if not groups.is_first("failed", self._store):
+            with suppress(RuntimeError):
+                self._store.wait([_TOLD], timedelta(seconds=2 * self._patience))
+            return
+        others = [other for other in range(groups.world_size()) if other != rank]
+        deadline = time.monotonic() + self._patience
+        while not self._store.check([_answer_key(other) for other in others]) and time.monotonic() < deadline:
+            time.sleep(self._interval / 2)
+        silent = [other for other in others if not self._store.check([_answer_key(other)])]
+        places = {other: self._read_place(_answer_key(other)) for other in others if other not in silent}
+        where = self._silent_ranks(silent) if silent else _behind(places | {rank: place})
+        self._write_status(f"{self._too_long(place, seconds)} {where} {self._ways_out(place.part)}")
+        self._store.set(_TOLD, "")
+        self._end_neighbours(silent)
+
+    def _too_long(self, place: Place, seconds: float) -> str:
+        if self._signal is not None and seconds <= self._limits.get(place.part, math.inf):
+            longest = self._longest[place.part]
+            name = signal.Signals(self._signal).name
+            return f"{name} received, and {place} was not over after {seconds:.0f} s (at most {longest:.1f} s before)."
+        limit = self._limits.get(place.part)
+        allowed = f"`timeout.{place.part}`: {limit:.0f} s" if limit is not None else "a limit of another rank"
+        return f"{place} was not over after {seconds:.0f} s ({allowed})."
+
+    def _ways_out(self, part: TimeoutPart) -> str:
+        newest = newest_checkpoint(self._folder.checkpoints)
+        onward = f"The same command goes on from {newest}" if newest else "The same command begins again"
+        return (
+            f"The stacks of the ranks that answered are in {self._folder.log}. {onward}; where nothing hangs, give "
+            f"`timeout.{part}` more."
+        )
+
+    def _silent_ranks(self, silent: list[int]) -> str:
+        """The ranks that do not answer, by process and by where they were."""
+        shown = []
+        for rank in silent[:_MOST_NAMED]:
+            process = self._store.get(_process_key(rank)).decode() if self._store.check([_process_key(rank)]) else "?"
+            known = self._store.check([_place_key(rank)])
+            where = f", last seen at {self._read_place(_place_key(rank))}" if known else ""
+            shown.append(f"rank {rank} ({process}{where})")
+        more = f" and {len(silent) - _MOST_NAMED} more" if len(silent) > _MOST_NAMED else ""
+        return f"No answer from {', '.join(shown)}{more}: stopped, stuck or gone."
+
+    def _read_place(self, key: str) -> Place:
+        return Place(**orjson.loads(self._store.get(key)))
+
+    def _end_neighbours(self, silent: list[int]) -> None:
+        """Kills silent ranks that the launcher of this one started: it would wait for them first."""
+        siblings = children(os.getppid())
+        for rank in silent:
+            if self._store.check([_process_key(rank)]):
+                _, pid, _, host = self._store.get(_process_key(rank)).decode().split(" ", 3)
+                if host == socket.gethostname() and int(pid) in siblings:
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+
+    def _write_stacks(self, rank: int) -> None:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        own = threading.get_ident()
+        stacks = [
+            f"stack of {names.get(number, 'a thread')}:\n{''.join(traceback.format_stack(frame))}"
+            for number, frame in sys._current_frames().items()
+            if number != own
+        ]
+        self._write_log("".join([f"at {self._place}\n", *stacks]), rank)
+
+    def _write_log(self, text: str, rank: int) -> None:
+        """Past Python's logging, whose lock the main thread may hold."""
+        with suppress(OSError):
+            os.write(_STDERR.fileno(), append_to_log(self._folder.log, text, rank))
+
+    def _write_status(self, message: str) -> None:
+        before = read_status(self._folder.status) or Status("failed")
+        self._write_log(message, 0)
+        with suppress(OSError):
+            status = Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens)
+            write_status(self._folder.status, status)
+
+
+_MOST_NAMED = 8
+_HANG, _TOLD = "megatron-cpt/hang", "megatron-cpt/told"
+
+
+def _process_key(rank: int) -> str:
+    return f"megatron-cpt/process/{rank}"
+
+
+def _place_key(rank: int) -> str:
+    return f"megatron-cpt/place/{rank}"
+
+
+def _answer_key(rank: int) -> str:
+    return f"megatron-cpt/answer/{rank}"
+
+
+def _behind(places: dict[int, Place]) -> str:
+    """The ranks that the others wait for, where all of them answer.
+
+    >>> _behind({0: Place(7, "step", 3), 1: Place(7, "step", 3, reads=True), 2: Place(7, "step", 3)})
+    'Rank 1 is at step 3, reading a micro batch; the others wait at step 3.'
+    >>> _behind({0: Place(7, "step", 3), 1: Place(7, "step", 3)})
+    'All ranks answer and are at the same place.'
+    """
+    ranked = {rank: (place.count, not place.reads) for rank, place in places.items()}
+    first, last = min(ranked.values()), max(ranked.values())
+    if first == last:
+        return "All ranks answer and are at the same place."
+    late = [rank for rank, order in sorted(ranked.items()) if order == first]
+    ahead = next(places[rank] for rank, order in ranked.items() if order == last)
+    named = ", ".join(map(str, late[:_MOST_NAMED])) + (" and more" if len(late) > _MOST_NAMED else "")
+    who = f"Rank {named} is" if len(late) == 1 else f"Ranks {named} are"
+    return f"{who} at {places[late[0]]}; the others wait at {ahead}."

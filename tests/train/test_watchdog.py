@@ -1,0 +1,129 @@
+"""A run that hangs ends within twice its limit, and names who was silent or behind, and where."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.runs.folder import Status, read_status
+from megatron_cpt.runs.processes import children
+from tests.train.runs import descendants, start, wait_for_checkpoint, wait_until_gone
+from tests.train.test_dead_rank import ENDLESS, rank_of
+from tests.workshop import Workshop
+
+LIMIT = 4
+OVERRIDES = (ENDLESS, f"timeout.step={LIMIT}s", "validation.sets={}")
+
+# Rank 1's fourth step waits for its data, or for its own training step, for ever; rank 0 waits for rank 1.
+PROGRAM = """
+import os, sys, time
+from megatron_cpt.data.loader import TrainingData
+from megatron_cpt.train import loop, program
+from megatron_cpt.train.stop import StopRequest
+
+whole, steps = TrainingData.global_batch, []
+
+def global_batch(self, first_index, device):
+    steps.append(first_index)
+    if os.environ.get("RANK", "1") == "1" and len(steps) == 4:
+        time.sleep(600)
+    yield from whole(self, first_index, device)
+
+TrainingData.global_batch = global_batch
+with StopRequest() as request:
+    sys.exit(program.main(sys.argv[1:], request))
+"""
+
+
+def status_of(run: Path) -> Status:
+    status = read_status(run / "status.json")
+    assert status is not None
+    return status
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
+    """The process of each rank."""
+    [torchrun] = children(process.pid)
+    return {rank_of(pid): pid for pid in children(torchrun)}
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_stopped_rank_ends_the_run_and_is_named_with_its_place(workshop: Workshop, tmp_path: Path, rank: int) -> None:
+    run = tmp_path / "run"
+    process = start(workshop.write_config(run), 2, *OVERRIDES)
+    wait_for_checkpoint(run, 8, process)
+    stopped, everyone = ranks_of(process)[rank], descendants(process.pid)
+    began = time.monotonic()
+    os.kill(stopped, signal.SIGSTOP)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - began < 2 * LIMIT + 10  # of which the launcher takes some seconds
+    status = status_of(run)
+    assert (status.state, status.exit_code) == ("failed", 1)
+    found = rf"No answer from rank {rank} \(process {stopped} on \S+, last seen at (the save after )?(step|evaluation)"
+    assert re.search(found, status.message or ""), status.message
+    assert "goes on from" in (status.message or "")
+    log = (run / "log.txt").read_text()
+    assert "stack of MainThread" in log
+    assert "train_step" in log
+    assert status.message in said.decode()
+    wait_until_gone(everyone)
+
+
+def test_a_rank_that_waits_for_its_data_is_named_and_all_stacks_are_in_the_log(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    script, run = tmp_path / "program.py", tmp_path / "run"
+    script.write_text(PROGRAM)
+    path = workshop.write_config(run)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, str(path), *OVERRIDES], env=environment, capture_output=True, timeout=100)
+    assert ended.returncode == 1
+    message = status_of(run).message or ""
+    assert "Rank 1 is at step 4, reading a micro batch; the others wait at step 4." in message, message
+    log = (run / "log.txt").read_text()
+    assert "[rank1] at step 4, reading a micro batch" in log
+    assert "time.sleep(600)" in log
+    assert "train_step" in log
+
+
+def test_a_process_alone_that_hangs_is_ended(workshop: Workshop, tmp_path: Path) -> None:
+    script, run = tmp_path / "program.py", tmp_path / "run"
+    script.write_text(PROGRAM)
+    command = [sys.executable, str(script), str(workshop.write_config(run)), *OVERRIDES]
+    ended = subprocess.run(command, capture_output=True, timeout=100)
+    assert ended.returncode == 1
+    message = status_of(run).message or ""
+    assert message.startswith(f"step 4, reading a micro batch was not over after {LIMIT} s (`timeout.step`: {LIMIT} s)")
+
+
+@pytest.mark.slow  # it waits for what a step may take after a signal, 10 s
+def test_a_signal_ends_a_run_that_hangs_before_its_limit(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(workshop.write_config(run), 2, ENDLESS, "timeout.step=100s")
+    wait_for_checkpoint(run, 8, process)
+    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 1
+    message = status_of(run).message or ""
+    assert message.startswith("SIGTERM received, and "), message
+    assert "No answer from rank 1" in message
+
+
+def test_a_process_that_was_stopped_itself_goes_on(workshop: Workshop, tmp_path: Path) -> None:
+    """As one does that was sent to the background with Ctrl-Z: the time is not counted."""
+    run = tmp_path / "run"
+    process = start(workshop.write_config(run), 1, "training.tokens=60 steps", "timeout.step=1s")
+    wait_for_checkpoint(run, 4, process)
+    [program] = children(process.pid)
+    os.kill(program, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(program, signal.SIGCONT)
+    assert process.wait(100) == 0
+    assert status_of(run).state == "done"

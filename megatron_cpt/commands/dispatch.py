@@ -20,6 +20,7 @@ from megatron_cpt.config.errors import (
     printable,
     refuse,
 )
+from megatron_cpt.runs.floors import floor_faults
 from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
 
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise BadInput(Fault(name, "is not a command.", f"Use one of: {', '.join(COMMANDS)}."))
         refuse(list(_renamed_words(name, rest)))
+        if name != "doctor":  # which tells of it
+            refuse(list(floor_faults()))
         take_warnings(lambda line: None)
         code = int(importlib.import_module(f"megatron_cpt.commands.{name.replace('-', '_')}").main(rest))
         with named_errors(Path(_STANDARD_OUTPUT)):

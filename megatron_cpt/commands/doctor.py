@@ -19,6 +19,7 @@ from megatron_cpt.model.layers import transformer_engine_usable
 from megatron_cpt.parallel import cpu_platform, groups
 from megatron_cpt.parallel.groups import seed_everything
 from megatron_cpt.parallel.mcore_compat import release, untried
+from megatron_cpt.runs.floors import floor_faults
 from megatron_cpt.runs.folder import write_json
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.provenance import Kernels, installed_version, kernels_of
@@ -108,7 +109,7 @@ def _kernels_of_small_model(precision: Precision) -> Kernels:
 
 def _advice() -> list[str]:
     """What to change, if anything."""
-    lines = []
+    lines = [str(fault) for fault in floor_faults()]
     if warning := untried(release()):
         lines.append(warning[0].upper() + warning[1:] + ".")
     if torch.version.cuda and not torch.cuda.is_available():

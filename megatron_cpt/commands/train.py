@@ -16,6 +16,7 @@ from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
 from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, only_job, read_status, write_status
+from megatron_cpt.runs.permissions import keep_others_from_writing
 from megatron_cpt.runs.processes import (
     STOP_SIGNALS,
     adopt_orphans,
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_intermixed_args(arguments)
     if args.profile is not None:
         args.overrides.append(f"run.profile={args.profile}")
+    keep_others_from_writing()
     config = load_config(args.config, args.overrides)
     folder = RunFolder(config.run.folder)
     folder.create()

@@ -191,6 +191,11 @@ class Manifest:
     tool_version: str | None = None
     """Version of this package that wrote the dataset."""
 
+    @property
+    def last_id(self) -> int:
+        """The largest id that the data may hold: the one that was counted, or the tokenizer's; -1: none."""
+        return self.largest_id if self.largest_id is not None else (self.vocabulary_size or 0) - 1
+
 
 def tool_version() -> str:
     """The version of this package."""

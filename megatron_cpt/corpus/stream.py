@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.config.errors import BadInput, Fault, printable
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable
+from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
 from megatron_cpt.corpus.manifest import Manifest, column_path, open_dataset, read_column
 from megatron_cpt.corpus.selection import (
     HELD_OUT,
@@ -204,11 +205,29 @@ class TokenStream:
         return out
 
     def copy(self, start: int, out: npt.NDArray[np.int64]) -> None:
-        """Fills `out` with the tokens of the endless stream from `start` on."""
+        """Fills `out` with the tokens of the endless stream from `start` on.
+
+        Raises IntegrityFault for an id that is none of the dataset's.
+        """
         if self.tokens == 0:
             raise ValueError("a stream without tokens cannot be read")
         for filled, part, offset, count in self._pieces(start, len(out)):
-            part.copy(offset, out[filled : filled + count])
+            ids = out[filled : filled + count]
+            part.copy(offset, ids)
+            if ids.min() < 0 or ids.max() > part.manifest.last_id:
+                wrong = int(np.flatnonzero((ids < 0) | (ids > part.manifest.last_id))[0])
+                raise IntegrityFault(
+                    f"{part.place(offset + wrong)}: id {ids[wrong]}, where the dataset's ids are 0 to "
+                    f"{part.manifest.last_id}: the file was changed since it was written. `megatron-cpt inspect "
+                    "--verify` compares all of it; restore it, or prepare it again."
+                )
+
+    def spot_check(self) -> None:
+        """Reads a few places of each dataset, as `copy` does: a file of other content has ids that are none of its."""
+        for end, part in zip(self._ends, self._parts, strict=True):
+            length = min(part.tokens, _SPOT_TOKENS)
+            for place in np.linspace(end - part.tokens, end - length, _SPOTS).astype(int).tolist():
+                self.read(place, length)
 
     def document_starts(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Where documents begin in [start, start + length) of the endless stream, counted from start, ascending."""
@@ -259,6 +278,10 @@ class TokenStream:
             position = (position + count) % self.tokens
 
 
+_SPOTS, _SPOT_TOKENS = 8, 1024
+"""Places of a dataset that are read at the start of a run, and tokens of each."""
+
+
 class _WholeDataset:
     """All tokens of a dataset."""
 
@@ -280,6 +303,11 @@ class _WholeDataset:
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
         out[:] = self._ids[position : position + len(out)]
+
+    def place(self, position: int) -> str:
+        """Where a token is, for people."""
+        document = int(self.document_starts.searchsorted(position, side="right")) - 1
+        return _place(self._dataset, document, position)
 
     def documents(self) -> SelectedDataset:
         return all_documents(self._dataset, self.manifest)
@@ -321,6 +349,12 @@ class _SelectedDocuments:
             position += count
             document += 1
 
+    def place(self, position: int) -> str:
+        """Where a token is, for people."""
+        number = int(self._ends.searchsorted(position, side="right"))
+        begin = int(self._part.starts[number] + self._part.lengths[number]) - (int(self._ends[number]) - position)
+        return _place(self._part.dataset, int(self._part.documents[number]), begin)
+
     def documents(self) -> SelectedDataset:
         return self._part
 
@@ -330,6 +364,13 @@ class _SelectedDocuments:
 
 
 _Part = _WholeDataset | _SelectedDocuments
+
+
+def _place(dataset: IndexedDataset, document: int, token: int) -> str:
+    """A token by its file, document and offset."""
+    inside = token - int(dataset.document_starts[document])
+    byte = token * dataset.tokens.dtype.itemsize
+    return f"{bin_path(dataset.prefix)}: document {document:,}, token {inside:,} of it (byte {byte:,})"
 
 
 def _prompt_lengths(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[np.int64]:

@@ -128,7 +128,7 @@ def row_faults(name: str, manifest: Manifest, model: str, rows: int) -> list[Fau
     are not known, the tokenizer's size does.
     """
     counted = manifest.largest_id is not None
-    largest = manifest.largest_id if manifest.largest_id is not None else (manifest.vocabulary_size or 0) - 1
+    largest = manifest.last_id
     if largest < rows:
         return []
     remedy = (

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, refuse
+from megatron_cpt.runs.permissions import no_link, owner_faults
 
 
 class RunFolder:
@@ -121,13 +122,14 @@ class RunFolder:
         """Makes the folder and its folder of checkpoints where they are not there yet.
 
         Raises:
-            BadInput: a file is in the way, or the place cannot be written to.
+            BadInput: a file is in the way, the place cannot be written to, or it is another user's.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = f"the run folder cannot be made here: {error.strerror or error}."
             raise BadInput(Fault(str(self.path), reason, "Give another `run.folder`.")) from error
+        refuse([*owner_faults([self.path, self.checkpoints])])
 
 
 @contextmanager
@@ -156,7 +158,7 @@ def held(lock: Path, taken: Callable[[str], Fault], shared: bool = False) -> Ite
         BadInput: another process holds it: the fault that `taken` makes of that process's name.
     """
     while True:
-        with lock.open("a+") as file:
+        with open(lock, "a+", opener=no_link) as file:
             try:
                 fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
@@ -271,7 +273,7 @@ def write_status(path: Path, status: Status) -> None:
         if error.errno not in FULL or not path.exists():
             raise
         content = orjson.dumps(asdict(status))
-        with path.open("r+b") as file:
+        with open(path, "r+b", opener=no_link) as file:
             file.write(content.ljust(path.stat().st_size))
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.config.units import short_count
 from megatron_cpt.runs.folder import named_errors, sync_folder, write_durably
+from megatron_cpt.runs.permissions import no_link
 
 Record = dict[str, Any]
 
@@ -47,10 +48,10 @@ class RecordWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pending: list[bytes] = []
+        self._file = open(path, "ab", buffering=0, opener=no_link)  # noqa: SIM115  (until `close`)
         _cut_torn_line(path)
-        content = path.read_bytes() if path.exists() else b""
+        content = path.read_bytes()
         self._count, self._hash = content.count(b"\n"), hashlib.sha256(content)
-        self._file = path.open("ab", buffering=0)
         sync_folder(path.parent)
 
     def append(self, record: Record) -> None:
@@ -143,8 +144,6 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 def _cut_torn_line(path: Path) -> None:
     """Makes a file end with a whole line, so that what is appended begins a line of its own."""
-    if not path.exists():
-        return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole == len(content):
@@ -238,7 +237,7 @@ def append_to_log(path: Path, text: str, rank: int) -> bytes:
     """
     line = logging.LogRecord(_LOGGER.name, logging.INFO, __file__, 0, text, None, None)
     content = f"{_Stamped(rank).format(line)}\n".encode()
-    with path.open("ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=no_link) as file:
         file.write(content)
     return content
 
@@ -256,7 +255,10 @@ class _Stamped(logging.Formatter):
 
 
 class _FileHandler(logging.FileHandler):
-    """A file whose errors end the run, as those of its records do."""
+    """A file whose errors end the run, as those of its records do. A link in its place is refused."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=no_link)
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise  # logging calls this while it handles the error

@@ -33,6 +33,7 @@ from megatron_cpt.parallel.mcore_compat import release, untried
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.planning.resume_changes import ResumeChanges, resume_changes
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints, foreign_names
+from megatron_cpt.runs.floors import floor_faults
 from megatron_cpt.runs.folder import (
     ExitCode,
     RunFolder,
@@ -45,6 +46,7 @@ from megatron_cpt.runs.folder import (
     write_json,
     write_status,
 )
+from megatron_cpt.runs.permissions import keep_others_from_writing, writable_warnings
 from megatron_cpt.runs.processes import die_with_parent
 from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
@@ -74,12 +76,14 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
+    keep_others_from_writing()
     parser = argparse.ArgumentParser(prog="megatron_cpt.train", description="Train a run, or go on with it.")
     parser.add_argument("config", metavar="RUN.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     args = parser.parse_args(arguments)
     folder: RunFolder | None = None
     try:
+        refuse([*floor_faults()])
         config = load_config(args.config, args.overrides)
         found = RunFolder(config.run.folder)
         found.create()
@@ -156,6 +160,10 @@ def _run_watched(
         logger.log(note)
     for line in settled:
         logger.log(line, logging.WARNING)
+    parent = config.init_from.checkpoint
+    places = [folder.path, folder.checkpoints, *complete_checkpoints(folder.checkpoints)[-1:]]
+    for warning in writable_warnings([*places, *([Path(parent)] if parent is not None else [])]):
+        logger.log(warning, logging.WARNING)
     if foreign := foreign_names(folder.checkpoints):
         logger.log(f"{folder.checkpoints}: not made by the run, and left alone: {', '.join(foreign)}", logging.WARNING)
     if checked:

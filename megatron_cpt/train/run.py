@@ -447,6 +447,10 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
     # From here on, dropout draws; weights drawn at random above must not shift it.
     seed_everything(config.run.seed + 1)
     beginning = _load_start_state(checkpoints, model, optimizer, config, plan)
+    with first_on_rank_zero():
+        if groups.rank() == 0:
+            for stream in plan.inputs.sources.values():
+                stream.spot_check()
     data = TrainingData(
         order=plan.blend.order,
         streams=[plan.inputs.sources[name] for name in plan.blend.sources],

@@ -54,9 +54,9 @@ def test_nothing_but_the_index_is_read_before_the_first_token(tmp_path: Path) ->
     identity = stream.identity
     size = bin_path(prefix).stat().st_size
     bin_path(prefix).unlink()
-    bin_path(prefix).write_bytes(b"\x07\0\0\0" * (size // 4))
+    bin_path(prefix).write_bytes(b"\x05\0\0\0" * (size // 4))
     assert (stream.tokens, stream.identity) == (7, identity)
-    assert stream.read(0, 2).tolist() == [7, 7]
+    assert stream.read(0, 2).tolist() == [5, 5]
 
 
 def test_identity_is_of_the_content_not_of_where_it_lies(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.workshop import Workshop
 LIMIT = 4
 OVERRIDES = (ENDLESS, f"timeout.step={LIMIT}s", "validation.sets={}")
 
-# Rank 1's fourth step waits for its data, or for its own training step, for ever; rank 0 waits for rank 1.
+# The last rank's fourth step waits for its data for ever; the others wait for it.
 PROGRAM = """
 import os, sys, time
 from megatron_cpt.data.loader import TrainingData
@@ -30,13 +30,14 @@ whole, steps = TrainingData.global_batch, []
 
 def global_batch(self, first_index, device):
     steps.append(first_index)
-    if os.environ.get("RANK", "1") == "1" and len(steps) == 4:
+    if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1) and len(steps) == 4:
         time.sleep(600)
     yield from whole(self, first_index, device)
 
-TrainingData.global_batch = global_batch
-with StopRequest() as request:
-    sys.exit(program.main(sys.argv[1:], request))
+if __name__ == "__main__":
+    TrainingData.global_batch = global_batch
+    with StopRequest() as request:
+        sys.exit(program.main(sys.argv[1:], request))
 """
 
 

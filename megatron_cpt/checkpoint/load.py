@@ -43,6 +43,7 @@ from megatron_cpt.runs.checkpoint_state import (
     Layout,
     is_complete,
     is_intact,
+    newest_checkpoint,
     read_hashes,
     read_state,
     refuse_altered,
@@ -337,7 +338,7 @@ def seal(checkpoint: Path) -> None:
     missing = [rank for rank, part in enumerate(parts) if not part.is_file()]
     if not all_agree(not missing):
         raise StorageFault(
-            f"{checkpoint}: ranks {missing} left no hashes of their shards; the checkpoint before it is whole"
+            f"{checkpoint}: ranks {missing} left no hashes of their shards: is the disk full? {before(checkpoint)}"
         )
     if groups.rank() == 0:
         hashes = {name: digest for part in parts for name, digest in orjson.loads(part.read_bytes()).items()}
@@ -352,6 +353,12 @@ def seal(checkpoint: Path) -> None:
         write_marker(checkpoint, hashes)
         sync_folder(checkpoint.parent)
     barrier()
+
+
+def before(checkpoint: Path) -> str:
+    """What a run goes on from where a checkpoint could not be written."""
+    newest = newest_checkpoint(checkpoint.parent)
+    return f"{newest} is whole: the same command goes on from it." if newest else "There is no checkpoint before it."
 
 
 def verify(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write
 from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
 from megatron_cpt.checkpoint.load import (
     CHECKPOINT_ERRORS,
+    before,
     leave_hashes,
     model_state,
     optimizer_state,
@@ -51,18 +53,20 @@ from megatron_cpt.runs.checkpoint_state import (
     CheckpointState,
     checkpoint_name,
     is_complete,
+    newest_checkpoint,
     read_state,
     step_folders,
 )
-from megatron_cpt.runs.folder import sync_folder, write_json
+from megatron_cpt.runs.folder import FULL, explained, sync_folder, write_json
 from megatron_cpt.runs.processes import children, die_with_parent, serve_parent, stop_signals_held
 
 
 class CheckpointWriter:
     """Writes the checkpoints of a run into one folder, one at a time. Every rank calls each method alike."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, size: int | None = None) -> None:
+        """Args: `size`, bytes that a checkpoint takes, about; told where one could not be written."""
+        self._folder, self._size, self._free = folder, size, 0
         self._queue = AsyncCallsQueue(persistent=False)  # persistent workers die on a CPU, and training then hangs
         self._pending: Path | None = None
         self._checked: set[str] = set()
@@ -90,17 +94,19 @@ class CheckpointWriter:
         started = time.perf_counter()
         keep_results()
         checkpoint = self._folder / checkpoint_name(position.step)
+        self._free = shutil.disk_usage(self._folder).free
         if groups.rank() == 0:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
-            make_folder(checkpoint, hf_folder, dtypes)
-            write_json(checkpoint / "hf" / "lineage.json", lineage)
-            write_json(checkpoint / "position.json", asdict(position))
+            with _told_if_unwritten(checkpoint, self._room()):
+                make_folder(checkpoint, hf_folder, dtypes)
+                write_json(checkpoint / "hf" / "lineage.json", lineage)
+                write_json(checkpoint / "position.json", asdict(position))
         barrier()
         frozen = any(not value.requires_grad for chunk in model for value in chunk.parameters())
         content = model_state(model, per_layer_keys=any_rank(frozen))
         content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding)
         content["random"] = rng_object(random_state())
-        with _told_if_unwritten(checkpoint):
+        with _told_if_unwritten(checkpoint, self._room()):
             request = dist_checkpointing.save(
                 content,
                 str(checkpoint / "shards"),
@@ -130,6 +136,12 @@ class CheckpointWriter:
         self._staged = copy_to_host()
         return self._staged
 
+    def _room(self) -> str:
+        newest = newest_checkpoint(self._folder)
+        found = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) if newest is not None else 0
+        needed = max(found, self._size or 0)
+        return f" It needs about {needed:,} bytes, and {self._free:,} were free when the save began."
+
     def finish(self, wait: bool) -> Path | None:
         """The checkpoint that has become whole, if one has: now, or, if waited for, when it is written.
 
@@ -138,23 +150,28 @@ class CheckpointWriter:
         """
         if self._pending is None:
             return None
-        with _told_if_unwritten(self._pending):
+        with _told_if_unwritten(self._pending, self._room()):
             ended = self._queue.maybe_finalize_async_calls(blocking=wait)
         if not ended:
             return None
         self._staged = None
         checkpoint, self._pending = self._pending, None
-        seal(checkpoint)
+        with _told_if_unwritten(checkpoint, self._room()):
+            seal(checkpoint)
         return checkpoint
 
 
 @contextmanager
-def _told_if_unwritten(checkpoint: Path, left: str = "The checkpoint before it is whole") -> Iterator[None]:
+def _told_if_unwritten(checkpoint: Path, room: str = "", left: str | None = None) -> Iterator[None]:
     """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault."""
     try:
         yield
-    except CHECKPOINT_ERRORS as error:
-        raise StorageFault(f"{checkpoint}: could not be written ({reason(error)}): is its disk full? {left}") from error
+    except (*CHECKPOINT_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        why = error.strerror if isinstance(error, OSError) else f"{reason(error)}: is its disk full?"
+        left = before(checkpoint) if left is None else left
+        raise StorageFault(f"{checkpoint}: could not be written ({why}).{room} {left}") from error
 
 
 def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: Path) -> None:
@@ -170,7 +187,7 @@ def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: P
         if groups.rank() == 0:
             make_folder(folder, hf_folder, parent_dtypes(hf_folder))
         barrier()
-        with _told_if_unwritten(folder, "Nothing is left of it"):
+        with _told_if_unwritten(folder, left="Nothing is left of it."):
             dist_checkpointing.save(model_state(model), str(folder / "shards"))
         leave_hashes(folder, groups.rank())
         seal(folder)
@@ -191,8 +208,12 @@ def _write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *ar
     os.register_at_fork(after_in_child=die_with_parent)
     # Megatron-Core would wait for ever for a process of its own that was killed (by the kernel, for memory).
     signal.signal(signal.SIGCHLD, _end_with_killed_child)
-    write(*arguments)
-    leave_hashes(checkpoint, rank)
+    try:
+        write(*arguments)
+        leave_hashes(checkpoint, rank)
+    except OSError as error:  # The rank, which waits for this process, says what follows.
+        print(f"{checkpoint}: {explained(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _end_with_killed_child(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,6 @@ The marker of a checkpoint names every file with its hash, and has a hash over t
 compared with it before it is read. This finds accidents: who can write the files can write the hashes.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -17,11 +16,11 @@ from typing import Any
 import orjson
 
 from megatron_cpt.config.errors import IntegrityFault
-from megatron_cpt.runs.folder import file_sha256, write_json
+from megatron_cpt.runs.folder import file_sha256, read_json_object, write_checked_json
 from megatron_cpt.runs.records import RecordsDigest
 
 MARKER = "complete.json"
-_HASHES, _DIGEST = "sha256", "digest"
+_HASHES = "sha256"
 
 # dp_reshardable is cheap and loads into another data-parallel size at most; fully_reshardable gathers a shard's
 # optimizer on one rank and loads into any layout. The default of Megatron-Core 0.16.1 cannot be saved at all.
@@ -149,25 +148,23 @@ def foreign_names(folder: Path) -> list[str]:
 
 def write_marker(checkpoint: Path, hashes: Mapping[str, str]) -> None:
     """Makes a folder a whole checkpoint."""
-    table = dict(sorted(hashes.items()))
-    write_json(checkpoint / MARKER, {_HASHES: table, _DIGEST: _digest(table)})
+    write_checked_json(checkpoint / MARKER, {_HASHES: dict(sorted(hashes.items()))})
 
 
 def read_hashes(checkpoint: Path) -> dict[str, str]:
     """The hashes in the marker, by file name relative to the checkpoint. Raises IntegrityFault."""
     marker = checkpoint / MARKER
     try:
-        content = orjson.loads(marker.read_bytes())
-        hashes = content[_HASHES]
+        content = read_json_object(marker) or {}
+        hashes = content.pop(_HASHES)
         names = [Path(name) for name in hashes]
-        sound = set(content) == {_HASHES} or content == {_HASHES: hashes, _DIGEST: _digest(hashes)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, IntegrityFault) as error:
         raise IntegrityFault(f"{marker}: not a readable marker ({error}). {_WAYS_OUT}") from error
     outside = [str(name) for name in names if name.is_absolute() or ".." in name.parts]
     if outside or not hashes:
         raise IntegrityFault(f"{marker}: names no files, or files outside the checkpoint: {outside}. {_WAYS_OUT}")
-    if not sound:
-        raise IntegrityFault(f"{marker}: changed since it was written. {_WAYS_OUT}")
+    if content:
+        raise IntegrityFault(f"{marker}: changed since it was written: {', '.join(content)}. {_WAYS_OUT}")
     return dict(hashes)
 
 
@@ -224,10 +221,6 @@ def _names(checkpoint: Path) -> set[str]:
         for name in names
         if not name.startswith(".nfs")
     }
-
-
-def _digest(hashes: Mapping[str, str]) -> str:
-    return hashlib.sha256(orjson.dumps(hashes, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

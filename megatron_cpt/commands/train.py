@@ -84,10 +84,19 @@ def main(arguments: list[str]) -> int:
         preempted = Status("preempted", int(ExitCode.PREEMPTED), message, status.step, status.tokens)
         write_status(folder.status, preempted)
         return ExitCode.PREEMPTED
-    message = f"the training processes ended with code {code} without a message; see their output"
+    message = f"the training processes {_how_ended(code)} without a message; see their output"
     before = status or Status("failed")
     write_status(folder.status, Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens))
     return code or ExitCode.OTHER
+
+
+def _how_ended(code: int) -> str:
+    """An exit code, or the signal behind it, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    why = {"SIGBUS": " (a file that they read was cut, or its disk failed)", "SIGKILL": " (out of memory?)"}
+    return f"were ended by {name}{why.get(name, '')}"
 
 
 def _run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:

@@ -9,7 +9,7 @@ Each rank tells its watchdog, a thread, what it is about to do. A part of the pr
 4. it ends its silent neighbours on the same machine, and every rank ends.
 
 A signal to stop is handled by the main thread, between two steps; in a step that hangs it never is. The thread hears of
-it too (StopRequest.wakeup), and from then on a step may take three times as long as the longest did before.
+it too (StopRequest.wakeup), and from then on a step or save may take three times as long as the longest before.
 
 Time in which this process itself was stopped is not counted. A thread cannot run while other code of its process holds
 Python's lock: such a rank is silent to the others, and is ended by faulthandler's timer at twice the limit.
@@ -45,8 +45,8 @@ from megatron_cpt.train.stop import StopRequest
 _STORE_PATIENCE = 5.0
 """Seconds until the store of the ranks counts as out of reach: it may be in a process that is stopped."""
 _STDERR = sys.__stderr__ or sys.stderr
-_AFTER_SIGNAL = 10.0
-"""Seconds that a step may take after a signal to stop, however short steps were before."""
+_AFTER_SIGNAL: dict[TimeoutPart, float] = {"step": 10.0, "save": 60.0}
+"""Seconds that a part may take after a signal to stop, however short it was before."""
 
 Item = TypeVar("Item")
 
@@ -171,9 +171,9 @@ class Watchdog:
     def _limit(self, part: TimeoutPart) -> float:
         """Seconds that a part may take."""
         limit = self._limits.get(part, math.inf)
-        if self._signal is None or part != "step" or part not in self._longest:
+        if self._signal is None or part not in _AFTER_SIGNAL or part not in self._longest:
             return limit
-        return min(limit, max(_AFTER_SIGNAL, 3 * self._longest[part]))
+        return min(limit, max(_AFTER_SIGNAL[part], 3 * self._longest[part]))
 
     def _end(self, place: Place, seconds: float) -> None:
         """Ends this rank, and with the others finds out why."""

@@ -83,6 +83,7 @@ class Watchdog:
         self._began = time.monotonic()
         self._longest: dict[TimeoutPart, float] = {}
         self._store: Any = None
+        self._store_process: str | None = None
         self._signal: int | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -110,6 +111,9 @@ class Watchdog:
             store = groups.own_connection(timedelta(seconds=_STORE_PATIENCE))
             store.set(_process_key(groups.rank()), f"process {os.getpid()} on {socket.gethostname()}")
             self._store = store
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                with suppress(RuntimeError):
+                    self._store_process = store.get(_process_key(0)).decode()
 
     def at(self, part: TimeoutPart, step: int) -> None:
         """Says what this rank does from now on. Every rank says the same in the same order."""
@@ -186,10 +190,10 @@ class Watchdog:
                 self._end_together(rank, place, seconds)
             except RuntimeError as error:
                 self._write_stacks(rank)
-                self._write_status(
-                    f"{self._too_long(place, seconds)} The store of the ranks is out of reach ({error}): the process "
-                    f"that holds it, torchrun's or that of rank 0, is stopped or gone. {self._ways_out(place.part)}"
-                )
+                holder = f"rank 0 ({self._store_process})" if self._store_process else "the process that holds it"
+                why = f"No answer from {holder}, which holds the store of the ranks: stopped, stuck or gone ({error})."
+                self._write_status(f"{self._too_long(place, seconds)} {why} {self._ways_out(place.part)}")
+                _end_neighbours([self._store_process] if self._store_process else [])
         os._exit(ExitCode.OTHER)
 
     def _end_together(self, rank: int, place: Place, seconds: float) -> None:
@@ -210,7 +214,8 @@ class Watchdog:
         where = self._silent_ranks(silent) if silent else _behind(places | {rank: place})
         self._write_status(f"{self._too_long(place, seconds)} {where} {self._ways_out(place.part)}")
         self._store.set(_TOLD, "")
-        self._end_neighbours(silent)
+        known = [_process_key(other) for other in silent if self._store.check([_process_key(other)])]
+        _end_neighbours([self._store.get(key).decode() for key in known])
 
     def _too_long(self, place: Place, seconds: float) -> str:
         if self._signal is not None and seconds <= self._limits.get(place.part, math.inf):
@@ -243,16 +248,6 @@ class Watchdog:
     def _read_place(self, key: str) -> Place:
         return Place(**orjson.loads(self._store.get(key)))
 
-    def _end_neighbours(self, silent: list[int]) -> None:
-        """Kills silent ranks that the launcher of this one started: it would wait for them first."""
-        siblings = children(os.getppid())
-        for rank in silent:
-            if self._store.check([_process_key(rank)]):
-                _, pid, _, host = self._store.get(_process_key(rank)).decode().split(" ", 3)
-                if host == socket.gethostname() and int(pid) in siblings:
-                    with suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-
     def _write_stacks(self, rank: int) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         own = threading.get_ident()
@@ -274,6 +269,20 @@ class Watchdog:
         with suppress(OSError):
             status = Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens)
             write_status(self._folder.status, status)
+
+
+def _end_neighbours(processes: list[str]) -> None:
+    """Kills silent ranks that the launcher of this one started: it would wait for them first.
+
+    Args:
+        processes: as the ranks name theirs, `process 12 on node3`.
+    """
+    siblings = children(os.getppid())
+    for process in processes:
+        _, pid, _, host = process.split(" ", 3)
+        if host == socket.gethostname() and int(pid) in siblings:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 _MOST_NAMED = 8

@@ -57,6 +57,8 @@ _NINE = "mixture/test_nine_properties.py"
 _RESUME = "train/test_resume.py"
 _NUMERICS = "train/test_numerics.py"
 _INTEGRITY = "checkpoint/test_integrity.py"
+_WATCHDOG = "train/test_watchdog.py"
+_ALTERED = "train/test_run_folder_altered.py"
 _VETTING = "checkpoint/test_vetting.py"
 _HF = "checkpoint/test_hf_folder.py"
 _WEIGHTS = "checkpoint/test_hf_weights.py"
@@ -283,6 +285,12 @@ ROWS = {
     "C2": Row(
         "Damaged or strange names among the checkpoints, and none that is whole: never a new beginning in silence.",
         "Megatron-LM: exit code 0 (run), then random weights (code). torchtitan, OLMo-core: search the folders (code).",
+        (
+            f"{_ALTERED}::test_a_run_that_has_lost_its_checkpoints_does_not_begin_again",
+            f"{_ALTERED}::test_a_run_that_never_saved_begins_again",
+            f"{_ALTERED}::test_only_what_the_run_made_is_resumed_from_or_removed",
+            f"{_ALTERED}::test_a_link_under_the_name_of_a_later_checkpoint_is_refused",
+        ),
     ),
     "C3": Row(
         "The disk is full at each file of a save: the checkpoint before stays, the run says so, a restart goes on.",
@@ -305,6 +313,7 @@ ROWS = {
         "DCP: cut files raise (run).",
         (
             f"{_INTEGRITY}::test_damage_to_any_file_is_refused_on_all_ranks",
+            f"{_ALTERED}::test_a_checkpoint_is_compared_with_its_hashes_before_it_is_read",
             "checkpoint/test_hf_convert.py::test_a_checkpoint_that_was_cut_short_or_changed_is_refused",
         ),
     ),
@@ -316,7 +325,10 @@ ROWS = {
     "C7": Row(
         "A manifest of hashes that is empty, torn, names other files or leaves the folder: refused on all ranks.",
         "Megatron-LM: 4 of 4 that were tried are accepted or wait for a timeout (run).",
-        (f"{_INTEGRITY}::test_a_broken_marker_is_refused",),
+        (
+            f"{_INTEGRITY}::test_a_broken_marker_is_refused",
+            f"{_ALTERED}::test_the_marker_names_exactly_the_files_of_the_checkpoint",
+        ),
     ),
     "C8": Row(
         "Programs in pickles of a checkpoint: refused, never executed, no second way in.",
@@ -403,11 +415,12 @@ ROWS = {
         ("train/test_many_ends.py::test_kill_9_at_fifteen_random_times",),
     ),
     "R4": Row(
-        "Sources, tokenizer, sequence length or blend changed at a resume: refused, with what differs.",
+        "Sources, tokenizer, sequence length, blend or records changed at a resume: refused, with what differs.",
         "Megatron-LM: silent (code). OLMo-core: refused (code).",
         (
             f"{_RESUME}::test_a_resume_that_would_see_other_data_is_refused",
             f"{_RESUME}::test_a_run_goes_on_with_an_appended_phase",
+            f"{_ALTERED}::test_a_resume_knows_the_records_of_its_checkpoint",
             "train/test_changed_settings.py::test_what_losses_mean_and_how_a_run_began_is_not_changed",
         ),
     ),
@@ -465,6 +478,13 @@ ROWS = {
     "F4": Row(
         "A rank that stands still: the job ends within twice the limit and names the rank and what it was doing.",
         "torchrun with gloo: hangs after 90 s (run). nvidia-resiliency-ext: ends it (documented).",
+        (
+            f"{_WATCHDOG}::test_a_stopped_rank_ends_the_run_and_is_named_with_its_place",
+            f"{_WATCHDOG}::test_a_rank_that_waits_for_its_data_is_named_and_all_stacks_are_in_the_log",
+            f"{_WATCHDOG}::test_a_process_alone_that_hangs_is_ended",
+            f"{_WATCHDOG}::test_a_signal_ends_a_run_that_hangs_before_its_limit",
+            f"{_WATCHDOG}::test_a_process_that_was_stopped_itself_goes_on",
+        ),
     ),
     "F5": Row(
         "NaN and infinity in loss, gradient or weight, on one rank, early and late: all stop before the update.",
@@ -490,6 +510,10 @@ ROWS = {
     "F7": Row(
         "Tokens that become unreadable or wrong while the run goes on: an error that names the file and the place.",
         "Megatron-LM: 70 s of waiting at each bad read (code).",
+        (
+            "corpus/test_foreign_ids.py::test_a_read_of_a_foreign_id_names_dataset_document_and_offset",
+            "corpus/test_foreign_ids.py::test_a_file_of_other_content_is_found_at_the_start",
+        ),
     ),
     "F8": Row(
         "An error on one rank alone, in any part of the program: every rank ends and the status tells why.",
@@ -533,6 +557,12 @@ ROWS = {
     "S4": Row(
         "Folders and checkpoints that others own or may write to, and links in their place: refused or warned of.",
         "",
+        (
+            "runs/test_permissions.py::test_a_link_in_the_place_of_a_file_is_refused_and_what_it_names_stays",
+            "runs/test_permissions.py::test_a_new_run_folder_is_not_for_everybody_to_write",
+            "runs/test_permissions.py::test_folders_that_others_may_write_to_are_named",
+            "runs/test_permissions.py::test_the_folder_of_another_user_is_refused",
+        ),
     ),
     "S5": Row(
         "Secrets in the environment: in no log, record, checkpoint or page.",
@@ -546,7 +576,14 @@ ROWS = {
             "preparation/test_inputs.py::test_every_wrong_input_is_listed_at_once",
         ),
     ),
-    "S7": Row("Releases of libraries below the floors: refused at the start.", ""),
+    "S7": Row(
+        "Releases of libraries below the floors: refused at the start.",
+        "",
+        (
+            "runs/test_floors.py::test_an_older_library_is_refused",
+            "runs/test_floors.py::test_a_command_does_not_start_with_one",
+        ),
+    ),
     "S8": Row(
         "No unpickling, evaluating or shell in the package: searched for in the sources.",
         "Megatron-LM: three places, and one behind a restricted reader (code).",

@@ -13,6 +13,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.report.read import read_runs
 from megatron_cpt.runs.checkpoint_state import read_state
+from megatron_cpt.runs.folder import Status, write_status
 from megatron_cpt.train.provenance import whole_history
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
@@ -178,8 +179,9 @@ def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Worksh
     plan = make_plan(load_config(workshop.write_config(run), words))
     assert plan.start.step == 4 and plan.resume is not None and plan.resume.step == 8
     assert plan.evaluation_steps["general"] == (4, 5, 7, 9, 12)
-    # Without a checkpoint of its own it begins again, and has one baseline.
+    # Killed before its first checkpoint it begins again, and has one baseline.
     shutil.rmtree(run / "checkpoints")
+    write_status(run / "status.json", Status("running", step=4))
     started(one_rank, workshop, run, base, *ALL_KEPT, *marks)
     assert [record for record in records_of(run, "validation") if record["set"] == "general"] == validated
 

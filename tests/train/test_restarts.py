@@ -83,6 +83,7 @@ def test_a_run_that_saved_and_stopped_is_not_started_again(workshop: Workshop, t
     assert status.step < 40
     saved = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").iterdir()]
     assert max(saved) == status.step
+    assert "resumed after" not in (tmp_path / "run/log.txt").read_text()
 
 
 def test_what_starts_torchrun_gives_each_start_a_store_of_its_own() -> None:

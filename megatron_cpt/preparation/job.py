@@ -282,6 +282,17 @@ def clear(output: Path, keep: Job | None = None) -> None:
             path.unlink()
 
 
+def forget(job: Job) -> None:
+    """Removes what a call that was killed at its very end left of this job. Pieces of other jobs stay."""
+    if not job.workspace.is_dir():
+        return
+    with suppress(BadInput), owned(job.output):  # whoever holds it removes it
+        for path in job.workspace.glob(f"{job.digest}-*"):
+            path.unlink()
+        if {path.name for path in job.workspace.iterdir()} <= {_LOCK, _JOB}:
+            (job.workspace / _JOB).unlink(missing_ok=True)
+
+
 def load_job(output: Path) -> Job | None:
     """The job whose pieces are in the workspace; None where there is none. IntegrityFault: it cannot be read."""
     path = workspace_of(output) / _JOB

@@ -49,6 +49,7 @@ from megatron_cpt.preparation.job import (
     PrepareSettings,
     begin,
     clear,
+    forget,
     holds_out,
     is_held_out,
     load_job,
@@ -160,6 +161,7 @@ def prepare(
     job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     there = _reusable(job)
     if there is not None:
+        forget(job)
         return there
     with owned(job.output):
         _sweep(job.output)

@@ -187,7 +187,7 @@ def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: P
         if groups.rank() == 0:
             make_folder(folder, hf_folder, parent_dtypes(hf_folder))
         barrier()
-        with _told_if_unwritten(folder, left="Nothing is left of it."):
+        with _told_if_unwritten(folder, left="Nothing is left of it."), _told_of_killed_children(folder):
             dist_checkpointing.save(model_state(model), str(folder / "shards"))
         leave_hashes(folder, groups.rank())
         seal(folder)
@@ -222,6 +222,23 @@ def _end_with_killed_child(number: int, frame: FrameType | None) -> None:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is not None and ended.si_code != os.CLD_EXITED:
             os._exit(1)
+
+
+@contextmanager
+def _told_of_killed_children(checkpoint: Path) -> Iterator[None]:
+    """Raises StorageFault where a process that this one started is killed, for which Megatron-Core would wait."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        for pid in children(os.getpid()):
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and ended.si_code != os.CLD_EXITED:
+                raise StorageFault(f"{checkpoint}: process {pid}, which wrote it, was killed: is memory short?")
+
+    before = signal.signal(signal.SIGCHLD, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def surplus(steps: list[int], keep_last: int, keep_every: int | None, best: int | None = None) -> list[int]:

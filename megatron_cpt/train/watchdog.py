@@ -86,6 +86,7 @@ class Watchdog:
         self._store_process: str | None = None
         self._signal: int | None = None
         self._closed = threading.Event()
+        self._close_heard, self._close = os.pipe()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
@@ -95,8 +96,12 @@ class Watchdog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._closed.set()
+        os.write(self._close, b".")  # or the end of every run would wait for the next look
         if self._thread.is_alive():
             self._thread.join(_STORE_PATIENCE)
+        if not self._thread.is_alive():
+            os.close(self._close_heard)
+            os.close(self._close)
 
     @property
     def group_timeout(self) -> timedelta:
@@ -163,11 +168,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _sleep(self) -> float:
-        """Waits for the next look, or for a signal. Returns the seconds that count."""
+        """Waits for the next look, for a signal or for the end. Returns the seconds that count."""
         began, wakeup = time.monotonic(), self._request.wakeup
-        if wakeup is None:
-            self._closed.wait(self._interval)
-        elif select.select([wakeup], [], [], self._interval)[0]:
+        awaited: list[Any] = [self._close_heard] if wakeup is None else [self._close_heard, wakeup]
+        ready = select.select(awaited, [], [], self._interval)[0]
+        if wakeup is not None and wakeup in ready:
             heard = [number for number in wakeup.recv(64) if number in STOP_SIGNALS]
             self._signal = heard[0] if heard else self._signal
         return min(time.monotonic() - began, 2 * self._interval)

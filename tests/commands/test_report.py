@@ -113,7 +113,7 @@ def test_every_figure_is_exported(tmp_path: Path) -> None:
     assert report.main([str(run), "--figures", str(tmp_path / "figures")]) == 0
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"loss-general.svg", "loss-general.png", "loss-a-b-c-.svg", "weight-update.png", "speed.svg"} <= names
-    assert len(names) == 2 * 16
+    assert len(names) == 2 * 18
 
 
 def test_a_watched_report_is_written_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

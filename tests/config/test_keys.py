@@ -20,7 +20,8 @@ SECTIONS = [section.name for section in dataclasses.fields(RunConfig)]
 NAMED = re.compile(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})(?:\.\w+)+")
 # Modules, files and fields of other programs whose names begin as a section's do.
 OTHERS = re.compile(
-    r"megatron\.(core|training)|model\.(layers|norm|embed_tokens|safetensors)|optimizer\.(state|distributed)"
+    r"megatron\.(core|training)|model\.(layers|norm|embed_tokens|safetensors)|optimizer\.(state|distributed|lr$)"
+    r"|model\.tensor_model_parallel_size|checkpoint\.pretrained_checkpoint"
     r"|training\.(steps|sequence_length)$|\.(sh|json|md|py|yaml)$"
 )
 

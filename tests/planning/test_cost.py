@@ -1,7 +1,6 @@
 """Hours and money of what is left of a run, and plans of data that is not on the machine."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.planning.cards import CARDS
 from megatron_cpt.planning.cost import CostEstimate, cost_estimate
 from megatron_cpt.planning.plan import make_plan
+from megatron_cpt.runs.folder import write_checked_json
 from tests.planning.small_run import faults_of, settings
 from tests.ranks import Ranks
 from tests.train.runs import train
@@ -69,9 +69,9 @@ def test_a_run_that_has_begun_is_planned_by_its_own_throughput(
     assert (cost.steps, cost.tokens) == (18, 18 * config.tokens_per_step)
     assert "of this run" in cost.basis and cost.tokens_per_second < 1e7
     # On another number of ranks it says nothing.
-    shutil.copy(tmp_path / "run/plan.json", tmp_path / "plan.json")
-    other = json.loads((tmp_path / "plan.json").read_text()) | {"world_size": 2}
-    (tmp_path / "run/plan.json").write_text(json.dumps(other))
+    written = json.loads((tmp_path / "run/plan.json").read_text())
+    del written["content_sha256"]
+    write_checked_json(tmp_path / "run/plan.json", written | {"world_size": 2})
     assert "assumption" in cost_estimate(plan, "A100-80GB", 0.4).basis
 
 

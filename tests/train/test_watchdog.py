@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.runs.folder import Status, read_status
+from megatron_cpt.config.schema import TimeoutSettings
+from megatron_cpt.runs.folder import RunFolder, Status, read_status
 from megatron_cpt.runs.processes import children
+from megatron_cpt.train.stop import StopRequest
+from megatron_cpt.train.watchdog import Watchdog
 from tests.train.runs import descendants, start, wait_for_checkpoint, wait_until_gone
 from tests.train.test_dead_rank import ENDLESS, rank_of
 from tests.workshop import Workshop
@@ -143,3 +146,12 @@ def test_a_process_that_was_stopped_itself_goes_on(workshop: Workshop, tmp_path:
     os.kill(program, signal.SIGCONT)
     assert process.wait(100) == 0
     assert status_of(run).state == "done"
+
+
+def test_a_run_that_ends_does_not_wait_for_the_next_look(tmp_path: Path) -> None:
+    """The thread looks every 5 s with the limits that are the default."""
+    with StopRequest() as request:
+        for listened in (request, StopRequest()):  # one that hears signals, and one that is not open
+            with Watchdog(TimeoutSettings(), RunFolder(tmp_path), listened):
+                began = time.monotonic()
+            assert time.monotonic() - began < 2

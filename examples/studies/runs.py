@@ -1,5 +1,6 @@
 """What both studies do: text to datasets and a tokenizer, configurations to runs, several at a time."""
 
+import csv
 import io
 import os
 import random
@@ -18,6 +19,24 @@ from megatron_cpt.quickstart.base_folder import write_base_folder
 COMMAND = str(Path(sys.executable).with_name("megatron-cpt"))
 DOCUMENTS = 150
 """Of each corpus that a tokenizer is trained on."""
+SEQUENCE_LENGTH = 256
+"""Tokens."""
+BATCH = 16
+"""Sequences of a step: 4,096 tokens."""
+
+
+def run_sections(study: Path, name: str, sources: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    """The sections `run`, `data` and `training` of STUDY/runs/NAME."""
+    return {
+        "run": {"folder": str(study / "runs" / name), "seed": seed, "log_interval": "100 steps"},
+        "data": {"sequence_length": SEQUENCE_LENGTH, "sources": sources},
+        "training": {
+            "tokens": f"{steps} steps",
+            "global_batch_size": BATCH,
+            "micro_batch_size": BATCH,
+            "precision": "fp32",
+        },
+    }
 
 
 def prepare(study: Path, corpora: Mapping[str, Path], of_tokenizer: Iterable[str], model: dict[str, Any]) -> None:
@@ -72,3 +91,12 @@ def call(*words: str) -> None:
     code = subprocess.call([COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
     if code:
         sys.exit(f"megatron-cpt {' '.join(words)}: exit code {code}")
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A CSV file."""
+    rows = list(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -88,7 +88,7 @@ def _measure_updates(run: Run, logger: RunLogger, step: int) -> None:
     due = step > run.start_state.first_own_step and any(step in steps for steps in run.plan.evaluation_steps.values())
     if run.start_weights is None or not due:
         return
-    updates = run.start_weights.updates(run.model)
+    updates = run.start_weights.updates(run.model, run.optimizer)
     record: Record = {"kind": "weights", "step": step, "tokens": run.config.tokens_at(step)}
     scalars: dict[str, float | None] = {}
     for name in ("mean_relative", "norm_ratio"):

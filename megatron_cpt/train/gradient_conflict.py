@@ -16,24 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_cpt.evaluate.validation import ValidationSet, assign_to_ranks, micro_batches
-from megatron_cpt.model.build import unwrap
 from megatron_cpt.model.forward import run_micro_batches, source_sums, without_dropout
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import sum_over_world
 from megatron_cpt.runs.records import Record
 from megatron_cpt.train.logger import RunLogger
-from megatron_cpt.train.optimizer import StepOutcome, clear_gradients, gather_gradients, parts
+from megatron_cpt.train.optimizer import StepOutcome, clear_gradients, gather_gradients
 from megatron_cpt.train.run import Run
-from megatron_cpt.train.weight_updates import LAYER_GROUPS, edge_layers
+from megatron_cpt.train.weight_updates import ELSEWHERE, LAYER_GROUPS, counted_parts
 
-_ELSEWHERE = len(LAYER_GROUPS)
-"""The group of what is in neither the bottom nor the top layers."""
 _AT_ONCE = 2**22
 """Elements of a product that are computed in float64 at once."""
 
@@ -45,7 +39,7 @@ class HeldOutGradient:
     validation_set: ValidationSet
     """Its first sequences."""
     gradients: list[Tensor]
-    """float32, in host memory: the parts that this rank counts, in the order of `counted_parts`."""
+    """float32, in host memory: the parts that this rank counts, in the order of `_trained_parts`."""
     weights: Tensor
     """float64 []: product of gradient and weights, of this rank's parts."""
     loss: float
@@ -66,7 +60,7 @@ def record_conflict(
     """Compares the gradients of sets with that of the update that was made of them, and records it."""
     if not before or not done.updated:
         return
-    counted = list(counted_parts(run.model, run.optimizer))
+    counted = list(_trained_parts(run))
     for held_out in before:
         started = time.perf_counter()
         figures = _figures(run, held_out, counted, done.gradient_norm)
@@ -78,36 +72,10 @@ def record_conflict(
         logger.record(record, {f"gradient_conflict/{name}/{figure}": value for figure, value in shown.items()})
 
 
-def counted_parts(
-    model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
-) -> Iterator[tuple[int, Tensor]]:
-    """The optimizer's parameters whose gradients this rank adds to a sum over the world, each with its layer group.
-
-    Tensor-parallel ranks hold norms and biases alike, data-parallel ranks everything, but for a distributed
-    optimizer's shards, which are each rank's own. An output layer that shares the embedding's weights is counted there.
-    """
-    shards = {
-        id(parameter): part.optimizer.param_groups[group]["params"][place]
-        for part in parts(optimizer)
-        if isinstance(part, DistributedOptimizer) and part.optimizer is not None
-        for parameter, (group, place) in part.model_param_group_index_map.items()
-    }
-    sharded = any(isinstance(part, DistributedOptimizer) for part in parts(optimizer))
-    layers, edge = model[0].config.num_layers, edge_layers(model[0].config.num_layers)
-    for chunk in unwrap(model):
-        numbers = {id(one): layer.layer_number for layer in chunk.decoder.layers for one in layer.parameters()}
-        for parameter in chunk.parameters():
-            alike = groups.tensor_rank() and not getattr(parameter, "tensor_model_parallel", False)
-            if alike or getattr(parameter, "shared", False) or not parameter.requires_grad:
-                continue
-            number = numbers.get(id(parameter))
-            at = _ELSEWHERE if number is None else 0 if number <= edge else 1 if number > layers - edge else _ELSEWHERE
-            if sharded:
-                if id(parameter) in shards:
-                    yield at, shards[id(parameter)]
-            # Megatron-Core's mark of an expert's parameters: their replicas are fewer.
-            elif not (groups.token_rank() if getattr(parameter, "allreduce", True) else groups.expert_data_rank()):
-                yield at, getattr(parameter, "main_param", parameter)
+def _trained_parts(run: Run) -> Iterator[tuple[int, Tensor]]:
+    """The optimizer's weights whose gradients this rank adds to a sum over the world, each with its layer group."""
+    counted = counted_parts(run.model, run.optimizer)
+    yield from ((at, part) for at, parameter, part in counted if parameter.requires_grad)
 
 
 def _held_out_gradient(run: Run, validation_set: ValidationSet) -> HeldOutGradient:
@@ -118,7 +86,7 @@ def _held_out_gradient(run: Run, validation_set: ValidationSet) -> HeldOutGradie
     loss = _loss(run, chosen, backward=True)
     gather_gradients(run.optimizer)
     gradients, product = [], torch.zeros((), dtype=torch.float64, device=groups.device())
-    for _, part in counted_parts(run.model, run.optimizer):
+    for _, part in _trained_parts(run):
         assert part.grad is not None
         product += _dot(part.grad, part.detach())
         gradients.append(part.grad.detach().to("cpu", torch.float32, copy=True))
@@ -158,7 +126,7 @@ def _figures(
 ) -> dict[str, Any]:
     """What is recorded of a set: figures of the whole gradient (`all`) and of the bottom and the top layers."""
     # Of each group: squared norms of both gradients and their product; in the last row the change to first order.
-    sums = torch.zeros(_ELSEWHERE + 2, 3, dtype=torch.float64, device=groups.device())
+    sums = torch.zeros(ELSEWHERE + 2, 3, dtype=torch.float64, device=groups.device())
     sums[-1, 0] -= held_out.weights
     for (at, part), kept in zip(counted, held_out.gradients, strict=True):
         assert part.grad is not None

@@ -443,7 +443,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
     freeze(bare_model, shape, config.model.frozen)
     model = wrap_for_training(bare_model, options)
     optimizer = build_optimizer(model, config.optimizer, config.schedule.peak_lr, config.megatron.optimizer)
-    start_weights = InitialWeights(model) if keeps_start else None
+    start_weights = InitialWeights(model, optimizer) if keeps_start else None
     # From here on, dropout draws; weights drawn at random above must not shift it.
     seed_everything(config.run.seed + 1)
     beginning = _load_start_state(checkpoints, model, optimizer, config, plan)

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import sum_over_world
+from megatron_cpt.train.optimizer import parts
 
 _MOST_LAYERS = 5
 """Layers of the bottom and of the top; a model of fewer than twice as many is halved."""
@@ -38,17 +41,18 @@ class WeightUpdate:
 class InitialWeights:
     """The weights of the bottom and top layers as they were before the first update, kept in host memory."""
 
-    def __init__(self, model: Sequence[DistributedDataParallel]) -> None:
-        """Copies what this rank counts. The optimizer is built, and no checkpoint is loaded yet."""
-        self._layers = edge_layers(model[0].config.num_layers)
-        self._start = [part.detach().to("cpu", torch.float32, copy=True) for _, part in self._parts(model)]
+    def __init__(self, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+        """Copies what this rank counts. No checkpoint is loaded yet."""
+        self._start = [part.detach().to("cpu", torch.float32, copy=True) for _, part in _edges(model, optimizer)]
 
     @torch.no_grad()
-    def updates(self, model: Sequence[DistributedDataParallel]) -> dict[str, WeightUpdate]:
+    def updates(
+        self, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
+    ) -> dict[str, WeightUpdate]:
         """The update of the bottom and of the top layers. Every rank calls it and gets the same."""
         # Of each end: weights that were not 0, sum of relative changes, squared norms of change and start.
         sums = torch.zeros(len(LAYER_GROUPS), 4, dtype=torch.float64, device=groups.device())
-        for (end, part), kept in zip(self._parts(model), self._start, strict=True):
+        for (end, part), kept in zip(_edges(model, optimizer), self._start, strict=True):
             start = kept.to(part.device)
             change, moved = part.detach().float() - start, start != 0
             sums[end, 0] += moved.sum()
@@ -58,15 +62,10 @@ class InitialWeights:
         sum_over_world(sums)
         return {name: _update(*sums[end].tolist()) for end, name in enumerate(LAYER_GROUPS)}
 
-    def _parts(self, model: Sequence[DistributedDataParallel]) -> Iterator[tuple[int, Tensor]]:
-        """What this rank counts of the bottom (0) and top (1) layers, in a fixed order."""
-        for layer in (layer for chunk in unwrap(model) for layer in chunk.decoder.layers):
-            bottom = layer.layer_number <= self._layers
-            if bottom or layer.layer_number > model[0].config.num_layers - self._layers:
-                for parameter in layer.parameters():
-                    part = _counted_part(parameter)
-                    if part is not None:
-                        yield 0 if bottom else 1, part
+
+def _edges(model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> Iterator[tuple[int, Tensor]]:
+    """What this rank counts of the bottom (0) and top (1) layers, in a fixed order."""
+    yield from ((at, part) for at, _, part in counted_parts(model, optimizer) if at != ELSEWHERE)
 
 
 def edge_layers(layers: int) -> int:
@@ -74,19 +73,40 @@ def edge_layers(layers: int) -> int:
     return min(_MOST_LAYERS, layers // 2)
 
 
-def _counted_part(parameter: torch.nn.Parameter) -> Tensor | None:
-    """What of a parameter this rank adds to a sum over the world; None where another rank adds it.
+ELSEWHERE = len(LAYER_GROUPS)
+"""The group of what is in neither the bottom nor the top layers."""
 
-    Tensor-parallel ranks hold norms and biases alike, data-parallel ranks everything, but for a distributed
-    optimizer's shards of main parameters, which are each rank's own.
+
+def counted_parts(
+    model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
+) -> Iterator[tuple[int, torch.nn.Parameter, Tensor]]:
+    """What of each parameter this rank adds to a sum over the world: its layer group, the parameter, the main weights.
+
+    Tensor-parallel ranks hold norms and biases alike, data-parallel ranks everything, but for a distributed optimizer's
+    shards, which are each rank's own. An output layer that shares the embedding's weights is counted there.
     """
-    if groups.tensor_rank() and not getattr(parameter, "tensor_model_parallel", False):
-        return None
-    if getattr(parameter, "main_param_sharded", False):
-        return getattr(parameter, "main_param", None)  # None where the shard is another rank's
-    # Megatron-Core's mark of an expert's parameters: their replicas are fewer.
-    replica = groups.token_rank() if getattr(parameter, "allreduce", True) else groups.expert_data_rank()
-    return None if replica else getattr(parameter, "main_param", parameter)
+    shards = {
+        id(parameter): part.optimizer.param_groups[group]["params"][place]
+        for part in parts(optimizer)
+        if isinstance(part, DistributedOptimizer) and part.optimizer is not None
+        for parameter, (group, place) in part.model_param_group_index_map.items()
+    }
+    sharded = any(isinstance(part, DistributedOptimizer) for part in parts(optimizer))
+    layers, edge = model[0].config.num_layers, edge_layers(model[0].config.num_layers)
+    for chunk in unwrap(model):
+        numbers = {id(one): layer.layer_number for layer in chunk.decoder.layers for one in layer.parameters()}
+        for parameter in chunk.parameters():
+            alike = groups.tensor_rank() and not getattr(parameter, "tensor_model_parallel", False)
+            if alike or getattr(parameter, "shared", False):
+                continue
+            number = numbers.get(id(parameter))
+            at = ELSEWHERE if number is None else 0 if number <= edge else 1 if number > layers - edge else ELSEWHERE
+            if sharded and parameter.requires_grad:
+                if id(parameter) in shards:
+                    yield at, parameter, shards[id(parameter)]
+            # Megatron-Core's mark of an expert's parameters: their replicas are fewer.
+            elif not (groups.token_rank() if getattr(parameter, "allreduce", True) else groups.expert_data_rank()):
+                yield at, parameter, getattr(parameter, "main_param", parameter)
 
 
 def _update(weights: float, relative: float, change: float, start: float) -> WeightUpdate:

@@ -11,7 +11,6 @@ own noise. Its errors are those of the fit; what the measured runs have beyond t
 """
 
 import argparse
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from examples.studies.laws.study import ARMS, FITTED, PEAK, SEEDS, STEPS, UNSEEN, Arm
+from examples.studies.runs import write_rows
 from megatron_cpt.scaling_law.choose import Laws, Recipe, critical_point, laws_of, turning_length
 from megatron_cpt.scaling_law.continual import CONTINUAL
 from megatron_cpt.scaling_law.curves import Curve, read_run
@@ -59,10 +59,10 @@ def main() -> None:
         made = planted(curves, name, fit)
         errors += errors_of(made, name, "planted", fitted(made, name, *FORMS["injection"]))
     choices = [row for form in FORMS for row in choices_of(curves, form, fits[form])]
-    write(args.results / "curves.csv", points_of(curves))
-    write(args.results / "fits.csv", [row for form in FORMS for row in parameters_of(form, fits[form])])
-    write(args.results / "errors.csv", errors)
-    write(args.results / "choices.csv", choices)
+    write_rows(args.results / "curves.csv", points_of(curves))
+    write_rows(args.results / "fits.csv", [row for form in FORMS for row in parameters_of(form, fits[form])])
+    write_rows(args.results / "errors.csv", errors)
+    write_rows(args.results / "choices.csv", choices)
     print_means(errors)
     for row in choices:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
@@ -282,15 +282,6 @@ def parameters_of(form: str, fits: Mapping[str, Fit[Curve]]) -> Iterable[dict[st
             kind = "held" if parameter in fit.held else "weak" if parameter in fit.weak else "fitted"
             yield {"form": form, "set": name, "parameter": parameter, "value": value, "low": low, "high": high,
                    "kind": kind}  # fmt: skip
-
-
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A CSV file."""
-    rows = list(rows)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

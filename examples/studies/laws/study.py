@@ -14,14 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.studies.runs import call, prepare, train, train_all
+from examples.studies.runs import call, prepare, run_sections, train, train_all
 from megatron_cpt.quickstart.base_folder import SMALL_LLAMA
 
 MODEL = SMALL_LLAMA | {"hidden_size": 64, "intermediate_size": 176, "head_dim": 16, "vocab_size": 2048}
-SEQUENCE_LENGTH = 256
-"""Tokens."""
-BATCH = 16
-"""Sequences of a step: 4,096 tokens."""
 BASE_STEPS, BASE_PEAK, BASE_DECAY = 3500, 4e-3, 700
 """WSD; the decay in steps."""
 STEPS, PEAK, WARMUP = 800, 2e-3, 24
@@ -145,15 +141,7 @@ def common(study: Path, name: str, sources: dict[str, Any], steps: int, seed: in
     }
     for set_name, settings in sets.items():
         settings["paths"] = [str(study / f"data/{set_name.removesuffix('-more')}.validation")]
-    return {
-        "run": {"folder": str(study / "runs" / name), "seed": seed, "log_interval": "100 steps"},
-        "data": {"sequence_length": SEQUENCE_LENGTH, "sources": sources},
-        "training": {
-            "tokens": f"{steps} steps",
-            "global_batch_size": BATCH,
-            "micro_batch_size": BATCH,
-            "precision": "fp32",
-        },
+    return run_sections(study, name, sources, steps, seed) | {
         "validation": {"sets": sets, "eval_interval": {"every": f"{max(1, steps // 40)} steps"}},
     }
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from examples.studies.stability_gap.study import ARMS, BATCH, RESULTS, SEQUENCE_LENGTH, run_name
+from examples.studies.runs import BATCH, SEQUENCE_LENGTH, write_rows
+from examples.studies.stability_gap.study import ARMS, RESULTS, run_name
 from megatron_cpt.gap.compare import Spread, holm, spread, welch
 from megatron_cpt.gap.curves import WRONG, LossCurve
 from megatron_cpt.gap.figures import GapFigures, gap_figures
@@ -96,8 +97,8 @@ def main() -> None:
     }
     arms = {name: {figure: spread(found) for figure, found in figures.items()} for name, figures in values.items()}
     differences = compared(arms, args.against)
-    write(args.results / "arms.csv", arm_rows(arms))
-    write(args.results / "differences.csv", differences)
+    write_rows(args.results / "arms.csv", arm_rows(arms))
+    write_rows(args.results / "differences.csv", differences)
     print(starts(runs))
     print(table(arms, differences))
 
@@ -160,14 +161,6 @@ def table(arms: Mapping[str, Mapping[str, Spread]], differences: Rows) -> str:
         ]
         lines.append(f"| {name} | {max(one.runs for one in figures.values())} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def write(path: Path, rows: Rows) -> None:
-    """A CSV file."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer
 
-from examples.studies.runs import call, prepare, train, train_all
+from examples.studies.runs import BATCH, SEQUENCE_LENGTH, call, prepare, run_sections, train, train_all
 from examples.studies.stability_gap.questions import RULES, Question, domain_terms, minimal_pairs, term_questions
 from megatron_cpt.api import open_dataset
 from megatron_cpt.quickstart.base_folder import SMALL_LLAMA
@@ -29,10 +29,6 @@ from megatron_cpt.runs.records import read_records
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = SMALL_LLAMA | {"hidden_size": 64, "intermediate_size": 176, "head_dim": 16, "num_hidden_layers": 12}
-SEQUENCE_LENGTH = 256
-"""Tokens."""
-BATCH = 16
-"""Sequences of a step: 4,096 tokens."""
 BASE_STEPS, BASE_PEAK = 5000, 4e-3
 STEPS, PEAK = 600, 1e-3
 TOKENS = STEPS * BATCH * SEQUENCE_LENGTH
@@ -225,15 +221,7 @@ def common(study: Path, name: str, sources: dict[str, Any], steps: int, seed: in
     }
     tenth = max(1, steps // 10)
     early = f"{2 * tenth} steps"
-    return {
-        "run": {"folder": str(study / "runs" / name), "seed": seed, "log_interval": "100 steps"},
-        "data": {"sequence_length": SEQUENCE_LENGTH, "sources": sources},
-        "training": {
-            "tokens": f"{steps} steps",
-            "global_batch_size": BATCH,
-            "micro_batch_size": BATCH,
-            "precision": "fp32",
-        },
+    return run_sections(study, name, sources, steps, seed) | {
         "validation": {
             "sets": sets,
             "eval_interval": {

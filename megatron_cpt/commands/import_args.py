@@ -86,6 +86,8 @@ def _read(args: argparse.Namespace, passed: Sequence[str]) -> tuple[list[Given],
     if args.source is not None and args.source.is_dir():
         found = read_checkpoint(_shards(args.source))
     elif args.source is not None:
+        if args.source.exists() and not args.source.is_file():
+            raise BadInput(Fault(str(args.source), "is no regular file.", "Name a script, a file, or a checkpoint."))
         try:
             text = args.source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -94,7 +96,7 @@ def _read(args: argparse.Namespace, passed: Sequence[str]) -> tuple[list[Given],
             raise BadInput(Fault(str(args.source), f"cannot be read: {reason}.", remedy)) from error
         launch = read_script(text, str(args.source), args.parameters)
         ranks, found = launch.ranks, read_words(launch.arguments)
-        notes = [f"left out, for it cannot be decided here: if {condition}" for condition in launch.unread]
+        notes = list(launch.unread)
     later = read_words(passed)
     replaced = {each.argument.flag for each in later if each.argument}
     return (

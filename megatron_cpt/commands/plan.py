@@ -72,6 +72,9 @@ def main(arguments: list[str]) -> int:
     config = load_config(options.config, options.overrides)
     if options.simulate:
         return _simulate(config, options)
+    if options.rank is not None or options.worst:
+        word = "--worst" if options.worst else f"--rank {options.rank}"
+        raise BadInput(Fault(word, "it says which rank is simulated, and none is.", "Add --simulate, or take it out."))
     plan = make_plan(config, options.nproc, _assumed(options.assume))
     cost = cost_estimate(plan, options.gpu, _share(options.mfu), options.price)
     changed = resume_changes(plan.config).lines()
@@ -91,6 +94,8 @@ def _assumed(words: Sequence[str]) -> dict[str, int]:
     faults = []
     for word in words:
         name, _, text = word.partition("=")
+        if name in found:
+            faults.append(Fault(f"--assume {word}", f"{name} is given twice.", "Give it once."))
         try:
             found[name] = parse_count(text)
         except ValueError:

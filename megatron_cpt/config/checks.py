@@ -464,6 +464,9 @@ def _rank_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
     parallel, training = config.parallel, config.training
     yield from _dependence_faults(config)
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    if world_size is not None and world_size < 1:
+        yield Fault(f"{world_size} ranks", "a run has at least one.", "Give `--nproc` a number from 1 on.")
+        return
     model_ranks = prod(sizes.values())
     if world_size is not None and world_size % model_ranks:
         factors = " * ".join(f"parallel.{name}" for name, size in sizes.items() if name != "context" or size > 1)

@@ -710,7 +710,7 @@ class TimeoutSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     start: WallTime | None = "1h"
-    """From the first process to the first step: model, weights, checkpoint, initial loss check. Also a rewind."""
+    """From the plan of the run to the first step: ranks, model, weights, checkpoint, loss check. Also a rewind."""
     step: WallTime | None = "10m"
     """One step."""
     evaluation: WallTime | None = "2h"

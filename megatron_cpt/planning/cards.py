@@ -4,6 +4,7 @@ FLOP/s are those of dense bf16 products; data sheets also print twice as much, f
 are one way. A user's own card is a YAML file with the fields of `Card`.
 """
 
+import math
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,11 +73,21 @@ def card_of(name: str) -> Card:
         raise BadInput(Fault(f"--gpu {name}", "is no card of the table.", remedy))
     try:
         card: Card = TypeAdapter(Card).validate_python(yaml.safe_load(Path(name).read_bytes()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        remedy = f"Write a number for each of {', '.join(f.name for f in fields(Card))}; the last five may be left out."
-        raise BadInput(Fault(f"--gpu {name}", f"describes no card ({reason}).", remedy)) from None
+    except (OSError, yaml.YAMLError) as error:
+        raise _no_card(name, " ".join(str(error).split())) from None
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].lower()}" for each in error.errors())
+        raise _no_card(name, "; ".join(wrong)) from None
+    bad = [f.name for f in fields(Card) if not 0 < getattr(card, f.name) < math.inf]
+    bad += [share for share in ("product_share", "bandwidth_share") if getattr(card, share) > 1 and share not in bad]
+    if bad:
+        raise _no_card(name, f"{', '.join(bad)}: a number above 0 is needed, and of a share one up to 1")
     return card
+
+
+def _no_card(name: str, reason: str) -> BadInput:
+    remedy = f"Write a number for each of {', '.join(f.name for f in fields(Card))}; the last six may be left out."
+    return BadInput(Fault(f"--gpu {name}", f"describes no card ({reason}).", remedy))
 
 
 # What torch.cuda.get_device_name() holds of a card, each word of it; the first that fits. A name without PCIe or NVL is

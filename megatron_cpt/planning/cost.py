@@ -3,6 +3,7 @@
 The share (MFU) is an assumption of the user's. What was measured on as many ranks is preferred.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -101,9 +102,9 @@ def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = Non
 
 def price_faults(price: float | None) -> list[Fault]:
     """A price that is none."""
-    if price is None or price >= 0:
+    if price is None or 0 <= price < math.inf:
         return []
-    return [Fault(f"--price {price:g}", "is below 0.", "Give what a GPU costs for an hour.")]
+    return [Fault(f"--price {price:g}", "is below 0, or no number.", "Give what a GPU costs for an hour.")]
 
 
 def _measured(plan: RunPlan) -> float | None:

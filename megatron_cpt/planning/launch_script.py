@@ -16,6 +16,8 @@ from itertools import pairwise
 from megatron_cpt.config.errors import BadInput, Fault
 
 _PUNCTUATION = "\n;&|()<>"
+_QUOTED = "\x01"
+"""Stands after a quote that opens, in texts and tokens that are not yet expanded."""
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _NAMED = re.compile(r"\$(?:\{([A-Za-z_]\w*|[0-9@*])(\[[@*]\])?(?:(:?[-=])([^{}]*))?\}|([A-Za-z_]\w*|[0-9@*]))")
 _ARITHMETIC = re.compile(r"\$\(\(([^()]*(?:\([^()]*\)[^()]*)*)\)\)")
@@ -35,7 +37,9 @@ class _Script:
     commands: list[list[str]] = field(default_factory=list)
     """Words of each command that starts the training program."""
     unread: list[str] = field(default_factory=list)
-    """Conditions that could not be decided."""
+    """What was left out, a sentence each."""
+    unset: set[str] = field(default_factory=set)
+    """Variables that assignments and the call use and that the script does not set: empty, as in a shell."""
     missing: set[str] = field(default_factory=set)
     """Parameters of the script, such as `1`, that it needs and that were not given."""
 
@@ -49,7 +53,7 @@ class Launch:
     arguments: tuple[str, ...]
     """Words after it."""
     unread: tuple[str, ...]
-    """Conditions whose branches were left out."""
+    """What was left out of the script, a sentence each."""
 
     @property
     def ranks(self) -> int | None:
@@ -86,16 +90,18 @@ def read_script(text: str, name: str, parameters: Sequence[str] = ()) -> Launch:
         raise BadInput(Fault(name, rule, "Give them after its name: `megatron-cpt import-args SCRIPT A B`."))
     [words] = commands
     place = next(place for place, word in enumerate(words) if _PROGRAM.fullmatch(word))
-    return Launch(tuple(words[:place]), tuple(words[place + 1 :]), tuple(script.unread))
+    unset = f"not set in the script, and taken as empty: ${', $'.join(sorted(script.unset))}"
+    return Launch(tuple(words[:place]), tuple(words[place + 1 :]), (*script.unread, *([unset] if script.unset else [])))
 
 
 def _tokens(text: str) -> list[str]:
     """The words and operators of a script. Arithmetic is worked out later, from a text without blanks."""
     text = re.sub(r"\\\r?\n", " ", text)
+    text = _marked(text)
     text = _ARITHMETIC.sub(lambda found: f"$[{_BLANKS.sub('', found[1])}]", text)
     text = _COMMAND.sub("$[?]", text)
     lexer = shlex.shlex(text, posix=True, punctuation_chars=_PUNCTUATION)
-    lexer.whitespace, lexer.whitespace_split = " \t\r", True
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     tokens: list[str] = []
     try:
         for token in lexer:
@@ -104,6 +110,30 @@ def _tokens(text: str) -> list[str]:
     except ValueError as error:
         raise BadInput(Fault("the script", f"cannot be read: {error}.", "Give the argument list itself.")) from error
     return tokens
+
+
+def _marked(text: str) -> str:
+    """The script without its comments, `_QUOTED` after every quote that opens: what stands in quotes is one word."""
+    found: list[str] = []
+    quote, place = "", 0
+    while place < len(text):
+        letter = text[place]
+        if letter == "\\" and quote != "'":
+            found.append(text[place : place + 2])
+            place += 2
+            continue
+        if not quote and letter == "#" and (not found or found[-1][-1] in f" \t\r{_PUNCTUATION}"):
+            end = text.find("\n", place)
+            place = len(text) if end < 0 else end
+            continue
+        found.append(letter)
+        if letter == quote:
+            quote = ""
+        elif not quote and letter in "\"'":
+            quote = letter
+            found.append(_QUOTED)
+        place += 1
+    return "".join(found)
 
 
 def _run(tokens: Sequence[str], script: _Script) -> None:
@@ -135,9 +165,16 @@ def _statement(tokens: Sequence[str], place: int, script: _Script) -> int:
     last = end
     if end < len(tokens) and tokens[end] in ("<", ">") and tokens[end - 1].isdecimal():
         last -= 1  # the 2 of 2>&1
+    unset = set(script.unset)
     words = [word for token in tokens[place:last] for word in _words(token, script)]
     if any(_PROGRAM.fullmatch(word) for word in words[:-1]) and not words[0].startswith(("[", "echo")):
         script.commands.append(words)
+    else:
+        script.unset = unset
+    if words[:1] in (["source"], ["."]):
+        script.unread.append(f"not read: {' '.join(words[1:])}, which the script reads")
+    if tokens[place + 1 : place + 3] == ["(", ")"]:
+        script.unread.append(f"read where it stands, not where it is called: the function {tokens[place]}")
     return max(end, place + 1)
 
 
@@ -165,7 +202,8 @@ def _branch(tokens: Sequence[str], place: int, script: _Script) -> int:
         if tokens[first] in ("if", "elif"):
             decided = _holds(part, script)
             if decided is None:
-                script.unread.append(" ".join(word for word in part if word != "\n").rstrip("; "))
+                condition = " ".join(word.replace(_QUOTED, "") for word in part if word != "\n").rstrip("; ")
+                script.unread.append(f"left out, for it cannot be decided here: if {condition}")
                 break
         elif tokens[first] == "else" or decided:
             _run(part, script)
@@ -211,10 +249,15 @@ _ORDERS: Mapping[str, Callable[[int, int], bool]] = {
 
 def _words(token: str, script: _Script) -> list[str]:
     """The words that a word of the script becomes: an array is all of its, and a text is parted at blanks."""
+    is_quoted, token = _QUOTED in token, token.replace(_QUOTED, "")
     whole = _NAMED.fullmatch(token)
     name = whole and (whole[1] or whole[5])
     if name in script.arrays and whole and (whole[2] or not script.texts.get(name)):
+        if is_quoted:
+            return list(script.arrays[name])
         return [word for each in script.arrays[name] for word in shlex.split(each)]
+    if is_quoted:
+        return [_expanded(token, script)]
     try:
         return shlex.split(_expanded(token, script))
     except ValueError:
@@ -223,6 +266,7 @@ def _words(token: str, script: _Script) -> list[str]:
 
 def _expanded(text: str, script: _Script) -> str:
     """A text with its variables; what is not set is empty, as in a shell."""
+    text = text.replace(_QUOTED, "")
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[5]
@@ -233,6 +277,8 @@ def _expanded(text: str, script: _Script) -> str:
             return _expanded(found[4].strip("\"'"), script)
         if known is None and name.isdecimal() and name != "0":
             script.missing.add(name)
+        if known is None and name.isidentifier() and name not in ("PWD", "HOME"):
+            script.unset.add(name)
         return {"PWD": os.curdir, "HOME": os.path.expanduser("~")}.get(name, "") if known is None else known
 
     return re.sub(r"\$\[([^\]]*)\]", lambda found: _product(found[1], script), _NAMED.sub(value, text))

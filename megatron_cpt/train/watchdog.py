@@ -44,8 +44,10 @@ from megatron_cpt.train.stop import StopRequest
 
 _STORE_PATIENCE = 5.0
 """Seconds until the store of the ranks counts as out of reach: it may be in a process that is stopped."""
+_NEVER = timedelta(days=365)
+"""Of a group without a limit: longer ones are more than gloo can count."""
 _STDERR = sys.__stderr__ or sys.stderr
-_AFTER_SIGNAL: dict[TimeoutPart, float] = {"step": 10.0, "save": 60.0}
+_AFTER_SIGNAL: dict[TimeoutPart, float] = {"step": 10.0, "evaluation": 60.0, "save": 60.0, "export": 60.0}
 """Seconds that a part may take after a signal to stop, however short it was before."""
 
 Item = TypeVar("Item")
@@ -107,8 +109,9 @@ class Watchdog:
     def group_timeout(self) -> timedelta:
         """That of the process groups: it ends a wait that the watchdog has not ended."""
         if len(self._limits) < len(get_args(TimeoutPart)):
-            return timedelta(days=365)
-        return timedelta(seconds=2 * max(self._limits.values())) + groups.TIMEOUT
+            return _NEVER
+        longest = min(max(self._limits.values()), _NEVER.total_seconds())
+        return min(_NEVER, timedelta(seconds=2 * longest) + groups.TIMEOUT)
 
     def join_ranks(self) -> None:
         """From now on the ranks hear of each other. The process groups are up."""

@@ -83,3 +83,44 @@ def test_what_cannot_be_simulated_is_told(
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+CARD = {"flops": 1e15, "memory": 80, "bandwidth": 3e12, "link": 4e11}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nproc", "0"], "0 ranks: a run has at least one."),
+        (["--nproc", "-2"], "-2 ranks: a run has at least one."),
+        (["--price", "inf"], "--price inf: is below 0, or no number."),
+        (["--rank", "3"], "--rank 3: it says which rank is simulated, and none is."),
+        (["--worst"], "--worst: it says which rank is simulated, and none is."),
+        (["--assume", "law=5B", "law=6B"], "--assume law=6B: law is given twice."),
+    ],
+)
+def test_numbers_that_are_none_are_refused(
+    config: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", config, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"flops": -1e15}, "flops: a number above 0 is needed"),
+        ({"link": 0}, "link: a number above 0 is needed"),
+        ({"memory": float("nan")}, "memory: a number above 0 is needed"),
+        ({"product_share": 1.5}, "product_share: a number above 0 is needed, and of a share one up to 1"),
+        ({"flops": "fast"}, "flops: input should be a valid number"),
+    ],
+)
+def test_a_card_that_cannot_be_is_refused(
+    config: str, tmp_path: Path, change: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(CARD | change))
+    assert main(["plan", config, "--gpu", str(card)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "http" not in error

@@ -51,7 +51,7 @@ def test_variables_arrays_and_branches() -> None:
         "--num-layers 32 --seq-length 8192 --data-path 0.7 medicine 0.3 general --fp8-format hybrid --lr 3e-5 --bf16 "
         "--tensor-model-parallel-size 4 --save checkpoints/base --train-samples 1600"
     )
-    assert launch.unread == ("command -v nvidia-smi",)
+    assert launch.unread == ("left out, for it cannot be decided here: if command -v nvidia-smi",)
 
 
 def test_parameters_of_the_script() -> None:
@@ -120,3 +120,29 @@ def test_scripts_are_read_as_bash_reads_them(tmp_path_factory: pytest.TempPathFa
     found = list(read_script(text, "x").arguments)
     # bash keeps the blanks of an array's quoted word only where `"${R[@]}"` is quoted, which scripts often forget.
     assert " ".join(found).split() == " ".join(expected).replace("'", "").split()
+
+
+def test_a_number_sign_inside_a_word_is_no_comment_and_quotes_keep_blanks() -> None:
+    text = """
+    A=(--save "ckpt/my run")  # a comment
+    B='x y'
+    python pretrain_gpt.py "${A[@]}" --load /ckpt/run#3 --tag "$B" --lr 5e-5 # the end
+    """
+    assert read_script(text, "x.sh").arguments == (
+        *("--save", "ckpt/my run", "--load", "/ckpt/run#3"),
+        *("--tag", "x y", "--lr", "5e-5"),
+    )
+
+
+def test_what_a_script_takes_from_elsewhere_is_told() -> None:
+    text = """
+    source ./env.sh
+    f() { WD=0.3; }
+    mkdir $ELSEWHERE
+    python pretrain_gpt.py $OPTIM_ARGS --save $ROOT/run --seed ${SEED:-1}
+    """
+    assert read_script(text, "x.sh").unread == (
+        "not read: ./env.sh, which the script reads",
+        "read where it stands, not where it is called: the function f",
+        "not set in the script, and taken as empty: $OPTIM_ARGS, $ROOT",
+    )

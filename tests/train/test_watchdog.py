@@ -155,3 +155,44 @@ def test_a_run_that_ends_does_not_wait_for_the_next_look(tmp_path: Path) -> None
             with Watchdog(TimeoutSettings(), RunFolder(tmp_path), listened):
                 began = time.monotonic()
             assert time.monotonic() - began < 2
+
+
+# The second evaluation, after step 5, stands still.
+IN_AN_EVALUATION = """
+import sys, time
+from megatron_cpt.train import loop, program
+from megatron_cpt.train.stop import StopRequest
+
+whole = loop.evaluate_due
+
+def evaluate_due(run, logger, step):
+    if step == 5:
+        time.sleep(600)
+    return whole(run, logger, step)
+
+if __name__ == "__main__":
+    loop.evaluate_due = evaluate_due
+    with StopRequest() as request:
+        sys.exit(program.main(sys.argv[1:], request))
+"""
+
+
+@pytest.mark.slow  # it waits for what an evaluation may take after a signal, 60 s
+def test_a_signal_ends_an_evaluation_that_hangs(workshop: Workshop, tmp_path: Path) -> None:
+    script, run = tmp_path / "program.py", tmp_path / "run"
+    script.write_text(IN_AN_EVALUATION)
+    config = workshop.write_config(run, validation={"eval_interval": {"at": ["2 steps", "5 steps"]}})
+    overrides = ("training.tokens=9 steps", "run.log_interval=1 steps")
+    process = subprocess.Popen([sys.executable, str(script), str(config), *overrides], stderr=subprocess.PIPE)
+    wait_for_step(run, 5, process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert (status_of(run).message or "").startswith("SIGTERM received, and the evaluation after step 5 was not over")
+
+
+def test_a_limit_that_is_longer_than_gloo_can_count_is_as_none(tmp_path: Path) -> None:
+    with StopRequest() as request:
+        longest = Watchdog(TimeoutSettings(step="99999999d"), RunFolder(tmp_path), request).group_timeout
+        assert longest == Watchdog(TimeoutSettings(step=None), RunFolder(tmp_path), request).group_timeout

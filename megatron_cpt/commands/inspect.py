@@ -82,7 +82,10 @@ def _counts(manifest: Manifest, dataset: IndexedDataset) -> str:
     if manifest.bytes:
         lines.append(f"{'bytes a token':<16} {manifest.bytes / manifest.tokens:.3f}")
     lines.append(f"{'tokenizer':<16} {manifest.tokenizer or 'unknown'}")
-    lines.append(f"{'data sha256':<16} {manifest.data_sha256}")
+    of = " (of samples: the pair was made elsewhere)" if manifest.sampled else ""
+    lines.append(f"{'data sha256':<16} {manifest.data_sha256}{of}")
+    if manifest.sampled:
+        lines.append(f"{'whole sha256':<16} {manifest.whole_sha256 or 'not read yet: --verify reads all'}")
     return "\n".join(lines)
 
 

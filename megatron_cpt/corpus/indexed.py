@@ -48,6 +48,8 @@ CHUNK_TOKENS = 1 << 24
 """Tokens that are looked at together where all are read."""
 _CHUNK = 1 << 20
 """Entries of an index that are looked at together: bounds the memory of checks."""
+_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10
+"""Samples of a dataset that was made elsewhere, and bytes of each: a file of altered or other content has others."""
 _LARGE_PORTION = 256 << 10
 """Bytes of which the hash takes so long, a fifth of a millisecond, that a thread is worth it."""
 
@@ -147,11 +149,30 @@ class IndexedDataset:
         largest = 0
         for start in range(0, self.token_count, CHUNK_TOKENS):
             chunk = tokens[start : start + CHUNK_TOKENS]
-            if chunk.min() < 0:
-                place = start + int(np.argmin(chunk))
-                raise IntegrityFault(f"{bin_path(self.prefix)}: token {place:,} is {tokens[place]}, which is no id.")
+            self._refuse_negative(start, chunk)
             largest = max(largest, int(chunk.max()))
         return largest
+
+    def _refuse_negative(self, start: int, ids: npt.NDArray[Any]) -> None:
+        """IntegrityFault for ids, the tokens from `start` on, that hold one below 0."""
+        if ids.min() < 0:
+            place = int(np.argmin(ids))
+            raise IntegrityFault(f"{bin_path(self.prefix)}: token {start + place:,} is {ids[place]}, which is no id.")
+
+    def samples(self) -> list[npt.NDArray[Any]]:
+        """Ids at even distances, the first and the last among them: all where there are few. IntegrityFault: a negative
+        one."""
+        if self.token_count == 0:
+            return []
+        length = _SAMPLE_BYTES // self.dtype.itemsize
+        starts = np.linspace(0, max(self.token_count - length, 0), _SAMPLES).astype(np.int64)
+        if self.token_count <= _SAMPLES * length:
+            starts, length = np.zeros(1, np.int64), self.token_count
+        tokens = _mapped(bin_path(self.prefix)).view(self.dtype)  # the map goes with this call
+        found = [tokens[start : start + length].copy() for start in starts.tolist()]
+        for start, sample in zip(starts.tolist(), found, strict=True):
+            self._refuse_negative(start, sample)
+        return found
 
     def document(self, number: int) -> npt.NDArray[Any]:
         """The ids of one document, counted from 0."""

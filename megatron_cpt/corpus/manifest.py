@@ -4,13 +4,19 @@ PREFIX.manifest.json says what the dataset is and how it was made. It is written
 whole. A .bin/.idx pair made elsewhere gets one on first use; what cannot be known is null. The index is hashed at every
 load. `inspect --verify` hashes the tokens and reads each once.
 
+A pair made elsewhere is identified by its index, its size and samples of its tokens: a thousand ranks that meet one on
+a read-only share would else read all of it, each of them, at every start. Its first `inspect --verify` leaves the hash
+of the whole and the largest id.
+
 PREFIX.NAME.npy holds one value per document, memory-mapped. PREFIX.NAME.score.json says how a score was made and names
 the dataset's content; a score of other content is refused. A .npy array without a record, made elsewhere, is used as it
 is; only its length can be checked.
 """
 
+import hashlib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from glob import escape
@@ -145,7 +151,7 @@ class Manifest:
     vocabulary_size: int | None = None
     """One more than the largest id of the tokenizer."""
     largest_id: int | None = None
-    """The largest id in the data; None also where there is no token."""
+    """The largest id in the data, or in samples of it (`only_sampled`); None also where there is no token."""
     unknown_share: float | None = None
     """Share of the tokens, 0 to 1, that stand for text that the tokenizer has no token for; of all documents read."""
     lost_share: float | None = None
@@ -183,7 +189,11 @@ class Manifest:
     contaminated: int | None = None
     """Documents left out because they overlap evaluation items (PREFIX.contaminated.jsonl); None: not compared."""
     data_sha256: str
-    """SHA-256 of PREFIX.bin."""
+    """SHA-256 of PREFIX.bin, by which its content is known; of samples of it where `sampled` (`sample_identity`)."""
+    sampled: bool = False
+    """Whether the pair was made elsewhere and is known by samples."""
+    whole_sha256: str | None = None
+    """SHA-256 of PREFIX.bin, where `data_sha256` is of samples and all was read since (`inspect --verify`)."""
     index_sha256: str
     """SHA-256 of PREFIX.idx."""
     documents_sha256: str | None = None
@@ -192,9 +202,16 @@ class Manifest:
     """Version of this package that wrote the dataset."""
 
     @property
-    def last_id(self) -> int:
-        """The largest id that the data may hold: the one that was counted, or the tokenizer's; -1: none."""
-        return self.largest_id if self.largest_id is not None else (self.vocabulary_size or 0) - 1
+    def only_sampled(self) -> bool:
+        """Whether no more than samples of the tokens were read."""
+        return self.sampled and self.whole_sha256 is None
+
+    @property
+    def last_id(self) -> int | None:
+        """The largest id that the data may hold: the one that was counted, or the tokenizer's; None: not known."""
+        if self.largest_id is not None and not self.only_sampled:
+            return self.largest_id
+        return None if self.vocabulary_size is None else self.vocabulary_size - 1
 
 
 def tool_version() -> str:
@@ -208,7 +225,7 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
 
 
 def load_manifest(prefix: str | Path) -> Manifest:
-    """The manifest of a dataset, made and kept now if there is none (this reads the whole .bin once).
+    """The manifest of a dataset, made and kept now if there is none.
 
     Raises BadInput where a file of the pair is missing, IntegrityFault where manifest, index and data
     do not belong together.
@@ -225,8 +242,9 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
         dataset = IndexedDataset(prefix)
         described = _describe_foreign(dataset)
         # Datasets often lie on read-only shares. They are usable, only described anew each time.
-        with suppress(OSError):
-            write_new_json(manifest_path(prefix), asdict(described))
+        if os.environ.get("RANK", "0") == "0":
+            with suppress(OSError):
+                write_new_json(manifest_path(prefix), asdict(described))
         if not manifest_path(prefix).is_file():
             return dataset, described
         # Perhaps another machine's, which was not to be seen from here.
@@ -237,23 +255,32 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
         raise _stale(prefix)
     if dataset.index_sha256 != manifest.index_sha256:
         raise _stale(prefix)
-    if manifest.largest_id is None and manifest.vocabulary_size is None and manifest.tokens:
-        # Made elsewhere, and described by a version that did not look.
-        manifest = replace(manifest, largest_id=dataset.largest_id())
-        with suppress(OSError):
-            write_manifest(prefix, manifest)
     return dataset, manifest
 
 
 def _describe_foreign(dataset: IndexedDataset) -> Manifest:
+    samples = dataset.samples()
     return Manifest(
         documents=dataset.documents,
         tokens=dataset.token_count,
         dtype=dataset.dtype.name,
-        data_sha256=file_sha256(bin_path(dataset.prefix)),
+        data_sha256=sample_identity(dataset.index_sha256, dataset.token_count, samples),
+        sampled=True,
         index_sha256=dataset.index_sha256,
-        largest_id=dataset.largest_id(),
+        largest_id=max((int(sample.max()) for sample in samples), default=None),
     )
+
+
+def sample_identity(index_sha256: str, tokens: int, samples: Sequence[npt.NDArray[Any]]) -> str:
+    """SHA-256 of what a dataset is known by without reading all of it: its index, the count of its tokens, samples.
+
+    Args:
+        samples: as `IndexedDataset.samples` takes them.
+    """
+    digest = hashlib.sha256(f"samples {index_sha256} {tokens}".encode())
+    for sample in samples:
+        digest.update(np.ascontiguousarray(sample).data)
+    return digest.hexdigest()
 
 
 def read_manifest(prefix: str | Path) -> Manifest:
@@ -287,7 +314,12 @@ def verify_dataset(prefix: str | Path) -> Manifest:
     """
     manifest = load_manifest(prefix)
     dataset = IndexedDataset(prefix)
-    if file_sha256(bin_path(prefix)) != manifest.data_sha256:
+    known = manifest.whole_sha256 if manifest.sampled else manifest.data_sha256
+    found = file_sha256(bin_path(prefix))
+    identity = found
+    if manifest.sampled:
+        identity = sample_identity(dataset.index_sha256, dataset.token_count, dataset.samples())
+    if identity != manifest.data_sha256 or known not in (None, found):
         raise IntegrityFault(
             f"{bin_path(prefix)}: is not the content that its manifest describes. Prepare or copy it again."
         )
@@ -295,6 +327,11 @@ def verify_dataset(prefix: str | Path) -> Manifest:
     _check_ends(dataset, manifest)
     if column_path(prefix, DOCUMENTS).is_file() or manifest.documents_sha256 is not None:
         _check_bytes(prefix, manifest)
+    if known is None or (manifest.largest_id is None and manifest.vocabulary_size is None):
+        whole = found if manifest.sampled else None
+        manifest = replace(manifest, whole_sha256=whole, largest_id=dataset.largest_id())
+        with suppress(OSError):
+            write_manifest(prefix, manifest)
     return manifest
 
 

@@ -147,7 +147,7 @@ class DocumentSet:
     prefix: Path
     """Prefix of the dataset."""
     data_sha256: str
-    """SHA-256 of its .bin: the same bytes are the same text."""
+    """Of its manifest: the same bytes are the same text."""
     count: int
     """Documents read."""
     numbers: npt.NDArray[np.int64] | None
@@ -181,6 +181,8 @@ class TokenStream:
         """The manifest of each dataset read, also of those behind selections."""
         self.identity = hashlib.sha256("\n".join(name for _, name in opened).encode()).hexdigest()
         """Hash of what is read and in which order; not of where it lies."""
+        self.rows: int | None = None
+        """Embedding rows of the model that reads it: what bounds the ids of a dataset that does not tell them."""
 
     @classmethod
     def assumed(cls, tokens: int) -> "TokenStream":
@@ -214,13 +216,12 @@ class TokenStream:
         for filled, part, offset, count in self._pieces(start, len(out)):
             ids = out[filled : filled + count]
             part.copy(offset, ids)
-            if ids.min() < 0 or ids.max() > part.manifest.last_id:
-                wrong = int(np.flatnonzero((ids < 0) | (ids > part.manifest.last_id))[0])
-                raise IntegrityFault(
-                    f"{part.place(offset + wrong)}: id {ids[wrong]}, where the dataset's ids are 0 to "
-                    f"{part.manifest.last_id}: the file was changed since it was written. `megatron-cpt inspect "
-                    "--verify` compares all of it; restore it, or prepare it again."
-                )
+            last = part.manifest.last_id
+            if last is None:
+                last = _LARGEST if self.rows is None else self.rows - 1
+            if ids.min() < 0 or ids.max() > last:
+                wrong = int(np.flatnonzero((ids < 0) | (ids > last))[0])
+                raise _foreign_id(part, offset + wrong, int(ids[wrong]), last)
 
     def spot_check(self) -> None:
         """Reads a few places of each dataset, as `copy` does: a file of other content has ids that are none of its."""
@@ -280,6 +281,8 @@ class TokenStream:
 
 _SPOTS, _SPOT_TOKENS = 8, 1024
 """Places of a dataset that are read at the start of a run, and tokens of each."""
+_LARGEST = 2**63 - 1
+"""Of the ids where nothing bounds them."""
 
 
 class _WholeDataset:
@@ -364,6 +367,21 @@ class _SelectedDocuments:
 
 
 _Part = _WholeDataset | _SelectedDocuments
+
+
+def _foreign_id(part: _Part, position: int, found: int, last: int) -> IntegrityFault:
+    """What is said of an id that is none of its dataset's, or that the model has no row for."""
+    place = f"{part.place(position)}: id {found}, where"
+    if part.manifest.last_id is None and found >= 0:
+        return IntegrityFault(
+            f"{place} the model has {last + 1} embedding rows: the text was made by another tokenizer than its own, "
+            "or holds tokens that it has no row for. Prepare the text again with the model's own."
+        )
+    ids = "0 or more" if last == _LARGEST else f"0 to {last}"
+    return IntegrityFault(
+        f"{place} the dataset's ids are {ids}: the file was changed since it was written. `megatron-cpt inspect "
+        "--verify` compares all of it; restore it, or prepare it again."
+    )
 
 
 def _place(dataset: IndexedDataset, document: int, token: int) -> str:

@@ -125,11 +125,11 @@ def row_faults(name: str, manifest: Manifest, model: str, rows: int) -> list[Fau
     """A dataset with ids that a model of so many embedding rows has none for.
 
     The ids that are in it decide: the tokenizers of some models have control tokens beyond the embedding. Where they
-    are not known, the tokenizer's size does.
+    are not known, the tokenizer's size does. Of a pair made elsewhere samples are known, and each read is compared.
     """
     counted = manifest.largest_id is not None
-    largest = manifest.last_id
-    if largest < rows:
+    largest = manifest.largest_id if manifest.largest_id is not None else manifest.last_id
+    if largest is None or largest < rows:
         return []
     remedy = (
         "Prepare the dataset with the model's own tokenizer. If it was, leave out the text that holds such tokens, or "

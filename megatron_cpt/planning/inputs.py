@@ -82,12 +82,15 @@ def open_inputs(config: RunConfig, assumed: Mapping[str, int] | None = None) -> 
         remedy = "Give a local Hugging Face model folder, with config.json, tokenizer and weights."
         faults.append(Fault(f"model.hf = {config.model.hf}", rule, remedy))
     sources, portions = open_sources(config, faults, assumed)
+    validation_sets = _open_validation_sets(config, assumed, faults)
+    for stream in (*sources.values(), *validation_sets.values()):
+        stream.rows = None if shape is None else shape.vocabulary
     return RunInputs(
         shape,
         tokenizer,
         sources,
         portions,
-        _open_validation_sets(config, assumed, faults),
+        validation_sets,
         _open_tasks(config, shape, tokenizer, faults),
         tuple(faults),
     )

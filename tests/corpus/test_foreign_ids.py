@@ -7,6 +7,7 @@ import pytest
 
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.corpus.indexed import bin_path
+from megatron_cpt.corpus.manifest import verify_dataset
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.quality.select import HowMany, select
 from tests.corpus.datasets import write_dataset
@@ -24,6 +25,7 @@ def test_a_read_of_a_foreign_id_names_dataset_document_and_offset(tmp_path: Path
     """Those of the second dataset are 100 to 129, and its second document begins at its token 10."""
     write_dataset(tmp_path / "one", [10, 20])
     write_dataset(tmp_path / "two", [10, 20], first=100)
+    verify_dataset(tmp_path / "two")
     stream = TokenStream([tmp_path / "one", tmp_path / "two"])
     change(tmp_path / "two", 13, value)
     assert stream.read(0, 43).tolist() == [*range(30), *range(100, 113)]
@@ -35,6 +37,7 @@ def test_a_read_of_a_foreign_id_names_dataset_document_and_offset(tmp_path: Path
 
 def test_a_selection_names_the_document_of_its_dataset(tmp_path: Path) -> None:
     write_dataset(tmp_path / "one", [10, 10, 10])
+    verify_dataset(tmp_path / "one")
     np.save(tmp_path / "one.q.npy", np.array([3.0, 1.0, 2.0]))
     select([str(tmp_path / "one")], tmp_path / "s", HowMany(documents=2), keep="lowest", by="q")
     stream = TokenStream([tmp_path / "s.selection.json"])
@@ -46,8 +49,25 @@ def test_a_selection_names_the_document_of_its_dataset(tmp_path: Path) -> None:
 def test_a_file_of_other_content_is_found_at_the_start(tmp_path: Path) -> None:
     """Of 100,000 tokens 8 x 1,024 are looked at."""
     write_dataset(tmp_path / "one", [100_000], vocabulary=1000)
+    verify_dataset(tmp_path / "one")
     stream = TokenStream([tmp_path / "one"])
     stream.spot_check()
     np.memmap(bin_path(tmp_path / "one"), dtype="<i4", mode="r+")[:] = np.arange(500_000, 600_000)
     with pytest.raises(IntegrityFault, match="where the dataset's ids are 0 to 999"):
         stream.spot_check()
+
+
+def test_of_a_pair_that_was_sampled_each_read_is_compared_with_the_models_rows(tmp_path: Path) -> None:
+    """Ids between the samples are met when they are read: an embedding would be read past its end."""
+    write_dataset(tmp_path / "one", [400_000], vocabulary=1000)
+    change(tmp_path / "one", 20_000, 1000)
+    stream = TokenStream([tmp_path / "one"])
+    assert stream.read(20_000, 1).tolist() == [1000]
+    stream.rows = 1001
+    assert stream.read(20_000, 1).tolist() == [1000]
+    stream.rows = 1000
+    with pytest.raises(IntegrityFault, match=r"token 20,000 of it .*: id 1000, where the model has 1000 emb"):
+        stream.read(19_999, 3)
+    change(tmp_path / "one", 20_000, -1)
+    with pytest.raises(IntegrityFault, match="id -1, where the dataset's ids are 0 to 999"):
+        stream.read(19_999, 3)

@@ -1,4 +1,4 @@
-import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ def test_a_foreign_pair_gets_a_manifest_of_what_can_be_known(tmp_path: Path) -> 
     manifest = load_manifest(prefix)
     assert (manifest.documents, manifest.tokens, manifest.dtype) == (2, 5, "int32")
     assert manifest.bytes is manifest.tokenizer is manifest.eod is manifest.sources is None
-    assert len(manifest.data_sha256) == 64
+    assert len(manifest.data_sha256) == 64 and manifest.only_sampled
     assert manifest_path(prefix).is_file()
     assert load_manifest(prefix) == manifest
 
@@ -60,22 +60,48 @@ def test_no_dataset_is_bad_input(tmp_path: Path) -> None:
         load_manifest(tmp_path / "nowhere")
 
 
-def test_the_largest_id_of_a_pair_that_was_described_without_it_is_looked_for(tmp_path: Path) -> None:
-    """As an earlier version described pairs made elsewhere: ids beyond a model's rows would be met in training."""
-    prefix = write_dataset(tmp_path / "data", [2, 3], first=995)
+def test_of_a_large_foreign_pair_samples_are_read_and_the_whole_on_demand(tmp_path: Path) -> None:
+    """Its identity stays what it was; ids between the samples are counted, and bytes compared, from then on."""
+    prefix = write_dataset(tmp_path / "data", [400_000], vocabulary=1000)
+    ids = np.memmap(bin_path(prefix), dtype="<i4", mode="r+")
+    ids[20_000] = 5000  # between the first two samples, of 16,384 ids each
+    ids.flush()
     manifest = load_manifest(prefix)
-    content = json.loads(manifest_path(prefix).read_text())
-    del content["largest_id"], content["content_sha256"]
-    manifest_path(prefix).write_text(json.dumps(content))
-    assert load_manifest(prefix) == manifest and manifest.largest_id == 999
-    assert json.loads(manifest_path(prefix).read_text())["largest_id"] == 999
-    [fault] = row_faults("data.sources.a", manifest, "model.hf = x", 999)
-    assert "ids up to 999: model.hf = x has 999 embedding rows" in str(fault)
+    assert manifest.largest_id == 999 and manifest.last_id is None
     assert row_faults("data.sources.a", manifest, "model.hf = x", 1000) == []
-    np.full(5, -2, "<i4").tofile(bin_path(prefix))
+    verified = verify_dataset(prefix)
+    assert verified == load_manifest(prefix)
+    assert (verified.last_id, verified.data_sha256) == (5000, manifest.data_sha256)
+    assert verified.whole_sha256 == sha256(bin_path(prefix).read_bytes()).hexdigest()
+    ids[20_000] = 5001
+    ids.flush()
+    with pytest.raises(IntegrityFault, match=r"data\.bin: is not the content"):
+        verify_dataset(prefix)
+
+
+def test_a_foreign_pair_of_altered_samples_is_another(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [400_000], vocabulary=1000)
+    before = load_manifest(prefix).data_sha256
+    ids = np.memmap(bin_path(prefix), dtype="<i4", mode="r+")
+    ids[-1] += 1
+    ids.flush()
+    with pytest.raises(IntegrityFault, match=r"data\.bin: is not the content"):
+        verify_dataset(prefix)
+    manifest_path(prefix).unlink()
+    assert load_manifest(prefix).data_sha256 != before
+    ids[0] = -2
+    ids.flush()
     manifest_path(prefix).unlink()
     with pytest.raises(IntegrityFault, match="token 0 is -2, which is no id"):
         load_manifest(prefix)
+
+
+def test_ids_of_a_foreign_pair_beyond_a_models_rows_are_refused(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "data", [2, 3], first=995)
+    manifest = load_manifest(prefix)
+    [fault] = row_faults("data.sources.a", manifest, "model.hf = x", 999)
+    assert "ids up to 999: model.hf = x has 999 embedding rows" in str(fault)
+    assert row_faults("data.sources.a", manifest, "model.hf = x", 1000) == []
 
 
 def test_indices_of_other_kinds_are_told_as_what_they_are(tmp_path: Path) -> None:

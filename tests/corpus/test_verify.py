@@ -19,7 +19,7 @@ def test_what_the_manifest_says_is_proved(tmp_path: Path) -> None:
     # Documents [0 1 2], [], [3 4].
     prefix = write_dataset(tmp_path / "data", [3, 0, 2])
     manifest = described(prefix, vocabulary_size=5)
-    assert verify_dataset(prefix) == manifest
+    assert replace(verify_dataset(prefix), whole_sha256=None) == manifest
     described(prefix, vocabulary_size=4)
     with pytest.raises(IntegrityFault, match="token 4 is 4, outside the vocabulary"):
         verify_dataset(prefix)

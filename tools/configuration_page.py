@@ -85,11 +85,10 @@ def docstrings(node: ast.ClassDef) -> list[str]:
 
 
 def annotation(item: ast.AnnAssign) -> str:
-    """A field's type as it is written; a Literal that has a name is spelled out."""
+    """A field's type as it is written, without what reads it; a Literal that has a name is spelled out."""
+    written = re.sub(r"Annotated\[(\w+), \w+\(\w+\)\]", r"\1", ast.unparse(item.annotation))
     literals = {name: value for name, value in vars(schema).items() if get_origin(value) is Literal}
-    return re.sub(
-        r"\w+", lambda word: str(literals.get(word[0], word[0])).removeprefix("typing."), ast.unparse(item.annotation)
-    )
+    return re.sub(r"\w+", lambda word: str(literals.get(word[0], word[0])).removeprefix("typing."), written)
 
 
 def default(item: ast.AnnAssign) -> str:

@@ -38,6 +38,7 @@ def config_faults(config: RunConfig, world_size: int | None = None) -> list[Faul
         *share_faults(config.data),
         *_rank_faults(config, world_size),
         *schedule_faults(config),
+        *_history_faults(config),
         *_rope_faults(config),
         *_optimizer_faults(config),
         *_validation_faults(config),
@@ -373,6 +374,34 @@ def schedule_faults(config: RunConfig) -> Iterator[Fault]:
     yield from _length_faults(config)
     if schedule.kind == "piecewise":
         yield from _piece_faults(config)
+
+
+def _history_faults(config: RunConfig) -> Iterator[Fault]:
+    """A history of the base that cannot have been, or of weights that have none."""
+    history = config.base_history
+    if history is None:
+        return
+    if config.model.weights == "random" and config.init_from.checkpoint is None:
+        rule = "random weights have no history."
+        yield Fault("base_history", rule, "Take it out, or start from `model.weights: hf`.")
+    shown, peak, final = f"base_history.final_lr = {history.final_lr}", history.peak_lr, history.final_lr
+    if peak is not None and final is not None and final > peak:
+        yield Fault(shown, f"it should not be above base_history.peak_lr = {peak:g}.", "Exchange them.")
+    for name in ("decay", "decay_shape"):
+        if getattr(history, name) is not None and history.kind != "wsd":
+            rule = f"it belongs to `wsd`, and base_history.kind is {history.kind or 'not given'}."
+            yield Fault(f"base_history.{name} = {getattr(history, name)}", rule, "Take it out, or set the kind to wsd.")
+    if history.decay_shape == "exponential" and history.final_lr == 0:
+        yield Fault(shown, "an exponential decay never reaches 0.", "Give the final rate, or another `decay_shape`.")
+    if history.tokens is None:
+        return
+    if history.schedule_tokens is not None and history.schedule_tokens < history.tokens:
+        rule = f"training was longer: base_history.tokens = {history.tokens}."
+        remedy = "Give the length of the whole schedule, or take it out."
+        yield Fault(f"base_history.schedule_tokens = {history.schedule_tokens}", rule, remedy)
+    if history.tokens_per_step is not None and history.tokens_per_step > history.tokens:
+        rule = f"one step is more than base_history.tokens = {history.tokens}."
+        yield Fault(f"base_history.tokens_per_step = {history.tokens_per_step}", rule, "Exchange them.")
 
 
 def _step_faults(config: RunConfig) -> Iterator[Fault]:

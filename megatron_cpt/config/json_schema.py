@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from megatron_cpt.config import schema
+from megatron_cpt.config.base_history import public_bases
 from megatron_cpt.config.load import section_at
 from megatron_cpt.config.schema import RunConfig
 
@@ -29,6 +30,8 @@ def run_schema() -> dict[str, Any]:
         for key, meaning in meanings.items():
             if name in sections:
                 sections[name]["properties"][key]["description"] = meaning
+    # A name stands for a whole section (base_history.py); pydantic's schema knows the section alone.
+    made["properties"]["base_history"]["anyOf"].insert(0, {"enum": [*public_bases()]})
     return {"$schema": _DIALECT} | made
 
 

@@ -6,8 +6,9 @@ and the last update of a run has the final learning rate.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
-from megatron_cpt.config.schema import DecayShape, PhaseSettings, RunConfig, ScheduleSettings
+from megatron_cpt.config.schema import BaseHistorySettings, DecayShape, PhaseSettings, RunConfig, ScheduleSettings
 from megatron_cpt.config.units import share_of_peak
 
 
@@ -151,3 +152,29 @@ class Areas:
         self.annealing += self._momentum
         self.peak = rate if self.peak is None else max(self.peak, rate)
         self.final = rate
+
+
+@cache
+def known_history(history: BaseHistorySettings) -> dict[str, float | None]:
+    """The learning-rate history of a base made elsewhere, under the names of lineage.json; None for what is not known.
+
+    The areas are those that a run of ours with this schedule would have: `Areas`, update by update (some 2 microseconds
+    each, once a process).
+    """
+    schedule, size, tokens = history.schedule, history.tokens_per_step, history.tokens
+    areas = Areas()
+    if schedule is not None and size is not None and tokens is not None:
+        steps = tokens // size
+        horizon = history.schedule_tokens or steps * size
+        for step in range(1, steps + 1):
+            areas.add(learning_rate(schedule, step * size, horizon, size))
+    known = areas.updates > 0
+    whole = history.schedule_tokens in (None, tokens)
+    final = history.peak_lr if history.kind == "constant" else history.final_lr if whole else None
+    return {
+        "forward_area": areas.forward if known else None,
+        "annealing_area": areas.annealing if known else None,
+        "peak_learning_rate": history.peak_lr,
+        "final_learning_rate": areas.final if known else final,
+        "tokens": tokens,
+    }

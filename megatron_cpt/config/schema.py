@@ -8,10 +8,11 @@ and the run can be repeated from that file alone. Tokens are tokens of the model
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
+from megatron_cpt.config.base_history import with_public_values
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.units import (
     Batches,
@@ -428,6 +429,56 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseHistorySettings:
+    """How a base that was made elsewhere was trained: what scaling laws would read in its lineage.json.
+
+    `base_history: NAME` takes all values of a public base (megatron_cpt/config/base_histories.yaml lists them with
+    their sources); with `name` in the section, given values replace those of the table. What is not known is left out.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str | None = None
+    """A public base, such as `llama-2-7b`. None: only what is given here is known."""
+    tokens: Count | None = None
+    """Tokens that it was trained on."""
+    tokens_per_step: Count | None = None
+    """Tokens of one optimizer step."""
+    kind: Literal["constant", "linear", "cosine", "wsd"] | None = None
+    """Schedule after the warm-up, as in `schedule.kind`. With `tokens`, `tokens_per_step`, `peak_lr` and `final_lr` it
+    gives the forward and annealing areas S1 and S2."""
+    peak_lr: Positive | None = None
+    """Peak learning rate."""
+    final_lr: NotNegative | None = None
+    """Learning rate at the end of its schedule (not used by `constant`)."""
+    warmup: Span | None = None
+    """Length of its linear warm-up from 0, in tokens or steps. None: none."""
+    decay: Span | None = None
+    """wsd: length of the final decay, in tokens or steps. None: a tenth of the schedule."""
+    decay_shape: DecayShape | None = None
+    """wsd: shape of the final decay. None: linear."""
+    schedule_tokens: Count | None = None
+    """Length of its schedule, where its training ended earlier: a checkpoint that is not annealed. None: `tokens`."""
+    source: str | None = None
+    """Where the values come from."""
+
+    @property
+    def schedule(self) -> ScheduleSettings | None:
+        """Its schedule; None where it is not known."""
+        final = self.peak_lr if self.kind == "constant" else self.final_lr
+        if self.kind is None or self.peak_lr is None or final is None:
+            return None
+        return ScheduleSettings(
+            kind=self.kind,
+            peak_lr=self.peak_lr,
+            final_lr=final,
+            warmup=self.warmup,
+            decay=self.decay,
+            decay_shape=self.decay_shape,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Folder, seed and logging of a run."""
 
@@ -756,6 +807,7 @@ class RunConfig:
     model: ModelSettings
     data: DataSettings
     training: TrainingSettings
+    base_history: Annotated[BaseHistorySettings, BeforeValidator(with_public_values)] | None = None
     schedule: ScheduleSettings
     init_from: InitFromSettings = field(default_factory=InitFromSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -21,6 +21,7 @@ from megatron_cpt.planning.disk_space import folder_faults
 from megatron_cpt.planning.evaluations import task_faults
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.rates import decay_faults
+from megatron_cpt.planning.start_state import base_history_faults
 from megatron_cpt.runs.checkpoint_state import find_state, newest_checkpoint
 from megatron_cpt.runs.folder import RunFolder
 
@@ -31,6 +32,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     if inputs.shape is not None:
         faults += model_faults(config, inputs.shape)
     faults += start_faults(config, inputs.shape)
+    faults += base_history_faults(config)
     faults += folder_faults(config)
     faults += _watch_faults(config)
     faults += _tokenizer_faults(config, inputs)

@@ -26,7 +26,7 @@ from megatron_cpt.planning.checks import input_faults, shared_warnings, start_fa
 from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
-from megatron_cpt.planning.rates import rate_lines, rate_warnings, rates_of
+from megatron_cpt.planning.rates import history_lines, rate_lines, rate_warnings, rates_of
 from megatron_cpt.planning.start_state import (
     RunPosition,
     history_faults,
@@ -185,6 +185,7 @@ class RunPlan:
         return [
             f"Run      {self.folder}: {steps:,} steps of {batch}, {short_count(tokens)} tokens in all",
             *self._counting(),
+            *history_lines(self.config),
             *rate_lines(self.config, self.start, self.resume),
             *self._batch_ramp(),
             f"Model    {model.family}, {short_count(model.parameters)} parameters "

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.schedule import decay_tokens
+from megatron_cpt.config.schedule import decay_tokens, known_history
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.units import short_count
 from megatron_cpt.planning.start_state import RunPosition, start_state
 
 _HIGH_RATE = 0.02
@@ -51,6 +52,23 @@ def rate_lines(config: RunConfig, start: RunPosition, resume: RunPosition | None
         after = shown(resume.rate_at(config, resume.step + 1))
         lines.append(f"Resume   after step {resume.step:,}: rate {before}{after} at the next step")
     return lines
+
+
+def history_lines(config: RunConfig) -> list[str]:
+    """What is known of a base that was made elsewhere, as the laws will read it."""
+    if config.base_history is None:
+        return []
+    known = known_history(config.base_history)
+    peak, final, tokens = known["peak_learning_rate"], known["final_learning_rate"], known["tokens"]
+    potential = f" ({final / peak:.0%} of the peak)" if peak and final is not None else ""
+    trained = "tokens not known" if tokens is None else f"{short_count(tokens)} tokens"
+    areas = ", ".join(
+        f"{name} {shown(known[area])}" for name, area in (("S1", "forward_area"), ("S2", "annealing_area"))
+    )
+    return [
+        f"Base     {config.base_history.name or 'as given'}: {trained}, rate {shown(peak)} at the highest, "
+        f"{shown(final)} at the last{potential}; {areas}"
+    ]
 
 
 def rate_warnings(config: RunConfig, start: RunPosition) -> Iterator[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_cpt.config.errors import Fault, IntegrityFault, refuse
-from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.config.load import plain
+from megatron_cpt.config.schedule import known_history, learning_rate
 from megatron_cpt.config.schema import InitFromSettings, RunConfig
 from megatron_cpt.runs.checkpoint_state import (
     find_state,
@@ -52,9 +53,9 @@ def start_state(config: RunConfig) -> RunPosition:
     own = read_state(newest) if newest is not None else None
     step, shift = (own.first_own_step, own.schedule_shift) if own else (0, 0)
     if start.checkpoint is None:
-        before = _rate_of_parent(Path(config.model.hf)) if config.model.weights == "hf" else None
+        before = _rate_of_parent(Path(config.model.hf), config) if config.model.weights == "hf" else None
     else:
-        before = _rate_of_parent(Path(start.checkpoint) / "hf")
+        before = _rate_of_parent(Path(start.checkpoint) / "hf", config)
         parent = find_state(Path(start.checkpoint))
         if own is None and parent is not None:
             step = parent.step if start.load_data_position else 0
@@ -118,7 +119,7 @@ def resume_state(config: RunConfig) -> RunPosition | None:
     if newest is None:
         return None
     state = read_state(newest)
-    rate = _rate_of_parent(newest / "hf")
+    rate = _rate_of_parent(newest / "hf", config)
     return RunPosition(state.step, state.tokens, state.sequences, state.schedule_shift, rate)
 
 
@@ -134,10 +135,32 @@ def schedule_shift(start: InitFromSettings, tokens: int, parent_shift: int) -> i
     return -tokens if start.load_data_position else 0
 
 
-def _rate_of_parent(folder: Path) -> float | None:
-    """The learning rate at the end of the training that a Hugging Face folder's lineage.json tells of, if it does."""
+def base_history_faults(config: RunConfig) -> Iterator[Fault]:
+    """A history of the base beside another that the base carries itself."""
+    if config.base_history is None:
+        return
+    start = config.init_from.checkpoint
+    folder = Path(config.model.hf) if start is None else Path(start) / "hf"
     try:
-        rate = (read_json_object(folder / "lineage.json") or {}).get("final_learning_rate")
+        lineage = read_json_object(folder / "lineage.json") or {}
+    except IntegrityFault:
+        return  # the weights' own loading tells of it
+    known = lineage.get("parent_forward_area") is not None
+    if known and lineage.get("base_history") != plain(config.base_history):
+        rule = f"{folder}/lineage.json tells how the model was trained from its random weights on."
+        yield Fault("base_history", rule, "Take it out: it is for models that were made elsewhere.")
+
+
+def _rate_of_parent(folder: Path, config: RunConfig) -> float | None:
+    """The learning rate at the end of the training that a Hugging Face folder's lineage.json tells of.
+
+    Without that file it is that of `base_history`; None: not known.
+    """
+    try:
+        lineage = read_json_object(folder / "lineage.json")
     except IntegrityFault:
         return None  # the weights' own loading tells of it
+    if lineage is None and config.base_history is not None:
+        return known_history(config.base_history)["final_learning_rate"]
+    rate = (lineage or {}).get("final_learning_rate")
     return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) else None

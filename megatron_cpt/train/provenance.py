@@ -23,9 +23,9 @@ from megatron_cpt import __version__
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
 from megatron_cpt.checkpoint.model_card import model_card, training_of
-from megatron_cpt.config.load import dump_config
-from megatron_cpt.config.schedule import Areas, learning_rate
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.load import dump_config, plain
+from megatron_cpt.config.schedule import Areas, known_history, learning_rate
+from megatron_cpt.config.schema import BaseHistorySettings, RunConfig
 from megatron_cpt.families.shape import stated_dtype
 from megatron_cpt.model import cpu_kernels
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
@@ -291,8 +291,8 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
 
     forward_area is S1 and annealing_area S2 of arXiv:2408.11029 (Eq. 1 of arXiv:2505.07796) over all updates
     of the run. The parent's figures are over all that came before, its own parents included; they come from the
-    lineage.json that our exports and checkpoints carry, are 0 for random weights, and null where any part is not known.
-    The run's sums go on from where they were asked for last.
+    lineage.json that our exports and checkpoints carry and, for what was before that, from `base_history`. They are 0
+    for random weights, and null where any part is not known. The run's sums go on from where they were asked for last.
 
     Args:
         step: the last step told of: with none of the run's own, its figures are 0 and its rates null.
@@ -318,31 +318,43 @@ def run_lineage(run: Run, step: int) -> dict[str, Any]:
 def _parent_of(run: Run) -> dict[str, Any]:
     """What a run began from, and its learning-rate history.
 
-    A run that goes on keeps what its lineage.json says: model.hf may be a copy in another place by then.
+    A run that goes on keeps what its lineage.json says: model.hf may be a copy in another place by then. What came from
+    `base_history` follows from that of this start.
     """
+    config = run.config
     names = ("parent", *(f"parent_{name}" for name in _HISTORY))
-    if run.first_step > run.start_state.first_own_step and "parent" in (kept := read_history(run.folder.path)):
-        return {name: kept.get(name) for name in names}
-    folder = _parent_folder(run.config)
-    before = _FROM_RANDOM if folder is None else whole_history(read_history(folder))
-    shown = run.config.init_from.checkpoint or run.config.model.hf
-    return dict(zip(names, (shown, *map(before.get, _HISTORY)), strict=True))
+    given = plain(config.base_history) if config.base_history is not None else None
+    kept = read_history(run.folder.path) if run.first_step > run.start_state.first_own_step else {}
+    if "parent" in kept and given is None and kept.get("base_history") is None:
+        return {name: kept.get(name) for name in names} | {"base_history": None}
+    folder = _parent_folder(config)
+    before = _FROM_RANDOM if folder is None else whole_history(read_history(folder), config.base_history)
+    shown = config.init_from.checkpoint or config.model.hf
+    values = (shown, *map(before.get, _HISTORY))
+    return dict(zip(names, values, strict=True)) | {"base_history": given}
 
 
-def whole_history(lineage: Mapping[str, Any]) -> dict[str, Any]:
+def whole_history(lineage: Mapping[str, Any], base: BaseHistorySettings | None = None) -> dict[str, Any]:
     """The learning-rate history of a model from its random weights on: its own run's and that of all before it.
 
     Args:
         lineage: the content of its lineage.json; empty for a model made elsewhere.
+        base: what is known of a model made elsewhere, from which it or the first of its parents comes.
     Returns:
         A value for each of `_HISTORY`; None where a part is not known.
     """
+    elsewhere = known_history(base) if base is not None else {}
+    if not lineage:
+        return {name: elsewhere.get(name) for name in _HISTORY}
+    parent = {name: lineage.get(f"parent_{name}") for name in _HISTORY}
+    if parent["forward_area"] is None:
+        parent |= elsewhere
     whole: dict[str, Any] = {"final_learning_rate": lineage.get("final_learning_rate")}
     for name in ("forward_area", "annealing_area", "tokens"):
-        own, before = lineage.get(name), lineage.get(f"parent_{name}")
+        own, before = lineage.get(name), parent[name]
         whole[name] = None if own is None or before is None else own + before
-    own, before = lineage.get("peak_learning_rate"), lineage.get("parent_peak_learning_rate")
-    if lineage.get("parent_tokens") == 0:
+    own, before = lineage.get("peak_learning_rate"), parent["peak_learning_rate"]
+    if parent["tokens"] == 0:
         before = own  # random weights have had no rate
     whole["peak_learning_rate"] = None if own is None or before is None else max(own, before)
     return whole

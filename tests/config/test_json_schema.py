@@ -52,6 +52,12 @@ def test_the_readmes_run_and_a_resolved_configuration_are_right() -> None:
     assert errors(yaml.safe_load(dump_config(config_with()))) == []
 
 
+def test_a_base_is_named_or_described() -> None:
+    assert errors(settings_with(base_history="llama-2-7b")) == []
+    assert errors(settings_with(base_history={"name": "pythia-410m", "tokens": "150B"})) == []
+    assert errors(settings_with(base_history="lama-2-7b")) and errors(settings_with(base_history={"peak": 1e-3}))
+
+
 AMOUNT = st.one_of(
     st.integers(1, 10**13),
     st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["", "K", "M", "B", "T", "k", " M"])),

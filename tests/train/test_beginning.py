@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -10,10 +11,12 @@ import yaml
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
+from megatron_cpt.config.schedule import Areas
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.report.read import read_runs
 from megatron_cpt.runs.checkpoint_state import read_state
 from megatron_cpt.runs.folder import Status, write_status
+from megatron_cpt.scaling_law.curves import read_run
 from megatron_cpt.train.provenance import whole_history
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
@@ -81,6 +84,77 @@ def test_a_run_from_a_run_from_a_run_knows_all_that_came_before(
     first, later = (column(records_of(run, "train"), "learning_rate") for run in (base, second))
     assert lineage["parent_forward_area"] == pytest.approx(sum(first[:4]) + sum(later))
     assert lineage["parent_tokens"] == (4 + 12) * 8 * 32
+
+
+def lineage_of(run: Path) -> dict[str, Any]:
+    return orjson.loads((run / "lineage.json").read_bytes())
+
+
+ELSEWHERE = "{tokens: 60, tokens_per_step: 10, kind: linear, peak_lr: 2e-2, final_lr: 5e-3, warmup: 2 steps}"
+# Steps of 0.01, 0.02 and then a line to 0.005 in 4 steps.
+FORWARD = 0.01 + 0.02 + 0.01625 + 0.0125 + 0.00875 + 0.005
+ANNEALING = 0.00375 * (1 + (1 + 0.999) + (1 + 0.999 + 0.999**2) + (1 + 0.999 + 0.999**2 + 0.999**3))
+
+
+def test_the_history_of_a_base_made_elsewhere_stands_where_a_parents_own_would(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    given = f"base_history={ELSEWHERE}"
+    run = tmp_path / "run"
+    path = workshop.write_config(run)
+    one_rank.call(train, path=path, overrides=(given, "training.tokens=4 steps"))
+    lineage = lineage_of(run)
+    assert lineage["parent_forward_area"] == pytest.approx(FORWARD)
+    assert lineage["parent_annealing_area"] == pytest.approx(ANNEALING)
+    assert lineage["parent_peak_learning_rate"] == 0.02 and lineage["parent_final_learning_rate"] == 0.005
+    assert lineage["parent_tokens"] == 60 and lineage["base_history"]["kind"] == "linear"
+    # S2 of the run counts from the last rate of the base, as behind any parent.
+    areas = Areas(before=0.005)
+    for rate in column(records_of(run, "train"), "learning_rate"):
+        areas.add(rate)
+    assert lineage["annealing_area"] == pytest.approx(areas.annealing)
+    curve = read_run(run, "general")
+    assert (curve.base_forward_area, curve.base_annealing_area) == pytest.approx((FORWARD, ANNEALING))
+    assert (curve.base_peak_rate, curve.base_final_rate) == (0.02, 0.005)
+    # It is kept by what begins from this run, also where the same file is used again.
+    child = tmp_path / "child"
+    words = (f"init_from.checkpoint={run / 'checkpoints/step-00000004'}", "training.tokens=4 steps", given)
+    one_rank.call(train, path=workshop.write_config(child), overrides=words)
+    assert lineage_of(child)["parent_forward_area"] == pytest.approx(FORWARD + areas.forward)
+    assert lineage_of(child)["parent_peak_learning_rate"] == 0.02
+    other = make_faults(child, workshop, *words[:2], given.replace("60", "70"))
+    assert "lineage.json tells how the model was trained from its random weights on" in other
+
+
+def test_a_history_that_is_told_at_a_resume_takes_effect(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = workshop.write_config(run)
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps", "schedule.kind=constant"))
+    unknown = lineage_of(run)
+    assert unknown["parent_forward_area"] is None and unknown["base_history"] is None
+    longer = ("training.tokens=8 steps", "schedule.kind=constant")
+    one_rank.call(train, path=path, overrides=(*longer, f"base_history={ELSEWHERE}"))
+    assert lineage_of(run)["parent_forward_area"] == pytest.approx(FORWARD)
+    assert "changed from step 5 on: base_history: not set before" in (run / "log.txt").read_text()
+    one_rank.call(train, path=path, overrides=(*longer, "training.tokens=12 steps"))
+    assert lineage_of(run)["parent_forward_area"] is None
+
+
+def test_a_plan_tells_what_is_known_of_the_base(workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    text = make_plan(load_config(path, ["base_history=pythia-410m"])).table()
+    assert (
+        "Base     pythia-410m: 300B tokens, rate 0.0003 at the highest, 3e-05 at the last (10% of the peak); " in text
+    )
+    assert "S1 23.6, S2 0.27\n" in text and "Rate     3e-05 before, " in text
+    text = make_plan(load_config(path, ["base_history=llama-3-8b"])).table()
+    assert "15.0T tokens, rate 0.0003 at the highest, not known at the last; S1 not known, S2 not known" in text
+
+
+def make_faults(run: Path, workshop: Workshop, *words: str) -> str:
+    with pytest.raises(BadInput) as refused:
+        make_plan(load_config(workshop.write_config(run.with_name("other")), words))
+    return str(refused.value)
 
 
 def test_weights_alone_begin_a_new_run(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:

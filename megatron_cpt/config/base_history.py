@@ -1,0 +1,35 @@
+"""What is known of the training of public bases: base_histories.yaml, by name."""
+
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+
+@cache
+def public_bases() -> dict[str, dict[str, Any]]:
+    """Settings of `base_history` by the name of a public base; unknown values are left out."""
+    text = files("megatron_cpt").joinpath("config/base_histories.yaml").read_text(encoding="utf-8")
+    table: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return table
+
+
+def with_public_values(value: Any) -> Any:
+    """A `base_history` as written, with what the table says of the base that it names; given values win.
+
+    Raises:
+        ValueError: no base of the table has that name.
+    """
+    given = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not isinstance(name := given.get("name"), str):
+        return given
+    if name not in public_bases():
+        near = get_close_matches(name.lower(), public_bases(), 3, 0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(
+            f"'{name}' is not a base whose history is known; {meant}Known: {', '.join(public_bases())}. For another, "
+            "give tokens, tokens_per_step, kind, peak_lr and final_lr without a name"
+        )
+    return public_bases()[name] | given

@@ -14,6 +14,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -87,10 +88,10 @@ def do(name: str, job: Callable[..., Any], arguments: dict[str, Any], pipe: Conn
     pipe.send_bytes(answer)
 
 
-def join(name: str) -> None:
+def join(name: str, timeout: timedelta = groups.TIMEOUT) -> None:
     """Joins the world of a job, or of a part of one after it has left another."""
     store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
-    groups.init_process_group(store=dist.PrefixStore(name, store))
+    groups.init_process_group(timeout, dist.PrefixStore(name, store))
 
 
 class Ranks:

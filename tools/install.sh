@@ -38,6 +38,8 @@ fi
 
 if [ "${TORCH:-pinned}" = system ]; then
     "$python" -m venv --system-site-packages "$venv"
+    # Images of NGC pin hundreds of packages for every pip; ours differ. What must stay is pinned below: torch.
+    unset PIP_CONSTRAINT
     sed -i '/^torch==/d; /^triton==/d' "$constraints"
     "$venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >> "$constraints" || {
         echo "TORCH=system, but $python has no torch: install one, or leave TORCH out." >&2; exit 2; }

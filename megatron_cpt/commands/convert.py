@@ -13,7 +13,7 @@ from megatron_cpt.config.schema import ParallelSettings, Precision
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import refuse_to_replace, write_checked_json
-from megatron_cpt.train.initial_loss_check import compute_reference
+from megatron_cpt.train.initial_loss_check import NotCompared, compute_reference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,8 +137,8 @@ def _record_start(run: str, overrides: list[str], output: Path) -> None:
     machine."""
     config = load_config(run, overrides)
     one_copy = config.parallel.tensor * config.parallel.pipeline
-    reference = compute_reference(config, make_plan(config, one_copy))
-    if reference is None:
+    reference = compute_reference(config, make_plan(config, one_copy), print)
+    if isinstance(reference, NotCompared):
         rule = "the whole model fits neither this machine's GPU nor its memory."
         raise BadInput(Fault(f"model.hf = {config.model.hf}", rule, "Record on a machine where it does."))
     write_checked_json(output, asdict(reference))

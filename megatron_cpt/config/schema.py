@@ -248,8 +248,9 @@ class DataSettings:
 class InitialLossCheckSettings:
     """Compares the loss of the first 8 sequences before the first update with transformers'; a difference is refused.
 
-    Rank 0 computes the reference if the whole model fits its GPU or its machine's memory. Otherwise nothing is
-    compared.
+    Rank 0 computes the reference if the whole model fits its GPU or its machine's memory. There it uses all cores, and
+    the log says beforehand how long it will take. If that is more than half of `timeout.start`, or the model does not
+    fit, nothing is compared.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

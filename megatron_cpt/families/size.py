@@ -39,15 +39,28 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     take 2 x 2 q, backward twice that again. Of s tokens a query sees s / 2 in the mean, and w - w^2 / 2 s in a layer
     with a window of w.
     """
-    matrices = sum(
-        _parameters(rule, shape) * _active_copies(rule, shape)
-        for rule in weight_rules(shape)
-        if len(rule.tensors[0].size) > 1 and rule.names != embedding_rule(shape).names
-    )
+    matrices = _multiplying_parameters(shape)
     window = min(shape.local_window or sequence_length, sequence_length)
     local, whole = len(shape.local_layers), shape.layers - len(shape.local_layers)
     keys = whole * sequence_length / 2 + local * (window - window**2 / (2 * sequence_length))
     return 6.0 * matrices + 12.0 * shape.query_width * keys
+
+
+def palm_flops_per_token(shape: ModelShape, sequence_length: int) -> float:
+    """Those of a training token as MFU in PaLM's sense counts them (arXiv:2204.02311, appendix B).
+
+    Every query is counted with every key, also with those after it and outside of its window.
+    """
+    return 6.0 * _multiplying_parameters(shape) + 12.0 * shape.query_width * shape.layers * sequence_length
+
+
+def _multiplying_parameters(shape: ModelShape) -> int:
+    """Weights of the matrices that multiply a token."""
+    return sum(
+        _parameters(rule, shape) * _active_copies(rule, shape)
+        for rule in weight_rules(shape)
+        if len(rule.tensors[0].size) > 1 and rule.names != embedding_rule(shape).names
+    )
 
 
 def weight_rules(shape: ModelShape) -> Iterator[Rule]:

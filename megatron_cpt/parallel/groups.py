@@ -53,6 +53,7 @@ def init_process_group(timeout: timedelta = TIMEOUT, store: dist.Store | None = 
         os.environ.setdefault(name, value)
     place: dict[str, Any] = {"timeout": timeout}
     if store is not None:
+        store.set_timeout(timeout)
         place |= {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     elif "MASTER_PORT" not in os.environ:
         place |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
@@ -353,19 +354,27 @@ def barrier() -> None:
 def first_on_rank_zero() -> Iterator[None]:
     """Runs the block on rank 0 before the others: for what one rank may have to make and all read.
 
-    An error on rank 0 ends the other ranks with an error, not with a wait for the timeout.
+    They wait on the ranks' store, not in a collective: an hour is no fault there, and neither GPU nor processor is kept
+    busy. An error on rank 0 ends the other ranks with an error, not with a wait for the timeout.
     """
+    store: Any = dist.distributed_c10d._get_default_store()
+    key = f"megatron-cpt/turn/{store.add(f'megatron-cpt/turns/{rank()}', 1)}"
     if rank() != 0:
-        if any_rank(False):
+        own = own_connection(store.timeout)
+        if own.get(key) == _FAILED.encode():  # waits for it
             raise RankFailed("rank 0 failed; its message says why")
         yield
         return
     try:
         yield
     except BaseException:
-        any_rank(True)
+        store.set(key, _FAILED)
         raise
-    any_rank(False)
+    store.set(key, _MADE)
+
+
+_MADE, _FAILED = "made", "failed"
+"""What rank 0 leaves in the store at the end of such a block."""
 
 
 def share_devices() -> None:

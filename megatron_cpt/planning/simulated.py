@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.size import flops_per_token
+from megatron_cpt.families.size import flops_per_token, palm_flops_per_token
 from megatron_cpt.planning.cards import Card
 from megatron_cpt.planning.cost import CostEstimate
 from megatron_cpt.planning.text_tables import columns, percent, size
@@ -198,9 +198,15 @@ class Simulation:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization: what a run's records call `mfu`."""
+        """Model FLOPs utilization, causal attention at half: what a run's records call `mfu`."""
         per_token = flops_per_token(self.shape, self.config.data.sequence_length)
         return per_token * self.tokens_per_second / (self.card.flops * self.fullest.world_size)
+
+    @property
+    def _palm_mfu(self) -> float:
+        """The same with attention in full."""
+        length = self.config.data.sequence_length
+        return self.mfu * palm_flops_per_token(self.shape, length) / flops_per_token(self.shape, length)
 
     @property
     def fits(self) -> bool:
@@ -294,7 +300,8 @@ class Simulation:
         return [
             f"Step     {total:.3g} s, an estimate: kernels {estimate.work:.3g} s, exposed collectives "
             f"{estimate.exposed:.3g} s, pipeline bubble {estimate.bubble:.3g} s ({percent(estimate.bubble / total)})",
-            f"Speed    {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.1%} (assumed: {card.product_share:.0%} "
+            f"Speed    {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.1%} (causal attention at half; in PaLM's "
+            f"sense {self._palm_mfu:.1%}; assumed: {card.product_share:.0%} "
             f"of {card.flops / 1e12:g} TFLOP/s, {card.bandwidth_share:.0%} of bandwidths, "
             f"{card.kernel_start * 1e6:g} us to start a kernel)",
             *self.cost.lines(),

@@ -1,8 +1,9 @@
 """The loss before the first update, beside transformers' own and that of guessing: faults of weights show here.
 
 1. Before our model takes the memory, rank 0 computes with transformers the loss of the first sequences of the run,
-   or reads what an earlier run recorded. Where the model fits neither the memory of its GPU nor that of its machine,
-   nothing is compared, and the log says so.
+   or reads what an earlier run recorded. The log says beforehand how long that will take. Where the model fits neither
+   the memory of its GPU nor that of its machine, or a processor would take too long, nothing is compared, and the log
+   says so.
 2. Once it is assembled, the model that will be trained computes the same sequences on all ranks.
 3. Beyond the tolerance the run is refused. Within it, both stand in RUN/initial_loss_check.json.
 4. Weights that are damaged before either reads them have the same loss in both. One above ln(vocabulary) is worse than
@@ -11,7 +12,10 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,13 +30,16 @@ from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.schema import ModelSettings, RunConfig
 from megatron_cpt.data.loader import windows
 from megatron_cpt.evaluate.validation import ValidationSet, evaluate
+from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_config, read_shape
+from megatron_cpt.families.size import flops_per_token, parameter_count
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import all_agree, first_on_rank_zero
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import RunFolder, read_json_object, write_checked_json
+from megatron_cpt.runs.records import RunLog
 from megatron_cpt.train.run import Run
 
 SEQUENCES = 8
@@ -91,8 +98,16 @@ def _first_windows(config: RunConfig, plan: RunPlan) -> npt.NDArray[np.int64]:
     ]
 
 
-def reference_losses_of(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Reference | None:
-    """What our loss is to be, on rank 0; None on the others and where it cannot be had. Every rank calls it.
+@dataclass(frozen=True)
+class NotCompared:
+    """That there is no reference."""
+
+    reason: str
+    """Why, as a clause."""
+
+
+def reference_losses_of(config: RunConfig, plan: RunPlan, folder: RunFolder) -> Reference | NotCompared | None:
+    """What our loss is to be, on rank 0; None on the others and for a run from a checkpoint. Every rank calls it.
 
     Raises:
         BadInput: the recording that the config names is not of these sequences, this model and this precision.
@@ -110,19 +125,91 @@ def reference_losses_of(config: RunConfig, plan: RunPlan, folder: RunFolder) -> 
             rule = "is not a recording of the first sequences, the model and the precision of this run."
             remedy = "Name the initial_loss_check.json of a run that begins as this one does, or take it out."
             raise BadInput(Fault(f"model.initial_loss_check.reference_file = {named}", rule, remedy))
-        return compute_reference(config, plan)
+        start = config.timeout.seconds().get("start", math.inf)
+        log = RunLog(folder.log)
+        return compute_reference(config, plan, lambda line: log.write(line, shown=True), start * _SHARE_OF_START)
 
 
-def compute_reference(config: RunConfig, plan: RunPlan) -> Reference | None:
-    """What transformers says, in this process; None where the model does not fit. Raises BadInput as loading does."""
+def compute_reference(
+    config: RunConfig, plan: RunPlan, tell: Callable[[str], None], limit: float = math.inf
+) -> Reference | NotCompared:
+    """What transformers says, in this process.
+
+    Args:
+        tell: gets a line that says how long it will take, where a processor computes it.
+        limit: seconds that it may take.
+    Raises:
+        BadInput: as loading does.
+    """
     hf_folder, dtype = Path(config.model.hf), DTYPES[config.training.precision]
     shape = read_shape(hf_folder, config.model.rope)
     device = room_for_reference(shape, dtype, groups.device())
     if device is None:
-        return None
+        return NotCompared("the model fits neither the memory of rank 0's GPU nor that of its machine")
     opening = _first_windows(config, plan)
-    losses = transformers_losses(hf_folder, torch.from_numpy(opening), dtype, device, config.model.rope)
+    sequences, tokens = opening.shape[0], opening.shape[1] - 1
+    with _all_cores() if device.type == "cpu" else nullcontext():
+        if device.type == "cpu":
+            seconds = sequences * _seconds_of_sequence(shape, tokens, dtype)
+            how_long = f"about {_rounded(seconds)} on {torch.get_num_threads()} cores"
+            if seconds > limit:
+                return NotCompared(
+                    f"transformers would take {how_long} of rank 0's machine, and half of `timeout.start` is "
+                    f"{_rounded(limit)}"
+                )
+            tell(
+                f"initial loss check: transformers computes {sequences} sequences of {tokens} tokens on rank 0: "
+                f"{how_long}, after reading {parameter_count(shape) * dtype.itemsize / 1e9:,.1f} GB of weights"
+            )
+        losses = transformers_losses(hf_folder, torch.from_numpy(opening), dtype, device, config.model.rope)
     return Reference(hash_of(opening), fingerprint(config.model), config.training.precision, losses)
+
+
+_SHARE_OF_START = 0.5
+"""Part of `timeout.start` that the reference may take: reading weights and building the model need the rest."""
+_PROBE = 1024
+"""Rows and columns of the matrices that are multiplied to see how fast a processor is."""
+_PASSES = 20
+"""Passes of transformers' layers over the scores of attention, which it keeps whole, or over as many numbers."""
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Computes on all cores that this process may use: torchrun gives each rank one, and the others wait here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds_of_sequence(shape: ModelShape, tokens: int, dtype: torch.dtype) -> float:
+    """What transformers takes for a sequence on this processor, about: its products of matrices, and what is between.
+
+    Both are tried: with units for bf16 a processor multiplies 20 times as fast, and adds no faster.
+    """
+    matrix, scores = torch.ones(_PROBE, _PROBE, dtype=dtype), torch.ones(shape.heads, tokens, tokens, dtype=dtype)
+    product = _seconds_of(lambda: matrix @ matrix) / (2 * _PROBE**3)
+    flops = tokens * flops_per_token(shape, tokens) / 3
+    return flops * product + shape.layers * _PASSES * _seconds_of(lambda: scores * scores)
+
+
+def _seconds_of(compute: Callable[[], object]) -> float:
+    """The mean of a few calls, after one that is not counted."""
+    compute()
+    began = time.perf_counter()
+    for _ in range(_CALLS):
+        compute()
+    return (time.perf_counter() - began) / _CALLS
+
+
+_CALLS = 3
+
+
+def _rounded(seconds: float) -> str:
+    """A time for people."""
+    return f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def opening_losses(run: Run) -> list[float]:
@@ -151,7 +238,7 @@ def check_guessing(run: Run, losses: Sequence[float]) -> str | None:
     return line
 
 
-def compare_initial_loss(run: Run, reference: Reference | None, losses: list[float]) -> str:
+def compare_initial_loss(run: Run, reference: Reference | NotCompared | None, losses: list[float]) -> str:
     """Compares the assembled model with the reference; returns a line for the log. Every rank calls it.
 
     Args:
@@ -162,14 +249,14 @@ def compare_initial_loss(run: Run, reference: Reference | None, losses: list[flo
     """
     if groups.rank() == 0:
         run.folder.initial_loss_check.unlink(missing_ok=True)  # another attempt's, until this one has passed
-    if not all_agree(reference is not None or groups.rank() != 0):
+    if not all_agree(not isinstance(reference, NotCompared)):
+        why = reference.reason if isinstance(reference, NotCompared) else "rank 0 says why"
         return (
-            "initial loss check: NOT MADE: the model fits neither the memory of rank 0's GPU nor that of its machine; "
-            "record it where it fits (megatron-cpt convert record-reference) and name it in "
-            "model.initial_loss_check.reference_file"
+            f"initial loss check: NOT MADE: {why}; record it elsewhere (megatron-cpt convert record-reference) and "
+            "name it in model.initial_loss_check.reference_file"
         )
     line, fine = "", True
-    if reference is not None:
+    if isinstance(reference, Reference):
         settings, precision = run.config.model.initial_loss_check, run.config.training.precision
         tolerance = settings.tolerance or _TOLERANCES[precision]
         worst = max(abs(a - b) for a, b in zip(losses, reference.losses, strict=True))

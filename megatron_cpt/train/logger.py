@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Duration
-from megatron_cpt.families.size import flops_per_token
+from megatron_cpt.families.size import flops_per_token, palm_flops_per_token
 from megatron_cpt.gap.figures import RunningGap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
@@ -221,11 +221,12 @@ def mfu_formula(run: Run) -> str:
     peak = run.config.run.peak_flops or peak_flops()
     if peak is None:
         return "MFU: not reported: the peak FLOP/s of this device is unknown (run.peak_flops)"
-    per_token = flops_per_token(run.shape, run.config.data.sequence_length)
+    length = run.config.data.sequence_length
+    per_token = flops_per_token(run.shape, length)
     return (
         f"MFU = {per_token:.4g} FLOPs a token (forward and backward, nothing recomputed, causal attention at half) x"
-        f" tokens/s"
-        f" / ({groups.world_size()} ranks x {peak:.4g} FLOP/s)"
+        f" tokens/s / ({groups.world_size()} ranks x {peak:.4g} FLOP/s);"
+        f" in PaLM's sense, attention in full: {palm_flops_per_token(run.shape, length) / per_token:.3f} times that"
     )
 
 

@@ -10,6 +10,7 @@ from megatron_cpt.families.size import (
     active_parameter_count,
     flops_per_token,
     non_embedding_parameter_count,
+    palm_flops_per_token,
     parameter_count,
 )
 from tests.families.folders import MODELS, write_fields
@@ -62,5 +63,8 @@ def test_flops_are_six_a_matrix_weight_and_half_the_attention_square() -> None:
     local = replace(LLAMA_3_8B, local_window=4096, local_layers=frozenset(range(8)))
     assert flops_per_token(local, 8192) == 6 * matrices + 12 * 4096 * (24 * 4096 + 8 * 3072)
     assert flops_per_token(local, 4096) == flops_per_token(LLAMA_3_8B, 4096)
+    # PaLM counts all keys for every query.
+    assert palm_flops_per_token(local, 8192) == 6 * matrices + 12 * 32 * 4096 * 8192
+    assert palm_flops_per_token(LLAMA_3_8B, 8192) / flops_per_token(LLAMA_3_8B, 8192) == pytest.approx(1.125, abs=1e-3)
     # Tying takes parameters away, not work.
     assert flops_per_token(replace(LLAMA_3_8B, tied_embeddings=True), 8192) == flops_per_token(LLAMA_3_8B, 8192)

@@ -4,10 +4,14 @@ import gc
 import os
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
+import torch.distributed as dist
 
+from megatron_cpt.config.errors import RankFailed
 from megatron_cpt.parallel import groups
 from tests.ranks import Ranks, join
 from tests.train.runs import train
@@ -50,3 +54,26 @@ def test_without_a_place_to_meet_a_process_is_a_world_of_one() -> None:
 def test_a_process_takes_the_gpu_of_its_rank_or_the_one_that_it_is_shown() -> None:
     assert [groups.own_gpu(rank, visible=4) for rank in range(4)] == [0, 1, 2, 3]
     assert [groups.own_gpu(rank, visible=1) for rank in range(4)] == [0, 0, 0, 0]
+
+
+def wait_for_rank_zero(fails: bool) -> str:
+    """Job: rank 0 takes longer than a collective may, or fails; what each rank finds."""
+    groups.destroy()
+    join("first" + str(fails), timedelta(seconds=0.5))
+    # Else it ends with the short wait of the groups.
+    dist.distributed_c10d._get_default_store().set_timeout(timedelta(minutes=1))
+    try:
+        for number in range(2):
+            with groups.first_on_rank_zero():
+                if groups.rank() == 0 and number == 1:
+                    time.sleep(1.5)
+                    if fails:
+                        raise ValueError("of rank 0")
+        return "made"
+    except (RankFailed, ValueError) as error:
+        return str(error)
+
+
+def test_the_other_ranks_wait_for_rank_zero_outside_of_a_collective(two_ranks: Ranks) -> None:
+    assert two_ranks.call(wait_for_rank_zero, fails=False) == ["made", "made"]
+    assert two_ranks.call(wait_for_rank_zero, fails=True) == ["of rank 0", "rank 0 failed; its message says why"]

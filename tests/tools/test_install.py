@@ -34,3 +34,26 @@ def test_another_release_has_an_environment_of_its_own() -> None:
     commands = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert ".venv-mcore-0.19.2/bin/python -m pytest" in commands
     assert ".venv/" not in commands
+
+
+def test_pins_of_an_image_are_left_out_with_its_torch(tmp_path: Path) -> None:
+    """Images of NGC name a file of pins for every pip (PIP_CONSTRAINT), which contradict ours."""
+    python, venv, heard = tmp_path / "python", tmp_path / "venv", tmp_path / "heard"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *venv*)
+        mkdir -p {venv}/bin
+        printf '#!/bin/sh\\necho "constraint=$PIP_CONSTRAINT $*" >> {heard}\\n' > {venv}/bin/pip
+        printf '#!/bin/sh\\necho torch==2.99\\n' > {venv}/bin/python
+        chmod +x {venv}/bin/*;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "VENV": str(venv), "TORCH": "system", "MCORE": "", "EXTRAS": ""}
+    environment |= {"PIP_CONSTRAINT": "/etc/pip/constraint.txt"}
+    subprocess.run(["bash", ROOT / "tools/install.sh"], env=environment, capture_output=True, check=True)
+    calls = heard.read_text().splitlines()
+    assert len(calls) == 2
+    assert all(call.startswith("constraint= install") for call in calls)

@@ -1,5 +1,6 @@
 """Before the first update the loss is transformers' own, or the run is refused."""
 
+import re
 from pathlib import Path
 
 import orjson
@@ -12,6 +13,7 @@ from megatron_cpt.checkpoint import convert, hf_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, NumericsFault
 from megatron_cpt.runs.folder import ExitCode
+from megatron_cpt.train import initial_loss_check
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, refusal, train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer_of
@@ -97,6 +99,34 @@ def test_a_model_that_does_not_fit_is_compared_with_a_recording(
     [refused] = one_rank.call(train_without_room, path=elsewhere, overrides=(*named, "run.seed=6"))
     assert refused is not None
     assert "is not a recording of the first sequences" in refused
+
+
+def test_a_reference_that_would_take_too_long_is_skipped_and_said_beforehand(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    path = workshop.write_config(tmp_path / "run")
+    one_rank.call(train, path=path, overrides=ONE_STEP)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert re.search(
+        r"transformers computes 8 sequences of 31 tokens on rank 0: about \d+ s on \d+ cores, after read", log
+    )
+    path = workshop.write_config(tmp_path / "slow")
+    [said] = one_rank.call(train_on_a_slow_machine, path=path, overrides=ONE_STEP)
+    assert said is None
+    log = (tmp_path / "slow/log.txt").read_text()
+    assert re.search(r"NOT MADE: transformers would take about \d+ min on \d+ cores of rank 0's machine, and half", log)
+
+
+def train_on_a_slow_machine(path: Path, overrides: tuple[str, ...]) -> str | None:
+    """Job: a run whose processor is taken to be slow; what a refusal says."""
+    initial_loss_check._PASSES, before = 10**9, initial_loss_check._PASSES
+    try:
+        train(path, overrides)
+        return None
+    except BadInput as fault:
+        return str(fault)
+    finally:
+        initial_loss_check._PASSES = before
 
 
 def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> None:

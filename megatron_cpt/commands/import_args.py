@@ -14,7 +14,7 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.planning.import_arguments import Imported, ImportOptions, Outcome, Result, counted, import_arguments
 from megatron_cpt.planning.launch_script import read_script
 from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_checkpoint, read_words
-from megatron_cpt.planning.run_file import run_text
+from megatron_cpt.planning.run_file import next_lines, run_text
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably
 
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     for note in notes:
         print(f"note: {note}")
     print("docs/migrating.md tells what differs in meaning.")
-    print(f"next: megatron-cpt plan {args.output} --nproc {ranks or 8}")
+    print("\n".join(next_lines(args.output, ranks or 8)))
     return ExitCode.DONE
 
 

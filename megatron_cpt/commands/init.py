@@ -14,7 +14,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.json_schema import run_schema
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.planning.first_run import REPLAY_RATIO, FirstRun, first_run
-from megatron_cpt.planning.run_file import run_text
+from megatron_cpt.planning.run_file import next_lines, run_text
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably
 
 _HEADER = (
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     print(f"wrote {output}")
     for note in written.notes:
         print(f"note: {note}")
-    print(f"next: megatron-cpt plan {output} --nproc {args.gpus}")
+    print("\n".join(next_lines(output, args.gpus)))
     return ExitCode.DONE
 
 

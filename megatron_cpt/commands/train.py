@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from types import FrameType
 
@@ -78,6 +79,8 @@ def main(arguments: list[str]) -> int:
     code, signals = _run_and_forward(command, launch_environment(os.environ, args.nproc), args.nproc)
     status = read_status(folder.status)
     if status is not None and status.exit_code is not None:
+        if status.exit_code and args.nproc > 1:  # torchrun's own report of ranks that ended is what was said last
+            print(f"{folder.path}: {status.state}: {status.message}", file=sys.stderr)
         return status.exit_code
     if status is not None and status.state == "starting" and signals:
         message = "stopped before training began; the same command resumes from the last checkpoint"

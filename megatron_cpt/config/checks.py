@@ -105,6 +105,9 @@ def _validation_faults(config: RunConfig) -> Iterator[Fault]:
         if measured not in sets:
             rule = f"is no validation set; there are: {', '.join(sets) or 'none'}."
             yield Fault(f"validation.gradient_conflict: {measured}", rule, "Name one, or take it out.")
+        if config.validation.gradient_conflict.count(measured) > 1:
+            yield Fault(f"validation.gradient_conflict: {measured}", "is named twice.", "Name it once.")
+            break
     if config.validation.weight_updates and config.model.weights == "random":
         rule = "updates are measured from weights that can be read again after a stop, and model.weights is random."
         yield Fault("validation.weight_updates = true", rule, "Set it to false, or start from a folder's weights.")

@@ -124,9 +124,13 @@ def expand_paths(paths: Sequence[str]) -> list[Path]:
     return [path for text in paths for path in _expand(text)]
 
 
-def _expand(text: str) -> list[Path]:
-    for ending in (".idx", ".bin"):
-        text = text.removesuffix(ending)
+def prefix_of(path: str) -> str:
+    """PREFIX of PREFIX.bin and PREFIX.idx; other paths as they are."""
+    return path.removesuffix(".idx").removesuffix(".bin")
+
+
+def _expand(path: str) -> list[Path]:
+    text = prefix_of(path)
     if not glob.has_magic(text):
         return [Path(text)]
     if text.endswith(SUFFIX):

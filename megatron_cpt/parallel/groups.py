@@ -8,10 +8,12 @@ import ctypes
 import math
 import os
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -97,30 +99,84 @@ def rank() -> int:
     return dist.get_rank()
 
 
-def own_connection(timeout: timedelta) -> dist.Store:
-    """The store of the ranks on a connection of its own, for a thread beside the one that waits for other ranks.
+STORE_PATIENCE = 5.0
+"""Seconds until the store of the ranks counts as out of reach: it may be in a process that is stopped."""
 
-    Its calls raise RuntimeError after the timeout.
+
+class StoreConnection:
+    """The store of the ranks, for those who would not wait for ever.
+
+    A call that has no answer in time raises RuntimeError, and so do further ones until it has. torch's own timeout ends
+    no call to a process that is stopped: each is made in a thread, which is left behind.
     """
-    store: Any = dist.distributed_c10d._get_default_store()
-    own: dist.Store = store.clone()
-    own.set_timeout(timeout)
-    return own
+
+    def __init__(self, seconds: float, own: bool) -> None:
+        """Raises RuntimeError or ValueError where there is none.
+
+        Args:
+            seconds: that an answer may take.
+            own: on a connection of its own, for a thread beside the one that waits for other ranks.
+        """
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store, self._seconds = store.clone() if own else store, seconds
+        self._asking: threading.Thread | None = None
+
+    def get(self, key: str) -> bytes:
+        """The value of a key that is there."""
+        value: bytes = self._answer(self._seconds, self._store.get, key)
+        return value
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """Gives a key a value."""
+        self._answer(self._seconds, self._store.set, key, value)
+
+    def add(self, key: str, number: int) -> int:
+        """Adds to a number, 0 at first, and returns the sum."""
+        return int(self._answer(self._seconds, self._store.add, key, number))
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys have values."""
+        return bool(self._answer(self._seconds, self._store.check, keys))
+
+    def wait(self, keys: list[str], seconds: float) -> None:
+        """Returns when all keys have values."""
+        self._answer(seconds + self._seconds, self._store.wait, keys, timedelta(seconds=seconds))
+
+    def _answer(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
+        if self._asking is not None and self._asking.is_alive():
+            raise RuntimeError("the last call has no answer yet")
+        answers: SimpleQueue[tuple[Any, RuntimeError | None]] = SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put((call(*arguments), None))
+            except RuntimeError as error:
+                answers.put((None, error))
+
+        self._asking = threading.Thread(target=ask, name="store", daemon=True)
+        self._asking.start()
+        try:
+            value, error = answers.get(timeout=seconds)
+        except Empty:
+            raise RuntimeError(f"no answer within {seconds:.0f} s") from None
+        self._asking.join()
+        if error is not None:
+            raise error
+        return value
 
 
-def is_first(what: str, store: dist.Store | None = None) -> bool:
+def is_first(what: str, store: StoreConnection | None = None) -> bool:
     """Whether this rank asks so before every other rank; of all that ask, one hears yes. No collective.
 
-    Where the ranks' store cannot be reached it is rank 0; with a connection of the caller's (`own_connection`) that is
-    an error.
+    Where the ranks' store cannot be reached it is rank 0; with a connection of the caller's that is an error.
     """
+    key = f"megatron-cpt/{what}"
     if store is not None:
-        return int(store.add(f"megatron-cpt/{what}", 1)) == 1
+        return store.add(key, 1) == 1
     try:
-        asked = dist.distributed_c10d._get_default_store().add(f"megatron-cpt/{what}", 1)
-    except (RuntimeError, ValueError):  # no process group yet, or the store's process is gone
+        return StoreConnection(STORE_PATIENCE, own=False).add(key, 1) == 1
+    except (RuntimeError, ValueError):  # no process group yet, or the store's process is stopped or gone
         return os.environ.get("RANK", "0") == "0"
-    return asked == 1
 
 
 def world_size() -> int:

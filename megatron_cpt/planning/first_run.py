@@ -14,7 +14,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import ParallelSettings, Recompute, RunConfig, name_faults
 from megatron_cpt.config.units import short_count
-from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.corpus.stream import TokenStream, prefix_of
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
@@ -126,7 +126,7 @@ def _sources(told: FirstRun) -> list[_Source]:
     words += [("replay", word) for word in told.replay]
     if not told.domain:
         raise BadInput(Fault("--domain", "was not given: there is nothing to learn.", "Name a dataset's PREFIX."))
-    paths = [word.partition("=")[2] or word for _, word in words]
+    paths = [prefix_of(word.partition("=")[2] or word) for _, word in words]
     made = distinct_names(paths)
     names = [word.partition("=")[0] if "=" in word else name for (_, word), name in zip(words, made, strict=True)]
     refuse(
@@ -137,12 +137,21 @@ def _sources(told: FirstRun) -> list[_Source]:
                 for number, (name, path) in enumerate(zip(names, paths, strict=True))
                 if name in names[:number]
             ),
+            *(
+                Fault(path, "is named twice.", "Name it once, as new text or as replay.")
+                for number, path in enumerate(paths)
+                if path in paths[:number]
+            ),
         ]
     )
     return [
         _Source(name, role, path, _tokens_of(path), _held_out(path))
         for name, (role, _), path in zip(names, words, paths, strict=True)
     ]
+
+
+def _folder(told: FirstRun, sources: Sequence[_Source]) -> str:
+    return told.folder or f"runs/{sources[0].name}"
 
 
 def _tokens_of(path: str) -> int | None:
@@ -212,7 +221,7 @@ def _smallest(told: FirstRun, length: int) -> RunConfig:
 
 
 def _data_entries(told: FirstRun, sources: Sequence[_Source], length: int) -> Iterator[Entry]:
-    yield Entry("run.folder", told.folder or f"runs/{sources[0].name}")
+    yield Entry("run.folder", _folder(told, sources))
     yield Entry("model.hf", told.model, "a local folder: config.json, tokenizer, safetensors")
     yield Entry("data.sequence_length", length)
     if told.replay:
@@ -277,6 +286,9 @@ def _notes(
         )
         if told.tokens is None:
             yield f"training.tokens is a guess, {short_count(_TOKENS, zeros=False)}, until the datasets are there."
+    folder = _folder(told, sources)
+    if (Path(folder) / "config.yaml").exists():
+        yield f"{folder} holds a run already, which `train` would go on with: give another --folder for a new one."
     for source in sources:
         if source not in sets:
             yield (

@@ -5,14 +5,19 @@ A comment that the writer does not give is the first sentence of the key's meani
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from megatron_cpt.config.checks import config_faults
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.json_schema import meaning_of
+from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import parse_count, short_count
+from megatron_cpt.corpus.stream import prefix_of
 
 _COMMENT_COLUMN = 58
 _LONGEST = 120
@@ -54,6 +59,18 @@ def run_text(header: Sequence[str], entries: Iterable[Entry]) -> str:
     return "\n".join([*lines, ""])
 
 
+def next_lines(path: Path, ranks: int) -> Iterator[str]:
+    """What to do with a run.yaml that was written, and what of it `plan` will refuse by the rules that need no data."""
+    try:
+        faults = config_faults(load_config(path), ranks)
+    except BadInput as error:
+        faults = list(error.faults)
+    if faults:
+        yield "to mend first, for `plan` refuses it:"
+        yield from (f"  - {fault}" for fault in faults)
+    yield f"next: megatron-cpt plan {path} --nproc {ranks}"
+
+
 def _line(indent: str, name: str, entry: Entry) -> list[str]:
     """The key, its value, and the comment beside it, or above it where the line would be too long."""
     text = f"{indent}{name}: {_yaml(entry.value)}"
@@ -88,7 +105,7 @@ def rounded(count: float) -> int:
 
 def source_name(path: str) -> str:
     """The name of a source from the path of its dataset: `data/medicine_text_document` is `medicine`."""
-    last = path.rstrip("/").rpartition("/")[2].removesuffix(".selection.json")
+    last = prefix_of(path.rstrip("/").rpartition("/")[2]).removesuffix(".selection.json")
     name = _SHORT_NAMES.sub("-", last.removesuffix("_document").removesuffix("_text")).strip("-")
     return name or "text"
 

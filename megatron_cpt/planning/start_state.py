@@ -75,7 +75,11 @@ def verify_checkpoints(config: RunConfig) -> None:
     after = step_of(newest) or 0 if newest is not None else 0
     refuse(
         [
-            Fault(str(path), "is no folder, and has the name of a checkpoint.", "Move it away, or put the folder back.")
+            Fault(
+                str(path),
+                "is a link or a file, and has the name of a checkpoint.",
+                "Move it away, or put the folder back.",
+            )
             for path in sorted(folder.glob("step-*"))
             if (step_of(path) or 0) > after and path not in step_folders(folder).values()
         ]

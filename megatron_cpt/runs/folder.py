@@ -398,6 +398,8 @@ def renamed_file(path: Path) -> Iterator[BinaryIO]:
 
     Whole after a kill, but not after a loss of power: for what is checked when it is read and can be made again.
     """
+    if not path.parent.is_dir():
+        raise BadInput(Fault(str(path), f"there is no folder {path.parent}.", "Make it, or give another name."))
     # Process numbers repeat between machines that share a folder, and in containers nearly always.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:

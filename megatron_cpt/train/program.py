@@ -173,7 +173,9 @@ def _run_watched(
         if worse := initial_loss_check.check_guessing(run, losses):
             logger.log(worse, logging.WARNING)
     own = run.first_step > run.start_state.first_own_step
-    logger.log(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}")
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    restart = f" (restart {again} of {os.environ.get('TORCHELASTIC_MAX_RESTARTS', '?')}: a rank died)" if again else ""
+    logger.log(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}{restart}")
     if not own:
         for warning in plan.warnings:
             logger.log(warning, logging.WARNING)

@@ -36,14 +36,13 @@ import orjson
 
 from megatron_cpt.config.schema import TimeoutPart, TimeoutSettings
 from megatron_cpt.parallel import groups
+from megatron_cpt.parallel.groups import STORE_PATIENCE, StoreConnection
 from megatron_cpt.runs.checkpoint_state import newest_checkpoint
 from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, read_status, write_status
 from megatron_cpt.runs.processes import STOP_SIGNALS, children
 from megatron_cpt.runs.records import append_to_log
 from megatron_cpt.train.stop import StopRequest
 
-_STORE_PATIENCE = 5.0
-"""Seconds until the store of the ranks counts as out of reach: it may be in a process that is stopped."""
 _NEVER = timedelta(days=365)
 """Of a group without a limit: longer ones are more than gloo can count."""
 _STDERR = sys.__stderr__ or sys.stderr
@@ -84,7 +83,7 @@ class Watchdog:
         self._place = Place(0, "start", 0)
         self._began = time.monotonic()
         self._longest: dict[TimeoutPart, float] = {}
-        self._store: Any = None
+        self._store: StoreConnection | None = None
         self._store_process: str | None = None
         self._signal: int | None = None
         self._closed = threading.Event()
@@ -100,7 +99,7 @@ class Watchdog:
         self._closed.set()
         os.write(self._close, b".")  # or the end of every run would wait for the next look
         if self._thread.is_alive():
-            self._thread.join(_STORE_PATIENCE)
+            self._thread.join(STORE_PATIENCE)
         if not self._thread.is_alive():
             os.close(self._close_heard)
             os.close(self._close)
@@ -116,7 +115,7 @@ class Watchdog:
     def join_ranks(self) -> None:
         """From now on the ranks hear of each other. The process groups are up."""
         if self._limits and groups.world_size() > 1:
-            store = groups.own_connection(timedelta(seconds=_STORE_PATIENCE))
+            store = StoreConnection(STORE_PATIENCE, own=True)
             store.set(_process_key(groups.rank()), f"process {os.getpid()} on {socket.gethostname()}")
             self._store = store
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -160,11 +159,11 @@ class Watchdog:
                     asked, told = False, None
                 if asked:
                     self._end(last, taken)
-            taken += min(time.monotonic() - began, _STORE_PATIENCE)
+            taken += min(time.monotonic() - began, STORE_PATIENCE)
             limit = self._limit(last.part)
             if self._store is not None and limit < math.inf:
                 # Needs no lock of Python's: it ends this rank where this thread does not come round again.
-                until = max(2 * limit - taken, 4 * self._patience)
+                until = max(2 * limit - taken, 4 * self._patience, 4 * STORE_PATIENCE)
                 faulthandler.dump_traceback_later(until, exit=True, file=_STDERR)
             if taken > limit and not self._closed.is_set():
                 self._end(last, taken)
@@ -195,7 +194,7 @@ class Watchdog:
             self._write_status(f"{self._too_long(place, seconds)} {self._ways_out(place.part)}")
         else:
             try:
-                self._end_together(rank, place, seconds)
+                self._end_together(self._store, rank, place, seconds)
             except RuntimeError as error:
                 self._write_stacks(rank)
                 holder = f"rank 0 ({self._store_process})" if self._store_process else "the process that holds it"
@@ -204,26 +203,26 @@ class Watchdog:
                 _end_neighbours([self._store_process] if self._store_process else [])
         os._exit(ExitCode.OTHER)
 
-    def _end_together(self, rank: int, place: Place, seconds: float) -> None:
+    def _end_together(self, store: StoreConnection, rank: int, place: Place, seconds: float) -> None:
         """Answers the other ranks; the first one waits for their answers and reports. Raises RuntimeError."""
-        self._store.set(_HANG, "")
-        self._store.set(_answer_key(rank), orjson.dumps(self._place))
+        store.set(_HANG, "")
+        store.set(_answer_key(rank), orjson.dumps(self._place))
         self._write_stacks(rank)
-        if not groups.is_first("failed", self._store):
+        if not groups.is_first("failed", store):
             with suppress(RuntimeError):
-                self._store.wait([_TOLD], timedelta(seconds=2 * self._patience))
+                store.wait([_TOLD], 2 * self._patience)
             return
         others = [other for other in range(groups.world_size()) if other != rank]
         deadline = time.monotonic() + self._patience
-        while not self._store.check([_answer_key(other) for other in others]) and time.monotonic() < deadline:
+        while not store.check([_answer_key(other) for other in others]) and time.monotonic() < deadline:
             time.sleep(self._interval / 2)
-        silent = [other for other in others if not self._store.check([_answer_key(other)])]
-        places = {other: self._read_place(_answer_key(other)) for other in others if other not in silent}
-        where = self._silent_ranks(silent) if silent else _behind(places | {rank: place})
+        silent = [other for other in others if not store.check([_answer_key(other)])]
+        places = {other: _read_place(store, _answer_key(other)) for other in others if other not in silent}
+        where = _silent_ranks(store, silent) if silent else _behind(places | {rank: place})
         self._write_status(f"{self._too_long(place, seconds)} {where} {self._ways_out(place.part)}")
-        self._store.set(_TOLD, "")
-        known = [_process_key(other) for other in silent if self._store.check([_process_key(other)])]
-        _end_neighbours([self._store.get(key).decode() for key in known])
+        store.set(_TOLD, "")
+        known = [_process_key(other) for other in silent if store.check([_process_key(other)])]
+        _end_neighbours([store.get(key).decode() for key in known])
 
     def _too_long(self, place: Place, seconds: float) -> str:
         if self._signal is not None and seconds <= self._limits.get(place.part, math.inf):
@@ -239,22 +238,8 @@ class Watchdog:
         onward = f"The same command goes on from {newest}" if newest else "The same command begins again"
         return (
             f"The stacks of the ranks that answered are in {self._folder.log}. {onward}; where nothing hangs, give "
-            f"`timeout.{part}` more."
+            f"`timeout.{part}` more, or null for no limit."
         )
-
-    def _silent_ranks(self, silent: list[int]) -> str:
-        """The ranks that do not answer, by process and by where they were."""
-        shown = []
-        for rank in silent[:_MOST_NAMED]:
-            process = self._store.get(_process_key(rank)).decode() if self._store.check([_process_key(rank)]) else "?"
-            known = self._store.check([_place_key(rank)])
-            where = f", last seen at {self._read_place(_place_key(rank))}" if known else ""
-            shown.append(f"rank {rank} ({process}{where})")
-        more = f" and {len(silent) - _MOST_NAMED} more" if len(silent) > _MOST_NAMED else ""
-        return f"No answer from {', '.join(shown)}{more}: stopped, stuck or gone."
-
-    def _read_place(self, key: str) -> Place:
-        return Place(**orjson.loads(self._store.get(key)))
 
     def _write_stacks(self, rank: int) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -277,6 +262,22 @@ class Watchdog:
         with suppress(OSError):
             status = Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens)
             write_status(self._folder.status, status)
+
+
+def _silent_ranks(store: StoreConnection, silent: list[int]) -> str:
+    """The ranks that do not answer, by process and by where they were."""
+    shown = []
+    for rank in silent[:_MOST_NAMED]:
+        process = store.get(_process_key(rank)).decode() if store.check([_process_key(rank)]) else "?"
+        known = store.check([_place_key(rank)])
+        where = f", last seen at {_read_place(store, _place_key(rank))}" if known else ""
+        shown.append(f"rank {rank} ({process}{where})")
+    more = f" and {len(silent) - _MOST_NAMED} more" if len(silent) > _MOST_NAMED else ""
+    return f"No answer from {', '.join(shown)}{more}: stopped, stuck or gone."
+
+
+def _read_place(store: StoreConnection, key: str) -> Place:
+    return Place(**orjson.loads(store.get(key)))
 
 
 def _end_neighbours(processes: list[str]) -> None:

@@ -98,3 +98,21 @@ def test_a_list_for_llama_3_8b_goes_over_to_a_plan(here: Path, capsys: pytest.Ca
     assert "3 refused, 0 unknown" in capsys.readouterr().out
     assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
     assert "2 steps of 192 x 8192" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lr-warmup-iters", "90"], "schedule.warmup"),
+        (["--lr", "nan"], "schedule.peak_lr"),
+        (["--global-batch-size", "6"], "training.global_batch_size"),
+    ],
+)
+def test_what_plan_will_refuse_is_told(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["import-args", "pretrain.sh", "--model", "base", "--", *words]) == 0
+    printed = capsys.readouterr().out
+    assert told in printed.partition("to mend first, for `plan` refuses it:")[2], printed
+    assert main(["plan", "run.yaml", "--nproc", "4"]) == 2
+    assert told in capsys.readouterr().err

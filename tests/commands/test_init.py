@@ -163,3 +163,29 @@ def test_three_questions_on_a_terminal(here: Path) -> None:
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "--schema"]) == 0
     assert orjson.loads(capsys.readouterr().out) == run_schema()
+
+
+def test_a_dataset_is_named_by_its_prefix_or_by_a_file_of_it(here: Path) -> None:
+    content = init("--model", "base", "--domain", "law.bin", "--replay", "old=web.idx")
+    assert {name: source["paths"] for name, source in content["data"]["sources"].items()} == {
+        "law": ["law"],
+        "old": ["web"],
+    }
+    assert set(content["validation"]["sets"]) == {"law", "old"}
+
+
+def test_a_dataset_named_twice_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "run.yaml", "--model", "base", "--domain", "law", "--replay", "other=law"]) == 2
+    assert "law: is named twice." in capsys.readouterr().err
+
+
+def test_a_run_that_is_in_its_folder_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/law").mkdir(parents=True)
+    Path("runs/law/config.yaml").touch()
+    init("--model", "base", "--domain", "law")
+    assert "note: runs/law holds a run already" in capsys.readouterr().out
+
+
+def test_a_place_that_is_not_there_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "absent/run.yaml", "--model", "base", "--domain", "law"]) == 2
+    assert "absent/run.yaml: there is no folder absent." in capsys.readouterr().err

@@ -43,6 +43,7 @@ def test_a_run_whose_ranks_are_killed_twice_ends_like_one_that_was_not(
     two_ranks.call(train, path=workshop.write_config(whole), overrides=(LENGTH,))
     assert records_of(killed, "train", "validation") == records_of(whole, "train", "validation")
     assert column(records_of(killed, "train"), "step") == list(range(1, 41))
+    assert "(restart 2 of 2: a rank died)" in (killed / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -119,10 +119,12 @@ class StoreConnection:
         """
         store: Any = dist.distributed_c10d._get_default_store()
         self._store, self._seconds = store.clone() if own else store, seconds
+        if own:
+            self._store.set_timeout(timedelta(seconds=seconds))
         self._asking: threading.Thread | None = None
 
     def get(self, key: str) -> bytes:
-        """The value of a key that is there."""
+        """The value of a key, once it has one."""
         value: bytes = self._answer(self._seconds, self._store.get, key)
         return value
 
@@ -416,8 +418,8 @@ def first_on_rank_zero() -> Iterator[None]:
     store: Any = dist.distributed_c10d._get_default_store()
     key = f"megatron-cpt/turn/{store.add(f'megatron-cpt/turns/{rank()}', 1)}"
     if rank() != 0:
-        own = own_connection(store.timeout)
-        if own.get(key) == _FAILED.encode():  # waits for it
+        own = StoreConnection(store.timeout.total_seconds(), own=True)
+        if own.get(key) == _FAILED.encode():
             raise RankFailed("rank 0 failed; its message says why")
         yield
         return

@@ -36,7 +36,8 @@ class Sweep:
     folder: Path
     """Where configurations, run folders and the script go."""
     arms: tuple[dict[str, Any], ...]
-    """Overrides of each arm: `section.key` to value. One empty arm is the base itself."""
+    """Overrides of each arm: `section.key` to value, and `name`, which stands in its files' names in place of the
+    values. One empty arm is the base itself."""
     seeds: tuple[int, ...]
     """Each arm is run with each of them (`run.seed`)."""
     nproc: int = 1
@@ -44,8 +45,9 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """A sweep from ARMS.yaml: `config`, `folder`, `seeds`, `nproc`, and `arms` (a list of overrides) or `grid`
-    (`section.key` to a list of values, all combinations). Paths are as the command's own working folder has them.
+    """A sweep from ARMS.yaml: `config`, `folder`, `seeds`, `nproc`, and `arms` (a list of overrides, with a `name`
+    where their values make a long one) or `grid` (`section.key` to a list of values, all combinations). Paths are as
+    the command's own working folder has them.
 
     Raises BadInput for a file that cannot be read, an unknown key, or neither or both of `arms` and `grid`.
     """
@@ -104,14 +106,17 @@ def write_sweep(sweep: Sweep) -> list[Path]:
     written. A sweep that is written again over its own runs leaves them as they are. BadInput also names the files that
     are there with other content.
     """
-    varied = [key for key in dict.fromkeys(itertools.chain(*sweep.arms)) if len(_values(sweep, key)) > 1]
+    keys = [key for key in dict.fromkeys(itertools.chain(*sweep.arms)) if key != "name"]
+    varied = [key for key in keys if len(_values(sweep, key)) > 1]
     configs: dict[str, RunConfig] = {}
     faults: list[Fault] = []
     for arm, seed in itertools.product(sweep.arms, sweep.seeds):
-        name = arm_name({key: arm[key] for key in varied if key in arm}, seed)
+        named = {} if "name" in arm else {key: arm[key] for key in varied if key in arm}
+        name = arm_name(named, seed, str(arm.get("name", "")))
         if name in configs:
             faults.append(Fault(name, "two arms have this name.", "Give each arm other values."))
-        overrides = {"run.folder": str(sweep.folder / "runs" / name), "run.seed": seed} | arm
+        overrides = {"run.folder": str(sweep.folder / "runs" / name), "run.seed": seed}
+        overrides |= {key: value for key, value in arm.items() if key != "name"}
         try:
             configs[name] = load_config(sweep.config, [f"{key}={_text(value)}" for key, value in overrides.items()])
         except BadInput as error:
@@ -139,9 +144,9 @@ def write_sweep(sweep: Sweep) -> list[Path]:
     return paths
 
 
-def arm_name(values: Mapping[str, Any], seed: int) -> str:
-    """A file name such as `replay_ratio-0.05-peak-0.0003-seed-1`, from what differs between the arms."""
-    words = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
+def arm_name(values: Mapping[str, Any], seed: int, name: str = "") -> str:
+    """A file name such as `replay_ratio-0.05-peak-0.0003-seed-1`, from the arm's name and what differs between arms."""
+    words = [*([name] if name else []), *(f"{key.rpartition('.')[2]}-{value}" for key, value in values.items())]
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([*words, f"seed-{seed}"]))
 
 

@@ -55,6 +55,21 @@ def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
     assert command.main(["arms.yaml"]) == 0
 
 
+def test_an_arm_may_have_a_name(here: Path):
+    sources = {"new": {"paths": ["new"], "epochs": 4}}
+    arms = [{"name": "base"}, {"name": "new alone", "data.sources": sources, "data.replay_ratio": None}]
+    Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "arms": arms, "seeds": [1, 2]}))
+    assert command.main(["arms.yaml"]) == 0
+    names = ["base-seed-1", "base-seed-2", "new_alone-seed-1", "new_alone-seed-2"]
+    assert sorted(path.stem for path in Path("out/configs").glob("*.yaml")) == names
+    one = load_config("out/configs/new_alone-seed-2.yaml")
+    assert (one.data.sources["new"].epochs, one.run.folder) == (4, "out/runs/new_alone-seed-2")
+    arms[1]["name"] = "base"
+    Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "other", "arms": arms}))
+    with pytest.raises(BadInput, match="two arms have this name"):
+        command.main(["arms.yaml"])
+
+
 def test_faults_of_every_arm_come_at_once_and_nothing_is_written(here: Path):
     arms = [{"data.replay_ratio": 1.5}, {"schedule.peak_lr": -1}, {"schedule.kind": "cosine"}]
     Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "arms": arms}))

@@ -4,12 +4,12 @@ Layers with experts (arXiv:2101.03961) share their names and fields across famil
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.fields import Activation, ConfigFields
 from megatron_cpt.families.rope import RopeScaling
-from megatron_cpt.families.weights import GatedUp, Replicated, RowParallel, Rule, Tensor
+from megatron_cpt.families.weights import GatedUp, Replicated, RowParallel, Rule, Tensor, linear_rules
 
 
 def expert_weights(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
@@ -44,6 +44,55 @@ def expert_weights(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...
             (Tensor(f"{expert}.{down}.weight", ("hidden", "expert_ffn_hidden")),),
             layers="sparse",
         ),
+    )
+
+
+def shared_expert_weights(block: str, expert: str, gate: str) -> tuple[Rule, ...]:
+    """The name table of the expert that every token of a layer is sent to, and of the gate that weighs it.
+
+    Args:
+        block: Hugging Face's name of the part of a layer that holds them.
+        expert, gate: its names of both.
+    """
+    ours, theirs, width = "mlp.shared_experts", f"model.layers.{{layer}}.{block}", "shared_expert_ffn_hidden"
+    up = [(f"{theirs}.{expert}.{name}", width) for name in ("gate_proj", "up_proj")]
+    return (
+        *linear_rules(GatedUp, f"{ours}.linear_fc1", up, "hidden", layers="sparse"),
+        *linear_rules(
+            RowParallel, f"{ours}.linear_fc2", [(f"{theirs}.{expert}.down_proj", "hidden")], width, layers="sparse"
+        ),
+        Replicated(
+            (f"decoder.layers.{{layer}}.{ours}.gate_weight",),
+            (Tensor(f"{theirs}.{gate}.weight", ("shared_experts", "hidden")),),
+            layers="sparse",
+        ),
+    )
+
+
+def with_experts(
+    fields: ConfigFields, shape: "ModelShape", experts: int, width: int, chosen: int, balance: float = 0.001
+) -> "ModelShape":
+    """The shape with experts that are weighted as `norm_topk_prob` says.
+
+    Args:
+        experts: of a layer.
+        width: inside one expert.
+        chosen, balance: transformers' defaults of `num_experts_per_tok` and `router_aux_loss_coef`.
+    """
+    chosen = read_chosen(fields, experts, chosen)
+    normed = fields.boolean("norm_topk_prob", False)
+    if normed and chosen == 1:
+        # Megatron-Core has no way to give one chosen expert the whole weight.
+        rule = "with one expert per token its weight would always be 1."
+        fields.fault("norm_topk_prob", True, rule, "Set it to false, or use another model.")
+    fields.take("output_router_logits")  # what transformers returns beside the logits
+    return replace(
+        shape,
+        experts=experts,
+        experts_per_token=chosen,
+        expert_ffn_hidden=width,
+        router_shares_sum_to_one=normed,
+        router_balance=fields.not_negative("router_aux_loss_coef", balance),
     )
 
 
@@ -87,14 +136,16 @@ class ModelShape:
     """Whether the output layer is the embedding."""
     normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
     """RMSNorm has a weight alone, LayerNorm a weight and a bias."""
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    """Inside the MLP; `gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415)."""
+    activation: Activation = "silu"
+    """Inside the MLP."""
     gated_mlp: bool = True
     """Whether the MLP multiplies its activation with a second projection (arXiv:2002.05202)."""
     query_key_value_bias: bool = False
-    """Whether the projections to queries, keys and values add a bias, and no other one does."""
-    linear_bias: bool = False
-    """Whether every projection of attention and MLP adds a bias."""
+    """Whether the projections to queries, keys and values add a bias."""
+    attention_output_bias: bool = False
+    """Whether the projection of attention's output adds a bias."""
+    mlp_bias: bool = False
+    """Whether the projections of the MLP add a bias."""
     query_key_norm: bool = False
     """Whether each head's query and key pass a norm of their own before rotation (arXiv:2302.05442)."""
     all_heads_norm: bool = False
@@ -121,6 +172,8 @@ class ModelShape:
     """Base of the rotary embedding in local layers, whose wavelengths are never rescaled; None: that of the others."""
     rotary_share: float = 1.0
     """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
+    unturned_layers: frozenset[int] = frozenset()
+    """Layers, counted from 0, without rotary positions (NoPE, arXiv:2501.18795)."""
     parallel_residual: bool = False
     """Whether attention and MLP both read the layer's input and are added to it together."""
     experts: int = 0
@@ -129,6 +182,8 @@ class ModelShape:
     """Experts that a token is sent to."""
     expert_ffn_hidden: int = 0
     """Width inside one expert."""
+    shared_expert_ffn_hidden: int = 0
+    """Width inside the expert that every token is sent to, weighted by a gate of its own; 0: there is none."""
     dense_layers: frozenset[int] = frozenset()
     """Layers, counted from 0, whose MLP is dense although the others have experts."""
     router_shares_sum_to_one: bool = True
@@ -150,6 +205,21 @@ class ModelShape:
     def query_key_value_width(self) -> int:
         """Width of all query, key and value heads."""
         return self.query_width + 2 * self.key_value_width
+
+    @property
+    def gate_and_up(self) -> int:
+        """Rows of the gate and of up together."""
+        return 2 * self.ffn_hidden
+
+    @property
+    def shared_experts(self) -> int:
+        """Experts of a layer that every token is sent to."""
+        return int(self.shared_expert_ffn_hidden > 0)
+
+    @property
+    def turned_width(self) -> int:
+        """Dimensions of a head that the rotary embedding turns."""
+        return int(self.head_dim * self.rotary_share)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:

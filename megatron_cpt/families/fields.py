@@ -1,7 +1,7 @@
 """config.json of a Hugging Face folder, read field by field so that none is overlooked."""
 
 from collections.abc import Container, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from megatron_cpt.config.errors import Fault
 
@@ -93,12 +93,23 @@ class ConfigFields:
         return default
 
     def boolean(self, name: str, default: bool) -> bool:
-        """true or false. A fault is noted, and the default returned, for anything else."""
+        """true or false; the default where nobody reads the field. A fault is noted for anything else."""
         value = self.take(name, default)
+        if value != default and self._note_unread(name):
+            return default
         if isinstance(value, bool):
             return value
         self.fault(name, value, "must be true or false.", "Mend config.json.")
         return default
+
+    def positives(self, name: str) -> tuple[float, ...]:
+        """A list of numbers above 0. A fault is noted, and an empty one returned, for anything else."""
+        value = self.take(name)
+        numbers = value if isinstance(value, list) else []
+        if numbers and all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers):
+            return tuple(map(float, numbers))
+        self.fault(name, value, "must be a list of numbers above 0.", "Mend config.json.")
+        return ()
 
     def require(self, name: str, allowed: Iterable[Any], default: Any) -> None:
         """Notes a fault unless the field (missing: the default) has one of the values supported or nobody reads it."""
@@ -129,6 +140,28 @@ class ConfigFields:
             return False
         self.unread.append(name)
         return True
+
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
+"""`gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415); `relu2` is ReLU squared."""
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
+}
+
+
+def read_activation(fields: ConfigFields, default: str) -> Activation:
+    """`hidden_act` by transformers' names, some of which are one function."""
+    name = fields.take("hidden_act", default)
+    if name not in list(_ACTIVATIONS):  # a list: JSON may hold what no dictionary can be asked for
+        known = " or ".join(map(repr, _ACTIVATIONS))
+        fields.fault("hidden_act", name, f"only {known} is supported.", "Use a model that has it so.")
+    return _ACTIVATIONS.get(str(name), "silu")
 
 
 KINDS = ("full_attention", "sliding_attention")

@@ -1,23 +1,29 @@
-"""Llama, Mistral and Mixtral.
+"""Llama, and what is a Llama but for a few fields: Mistral, Ministral, Mixtral, Seed-OSS, SmolLM3.
 
 Llama: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP, no biases.
-Mistral: a Llama with sliding-window attention (arXiv:2310.06825).
+Mistral: a Llama with sliding-window attention (arXiv:2310.06825); Ministral: with windows in some layers.
 Mixtral: a Mistral whose MLPs are eight experts, two for each token (arXiv:2401.04088).
+Seed-OSS: a Llama with biases on queries, keys and values.
+SmolLM3: a Llama without rotary positions in every fourth layer (arXiv:2501.18795).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from megatron_cpt.families.family import Family, ModelShape, expert_weights, read_chosen
-from megatron_cpt.families.fields import ConfigFields, every_layer
-from megatron_cpt.families.rope import Rope, YarnScaling, read_rope
+from megatron_cpt.families.fields import ConfigFields, every_layer, read_activation, read_layer_types
+from megatron_cpt.families.rope import LongRopeScaling, Rope, read_rope
 from megatron_cpt.families.weights import (
+    ColumnParallel,
     GatedUp,
+    JoinedGatedUp,
+    JoinedQueryKeyValue,
     QueryKeyValue,
-    Replicated,
     RowParallel,
     Rule,
     Tensor,
     VocabularyParallel,
+    linear_rules,
+    norm_rules,
 )
 
 
@@ -65,8 +71,11 @@ def read_llama_like(
     key_value_heads: int | None = None,
     head_dim: int | None = None,
     norm_epsilon: float = 1e-6,
+    norm_epsilon_name: str = "rms_norm_eps",
     rope_base: float = 10_000.0,
     tied_embeddings: bool = False,
+    attention_bias: bool = False,
+    activation: str = "silu",
     rope: Rope | None = None,
 ) -> ModelShape:
     """The shape of a family whose config.json has a Llama's fields, and perhaps more.
@@ -76,13 +85,15 @@ def read_llama_like(
         max_positions: transformers' default of `max_position_embeddings` in this family.
         key_value_heads: its default of `num_key_value_heads`; None: as many as query heads.
         head_dim: its default of `head_dim`; None: the width divided by the query heads.
-        norm_epsilon, rope_base, tied_embeddings: its defaults of `rms_norm_eps`, `rope_theta` and
-            `tie_word_embeddings`.
+        norm_epsilon_name: its name of `rms_norm_eps`.
+        norm_epsilon, rope_base, tied_embeddings, attention_bias, activation: its defaults of `rms_norm_eps`,
+            `rope_theta`, `tie_word_embeddings`, `attention_bias` and `hidden_act`.
         rope: its rotary positions, where it writes them in a way of its own.
     """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     query_groups = fields.optional_integer("num_key_value_heads", key_value_heads) or heads
-    rope = rope or read_rope(fields, family, base=rope_base)
+    rope = rope or read_rope(fields, family, max_positions, base=rope_base)
+    biased = fields.boolean("attention_bias", attention_bias)
     shape = ModelShape(
         family=family,
         layers=fields.integer("num_hidden_layers"),
@@ -92,85 +103,136 @@ def read_llama_like(
         query_groups=query_groups,
         head_dim=fields.optional_integer("head_dim", head_dim) or max(hidden // heads, 1),
         vocabulary=fields.integer("vocab_size"),
-        max_positions=_read_positions(fields, rope, max_positions),
-        norm_epsilon=fields.positive("rms_norm_eps", norm_epsilon),
+        max_positions=rope.positions,
+        norm_epsilon=fields.positive(norm_epsilon_name, norm_epsilon),
         rope_base=rope.base,
         rope_scaling=rope.scaling,
+        rotary_share=rope.share,
         tied_embeddings=fields.boolean("tie_word_embeddings", tied_embeddings),
+        activation=read_activation(fields, activation),
+        query_key_value_bias=biased,
+        attention_output_bias=biased,
+        mlp_bias=fields.boolean("mlp_bias", False),
     )
     if heads % query_groups:
         rule = f"must divide num_attention_heads ({heads})."
         fields.fault("num_key_value_heads", query_groups, rule, "Mend config.json.")
-    if shape.head_dim % 2:
-        fields.fault("head_dim", shape.head_dim, "must be even for rotary positions.", "Mend config.json.")
-    fields.require("hidden_act", ["silu", "swish"], "silu")
-    # Megatron-Core has no bias on the projection of attention's output without one on the MLP.
-    fields.require("attention_bias", [False], False)
-    fields.require("mlp_bias", [False], False)
+    check_turned(fields, shape)
     return shape
 
 
-def _read_positions(fields: ConfigFields, rope: Rope, default: int) -> int:
-    """`max_position_embeddings`, or what YaRN made of the original positions: folders state the one or the other."""
-    stated = fields.integer("max_position_embeddings", default)
-    return max(stated, rope.scaling.positions) if isinstance(rope.scaling, YarnScaling) else stated
+def check_turned(fields: ConfigFields, shape: ModelShape, share_name: str = "partial_rotary_factor") -> None:
+    """Notes a fault where rotary positions do not turn pairs of dimensions, or are scaled for another number of them.
 
-
-def llama_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """The name table of a Llama, and of families that name the same weights so; a tied one has no output layer.
-
-    The MLP is that of dense layers; experts are named in family.py.
+    Args:
+        share_name: the field that states the part of a head that is turned.
     """
-    layer, attention, mlp = (
-        "model.layers.{layer}",
-        "model.layers.{layer}.self_attn",
-        "model.layers.{layer}.mlp",
-    )
+    if shape.rotary_share == 1 and shape.head_dim % 2:
+        fields.fault("head_dim", shape.head_dim, "must be even for rotary positions.", "Mend config.json.")
+    elif shape.rotary_share > 1 or shape.turned_width < 2 or shape.turned_width % 2:
+        rule = f"must turn an even number of the {shape.head_dim} dimensions of a head."
+        fields.fault(share_name, shape.rotary_share, rule, "Mend config.json.")
+    if isinstance(scaling := shape.rope_scaling, LongRopeScaling):
+        pairs = shape.turned_width // 2
+        for name, factors in (("short_factor", scaling.short), ("long_factor", scaling.long)):
+            if factors and len(factors) != pairs:
+                rule = f"must have one number for each of {pairs} pairs of dimensions that are turned."
+                fields.fault(name, f"{len(factors)} numbers", rule, "Mend config.json.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNames:
+    """What Hugging Face calls the parts of a layer. The defaults are a Llama's, and an OLMo's norms."""
+
+    before_attention: str = "input_layernorm"
+    """The norm before attention, if there is one."""
+    after_attention: str = "post_attention_layernorm"
+    """The norm after it, if there is one."""
+    before_mlp: str = "post_attention_layernorm"
+    """The norm before the MLP, if there is one."""
+    after_mlp: str = "post_feedforward_layernorm"
+    """The norm after it, if there is one."""
+    query_key_value: str | None = None
+    """Queries, keys and values, where they are one tensor."""
+    gate: str = "mlp.gate_proj"
+    """The gate of the MLP, if there is one."""
+    up: str = "mlp.up_proj"
+    """The MLP's first matrix."""
+    gate_and_up: str | None = None
+    """Both, where they are one tensor."""
+    down: str = "mlp.down_proj"
+    """The MLP's last matrix."""
+
+
+def llama_weights(shape: ModelShape, names: LayerNames | None = None) -> tuple[Rule, ...]:
+    """The name table of a Llama, and of families that name the same weights so; the shape says which there are.
+
+    The MLP is that of dense layers; experts are named in family.py. A tied model has no output layer.
+    """
+    names = names or LayerNames()
     embedding = Tensor("model.embed_tokens.weight", ("vocabulary", "hidden"))
     output = embedding if shape.tied_embeddings else Tensor("lm_head.weight", ("vocabulary", "hidden"))
+    with_bias = shape.normalization == "LayerNorm"
     return (
         VocabularyParallel(("embedding.word_embeddings.weight",), (embedding,)),
-        Replicated(
-            (
-                "decoder.layers.{layer}.input_layernorm.weight",
-                "decoder.layers.{layer}.self_attention.linear_qkv.layer_norm_weight",
-            ),
-            (Tensor(f"{layer}.input_layernorm.weight", ("hidden",)),),
-        ),
-        QueryKeyValue(
-            ("decoder.layers.{layer}.self_attention.linear_qkv.weight",),
-            (
-                Tensor(f"{attention}.q_proj.weight", ("query_width", "hidden")),
-                Tensor(f"{attention}.k_proj.weight", ("key_value_width", "hidden")),
-                Tensor(f"{attention}.v_proj.weight", ("key_value_width", "hidden")),
-            ),
-        ),
-        RowParallel(
-            ("decoder.layers.{layer}.self_attention.linear_proj.weight",),
-            (Tensor(f"{attention}.o_proj.weight", ("hidden", "query_width")),),
-        ),
-        Replicated(
-            (
-                "decoder.layers.{layer}.pre_mlp_layernorm.weight",
-                "decoder.layers.{layer}.mlp.linear_fc1.layer_norm_weight",
-            ),
-            (Tensor(f"{layer}.post_attention_layernorm.weight", ("hidden",)),),
-        ),
-        GatedUp(
-            ("decoder.layers.{layer}.mlp.linear_fc1.weight",),
-            (
-                Tensor(f"{mlp}.gate_proj.weight", ("ffn_hidden", "hidden")),
-                Tensor(f"{mlp}.up_proj.weight", ("ffn_hidden", "hidden")),
-            ),
-            layers="dense",
-        ),
-        RowParallel(
-            ("decoder.layers.{layer}.mlp.linear_fc2.weight",),
-            (Tensor(f"{mlp}.down_proj.weight", ("hidden", "ffn_hidden")),),
-            layers="dense",
-        ),
-        Replicated(("decoder.final_layernorm.weight",), (Tensor("model.norm.weight", ("hidden",)),)),
+        *_norms(shape, names),
+        *_attention(shape, names),
+        *_mlp(shape, names),
+        *norm_rules("model.norm", "decoder.final_layernorm.", biased=with_bias),
         VocabularyParallel(("output_layer.weight",), (output,), exported=not shape.tied_embeddings),
+    )
+
+
+def _norms(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
+    """The norms of a layer: before and after attention and MLP, and of queries and keys."""
+    ours, theirs, biased = "decoder.layers.{layer}.", "model.layers.{layer}.", shape.normalization == "LayerNorm"
+    rules: tuple[Rule, ...] = ()
+    if shape.pre_norm:
+        for name, linear, before in (
+            ("input_layernorm", "self_attention.linear_qkv", names.before_attention),
+            ("pre_mlp_layernorm", "mlp.linear_fc1", names.before_mlp),
+        ):
+            rules += norm_rules(theirs + before, f"{ours}{name}.", f"{ours}{linear}.layer_norm_", biased=biased)
+    if shape.post_norm:
+        rules += norm_rules(theirs + names.after_attention, f"{ours}post_attention_layernorm.", biased=biased)
+        rules += norm_rules(theirs + names.after_mlp, f"{ours}post_mlp_layernorm.", biased=biased)
+    for letter, width in (("q", "query_width"), ("k", "key_value_width")):
+        name, norm = f"{ours}self_attention.{letter}_layernorm.", f"{theirs}self_attn.{letter}_norm"
+        if shape.query_key_norm:  # all heads share one weight
+            rules += norm_rules(norm, name, size="head_dim")
+        elif shape.all_heads_norm:
+            rules += (ColumnParallel((f"{name}weight",), (Tensor(f"{norm}.weight", (width,)),)),)
+    return rules
+
+
+def _attention(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
+    """The projections of attention."""
+    layer = "model.layers.{layer}"
+    widths = (("q_proj", "query_width"), ("k_proj", "key_value_width"), ("v_proj", "key_value_width"))
+    kind: type[Rule] = QueryKeyValue
+    matrices = [(f"{layer}.self_attn.{name}", rows) for name, rows in widths]
+    if names.query_key_value is not None:
+        kind, matrices = JoinedQueryKeyValue, [(f"{layer}.{names.query_key_value}", "query_key_value_width")]
+    output = [(f"{layer}.self_attn.o_proj", "hidden")]
+    return (
+        *linear_rules(kind, "self_attention.linear_qkv", matrices, "hidden", shape.query_key_value_bias),
+        *linear_rules(RowParallel, "self_attention.linear_proj", output, "query_width", shape.attention_output_bias),
+    )
+
+
+def _mlp(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
+    """The projections of a dense MLP."""
+    theirs = "model.layers.{layer}."
+    kind: type[Rule] = ColumnParallel
+    up = [(theirs + names.up, "ffn_hidden")]
+    if names.gate_and_up is not None:
+        kind, up = JoinedGatedUp, [(theirs + names.gate_and_up, "gate_and_up")]
+    elif shape.gated_mlp:
+        kind, up = GatedUp, [(theirs + names.gate, "ffn_hidden"), *up]
+    down = [(theirs + names.down, "hidden")]
+    return (
+        *linear_rules(kind, "mlp.linear_fc1", up, "hidden", shape.mlp_bias, layers="dense"),
+        *linear_rules(RowParallel, "mlp.linear_fc2", down, "ffn_hidden", shape.mlp_bias, layers="dense"),
     )
 
 
@@ -194,3 +256,57 @@ def _read_mistral(fields: ConfigFields) -> ModelShape:
 
 
 MISTRAL = Family(model_type="mistral", read=_read_mistral, weights=llama_weights)
+
+
+def _read_ministral(fields: ConfigFields) -> ModelShape:
+    """The shape of a Ministral from its config.json; defaults are transformers' own (MinistralConfig)."""
+    shape = replace(_read_mistral(fields), family="ministral")
+    return with_layer_types(fields, shape, shape.local_layers)
+
+
+def with_layer_types(fields: ConfigFields, shape: ModelShape, unmarked: frozenset[int]) -> ModelShape:
+    """The shape with the local layers that `layer_types` marks.
+
+    Args:
+        shape: with the window that local layers have; None: no layer has one, whatever is marked.
+        unmarked: the local layers where the field is not there.
+    """
+    marked = read_layer_types(fields, shape.layers)
+    local = unmarked if marked is None else marked
+    return replace(shape, local_layers=local if shape.local_window else frozenset())
+
+
+MINISTRAL = Family(model_type="ministral", read=_read_ministral, weights=llama_weights)
+
+
+def _read_seed_oss(fields: ConfigFields) -> ModelShape:
+    """The shape of a Seed-OSS from its config.json; defaults are transformers' own (SeedOssConfig)."""
+    fields.take("residual_dropout")  # of training
+    shape = read_llama_like(
+        fields, "seed_oss", max_positions=524_288, key_value_heads=8, head_dim=128, attention_bias=True
+    )
+    return replace(shape, attention_output_bias=fields.boolean("attention_out_bias", False))
+
+
+SEED_OSS = Family(model_type="seed_oss", read=_read_seed_oss, weights=llama_weights)
+
+
+def _read_smollm3(fields: ConfigFields) -> ModelShape:
+    """The shape of a SmolLM3 from its config.json; defaults are transformers' own (SmolLM3Config)."""
+    shape = read_llama_like(
+        fields, "smollm3", max_positions=32_768, key_value_heads=4, rope_base=2e6, tied_embeddings=True
+    )
+    interval = fields.integer("no_rope_layer_interval", 4)
+    turned = fields.take("no_rope_layers", [int((layer + 1) % interval > 0) for layer in range(shape.layers)])
+    if not (isinstance(turned, list) and len(turned) >= shape.layers and all(mark in (0, 1) for mark in turned)):
+        rule = f"must have 1 (rotary positions) or 0 (none) for each of {shape.layers} layers."
+        fields.fault("no_rope_layers", turned, rule, "Mend config.json.")
+        return shape
+    unturned = frozenset(layer for layer in range(shape.layers) if not turned[layer])
+    window = fields.optional_integer("sliding_window", None)
+    used = fields.boolean("use_sliding_window", False)
+    shape = replace(shape, unturned_layers=unturned, local_window=window if used else None)
+    return with_layer_types(fields, shape, unturned)
+
+
+SMOLLM3 = Family(model_type="smollm3", read=_read_smollm3, weights=llama_weights)

@@ -87,7 +87,8 @@ def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas:
     working = again + max(_backward_bytes(shape, config, layer) for layer in held)
     # A matrix's gradient in the precision of the weights, before it is added to its buffer.
     dense = shape.ffn_hidden if len(shape.sparse_layers) < shape.layers else 0
-    most_wide = max(shape.query_width, (2 if shape.gated_mlp else 1) * max(dense, shape.expert_ffn_hidden))
+    widest = max(dense, shape.expert_ffn_hidden, shape.shared_expert_ffn_hidden)
+    most_wide = max(shape.query_width, (2 if shape.gated_mlp else 1) * widest)
     of_layer = tokens * working + weight * shape.hidden * most_wide // parallel.tensor
     of_loss = _loss_bytes(shape, config, tokens) if stage == stages - 1 else 0
     return round(tokens * of_layers + max(of_layer, of_loss))
@@ -116,9 +117,14 @@ def _norm_bytes(shape: ModelShape, config: RunConfig) -> float:
     if shape.parallel_residual:
         return 3 * weight * share
     before, after = 2 * shape.pre_norm, 2 * shape.post_norm
-    if shape.zero_centered_norms:  # in fp32, before and after the division; its input is kept by nobody
+    if _in_fp32(shape):  # before and after the division; its input is kept by nobody
         return share * (8 * (before + after) + weight * before)
     return share * weight * (2 + before + after)
+
+
+def _in_fp32(shape: ModelShape) -> bool:
+    """Whether norms are computed in fp32, step by step, where others are one kernel."""
+    return shape.zero_centered_norms and shape.normalization == "RMSNorm"
 
 
 def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
@@ -130,7 +136,7 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         normed = 8 * (query + key)  # in fp32, before and after the division
     else:
         normed = weight * query if shape.query_key_norm and query > key else 0
-    if shape.attention_soft_cap is not None or shape.local_rope_base is not None:
+    if shape.attention_soft_cap is not None:
         # Rotated queries, keys and values repeated for each, output; and the scores of blocks of queries.
         seen = length if length <= SCORED_AT_ONCE else (length + SCORED_AT_ONCE) / 2
         score = 4 + weight + (weight if shape.attention_soft_cap is not None else 0)
@@ -160,7 +166,10 @@ def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         return weight * widths * shape.ffn_hidden / tensor
     chosen, sequence = shape.experts_per_token, tensor if config.parallel.sequence else 1
     routing = 20 * shape.experts + 24 * chosen
-    return weight * chosen * (shape.hidden + 3 * shape.expert_ffn_hidden / tensor) + routing / sequence
+    kept = weight * chosen * (shape.hidden + 3 * shape.expert_ffn_hidden / tensor) + routing / sequence
+    if shape.shared_experts:  # what it computes, before its gate
+        kept += weight * (3 * shape.shared_expert_ffn_hidden / tensor + shape.hidden / sequence)
+    return kept
 
 
 def _backward_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
@@ -180,7 +189,7 @@ def _loss_bytes(shape: ModelShape, config: RunConfig, tokens: int) -> float:
     """
     weight, parallel = BYTES[config.training.precision], config.parallel
     share = shape.hidden / (parallel.tensor if parallel.sequence else 1)
-    norm = share * (8 + weight if shape.zero_centered_norms else 2 * weight)
+    norm = share * (8 + weight if _in_fp32(shape) else 2 * weight)
     rows = -(-shape.vocabulary // parallel.tensor)
     logits = weight + 4 if config.training.precision == "bf16" else 4
     logits += weight if shape.logit_soft_cap is not None else 0

@@ -1,14 +1,17 @@
-"""OLMo 2: a Llama whose norms stand after attention and MLP, and norm all heads of queries and keys together.
+"""OLMo 2, OLMo 3 and OLMoE.
 
-(arXiv:2501.00656, section 3.2.)
+OLMo 2: a Llama whose norms stand after attention and MLP, and norm all heads of queries and keys together
+(arXiv:2501.00656, section 3.2). OLMo 3: with windows in three layers of four, where positions are never rescaled.
+OLMoE: a Llama with these norms of queries and keys, and experts (arXiv:2409.02060).
 """
 
 from dataclasses import replace
 
-from megatron_cpt.families.family import Family, ModelShape
+from megatron_cpt.families.family import Family, ModelShape, expert_weights, with_experts
 from megatron_cpt.families.fields import ConfigFields
-from megatron_cpt.families.llama import llama_weights, read_llama_like
-from megatron_cpt.families.weights import ColumnParallel, Replicated, Rule, Tensor
+from megatron_cpt.families.llama import llama_weights, read_llama_like, with_layer_types
+from megatron_cpt.families.rope import read_ropes_by_kind
+from megatron_cpt.families.weights import Rule
 
 
 def _read_olmo2(fields: ConfigFields) -> ModelShape:
@@ -17,29 +20,44 @@ def _read_olmo2(fields: ConfigFields) -> ModelShape:
     return replace(shape, pre_norm=False, post_norm=True, all_heads_norm=True)
 
 
-def _olmo2_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """A Llama's name table without the norms before attention and MLP, and the norms after them."""
-    before = ("decoder.layers.{layer}.input_layernorm.weight", "decoder.layers.{layer}.pre_mlp_layernorm.weight")
-    layer = "model.layers.{layer}"
-    return (
-        *(rule for rule in llama_weights(shape) if rule.names[0] not in before),
-        *(
-            ColumnParallel(
-                (f"decoder.layers.{{layer}}.self_attention.{letter}_layernorm.weight",),
-                (Tensor(f"{layer}.self_attn.{letter}_norm.weight", (width,)),),
-            )
-            for letter, width in (("q", "query_width"), ("k", "key_value_width"))
-        ),
-        *post_norms(f"{layer}.post_attention_layernorm", f"{layer}.post_feedforward_layernorm"),
+OLMO2 = Family(model_type="olmo2", read=_read_olmo2, weights=llama_weights)
+
+
+def _read_olmo3(fields: ConfigFields) -> ModelShape:
+    """The shape of an OLMo 3 from its config.json; defaults are transformers' own (Olmo3Config)."""
+    base = fields.positive("rope_theta", 500_000.0)
+    rope, local_base = read_ropes_by_kind(fields, "olmo3", 2048, base, local_base=500_000.0)
+    if base != local_base == 500_000.0:
+        # transformers 5 gives it to the layers that see the whole sequence alone, transformers 4 to all.
+        rule = "releases of transformers differ in whether local layers have this base too."
+        fields.fault("rope_theta", base, rule, "State rope_theta in rope_parameters, by kind of layer.")
+    shape = read_llama_like(fields, "olmo3", max_positions=2048, norm_epsilon=1e-5, rope=rope)
+    shape = replace(
+        shape,
+        pre_norm=False,
+        post_norm=True,
+        all_heads_norm=True,
+        local_window=fields.optional_integer("sliding_window", 4096),
+        local_rope_base=None if rope.scaling is None and local_base == rope.base else local_base,
     )
+    return with_layer_types(fields, shape, frozenset(layer for layer in range(shape.layers) if (layer + 1) % 4))
 
 
-def post_norms(after_attention: str, after_mlp: str) -> tuple[Rule, ...]:
-    """The norms after attention and MLP, by the names that a family gives them."""
-    return tuple(
-        Replicated((f"decoder.layers.{{layer}}.{ours}.weight",), (Tensor(f"{theirs}.weight", ("hidden",)),))
-        for ours, theirs in (("post_attention_layernorm", after_attention), ("post_mlp_layernorm", after_mlp))
-    )
+OLMO3 = Family(model_type="olmo3", read=_read_olmo3, weights=llama_weights)
 
 
-OLMO2 = Family(model_type="olmo2", read=_read_olmo2, weights=_olmo2_weights)
+def _read_olmoe(fields: ConfigFields) -> ModelShape:
+    """The shape of an OLMoE from its config.json; defaults are transformers' own (OlmoeConfig)."""
+    shape = read_llama_like(fields, "olmoe", max_positions=4096, norm_epsilon=1e-5)
+    experts = fields.integer("num_experts", fields.take("num_local_experts", 64))
+    fields.require("clip_qkv", [None], None)
+    shape = with_experts(fields, shape, experts, shape.ffn_hidden, chosen=8, balance=0.01)
+    return replace(shape, all_heads_norm=True)
+
+
+def _olmoe_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Llama's name table with norms of queries and keys, and the experts."""
+    return (*llama_weights(shape), *expert_weights("mlp", gate="gate_proj", up="up_proj", down="down_proj"))
+
+
+OLMOE = Family(model_type="olmoe", read=_read_olmoe, weights=_olmoe_weights)

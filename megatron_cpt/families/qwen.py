@@ -1,40 +1,36 @@
-"""Qwen2, Qwen3 and Qwen3 with experts.
+"""Qwen2, Qwen3 and both with experts.
 
 Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values (arXiv:2407.10671, arXiv:2412.15115).
 Qwen3: queries and keys are normed per head before rotation, no biases (arXiv:2505.09388).
-Qwen3-MoE: a Qwen3 in whose layers, or in some of them, each token meets a few experts.
+Qwen2-MoE, Qwen3-MoE: in all layers or in some each token meets a few experts; in a Qwen2-MoE all tokens meet one more.
 """
 
 from dataclasses import replace
 
-from megatron_cpt.families.family import Family, ModelShape, expert_weights, read_chosen
+from megatron_cpt.families.family import Family, ModelShape, expert_weights, shared_expert_weights, with_experts
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
 from megatron_cpt.families.llama import llama_weights, read_llama_like
-from megatron_cpt.families.weights import QueryKeyValue, Replicated, Rule, Tensor
+from megatron_cpt.families.weights import Rule
 
 
 def _read_qwen3_moe(fields: ConfigFields) -> ModelShape:
     """The shape of a Qwen3-MoE from its config.json; defaults are transformers' own (Qwen3MoeConfig)."""
     shape = read_llama_like(fields, "qwen3_moe", max_positions=32_768, key_value_heads=4)
+    shape = _read_experts(fields, shape, experts=128, width=768, chosen=8)
+    return replace(_read_window(fields, shape), query_key_norm=True)
+
+
+def _read_experts(fields: ConfigFields, shape: ModelShape, experts: int, width: int, chosen: int) -> ModelShape:
+    """The shape with its experts.
+
+    Args:
+        experts, width, chosen: transformers' defaults of `num_experts`, `moe_intermediate_size` and
+            `num_experts_per_tok`.
+    """
     # transformers 5 writes the number under Mixtral's name.
-    experts = fields.integer("num_experts", fields.take("num_local_experts", 128))
-    chosen = read_chosen(fields, experts, 8)
-    normed = fields.boolean("norm_topk_prob", False)
-    if normed and chosen == 1:
-        # Megatron-Core has no way to give one chosen expert the whole weight.
-        rule = "with one expert per token its weight would always be 1."
-        fields.fault("norm_topk_prob", True, rule, "Set it to false, or use another model.")
-    fields.take("output_router_logits")  # what transformers returns beside the logits
-    return replace(
-        _read_window(fields, shape),
-        query_key_norm=True,
-        experts=experts,
-        experts_per_token=chosen,
-        expert_ffn_hidden=fields.integer("moe_intermediate_size", 768),
-        dense_layers=_read_dense_layers(fields, shape.layers),
-        router_shares_sum_to_one=normed,
-        router_balance=fields.not_negative("router_aux_loss_coef", 0.001),
-    )
+    experts = fields.integer("num_experts", fields.take("num_local_experts", experts))
+    shape = with_experts(fields, shape, experts, fields.integer("moe_intermediate_size", width), chosen)
+    return replace(shape, dense_layers=_read_dense_layers(fields, shape.layers))
 
 
 def _read_dense_layers(fields: ConfigFields, layers: int) -> frozenset[int]:
@@ -51,12 +47,39 @@ def _read_dense_layers(fields: ConfigFields, layers: int) -> frozenset[int]:
     return dense
 
 
-def _qwen3_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """A Qwen3's name table, and the experts."""
-    return (*_qwen3_weights(shape), *expert_weights("mlp", gate="gate_proj", up="up_proj", down="down_proj"))
+def _qwen_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Qwen's name table, and the experts."""
+    return (*llama_weights(shape), *expert_weights("mlp", gate="gate_proj", up="up_proj", down="down_proj"))
 
 
-QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, weights=_qwen3_moe_weights)
+QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, weights=_qwen_moe_weights)
+
+
+def _read_qwen2_moe(fields: ConfigFields) -> ModelShape:
+    """The shape of a Qwen2-MoE from its config.json; defaults are transformers' own (Qwen2MoeConfig)."""
+    shape = read_llama_like(fields, "qwen2_moe", max_positions=32_768, key_value_heads=16)
+    shape = _read_experts(fields, shape, experts=60, width=1408, chosen=4)
+    if fields.boolean("use_sliding_window", False):
+        rule = "windows of a Qwen2-MoE are not supported."
+        fields.fault("use_sliding_window", True, rule, "Use a model that has no windows.")
+    for name in ("sliding_window", "max_window_layers"):
+        fields.take(name)
+    if read_layer_types(fields, shape.layers):
+        rule = "not every layer has full attention, although use_sliding_window is off."
+        fields.fault("layer_types", "sliding_attention", rule, "Mend config.json.")
+    return replace(
+        shape,
+        query_key_value_bias=fields.boolean("qkv_bias", True),
+        shared_expert_ffn_hidden=fields.integer("shared_expert_intermediate_size", 5632),
+    )
+
+
+def _qwen2_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Qwen3-MoE's name table, and the expert that all tokens share."""
+    return (*_qwen_moe_weights(shape), *shared_expert_weights("mlp", "shared_expert", "shared_expert_gate"))
+
+
+QWEN2_MOE = Family(model_type="qwen2_moe", read=_read_qwen2_moe, weights=_qwen2_moe_weights)
 
 
 def _read_qwen3(fields: ConfigFields) -> ModelShape:
@@ -65,23 +88,7 @@ def _read_qwen3(fields: ConfigFields) -> ModelShape:
     return _read_window(fields, replace(shape, query_key_norm=True))
 
 
-def _qwen3_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """A Llama's name table, and the norms of queries and keys."""
-    return (*llama_weights(shape), *head_norms())
-
-
-def head_norms() -> tuple[Rule, ...]:
-    """The norms of queries and keys; all heads share one weight."""
-    return tuple(
-        Replicated(
-            (f"decoder.layers.{{layer}}.self_attention.{letter}_layernorm.weight",),
-            (Tensor(f"model.layers.{{layer}}.self_attn.{letter}_norm.weight", ("head_dim",)),),
-        )
-        for letter in ("q", "k")
-    )
-
-
-QWEN3 = Family(model_type="qwen3", read=_read_qwen3, weights=_qwen3_weights)
+QWEN3 = Family(model_type="qwen3", read=_read_qwen3, weights=llama_weights)
 
 
 def _read_qwen2(fields: ConfigFields) -> ModelShape:
@@ -112,20 +119,4 @@ def _read_window(fields: ConfigFields, shape: ModelShape) -> ModelShape:
     return replace(shape, local_window=window, local_layers=local) if window and local else shape
 
 
-def _qwen2_weights(shape: ModelShape) -> tuple[Rule, ...]:
-    """A Llama's name table, and the biases."""
-    attention = "model.layers.{layer}.self_attn"
-    return (
-        *llama_weights(shape),
-        QueryKeyValue(
-            ("decoder.layers.{layer}.self_attention.linear_qkv.bias",),
-            (
-                Tensor(f"{attention}.q_proj.bias", ("query_width",)),
-                Tensor(f"{attention}.k_proj.bias", ("key_value_width",)),
-                Tensor(f"{attention}.v_proj.bias", ("key_value_width",)),
-            ),
-        ),
-    )
-
-
-QWEN2 = Family(model_type="qwen2", read=_read_qwen2, weights=_qwen2_weights)
+QWEN2 = Family(model_type="qwen2", read=_read_qwen2, weights=llama_weights)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_cpt.config.schema import RopeSettings
-from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.fields import KINDS, ConfigFields
 
 # What stays where the kind of scaling changes: the base, and the part of a head that is turned.
 _OF_NO_KIND = ("rope_theta", "partial_rotary_factor")
@@ -97,7 +97,7 @@ class YarnScaling:
     slow: float
     """It is long where it turns at most so many times."""
     attention_factor: float
-    """Factor of queries and of keys."""
+    """Factor of what is turned of queries and of keys."""
     whole_dimensions: bool
     """Whether the dimensions of `fast` and `slow` are rounded to whole ones, away from each other."""
 
@@ -107,7 +107,37 @@ class YarnScaling:
         return int(self.factor * self.original_positions)
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True)
+class DynamicScaling:
+    """A larger base for sequences beyond the original positions, the larger the longer (transformers' `dynamic`).
+
+    The base is multiplied by (factor s / original_positions - factor + 1) ^ (d / (d - 2)) in a sequence of s tokens,
+    where d dimensions of a head are turned.
+    """
+
+    factor: float
+    """By how much more positions it was made for."""
+    original_positions: int
+    """Longest sequence before the scaling, in tokens."""
+
+
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """Each wavelength longer by a factor of its own, of two by the sequence's length (LongRoPE, arXiv:2402.13753)."""
+
+    short: tuple[float, ...]
+    """Factors in sequences of at most original_positions, one for each pair of dimensions."""
+    long: tuple[float, ...]
+    """Factors in longer ones."""
+    original_positions: int
+    """Longest sequence before the scaling, in tokens."""
+    attention_factor: float
+    """Factor of what is turned of queries and of keys, whatever the length."""
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongRopeScaling
+LengthScaling = DynamicScaling | LongRopeScaling
+"""Those by which the angle of a position depends on how long its sequence is."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +150,35 @@ class Rope:
     """How the wavelengths were changed for longer sequences; None: they were not."""
     share: float
     """Part of each head that is turned."""
+    positions: int
+    """Longest sequence that the model was made for, in tokens."""
 
 
 def read_rope(
     fields: ConfigFields,
     family: str,
+    max_positions: int,
     base_name: str = "rope_theta",
     share_name: str | None = None,
     share: float = 1.0,
     base: float = 10_000.0,
+    original_positions: int | None = None,
 ) -> Rope:
     """The rotary positions as transformers 5 (`rope_parameters`) or 4 (fields of their own) writes them.
 
     Args:
         family: its name, for messages.
+        max_positions: `max_position_embeddings` where nothing states it.
         base_name: transformers 4's name of the base.
         share_name: transformers 4's name of the part of a head that is turned; None: the family turns all.
         share: that part where nothing states it.
         base: the base where nothing states it.
+        original_positions: `original_max_position_embeddings` where nothing states it; None: the family needs it.
     """
+    stated = fields.integer("max_position_embeddings", max_positions)
     outer_base = fields.positive(base_name, base)
     outer_share = share if share_name is None else fields.positive(share_name, share)
+    original = fields.optional_integer("original_max_position_embeddings", original_positions)
     older, newer = fields.take("rope_scaling", {}), fields.take("rope_parameters", {})
     if older and newer:
         rule = "rope_scaling and rope_parameters are both given, and say it twice."
@@ -148,28 +186,78 @@ def read_rope(
     name, given = ("rope_parameters", newer) if newer else ("rope_scaling", older)
     if not isinstance(given, dict):
         fields.fault(name, given, "must be an object.", "Mend config.json.")
-        return Rope(outer_base, None, outer_share)
+        return Rope(outer_base, None, outer_share, stated)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if original is not None and kind in ("llama3", "yarn", "longrope", "su"):  # transformers prefers the outer one
+        given = given | {"original_max_position_embeddings": original}
     inner = ConfigFields(f"{fields.path}: {name}", given)
+    inner.take("rope_type")
+    inner.take("type")
     base = inner.positive("rope_theta", outer_base)
-    legacy_kind = inner.take("type", "default")
-    kind = inner.take("rope_type", legacy_kind)
     if share_name is None:
         inner.require("partial_rotary_factor", [1, 1.0], 1.0)
     else:
         outer_share = inner.positive("partial_rotary_factor", outer_share)
-    scaling = _read_scaling(inner, kind)
+    scaling = _read_scaling(inner, kind, stated)
     if not inner.faults:  # the fields of a kind that is refused need no faults of their own
         inner.refuse_left(family)
     fields.faults += inner.faults
-    return Rope(base, scaling, outer_share)
+    return Rope(base, scaling, outer_share, _longest(stated, scaling))
 
 
-def _read_scaling(fields: ConfigFields, kind: object) -> RopeScaling | None:
+def _longest(stated: int, scaling: RopeScaling | None) -> int:
+    """`max_position_embeddings`, or what scaling makes of it. With YaRN folders state the positions before or after."""
+    match scaling:
+        case YarnScaling():
+            return max(stated, scaling.positions)
+        case DynamicScaling():
+            return int(stated * scaling.factor)
+    return stated
+
+
+def read_ropes_by_kind(
+    fields: ConfigFields, family: str, max_positions: int, base: float, local_base: float
+) -> tuple[Rope, float]:
+    """The rotary positions of layers that see the whole sequence, and the base of local ones.
+
+    transformers 5 writes them by kind of layer (`rope_parameters`), transformers 4 those of all layers that see the
+    whole sequence in the fields of other families.
+
+    Args:
+        max_positions, base: defaults of the whole layers'.
+        local_base: of local layers, where nothing is written by kind.
+    """
+    stated = {"max_position_embeddings": fields.integer("max_position_embeddings", max_positions)}
+    older, newer = fields.take("rope_scaling", {}), fields.take("rope_parameters", {})
+    if not isinstance(newer, dict) or not set(newer) <= set(KINDS) or (older and newer):
+        rule = f"must be an object with {' and '.join(KINDS)}, and stands in place of rope_scaling."
+        fields.fault("rope_parameters", newer, rule, "Mend config.json.")
+        newer = {}
+    by_kind = newer or {"full_attention": older}
+    ropes = []
+    for kind, default in zip(KINDS, (base, local_base), strict=True):
+        inner = ConfigFields(f"{fields.path}: {kind}", {"rope_parameters": by_kind.get(kind)} | stated)
+        ropes.append(read_rope(inner, family, max_positions, base=default))
+        if kind == "sliding_attention" and ropes[-1].scaling:
+            inner.fault("rope_parameters", by_kind[kind], "local layers are never rescaled.", "Mend config.json.")
+        fields.faults += inner.faults
+    return ropes[0], ropes[1].base
+
+
+def _read_scaling(fields: ConfigFields, kind: object, stated: int) -> RopeScaling | None:
+    """Args:
+    stated: `max_position_embeddings`.
+    """
     match kind:
         case "default":
             return None
         case "linear":
             return LinearScaling(fields.positive("factor", 1.0))
+        case "dynamic":
+            factor = fields.positive("factor", 1.0)
+            if factor < 1:
+                fields.fault("factor", factor, "must be at least 1.", "Mend config.json.")
+            return DynamicScaling(factor, stated)
         case "llama3":
             scaling = Llama3Scaling(
                 factor=fields.positive("factor", 8.0),
@@ -183,13 +271,24 @@ def _read_scaling(fields: ConfigFields, kind: object) -> RopeScaling | None:
             return scaling
         case "yarn":
             return _read_yarn(fields)
-    fields.fault(
-        "rope_type",
-        kind,
-        "only 'default', 'linear', 'llama3' and 'yarn' are known.",
-        "Use a model without this kind of RoPE scaling.",
-    )
+        case "longrope" | "su":  # the name in the first Phi-3
+            return _read_longrope(fields, stated)
+    known = "'default', 'linear', 'dynamic', 'llama3', 'yarn' and 'longrope'"
+    remedy = "Use a model without this kind of RoPE scaling."
+    fields.fault("rope_type", kind, f"only {known} are known.", remedy)
     return None
+
+
+def _read_longrope(fields: ConfigFields, stated: int) -> LongRopeScaling:
+    original = fields.integer("original_max_position_embeddings")
+    factor = fields.optional_positive("factor", None) or stated / original
+    implied = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+    return LongRopeScaling(
+        short=fields.positives("short_factor"),
+        long=fields.positives("long_factor"),
+        original_positions=original,
+        attention_factor=fields.optional_positive("attention_factor", None) or implied,
+    )
 
 
 def _read_yarn(fields: ConfigFields) -> YarnScaling:

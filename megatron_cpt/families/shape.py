@@ -9,18 +9,41 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
-from megatron_cpt.families.gemma import GEMMA2, GEMMA3
+from megatron_cpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
-from megatron_cpt.families.llama import LLAMA, MISTRAL, MIXTRAL
-from megatron_cpt.families.olmo import OLMO2
-from megatron_cpt.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from megatron_cpt.families.llama import LLAMA, MINISTRAL, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
+from megatron_cpt.families.olmo import OLMO2, OLMO3, OLMOE
+from megatron_cpt.families.phi import PHI3
+from megatron_cpt.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
+from megatron_cpt.families.ungated import NEMOTRON, STARCODER2
 from megatron_cpt.families.weights import Place, Rule, places
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, MIXTRAL, QWEN3_MOE, OLMO2, GEMMA2, GEMMA3)
+    for family in (
+        LLAMA,
+        MISTRAL,
+        MINISTRAL,
+        QWEN2,
+        QWEN3,
+        PHI3,
+        SMOLLM3,
+        SEED_OSS,
+        GPT_NEOX,
+        NEMOTRON,
+        STARCODER2,
+        MIXTRAL,
+        QWEN2_MOE,
+        QWEN3_MOE,
+        OLMOE,
+        OLMO2,
+        OLMO3,
+        GEMMA,
+        GEMMA2,
+        GEMMA3,
+    )
 }
 
 # Layers, or experts of a layer: a name table holds them all, so that an absurd number must end before it.
@@ -70,6 +93,7 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
         ("hidden_size", shape.hidden, _MOST_WIDE),
         ("intermediate_size", shape.ffn_hidden, _MOST_WIDE),
         ("moe_intermediate_size", shape.expert_ffn_hidden, _MOST_WIDE),
+        ("shared_expert_intermediate_size", shape.shared_expert_ffn_hidden, _MOST_WIDE),
         ("num_attention_heads", shape.heads, _MOST_WIDE),
         ("head_dim", shape.head_dim, _MOST_WIDE),
         ("vocab_size", shape.vocabulary, _MOST_TOKENS),

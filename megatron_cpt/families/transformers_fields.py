@@ -31,6 +31,9 @@ READ_BY_ALL = frozenset({
     "unpadded_vocab_size", "use_cache", "use_kernels", "variant", "vocab_size", "weight_mapping", "weights_only",
 })
 READ_BY: dict[str, frozenset[str]] = {
+"gemma": frozenset({
+    "attention_bias", "intermediate_size", "use_bidirectional_attention",
+}),
 "gemma2": frozenset({
     "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "intermediate_size",
     "query_pre_attn_scalar", "use_bidirectional_attention",
@@ -47,6 +50,9 @@ READ_BY: dict[str, frozenset[str]] = {
 "llama": frozenset({
     "attention_bias", "intermediate_size", "mlp_bias", "pretraining_tp",
 }),
+"ministral": frozenset({
+    "intermediate_size",
+}),
 "mistral": frozenset({
     "intermediate_size",
 }),
@@ -54,11 +60,29 @@ READ_BY: dict[str, frozenset[str]] = {
     "intermediate_size", "num_experts", "num_experts_per_tok", "num_local_experts", "output_router_logits",
     "router_aux_loss_coef", "router_jitter_noise",
 }),
+"nemotron": frozenset({
+    "attention_bias", "intermediate_size", "mlp_bias", "norm_eps",
+}),
 "olmo2": frozenset({
     "attention_bias", "intermediate_size",
 }),
+"olmo3": frozenset({
+    "attention_bias", "intermediate_size",
+}),
+"olmoe": frozenset({
+    "attention_bias", "clip_qkv", "intermediate_size", "norm_topk_prob", "num_experts", "num_experts_per_tok",
+    "num_local_experts", "output_router_logits", "router_aux_loss_coef",
+}),
+"phi3": frozenset({
+    "embd_pdrop", "intermediate_size", "next_sequence_length", "resid_pdrop",
+}),
 "qwen2": frozenset({
     "intermediate_size", "max_window_layers", "use_sliding_window",
+}),
+"qwen2_moe": frozenset({
+    "decoder_sparse_step", "intermediate_size", "max_window_layers", "mlp_only_layers", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "output_router_logits", "qkv_bias", "router_aux_loss_coef",
+    "shared_expert_intermediate_size", "use_sliding_window",
 }),
 "qwen3": frozenset({
     "attention_bias", "intermediate_size", "max_window_layers", "use_sliding_window",
@@ -66,6 +90,15 @@ READ_BY: dict[str, frozenset[str]] = {
 "qwen3_moe": frozenset({
     "attention_bias", "decoder_sparse_step", "intermediate_size", "mlp_only_layers", "norm_topk_prob", "num_experts",
     "num_experts_per_tok", "num_local_experts", "output_router_logits", "router_aux_loss_coef", "use_sliding_window",
+}),
+"seed_oss": frozenset({
+    "attention_bias", "attention_out_bias", "intermediate_size", "mlp_bias", "pretraining_tp", "residual_dropout",
+}),
+"smollm3": frozenset({
+    "attention_bias", "intermediate_size", "mlp_bias", "no_rope_layer_interval", "no_rope_layers", "use_sliding_window",
+}),
+"starcoder2": frozenset({
+    "embedding_dropout", "intermediate_size", "norm_epsilon", "residual_dropout", "use_bias",
 }),
 }
 # fmt: on

@@ -8,14 +8,18 @@ safetensors into the parameter, exporting copies it back. Megatron-Core's layout
 - tensor-parallel rank r of R owns the r-th R-th of the rows (column parallel) or columns (row parallel);
 - linear_qkv interleaves rows by query group: its query heads, its key head, its value head;
 - linear_fc1 of a gated MLP holds the gate's rows, then up's; each rank its part of both;
+- a Hugging Face tensor may hold several of these one after the other (queries, keys, values; gate, up);
 - the vocabulary is padded to a multiple of R; the padding is the end of the last ranks;
 - each expert is a parameter of its own, whole on the ranks of its expert-parallel part and divided among
   those that share an expert, which need not be those that share the rest of the layer.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal, Protocol
+
+Layers = Literal["all", "dense", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Rule:
     """The Hugging Face tensors that it holds."""
     exported: bool = True
     """False for the last stage's copy of a tied embedding, which the first stage exports."""
-    layers: Literal["all", "dense", "sparse"] = "all"
+    layers: Layers = "all"
     """Which layers have it: all, those with a dense MLP, or those with experts."""
 
     @property
@@ -86,8 +90,56 @@ class QueryKeyValue(Rule):
     """Query, key and value rows, interleaved by query group; groups are divided."""
 
 
+class JoinedQueryKeyValue(Rule):
+    """The same from one tensor that holds all query rows, then all key rows, then all value rows."""
+
+
 class GatedUp(Rule):
     """The gate's rows, then up's; each is divided."""
+
+
+class JoinedGatedUp(Rule):
+    """The same from one tensor that holds the gate's rows, then up's."""
+
+
+def linear_rules(
+    kind: type[Rule],
+    ours: str,
+    theirs: Sequence[tuple[str, str]],
+    columns: str,
+    biased: bool = False,
+    layers: Layers = "all",
+) -> tuple[Rule, ...]:
+    """The weight of a projection of each layer, and its bias if it has one.
+
+    Args:
+        kind: how ranks divide the weight. The bias of a row-parallel one is whole on every rank: it is added once,
+            after the ranks' products are summed.
+        ours: its name in a layer of Megatron-Core.
+        theirs: Hugging Face's names of its matrices, each with the field of ModelShape that is its rows.
+        columns: the field that is their columns.
+    """
+    name = f"decoder.layers.{{layer}}.{ours}"
+    weights = tuple(Tensor(f"{matrix}.weight", (rows, columns)) for matrix, rows in theirs)
+    biases = tuple(Tensor(f"{matrix}.bias", (rows,)) for matrix, rows in theirs)
+    weight = kind((f"{name}.weight",), weights, layers=layers)
+    bias = (Replicated if kind is RowParallel else kind)((f"{name}.bias",), biases, layers=layers)
+    return (weight, bias) if biased else (weight,)
+
+
+def norm_rules(theirs: str, *ours: str, biased: bool = False, size: str = "hidden") -> tuple[Rule, ...]:
+    """The weight of a norm, and its bias if it has one.
+
+    Args:
+        theirs: Hugging Face's name.
+        ours: Megatron-Core's names, whole but for `weight` and `bias`: Transformer Engine keeps a norm's weights in
+            the linear layer that follows.
+        size: the field of ModelShape that is its width.
+    """
+    return tuple(
+        Replicated(tuple(f"{name}{part}" for name in ours), (Tensor(f"{theirs}.{part}", (size,)),))
+        for part in (("weight", "bias") if biased else ("weight",))
+    )
 
 
 class Sizes(Protocol):
@@ -163,6 +215,12 @@ def pieces(rule: Rule, shape: Sizes, rank: int, ranks: int) -> list[Piece]:
             return [Piece(0, 0, 0, start, length)] if length > 0 else []
         case QueryKeyValue():
             return list(_query_groups(shape, rank, ranks))
+        case JoinedGatedUp():
+            half = (sizes[0][0] // 2,)
+            return _of_one_tensor(_rows_of_each([half, half], rank, ranks), (*half, *half))
+        case JoinedQueryKeyValue():
+            rows = [heads * shape.head_dim for heads in (shape.heads, shape.query_groups, shape.query_groups)]
+            return _of_one_tensor(_query_groups(shape, rank, ranks), rows)
     raise AssertionError(f"no layout for {type(rule).__name__}")
 
 
@@ -202,3 +260,9 @@ def _query_groups(shape: Sizes, rank: int, ranks: int) -> Iterator[Piece]:
         for tensor, rows in enumerate((query_rows, shape.head_dim, shape.head_dim)):
             yield Piece(tensor, 0, local, group * rows, rows)
             local += rows
+
+
+def _of_one_tensor(pieces_of_parts: Iterable[Piece], rows: Sequence[int]) -> list[Piece]:
+    """Pieces of tensors of so many rows, as pieces of the tensor that holds these one after the other."""
+    begins = [0, *accumulate(rows)]
+    return [replace(piece, tensor=0, start=begins[piece.tensor] + piece.start) for piece in pieces_of_parts]

@@ -267,10 +267,16 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 1024
 class WindowedAttention(ScaledDotProductAttention):
     """Causal attention within a window, with grouped queries. Tensors are [sequence, batch, heads, head_dim]."""
 
-    def __init__(self, *given: Any, window: int, **named: Any) -> None:
-        """Takes what ScaledDotProductAttention takes, and the tokens that a position sees, itself included."""
+    def __init__(self, *given: Any, window: int, scale: float | None = None, **named: Any) -> None:
+        """Takes what ScaledDotProductAttention takes, and more.
+
+        Args:
+            window: tokens that a position sees, itself included.
+            scale: factor of this layer's scores, whatever those of others have; None: the root of a head's width,
+                inverted.
+        """
         super().__init__(*given, **named)
-        self.window = window
+        self.window, self.scale = window, scale
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """As ScaledDotProductAttention.attend.

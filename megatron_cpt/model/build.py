@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from megatron.core.activations import squared_relu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer.module import Float16Module
@@ -28,7 +29,14 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import restart_positions
 from megatron_cpt.model.cpu_kernels import add_weight_gradients_in_products, install_cpu_kernels
 from megatron_cpt.model.forward import add_z_loss
-from megatron_cpt.model.layers import block_spec, engine_has, transformer_engine_usable, window_fields
+from megatron_cpt.model.layers import (
+    block_spec,
+    engine_has,
+    norms_queries,
+    transformer_engine_usable,
+    unturned_marks,
+    window_fields,
+)
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
     install_router_losses,
@@ -38,7 +46,7 @@ from megatron_cpt.model.mcore_patches import (
     scale_embeddings,
     temporary_attributes,
 )
-from megatron_cpt.model.rope import pair_rotary, scale_positions, score_scale
+from megatron_cpt.model.rope import own_rotary, score_scale
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.mcore_compat import gpt_model_class, known_fields
 
@@ -46,6 +54,7 @@ _ACTIVATIONS = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu2": squared_relu,
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MegatronConfig = TypeVar("MegatronConfig")
@@ -156,11 +165,13 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "kv_channels": shape.head_dim,
         "layernorm_epsilon": shape.norm_epsilon,
         "normalization": shape.normalization,
-        "add_bias_linear": shape.linear_bias,
-        "add_qkv_bias": shape.query_key_value_bias or shape.linear_bias,
+        # Where attention's biases are others than those of the MLP, layers.py says so to its projections.
+        "add_bias_linear": shape.mlp_bias,
+        "add_qkv_bias": shape.query_key_value_bias,
         "qk_layernorm": shape.query_key_norm,
         "softmax_scale": score_scale(shape),
         **window_fields(shape),
+        "no_rope_freq": unturned_marks(shape),
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": _ACTIVATIONS[shape.activation],
         **(_expert_fields(shape, options.by_engine(shape)) if shape.experts else {}),
@@ -213,6 +224,8 @@ def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
         "num_moe_experts": shape.experts,
         "moe_router_topk": shape.experts_per_token,
         "moe_ffn_hidden_size": shape.expert_ffn_hidden,
+        "moe_shared_expert_intermediate_size": shape.shared_expert_ffn_hidden or None,
+        "moe_shared_expert_gate": shape.shared_experts > 0,
         "moe_layer_freq": [int(layer in shape.sparse_layers) for layer in range(shape.layers)],
         # Shares among all experts are computed before the choice, shares among the chosen after it.
         "moe_router_pre_softmax": not shape.router_shares_sum_to_one,
@@ -279,7 +292,7 @@ def _build_chunk(
     """One chunk of the model; None is all that this rank holds."""
     # Megatron-Core 0.19 builds norms of queries and keys only where this is set. Once it is built, it would sum their
     # gradients over tensor-parallel ranks, of which each has its own part of a norm over all heads.
-    with temporary_attributes(transformer, qk_layernorm=shape.query_key_norm or shape.all_heads_norm):
+    with temporary_attributes(transformer, qk_layernorm=norms_queries(shape)):
         block = block_spec(shape, transformer, chunk, options.shares_documents, options.by_engine(shape))
         settings = {
             "vocab_size": padded_vocabulary(shape, options.parallel.tensor),
@@ -298,8 +311,7 @@ def _build_chunk(
             from megatron_cpt.model.hybrid import hybrid_model
 
             model = hybrid_model(transformer, block, **settings)
-    pair_rotary(model, shape)
-    scale_positions(model, shape)
+    own_rotary(model, shape)
     restart_positions(model)
     scale_embeddings(model, shape)
     cap_logits(model, shape)

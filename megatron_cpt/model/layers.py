@@ -33,11 +33,12 @@ from megatron.core.transformer.transformer_layer import (
 )
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
+from torch.nn import functional
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
-from megatron_cpt.model.rope import own_angles
+from megatron_cpt.model.rope import own_angles, score_scale, turned_factor
 from megatron_cpt.parallel import groups
 
 
@@ -82,8 +83,8 @@ def layer_spec(
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=experts, moe_grouped_gemm=True, qk_layernorm=shape.query_key_norm
         )
+        spec = copy.deepcopy(spec)
         if shares_documents:
-            spec = copy.deepcopy(spec)
             spec.submodules.self_attention.submodules.core_attention = _core_attention(shape, layer)
     else:
         local = get_gpt_layer_local_spec(
@@ -101,6 +102,11 @@ def layer_spec(
             spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
+    _put_biases(spec, shape)
+    if _turns_scaled_parts(shape):
+        assert not (shape.query_key_norm or shape.all_heads_norm), "no family norms what it turns in part and scales"
+        attention = spec.submodules.self_attention.submodules
+        attention.q_layernorm = attention.k_layernorm = _scaled_part(shape.turned_width, turned_factor(shape))
     if not by_engine and (shape.local_layers or not engine_has(shape)):
         _put_own_parts(spec, shape, layer)
     return spec
@@ -114,6 +120,41 @@ def window_fields(shape: ModelShape) -> dict[str, Any]:
         "window_size": (shape.local_window - 1, 0),
         "window_attn_skip_freq": [int(layer in shape.local_layers) for layer in range(shape.layers)],
     }
+
+
+def unturned_marks(shape: ModelShape) -> list[int] | None:
+    """What TransformerConfig is told of layers without rotary positions: 1 for each of these."""
+    return [int(layer in shape.unturned_layers) for layer in range(shape.layers)] if shape.unturned_layers else None
+
+
+def norms_queries(shape: ModelShape) -> bool:
+    """Whether queries and keys pass a module of their own before they are turned."""
+    return shape.query_key_norm or shape.all_heads_norm or _turns_scaled_parts(shape)
+
+
+def _turns_scaled_parts(shape: ModelShape) -> bool:
+    """Whether what is turned of queries and keys has a factor, and a part of each head is not turned."""
+    return shape.rotary_share < 1 and turned_factor(shape) != 1
+
+
+def _put_biases(spec: ModuleSpec, shape: ModelShape) -> None:
+    """Has the projections of attention add a bias, or none, where Megatron-Core would go by the MLP's."""
+    attention = spec.submodules.self_attention.submodules
+    if shape.mlp_bias and not shape.query_key_value_bias:
+        attention.linear_qkv = _with_bias(attention.linear_qkv, False)
+    if shape.attention_output_bias != shape.mlp_bias:
+        attention.linear_proj = _with_bias(attention.linear_proj, shape.attention_output_bias)
+
+
+def _with_bias(linear: type[torch.nn.Module], biased: bool) -> type[torch.nn.Module]:
+    """The same projection, which adds a bias or not whatever it is told."""
+
+    class WithBias(linear):  # type: ignore[misc, valid-type]
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named | {"bias": biased})
+
+    WithBias.__name__ = linear.__name__
+    return WithBias
 
 
 def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
@@ -137,20 +178,19 @@ def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
 
 def _core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAttention] | ModuleSpec:
     """Our core attention of a layer: with a soft cap or a window if it has one."""
-    window = shape.local_window if layer in shape.local_layers else None
-    # Gemma 3 has no soft cap, but with the other kernel a logit of its test under tensor parallelism lies 1.07e-5 from
-    # transformers', beyond the 1e-5 that all families are held to.
-    if shape.attention_soft_cap is not None or shape.local_rope_base is not None:
+    is_local = layer in shape.local_layers
+    window = shape.local_window if is_local else None
+    if shape.attention_soft_cap is not None:
         return ModuleSpec(SoftCappedAttention, params={"soft_cap": shape.attention_soft_cap, "window": window})
     if window is not None:
-        return ModuleSpec(WindowedAttention, params={"window": window})
+        return ModuleSpec(WindowedAttention, params={"window": window, "scale": score_scale(shape, is_local)})
     return ScaledDotProductAttention
 
 
 def _norm_of(shape: ModelShape, by_engine: bool) -> Any:
     """The norm at the end, and of layers that have parts of ours."""
     if shape.zero_centered_norms:
-        return ZeroCenteredRMSNorm
+        return ZeroCenteredLayerNorm if shape.normalization == "LayerNorm" else ZeroCenteredRMSNorm
     return LayerNormImpl if by_engine else Norm
 
 
@@ -273,6 +313,38 @@ class ZeroCenteredRMSNorm(torch.nn.Module):
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
         return (normed * (1.0 + self.weight.float())).type_as(hidden_states)
+
+
+class ZeroCenteredLayerNorm(torch.nn.LayerNorm):
+    """LayerNorm that multiplies by 1 + its weight, as in Nemotron (arXiv:2402.16819)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        torch.nn.init.zeros_(self.weight)
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states: [..., hidden_size], any shape before."""
+        return functional.layer_norm(hidden_states, self.normalized_shape, self.weight + 1.0, self.bias, self.eps)
+
+
+def _scaled_part(turned: int, factor: float) -> type[torch.nn.Module]:
+    """A module in the place of the norms of queries and keys, which multiplies the part of a head that is turned.
+
+    Turning is linear: it is the same whether what is turned is multiplied before, or sine and cosine are, as in
+    transformers. A class, and not a spec with parameters: Megatron-Core 0.19 calls it itself.
+    """
+
+    class ScaledPart(torch.nn.Module):
+        def __init__(self, **ignored: Any) -> None:
+            super().__init__()
+
+        def forward(self, heads: Tensor) -> Tensor:
+            """heads: [..., head_dim], any shape before."""
+            return torch.cat([heads[..., :turned] * factor, heads[..., turned:]], dim=-1)
+
+    return ScaledPart
 
 
 class AllQueriesRMSNorm(torch.nn.Module):

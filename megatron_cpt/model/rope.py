@@ -17,30 +17,50 @@ from megatron.core.models.common.language_module.language_module import Language
 from torch import Tensor
 
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from megatron_cpt.families.rope import (
+    DynamicScaling,
+    LengthScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 
-class PairedRotaryEmbedding(RotaryEmbedding):
-    """The angles of global layers, then those of local ones, in the last dimension."""
+class OwnRotaryEmbedding(RotaryEmbedding):
+    """Angles with the frequencies of a shape's scaling.
 
-    def __init__(self, local_base: float, **named: Any) -> None:
-        """Takes what RotaryEmbedding takes for global layers, and the base of local ones."""
-        super().__init__(**named)
-        self.local = RotaryEmbedding(**{**named, "rotary_base": local_base})
+    Where local layers have a base of their own: the angles of the other layers, then theirs, in the last dimension.
+    """
+
+    def __init__(self, shape: ModelShape, **named: Any) -> None:
+        """Takes what RotaryEmbedding takes, besides a base and a share."""
+        super().__init__(rotary_percent=shape.rotary_share, rotary_base=shape.rope_base, **named)
+        self.shape, self.local = shape, None
+        if shape.local_rope_base is not None:
+            self.local = RotaryEmbedding(rotary_percent=shape.rotary_share, rotary_base=shape.local_rope_base, **named)
+        if shape.rope_scaling is not None:
+            self._set_frequencies(shape.max_positions)
 
     def get_emb(self, max_seq_len: int, offset: int = 0) -> Tensor:
-        """Angles of positions, [positions, 1, 1, 2 * head_dim]."""
-        return torch.cat([super().get_emb(max_seq_len, offset), self.local.get_emb(max_seq_len, offset)], dim=-1)
+        """Angles of the positions of sequences of this length, [positions, 1, 1, dimensions that are turned]."""
+        if isinstance(self.shape.rope_scaling, LengthScaling):
+            self._set_frequencies(max_seq_len)
+        angles = super().get_emb(max_seq_len, offset)
+        return angles if self.local is None else torch.cat([angles, self.local.get_emb(max_seq_len, offset)], dim=-1)
+
+    def _set_frequencies(self, length: int) -> None:
+        shape = self.shape
+        self.inv_freq = frequencies(shape.rope_base, shape.turned_width, shape.rope_scaling, length)
 
 
-def pair_rotary(model: LanguageModule, shape: ModelShape) -> None:
-    """Gives a chunk of the model both kinds of angles, if the shape has two."""
-    if shape.local_rope_base is not None:
-        model.rotary_pos_emb = PairedRotaryEmbedding(
-            local_base=shape.local_rope_base,
+def own_rotary(model: LanguageModule, shape: ModelShape) -> None:
+    """Gives a chunk of the model the angles of its shape where they are not Megatron-Core's."""
+    if shape.rope_scaling is not None or shape.local_rope_base is not None:
+        model.rotary_pos_emb = OwnRotaryEmbedding(
+            shape,
             kv_channels=shape.head_dim,
-            rotary_percent=shape.rotary_share,
-            rotary_base=shape.rope_base,
             use_cpu_initialization=model.config.use_cpu_initialization,
             cp_group=model.pg_collection.cp,
         )
@@ -51,34 +71,41 @@ def own_angles(both: Tensor, is_local: bool) -> Tensor:
     return both.chunk(2, dim=-1)[int(is_local)]
 
 
-def scale_positions(model: LanguageModule, shape: ModelShape) -> None:
-    """Gives a chunk of the model the frequencies of its shape's scaling."""
-    if shape.rope_scaling is not None:
-        turned = int(shape.head_dim * shape.rotary_share)
-        model.rotary_pos_emb.inv_freq = frequencies(shape.rope_base, turned, shape.rope_scaling)
+def turned_factor(shape: ModelShape) -> float:
+    """Factor of what is turned of queries and of keys."""
+    scaling = shape.rope_scaling
+    return scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
 
 
-def score_scale(shape: ModelShape) -> float | None:
+def score_scale(shape: ModelShape, is_local: bool = False) -> float | None:
     """Factor of the attention scores; None: the root of head_dim, inverted.
 
-    YaRN multiplies queries and keys by its factor, and so scores by its square.
+    Where whole heads are turned, the factor of what is turned multiplies queries and keys, and so scores by its square;
+    where a part of them is, it is no factor of the scores (layers.py).
+
+    Args:
+        is_local: whether the layer is a local one; those with a base of their own are not scaled.
     """
-    if not isinstance(shape.rope_scaling, YarnScaling):
-        return shape.attention_scale
-    return (shape.attention_scale or shape.head_dim**-0.5) * shape.rope_scaling.attention_factor**2
+    unscaled = is_local and shape.local_rope_base is not None
+    factor = turned_factor(shape) if shape.rotary_share == 1 and not unscaled else 1.0
+    return shape.attention_scale if factor == 1 else (shape.attention_scale or shape.head_dim**-0.5) * factor**2
 
 
-def frequencies(base: float, turned: int, scaling: RopeScaling | None = None) -> Tensor:
+def frequencies(base: float, turned: int, scaling: RopeScaling | None = None, length: int = 0) -> Tensor:
     """Radians a token of each pair of dimensions, fp32 [turned / 2].
 
     Args:
         base: base of the wavelengths.
         turned: dimensions of a head that are turned.
         scaling: how the wavelengths are changed.
+        length: tokens of the sequence, where the scaling depends on it.
     """
+    if isinstance(scaling, DynamicScaling):
+        longer = max(length, scaling.original_positions) / scaling.original_positions
+        base = base * (scaling.factor * longer - (scaling.factor - 1)) ** (turned / (turned - 2))
     lengths = base ** (torch.arange(0, turned, 2, dtype=torch.int64).float() / turned)
     match scaling:
-        case None:
+        case None | DynamicScaling():
             return 1.0 / lengths
         case LinearScaling():
             return (1.0 / lengths) / scaling.factor
@@ -86,6 +113,9 @@ def frequencies(base: float, turned: int, scaling: RopeScaling | None = None) ->
             return _llama3_frequencies(1.0 / lengths, scaling)
         case YarnScaling():
             return _yarn_frequencies(lengths, base, turned, scaling)
+        case LongRopeScaling():
+            factors = scaling.long if length > scaling.original_positions else scaling.short
+            return 1.0 / (torch.tensor(factors, dtype=torch.float32) * lengths)
 
 
 def _llama3_frequencies(plain: Tensor, scaling: Llama3Scaling) -> Tensor:

@@ -15,6 +15,7 @@ from megatron_cpt.config.schema import DataSettings, ParallelSettings, RunConfig
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import DocumentSet, TokenStream
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.rope import LengthScaling
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.disk_space import folder_faults
@@ -54,13 +55,23 @@ def model_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
 
 
 def _shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
-    """Sequences longer than the model was made for."""
-    length = config.data.sequence_length
-    if length <= shape.max_positions:
+    """Sequences longer than the model was made for, or so long that no document in them has a length of its own."""
+    length, scaling = config.data.sequence_length, shape.rope_scaling
+    shown = f"data.sequence_length = {length}"
+    if length > shape.max_positions:
+        rule = f"the model was made for at most {shape.max_positions} tokens (max_position_embeddings)."
+        remedy = f"Use {shape.max_positions} or fewer, or give it positions for more with `model.rope`."
+        return [Fault(shown, rule, remedy)]
+    if not isinstance(scaling, LengthScaling) or config.data.attention != "within_documents":
         return []
-    rule = f"the model was made for at most {shape.max_positions} tokens (max_position_embeddings)."
-    remedy = f"Use {shape.max_positions} or fewer, or give it positions for more with `model.rope`."
-    return [Fault(f"data.sequence_length = {length}", rule, remedy)]
+    if length <= (original := scaling.original_positions):
+        return []
+    rule = (
+        f"beyond {original} tokens the positions of this model depend on the length of a sequence, and "
+        "within_documents puts documents of many lengths into one."
+    )
+    remedy = f"Use {original} or fewer, or set data.attention to across_documents."
+    return [Fault(shown, rule, remedy)]
 
 
 def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:
@@ -70,6 +81,8 @@ def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Faul
         "key-value heads": shape.query_groups,
         "units of the MLP": shape.ffn_hidden,
     } | ({"units of an expert": shape.expert_ffn_hidden} if shape.experts else {})
+    if shape.shared_experts:
+        divided["units of the shared expert"] = shape.shared_expert_ffn_hidden
     faults = [
         Fault(
             f"parallel.tensor = {parallel.tensor}",

@@ -116,7 +116,7 @@ def export(run: Run, step: int, output: Path) -> None:
 _OWN_ATTENTION = {
     ScaledDotProductAttention: "torch scaled_dot_product_attention",
     WindowedAttention: "torch scaled_dot_product_attention in blocks (sliding window)",
-    SoftCappedAttention: "full score matrix (soft cap, or windows with two rotary bases)",
+    SoftCappedAttention: "full score matrix (soft cap)",
 }
 _MAKERS = {
     "transformer_engine": "Transformer Engine",

@@ -16,6 +16,8 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.families.folders import SMALL
 
+# Families whose norms multiply by 1 + their weight.
+ZERO_CENTERED = ("gemma", "gemma2", "gemma3_text", "nemotron")
 TOKENIZER = b'{"version": "1.0", "model": {}}\n'
 
 
@@ -28,9 +30,10 @@ def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch
     """A random model as transformers saves it. Norms and biases are random too, or a mix-up would not show."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    mean = 0.0 if fields["model_type"] in ZERO_CENTERED else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.2)
+            parameter.normal_(mean=mean if name.endswith("norm.weight") else 0.0, std=0.2)
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder

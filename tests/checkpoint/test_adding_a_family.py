@@ -18,7 +18,7 @@ from tests.families.folders import SMALL
 from tests.ranks import Ranks
 
 PAGE = Path(__file__).parents[2] / "docs/families.md"
-MODEL = SMALL | {"model_type": "ministral", "sliding_window": 7}
+MODEL = SMALL | {"model_type": "arcee"}
 
 
 def test_the_page_names_every_family_and_no_other() -> None:
@@ -30,14 +30,14 @@ def test_the_page_names_every_family_and_no_other() -> None:
 
 def family_of_the_page(folder: Path) -> Family:
     """The page's example, imported as the file that it tells to write."""
-    source = folder / f"ministral_{os.getpid()}.py"
+    source = folder / f"arcee_{os.getpid()}.py"
     source.write_text(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])
-    spec = importlib.util.spec_from_file_location("ministral", source)
+    spec = importlib.util.spec_from_file_location("arcee", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    family: Family = module.MINISTRAL
+    family: Family = module.ARCEE
     return family
 
 
@@ -59,7 +59,7 @@ def test_the_family_of_the_page_goes_in_and_out(
     results = two_ranks.call(
         use_family, place=tmp_path, folder=folder, output=tmp_path / "out", tokens=tokens, tensor=2
     )
-    monkeypatch.setitem(FAMILIES, "ministral", family_of_the_page(tmp_path))  # the reference too is of known families
+    monkeypatch.setitem(FAMILIES, "arcee", family_of_the_page(tmp_path))  # the reference too is of known families
     for logits in results:
         np.testing.assert_allclose(logits, transformers_logits(folder, tokens).numpy(), rtol=0, atol=1e-5)
     assert_same_tensors(tmp_path / "out", folder)

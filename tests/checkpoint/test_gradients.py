@@ -19,7 +19,8 @@ from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import seed_everything
 from tests.checkpoint.hf_models import all_tensors, write_model
-from tests.families.folders import MODELS
+from tests.families.folders import DIVIDED, MODELS
+from tests.params import quick_among
 from tests.ranks import Ranks
 
 Gradients = dict[str, np.ndarray]
@@ -112,6 +113,7 @@ def test_one_process(one_rank: Ranks, model: Path, expected: Gradients) -> None:
     check_gradients(one_rank, model, expected)
 
 
+@pytest.mark.parametrize("model", quick_among(MODELS, DIVIDED), indirect=True)
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
 def test_two_processes(two_ranks: Ranks, model: Path, expected: Gradients, tensor: int, pipeline: int) -> None:
     check_gradients(two_ranks, model, expected, tensor, pipeline)

@@ -16,11 +16,12 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.families.weights import local_size
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, load_and_export, write_llama, write_model
-from tests.families.folders import MODELS
+from tests.families.folders import DIVIDED, MODELS
+from tests.params import quick_among
 from tests.ranks import Ranks
 
 # One of each kind of layer, where what is tried does not hang on the family.
-KINDS = ["llama_tied", "gpt_neox", "qwen3_moe_mixed", "olmo2", "gemma2", "gemma3"]
+KINDS = ["llama_tied", "gpt_neox", "qwen2_moe", "qwen3_moe_mixed", "olmo2", "olmo3", "gemma2", "gemma3", "phi3_long"]
 TOKENS = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
@@ -65,6 +66,7 @@ def test_one_process(one_rank: Ranks, model: Path, expected: np.ndarray, tmp_pat
     assert len(files) > 2
 
 
+@pytest.mark.parametrize("model", quick_among(MODELS, DIVIDED), indirect=True)
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
 def test_two_processes(
     two_ranks: Ranks, model: Path, expected: np.ndarray, tmp_path: Path, tensor: int, pipeline: int
@@ -77,7 +79,7 @@ def test_two_replicas(two_ranks: Ranks, model: Path, expected: np.ndarray, tmp_p
     check_layout(two_ranks, model, expected, tmp_path / "out", tensor=1, pipeline=1)
 
 
-@pytest.mark.parametrize("model", KINDS, indirect=True)
+@pytest.mark.parametrize("model", quick_among(MODELS, KINDS), indirect=True)
 def test_four_processes(four_ranks: Ranks, model: Path, expected: np.ndarray, tmp_path: Path) -> None:
     check_layout(four_ranks, model, expected, tmp_path / "out", tensor=2, pipeline=2)
 

@@ -43,6 +43,14 @@ NEOX: dict[str, Any] = {
 }
 MIXED_LAYERS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
 SMALL_BY_WIDTH = {name: value for name, value in SMALL.items() if name != "head_dim"}
+UNGATED = {name: value for name, value in SMALL_BY_WIDTH.items() if name != "rms_norm_eps"}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.2, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0],
+    "original_max_position_embeddings": 16,
+}
 QWEN3_MOE = SMALL | {
     "model_type": "qwen3_moe",
     "num_experts": 6,
@@ -112,9 +120,77 @@ MODELS: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 2,
         "pad_token_id": None,
     },
+    "llama_biased": SMALL | {"attention_bias": True},
+    # The tests' sequences are beyond the original positions.
+    "dynamic_rope": SMALL | {"rope_scaling": {"type": "dynamic", "factor": 2.5}, "max_position_embeddings": 16},
+    "llama_mlp_bias": SMALL | {"mlp_bias": True},
+    "qwen3_biased": SMALL | {"model_type": "qwen3", "attention_bias": True},
+    "ministral": SMALL | {"model_type": "ministral", "sliding_window": 7, "layer_types": MIXED_LAYERS},
+    "phi3": SMALL | {"model_type": "phi3", "pad_token_id": None, "sliding_window": 7},
+    # The tests' sequences are beyond the original positions, and a part of each head is turned.
+    "phi3_long": SMALL_BY_WIDTH
+    | TIED
+    | {
+        "model_type": "phi3",
+        "pad_token_id": None,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1, 1.4], "long_factor": [1.0, 1.5, 4.0]},
+    },
+    "llama_long_rope": SMALL | {"rope_parameters": LONG_ROPE},
+    "smollm3": SMALL | {"model_type": "smollm3", "pad_token_id": None, "no_rope_layer_interval": 2},
+    "smollm3_window": SMALL
+    | TIED
+    | {
+        "model_type": "smollm3",
+        "pad_token_id": None,
+        "no_rope_layers": [1, 0, 0, 1],
+        "use_sliding_window": True,
+        "sliding_window": 7,
+    },
+    "seed_oss": SMALL | {"model_type": "seed_oss", "pad_token_id": None},
+    "seed_oss_biased": SMALL
+    | TIED
+    | {"model_type": "seed_oss", "attention_out_bias": True, "mlp_bias": True, "pad_token_id": None},
+    "qwen2_moe": SMALL
+    | {
+        "model_type": "qwen2_moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 20,
+    },
+    "olmoe": SMALL_BY_WIDTH | {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3, "pad_token_id": None},
+    # YaRN in two layers of four, and windows without it in the others.
+    "olmo3": SMALL_BY_WIDTH
+    | {
+        "model_type": "olmo3",
+        "pad_token_id": None,
+        "sliding_window": 7,
+        "layer_types": MIXED_LAYERS,
+        "rope_parameters": {
+            "full_attention": YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "olmo3_plain": SMALL_BY_WIDTH | TIED | {"model_type": "olmo3", "pad_token_id": None, "sliding_window": 12},
+    "gemma": SMALL | {"model_type": "gemma", "pad_token_id": None},
+    "gemma_tied": SMALL | TIED | {"model_type": "gemma", "hidden_act": "gelu", "head_dim": 12, "pad_token_id": None},
+    "nemotron": UNGATED | {"model_type": "nemotron", "partial_rotary_factor": 0.5, "norm_eps": 1e-5},
+    "nemotron_biased": UNGATED | TIED | {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
+    "starcoder2": UNGATED | {"model_type": "starcoder2", "sliding_window": 7},
+    "starcoder2_tied": UNGATED | TIED | {"model_type": "starcoder2", "use_bias": False},
+    "gpt_neox_yarn": NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}},
     "gpt_neox": NEOX,
     "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
 }
+
+# What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
+DIVIDED = (
+    *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
+    *("phi3", "phi3_long", "smollm3", "seed_oss", "gpt_neox", "gpt_neox_serial", "nemotron", "starcoder2"),
+    *("mixtral", "qwen2_moe", "qwen3_moe_mixed", "olmoe", "olmo2", "olmo3", "gemma", "gemma2", "gemma3_tied"),
+)
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

@@ -9,9 +9,11 @@ from transformers import AutoConfig
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import FAMILIES, read_shape
 from tests.families.folders import LLAMA3_ROPE as LLAMA3
-from tests.families.folders import MODELS, NEOX, SMALL, YARN, write_fields
+from tests.families.folders import LONG_ROPE, MODELS, NEOX, SMALL, write_fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+HEAD_DIMS = {"qwen3": 128, "seed_oss": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+EPSILONS = {"gpt_neox": "layer_norm_eps", "nemotron": "norm_eps", "starcoder2": "norm_epsilon"}
 
 
 def test_every_family_has_a_model_in_the_tests() -> None:
@@ -29,12 +31,13 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
     assert shape.query_groups == (4 if family == "gpt_neox" else 2)
     assert shape.vocabulary == config.vocab_size
     assert shape.max_positions == config.max_position_embeddings
-    assert shape.head_dim == {"qwen3": 128, "gemma2": 256, "gemma3_text": 256}.get(family, 16)
+    assert shape.head_dim == HEAD_DIMS.get(family, 16)
     if family == "mistral":
         assert (shape.local_window, shape.local_layers) == (4096, {0, 1, 2})
     rope = config.rope_parameters
     assert shape.rope_base == rope.get(FULL, rope)["rope_theta"]
-    assert shape.local_rope_base == (rope[SLIDING]["rope_theta"] if SLIDING in rope else None)
+    # An OLMo 3 has another base only where that of the other layers is scaled.
+    assert shape.local_rope_base == (rope[SLIDING]["rope_theta"] if family == "gemma3_text" else None)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -47,8 +50,10 @@ def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: 
     assert shape.query_groups == (getattr(config, "num_key_value_heads", None) or 32)
     assert shape.head_dim == (getattr(config, "head_dim", None) or 8)
     assert shape.max_positions == config.max_position_embeddings
-    assert shape.norm_epsilon == (config.layer_norm_eps if family == "gpt_neox" else config.rms_norm_eps)
-    assert shape.local_window == getattr(config, "sliding_window", None)
+    assert shape.norm_epsilon == getattr(config, EPSILONS.get(family, "rms_norm_eps"))
+    assert shape.local_window == (getattr(config, "sliding_window", None) or None)
+    if (kinds := getattr(config, "layer_types", None)) and shape.local_window:
+        assert shape.local_layers == {layer for layer, kind in enumerate(kinds) if kind == SLIDING}
     assert shape.rotary_share == config.rope_parameters.get("partial_rotary_factor", 1.0)
     assert shape.tied_embeddings == config.tie_word_embeddings
 
@@ -141,9 +146,18 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (SMALL | {"model_type": "qwen2", "layer_types": [SLIDING] * 4}, "although use_sliding_window is off"),
         (SMALL | {"model_type": "qwen2", "layer_types": [FULL] * 3}, "for each of 4 layers"),
         (SMALL | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, "max_window_la"),
-        (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),
-        (NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}}, "'yarn'"),
-        (SMALL | {"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
+        (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "proportional", "factor": 4.0}}, "'proportional'"),
+        (SMALL | {"rope_parameters": LONG_ROPE | {"short_factor": [1.0] * 4}}, "short_factor = '4 numbers'"),
+        (SMALL | {"rope_parameters": LONG_ROPE | {"long_factor": [1.0, 2.0, 0.0, 1.0, 1.0]}}, "long_factor = ["),
+        (MODELS["phi3"] | {"partial_rotary_factor": 0.3}, "partial_rotary_factor = 0.3"),
+        (MODELS["phi3"] | {"full_attn_mod": 2, "auto_map": {"AutoModel": "phi.Phi"}}, "full_attn_mod = 2"),
+        (MODELS["smollm3"] | {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers = [1, 0, 2, 1]"),
+        (MODELS["smollm3"] | {"no_rope_layers": [1, 0]}, "for each of 4 layers"),
+        (MODELS["qwen2_moe"] | {"use_sliding_window": True}, "use_sliding_window"),
+        (MODELS["qwen2_moe"] | {"num_experts_per_tok": 7}, "there are 6 experts"),
+        (MODELS["olmoe"] | {"clip_qkv": 8.0}, "clip_qkv = 8.0"),
+        (MODELS["olmo3_plain"] | {"rope_theta": 1e4}, "differ in whether local layers"),
+        (MODELS["gemma"] | {"hidden_act": "silu"}, "hidden_act = 'silu'"),
         (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "full_attention and sliding"),

@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +6,10 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.rope import LinearScaling, Llama3Scaling, YarnScaling
+from megatron_cpt.families.rope import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.families.weights import Place
-from tests.families.folders import write_config
+from tests.families.folders import LONG_ROPE, write_config
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -95,14 +95,36 @@ def test_kinds_of_scaling(tmp_path: Path, given: dict[str, Any], expected: Linea
     assert shape.max_positions == (128 if scaling["type"] == "yarn" else 64)
 
 
+def test_a_dynamic_scaling_makes_a_model_for_more_positions(tmp_path: Path) -> None:
+    shape = read_shape(write_config(tmp_path, rope_scaling={"type": "dynamic", "factor": 4.0}))
+    assert (shape.rope_scaling, shape.max_positions) == (DynamicScaling(4.0, 64), 256)
+
+
+@pytest.mark.parametrize(
+    ("stated", "attention_factor"),
+    # sqrt(1 + ln(64 / 16) / ln 16), sqrt(1 + ln 2 / ln 16), and as it is written.
+    [({}, 1.224744871391589), ({"factor": 2.0}, 1.118033988749895), ({"attention_factor": 1.5}, 1.5)],
+)
+def test_a_long_rope(tmp_path: Path, stated: dict[str, float], attention_factor: float) -> None:
+    found = read_shape(write_config(tmp_path, rope_parameters=LONG_ROPE | stated)).rope_scaling
+    assert isinstance(found, LongRopeScaling)
+    assert found.long == (1.0, 1.5, 2.5, 4.0, 6.0)
+    assert found.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+    # transformers prefers the field outside.
+    outside = write_config(tmp_path, rope_parameters=LONG_ROPE, original_max_position_embeddings=32)
+    assert read_shape(outside).rope_scaling == replace(found, original_positions=32, attention_factor=(6 / 5) ** 0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"model_type": "mamba"}, "model_type = 'mamba'"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"hidden_act": "relu6"}, "hidden_act"),
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"attention_bias": "yes"}, "attention_bias"),
+        ({"mlp_bias": 1.5}, "mlp_bias"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "factor = 0.5"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "'ntk'"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "original_max_position_embeddings = None"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, "high_freq_factor = 0.5"),
@@ -138,10 +160,10 @@ def test_a_field_that_cannot_be_honoured_is_named(tmp_path: Path, changes: dict[
 
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
-        read_shape(write_config(tmp_path, hidden_act="gelu", mlp_bias=True, sliding_window=512))
+        read_shape(write_config(tmp_path, hidden_act="relu6", mlp_bias="no", sliding_window=512))
     assert [fault.value.split(": ")[1] for fault in error.value.faults] == [
-        "hidden_act = 'gelu'",
-        "mlp_bias = True",
+        "hidden_act = 'relu6'",
+        "mlp_bias = 'no'",
         "sliding_window = 512",
     ]
 

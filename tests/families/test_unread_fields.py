@@ -43,7 +43,7 @@ def test_published_folders_are_read_and_their_own_fields_named(tmp_path: Path, n
 @pytest.mark.parametrize(
     "fields",
     [
-        SMALL | {"model_type": "qwen3", "attention_bias": True},
+        SMALL | {"model_type": "gemma", "use_bidirectional_attention": True},
         SMALL | {"sliding_window": 512},
         SMALL | {"layer_types": ["sliding_attention"] * 4},
         SMALL | {"is_causal": False},

@@ -12,16 +12,27 @@ from tests.families.folders import MODELS, write_fields
 from tests.model import engine_stub
 
 pytestmark = pytest.mark.skipif(engine_stub.missing() is not None, reason=str(engine_stub.missing()))
-OWN_LAYERS = ("olmo2", "gemma2", "gemma3_tied")
+OWN_LAYERS = ("nemotron", "olmoe", "olmo2", "olmo3", "gemma", "gemma2", "gemma3_tied")
 """Families with parts that Transformer Engine lacks."""
-KINDS = ("llama_tied", "mistral", "qwen2", "qwen3", "gpt_neox", "mixtral", "qwen3_moe_mixed", *OWN_LAYERS)
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe_mixed")
+KINDS = (
+    *("llama_tied", "llama_biased", "mistral", "qwen2", "qwen3", "phi3_long", "smollm3", "gpt_neox", "starcoder2"),
+    *EXPERTS,
+    *OWN_LAYERS,
+)
+
+
+def two_layers(kind: str) -> dict[str, Any]:
+    """The fields of a model of two layers."""
+    fields = MODELS[kind] | {"num_hidden_layers": 2}
+    return fields | ({"layer_types": fields["layer_types"][:2]} if "layer_types" in fields else {})
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process with the stub saw of each kind."""
     root = tmp_path_factory.mktemp("engine")
-    folders = [str(write_fields(root / kind, MODELS[kind] | {"num_hidden_layers": 2})) for kind in KINDS]
+    folders = [str(write_fields(root / kind, two_layers(kind))) for kind in KINDS]
     command = [sys.executable, "-W", "ignore", "-m", "tests.model.engine_worker", *folders]
     environment = dict(os.environ) | {"CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
@@ -49,9 +60,10 @@ def test_a_model_of_its_layers_is_the_same_model(seen: dict[str, Any], kind: str
 def test_kernels_are_those_of_the_familys_layers(seen: dict[str, Any], kind: str) -> None:
     found = seen[kind]
     assert found["rope_fusion"] == (kind not in OWN_LAYERS)
-    assert found["grouped"] == (kind in ("mixtral", "qwen3_moe_mixed"))
+    assert found["grouped"] == (kind in EXPERTS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_matrix_that_is_divided_is_marked(seen: dict[str, Any], kind: str) -> None:
-    assert [name for name in seen[kind]["undivided"] if "router" not in name] == []
+    whole = ("router", "gate_weight")
+    assert [name for name in seen[kind]["undivided"] if not any(part in name for part in whole)] == []

@@ -78,6 +78,10 @@ SLOW = (
         Case(kind, {}, 1, {})
         for kind in ("llama_tied", "gpt_neox", "qwen3", "olmo2", "gemma3", "mistral", "mixtral", "qwen3_moe")
     ),
+    *(
+        Case(kind, {}, 1, {})
+        for kind in ("llama_biased", "phi3", "nemotron", "starcoder2", "qwen2_moe", "olmoe", "olmo3", "gemma")
+    ),
     Case("llama", {"pipeline": 2}, 2, {}),
     Case("llama", {"pipeline": 2}, 2, {}, stage=1),
     Case("llama", {"context": 2}, 2, {}),

@@ -20,7 +20,7 @@ from tests.workshop import Workshop
 
 SDPA = "torch scaled_dot_product_attention"
 WINDOWED = "torch scaled_dot_product_attention in blocks (sliding window)"
-IN_MEMORY = "full score matrix (soft cap, or windows with two rotary bases)"
+IN_MEMORY = "full score matrix (soft cap)"
 ONE_PASS = "megatron-cpt (CPU kernel)"
 KINDS: dict[str, dict[str, str]] = {
     "llama": {"attention": SDPA, "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS, "experts": "none"},

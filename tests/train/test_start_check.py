@@ -12,8 +12,16 @@ from tokenizers import Tokenizer
 from megatron_cpt.checkpoint import convert, hf_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, NumericsFault
+from megatron_cpt.families.shape import read_shape
 from megatron_cpt.runs.folder import ExitCode
+<<<<<<< HEAD
 from megatron_cpt.train import initial_loss_check
+=======
+from tests.checkpoint.hf_models import all_tensors
+from tests.families.folders import DIVIDED
+from tests.parallel.matrix import family_folder
+from tests.params import quick_among
+>>>>>>> 5d3cca3 (Ministral, Phi-3 and 4, SmolLM3, Seed-OSS, Nemotron, StarCoder2, Qwen2-MoE, OLMoE, OLMo 3, Gemma 1; biases, dynamic and LongRoPE scaling; Gemma 3 by the kernels of the others)
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, refusal, train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer_of
@@ -37,6 +45,24 @@ def test_both_losses_stand_in_the_run(two_ranks: Ranks, workshop: Workshop, tmp_
     assert len({round(loss, 4) for loss in found["losses"]}) == 8
     assert found["ours"] == pytest.approx(found["losses"], abs=1e-5)
     assert "initial loss check: 8 sequences" in (run / "log.txt").read_text()
+
+
+# A family each whose layers, positions or tables are like no other's.
+QUICK = ("phi3_long", "smollm3", "qwen2_moe", "olmo3")
+
+
+@pytest.mark.parametrize("kind", quick_among(DIVIDED, QUICK))
+def test_a_run_of_each_family_starts_as_transformers_model_does(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, kind: str
+) -> None:
+    run, folder = tmp_path / "run", family_folder(workshop, kind)
+    path = workshop.write_config(run, model={"hf": str(folder)}, checkpoint={"export_hf": {"end": True}})
+    one_rank.call(train, path=path, overrides=ONE_STEP)
+    found = orjson.loads((run / "initial_loss_check.json").read_bytes())
+    assert found["ours"] == pytest.approx(found["losses"], abs=1e-5)
+    assert len({round(loss, 4) for loss in found["losses"]}) == 8
+    assert read_shape(run / "hf") == read_shape(folder)
+    assert all_tensors(run / "hf").keys() == all_tensors(folder).keys()
 
 
 def train_a_spoiled_model(path: Path, overrides: tuple[str, ...]) -> str:

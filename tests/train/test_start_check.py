@@ -14,14 +14,11 @@ from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, NumericsFault
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.runs.folder import ExitCode
-<<<<<<< HEAD
 from megatron_cpt.train import initial_loss_check
-=======
 from tests.checkpoint.hf_models import all_tensors
 from tests.families.folders import DIVIDED
 from tests.parallel.matrix import family_folder
 from tests.params import quick_among
->>>>>>> 5d3cca3 (Ministral, Phi-3 and 4, SmolLM3, Seed-OSS, Nemotron, StarCoder2, Qwen2-MoE, OLMoE, OLMo 3, Gemma 1; biases, dynamic and LongRoPE scaling; Gemma 3 by the kernels of the others)
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, refusal, train
 from tests.workshop import VOCABULARY, Workshop, write_model, write_tokenizer_of

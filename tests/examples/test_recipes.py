@@ -1,22 +1,31 @@
 """The recipes of examples/recipes: each file is loaded as it stands and planned on 8, 64 and 512 GPUs, each arm too."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.units import parse_count
+from megatron_cpt.corpus.selection import whole_dataset, write_selection
 from megatron_cpt.mixture.blend import BlendPlan
 from megatron_cpt.planning.cards import CARDS
 from megatron_cpt.scaling_law.sweep import read_sweep, write_sweep
 from tests.examples.recipes import FOLDER, RECIPES, WORLDS, Recipe, plan_of, with_table, world
+from tests.ranks import Ranks
+from tests.train.runs import records_of, train
+from tests.workshop import Workshop, write_model_with_experts, write_tokenizer_of
 
 ROOM = 0.9
 """Share of a GPU's memory that an estimate may fill: CUDA, NCCL and fragmentation need the rest (docs/gpu.md)."""
@@ -145,6 +154,56 @@ def test_every_arm_is_planned(name: str, tmp_path: Path) -> None:
 
 def test_each_file_of_arms_is_looked_at() -> None:
     assert {path.parent.name for path in FOLDER.glob("*/ARMS.yaml")} == set(ARMS)
+
+
+def shrunk(recipe: str, workshop: Workshop, experts: Path, run: Path) -> Path:
+    """A recipe as it stands but for its size: steps of 256 tokens, a small model and text, two ranks."""
+    values: dict[str, Any] = yaml.safe_load((FOLDER / recipe).read_text())
+    values["run"]["folder"] = str(run)
+    values["model"]["hf"] = str(experts if "expert" in values["parallel"] else workshop.hf)
+    length = 128 if "rope" in values["model"] else 32
+    if "rope" in values["model"]:
+        values["model"]["rope"]["max_position_embeddings"] = length
+    values["data"]["sequence_length"] = length
+    sources = values["data"]["sources"]
+    for number, (name, source) in enumerate(sources.items()):
+        # A part of the text each: sources that share documents are refused.
+        whole = whole_dataset(workshop.prefix("general" if source.get("role") else "domain"))
+        part = slice(number, None, len(sources))
+        some = replace(whole, documents=whole.documents[part], starts=whole.starts[part], lengths=whole.lengths[part])
+        write_selection(run.parent / name, [some], {})
+        source["paths"] = [str(run.parent / f"{name}.selection.json")]
+        if "sample_per_epoch" in source:
+            source["sample_per_epoch"]["tokens"] = max(
+                length, int(parse_count(source["sample_per_epoch"]["tokens"]) / 5e6)
+            )
+    for part in values["validation"]["sets"].values():
+        part |= {"paths": [f"{workshop.prefix('domain')}.validation"], "tokens": 4 * length}
+    values["validation"]["eval_interval"]["every"] = values["checkpoint"]["save_interval"] = "4 steps"
+    values["training"] |= {"tokens": "8 steps", "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"}
+    for name in {"warmup", "decay"} & values["schedule"].keys():
+        values["schedule"][name] = "2 steps"
+    values["parallel"] |= {name: 2 for name in ("tensor", "expert") if name in values["parallel"]}
+    if "context" in values["parallel"]:
+        values["parallel"] |= {"tensor": 1, "sequence": False}
+    if values["checkpoint"]["export_hf"]:
+        values["checkpoint"]["export_hf"]["every"] = "4 steps"
+    path = run.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [recipe.path for recipe in RECIPES])
+def test_a_recipe_trains(recipe: str, two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    write_model_with_experts(experts := tmp_path / "experts")
+    write_tokenizer_of(workshop, experts)
+    run = tmp_path / "run"
+    assert two_ranks.call(train, path=shrunk(recipe, workshop, experts, run)) == [0, 0]
+    assert len(records_of(run, "train")) == 8 and (run / "hf/config.json").is_file()
+    lineage = json.loads((run / "lineage.json").read_text())
+    config = load_config(FOLDER / recipe)
+    assert (lineage["base_history"] or {}).get("name") == (config.base_history and config.base_history.name)
 
 
 def test_the_annealed_start_changes_its_blend_at_a_fifth_of_the_peak() -> None:

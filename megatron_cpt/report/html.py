@@ -1,6 +1,8 @@
 """The HTML page around the sections, its style sheet and its parts. Text from data is escaped here."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from matplotlib.figure import Figure
@@ -13,15 +15,32 @@ MISSING = '<span class="missing">not recorded</span>'
 """What stands in place of a value that no file of the run holds."""
 
 
-def section(title: str, note: str, content: str) -> str:
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    """Its heading, as text."""
+    content: str
+    """HTML below the heading; empty where there is nothing to show."""
+    missing: str
+    """Why there is nothing, as text."""
+
+    @property
+    def anchor(self) -> str:
+        """Its name in links."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def section(title: str, note: str, content: str) -> Section:
     """A section with its heading and a line on how to read it; `content` is HTML."""
     explained = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{explained}{content}</section>"
+    return Section(title, explained + content, "")
 
 
-def missing_section(title: str, what: str) -> str:
-    """A section of which the records hold nothing."""
-    return section(title, "", f'<p class="missing">{escape(what)}</p>')
+def missing_section(title: str, what: str) -> Section:
+    """A section of which the records hold nothing: a line of the page names it, and why."""
+    return Section(title, "", what)
 
 
 def panels(figures: Sequence[str]) -> str:
@@ -92,8 +111,18 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-ur
 """Content-Security-Policy: the page's own style sheet and no more."""
 
 
-def html_page(title: str, sections: Sequence[str], refresh_seconds: int | None = None) -> str:
-    """The whole page; `sections` are HTML, the title is text. A browser loads it again every `refresh_seconds`."""
+_FEWEST_LISTED = 4
+"""Sections of the shortest page that has a list of contents."""
+
+
+def html_page(title: str, head: str, sections: Sequence[Section | None], refresh_seconds: int | None = None) -> str:
+    """The whole page; `head` is HTML, the title is text. A browser loads it again every `refresh_seconds`.
+
+    Sections with nothing to show are named on one line, before the others; None is left out.
+    """
+    shown = [one for one in sections if one is not None and one.content]
+    missing = [one for one in sections if one is not None and not one.content]
+    parts = "".join(f'<section><h2 id="{one.anchor}">{escape(one.title)}</h2>{one.content}</section>' for one in shown)
     refresh = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">'
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -102,14 +131,23 @@ def html_page(title: str, sections: Sequence[str], refresh_seconds: int | None =
         f"{refresh}"
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{escape(title)} · megatron_cpt report</title><style>{_STYLE}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
+        f"<body><main>{head}{_contents(shown, missing)}{parts}</main></body></html>\n"
     )
+
+
+def _contents(shown: Sequence[Section], missing: Sequence[Section]) -> str:
+    """The list of sections, and those that have nothing to show."""
+    listed = "".join(f'<li><a href="#{one.anchor}">{escape(one.title)}</a></li>' for one in shown)
+    listed = f"<ul>{listed}</ul>" if len(shown) >= _FEWEST_LISTED else ""
+    absent = " ".join(f"<strong>{escape(one.title)}</strong>: {escape(one.missing)}" for one in missing)
+    absent = f'<p class="note">Without a section: {absent}</p>' if absent else ""
+    return f'<nav aria-label="Contents">{listed}{absent}</nav>' if listed or absent else ""
 
 
 _STYLE = (
     f"""
 :root {{ color-scheme: light dark; {css_variables(LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }}
 """
     + """
 * { box-sizing: border-box; }
@@ -139,6 +177,12 @@ p { margin: 0; max-width: 72ch; }
 .legend li { display: flex; align-items: center; gap: 8px; min-width: 0; overflow-wrap: anywhere; }
 .legend svg { flex: none; width: 28px; height: 12px; }
 .swatch { display: inline-block; vertical-align: middle; width: 28px; height: 12px; margin-right: 4px; }
+nav { margin-top: 28px; }
+nav ul { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0; padding: 0; list-style: none; font-size: 14px; }
+nav a { color: var(--series0); text-decoration: none; }
+nav a:hover { text-decoration: underline; }
+nav .note { margin-top: 8px; max-width: none; }
+nav strong { font-weight: 600; }
 .panels { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 28px 32px; margin-top: 18px; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: 15px; font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
@@ -154,7 +198,7 @@ th, td { padding: 8px 14px 8px 0; text-align: right; vertical-align: baseline; b
   white-space: nowrap; }
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
 th small { display: block; font-weight: 400; }
-thead th { vertical-align: bottom; border-bottom-color: var(--axis); }
+thead th { vertical-align: bottom; border-bottom-color: var(--axis); white-space: normal; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
 td.words { white-space: normal; overflow-wrap: break-word; min-width: 8em; }
 tbody th[colspan] { color: var(--ink); font-weight: 600; padding-top: 18px; }
@@ -171,7 +215,32 @@ a:focus-visible, summary:focus-visible { outline: 2px solid var(--series0); outl
   h2 { margin-top: 48px; }
   .panels, .cards { grid-template-columns: minmax(0, 1fr); }
 }
-@media print { details { break-inside: avoid; } figure { break-inside: avoid; } }
+@page { margin: 14mm 12mm; }
+@media print {
+  body { font-size: 11pt; }
+  main { max-width: none; padding: 0; }
+  h2 { margin-top: 28pt; }
+  h2, h3, .note, .legend, thead { break-after: avoid; }
+  p, figure, tr, .card, .legend { break-inside: avoid; }
+  .note, .legend, figcaption { font-size: 9pt; }
+  .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8pt; margin-top: 14pt; }
+  .card { padding: 8pt 10pt; font-size: 9pt; }
+  .card dl { gap: 4pt; margin-top: 6pt; }
+  .figure-number { font-size: 13pt; }
+  .scroll, pre { overflow: visible; }
+  table { font-size: 8pt; }
+  th, td { padding: 4pt 6pt 4pt 0; white-space: normal; overflow-wrap: break-word; }
+  td .error { white-space: nowrap; }
+  th { font-size: 7.5pt; }
+  th small { font-size: 6.5pt; }
+  td.words { min-width: 0; }
+  td:last-child, th:last-child { padding-right: 0; }
+  pre { padding: 0; background: none; columns: 2; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7.5pt; }
+  details { border: 0; padding: 0; }
+  details:not([open]) > :not(summary) { display: block; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  summary { list-style: none; break-after: avoid; }
+}
 """
 )
 """CSS of the page. It names no place outside the page."""

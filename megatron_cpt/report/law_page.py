@@ -35,7 +35,7 @@ def fit_page(laws: Laws, curves: Curves) -> str:
             )
             for name, found in curves.items()
         ]
-    return html_page("Scaling laws", [_head("Scaling laws", "What the laws make of the measured curves."), *parts])
+    return html_page("Scaling laws", _head("Scaling laws", "What the laws make of the measured curves."), parts)
 
 
 def prediction_page(laws: Laws, curves: Curves) -> str:
@@ -44,7 +44,7 @@ def prediction_page(laws: Laws, curves: Curves) -> str:
         figures = [figure(name, _band_figure(laws.fits[name], found)) for name, found in curves.items()]
     names = [curve.name for curve in next(iter(curves.values()))]
     note = "Lines are predicted, with 95 % bands; dots are measured. A band knows nothing of a law that is wrong."
-    return html_page("Predicted losses", [_head("Predicted losses", note), run_legend(names), panels(figures)])
+    return html_page("Predicted losses", _head("Predicted losses", note) + run_legend(names) + panels(figures), [])
 
 
 def choice_page(laws: Laws, best: Outcome, same: Sequence[Outcome]) -> str:
@@ -64,9 +64,8 @@ def choice_page(laws: Laws, best: Outcome, same: Sequence[Outcome]) -> str:
     note = "All else as chosen. The ring is the choice; the shaded area the 95 % band."
     return html_page(
         "Chosen recipe",
+        _head("Chosen recipe", curve.name) + warnings,
         [
-            _head("Chosen recipe", curve.name),
-            warnings,
             section("Final loss against the replay ratio", note, panels(by_replay)),
             section("Predicted loss of the chosen recipe", "With 95 % bands.", panels(curves)),
         ],

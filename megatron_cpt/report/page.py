@@ -26,6 +26,7 @@ from megatron_cpt.report.figures import (
 )
 from megatron_cpt.report.html import (
     MISSING,
+    Section,
     figure,
     gap_legend,
     html_page,
@@ -90,7 +91,6 @@ def report_page(
     by_set, compared = curves_by_set([run.validation for run in runs]), comparison or compare(runs)
     with drawing():
         sections = [
-            _head(runs),
             _losses(runs, by_set),
             forecast_section(forecasts or {}),
             _early(runs, by_set),
@@ -107,7 +107,7 @@ def report_page(
             _plans(runs),
             _configurations(runs),
         ]
-    return html_page(" · ".join(run.name for run in runs), sections, refresh_seconds)
+    return html_page(" · ".join(run.name for run in runs), _head(runs), sections, refresh_seconds)
 
 
 def _head(runs: Sequence[ReportedRun]) -> str:
@@ -159,7 +159,7 @@ def _state(run: ReportedRun) -> str:
     return f"{state}, {tokens}"
 
 
-def _losses(runs: Sequence[ReportedRun], by_set: Sets) -> str:
+def _losses(runs: Sequence[ReportedRun], by_set: Sets) -> Section:
     if not by_set:
         return missing_section("Validation loss", "No validation set was evaluated.")
     figures = [figure(set_title(role, name), loss_figure(curves)) for (role, name), curves in by_set.items()]
@@ -181,9 +181,9 @@ def _different_sequences(by_set: Sets) -> str:
     return f'<p class="warning">Other or unknown sequences in some runs, so not comparable between runs: {names}.</p>'
 
 
-def _early(runs: Sequence[ReportedRun], by_set: Sets) -> str:
+def _early(runs: Sequence[ReportedRun], by_set: Sets) -> Section | None:
     if not by_set:
-        return ""
+        return None
     figures = [figure(set_title(role, name), change_figure(curves)) for (role, name), curves in by_set.items()]
     return section(
         "The first steps",
@@ -194,9 +194,9 @@ def _early(runs: Sequence[ReportedRun], by_set: Sets) -> str:
     )
 
 
-def _gap(runs: Sequence[ReportedRun], by_set: Sets) -> str:
+def _gap(runs: Sequence[ReportedRun], by_set: Sets) -> Section | None:
     if not by_set:
-        return ""
+        return None
     return section(
         "Gap figures",
         "Transient: the part of the largest rise that came back. Recovered: from then on two evaluations running "
@@ -206,9 +206,9 @@ def _gap(runs: Sequence[ReportedRun], by_set: Sets) -> str:
     )
 
 
-def _control(comparison: Comparison) -> str:
+def _control(comparison: Comparison) -> Section | None:
     if comparison.control is None:
-        return ""
+        return None
     return section(
         "Re-warming and shift",
         f"{comparison.control} is the control: the same schedule on general text. Its rise is re-warming; what a run "
@@ -217,9 +217,9 @@ def _control(comparison: Comparison) -> str:
     )
 
 
-def _arms(comparison: Comparison) -> str:
+def _arms(comparison: Comparison) -> Section | None:
     if all(len(arm.runs) < 2 for arm in comparison.arms):
-        return ""
+        return None
     differences = ""
     if comparison.differences:
         note = (
@@ -235,7 +235,7 @@ def _arms(comparison: Comparison) -> str:
     )
 
 
-def _training(runs: Sequence[ReportedRun]) -> str:
+def _training(runs: Sequence[ReportedRun]) -> Section:
     if not any(len(run.training.tokens) for run in runs):
         return missing_section("Training", "No training step was recorded.")
     losses = [
@@ -256,7 +256,7 @@ def _training(runs: Sequence[ReportedRun]) -> str:
     )
 
 
-def _mixture(runs: Sequence[ReportedRun]) -> str:
+def _mixture(runs: Sequence[ReportedRun]) -> Section:
     parts = []
     for index, run in enumerate(runs):
         parts.append(run_heading(index, run.name))
@@ -271,12 +271,12 @@ def _mixture(runs: Sequence[ReportedRun]) -> str:
     return section("Mixture", "What was really read from each source.", "".join(parts))
 
 
-def _plans(runs: Sequence[ReportedRun]) -> str:
+def _plans(runs: Sequence[ReportedRun]) -> Section:
     parts = [_folded(run.name, plan_tables(run.plan) if run.plan else None) for run in runs]
     return section("Plan", "What each run set out to do.", "".join(parts))
 
 
-def _configurations(runs: Sequence[ReportedRun]) -> str:
+def _configurations(runs: Sequence[ReportedRun]) -> Section:
     parts = []
     for run in runs:
         text = None if run.config is None else f"<pre>{escape(run.config)}</pre>"

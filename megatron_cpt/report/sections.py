@@ -11,7 +11,7 @@ from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import ContinualMeasures, GapFigures, continual_measures
 from megatron_cpt.gap.summary import count_words, recovery_words
 from megatron_cpt.report.figures import RunCurve, curves_by_set, loss_figure, set_title
-from megatron_cpt.report.html import figure, missing_section, panels, run_heading, run_legend, section
+from megatron_cpt.report.html import Section, figure, missing_section, panels, run_heading, run_legend, section
 from megatron_cpt.report.law_page import forecast_figure
 from megatron_cpt.report.read import ReportedRun
 from megatron_cpt.report.tables import group_row, number, table, with_error
@@ -33,7 +33,7 @@ _MOST_EVENTS = 200
 """Events of a run that are listed; of more, the last ones."""
 
 
-def tasks_section(runs: Sequence[ReportedRun]) -> str:
+def tasks_section(runs: Sequence[ReportedRun]) -> Section:
     """Accuracy of every task and group against tokens, and what it lost on the way."""
     by_task = curves_by_set([run.tasks for run in runs])
     if not by_task:
@@ -53,7 +53,7 @@ def tasks_section(runs: Sequence[ReportedRun]) -> str:
     )
 
 
-def signals_section(runs: Sequence[ReportedRun]) -> str:
+def signals_section(runs: Sequence[ReportedRun]) -> Section:
     """Plasticity and stability: how far the weights moved, and the gradients of held-out text and of training."""
     of_runs = [run.signals for run in runs]
     if not any(one.updates or one.conflicts for one in of_runs):
@@ -79,7 +79,7 @@ def signals_section(runs: Sequence[ReportedRun]) -> str:
     )
 
 
-def time_section(runs: Sequence[ReportedRun]) -> str:
+def time_section(runs: Sequence[ReportedRun]) -> Section:
     """Speed, and where the time went."""
     if not any(run.signals.seconds for run in runs):
         return missing_section("Speed", "No times were recorded.")
@@ -91,7 +91,7 @@ def time_section(runs: Sequence[ReportedRun]) -> str:
     return section("Speed", note, legend + panels([drawn]) + table(headers, [_time_row(run) for run in runs]))
 
 
-def events_section(runs: Sequence[ReportedRun]) -> str:
+def events_section(runs: Sequence[ReportedRun]) -> Section:
     """What happened besides: steps that were skipped, sources that ended, phases, stops."""
     if not any(run.signals.events for run in runs):
         return missing_section("Events", "None was recorded.")
@@ -212,10 +212,10 @@ def forecast_line(curve: Curve, forecast: Forecast) -> str:
     return f"{curve.name}: {ends} nats per token at step {forecast.steps[-1]}; {'; '.join(forecast.notes)}"
 
 
-def forecast_section(forecasts: Forecasts) -> str:
+def forecast_section(forecasts: Forecasts) -> Section | None:
     """Where the runs are going; nothing where all are done."""
     if not forecasts:
-        return ""
+        return None
     rows, drawn = [], []
     for run, of_run in forecasts.items():
         for curve, found in of_run:
@@ -241,7 +241,7 @@ def forecast_section(forecasts: Forecasts) -> str:
 _NOT_COMPARED = "<span class='missing'>not compared</span>"
 
 
-def contamination_section(runs: Sequence[ReportedRun]) -> str:
+def contamination_section(runs: Sequence[ReportedRun]) -> Section:
     """What the plan of each run says of it."""
     rows_of = [_rows(run.plan) for run in runs]
     if not any(rows_of):

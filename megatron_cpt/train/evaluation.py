@@ -74,7 +74,7 @@ def _record_validation(
     change = f", {gap['change']:+.4f} since the start" if "change" in gap else ""
     logger.record(
         record,
-        {f"loss/validation/{name}": loss.loss, f"bits_per_byte/{name}": loss.bits_per_byte}
+        {f"lm loss validation-{name}": loss.loss, f"bits_per_byte/{name}": loss.bits_per_byte}
         | {f"gap/{name}/{figure}": value for figure, value in gap.items()},
         f"step {step}: {name} {loss.loss:.4f} nats/token{change} ({seconds:.1f} s)",
     )

@@ -36,6 +36,15 @@ from megatron_cpt.runs.records import (
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run
 
+MEGATRON_LM_TAGS = {
+    "lm loss": "loss",
+    "learning-rate": "learning_rate",
+    "grad-norm": "grad_norm",
+    "iteration-time": "seconds",
+    "mem-max-allocated-bytes": "memory_bytes",
+}
+"""Tags that mean the same in Megatron-LM's TensorBoard folders, so that curves overlay, by field of a record."""
+
 
 class RunLogger:
     """Writes what happened, on rank 0; on the other ranks its methods do nothing."""
@@ -96,9 +105,9 @@ class RunLogger:
             "mfu": self._flops_per_token * per_second / (self._peak * groups.world_size()) if self._peak else None,
             "memory_bytes": _peak_memory(),
         }
-        scalars = {
-            f"train/{name}": record[name] for name in ("learning_rate", "loss", "grad_norm", "tokens_per_second", "mfu")
-        }
+        scalars = {tag: record[name] for tag, name in MEGATRON_LM_TAGS.items()}
+        scalars["batch-size"] = sequences - config.sequences_at(step - 1)
+        scalars |= {f"train/{name}": record[name] for name in ("tokens_per_second", "mfu")}
         scalars |= {f"loss/source/{source}": loss for source, loss in record["source_losses"].items()}
         for source, read in record["source_tokens"].items():
             scalars[f"tokens/source/{source}"] = read

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import LlamaForCausalLM
 
 from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.runs.records import read_records
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import SEQUENCE_LENGTH, Workshop
@@ -61,14 +62,23 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     assert means == [np.mean(scores[0:2]), np.mean(scores[3:5])]
     assert {*column(records_of(never), "kind")} == {"train"}
     board = EventAccumulator(str(often / "tensorboard")).Reload()
-    losses = [event.value for event in board.Scalars("loss/validation/general")]
+    losses = [event.value for event in board.Scalars("lm loss validation-general")]
     general = [record["loss"] for record in records_of(often, "validation") if record["set"] == "general"]
     np.testing.assert_allclose(losses, general, rtol=1e-6)
     depths = [event.value for event in board.Scalars("gap/general/depth")]
     np.testing.assert_allclose(depths, np.maximum.accumulate(np.array(general) - general[0])[1:], atol=1e-6)
     others = {"gap/domain/change", "task/first/accuracy", "task/texts/bits_per_byte", "task_group/both"}
     others |= {"gradient_conflict/general/cosine/all", "weight_update/norm_ratio/bottom", "bits_per_byte/domain"}
+    others |= {"train/tokens_per_second", "loss/source/domain"}
     assert others <= set(board.Tags()["scalars"])
+    # As Megatron-LM's training.py writes them.
+    steps = [record for record in read_records(often / "records.jsonl") if record["kind"] == "train"]
+    for tag, field in (("lm loss", "loss"), ("learning-rate", "learning_rate"), ("grad-norm", "grad_norm"),
+                       ("iteration-time", "seconds"), ("mem-max-allocated-bytes", "memory_bytes")):  # fmt: skip
+        shown = [(event.step, event.value) for event in board.Scalars(tag)]
+        np.testing.assert_allclose(shown, [(one["step"], one[field]) for one in steps], rtol=1e-6)
+    sequences = [0, *column(records_of(often, "train"), "sequences")]
+    assert [event.value for event in board.Scalars("batch-size")] == np.diff(sequences).tolist()
 
 
 def test_a_set_is_the_same_whatever_the_micro_batch(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

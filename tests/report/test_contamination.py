@@ -4,6 +4,7 @@ from pathlib import Path
 
 import orjson
 
+from megatron_cpt.report.html import Section
 from megatron_cpt.report.read import read_runs
 from megatron_cpt.report.sections import contamination_section
 from tests.report.synthetic import write_run
@@ -17,13 +18,13 @@ CLEAN = ROW | {"name": "piqa", "compared": 1, "items_kept": 0, "documents_kept":
 UNKNOWN = ROW | {"name": "copa", "compared": 0, "items": None, "items_kept": None, "documents_kept": None}
 
 
-def section_of(folder: Path, plan: dict) -> str:
+def section_of(folder: Path, plan: dict) -> Section:
     (write_run(folder, True) / "plan.json").write_bytes(orjson.dumps(plan))
     return contamination_section(read_runs([folder]))
 
 
 def test_overlaps_are_counted_and_named(tmp_path: Path) -> None:
-    page = section_of(tmp_path / "run", {"contamination": [ROW, CLEAN, UNKNOWN]})
+    page = section_of(tmp_path / "run", {"contamination": [ROW, CLEAN, UNKNOWN]}).content
     parsed = Balance(page)
     assert parsed.open == [] and "b" not in parsed.tags
     assert "run trains on documents that overlap medqa." in page and "overlap medqa," not in page
@@ -34,5 +35,5 @@ def test_overlaps_are_counted_and_named(tmp_path: Path) -> None:
 
 def test_a_run_of_which_nothing_is_known_says_so(tmp_path: Path) -> None:
     for number, plan in enumerate(({}, {"contamination": []}, {"contamination": "x"})):
-        page = section_of(tmp_path / str(number), plan)
-        assert "Nothing is known of it" in page and "<table" not in page
+        shown = section_of(tmp_path / str(number), plan)
+        assert "Nothing is known of it" in shown.missing and not shown.content

@@ -52,11 +52,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_is_well_formed_and_has_every_section(page: str):
     parsed = Balance(page)
     assert parsed.open == []
-    for title in (
+    titles = (
         "Validation loss", "The first steps", "Gap figures", "Downstream tasks", "Training", "Plasticity and stability",
-        "Mixture", "Speed", "Events", "Contamination", "Plan", "Configuration",
-    ):  # fmt: skip
-        assert f"<h2>{title}</h2>" in page
+        "Mixture", "Speed", "Events", "Plan", "Configuration",
+    )  # fmt: skip
+    # Each once in the list of contents, which leads to it.
+    assert re.findall(r'<li><a href="#([^"]*)">([^<]*)</a></li>', page) == re.findall(
+        r'<h2 id="([^"]*)">([^<]*)</h2>', page
+    )
+    assert tuple(re.findall(r"<h2[^>]*>([^<]*)</h2>", page)) == titles
+    assert "Without a section: <strong>Contamination</strong>: Nothing is known of it" in page
     # Loss, change, tasks and their group, training loss, rate and norm, signals, mixture and epochs, speed.
     assert page.count("<figure>") == 2 + 2 + 3 + 2 + 2 + 5 + 4 + 1
 
@@ -90,7 +95,8 @@ def test_what_is_missing_is_shown_as_missing(tmp_path: Path):
     assert "No validation set was evaluated." in page
     assert page.count("not recorded") >= 4  # state, sources, plan, config
     for missing in ("No task was scored", "Neither was recorded", "No times were recorded", "None was recorded"):
-        assert missing in page
+        assert missing in page.split("<nav")[1].split("</nav>")[0]
+        assert page.count(missing) == 1
 
 
 def test_a_page_that_is_watched_asks_to_be_loaded_again(tmp_path: Path):

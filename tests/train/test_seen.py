@@ -57,7 +57,7 @@ def test_weights_and_biases_offline(one_rank: Ranks, workshop: Workshop, tmp_pat
     words = ("run.wandb_project=test", "training.tokens=4 steps", "validation.sets={}")
     one_rank.call(train_without_network, path=workshop.write_config(run), overrides=words)
     [written] = (run / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"train/loss" in written.read_bytes()
+    assert b"lm loss" in written.read_bytes()
 
 
 def test_training_is_the_same_whatever_is_watched(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import orjson
 import psutil
 import torch
@@ -52,6 +53,7 @@ from megatron_cpt.checkpoint.save import make_folder, save_weights
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import Precision, RopeSettings
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.rope import LengthScaling
 from megatron_cpt.families.shape import name_table, read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
@@ -260,8 +262,22 @@ def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[La
     return model
 
 
+SHORTEST, LONGEST = 128, 8256
+"""Tokens of a sequence that `verify` takes unless it is told otherwise; transformers keeps all scores of a layer."""
+
+
+def length_beyond_edges(shape: ModelShape) -> int:
+    """Tokens of a sequence that is longer than every edge: the windows, and the length from which angles differ."""
+    edges = [min(SHORTEST - 64, shape.max_positions - 1)]
+    if shape.local_layers and shape.local_window is not None:
+        edges.append(shape.local_window)
+    if isinstance(shape.rope_scaling, LengthScaling):
+        edges.append(shape.rope_scaling.original_positions)
+    return min(max(edge for edge in edges if edge < shape.max_positions) + 64, shape.max_positions)
+
+
 def verify(
-    source: Path, hf_folder: Path, precision: Precision = "fp32", sequences: int = 2, length: int = 64
+    source: Path, hf_folder: Path, precision: Precision = "fp32", sequences: int = 1, length: int | None = None
 ) -> tuple[LogitDifference, LogitDifference | None] | None:
     """Compares Megatron-Core's logits with transformers' in fp32 on the same random tokens.
 
@@ -272,16 +288,26 @@ def verify(
         source: a checkpoint of ours, a run folder (its newest checkpoint) or a Hugging Face folder, for Megatron-Core.
         hf_folder: the folder for transformers; its config.json is the shape of both.
         precision: Megatron-Core's arithmetic.
+        length: tokens of each sequence; None: more than every window of the model has (length_beyond_edges), or
+            SHORTEST where that is more than LONGEST.
     Returns:
         The difference of Megatron-Core from transformers in fp32 and, in bf16, that of transformers' own bf16; on the
         ranks of the last pipeline stage, None on the others.
     Raises:
-        BadInput: there is no model at `source`.
+        BadInput: there is no model at `source`, it was not made for sequences of this length, or there are none.
     """
     source, shape = newest_of_run(source), read_shape(hf_folder)
     refuse_altered(hf_folder)
+    if length is None:
+        beyond = length_beyond_edges(shape)
+        length = beyond if beyond <= LONGEST else min(SHORTEST, shape.max_positions)
+    if not 1 <= length <= shape.max_positions:
+        rule = f"must be 1 to {shape.max_positions} tokens, for which the model was made (max_position_embeddings)."
+        raise BadInput(Fault(f"--length {length}", rule, "Give another length."))
+    if sequences < 1:
+        raise BadInput(Fault(f"--sequences {sequences}", "must be at least 1.", "Give another number."))
     generator = torch.Generator().manual_seed(1234)
-    tokens = torch.randint(shape.vocabulary, (sequences, min(length, shape.max_positions)), generator=generator)
+    tokens = torch.randint(shape.vocabulary, (sequences, length), generator=generator)
     reference = transformers_logits(hf_folder, tokens)
     logits = megatron_logits(load_model(source, shape, precision), shape, tokens)
     if logits is None:
@@ -315,16 +341,23 @@ def megatron_logits(chunks: list[LanguageModule], shape: ModelShape, tokens: Ten
 
 
 def compare(reference: Tensor, logits: Tensor) -> LogitDifference:
-    """The difference of two models' logits, [b, s, vocabulary] each."""
-    difference = (reference - logits).abs()
-    same = reference.argmax(dim=-1) == logits.argmax(dim=-1)
-    ours, theirs = logits.double().log_softmax(dim=-1), reference.double().log_softmax(dim=-1)
+    """The difference of two models' logits, [b, s, vocabulary] each; a few positions at a time stand in fp64."""
+    largest, total, same, divergence = 0.0, 0.0, 0, 0.0
+    parts = zip(reference.flatten(0, 1).split(64), logits.flatten(0, 1).split(64), strict=True)
+    for theirs, ours in parts:
+        difference = (theirs - ours).abs()
+        largest = float(np.maximum(largest, difference.max().item()))  # a NaN stays one
+        total += difference.sum(dtype=torch.float64).item()
+        same += int((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).sum())
+        log_ours, log_theirs = ours.double().log_softmax(dim=-1), theirs.double().log_softmax(dim=-1)
+        divergence += (log_theirs.exp() * (log_theirs - log_ours)).sum().item()
+    positions = reference.shape[0] * reference.shape[1]
     return LogitDifference(
-        largest=difference.max().item(),
-        mean=difference.mean(dtype=torch.float64).item(),
-        positions=same.numel(),
-        same_choice=same.double().mean().item(),
-        divergence=(theirs.exp() * (theirs - ours)).sum(dim=-1).mean().item(),
+        largest=largest,
+        mean=total / reference.numel(),
+        positions=positions,
+        same_choice=same / positions,
+        divergence=divergence / positions,
     )
 
 

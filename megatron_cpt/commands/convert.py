@@ -4,12 +4,20 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, hf_from_megatron, verify
+from megatron_cpt.checkpoint.convert import (
+    LONGEST,
+    checkpoint_from_hf,
+    hf_from_checkpoint,
+    hf_from_megatron,
+    length_beyond_edges,
+    verify,
+)
 from megatron_cpt.checkpoint.vocabulary import extend_vocabulary
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
 from megatron_cpt.config.load import load_config
-from megatron_cpt.config.schema import ParallelSettings, Precision
+from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import refuse_to_replace, write_checked_json
@@ -71,6 +79,15 @@ def parser() -> argparse.ArgumentParser:
         help="Megatron-Core's arithmetic; bf16 is judged by divergence and first choices beside transformers' bf16",
     )
 
+    compare.add_argument("--sequences", type=int, default=1, metavar="N", help="random ones (default: %(default)s)")
+    compare.add_argument(
+        "--length",
+        type=int,
+        metavar="TOKENS",
+        help="of each sequence (default: 64 more than the model's longest window has, at least 128; 128 where that is "
+        f"more than {LONGEST:,})",
+    )
+
     extend = actions.add_parser("extend", help="a Hugging Face folder to one with more tokens, or another tokenizer")
     extend.add_argument("hf", type=Path, metavar="HF_DIR", help="the folder to read")
     extend.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
@@ -110,7 +127,7 @@ def main(arguments: list[str]) -> int:
             _record_start(args.config, args.overrides, args.output)
             print(f"wrote {args.output}")
         else:
-            _report_difference(args.source, args.hf, args.precision, args.tolerance)
+            _report_difference(args)
     finally:
         groups.destroy()
     return 0
@@ -144,23 +161,26 @@ def _record_start(run: str, overrides: list[str], output: Path) -> None:
     write_checked_json(output, asdict(reference))
 
 
-def _report_difference(source: Path, hf_folder: Path, precision: Precision, tolerance: float) -> None:
+def _report_difference(args: argparse.Namespace) -> None:
     """Prints how far two models are apart. Raises NumericsFault where they are not the same model.
 
     In bf16: where ours is more than three times as far from fp32 as transformers' own bf16 is, or gives other first
     choices at two in a hundred positions more.
     """
-    found = verify(source, hf_folder, precision)
+    found = verify(args.source, args.hf, args.precision, args.sequences, args.length)
     assert found is not None, "one process is the last stage"
     difference, own = found
     print(
-        f"logits of Megatron-Core in {precision} and transformers in fp32 at {difference.positions} positions: "
+        f"logits of Megatron-Core in {args.precision} and transformers in fp32 at {difference.positions} positions: "
         f"largest difference {difference.largest:.3g}, mean {difference.mean:.3g}, "
         f"divergence {difference.divergence:.3g} nats, same first choice at {difference.same_choice:.2%}"
     )
+    beyond = length_beyond_edges(read_shape(args.hf))
+    if difference.positions // args.sequences < beyond:
+        print(f"no sequence was longer than the model's longest window: --length {beyond} is longer")
     if own is None:
-        if not difference.largest <= tolerance:
-            raise NumericsFault(f"the models differ by {difference.largest:.3g}, more than {tolerance:g}")
+        if not difference.largest <= args.tolerance:
+            raise NumericsFault(f"the models differ by {difference.largest:.3g}, more than {args.tolerance:g}")
         return
     print(f"transformers in bf16: divergence {own.divergence:.3g} nats, same first choice at {own.same_choice:.2%}")
     near = difference.divergence <= 3 * own.divergence + 1e-6

@@ -207,6 +207,16 @@ class ModelShape:
         return self.query_width + 2 * self.key_value_width
 
     @property
+    def query_key_value_bias_alone(self) -> bool:
+        """Whether the projections to queries, keys and values add a bias, and those of the MLP do not."""
+        return self.query_key_value_bias and not self.mlp_bias
+
+    @property
+    def squared_relu(self) -> bool:
+        """Whether the MLP's activation is the square of ReLU."""
+        return self.activation == "relu2"
+
+    @property
     def gate_and_up(self) -> int:
         """Rows of the gate and of up together."""
         return 2 * self.ffn_hidden

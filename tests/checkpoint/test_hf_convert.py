@@ -2,13 +2,16 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 import torch
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from safetensors.torch import save_file
 
+from megatron_cpt.checkpoint import convert
 from megatron_cpt.checkpoint.convert import (
     LogitDifference,
     checkpoint_from_hf,
@@ -21,11 +24,12 @@ from megatron_cpt.checkpoint.hf_folder import SINGLE
 from megatron_cpt.checkpoint.save import save_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.config.schema import ParallelSettings, Precision
+from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama, write_model
-from tests.families.folders import MODELS
+from tests.families.folders import MODELS, write_fields
 from tests.ranks import Ranks
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "model_stories260K" / "hf"
@@ -157,7 +161,7 @@ def test_verify_sees_one_changed_weight(one_rank: Ranks, tmp_path: Path) -> None
     folder, other = write_llama(tmp_path / "hf"), write_llama(tmp_path / "other")
     [same] = one_rank.call(difference, source=folder, hf=other)
     assert same.largest < 1e-5
-    assert (same.positions, same.same_choice) == (128, 1.0)
+    assert (same.positions, same.same_choice) == (64, 1.0)
     tensors = all_tensors(other)
     tensors["model.layers.2.self_attn.v_proj.weight"][3, 4] += 1.0
     save_file(tensors, other / SINGLE)
@@ -192,8 +196,58 @@ def test_the_command_prints_the_difference_and_fails_beyond_the_tolerance(
     folder = write_llama(tmp_path / "hf")
     assert main(["convert", "verify", str(folder), str(folder), "--tolerance", "0"]) == 4
     said = capsys.readouterr()
-    assert "at 128 positions" in said.out
+    assert "at 64 positions" in said.out  # the longest that the model was made for
     assert "the models differ by" in said.err
+
+
+def test_a_window_that_is_one_token_off_is_seen_beyond_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = MODELS["mistral"] | {"sliding_window": 150, "max_position_embeddings": 512}
+    words = ["convert", "verify", *[str(write_model(tmp_path / "hf", fields))] * 2]
+    assert main(words) == 0
+    assert "at 214 positions" in capsys.readouterr().out
+
+    def load_with_a_wider_window(source: Path, shape: ModelShape, precision: Precision) -> list[LanguageModule]:
+        assert shape.local_window is not None
+        return load_model(source, replace(shape, local_window=shape.local_window + 1), precision)
+
+    monkeypatch.setattr(convert, "load_model", load_with_a_wider_window)
+    assert main(words) == 4
+    capsys.readouterr()
+    assert main([*words, "--sequences", "2", "--length", "64"]) == 0  # as it was checked before
+    said = capsys.readouterr().out
+    assert "at 128 positions" in said
+    assert "no sequence was longer than the model's longest window: --length 214 is longer" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [(["--length", "513"], "must be 1 to 512"), (["--sequences", "0"], "must be at least 1")]
+)
+def test_sequences_that_a_model_was_not_made_for_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    folder = str(write_llama(tmp_path / "hf", max_position_embeddings=512))
+    assert main(["convert", "verify", folder, folder, *words]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "length"),
+    [
+        ("llama", {}, 128),
+        ("mistral", {"sliding_window": 4096}, 4160),
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 4100}, 4100),
+        ("mistral", {"sliding_window": 9000}, 128),
+        ("phi3_long", {"original_max_position_embeddings": 4096}, 4160),
+        ("dynamic_rope", {"max_position_embeddings": 300}, 364),
+    ],
+)
+def test_a_sequence_is_longer_than_windows_and_original_positions(
+    tmp_path: Path, kind: str, changes: dict[str, int], length: int
+) -> None:
+    fields = MODELS[kind] | {"max_position_embeddings": 8192} | changes
+    assert convert.length_beyond_edges(read_shape(write_fields(tmp_path, fields))) == length
 
 
 def test_bf16_is_judged_beside_transformers_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

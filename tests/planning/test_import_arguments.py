@@ -26,6 +26,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.planning.import_arguments import Imported, ImportOptions, import_arguments
 from megatron_cpt.planning.megatron_lm_arguments import by_flag, read_checkpoint, read_words, table
 from megatron_cpt.planning.run_file import run_text
+from tests.families.folders import MODELS, write_fields
 from tests.planning.megatron_lm_lists import LISTS, write_config
 
 SHORT = "--seq-length 64 --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --train-iters 100 --data-path text"
@@ -94,10 +95,33 @@ def test_a_list_for_qwen(tmp_path: Path) -> None:
     assert not [one for one in found.outcomes if one.result in ("refused", "unknown")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("gpt_neox", ""),
+        ("nemotron", "--squared-relu --disable-bias-linear"),
+        ("qwen2", "--disable-bias-linear --add-qkv-bias"),
+        (
+            "qwen2_moe",
+            "--disable-bias-linear --add-qkv-bias --moe-shared-expert-gate --moe-shared-expert-intermediate-size 20",
+        ),
+    ],
+)
+def test_biases_activation_and_the_shared_expert_are_those_of_the_model(tmp_path: Path, kind: str, words: str) -> None:
+    folder = str(write_fields(tmp_path, MODELS[kind]))
+    _, found = imported(f"{SHORT} --num-layers 4 {words}", folder)
+    named = {*words.split(), "--add-qkv-bias", "--disable-bias-linear", "--squared-relu", "--moe-shared-expert-gate"}
+    assert not {one.text.split()[0] for one in found.outcomes if one.result in ("refused", "unknown")} & named
+    if kind == "gpt_neox":
+        _, found = imported(f"{SHORT} --num-layers 4 --disable-bias-linear", folder)
+        assert result_of(found, "--disable-bias-linear")[0] == "refused"
+
+
 def test_every_argument_of_the_release_has_a_treatment_that_holds() -> None:
     assert len(table()) == 651
     assert len(by_flag()) == sum(len(argument.flags) for argument in table())
     shapes = {field.name for field in dataclasses.fields(ModelShape)}
+    shapes |= {name for name, value in vars(ModelShape).items() if isinstance(value, property)}
     for argument in table():
         assert argument.words and not argument.words.endswith("."), argument.flag
         match argument.treatment:

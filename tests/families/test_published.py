@@ -1,0 +1,42 @@
+"""The config.json of published models is read whole, and docs/families.md has a row for each of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from megatron_cpt.families.shape import read_shape, unread_fields
+from megatron_cpt.families.size import parameter_count
+from tests.families.folders import MODELS, write_fields
+from tests.families.published import PUBLISHED
+
+PAGE = Path(__file__).parents[2] / "docs/families.md"
+# What transformers does not read either; `plan` names it.
+UNREAD = {
+    "SmolLM3-3B": ["max_window_layers"],
+    "Minitron-4B-Base": ["kv_channels"],
+    "StarCoder2-3B": ["norm_type", "mlp_type"],
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_a_published_config_is_read_and_counted_as_transformers_does(tmp_path: Path, name: str) -> None:
+    fields = PUBLISHED[name]
+    folder = write_fields(tmp_path, fields)
+    config = AutoConfig.for_model(**{field: value for field, value in fields.items() if field != "auto_map"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert parameter_count(read_shape(folder)) == model.num_parameters()
+    assert unread_fields(folder) == UNREAD.get(name, [])
+
+
+def test_the_page_has_a_row_for_each() -> None:
+    section = PAGE.read_text().split("## Published models")[1].split("## ")[0]
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)]
+    assert [row[0] for row in rows[1:]] == list(PUBLISHED)
+    for name, family, _, kinds in rows[1:]:
+        assert family == f"`{PUBLISHED[name]['model_type']}`"
+        named = kinds.split(", ")
+        assert {f"`{MODELS[kind.strip('`')]['model_type']}`" for kind in named} == {family}

@@ -223,6 +223,7 @@ def _fit_tables(args: argparse.Namespace) -> int:
     tables = _tables(args)
     if args.law == CRITICAL:
         tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
+    _warn_of_annealing(args)
     fits = fitted_tables(args.law, tables, args.draws)
     for name, fit in fits.fits.items():
         print(f"{name}\n{fit_text(fit)}\n  on the fitted rows: {errors_text(errors_on(fit, tables[name]))}")
@@ -234,6 +235,20 @@ def _fit_tables(args: argparse.Namespace) -> int:
     write_checked_json(Path(args.output), table_document(fits))
     print(f"written: {args.output}")
     return ExitCode.DONE
+
+
+def _warn_of_annealing(args: argparse.Namespace) -> None:
+    """A line where runs whose rate falls are given to a law that reads their losses before the end."""
+    if args.law != D_CPT:
+        return
+    runs = [path for path in args.curves if Path(path).is_dir()]
+    falling = sum(bool(np.any(np.diff(read_run(path, sets_of(path)[0]).rates) < 0)) for path in runs)
+    if falling:
+        print(
+            f"WARNING: the learning rate falls in {falling} of {len(runs)} runs. {D_CPT} is of tokens alone: it takes "
+            "what annealing gives for what more tokens would give, and what it says of other lengths and schedules is "
+            "not to be trusted. The continual law (--law continual) has a term for annealing."
+        )
 
 
 def _predict_tables(args: argparse.Namespace) -> int:
@@ -304,7 +319,8 @@ def _tables(args: argparse.Namespace) -> dict[str, Table]:
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
     if not runs and len(args.curves) > 1:
         raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
-    tables = tables_of_runs(runs, args.law in (CRITICAL, D_CPT), args.from_step) if runs else read_table(args.curves[0])
+    every = args.law in (CRITICAL, D_CPT)
+    tables = tables_of_runs(runs, every, args.from_step, args.sets) if runs else read_table(args.curves[0])
     names = args.sets or list(tables)
     refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in names
             if name not in tables])  # fmt: skip

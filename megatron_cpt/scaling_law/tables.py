@@ -97,18 +97,26 @@ def read_table(path: str | Path, sets: Sequence[str] | None = None) -> dict[str,
 
 
 def tables_of_runs(
-    paths: Sequence[str], of_every_evaluation: bool = False, from_step: int | None = None
+    paths: Sequence[str],
+    of_every_evaluation: bool = False,
+    from_step: int | None = None,
+    sets: Sequence[str] | None = None,
 ) -> dict[str, Table]:
     """The tables of the validation sets that run folders share.
 
     Args:
         paths: run folders.
-        of_every_evaluation: a row an evaluation in place of a row a run.
+        of_every_evaluation: a row an evaluation in place of a row a run, at steps at which all sets were evaluated.
         from_step: the first step of these; None for those after each run's start (`Curve.transient`).
+        sets: validation sets; None for all that are shared.
     Raises:
-        BadInput: runs without a set in common.
+        BadInput: runs without a set in common, or one that is asked for and not shared.
     """
-    shared = [name for name in sets_of(paths[0]) if all(name in sets_of(path) for path in paths)]
+    found = [set(sets_of(path)) for path in paths]
+    shared = [name for name in sets_of(paths[0]) if all(name in each for each in found)]
+    rule, known = "is no set of these runs.", f"They share {', '.join(shared)}."
+    refuse([Fault(name, rule, known) for name in sets or () if name not in shared])
+    shared = [name for name in shared if sets is None or name in sets]
     if not shared:
         raise BadInput(Fault(", ".join(paths[:3]), "have no validation set in common.", "Give runs that share one."))
     columns: dict[str, list[float]] = {}

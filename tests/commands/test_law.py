@@ -14,6 +14,7 @@ from megatron_cpt.scaling_law.choose import Base, Recipe
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.laws import annealing_areas, annealing_law, forward_areas, mixing_law
+from megatron_cpt.scaling_law.tables import tables_of_runs
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLIC = SHARED / "data" / "loss_curves_mpl"
@@ -114,7 +115,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             for step, loss in [(0, start), *zip(curve.steps.tolist(), losses, strict=True)]:
                 records.append({"kind": "validation", "set": name, "identity": name, "step": step, "loss": loss})
         (run / "records.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
-        sources = [{"role": "domain", "sequences": 1000 - ratio * 1000}, {"role": "replay", "sequences": ratio * 1000}]
+        sources = [
+            {"name": role, "role": role, "share": share, "sequences": share * 1000}
+            for role, share in (("domain", 1 - ratio), ("replay", ratio))
+        ]
         (run / "plan.json").write_bytes(orjson.dumps({"blend": {"sources": sources}}))
         lineage = {f"parent_{name}": value for name, value in (("forward_area", 2.0), ("annealing_area", 0.0))}
         lineage |= {"parent_peak_learning_rate": 1e-3, "parent_final_learning_rate": 1e-4}
@@ -212,6 +216,32 @@ def test_a_law_of_a_table_is_fitted_asked_and_chosen_from(tmp_path: Path, capsys
         law.main(["predict", fitted, str(tmp_path / "other.csv"), "--set", "general"])
     with pytest.raises(BadInput, match="nope"):
         law.main(["choose", fitted, "--minimise", "nope"])
+
+
+def test_d_cpt_says_what_it_does_not_know_of_runs_that_anneal(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = []
+    for run in runs:
+        copies.append(str(shutil.copytree(run, tmp_path / run.name)))
+        lines = [orjson.loads(line) for line in (run / "records.jsonl").read_bytes().splitlines()]
+        lines = [line | {"tokens": line["step"] * 10**6} for line in lines]
+        # A set that is evaluated at the end alone takes no row away from the others.
+        rare = {"kind": "validation", "set": "rare", "identity": "rare", "step": 2400, "loss": 2.0}
+        text = b"".join(orjson.dumps(line) + b"\n" for line in [*lines, rare])
+        (tmp_path / run.name / "records.jsonl").write_bytes(text)
+    table = tables_of_runs(copies, of_every_evaluation=True, sets=["general"])["general"]
+    assert len(table.losses) > 90 and len(tables_of_runs(copies, of_every_evaluation=True)["general"].losses) == 3
+    # The last rows alone are too few for a fit, which would take its time here.
+    words = ["--law", "d-cpt", "--set", "general", "--from-step", "2400", "--output", str(tmp_path / "law.json")]
+    constant = [path for path in copies if "constant" in path]
+    for paths, warned in ((copies, True), (constant, False)):
+        with pytest.raises(BadInput, match="points: are fewer than the"):
+            law.main(["fit", *paths, *words])
+        said = capsys.readouterr().out
+        assert ("WARNING: the learning rate falls in 2 of 3 runs. d-cpt is of tokens alone" in said) == warned
+    with pytest.raises(BadInput, match=r"(?s)nope.*They share"):
+        law.main(["fit", *copies, "--law", "d-cpt", "--set", "nope"])
 
 
 def test_a_third_set_is_combined_of_two_and_bounded(runs: list[Path], tmp_path: Path):

@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
     top.add_argument("--png", action="store_true", help="write the first figure as report.png too")
-    top.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG and PNG")
+    top.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG, PNG and CSV")
     top.add_argument(
         "--watch",
         type=int,

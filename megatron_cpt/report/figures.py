@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from megatron_cpt.gap.curves import LossCurve
 from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, rise_standard_errors, rises
 from megatron_cpt.gap.summary import count_words
+from megatron_cpt.report.figure_data import add_column, group_attributes, line_of, part_of
 from megatron_cpt.report.read import ReportedRun
 
 
@@ -72,9 +74,11 @@ def change_figure(curves: Sequence[RunCurve]) -> Figure | None:
     for item in measured:
         tokens, change = item.curve.tokens[1:], rises(item.curve)[1:]
         errors = np.nan_to_num(rise_standard_errors(item.curve)[1:])
-        axes.fill_between(tokens, change - 2 * errors, change + 2 * errors, color=item.colour, alpha=0.2, linewidth=0)
+        axes.fill_between(tokens, change - 2 * errors, change + 2 * errors, color=item.colour, alpha=0.2, linewidth=0,
+                          gid=part_of(item.index))  # fmt: skip
         axes.plot(tokens, change, color=item.colour, linestyle=run_dashes(item.index), linewidth=1.8,
-                  marker="o", markersize=3)  # fmt: skip
+                  marker="o", markersize=3, gid=line_of(item.index, "change"))  # fmt: skip
+        add_column(axes, item.index, "standard error", tokens, rise_standard_errors(item.curve)[1:])
     logarithmic_token_axis(axes)
     return figure
 
@@ -111,11 +115,12 @@ def _draw_losses(axes: Axes, curves: Sequence[RunCurve]) -> None:
     _draw_baselines(axes, curves)
     for item in curves:
         tokens, losses = item.curve.tokens, item.curve.losses
-        axes.plot(tokens, losses, color=item.colour, linestyle=run_dashes(item.index), linewidth=2, zorder=3)
+        axes.plot(tokens, losses, color=item.colour, linestyle=run_dashes(item.index), linewidth=2, zorder=3,
+                  gid=line_of(item.index, "loss"))  # fmt: skip
         if item.gap.baseline is not None:
             axes.fill_between(
                 tokens, losses, item.gap.baseline, where=(losses > item.gap.baseline).tolist(),
-                interpolate=True, color=item.colour, alpha=0.13, linewidth=0,
+                interpolate=True, color=item.colour, alpha=0.13, linewidth=0, gid=part_of(item.index),
             )  # fmt: skip
         _draw_later(axes, item)
     axes.margins(x=0.03, y=0.12)
@@ -127,9 +132,10 @@ def _draw_later(axes: Axes, item: RunCurve) -> None:
     """The losses since the set was changed, joined to none before them, behind a line where they begin."""
     later = item.curve.later
     while later is not None:
-        axes.axvline(float(later.tokens[0]), color=item.colour, linewidth=1.1, linestyle=":", zorder=2)
+        axes.axvline(float(later.tokens[0]), color=item.colour, linewidth=1.1, linestyle=":", zorder=2,
+                     gid=part_of(item.index))  # fmt: skip
         axes.plot(later.tokens, later.losses, color=item.colour, linestyle=":", linewidth=1.4, marker="o",
-                  markersize=3, zorder=3)  # fmt: skip
+                  markersize=3, zorder=3, gid=line_of(item.index, "loss since the set was changed"))  # fmt: skip
         later = later.later
 
 
@@ -151,14 +157,15 @@ def _mark_gap(axes: Axes, item: RunCurve) -> None:
     top = int(np.argmax(item.curve.losses))
     tokens, peak = item.curve.tokens[top], item.curve.losses[top]
     axes.plot([tokens], [peak], marker="o", markersize=7, markerfacecolor=LIGHT["paper"],
-              markeredgecolor=item.colour, markeredgewidth=1.8, zorder=5)  # fmt: skip
+              markeredgecolor=item.colour, markeredgewidth=1.8, zorder=5, gid=part_of(item.index))  # fmt: skip
     side = "right" if tokens > 0.85 * item.curve.tokens[-1] else "left"
     axes.annotate(f"+{gap.depth:.2f}", (tokens, peak), xytext=(0, 8), textcoords="offset points",
-                  horizontalalignment=side, color=item.colour, fontsize=10.5, fontweight="bold")  # fmt: skip
+                  horizontalalignment=side, color=item.colour, fontsize=10.5, fontweight="bold",
+                  gid=part_of(item.index))  # fmt: skip
     if gap.recovery_tokens is not None:
         place = int(np.flatnonzero(item.curve.tokens == gap.recovery_tokens)[0])
         axes.plot([gap.recovery_tokens], [item.curve.losses[place]], marker="o", markersize=7,
-                  color=item.colour, zorder=5)  # fmt: skip
+                  color=item.colour, zorder=5, gid=part_of(item.index))  # fmt: skip
 
 
 def _legend(runs: Sequence[ReportedRun]) -> tuple[list[Line2D], list[str]]:
@@ -253,25 +260,41 @@ def thin(tokens: np.ndarray, values: np.ndarray, weights: np.ndarray | None = No
     return tokens[last], np.add.reduceat(values * weights, starts) / sums
 
 
-def inline_svg(figure: Figure, label: str) -> str:
+def inline_svg(figure: Figure, label: str, runs: Sequence[ReportedRun] = ()) -> str:
     """A drawn figure as an SVG element for the page, its colours CSS variables.
 
-    `label` is what a screen reader says. Nothing in it names a place outside the page.
+    `label` is what a screen reader says. `runs` are those that it draws, by whose names the page's script finds their
+    parts. Nothing in it names a place outside the page.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawn = buffer.getvalue().decode()
     body = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
-    body = re.sub(r"(\d+\.?\d*)px ('[^\"]*|sans-serif)(?=[;\"])", r"\1px sans-serif", body)
+    body = re.sub(r'<g id="([^"]*)"', lambda group: f"<g{group_attributes(group[1], runs)}", body)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r"font-family: '[^\"]*?sans-serif(?=[;\"])", "font-family: sans-serif", body)
     body = re.sub(r'(?<= d=")[^"]*', _rounded, body)
     for name, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{name})")
     body = re.sub(r"\s*\n\s*", "\n", body)
+    # Names that no other figure of the page has: two may draw one path, and the script moves each on its own.
+    own = sha256(f"{label}{body}".encode()).hexdigest()[:8]
+    body = re.sub(r'((?<= )id="|href="#|url\(#)([mp][0-9a-f]+)', rf"\1\2-{own}", body)
     box = re.search(r'viewBox="([^"]*)"', drawn)
     assert box is not None, "matplotlib writes a viewBox"
-    return f'<svg role="img" aria-label="{escape(label)}" viewBox="{box[1]}">{body}</svg>'
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="{box[1]}"{_axis_attributes(figure)}>{body}</svg>'
+
+
+def _axis_attributes(figure: Figure) -> str:
+    """Where the axes of a drawn figure of one panel are, and what x is at their ends."""
+    if len(figure.axes) != 1:
+        return ""
+    (axes,), (width, height) = figure.axes, 72 * figure.get_size_inches()
+    place, (low, high) = axes.get_position(), axes.get_xlim()
+    edges = (place.x0 * width, (1 - place.y1) * height, place.x1 * width, (1 - place.y0) * height)
+    box = " ".join(f"{edge:.2f}" for edge in edges)
+    return f' data-box="{box}" data-x="{low:.8g} {high:.8g} {axes.get_xscale()}"'
 
 
 def write_png(figure: Figure, path: Path) -> None:

@@ -1,14 +1,18 @@
 """The HTML page around the sections, its style sheet and its parts. Text from data is escaped here."""
 
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from megatron_cpt.report.figure_data import csv_link, figure_csv
 from megatron_cpt.report.figures import DARK, LIGHT, css_variables, inline_svg, run_dashes, run_series, source_series
-from megatron_cpt.report.read import TrainingHistory
+from megatron_cpt.report.read import ReportedRun, TrainingHistory
 from megatron_cpt.report.training_figures import MOST_SOURCES, drawn_sources
 
 MISSING = '<span class="missing">not recorded</span>'
@@ -48,10 +52,12 @@ def panels(figures: Sequence[str]) -> str:
     return f'<div class="panels">{"".join(figures)}</div>'
 
 
-def figure(title: str, drawn: Figure | None, legend: str = "") -> str:
-    """A drawn figure under its title; None is shown as missing. `legend` is HTML."""
-    content = MISSING if drawn is None else inline_svg(drawn, title)
-    return f"<figure><figcaption>{escape(title)}</figcaption>{legend}{content}</figure>"
+def figure(title: str, drawn: Figure | None, runs: Sequence[ReportedRun] = (), legend: str = "") -> str:
+    """A drawn figure under its title, with its CSV; None is shown as missing. `runs`: those that it draws, in the order
+    of their indices. `legend` is HTML."""
+    content = MISSING if drawn is None else inline_svg(drawn, title, runs)
+    data = csv_link(title, figure_csv(drawn, runs)) if drawn is not None and runs else ""
+    return f"<figure><figcaption>{escape(title)}{data}</figcaption>{legend}{content}</figure>"
 
 
 def run_heading(index: int, name: str) -> str:
@@ -107,8 +113,12 @@ def _legend(items: Sequence[tuple[str, str]]) -> str:
     return '<ul class="legend">' + "".join(f"<li>{mark}{escape(name)}</li>" for mark, name in items) + "</ul>"
 
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""Content-Security-Policy: the page's own style sheet and no more."""
+_SCRIPT = Path(__file__).with_name("page.js").read_text()
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    f"script-src 'sha256-{b64encode(sha256(_SCRIPT.encode()).digest()).decode()}'"
+)
+"""Content-Security-Policy: the page's own style sheet and script, and no more."""
 
 
 _FEWEST_LISTED = 4
@@ -131,7 +141,8 @@ def html_page(title: str, head: str, sections: Sequence[Section | None], refresh
         f"{refresh}"
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{escape(title)} · megatron_cpt report</title><style>{_STYLE}</style></head>\n"
-        f"<body><main>{head}{_contents(shown, missing)}{parts}</main></body></html>\n"
+        f"<body><main>{head}{_contents(shown, missing)}{parts}</main>"
+        f"<script>{_SCRIPT}</script></body></html>\n"
     )
 
 
@@ -184,7 +195,20 @@ nav a:hover { text-decoration: underline; }
 nav .note { margin-top: 8px; max-width: none; }
 nav strong { font-weight: 600; }
 .panels { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 28px 32px; margin-top: 18px; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; position: relative; }
+.csv { float: right; font-size: 12px; font-weight: 400; line-height: 22px; color: var(--muted); }
+.crosshair { stroke: var(--muted); stroke-width: 0.8; pointer-events: none; }
+.tip { position: absolute; z-index: 1; max-width: 70%; padding: 8px 12px; border-radius: 8px; pointer-events: none;
+  background: var(--card); border: 1px solid var(--grid); font-size: 12px; font-variant-numeric: tabular-nums; }
+.tip div { display: flex; align-items: baseline; gap: 8px; }
+.tip i { flex: none; width: 10px; height: 10px; border-radius: 3px; }
+.tip span { color: var(--muted); overflow-wrap: anywhere; }
+.tip b { margin-left: auto; font-weight: 600; white-space: nowrap; }
+.axis { position: fixed; right: 16px; bottom: 16px; z-index: 2; display: flex; padding: 3px; border-radius: 10px;
+  background: var(--card); border: 1px solid var(--grid); }
+.axis button { font: inherit; font-size: 13px; padding: 4px 12px; border: 0; border-radius: 7px; cursor: pointer;
+  background: none; color: var(--muted); }
+.axis button[aria-pressed="true"] { background: var(--paper); color: var(--ink); font-weight: 600; }
 figcaption { font-size: 15px; font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
 figure > svg { display: block; width: 100%; height: auto; }
 figure > svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
@@ -208,7 +232,7 @@ summary { cursor: pointer; padding: 12px 0; font-weight: 500; overflow-wrap: any
 details > :last-child { margin-bottom: 16px; }
 pre { margin: 0; overflow-x: auto; background: var(--card); border-radius: 8px; padding: 14px 16px;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }
-a:focus-visible, summary:focus-visible { outline: 2px solid var(--series0); outline-offset: 2px; }
+a:focus-visible, button:focus-visible, summary:focus-visible { outline: 2px solid var(--series0); outline-offset: 2px; }
 @media (max-width: 720px) {
   main { padding: 28px 18px 64px; }
   h1 { font-size: 25px; }
@@ -227,6 +251,7 @@ a:focus-visible, summary:focus-visible { outline: 2px solid var(--series0); outl
   .card { padding: 8pt 10pt; font-size: 9pt; }
   .card dl { gap: 4pt; margin-top: 6pt; }
   .figure-number { font-size: 13pt; }
+  .csv, .axis, .tip { display: none; }
   .scroll, pre { overflow: visible; }
   table { font-size: 8pt; }
   th, td { padding: 4pt 6pt 4pt 0; white-space: normal; overflow-wrap: break-word; }

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file, without scripts; and its figures as files."""
+"""The report: one self-contained HTML file; and its figures as files."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import GapFigures, Recovery
 from megatron_cpt.gap.summary import changed_words, count_words, first_rise_words, is_better, recovery_words
+from megatron_cpt.report.figure_data import figure_csv
 from megatron_cpt.report.figures import (
     LIGHT,
     RunCurve,
@@ -73,6 +74,7 @@ from megatron_cpt.report.training_figures import (
     update_figure,
     update_ratio_figure,
 )
+from megatron_cpt.runs.folder import write_durably
 
 Sets = Mapping[tuple[str, str], Sequence[RunCurve]]
 
@@ -162,7 +164,7 @@ def _state(run: ReportedRun) -> str:
 def _losses(runs: Sequence[ReportedRun], by_set: Sets) -> Section:
     if not by_set:
         return missing_section("Validation loss", "No validation set was evaluated.")
-    figures = [figure(set_title(role, name), loss_figure(curves)) for (role, name), curves in by_set.items()]
+    figures = [figure(set_title(role, name), loss_figure(curves), runs) for (role, name), curves in by_set.items()]
     return section(
         "Validation loss",
         "The dashed line is the loss before the first update; the shaded area above it is the gap. "
@@ -184,7 +186,7 @@ def _different_sequences(by_set: Sets) -> str:
 def _early(runs: Sequence[ReportedRun], by_set: Sets) -> Section | None:
     if not by_set:
         return None
-    figures = [figure(set_title(role, name), change_figure(curves)) for (role, name), curves in by_set.items()]
+    figures = [figure(set_title(role, name), change_figure(curves), runs) for (role, name), curves in by_set.items()]
     return section(
         "The first steps",
         "Change of the loss since the start, on a log axis that spreads the early part. The coloured band is two "
@@ -239,15 +241,15 @@ def _training(runs: Sequence[ReportedRun]) -> Section:
     if not any(len(run.training.tokens) for run in runs):
         return missing_section("Training", "No training step was recorded.")
     losses = [
-        figure(run.name, training_loss_figure(run.training), source_legend(run.training, total="all tokens"))
+        figure(run.name, training_loss_figure(run.training), [run], source_legend(run.training, total="all tokens"))
         if len(run.training.tokens)
         else figure(run.name, None)
         for run in runs
     ]
     histories = [run.training for run in runs]
     schedule = [
-        figure("Learning rate", learning_rate_figure(histories)),
-        figure("Gradient norm, before clipping", gradient_norm_figure(histories)),
+        figure("Learning rate", learning_rate_figure(histories), runs),
+        figure("Gradient norm, before clipping", gradient_norm_figure(histories), runs),
     ]
     return section(
         "Training",
@@ -264,8 +266,8 @@ def _mixture(runs: Sequence[ReportedRun]) -> Section:
             parts.append(f"<p>{MISSING}</p>")
             continue
         figures = [
-            figure("Tokens read, source upon source", mixture_figure(run.training)),
-            figure("Epochs of each source", epochs_figure(run.training)),
+            figure("Tokens read, source upon source", mixture_figure(run.training), [run]),
+            figure("Epochs of each source", epochs_figure(run.training), [run]),
         ]
         parts += [source_legend(run.training), panels(figures), mixture_table(run.training)]
     return section("Mixture", "What was really read from each source.", "".join(parts))
@@ -292,11 +294,11 @@ def _folded(name: str, content: str | None) -> str:
 
 
 def export_figures(runs: Sequence[ReportedRun], folder: Path) -> list[Path]:
-    """Writes NAME.svg and NAME.png of each figure into a folder, which is made; returns the PNG paths."""
+    """Writes NAME.svg, NAME.png and NAME.csv of each figure into a folder, which is made; returns the PNG paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with drawing():
-        for name, figure, labels in _figures(runs):
+        for name, figure, drawn, labels in _figures(runs):
             if figure is None:
                 continue
             lines = [Line2D([], [], color=LIGHT[colour], linestyle=style, linewidth=2.4) for _, colour, style in labels]
@@ -305,6 +307,7 @@ def export_figures(runs: Sequence[ReportedRun], folder: Path) -> list[Path]:
             path = folder / re.sub(r"[^\w.-]+", "-", name)
             figure.savefig(f"{path}.svg", format="svg", facecolor=LIGHT["paper"], metadata={"Date": None})
             write_png(figure, Path(f"{path}.png"))
+            write_durably(Path(f"{path}.csv"), figure_csv(figure, drawn))
             written.append(Path(f"{path}.png"))
     return written
 
@@ -313,36 +316,37 @@ Label = tuple[str, str, tuple[float, tuple[float, ...]]]
 """A line of a legend: its words, colour name and style."""
 
 
-def _figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure | None, list[Label]]]:
-    """(file name, figure, legend) of all figures of the page."""
+def _figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure | None, Sequence[ReportedRun], list[Label]]]:
+    """(file name, figure, runs that it draws, legend) of all figures of the page."""
     labels = [(run.name, run_series(index), run_dashes(index)) for index, run in enumerate(runs)]
     for (_, name), curves in curves_by_set([run.validation for run in runs]).items():
-        yield f"loss-{name}", loss_figure(curves), labels
-        yield f"change-{name}", change_figure(curves), labels
+        yield f"loss-{name}", loss_figure(curves), runs, labels
+        yield f"change-{name}", change_figure(curves), runs, labels
     chances = {name: chance for run in runs for name, chance in run.chances.items()}
     for (_, name), curves in curves_by_set([run.tasks for run in runs]).items():
-        drawn = accuracy_figure(curves, chances.get(name)) if curves[0].curve.unit == WRONG else loss_figure(curves)
-        yield f"task-{name}", drawn, labels
+        task = accuracy_figure(curves, chances.get(name)) if curves[0].curve.unit == WRONG else loss_figure(curves)
+        yield f"task-{name}", task, runs, labels
     signals = [run.signals for run in runs]
     for name in dict.fromkeys(name for one in signals for name in one.groups):
         having = [(index, one.groups[name]) for index, one in enumerate(signals) if name in one.groups]
-        yield f"tasks-{name}", group_figure(having), labels
-    yield "weight-update", update_figure(signals, "norm_ratio"), labels
-    yield "weight-update-bottom-over-top", update_ratio_figure(signals, "mean_relative"), labels
+        yield f"tasks-{name}", group_figure(having), runs, labels
+    yield "weight-update", update_figure(signals, "norm_ratio"), runs, labels
+    yield "weight-update-bottom-over-top", update_ratio_figure(signals, "mean_relative"), runs, labels
     for name in dict.fromkeys(name for one in signals for name in one.conflicts):
         compared = [(index, one.conflicts[name]) for index, one in enumerate(signals) if name in one.conflicts]
-        yield f"gradient-cosine-{name}", cosine_figure(compared), labels
-        yield f"gradient-norm-{name}", held_out_norm_figure(compared), labels
-        yield f"change-by-one-update-{name}", step_change_figure(compared), labels
-    yield "speed", speed_figure(signals), labels
+        yield f"gradient-cosine-{name}", cosine_figure(compared), runs, labels
+        yield f"gradient-norm-{name}", held_out_norm_figure(compared), runs, labels
+        yield f"change-by-one-update-{name}", step_change_figure(compared), runs, labels
+    yield "speed", speed_figure(signals), runs, labels
     trained = [run for run in runs if len(run.training.tokens)]
     if trained:
-        yield "learning-rate", learning_rate_figure([run.training for run in runs]), labels
-        yield "gradient-norm", gradient_norm_figure([run.training for run in runs]), labels
+        yield "learning-rate", learning_rate_figure([run.training for run in runs]), runs, labels
+        yield "gradient-norm", gradient_norm_figure([run.training for run in runs]), runs, labels
     for run in trained:
         solid = run_dashes(0)
         sources = [(name, source_series(index), solid) for index, name in enumerate(drawn_sources(run.training))]
-        yield f"training-loss-{run.name}", training_loss_figure(run.training), [("all tokens", "ink", solid), *sources]
+        losses = [("all tokens", "ink", solid), *sources]
+        yield f"training-loss-{run.name}", training_loss_figure(run.training), [run], losses
         if run.training.sources:
-            yield f"mixture-{run.name}", mixture_figure(run.training), sources
-            yield f"epochs-{run.name}", epochs_figure(run.training), sources
+            yield f"mixture-{run.name}", mixture_figure(run.training), [run], sources
+            yield f"epochs-{run.name}", epochs_figure(run.training), [run], sources

@@ -35,6 +35,10 @@ MEASURES = ("mean_relative", "norm_ratio")
 """The two forms of the relative weight update (docs/gap.md)."""
 
 
+Clock = Mapping[int, tuple[int | None, float | None]]
+"""Tokens trained to the step, and to the seconds that updates and evaluations took until then; None: not known."""
+
+
 @dataclass(frozen=True)
 class Series:
     """One figure over a run."""
@@ -197,6 +201,8 @@ class ReportedRun:
     """Each downstream task, likewise; an accuracy as the share of wrong answers."""
     chances: dict[str, float]
     """Accuracy of guessing, by task."""
+    clock: Clock
+    """Step and time by tokens."""
     training: TrainingHistory
     """Empty arrays where there are no training records."""
     signals: Signals
@@ -270,6 +276,18 @@ def training_history(records: Sequence[Record]) -> TrainingHistory:
     )
 
 
+def run_clock(records: Sequence[Record]) -> Clock:
+    """Step and time of all tokens that a record names."""
+    timed = all(record.get("seconds") is not None for record in records if record.get("kind") == "train")
+    clock: dict[int, tuple[int | None, float | None]] = {}
+    seconds = 0.0
+    for record in records:
+        seconds += record.get("seconds") or 0.0
+        if record.get("tokens") is not None:
+            clock[record["tokens"]] = (record.get("step"), seconds if timed else None)
+    return clock
+
+
 def _fault(path: Path) -> Fault | None:
     records = RunFolder(path).records
     if records.is_file() and records.stat().st_size > 0:
@@ -281,7 +299,7 @@ def _fault(path: Path) -> Fault | None:
 
 def _read_run(name: str, path: Path) -> ReportedRun:
     folder = RunFolder(path)
-    records = read_records(folder.records)
+    records = _from_its_start(read_records(folder.records))
     if not records:
         raise BadInput(Fault(str(folder.records), "has no whole record yet.", "Wait for the first step."))
     return ReportedRun(
@@ -290,12 +308,23 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         validation=[(curve, gap_figures(curve)) for curve in loss_curves(records)],
         tasks=[(curve, gap_figures(curve)) for curve in task_curves(records)],
         chances={line["task"]: line["chance"] for line in records if line["kind"] == "task" and "chance" in line},
+        clock=run_clock(records),
         training=training_history(records),
         signals=signals(records),
         status=read_status(folder.status),
         config=folder.config.read_text(errors="replace") if folder.config.is_file() else None,
         plan=read_json_object(folder.plan),
     )
+
+
+def _from_its_start(records: Sequence[Record]) -> list[Record]:
+    """Records with the tokens of this run alone, where it goes on counting those of another
+    (`init_from.load_data_position`), as the curves of its validation sets have them."""
+    start = next((record["tokens"] for record in records if record.get("baseline") and "tokens" in record), 0)
+    return [
+        record | {"tokens": record["tokens"] - start} if start and record.get("tokens") is not None else record
+        for record in records
+    ]
 
 
 def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
@@ -306,6 +335,12 @@ def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
         validation=[(curve, gap_figures(curve)) for curve in curves if curve.unit == NATS],
         tasks=[(curve, gap_figures(curve)) for curve in curves if curve.unit == WRONG],
         chances={},
+        clock={
+            tokens: (step, None)
+            for curve in curves
+            for tokens, step in zip(curve.tokens.tolist(), curve.steps.tolist(), strict=True)
+            if not np.array_equal(curve.tokens, curve.steps)  # a log that counts tokens alone
+        },
         training=training_history([]),
         signals=signals([]),
         status=None,

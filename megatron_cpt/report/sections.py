@@ -40,11 +40,11 @@ def tasks_section(runs: Sequence[ReportedRun]) -> Section:
         return missing_section("Downstream tasks", "No task was scored (tasks.files, tasks.lm_eval).")
     chances = {name: chance for run in runs for name, chance in run.chances.items()}
     figures = [figure(set_title(role, name, "tasks"), accuracy_figure(curves, chances.get(name))
-                      if curves[0].curve.unit == WRONG else loss_figure(curves))
+                      if curves[0].curve.unit == WRONG else loss_figure(curves), runs)
                for (role, name), curves in by_task.items()]  # fmt: skip
     for name in dict.fromkeys(name for run in runs for name in run.signals.groups):
         having = [(index, run.signals.groups[name]) for index, run in enumerate(runs) if name in run.signals.groups]
-        figures.append(figure(f"Mean of {name}", group_figure(having)))
+        figures.append(figure(f"Mean of {name}", group_figure(having), runs))
     return section(
         "Downstream tasks",
         "Accuracy by log-likelihood, with two standard errors over the questions; the dotted line is guessing. A "
@@ -75,7 +75,7 @@ def signals_section(runs: Sequence[ReportedRun]) -> Section:
         "Plasticity and stability",
         "How far the weights of the bottom and the top layers are from the start, and the gradient on held-out text "
         "beside that of the training step: below a cosine of 0 the step works against that text.",
-        run_legend([run.name for run in runs]) + panels([figure(title, one) for title, one in drawn]),
+        run_legend([run.name for run in runs]) + panels([figure(title, one, runs) for title, one in drawn]),
     )
 
 
@@ -85,7 +85,7 @@ def time_section(runs: Sequence[ReportedRun]) -> Section:
         return missing_section("Speed", "No times were recorded.")
     headers = "<th>Run</th><th>Tokens per second<small>median</small></th><th>Updates<small>seconds</small></th>"
     headers += "<th>Evaluations<small>seconds</small></th><th>of the time<small>evaluations</small></th>"
-    drawn = figure("Tokens per second", speed_figure([run.signals for run in runs]))
+    drawn = figure("Tokens per second", speed_figure([run.signals for run in runs]), runs)
     note = "Of updates and evaluations; start-up, checkpoints and waiting are not in it."
     legend = run_legend([run.name for run in runs])
     return section("Speed", note, legend + panels([drawn]) + table(headers, [_time_row(run) for run in runs]))

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_cpt.report.figure_data import add_column, area_of, line_of, part_of
 from megatron_cpt.report.figures import LIGHT, RunCurve, new_panel, run_dashes, run_series, source_series, thin
 from megatron_cpt.report.read import Conflict, Series, Signals, SourceHistory, TrainingHistory
 
@@ -18,11 +19,13 @@ def accuracy_figure(curves: Sequence[RunCurve], chance: float | None) -> Figure:
         axes.axhline(chance, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (1, 2)), zorder=4)
     for item in curves:
         tokens, accuracy = item.curve.tokens, 1 - item.curve.losses
-        _line(axes, item.index, Series(tokens, accuracy), marked=True)
+        _line(axes, item.index, "accuracy", Series(tokens, accuracy), marked=True)
         questions = 0 if item.curve.sequence_tokens is None else len(item.curve.sequence_tokens)
         if questions > 1:
             error = 2 * np.sqrt(accuracy * (1 - accuracy) / (questions - 1))
-            axes.fill_between(tokens, accuracy - error, accuracy + error, color=item.colour, alpha=0.13, linewidth=0)
+            axes.fill_between(tokens, accuracy - error, accuracy + error, color=item.colour, alpha=0.13, linewidth=0,
+                              gid=part_of(item.index))  # fmt: skip
+            add_column(axes, item.index, "standard error", tokens, error / 2)
     axes.margins(x=0.03, y=0.1)
     return figure
 
@@ -32,7 +35,7 @@ def group_figure(groups: Sequence[tuple[int, Series]]) -> Figure:
     figure, axes = new_panel("mean accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     for index, series in groups:
-        _line(axes, index, series, marked=True)
+        _line(axes, index, "accuracy", series, marked=True)
     axes.margins(x=0.03, y=0.15)
     return figure
 
@@ -44,8 +47,8 @@ def update_figure(signals: Sequence[Signals], measure: str) -> Figure | None:
     figure, axes = new_panel("weight update since the start")
     for index, one in enumerate(signals):
         if one.updates:
-            _line(axes, index, one.updates[measure]["bottom"], width=2.2)
-            _line(axes, index, one.updates[measure]["top"], width=1.0)
+            _line(axes, index, "bottom layers", one.updates[measure]["bottom"], width=2.2)
+            _line(axes, index, "top layers", one.updates[measure]["top"], width=1.0)
     axes.set_xlim(0)
     axes.set_ylim(bottom=0)
     return figure
@@ -59,7 +62,7 @@ def update_ratio_figure(signals: Sequence[Signals], measure: str) -> Figure | No
     axes.axhline(1, color=LIGHT["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
     for index, one in enumerate(signals):
         if one.updates:
-            _line(axes, index, one.updates[measure]["bottom_over_top"], marked=True)
+            _line(axes, index, "bottom over top", one.updates[measure]["bottom_over_top"], marked=True)
     axes.set_xlim(0)
     return figure
 
@@ -70,9 +73,9 @@ def cosine_figure(conflicts: Sequence[tuple[int, Conflict]]) -> Figure:
     figure, axes = new_panel("cosine with the training gradient")
     axes.axhline(0, color=LIGHT["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
     for index, conflict in conflicts:
-        _line(axes, index, conflict.cosine["all"], width=2.2, marked=True)
-        _line(axes, index, conflict.cosine["bottom"], width=1.0)
-        _line(axes, index, conflict.cosine["top"], width=1.0, dashes=(0, (1, 2)))
+        _line(axes, index, "all layers", conflict.cosine["all"], width=2.2, marked=True)
+        _line(axes, index, "bottom layers", conflict.cosine["bottom"], width=1.0)
+        _line(axes, index, "top layers", conflict.cosine["top"], width=1.0, dashes=(0, (1, 2)))
     axes.margins(x=0.03)
     return figure
 
@@ -81,7 +84,7 @@ def held_out_norm_figure(conflicts: Sequence[tuple[int, Conflict]]) -> Figure:
     """Gradient norm on held-out text, by the run's index."""
     figure, axes = new_panel("gradient norm")
     for index, conflict in conflicts:
-        _line(axes, index, conflict.gradient_norm, marked=True)
+        _line(axes, index, "gradient norm", conflict.gradient_norm, marked=True)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.03)
     return figure
@@ -92,8 +95,8 @@ def step_change_figure(conflicts: Sequence[tuple[int, Conflict]]) -> Figure:
     figure, axes = new_panel("change by one update, nats per token")
     axes.axhline(0, color=LIGHT["muted"], linewidth=1.1, linestyle=(0, (4, 3)))
     for index, conflict in conflicts:
-        _line(axes, index, conflict.change, marked=True)
-        _line(axes, index, conflict.predicted_change, width=1.0, dashes=(0, (1, 2)))
+        _line(axes, index, "change", conflict.change, marked=True)
+        _line(axes, index, "to first order", conflict.predicted_change, width=1.0, dashes=(0, (1, 2)))
     axes.margins(x=0.03)
     return figure
 
@@ -104,7 +107,7 @@ def speed_figure(signals: Sequence[Signals]) -> Figure | None:
         return None
     figure, axes = new_panel("tokens per second")
     for index, one in enumerate(signals):
-        _line(axes, index, Series(*thin(one.speed.tokens, one.speed.values)), width=1.2)
+        _line(axes, index, "tokens per second", Series(*thin(one.speed.tokens, one.speed.values)), width=1.2)
     axes.set_xlim(0)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -114,13 +117,14 @@ def speed_figure(signals: Sequence[Signals]) -> Figure | None:
 def _line(
     axes: Axes,
     index: int,
+    column: str,
     series: Series,
     width: float = 1.8,
     marked: bool = False,
     dashes: tuple[float, tuple[float, ...]] | None = None,
 ) -> None:
     axes.plot(series.tokens, series.values, color=LIGHT[run_series(index)], linestyle=dashes or run_dashes(index),
-              linewidth=width, marker="o" if marked else None, markersize=3)  # fmt: skip
+              linewidth=width, marker="o" if marked else None, markersize=3, gid=line_of(index, column))  # fmt: skip
 
 
 MOST_SOURCES = 7
@@ -136,19 +140,20 @@ def training_loss_figure(history: TrainingHistory) -> Figure:
     """Training loss of one run, and of each source."""
     figure, axes = new_panel("training loss, nats per token")
     # Below the sources: where one gives nearly all tokens, the two lines are one.
-    axes.plot(*thin(history.tokens, history.losses), color=LIGHT["ink"], linewidth=2)
-    for index, source in enumerate(drawn_sources(history).values()):
+    axes.plot(*thin(history.tokens, history.losses), color=LIGHT["ink"], linewidth=2,
+              gid=line_of(0, "all tokens"))  # fmt: skip
+    for index, (name, source) in enumerate(drawn_sources(history).items()):
         # A step's loss counts as much as the tokens that the source gave to it.
         weights = np.diff(np.nan_to_num(source.tokens), prepend=0.0)
         tokens, losses = thin(history.tokens, source.losses, weights)
-        axes.plot(tokens, losses, color=LIGHT[source_series(index)], linewidth=1)
+        axes.plot(tokens, losses, color=LIGHT[source_series(index)], linewidth=1, gid=line_of(0, name))
     return figure
 
 
 def learning_rate_figure(histories: Sequence[TrainingHistory]) -> Figure:
     """Learning rate of every run."""
     figure, axes = new_panel("learning rate")
-    _draw_runs(axes, [(history.tokens, history.learning_rates) for history in histories])
+    _draw_runs(axes, "learning rate", [(history.tokens, history.learning_rates) for history in histories])
     axes.ticklabel_format(axis="y", style="plain")
     axes.yaxis.set_major_formatter(lambda rate, _: "0" if rate == 0 else f"{rate:.2g}")
     axes.set_ylim(bottom=0)
@@ -158,7 +163,7 @@ def learning_rate_figure(histories: Sequence[TrainingHistory]) -> Figure:
 def gradient_norm_figure(histories: Sequence[TrainingHistory]) -> Figure:
     """Gradient norm of every run, before clipping."""
     figure, axes = new_panel("gradient norm, before clipping")
-    _draw_runs(axes, [(history.tokens, history.gradient_norms) for history in histories])
+    _draw_runs(axes, "gradient norm", [(history.tokens, history.gradient_norms) for history in histories])
     axes.set_ylim(bottom=0)
     return figure
 
@@ -169,9 +174,11 @@ def mixture_figure(history: TrainingHistory) -> Figure:
     axes.yaxis.set_major_formatter(axes.xaxis.get_major_formatter())
     kept = np.unique(np.linspace(0, len(history.tokens) - 1, 100).astype(np.int64))
     below = np.zeros(len(kept))
-    for source, colour in _stack(history):
+    for name, source, colour in _stack(history):
         above = below + np.nan_to_num(source[kept])
-        axes.fill_between(history.tokens[kept], below, above, color=LIGHT[colour], alpha=0.75, linewidth=0)
+        axes.fill_between(history.tokens[kept], below, above, color=LIGHT[colour], alpha=0.75, linewidth=0,
+                          gid=area_of(0, name))  # fmt: skip
+        add_column(axes, 0, name, history.tokens[kept], source[kept])
         below = above
     axes.set_xlim(0)
     axes.set_ylim(0)
@@ -181,22 +188,25 @@ def mixture_figure(history: TrainingHistory) -> Figure:
 def epochs_figure(history: TrainingHistory) -> Figure:
     """Times each source was read so far."""
     figure, axes = new_panel("epochs of the source")
-    for index, source in enumerate(drawn_sources(history).values()):
-        axes.plot(*thin(history.tokens, source.epochs), color=LIGHT[source_series(index)], linewidth=1.8)
+    for index, (name, source) in enumerate(drawn_sources(history).items()):
+        axes.plot(*thin(history.tokens, source.epochs), color=LIGHT[source_series(index)], linewidth=1.8,
+                  gid=line_of(0, name))  # fmt: skip
     axes.set_xlim(0)
     axes.set_ylim(0)
     return figure
 
 
-def _stack(history: TrainingHistory) -> list[tuple[np.ndarray, str]]:
-    """Cumulative tokens and colour of each layer; the last is all sources that are not drawn on their own."""
-    layers = [(source.tokens, source_series(i)) for i, source in enumerate(drawn_sources(history).values())]
+def _stack(history: TrainingHistory) -> list[tuple[str, np.ndarray, str]]:
+    """Name, cumulative tokens and colour of each layer; the last is all sources that are not drawn on their own."""
+    drawn = drawn_sources(history).items()
+    layers = [(name, source.tokens, source_series(index)) for index, (name, source) in enumerate(drawn)]
     others = list(history.sources.values())[MOST_SOURCES:]
     if others:
-        layers.append((np.sum([np.nan_to_num(source.tokens) for source in others], axis=0), "series7"))
+        layers.append(("other sources", np.sum([np.nan_to_num(one.tokens) for one in others], axis=0), "series7"))
     return layers
 
 
-def _draw_runs(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def _draw_runs(axes: Axes, column: str, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     for index, (tokens, values) in enumerate(lines):
-        axes.plot(*thin(tokens, values), color=LIGHT[run_series(index)], linestyle=run_dashes(index), linewidth=1.4)
+        axes.plot(*thin(tokens, values), color=LIGHT[run_series(index)], linestyle=run_dashes(index), linewidth=1.4,
+                  gid=line_of(index, column))  # fmt: skip

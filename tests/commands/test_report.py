@@ -113,7 +113,10 @@ def test_every_figure_is_exported(tmp_path: Path) -> None:
     assert report.main([str(run), "--figures", str(tmp_path / "figures")]) == 0
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"loss-general.svg", "loss-general.png", "loss-a-b-c-.svg", "weight-update.png", "speed.svg"} <= names
-    assert len(names) == 2 * 18
+    assert len(names) == 3 * 18
+    rate = (tmp_path / "figures/learning-rate.csv").read_text().splitlines()
+    assert rate[0] == "run,tokens,step,seconds,learning rate" and len(rate) == 1 + 256
+    assert rate[12].startswith(f"run,{12 * 4096},12,") and rate[12].endswith(",0.00099463")
 
 
 def test_a_watched_report_is_written_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The report in a real browser: it loads, it draws, and its console says nothing."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,6 +43,30 @@ def test_the_report_loads_without_a_word_in_the_console(tmp_path: Path, size: st
     document, console = load(page, tmp_path / "profile", size)
     assert console == []
     assert ">Re-warming and shift</h2>" in document and document.count("<svg") > 8
+
+
+def test_figures_are_drawn_over_steps_and_show_values(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)])
+    acts = """<script>
+      document.querySelectorAll(".axis button")[1].click();
+      const svg = document.querySelector("svg[data-box]"), box = svg.getBoundingClientRect();
+      const [left, , right] = svg.dataset.box.split(" ").map(Number);
+      const x = box.left + ((left + right) / 2) * box.width / svg.viewBox.baseVal.width;
+      svg.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: box.top + 9 }));
+    </script></body>"""
+    page = tmp_path / "report.html"
+    # The test's own script needs a page that allows it.
+    page.write_text(
+        re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", report_page(runs)).replace("</body>", acts)
+    )
+    document, console = load(page, tmp_path / "profile", "1200,900")
+    assert console == []
+    drawn = document.split("<figure>")[1].split("</figure>")[0]
+    axis = drawn.split('<g data-axis="x">')[1].split("</g>")[0]
+    assert re.findall(r">([^<>]+)</text>", axis) == ["steps", "0", "50", "100", "150", "200", "250"]
+    tip = re.sub(r"<[^>]+>", " ", drawn.split('class="tip"')[1])
+    losses = [run.validation[0][0].losses[run.validation[0][0].steps == 120].item() for run in runs]
+    assert tip.split()[-6:] == ["steps", "120", "naive", f"{losses[0]:.4f}", "mitigated", f"{losses[1]:.4f}"]
 
 
 def test_what_the_console_says_is_heard(tmp_path: Path) -> None:

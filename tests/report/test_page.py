@@ -1,8 +1,13 @@
 """The page: whole, self-contained, safe, and truthful about what is missing."""
 
+import csv
+import io
 import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import orjson
@@ -10,6 +15,7 @@ import pytest
 
 from megatron_cpt.report.page import report_page
 from megatron_cpt.report.read import read_runs
+from megatron_cpt.runs.records import read_records
 from tests.report.synthetic import write_run
 
 VOID = {"meta", "link", "br", "img", "line", "rect", "circle", "path", "use"}
@@ -66,13 +72,56 @@ def test_the_page_is_well_formed_and_has_every_section(page: str):
     assert page.count("<figure>") == 2 + 2 + 3 + 2 + 2 + 5 + 4 + 1
 
 
-def test_the_page_loads_and_runs_nothing(page: str):
+def test_the_page_loads_nothing_and_runs_its_own_script_alone(page: str):
     assert "http" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in page
     parsed = Balance(page)
-    assert "script" not in parsed.tags
     assert not {name for name in parsed.attributes if name.startswith("on")}
-    assert set(re.findall(r'(?:src|href)="([^"#]*)', page)) <= {"", "data:,"}
+    assert set(re.findall(r'(?:src|href)="([^"#]*)', page)) - {"", "data:,"} == set(csv_links(page))
+    [script] = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'\"" in page
+    assert page.count("<script") == 1
+
+
+def csv_links(page: str) -> list[str]:
+    return re.findall(r'href="(data:text/csv;charset=utf-8,[^"]*)"', page)
+
+
+def csv_rows(link: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(unquote(link.partition(",")[2]))))
+
+
+def test_every_figure_has_its_points_as_csv(tmp_path: Path):
+    folders = [write_run(tmp_path / 'na,i"ve', False), write_run(tmp_path / "mitigated", True)]
+    page = report_page(read_runs(folders))
+    links = csv_links(page)
+    assert len(links) == page.count("<figure>")
+    rows = csv_rows(links[0])
+    expected, seconds = [], 0.0
+    for folder in folders:
+        seconds = 0.0
+        for record in read_records(folder / "records.jsonl"):
+            seconds += record.get("seconds") or 0.0
+            if record.get("set") == "general" and record["kind"] == "validation":
+                where = [folder.name, str(record["tokens"]), str(record["step"])]
+                expected.append([*where, pytest.approx(record["loss"], rel=1e-5)])
+    assert [[row["run"], row["tokens"], row["step"], float(row["loss"])] for row in rows] == expected
+    assert float(rows[-1]["seconds"]) == pytest.approx(seconds, abs=4)  # after all that was measured at the last step
+
+
+def test_figures_of_a_run_that_goes_on_counting_have_one_axis(tmp_path: Path):
+    folder = write_run(tmp_path / "run", False)
+    records = [
+        record | {"step": record["step"] + 100, "tokens": record["tokens"] + 409_600, "baseline": record["step"] == 0}
+        for record in read_records(folder / "records.jsonl")
+    ]
+    (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    links = csv_links(report_page(read_runs([folder])))
+    figures = [csv_rows(link) for link in links]
+    losses = next(rows for rows in figures if "loss" in rows[0])
+    rates = next(rows for rows in figures if "learning rate" in rows[0])
+    assert [(row["tokens"], row["step"]) for row in losses[:2]] == [("0", "100"), ("4096", "101")]
+    assert [(row["tokens"], row["step"]) for row in rates[:2]] == [("4096", "101"), ("8192", "102")]
 
 
 def test_names_and_config_from_data_are_only_text(tmp_path: Path):
@@ -81,7 +130,7 @@ def test_names_and_config_from_data_are_only_text(tmp_path: Path):
     (folder / "plan.json").write_bytes(orjson.dumps({name: [{name: name}], "b": {name: [name]}}))
     parsed = Balance(report_page(read_runs([folder])))
     assert parsed.open == []
-    assert not {"img", "i", "script"} & parsed.tags
+    assert not {"img", "i"} & parsed.tags
     assert not {"onerror"} & parsed.attributes
     assert name in parsed.words and '"&amp;$' in parsed.words and "</details><script>" in parsed.words
 

@@ -1,8 +1,9 @@
-"""OLMo 2, OLMo 3 and OLMoE.
+"""OLMo 2, OLMo 3, OLMoE and EXAONE 4.
 
 OLMo 2: a Llama whose norms stand after attention and MLP, and norm all heads of queries and keys together
 (arXiv:2501.00656, section 3.2). OLMo 3: with windows in three layers of four, where positions are never rescaled.
-OLMoE: a Llama with these norms of queries and keys, and experts (arXiv:2409.02060).
+OLMoE: a Llama with these norms of queries and keys, and experts (arXiv:2409.02060). EXAONE 4: an OLMo 2 that norms each
+head by itself; where some layers have a window, the others have no positions (arXiv:2507.11407).
 """
 
 from dataclasses import replace
@@ -61,3 +62,23 @@ def _olmoe_weights(shape: ModelShape) -> tuple[Rule, ...]:
 
 
 OLMOE = Family(model_type="olmoe", read=_read_olmoe, weights=_olmoe_weights)
+
+
+def _read_exaone4(fields: ConfigFields) -> ModelShape:
+    """The shape of an EXAONE 4 from its config.json; defaults are transformers' own (Exaone4Config)."""
+    shape = read_llama_like(fields, "exaone4", max_positions=2048, key_value_heads=32, norm_epsilon=1e-5)
+    window = fields.optional_integer("sliding_window", 4096)
+    pattern = fields.take("sliding_window_pattern", 4)  # a period, or one as it is read: LLLG
+    period = len(pattern) if isinstance(pattern, str) else pattern
+    if window is None:
+        period = 1  # transformers writes 0
+    if type(period) is not int or period < 1:
+        fields.fault("sliding_window_pattern", pattern, "must be a period such as 4 or LLLG.", "Mend config.json.")
+        return shape
+    shape = replace(shape, pre_norm=False, post_norm=True, query_key_norm=True, local_window=window)
+    shape = with_layer_types(fields, shape, frozenset(layer for layer in range(shape.layers) if (layer + 1) % period))
+    whole = frozenset(range(shape.layers)) - shape.local_layers
+    return replace(shape, unturned_layers=whole if window else frozenset())
+
+
+EXAONE4 = Family(model_type="exaone4", read=_read_exaone4, weights=llama_weights)

@@ -12,7 +12,7 @@ from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA, MINISTRAL, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
-from megatron_cpt.families.olmo import OLMO2, OLMO3, OLMOE
+from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
 from megatron_cpt.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from megatron_cpt.families.rope import with_positions
@@ -40,6 +40,7 @@ FAMILIES: dict[str, Family] = {
         OLMOE,
         OLMO2,
         OLMO3,
+        EXAONE4,
         GEMMA,
         GEMMA2,
         GEMMA3,

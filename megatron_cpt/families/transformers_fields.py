@@ -31,6 +31,9 @@ READ_BY_ALL = frozenset({
     "unpadded_vocab_size", "use_cache", "use_kernels", "variant", "vocab_size", "weight_mapping", "weights_only",
 })
 READ_BY: dict[str, frozenset[str]] = {
+"exaone4": frozenset({
+    "intermediate_size", "sliding_window_pattern",
+}),
 "gemma": frozenset({
     "attention_bias", "intermediate_size", "use_bidirectional_attention",
 }),

@@ -174,6 +174,17 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
     "olmo3_plain": SMALL_BY_WIDTH | TIED | {"model_type": "olmo3", "pad_token_id": None, "sliding_window": 12},
+    # No positions in the layers that see the whole sequence.
+    "exaone4": SMALL | {"model_type": "exaone4", "sliding_window": 7, "sliding_window_pattern": 2},
+    "exaone4_whole": SMALL
+    | TIED
+    | {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": LLAMA3_ROPE,
+        "max_position_embeddings": 9000,
+    },
     "gemma": SMALL | {"model_type": "gemma", "pad_token_id": None},
     "gemma_tied": SMALL | TIED | {"model_type": "gemma", "hidden_act": "gelu", "head_dim": 12, "pad_token_id": None},
     "nemotron": UNGATED | {"model_type": "nemotron", "partial_rotary_factor": 0.5, "norm_eps": 1e-5},
@@ -189,7 +200,18 @@ MODELS: dict[str, dict[str, Any]] = {
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
     *("phi3", "phi3_long", "smollm3", "seed_oss", "gpt_neox", "gpt_neox_serial", "nemotron", "starcoder2"),
-    *("mixtral", "qwen2_moe", "qwen3_moe_mixed", "olmoe", "olmo2", "olmo3", "gemma", "gemma2", "gemma3_tied"),
+    *(
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe_mixed",
+        "olmoe",
+        "olmo2",
+        "olmo3",
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "gemma3_tied",
+    ),
 )
 
 

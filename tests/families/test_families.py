@@ -157,6 +157,7 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (MODELS["qwen2_moe"] | {"num_experts_per_tok": 7}, "there are 6 experts"),
         (MODELS["olmoe"] | {"clip_qkv": 8.0}, "clip_qkv = 8.0"),
         (MODELS["olmo3_plain"] | {"rope_theta": 1e4}, "differ in whether local layers"),
+        (MODELS["exaone4"] | {"sliding_window_pattern": 0}, "must be a period such as 4 or LLLG"),
         (MODELS["gemma"] | {"hidden_act": "silu"}, "hidden_act = 'silu'"),
         (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),

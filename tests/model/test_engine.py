@@ -12,7 +12,7 @@ from tests.families.folders import MODELS, write_fields
 from tests.model import engine_stub
 
 pytestmark = pytest.mark.skipif(engine_stub.missing() is not None, reason=str(engine_stub.missing()))
-OWN_LAYERS = ("nemotron", "olmoe", "olmo2", "olmo3", "gemma", "gemma2", "gemma3_tied")
+OWN_LAYERS = ("nemotron", "olmoe", "olmo2", "olmo3", "exaone4", "gemma", "gemma2", "gemma3_tied")
 """Families with parts that Transformer Engine lacks."""
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe_mixed")
 KINDS = (

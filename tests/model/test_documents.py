@@ -83,7 +83,15 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
 
 
 @pytest.mark.parametrize(
-    ("kind", "recompute"), [("llama", "none"), ("qwen3", "full"), ("qwen3_moe", "selective"), ("mistral", "none")]
+    ("kind", "recompute"),
+    [
+        ("llama", "none"),
+        ("qwen3", "full"),
+        ("qwen3_moe", "selective"),
+        ("mistral", "none"),
+        ("smollm3", "none"),
+        ("gpt_neox_yarn", "none"),
+    ],
 )
 def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:
     folder = write_model(tmp_path / "hf", MODELS[kind])
@@ -134,6 +142,7 @@ def look_around_together(folder: Path, windows: Tensor, recompute: str, context:
         ("mistral", "none", 2),
         ("gemma2", "none", 2),
         ("gemma3", "none", 4),
+        ("olmo3", "none", 2),
     ],
 )
 def test_no_token_sees_another_document_in_sequences_that_ranks_share(

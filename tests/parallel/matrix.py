@@ -298,7 +298,7 @@ SHARED = {
 """Layouts in which every family is compared."""
 COMPARED = (
     *("llama_tied", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "olmo2"),
-    *("mistral", "mixtral", "qwen3_moe_mixed"),
+    *("mistral", "mixtral", "qwen3_moe_mixed", "llama_biased", "phi3_long", "smollm3", "qwen2_moe", "olmo3"),
 )
 FAMILY_STEPS = (
     *("training.tokens=6 steps", "training.micro_batch_size=1"),

@@ -51,6 +51,33 @@ def test_a_sequence_longer_than_the_model_was_made_for(sections: dict[str, Any])
     ]
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "dynamic", "factor": 8.0},
+        {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.0],
+            "long_factor": [1.0, 4.0],
+            "original_max_position_embeddings": 16,
+        },
+    ],
+)
+def test_documents_in_a_sequence_of_a_model_whose_positions_depend_on_its_length(
+    sections: dict[str, Any], scaling: dict[str, Any]
+) -> None:
+    change_shape(
+        sections, rope_scaling=scaling, max_position_embeddings=16 if scaling["rope_type"] == "dynamic" else 64
+    )
+    assert faults_of(sections) == []
+    sections["data"]["attention"] = "within_documents"
+    [fault] = faults_of(sections)
+    assert fault.startswith("data.sequence_length = 32: beyond 16 tokens the positions of this model depend on the len")
+    assert fault.endswith("Use 16 or fewer, or set data.attention to across_documents.")
+    sections["data"]["sequence_length"] = 16
+    assert faults_of(sections) == []
+
+
 def test_experts_that_tensor_parallel_ranks_would_share(sections: dict[str, Any]) -> None:
     experts = {"num_local_experts": 3, "router_aux_loss_coef": 0.0}
     change_shape(sections, model_type="mixtral", **experts)

@@ -80,7 +80,17 @@ SLOW = (
     ),
     *(
         Case(kind, {}, 1, {})
-        for kind in ("llama_biased", "phi3", "nemotron", "starcoder2", "qwen2_moe", "olmoe", "olmo3", "exaone4", "gemma")
+        for kind in (
+            "llama_biased",
+            "phi3",
+            "nemotron",
+            "starcoder2",
+            "qwen2_moe",
+            "olmoe",
+            "olmo3",
+            "exaone4",
+            "gemma",
+        )
     ),
     Case("llama", {"pipeline": 2}, 2, {}),
     Case("llama", {"pipeline": 2}, 2, {}, stage=1),

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import orjson
@@ -22,7 +22,10 @@ from megatron_cpt.commands.law_output import (
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import parse_count, parse_share
+from megatron_cpt.mixture.phases import source_of
+from megatron_cpt.planning.inputs import open_sources
 from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_checked_json, write_durably, write_json
 from megatron_cpt.runs.foreign_logs import is_tensorboard
@@ -43,7 +46,7 @@ from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tens
 from megatron_cpt.scaling_law.fit import best_method, candidates, end_error, errors_on, fit_law, mean_errors
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method
-from megatron_cpt.scaling_law.sweep import decay_is_fitted, pilot_sweep, write_sweep
+from megatron_cpt.scaling_law.sweep import decay_is_fitted, matched_epochs, pilot_sweep, write_sweep
 from megatron_cpt.scaling_law.table_choice import MixtureOutcome, ranked_mixtures
 from megatron_cpt.scaling_law.tables import (
     CRITICAL,
@@ -190,6 +193,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each arm (default 1)")
     parser.add_argument("--fit-steps", type=int, required=True, metavar="N", help="length of each run")
+    parser.add_argument(
+        "--match-epochs",
+        action="store_true",
+        help="read a part of each source that makes a pilot repeat it as often as the whole run will",
+    )
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
     parser.add_argument("--output", default="sweep", metavar="FOLDER", help="folder to write into (default sweep)")
     parser.set_defaults(action=sweep)
@@ -519,12 +527,28 @@ def sweep(args: argparse.Namespace) -> int:
         if value < 1
     ]
     refuse(faults)
-    pilot = pilot_sweep(Path(args.config), Path(args.output), varied, args.seeds, args.fit_steps, args.nproc)
+    settings = _matched(Path(args.config), args.fit_steps) if args.match_epochs else None
+    pilot = pilot_sweep(Path(args.config), Path(args.output), varied, args.seeds, args.fit_steps, args.nproc, settings)
     print(sweep_text(pilot, write_sweep(pilot)))
     if decay_is_fitted(args.fit_steps):
         print("Runs below 2,000 steps do not show a decay of 0.999 an update: it will be fitted with the rest.")
     print(f"then: megatron-cpt law fit {args.output}/runs/*")
     return ExitCode.DONE
+
+
+def _matched(path: Path, fit_steps: int) -> dict[str, Any]:
+    """Settings of pilots that repeat their sources as the whole run does, and a line that says so."""
+    config = load_config(path)
+    faults: list[Fault] = []
+    streams, _ = open_sources(config, faults)
+    refuse(faults)
+    tokens = dict.fromkeys(config.data.sources, 0)
+    for name, stream in streams.items():
+        tokens[source_of(name)] += stream.tokens
+    settings = matched_epochs(config, tokens, fit_steps)
+    part = fit_steps * config.tokens_per_step / config.total_tokens
+    print(f"each pilot reads {part:.2%} of every source, as it has {part:.2%} of the run's tokens")
+    return settings
 
 
 def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:

@@ -8,6 +8,8 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -83,11 +85,54 @@ def _grid_arms(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
+def matched_epochs(config: RunConfig, source_tokens: Mapping[str, int], fit_steps: int) -> dict[str, Any]:
+    """Settings with which a shorter run repeats its sources as often as the whole run does (arXiv:2606.07597).
+
+    Each source is a fixed sample of itself, as much shorter as the run is; targets in tokens or epochs are too.
+
+    Args:
+        source_tokens: tokens of one pass over each source.
+        fit_steps: steps of the shorter run.
+    Raises:
+        BadInput: the run is not shorter, a source is read in another way, or its sample would be less than a sequence.
+    """
+    length, part = config.data.sequence_length, Fraction(fit_steps * config.tokens_per_step, config.total_tokens)
+    faults: list[Fault] = []
+    settings: dict[str, Any] = {}
+    if part > 1:
+        rule = f"the run has {config.total_steps} steps: a pilot is not longer."
+        faults.append(Fault(f"--fit-steps {fit_steps}", rule, "Lower it."))
+    for name, source in config.data.sources.items():
+        where, sample = f"data.sources.{name}", floor(part * source_tokens[name] / length) * length
+        if source.quality is not None or source.sample_per_epoch is not None:
+            rule = "is sampled or has buckets of its own: its repeats cannot be matched."
+            faults.append(Fault(where, rule, "Take --match-epochs out, or `quality` and `sample_per_epoch`."))
+        elif sample < length:
+            rule = f"{floor(part * source_tokens[name])} tokens would be its sample, less than a sequence of {length}."
+            faults.append(Fault(where, rule, "Raise --fit-steps."))
+        settings[f"{where}.sample_per_epoch"] = {"tokens": sample, "resample": "fixed"}
+        target = source.tokens if source.epochs is None else round(source.epochs * source_tokens[name])
+        if target is not None:
+            settings |= {f"{where}.epochs": None, f"{where}.tokens": max(1, floor(part * target))}
+    refuse(faults)
+    return settings
+
+
 def pilot_sweep(
-    config: Path, folder: Path, grid: Mapping[str, Sequence[Any]], seeds: int, fit_steps: int, nproc: int = 1
+    config: Path,
+    folder: Path,
+    grid: Mapping[str, Sequence[Any]],
+    seeds: int,
+    fit_steps: int,
+    nproc: int = 1,
+    settings: Mapping[str, Any] | None = None,
 ) -> Sweep:
-    """Pilot runs to fit the law to: every combination, `fit_steps` long, with evaluations enough for a fit."""
-    length = {
+    """Pilot runs to fit the law to: every combination, `fit_steps` long, with evaluations enough for a fit.
+
+    Args:
+        settings: further overrides of every run.
+    """
+    length = dict(settings or {}) | {
         "training.tokens": f"{fit_steps} steps",
         "validation.eval_interval.every": f"{max(1, fit_steps // _PILOT_EVALUATIONS)} steps",
     }

@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+import yaml
 
 from megatron_cpt.commands import law
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.load import config_from_dict, load_config
+from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.scaling_law.choose import Base, Recipe
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.laws import annealing_areas, annealing_law, forward_areas, mixing_law
+from megatron_cpt.scaling_law.sweep import matched_epochs
 from megatron_cpt.scaling_law.tables import tables_of_runs
+from tests.planning.small_run import settings
 
 SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
 PUBLIC = SHARED / "data" / "loss_curves_mpl"
@@ -242,6 +247,34 @@ def test_d_cpt_says_what_it_does_not_know_of_runs_that_anneal(
         assert ("WARNING: the learning rate falls in 2 of 3 runs. d-cpt is of tokens alone" in said) == warned
     with pytest.raises(BadInput, match=r"(?s)nope.*They share"):
         law.main(["fit", *copies, "--law", "d-cpt", "--set", "nope"])
+
+
+def test_pilots_repeat_their_sources_as_the_whole_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sections = settings(tmp_path)  # 100 steps of 256 tokens; 10,000 tokens of law, 50,000 of web, a quarter of it
+    sections["data"]["sources"]["law"]["max_epochs"] = 3
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    words = ["sweep", str(path), "--replay", "0,0.25", "--fit-steps", "50", "--output", str(tmp_path / "pilots")]
+    assert law.main([*words, "--match-epochs"]) == 0
+    assert "each pilot reads 50.00% of every source, as it has 50.00% of the run's tokens" in capsys.readouterr().out
+    whole = make_plan(load_config(path))
+    pilot = make_plan(load_config(tmp_path / "pilots/configs/replay_ratio-0.25-seed-1.yaml"))
+    assert pilot.steps == 50
+    epochs = [{row.name: row.epochs for row in plan.blend.rows} for plan in (whole, pilot)]
+    assert epochs[0]["law"] == pytest.approx(1.92, abs=0.01)
+    assert epochs[1] == pytest.approx(epochs[0], rel=0.01)
+    # Targets in tokens and epochs are halved with the text.
+    for target in ({"tokens": 19_200}, {"epochs": 1.92}):
+        sections["data"]["sources"]["law"] = sections["data"]["sources"]["law"] | {"max_epochs": None} | target
+        sections["data"] |= {"replay_ratio": None, "when_exhausted": "stop"}
+        sections["data"]["sources"]["web"]["tokens"] = 6_400
+        config = config_from_dict(sections)
+        halved = matched_epochs(config, {"law": 10_000, "web": 50_000}, 50)
+        assert halved["data.sources.law.tokens"] == 9_600 and halved["data.sources.law.epochs"] is None
+        assert halved["data.sources.web.sample_per_epoch"] == {"tokens": 24_992, "resample": "fixed"}
+        del sections["data"]["sources"]["law"][next(iter(target))]
+    with pytest.raises(BadInput, match=r"(?s)--fit-steps 101.*less than a sequence"):
+        matched_epochs(config, {"law": 10_000, "web": 20}, 101)
 
 
 def test_a_third_set_is_combined_of_two_and_bounded(runs: list[Path], tmp_path: Path):

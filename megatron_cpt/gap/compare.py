@@ -214,13 +214,19 @@ def _values_of(figures: Sequence[GapFigures], name: str) -> list[float]:
     return [float(value) for item in figures if (value := getattr(item, name)) is not None]
 
 
-def _recipe(config: str | None) -> tuple[Any, int | None]:
-    """A config without what seeds may change, and its seed; (None, None) where there is none to read."""
+def config_values(config: str | None) -> dict[str, Any] | None:
+    """The sections of a config.yaml from its text; None where there is none to read."""
     try:
         values = None if config is None else yaml.safe_load(config)
     except yaml.YAMLError:
-        values = None
-    if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _recipe(config: str | None) -> tuple[Any, int | None]:
+    """A config without what seeds may change, and its seed; (None, None) where there is none to read."""
+    values = config_values(config)
+    if values is None or not isinstance(values.get("run"), dict):
         return None, None
     run = {name: value for name, value in values["run"].items() if name not in ("seed", "folder")}
     return {**values, "run": run}, values["run"].get("seed")

@@ -39,6 +39,7 @@ from megatron_cpt.report.html import (
     section,
     source_legend,
 )
+from megatron_cpt.report.provenance import configurations_section, machines_section, plans_section
 from megatron_cpt.report.read import Comparison, ReportedRun, compare
 from megatron_cpt.report.sections import (
     Forecasts,
@@ -55,7 +56,6 @@ from megatron_cpt.report.tables import (
     difference_table,
     gap_table,
     mixture_table,
-    plan_tables,
     split_table,
 )
 from megatron_cpt.report.training_figures import (
@@ -106,8 +106,9 @@ def report_page(
             time_section(runs),
             events_section(runs),
             contamination_section(runs),
-            _plans(runs),
-            _configurations(runs),
+            machines_section(runs),
+            plans_section(runs),
+            configurations_section(runs),
         ]
     return html_page(" · ".join(run.name for run in runs), _head(runs), sections, refresh_seconds)
 
@@ -271,26 +272,6 @@ def _mixture(runs: Sequence[ReportedRun]) -> Section:
         ]
         parts += [source_legend(run.training), panels(figures), mixture_table(run.training)]
     return section("Mixture", "What was really read from each source.", "".join(parts))
-
-
-def _plans(runs: Sequence[ReportedRun]) -> Section:
-    parts = [_folded(run.name, plan_tables(run.plan) if run.plan else None) for run in runs]
-    return section("Plan", "What each run set out to do.", "".join(parts))
-
-
-def _configurations(runs: Sequence[ReportedRun]) -> Section:
-    parts = []
-    for run in runs:
-        text = None if run.config is None else f"<pre>{escape(run.config)}</pre>"
-        parts.append(_folded(run.name, text))
-    return section("Configuration", "Resolved: each run can be repeated from it alone.", "".join(parts))
-
-
-def _folded(name: str, content: str | None) -> str:
-    """A fold with the run's name, or that there is nothing to unfold."""
-    if content is None:
-        return f'<p class="folded">{escape(name)}: {MISSING}</p>'
-    return f"<details><summary>{escape(name)}</summary>{content}</details>"
 
 
 def export_figures(runs: Sequence[ReportedRun], folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from megatron_cpt.gap.curves import (
 )
 from megatron_cpt.gap.figures import GapFigures, gap_figures
 from megatron_cpt.runs.folder import RunFolder, Status, read_json_object, read_status
-from megatron_cpt.runs.records import Record, read_records
+from megatron_cpt.runs.records import Record, log_times, read_records
 
 MEASURES = ("mean_relative", "norm_ratio")
 """The two forms of the relative weight update (docs/gap.md)."""
@@ -213,6 +213,10 @@ class ReportedRun:
     """Text of config.yaml."""
     plan: dict[str, Any] | None
     """Content of plan.json."""
+    versions: dict[str, Any] | None
+    """Content of versions.json."""
+    log_times: tuple[str, str] | None
+    """When the first and the last line of log.txt were written."""
 
 
 def read_runs(folders: Sequence[str | Path], foreign: ForeignSettings | None = None) -> list[ReportedRun]:
@@ -314,6 +318,8 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         status=read_status(folder.status),
         config=folder.config.read_text(errors="replace") if folder.config.is_file() else None,
         plan=read_json_object(folder.plan),
+        versions=read_json_object(folder.versions),
+        log_times=log_times(folder.log),
     )
 
 
@@ -346,6 +352,8 @@ def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
         status=None,
         config=None,
         plan=None,
+        versions=None,
+        log_times=None,
     )
 
 

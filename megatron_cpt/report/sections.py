@@ -244,7 +244,7 @@ _NOT_COMPARED = "<span class='missing'>not compared</span>"
 def contamination_section(runs: Sequence[ReportedRun]) -> Section:
     """What the plan of each run says of it."""
     rows_of = [_rows(run.plan) for run in runs]
-    if not any(rows_of):
+    if not any(row.get("compared") for rows in rows_of for row in rows):
         return missing_section("Contamination", "Nothing is known of it (prepare --decontaminate).")
     headers = (
         "<th class='words'>Source</th><th class='words'>Evaluation</th><th>Items overlapped</th>"

@@ -200,9 +200,9 @@ def mixture_table(history: TrainingHistory) -> str:
 
 def plan_tables(plan: Mapping[str, Any]) -> str:
     """plan.json as it is: plain values in one table, by dotted names; each list of objects in its own."""
-    values = _flattened(plan)
+    values = flattened(plan)
     plain = [
-        f"<tr><td>{escape(name)}</td><td class='words'>{_plain(value)}</td></tr>"
+        f"<tr><td>{escape(name)}</td><td class='words'>{plain_value(value)}</td></tr>"
         for name, value in values.items()
         if not _is_rows(value)
     ]
@@ -258,12 +258,12 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as one, by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, dict) and value
-        flat |= _flattened(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        flat |= flattened(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
 
 
@@ -273,14 +273,14 @@ def _object_table(name: str, objects: Sequence[Mapping[str, Any]]) -> str:
     style = {column: " class='words'" if words[column] else "" for column in columns}
     headers = "".join(f"<th{style[column]}>{escape(column)}</th>" for column in columns)
     rows = [
-        "<tr>" + "".join(f"<td{style[column]}>{_plain(row.get(column))}</td>" for column in columns) + "</tr>"
+        "<tr>" + "".join(f"<td{style[column]}>{plain_value(row.get(column))}</td>" for column in columns) + "</tr>"
         for row in objects
     ]
     return f"<h3 class='run'>{escape(name)}</h3>" + table(headers, rows)
 
 
-def _plain(value: Any) -> str:
-    """A value of plan.json as escaped text."""
+def plain_value(value: Any) -> str:
+    """A value of a JSON or YAML file as escaped text."""
     if value is None or value in ([], {}):
         return '<span class="missing">none</span>'
     if isinstance(value, bool):
@@ -291,9 +291,9 @@ def _plain(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         more = f" … ({len(value)} in all)" if len(value) > _LONGEST_LIST else ""
-        return ", ".join(_plain(item) for item in value[:_LONGEST_LIST]) + more
+        return ", ".join(plain_value(item) for item in value[:_LONGEST_LIST]) + more
     if isinstance(value, dict):
-        return ", ".join(f"{escape(str(name))}: {_plain(item)}" for name, item in value.items())
+        return ", ".join(f"{escape(str(name))}: {plain_value(item)}" for name, item in value.items())
     return escape(str(value))
 
 

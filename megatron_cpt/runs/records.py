@@ -11,6 +11,7 @@ and, above it, warnings and where the run ends. Lines of ranks other than 0 say 
 import hashlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -240,6 +241,24 @@ def append_to_log(path: Path, text: str, rank: int) -> bytes:
     with open(path, "ab", buffering=0, opener=no_link) as file:
         file.write(content)
     return content
+
+
+_LOOKED_AT = 1 << 16
+"""Bytes at either end of a log that are searched for a time."""
+
+
+def log_times(path: Path) -> tuple[str, str] | None:
+    """When the first and the last line of a log were written, as they say it; None where there is none."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        first = file.read(_LOOKED_AT)
+        file.seek(max(0, path.stat().st_size - _LOOKED_AT))
+        last = file.read()
+    found = [
+        re.findall(rb"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S*(?= )", part, flags=re.MULTILINE) for part in (first, last)
+    ]
+    return (found[0][0].decode(), found[1][-1].decode()) if all(found) else None
 
 
 class _Stamped(logging.Formatter):

@@ -34,6 +34,6 @@ def test_overlaps_are_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_a_run_of_which_nothing_is_known_says_so(tmp_path: Path) -> None:
-    for number, plan in enumerate(({}, {"contamination": []}, {"contamination": "x"})):
+    for number, plan in enumerate(({}, {"contamination": []}, {"contamination": "x"}, {"contamination": [UNKNOWN]})):
         shown = section_of(tmp_path / str(number), plan)
         assert "Nothing is known of it" in shown.missing and not shown.content

@@ -135,6 +135,34 @@ def test_names_and_config_from_data_are_only_text(tmp_path: Path):
     assert name in parsed.words and '"&amp;$' in parsed.words and "</details><script>" in parsed.words
 
 
+def test_runs_are_told_apart_by_settings_machine_and_hours(tmp_path: Path):
+    folders = [write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)]
+    config = folders[1] / "config.yaml"
+    config.write_text(config.read_text().replace("0.001", "0.002").replace("runs/x", "runs/y") + "data: {replay: .3}\n")
+    gpu = {"python": "3.12.1", "packages": {"torch": "2.13.0", "apex": None}, "machine": "Linux-6", "gpu": "NVIDIA <X>"}
+    (folders[0] / "versions.json").write_bytes(orjson.dumps(gpu))
+    (folders[0] / "plan.json").write_text('{"world_size": 64}')
+    times = ("2026-11-29T03:51:02+00:00", "2026-12-01T00:00:07+00:00")
+    (folders[0] / "log.txt").write_text(f"{times[0]} starting\n{times[1]} done\nmore words\n")
+    page = report_page(read_runs(folders))
+    machines = page.split(">Machines</h2>")[1].split("</section>")[0]
+    naive, mitigated = (re.sub(r"<[^>]+>", " ", row) for row in machines.split("<tr>")[2:])
+    seconds = sum(record.get("seconds") or 0 for record in read_records(folders[0] / "records.jsonl"))
+    assert naive.split() == [
+        "naive", *times[0].split("T"), *times[1].split("T"), "64", f"{64 * seconds / 3600:.3g}",
+        "NVIDIA", "&lt;X&gt;", "Linux-6", "python", "3.12.1,", "torch", "2.13.0",
+    ]  # fmt: skip
+    assert mitigated.count("not recorded") == 5
+    settings = page.split("Settings that differ")[1].split("</table>")[0]
+    assert [re.sub(r"<[^>]+>", " ", row).split() for row in settings.split("<tr>")[1:]] == [
+        ["Setting", "naive", "mitigated"],
+        ["schedule.peak_lr", "0.001", "0.002"],
+        ["data.replay", "not", "set", "0.3"],
+    ]
+    config.write_text((folders[0] / "config.yaml").read_text().replace("runs/x", "runs/y"))
+    assert "The configurations differ in nothing but the folder." in report_page(read_runs(folders))
+
+
 def test_what_is_missing_is_shown_as_missing(tmp_path: Path):
     folder = tmp_path / "bare"
     folder.mkdir()

@@ -47,7 +47,14 @@ from megatron_cpt.checkpoint.hf_weights import (
     hf_sizes,
     load_hf_weights,
 )
-from megatron_cpt.checkpoint.load import has_per_layer_keys, leave_hashes, load_weights, seal, verify_and_vet
+from megatron_cpt.checkpoint.load import (
+    has_per_layer_keys,
+    leave_hashes,
+    load_weights,
+    read_table,
+    seal,
+    verify_and_vet,
+)
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.checkpoint.save import make_folder, save_weights
 from megatron_cpt.config.errors import BadInput, Fault
@@ -188,7 +195,7 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None,
     verify_and_vet(checkpoint)
     shape = read_shape(checkpoint / "hf")
     stored = StoredTensors(checkpoint / "shards")
-    places, _ = stored_places(shape, has_per_layer_keys(checkpoint / "shards"))
+    places, _ = stored_places(shape, has_per_layer_keys(read_table(checkpoint / "shards")))
     weights, dtypes = _stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")
     card = _card_of(checkpoint, output.name)
     return export_weights(weights, shape, checkpoint / "hf", output, dtypes, card=card, shard_bytes=shard_bytes)
@@ -209,7 +216,7 @@ def hf_from_megatron(
     shape, shards = read_shape(hf_config), find_shards(folder)
     stored = StoredTensors(shards)
     hybrid = is_hybrid(stored.sizes)
-    places, _ = stored_places(shape, hybrid or has_per_layer_keys(shards))
+    places, _ = stored_places(shape, hybrid or has_per_layer_keys(read_table(shards)))
     if hybrid:
         places = in_hybrid_layers(places, shape, shards)
     found = match_places(places, stored.sizes, shape, shards)

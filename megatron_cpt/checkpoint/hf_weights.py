@@ -48,12 +48,12 @@ from megatron_cpt.checkpoint.hf_folder import (
 )
 from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
 from megatron_cpt.checkpoint.load import whole_folder_of_ranks
-from megatron_cpt.config.errors import Fault, NumericsFault, refuse
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, RankFailed, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import barrier
+from megatron_cpt.parallel.groups import all_agree, barrier
 from megatron_cpt.runs.folder import write_durably, write_json
 
 SHARD_BYTES = 4 * 1024**3
@@ -226,27 +226,40 @@ def _write_index(folder: Path, files: dict[str, dict[str, Conversion]], shape: M
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def load_hf_weights(model: Sequence[LanguageModule], shape: ModelShape, folder: Path) -> None:
+def load_hf_weights(
+    model: Sequence[LanguageModule], shape: ModelShape, folder: Path, by_one_replica: bool = False
+) -> None:
     """Fills this rank's part of a model from the safetensors of a folder, in the model's dtype, in place.
+
+    Every rank calls it.
 
     Args:
         model: the chunks that this rank owns, not yet wrapped for training.
         shape: the folder's shape, with which the model was built.
+        by_one_replica: whether only the first replica of each parameter is filled: what wraps the model for training
+            sends it to the others, faster than storage gives it to a thousand ranks.
     Raises:
         BadInput: pickles; tensors missing, surplus, of another size or dtype, not finite.
         IntegrityFault: a torn or altered file.
     """
-    of_ranks: list[list[str]] = [[]] * groups.world_size()
-    dist.all_gather_object(of_ranks, altered_files(folder, groups.rank(), groups.world_size()))
+    of_ranks = groups.gathered(altered_files(folder, groups.rank(), groups.world_size()))
     if altered := [name for of_rank in of_ranks for name in of_rank]:
         raise altered_fault(folder, altered)
     with open_hf_tensors(folder) as tensors, torch.no_grad():
         check_tensors(tensors, shape)
-        for parameter, rule, place in weights_of(model, shape):
-            rank, ranks = _sharing_ranks(rule)
-            expected = local_size(rule, shape, rank, ranks)
-            assert tuple(parameter.shape) == expected, f"{rule.names[0]}: {tuple(parameter.shape)}, not {expected}"
-            fill(parameter, rule, place, shape, tensors, rank, ranks)
+        fault: BadInput | IntegrityFault | None = None
+        try:
+            for parameter, rule, place in weights_of(model, shape):
+                rank, ranks = _sharing_ranks(rule)
+                expected = local_size(rule, shape, rank, ranks)
+                assert tuple(parameter.shape) == expected, f"{rule.names[0]}: {tuple(parameter.shape)}, not {expected}"
+                replica = groups.expert_data_rank() if rule.of_expert else groups.token_rank()
+                if not by_one_replica or replica == 0:
+                    fill(parameter, rule, place, shape, tensors, rank, ranks)
+        except (BadInput, IntegrityFault) as error:
+            fault = error
+        if not all_agree(fault is None):
+            raise fault or RankFailed(f"{folder}: refused by another rank, which says why")
 
 
 def _sharing_ranks(rule: Rule) -> tuple[int, int]:

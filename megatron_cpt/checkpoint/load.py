@@ -103,17 +103,18 @@ def load(
         BadInput: the optimizer state does not load into this layout or precision.
         IntegrityFault: it is not complete, not intact or not safe to read.
     """
-    verify_description(checkpoint)
+    _verify_description(checkpoint)
     position = read_state(checkpoint)
     refuse(_sharding_faults(checkpoint, position, layout))
     verify_and_vet(checkpoint)
-    before, now = _weights_precision(checkpoint / "shards"), next(model[0].parameters()).dtype
+    table = read_table(checkpoint / "shards")
+    before, now = _weights_precision(table), next(model[0].parameters()).dtype
     refuse(_precision_faults(checkpoint, position, before, now))
-    content = model_state(model, has_per_layer_keys(checkpoint / "shards"))
+    content = model_state(model, has_per_layer_keys(table))
     content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
     if position.layout == layout:
         content["random"] = rng_object({})
-    loaded = _load_shards(checkpoint, content)
+    loaded = _load_shards(checkpoint, content, table)
     _load_model_state(model, loaded)
     with differing(optimizer, before) as counts:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -152,17 +153,20 @@ def _precision_faults(
 def load_weights(checkpoint: Path, model: Sequence[LanguageModule]) -> None:
     """Loads the model's weights alone, into any layout. Raises IntegrityFault."""
     verify_and_vet(checkpoint)
-    content = model_state(model, has_per_layer_keys(checkpoint / "shards"))
-    _load_model_state(model, _load_shards(checkpoint, content))
+    table = read_table(checkpoint / "shards")
+    content = model_state(model, has_per_layer_keys(table))
+    _load_model_state(model, _load_shards(checkpoint, content, table))
 
 
-def _load_shards(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _load_shards(checkpoint: Path, content: dict[str, Any], table: Any) -> dict[str, Any]:
     """What a checkpoint's shards hold for the entries of a content. Every rank calls it.
 
+    Args:
+        table: their table of contents (read_table).
     Raises:
         IntegrityFault: they do not hold it, or not so.
     """
-    stored = frozenset(read_table(checkpoint / "shards").state_dict_metadata)
+    stored = frozenset(table.state_dict_metadata)
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(
             {name: _without_absent_states(entry, stored) for name, entry in content.items()},
@@ -252,9 +256,9 @@ def _chunk_names(model: Sequence[LanguageModule]) -> list[str]:
     return ["model"] if len(model) == 1 else [f"model{number}" for number in range(len(model))]
 
 
-def _weights_precision(shards: Path) -> torch.dtype:
-    """The precision in which the torch_dist folder of a checkpoint holds the model's weights."""
-    content = read_table(shards).state_dict_metadata
+def _weights_precision(table: Any) -> torch.dtype:
+    """The precision in which the torch_dist folder with this table of contents holds the model's weights."""
+    content = table.state_dict_metadata
     precisions = {
         entry.properties.dtype
         for name, entry in content.items()
@@ -263,9 +267,9 @@ def _weights_precision(shards: Path) -> torch.dtype:
     return min(precisions, key=lambda precision: precision.itemsize, default=torch.float32)
 
 
-def has_per_layer_keys(shards: Path) -> bool:
-    """Whether the torch_dist folder of a checkpoint names its layers one by one."""
-    return any(".layers.0." in name for name in read_table(shards).state_dict_metadata)
+def has_per_layer_keys(table: Any) -> bool:
+    """Whether the torch_dist folder with this table of contents (read_table) names its layers one by one."""
+    return any(".layers.0." in name for name in table.state_dict_metadata)
 
 
 def optimizer_state(
@@ -292,6 +296,8 @@ def rng_object(state: dict[str, Any]) -> ShardedObject:
     return ShardedObject("random", state, (groups.world_size(),), (groups.rank(),), replica_id=0)
 
 
+_HASHES_OF = "hashes-{:05}.json"
+"""What a rank leaves of its shards until the folder is sealed."""
 # A rank writes two files of shards: Megatron-Core's writer has two processes.
 _HASHED_AT_ONCE = 2
 
@@ -302,7 +308,7 @@ def leave_hashes(checkpoint: Path, rank: int) -> None:
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
         digests = threads.map(file_sha256, shards)
         hashes = {str(path.relative_to(checkpoint)): digest for path, digest in zip(shards, digests, strict=True)}
-    write_json(checkpoint / f"hashes-{rank:05}.json", hashes)
+    write_json(checkpoint / _HASHES_OF.format(rank), hashes)
 
 
 @contextmanager
@@ -330,29 +336,31 @@ def whole_folder_of_ranks(folder: Path, needed: int) -> Iterator[Path]:
 def seal(checkpoint: Path) -> None:
     """Marks a folder as complete once every rank has left its hashes. Every rank calls it.
 
+    Each rank looks for its own: a thousand that look for all would ask the file system a million times.
+
     Raises:
         StorageFault: a rank has left none.
     """
-    barrier()
-    parts = [checkpoint / f"hashes-{rank:05}.json" for rank in range(groups.world_size())]
-    missing = [rank for rank, part in enumerate(parts) if not part.is_file()]
-    if not all_agree(not missing):
+    own = checkpoint / _HASHES_OF.format(groups.rank())
+    left = orjson.loads(own.read_bytes()) if own.is_file() else None
+    own.unlink(missing_ok=True)
+    of_ranks = groups.gathered(left)
+    missing = [rank for rank, hashes in enumerate(of_ranks) if hashes is None]
+    if missing:
         raise StorageFault(
             f"{checkpoint}: ranks {missing} left no hashes of their shards: is the disk full? {before(checkpoint)}"
         )
-    if groups.rank() == 0:
-        hashes = {name: digest for part in parts for name, digest in orjson.loads(part.read_bytes()).items()}
-        for part in parts:
-            part.unlink()
-        for path in sorted(checkpoint.rglob("*")):
-            if path.is_file() and path.suffix != ".distcp":
-                sync_file(path)
-                hashes[str(path.relative_to(checkpoint))] = file_sha256(path)
-        sync_folder(checkpoint / "shards")
-        sync_folder(checkpoint / "hf")
-        write_marker(checkpoint, hashes)
-        sync_folder(checkpoint.parent)
-    barrier()
+    with first_on_rank_zero():
+        if groups.rank() == 0:
+            hashes = {name: digest for of_rank in of_ranks for name, digest in of_rank.items()}
+            for path in sorted(checkpoint.rglob("*")):
+                if path.is_file() and path.suffix != ".distcp":
+                    sync_file(path)
+                    hashes[str(path.relative_to(checkpoint))] = file_sha256(path)
+            sync_folder(checkpoint / "shards")
+            sync_folder(checkpoint / "hf")
+            write_marker(checkpoint, hashes)
+            sync_folder(checkpoint.parent)
 
 
 def before(checkpoint: Path) -> str:
@@ -367,7 +375,7 @@ def verify(checkpoint: Path) -> None:
     Raises:
         IntegrityFault: a file is missing, or its bytes are not those that were written, or it is one more.
     """
-    verify_description(checkpoint)
+    _verify_description(checkpoint)
     shards = [entry for entry in read_hashes(checkpoint).items() if entry[0].endswith(".distcp")]
     mine = shards[groups.rank() :: groups.world_size()]
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
@@ -375,6 +383,20 @@ def verify(checkpoint: Path) -> None:
         broken = [name for (name, _), found in zip(mine, intact, strict=True) if not found]
     if not all_agree(not broken):
         refuse_altered(checkpoint, broken or ["found by another rank"])
+
+
+def _verify_description(checkpoint: Path) -> None:
+    """`verify_description` by rank 0 for all: tables of contents grow with the ranks. Every rank calls it."""
+    fault: IntegrityFault | None = None
+    if groups.rank() == 0:
+        try:
+            verify_description(checkpoint)
+        except IntegrityFault as error:
+            fault = error
+    if not all_agree(fault is None):
+        if fault is not None:
+            raise fault
+        refuse_altered(checkpoint, ["found by rank 0"])
 
 
 _ALLOWED = {

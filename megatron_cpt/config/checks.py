@@ -559,6 +559,13 @@ def _dependence_faults(config: RunConfig) -> Iterator[Fault]:
             "Megatron-Core before 0.17 gives each layer the word of the next.",
             "Give one word for all layers.",
         )
+    if passed.get("tp_comm_overlap"):
+        yield Fault(
+            "megatron.transformer.tp_comm_overlap = true",
+            "Transformer Engine overlaps tensor-parallel communication in buffers of its own, which are not made here: "
+            "the first layer would fail.",
+            "Take it out. parallel.sequence and the overlaps of data parallelism are there.",
+        )
     if parallel.virtual_pipeline > 1 and passed.get("deallocate_pipeline_outputs"):
         # Megatron-LM pull request 4047.
         yield Fault(

@@ -88,8 +88,11 @@ class IndexedDataset:
     do not fit each other or the format.
     """
 
-    def __init__(self, prefix: str | Path, checked: str | None = None) -> None:
-        """`checked`: SHA-256 of an index that was found consistent before; the same bytes are not proved again."""
+    def __init__(self, prefix: str | Path, checked: str | None = None, compared: bool = True) -> None:
+        """Args:
+        checked: SHA-256 of an index that was found consistent before; the same bytes are not proved again.
+        compared: False where another process of this machine compares the index with `checked`.
+        """
         self.prefix = Path(prefix)
         for path in (idx_path(prefix), bin_path(prefix)):
             if not path.is_file():
@@ -107,7 +110,7 @@ class IndexedDataset:
         """Sequences; as many as documents unless sentences were split."""
         self.documents = layout.documents
         """Documents."""
-        self.index_sha256 = layout.sha256()
+        self.index_sha256 = layout.sha256() if compared or checked is None else checked
         """SHA-256 of the .idx, of the same bytes that were checked."""
         self.token_count = layout.end() if self.index_sha256 == checked else layout.check()
         """Tokens of all documents."""

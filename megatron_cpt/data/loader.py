@@ -1,12 +1,16 @@
 """From an index of the order to this rank's micro batches.
 
 Each global batch is permuted over slots of rank and micro batch. Tokens come straight from memory-mapped datasets. A
-mask says which labels count in the loss.
+mask says which labels count in the loss. In training a thread reads ahead.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from queue import Full, Queue
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -92,15 +96,21 @@ def make_batch(
     mask = (places[None, :] < scored[:, None]).astype(np.float32)
     if loss_mask is not None:
         mask *= loss_mask
-    tokens = torch.from_numpy(windows).to(device, non_blocking=True)
+    tokens = _on(device, windows)
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
         labels=tokens[:, 1:].contiguous(),
-        loss_mask=torch.from_numpy(mask).to(device, non_blocking=True),
-        positions=torch.from_numpy(places).to(device, non_blocking=True).expand(len(windows), -1),
-        sources=torch.from_numpy(np.asarray(sources, dtype=np.int64)).to(device, non_blocking=True),
+        loss_mask=_on(device, mask),
+        positions=_on(device, places).expand(len(windows), -1),
+        sources=_on(device, np.asarray(sources, dtype=np.int64)),
         document_lengths=None if document_starts is None else lengths_between(document_starts, length),
     )
+
+
+def _on(device: torch.device, values: np.ndarray) -> Tensor:
+    """An array on a device. A GPU copies it from pinned memory while the host goes on."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def lengths_between(document_starts: Sequence[np.ndarray], length: int) -> tuple[int, ...]:
@@ -232,6 +242,64 @@ class TrainingData:
             self.streams[source].document_starts(sequence * self.sequence_length, self.sequence_length)
             for source, sequence in zip(sources.tolist(), sequences.tolist(), strict=True)
         ]
+
+
+_AHEAD = 4
+"""Micro batches that are read before they are asked for: storage that answers late for a moment is not waited for."""
+
+
+class BatchReader:
+    """Reads a rank's micro batches ahead in a thread, while it is open as a context: those of the next step, too."""
+
+    def __init__(self, data: TrainingData, device: torch.device, first_indices: Iterable[int]) -> None:
+        """Args: `first_indices`, where the global batches begin in the order, one after the other."""
+        self._data, self._device, self._first_indices = data, device, first_indices
+        self._read: Queue[tuple[int, Batch | BaseException | None]] = Queue(_AHEAD)
+        self._closed = Event()
+        self._thread = Thread(target=self._work, name="batch reader", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def global_batch(self, first_index: int) -> Iterator[Batch]:
+        """The micro batches of the next global batch. Raises what reading them raised."""
+        while True:
+            of_batch, found = self._read.get()
+            if of_batch < first_index and not isinstance(found, BaseException):
+                continue  # left of the batch before: a pipeline does not ask beyond its last
+            assert of_batch <= first_index, f"the batch from {first_index} is not the next, but that from {of_batch}"
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                return
+            yield found
+
+    def _work(self) -> None:
+        for first_index in self._first_indices:
+            try:
+                for batch in self._data.global_batch(first_index, self._device):
+                    if not self._hand_over(first_index, batch):
+                        return
+            except BaseException as error:
+                self._hand_over(first_index, error)
+                return
+            if not self._hand_over(first_index, None):
+                return
+
+    def _hand_over(self, first_index: int, found: Batch | BaseException | None) -> bool:
+        """Waits until there is room; False where nobody wants it any more."""
+        while not self._closed.is_set():
+            try:
+                self._read.put((first_index, found), timeout=0.2)
+                return True
+            except Full:
+                pass
+        return False
 
 
 def window(stream: TokenStream, sequence: int, sequence_length: int) -> Int64s:

@@ -3,7 +3,8 @@
 - `ScaledDotProductAttention` keeps no score matrix: flash attention on CUDA and on CPU, at any length.
 - `WindowedAttention` takes queries in blocks with the keys they see, so that neither time nor memory grows with the
   square of the length (arXiv:2310.06825, section 2).
-- Documents apart: a micro batch is one row of documents (packed sequences, `thd`); no mask is needed.
+- Documents apart: a micro batch is one row of documents; no mask is needed. Where a document begins is known to the
+  host: of packed sequences (`thd`) every layer would ask the GPU for it. Transformer Engine's kernels take those.
 - Documents apart under context parallelism: a rank holds two parts of every sequence (parallel/context_parallel.py).
   Each document's piece is attended by itself, to the keys from its document's beginning to its own end. Megatron-Core
   cuts every document among the ranks instead, and so needs lengths that are multiples of twice their number.
@@ -48,8 +49,8 @@ class Piece:
 
 
 @dataclass(kw_only=True)
-class SharedDocuments(PackedSeqParams):
-    """The documents of a micro batch whose sequences ranks share, as they pass through the model.
+class DocumentPieces(PackedSeqParams):
+    """The documents of a micro batch, or a rank's pieces of them, as they pass through the model.
 
     Megatron-Core hands them on as it does packed sequences, and leaves them alone: their format is not `thd`.
     """
@@ -62,23 +63,28 @@ class SharedDocuments(PackedSeqParams):
     """Sequences of the micro batch."""
 
 
-def _shared_documents(batch: Batch) -> SharedDocuments:
+def _document_pieces(batch: Batch) -> DocumentPieces:
     """What this rank has of the documents of a micro batch.
 
     Args:
-        batch: of b sequences; this rank's parts of them, and the lengths of all documents.
+        batch: of b sequences, or this rank's parts of them, and the lengths of all documents.
     """
     assert batch.document_lengths is not None, "the batch says where documents begin"
     sequences, own_length = batch.tokens.shape
     length = own_length * groups.context_size()
-    pieces = pieces_of(batch.document_lengths, length, groups.context_size(), own_numbers())
+    if groups.context_size() == 1:
+        ends = np.cumsum(batch.document_lengths).tolist()
+        begins = [0, *ends[:-1]]
+        pieces = tuple(map(Piece, begins, begins, ends))
+    else:
+        pieces = pieces_of(batch.document_lengths, length, groups.context_size(), own_numbers())
     positions = np.concatenate([np.arange(piece.begin, piece.end) - piece.document for piece in pieces])
-    return SharedDocuments(
+    return DocumentPieces(
         qkv_format="sbhd",
         max_seqlen_q=length,
         max_seqlen_kv=length,
         pieces=pieces,
-        positions=torch.from_numpy(positions).to(batch.tokens.device),
+        positions=torch.from_numpy(positions).to(batch.tokens.device, non_blocking=True),
         sequences=sequences,
     )
 
@@ -105,7 +111,7 @@ def pieces_of(
 
 
 def restart_positions(model: LanguageModule) -> None:
-    """Has a chunk of the model turn shared documents by positions that begin anew with each, as packed ones do."""
+    """Has a chunk of the model turn pieces of documents by positions that begin anew with each, as packed ones do."""
     embedding = model.rotary_pos_emb
     model.decoder.register_forward_pre_hook(partial(_with_angles_in_documents, embedding), with_kwargs=True)
 
@@ -115,7 +121,7 @@ def _with_angles_in_documents(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """What the layers are called with: the angles, [t, 1, 1, d], are those of this rank's tokens in their documents."""
     documents = named.get("packed_seq_params")
-    if not isinstance(documents, SharedDocuments):
+    if not isinstance(documents, DocumentPieces):
         return None
     angles = embedding.get_emb(documents.max_seqlen_q)[documents.positions]
     return given, named | {"rotary_pos_emb": angles}
@@ -154,8 +160,8 @@ class ScaledDotProductAttention(MegatronModule):
         """Attends each position to itself and those before it.
 
         query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d]. Where ranks share
-        sequences, s is this rank's part (parallel/context_parallel.py). With packed sequences all are [t, heads, d]: b
-        documents of any length, end to end; with shared documents [t, 1, heads, d]: this rank's pieces of them.
+        sequences, s is this rank's part (parallel/context_parallel.py). With documents apart they are [t, 1, heads, d]:
+        documents of any length, or this rank's pieces of them, end to end.
         """
         if attention_mask is not None or attention_bias is not None:
             raise ValueError("ScaledDotProductAttention takes no mask and no bias: it is causal")
@@ -163,10 +169,8 @@ class ScaledDotProductAttention(MegatronModule):
         # Heads are split over tensor-parallel ranks, so each rank draws from its own random state, as Megatron does.
         random_state = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with random_state:
-            if isinstance(packed_seq_params, SharedDocuments):
+            if isinstance(packed_seq_params, DocumentPieces):
                 return self.attend_pieces(query, key, value, packed_seq_params, dropout)
-            if packed_seq_params is not None:
-                return self.attend_documents(query, key, value, packed_seq_params, dropout)
             if self.config.context_parallel_size > 1:
                 return torch.cat(
                     [
@@ -176,23 +180,16 @@ class ScaledDotProductAttention(MegatronModule):
                 )
             return self.attend(query, key, value, dropout)
 
-    def attend_documents(
-        self, query: Tensor, key: Tensor, value: Tensor, documents: PackedSeqParams, dropout: float
-    ) -> Tensor:
-        """Each document by itself. query: [t, heads, d]; key and value: [t, groups, d]. Returns [t, heads * d]."""
-        lengths = documents.cu_seqlens_q.diff().tolist()
-        queries, keys, values = (states.unsqueeze(1).split(lengths) for states in (query, key, value))
-        parts = zip(queries, keys, values, strict=True)
-        return torch.cat([self.attend(query, key, value, dropout) for query, key, value in parts]).squeeze(1)
-
     def attend_pieces(
-        self, query: Tensor, key: Tensor, value: Tensor, documents: SharedDocuments, dropout: float
+        self, query: Tensor, key: Tensor, value: Tensor, documents: DocumentPieces, dropout: float
     ) -> Tensor:
-        """Each piece of this rank to its own document up to there, which other ranks have parts of.
+        """Each document, or piece of this rank, to its own document up to there, which other ranks may have parts of.
 
         query: [t, 1, heads, d]; key and value: [t, 1, groups, d]. Returns [t, 1, heads * d].
         """
-        keys, values = (whole_row(states, documents.sequences) for states in (key, value))
+        keys, values = key, value
+        if self.config.context_parallel_size > 1:
+            keys, values = (whole_row(states, documents.sequences) for states in (key, value))
         queries = query.split([piece.end - piece.begin for piece in documents.pieces])
         seen = [slice(piece.document, piece.end) for piece in documents.pieces]
         parts = zip(queries, seen, strict=True)
@@ -312,13 +309,13 @@ class WindowedAttention(ScaledDotProductAttention):
 
 def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:
     """The nats of each label, [b, s], of a micro batch whose documents are kept apart."""
-    shared = groups.context_size() > 1
+    own = any(isinstance(module, ScaledDotProductAttention) for module in model.modules())
     output: Tensor = model(
         batch.tokens.view(1, -1),
         batch.positions.reshape(1, -1),
         None,
         labels=batch.labels.view(1, -1),
-        packed_seq_params=_shared_documents(batch) if shared else _packed_parameters(batch),
+        packed_seq_params=_document_pieces(batch) if own else _packed_parameters(batch),
     )
     # The last pipeline stage has nats, [1, b s], or penalties beside them, [1, b s, 2]; the others pass hidden states
     # on, [b s, 1, h].
@@ -328,7 +325,7 @@ def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:
 
 
 def _packed_parameters(batch: Batch) -> PackedSeqParams:
-    """Where the documents of a micro batch begin and end."""
+    """Where the documents of a micro batch begin and end, for Transformer Engine's kernels."""
     assert batch.document_lengths is not None, "the batch says where documents begin"
     lengths = torch.tensor((0, *batch.document_lengths), dtype=torch.int32, device=batch.tokens.device)
     ends = lengths.cumsum(0, dtype=torch.int32)

@@ -12,6 +12,7 @@ import torch
 from megatron.core.activations import squared_relu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel import layers
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
@@ -196,9 +197,10 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "finalize_model_grads_func": finalize_model_grads,
     }
     # Kernels that need CUDA or apex are off where they would fail.
-    defaults = {
+    defaults: dict[str, Any] = {
         "cuda_graph_scope": [],  # its default is a deprecated word, with a warning in every process
-        "gradient_accumulation_fusion": False,
+        # Weight gradients are added to the buffer as they are multiplied, by apex's kernel where it was built.
+        "gradient_accumulation_fusion": on_gpu and layers._grad_accum_fusion_available,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": on_gpu,
         # Megatron-Core's kernels of GELU compute it as they will, whatever was asked for.

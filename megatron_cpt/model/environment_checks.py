@@ -15,7 +15,6 @@ from megatron_cpt.model.layers import engine_has, transformer_engine_usable
 _ENGINE_ONLY = (
     "fp8",
     "fp4",
-    "tp_comm_overlap",
     "moe_grouped_gemm",
     "apply_rope_fusion",
     "use_te_activation_func",

@@ -386,16 +386,25 @@ def from_last_stage(values: torch.Tensor) -> torch.Tensor:
 
 def all_agree(condition: bool) -> bool:
     """Whether the condition holds on every rank."""
-    flag = torch.tensor(int(condition), device=device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+    return bool(smallest_of_each(torch.tensor(int(condition), device=device())).item())
 
 
 def largest(value: int) -> int:
     """The largest of the ranks' values."""
-    shared = torch.tensor(value, device=device())
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return int(shared.item())
+    return -int(smallest_of_each(torch.tensor(-value, device=device())).item())
+
+
+def smallest_of_each(values: torch.Tensor) -> torch.Tensor:
+    """The smallest of the ranks' values at each place, in place. Shape and dtype as given."""
+    dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return values
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all ranks, in their order."""
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def any_rank(condition: bool) -> bool:

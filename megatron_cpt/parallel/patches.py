@@ -282,6 +282,13 @@ PATCHES: tuple[Patch, ...] = (
                 "torch 2.10 on",
                 "install",
             ),
+            (
+                "torch",
+                "Tensor.cpu",
+                "numbers of fake tensors, for which the host waits once",
+                "torch 2.10 on",
+                "install",
+            ),
             ("torch", "nn.Module.to", "parameters are fake tensors, where they are to be", "torch 2.10 on", "install"),
             ("torch", "nn.Module.bfloat16", "parameters are fake tensors, in bf16 already", "torch 2.10 on", "install"),
             (

@@ -195,8 +195,14 @@ def _layout(told: FirstRun, shape: ModelShape, length: int, memory: float) -> tu
             continue
         if shape.ffn_hidden % tensor or shape.layers % pipeline or tensor * pipeline > told.gpus:
             continue
+        replicas = told.gpus > tensor * pipeline
         parallel = ParallelSettings(
-            tensor=tensor, sequence=tensor > 1, pipeline=pipeline, distributed_optimizer=told.gpus > tensor * pipeline
+            tensor=tensor,
+            sequence=tensor > 1,
+            pipeline=pipeline,
+            distributed_optimizer=replicas,
+            overlap_grad_reduce=replicas,
+            overlap_param_gather=replicas,
         )
         layout = replace(layout, parallel=parallel, training=replace(layout.training, recompute=recompute))
         if memory_per_rank(shape, layout, told.gpus).total <= _USED_MEMORY * memory * _GIB:
@@ -256,6 +262,9 @@ def _parallel_entries(layout: RunConfig, gpus: int) -> Iterator[Entry]:
     if parallel.pipeline > 1:
         yield Entry("parallel.pipeline", parallel.pipeline)
     yield Entry("parallel.distributed_optimizer", parallel.distributed_optimizer)
+    if parallel.overlap_grad_reduce:
+        yield Entry("parallel.overlap_grad_reduce", True)
+        yield Entry("parallel.overlap_param_gather", True)
 
 
 def _validation_entries(sets: Sequence[_Source], tokens: int, step: int, every: int) -> Iterator[Entry]:

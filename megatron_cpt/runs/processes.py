@@ -10,11 +10,33 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Unless the environment says otherwise. The libraries read it at their import."""
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""torch's names for the settings of its allocator; the second is the older one."""
+
+
+def gpu_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a training process adds to its environment before torch is imported, unless it says otherwise.
+
+    One queue of work keeps kernels and collectives in the order in which they were started, so that those which are to
+    overlap do (Megatron-Core asks for it with tensor or context parallelism). Segments of memory that grow leave less
+    of it unusable. NCCL is left as it is.
+    """
+    settings = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if "CUDA_DEVICE_MAX_CONNECTIONS" not in environment else {}
+    if not any(name in environment for name in _ALLOCATOR):
+        settings["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return settings
+
+
+def gpu_settings_told(environment: Mapping[str, str]) -> str:
+    """The variables that decide how GPUs are used, for the log."""
+    own = ("CUDA_DEVICE_MAX_CONNECTIONS", *_ALLOCATOR)
+    told = [name for name in sorted(environment) if name in own or name.startswith(("NCCL_", "TORCH_NCCL_", "NVTE_"))]
+    return ", ".join(f"{name}={environment[name]}" for name in told)
 
 
 # What schedulers and users send to have a run save and stop. SIGINT is not among them: it ends a run at once.

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_cpt.families.family import ModelShape
@@ -58,6 +59,7 @@ def install(trace: Trace, shape: ModelShape) -> None:
     replace_name("torch", "nn.RMSNorm.forward", lambda norm, states: RmsNorm.apply(states, norm.weight))
     replace_name("torch", "nn.functional.scaled_dot_product_attention", _attention(trace))
     replace_name("torch.nn.attention.bias", "causal_lower_right", lambda queries, keys: None)
+    replace_name("torch", "Tensor.cpu", _to_host(trace))
     replace_name("torch", "nn.Module.to", lambda module, *given, **named: module)
     replace_name("torch", "nn.Module.bfloat16", lambda module: module)
     random = "megatron.core.tensor_parallel.random"
@@ -71,6 +73,17 @@ def install(trace: Trace, shape: ModelShape) -> None:
     _fuse_compiled(trace)
     if shape.experts:
         _route_evenly(shape)
+
+
+def _to_host(trace: Trace) -> Callable[[Tensor], Tensor]:
+    """Copies numbers to the host, for which it waits once; they are 1."""
+
+    def to_host(tensor: Tensor) -> Tensor:
+        trace.wait()
+        with unset_fake_temporarily():
+            return torch.ones(tensor.shape, dtype=tensor.dtype)
+
+    return to_host
 
 
 def selected(shape: ModelShape) -> Callable[[Tensor], int]:

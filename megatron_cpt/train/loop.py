@@ -1,9 +1,11 @@
 """The training loop: update, record, evaluate, save; steps skipped or rewound; profiler traces."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +17,7 @@ from megatron_cpt.checkpoint.save import CheckpointWriter
 from megatron_cpt.config.errors import NumericsFault
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.units import profiled_steps
+from megatron_cpt.data.loader import BatchReader
 from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import largest
@@ -55,17 +58,26 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
     if run.first_step == run.start_state.first_own_step:
         _evaluate(run, logger, watchdog, run.first_step)
         warm_up_moments(run, logger, watchdog)
-    with Saver(run, logger) as saver:
-        for step in range(run.first_step + 1, run.plan.steps + 1):
+    steps = range(run.first_step + 1, run.plan.steps + 1)
+    firsts = (config.sequences_at(step - 1) for step in steps)
+    with Saver(run, logger) as saver, BatchReader(run.data, groups.device(), firsts) as reader, garbage_by_hand():
+        for step in steps:
             watchdog.at("step", step)
             before = held_out_gradients(run, step)
             started = time.perf_counter()
             rate = _learning_rate_at(run, step)
-            batches = watchdog.reading(run.data.global_batch(config.sequences_at(step - 1), groups.device()))
+            batches = watchdog.reading(reader.global_batch(config.sequences_at(step - 1)))
             limit = history.loss_limit(config.training)
             with profiled(run, step):
                 outcome = train_step(
-                    run.model, run.optimizer, batches, run.shape_of(step), rate, config.optimizer.weight_decay, limit
+                    run.model,
+                    run.optimizer,
+                    batches,
+                    run.shape_of(step),
+                    rate,
+                    config.optimizer.weight_decay,
+                    limit,
+                    partial(_stop_code, run, step, request),
                 )
             if outcome.updated:
                 history = history.with_update(outcome.loss, config.training)
@@ -75,6 +87,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
                 history = _skip_step(run, logger, saver, history, step, rate, outcome)
             logger.advance()
             record_conflict(run, logger, step, before, outcome)
+            is_long = _is_measured(run, step) or export_due(run, step) or not outcome.updated
             losses = _evaluate(run, logger, watchdog, step)
             if export_due(run, step):
                 exported = time.perf_counter()
@@ -82,8 +95,11 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
                 export_step(run, step)
                 logger.took("exports", 1, time.perf_counter() - exported)
             watchdog.at("step", step)
-            stop = _agreed_stop(run, step, request)
+            # A request that came since the update is heard after the next one, but after what may have taken long.
+            stop = _agreed_stop(run, step, request) if is_long else _stop_at(run, step, outcome.stop)
             saver.finish()
+            if is_long or step % _COLLECTED_EVERY == 0:
+                gc.collect()
             if stop or saver.due(step):
                 watchdog.at("save", step)
                 saver.save(step, history, losses)
@@ -95,9 +111,14 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
 
 def _evaluate(run: Run, logger: RunLogger, watchdog: Watchdog, step: int) -> dict[str, float]:
     """Measures what is due at a step; returns the losses of the validation sets among it, by name."""
-    if any(step in one.steps for one in run.plan.evaluations):
+    if _is_measured(run, step):
         watchdog.at("evaluation", step)
     return evaluate_due(run, logger, step)
+
+
+def _is_measured(run: Run, step: int) -> bool:
+    """Whether something is evaluated at a step."""
+    return any(step in one.steps for one in run.plan.evaluations)
 
 
 def warm_up_moments(run: Run, logger: RunLogger, watchdog: Watchdog) -> None:
@@ -112,14 +133,42 @@ def warm_up_moments(run: Run, logger: RunLogger, watchdog: Watchdog) -> None:
 
 
 def _agreed_stop(run: Run, step: int, request: StopRequest) -> Stop | None:
-    """A Stop on all ranks if one of them is asked to stop, else None; None after the last step.
+    """A Stop on all ranks if one of them is asked to stop, else None; None after the last step."""
+    return _stop_at(run, step, largest(_stop_code(run, step, request)))
 
-    Costs one all-reduce of 8 bytes over all ranks. The limit of wall time counts from the first update on:
-    one that is shorter than the start-up would otherwise never get anywhere.
+
+def _stop_code(run: Run, step: int, request: StopRequest) -> int:
+    """Why this rank is to stop after a step (StopRequest.code).
+
+    The limit of wall time counts from the first update on: one that is shorter than the start-up would otherwise never
+    get anywhere.
     """
-    after = run.config.stop.after if step > run.first_step else None
-    code = largest(request.code(after))
-    return Stop(step, reason(code, after)) if code and step < run.plan.steps else None
+    return request.code(run.config.stop.after if step > run.first_step else None)
+
+
+def _stop_at(run: Run, step: int, code: int) -> Stop | None:
+    """The Stop that the ranks have agreed on."""
+    return Stop(step, reason(code, run.config.stop.after)) if code and step < run.plan.steps else None
+
+
+_COLLECTED_EVERY = 100
+"""Steps between two collections of garbage."""
+
+
+@contextmanager
+def garbage_by_hand() -> Iterator[None]:
+    """Python looks for garbage in cycles only where it is told to: on all ranks after the same steps.
+
+    Otherwise it looks on each rank at a moment of its own, and in every such step all others wait for that one.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _learning_rate_at(run: Run, step: int) -> float:

@@ -11,11 +11,12 @@ Parameter groups have their own learning rates and weight decay.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common.language_module.language_module import LanguageModule
@@ -32,8 +33,9 @@ from megatron_cpt.data.loader import Batch
 from megatron_cpt.model.build import megatron_config, unwrap
 from megatron_cpt.model.forward import run_micro_batches, source_sums
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import all_agree
+from megatron_cpt.parallel.groups import smallest_of_each
 from megatron_cpt.parallel.patches import replace_name
+from megatron_cpt.train.stop import NOT_ASKED
 
 
 def build_optimizer(
@@ -103,13 +105,14 @@ def _set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay:
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
-def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, bool]:
+def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, Tensor]:
     """Hands the reduced gradients to the optimizer, changing no parameter.
 
     Returns:
         The norm of the whole gradient, the same on every rank of a replica, and whether this rank's
-        gradients are finite. The norm leaves out gradients that tensor-parallel ranks hold alike (norms,
-        biases): one of them that is not finite on one rank alone shows in the second value only.
+        gradients are finite, bool [], for which the host has not waited. The norm leaves out gradients that
+        tensor-parallel ranks hold alike (norms, biases): one of them that is not finite on one rank alone shows in the
+        second value only.
     """
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
@@ -119,9 +122,9 @@ def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, bool]:
         for parameter in part.get_parameters()
         if parameter.grad is not None and not getattr(parameter, "tensor_model_parallel", False)
     ]
-    # One wait of the host for all of them.
     finite = [torch.isfinite(gradient).all() for gradient in alike]
-    return norm, math.isfinite(norm) and (not finite or bool(torch.stack(finite).all()))
+    finite.append(torch.tensor(math.isfinite(norm), device=groups.device()))
+    return norm, torch.stack(finite).all()
 
 
 def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
@@ -303,15 +306,17 @@ class StepOutcome:
     """What a step did, the same on every rank."""
 
     nats: Tensor
-    """float64 [sources]: summed loss of each source's tokens."""
+    """float64 [sources], on the host: summed loss of each source's tokens."""
     tokens: Tensor
-    """float64 [sources]: scored tokens of each source."""
+    """float64 [sources], on the host: scored tokens of each source."""
     gradient_norm: float
     """Norm of the whole gradient, before clipping."""
     finite: bool
     """Whether loss and gradients were finite on all ranks."""
     updated: bool
     """False where they were not, or the loss was a spike: no parameter and no moment was changed."""
+    stop: int = NOT_ASKED
+    """The largest of the ranks' reasons to stop, as it was before the update (train/stop.py)."""
 
     @property
     def loss(self) -> float:
@@ -327,11 +332,15 @@ def train_step(
     learning_rate: float,
     weight_decay: float,
     loss_limit: float = math.inf,
+    stop: Callable[[], int] = lambda: NOT_ASKED,
 ) -> StepOutcome:
     """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made.
 
+    All that ranks agree on is one all-reduce, and the host waits once for it and the losses.
+
     Args:
         loss_limit: nats per token above which it must not.
+        stop: this rank's reason to stop (StopRequest.code).
     """
     clear_gradients(model, optimizer)
     losses = run_micro_batches(
@@ -339,10 +348,14 @@ def train_step(
     )
     nats, tokens = source_sums(losses, shape.sources, groups.device())
     gradient_norm, finite = gather_gradients(optimizer)
-    finite = all_agree(finite and bool(torch.isfinite(nats).all()))
-    is_spike = float(nats.sum() / tokens.sum()) > loss_limit  # False where no label counts, and the loss is NaN
-    updated = finite and (loss_limit == math.inf or all_agree(not is_spike))
+    finite = finite & torch.isfinite(nats).all()
+    is_spike = nats.sum() / tokens.sum() > loss_limit  # False where no label counts, and the loss is NaN
+    reason = torch.tensor(-stop(), device=nats.device)
+    agreed = smallest_of_each(torch.stack([values.to(nats.dtype) for values in (finite, ~is_spike, reason)]))
+    flags, on_host = np.split(torch.cat([agreed, nats, tokens]).cpu().numpy(), [len(agreed)])
+    nats, tokens = torch.from_numpy(on_host).chunk(2)
+    updated = bool(flags[0]) and bool(flags[1])
     if updated:
         _set_rates(optimizer, learning_rate, weight_decay)
         update(optimizer, gradient_norm)
-    return StepOutcome(nats, tokens, gradient_norm, finite, updated)
+    return StepOutcome(nats, tokens, gradient_norm, bool(flags[0]), updated, -int(flags[2]))

@@ -47,7 +47,7 @@ from megatron_cpt.runs.folder import (
     write_status,
 )
 from megatron_cpt.runs.permissions import keep_others_from_writing, writable_warnings
-from megatron_cpt.runs.processes import die_with_parent
+from megatron_cpt.runs.processes import die_with_parent, gpu_settings_told
 from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
 from megatron_cpt.train.logger import RunLogger, mfu_formula
@@ -154,6 +154,8 @@ def _run_watched(
         write_checked_json(folder.lineage, run_lineage(run, run.first_step))
     logger = RunLogger(run)
     logger.log(f"kernels: {kernels}")
+    if groups.device().type == "cuda":
+        logger.log(f"environment: {gpu_settings_told(os.environ)}")
     if warning := untried(release()):
         logger.log(warning, logging.WARNING)
     for note in dtype_notes(run):

@@ -204,6 +204,8 @@ def _is_norm(module: torch.nn.Module) -> bool:
 
 def _products_of(config: TransformerConfig) -> str:
     """What multiplies in linear layers, where it is of our choosing."""
+    if config.gradient_accumulation_fusion:
+        return " (weight gradients added in their product)"
     ours = (
         cpu_kernels.linear_is_enabled()
         and config.params_dtype is torch.float32

@@ -124,7 +124,7 @@ def _load_start_weights(model: Sequence[LanguageModule], shape: ModelShape, conf
     if config.init_from.checkpoint is not None:
         load_weights(Path(config.init_from.checkpoint), model)
     elif config.model.weights == "hf":
-        load_hf_weights(model, shape, Path(config.model.hf))
+        load_hf_weights(model, shape, Path(config.model.hf), by_one_replica=True)
 
 
 def _load_start_state(

@@ -1,9 +1,9 @@
 """When a run is to save and end before its end: a signal, or a limit of wall time.
 
 Imports no torch, so that `train/__main__.py` listens before the seconds that importing torch takes.
-A signal only leaves its number here; the loop looks after every step (train/loop.py), where all ranks
-agree by one all-reduce of one integer, so that a signal to any rank, or the first clock to run out,
-stops them after the same step.
+A signal only leaves its number here. The step looks before its update (train/optimizer.py), where all ranks agree in
+the all-reduce that they make anyway, so that a signal to any rank, or the first clock to run out, stops them after the
+same step; after an evaluation or an export, which may take long, they ask each other again.
 """
 
 import signal

@@ -1,6 +1,7 @@
 """`attention: within_documents`: no token sees another document, whatever the layout."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,34 @@ def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: s
     np.testing.assert_allclose(found["nats"].ravel(), found["alone"], rtol=0, atol=2e-6)
     assert np.abs(found["nats"] - found["crossing"])[0, 5:].max() > 1e-3
     np.testing.assert_allclose(found["nats"][0, :5], found["crossing"][0, :5], rtol=0, atol=2e-6)
+
+
+def count_waits(folder: Path, windows: Tensor) -> int:
+    """A job: how often a forward pass asks for the numbers of a tensor, for each of which a GPU would be waited for."""
+    config = settings(folder)
+    groups.init_model_parallel(config.parallel)
+    (model,) = build_model(read_shape(folder), ModelOptions.of_run(config))
+    batch, waits = batch_of(windows, STARTS), 0
+
+    def counted(read: Any) -> Any:
+        def reading(tensor: Tensor) -> Any:
+            nonlocal waits
+            waits += 1
+            return read(tensor)
+
+        return reading
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tolist", "item", "__bool__", "__int__"):
+            patch.setattr(Tensor, name, counted(getattr(Tensor, name)))
+        loss_step(iter([batch]), model)
+    return waits
+
+
+def test_documents_apart_cost_no_wait_in_a_layer(one_rank: Ranks, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", MODELS["llama"])
+    windows = torch.randint(101, (len(STARTS), LENGTH + 1))
+    assert one_rank.call(count_waits, folder=folder, windows=windows) == [0]
 
 
 def look_around_together(folder: Path, windows: Tensor, recompute: str, context: int) -> dict[str, np.ndarray]:

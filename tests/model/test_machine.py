@@ -16,7 +16,7 @@ without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transfo
 @without_engine
 @pytest.mark.parametrize(
     "passed",
-    [{"fp8": "hybrid"}, {"tp_comm_overlap": True}, {"moe_grouped_gemm": True}],
+    [{"fp8": "hybrid"}, {"use_te_rng_tracker": True}, {"moe_grouped_gemm": True}],
     ids=lambda passed: next(iter(passed)),
 )
 def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[s
 
 @without_engine
 def test_what_any_layer_has_is_left_alone() -> None:
-    passed = {"fp8": None, "tp_comm_overlap": False, "moe_token_dispatcher_type": "allgather"}
+    passed = {"fp8": None, "use_te_rng_tracker": False, "moe_token_dispatcher_type": "allgather"}
     assert list(machine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)) == []
 
 

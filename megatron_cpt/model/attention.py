@@ -72,17 +72,18 @@ def _document_pieces(batch: Batch) -> DocumentPieces:
     assert batch.document_lengths is not None, "the batch says where documents begin"
     sequences, own_length = batch.tokens.shape
     length = own_length * groups.context_size()
+    longest = length
     if groups.context_size() == 1:
         ends = np.cumsum(batch.document_lengths).tolist()
         begins = [0, *ends[:-1]]
-        pieces = tuple(map(Piece, begins, begins, ends))
+        pieces, longest = tuple(map(Piece, begins, begins, ends)), max(batch.document_lengths)
     else:
         pieces = pieces_of(batch.document_lengths, length, groups.context_size(), own_numbers())
     positions = np.concatenate([np.arange(piece.begin, piece.end) - piece.document for piece in pieces])
     return DocumentPieces(
         qkv_format="sbhd",
-        max_seqlen_q=length,
-        max_seqlen_kv=length,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
         pieces=pieces,
         positions=torch.from_numpy(positions).to(batch.tokens.device, non_blocking=True),
         sequences=sequences,

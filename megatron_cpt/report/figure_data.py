@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from megatron_cpt.report.read import ReportedRun
+from megatron_cpt.scaling_law.curves import Curve
 
 
 def line_of(run: int, column: str) -> str:
@@ -39,7 +40,7 @@ def add_column(axes: Axes, run: int, column: str, tokens: np.ndarray, values: np
     axes.add_artist(Line2D(tokens, values, visible=False, gid=line_of(run, column)))
 
 
-def group_attributes(gid: str, runs: Sequence[ReportedRun]) -> str:
+def group_attributes(gid: str, runs: Sequence[ReportedRun] | Sequence[Curve]) -> str:
     """The attributes of an SVG group by its gid, as the svg escaped it: run and column, or that it is the x axis."""
     if gid == "matplotlib.axis_1":
         return ' data-axis="x"'
@@ -50,11 +51,12 @@ def group_attributes(gid: str, runs: Sequence[ReportedRun]) -> str:
     return f' data-run="{escape(runs[int(found[1])].name)}"{column}'
 
 
-def figure_csv(figure: Figure, runs: Sequence[ReportedRun]) -> str:
+def figure_csv(figure: Figure, runs: Sequence[ReportedRun] | Sequence[Curve]) -> str:
     """The points of a figure's lines: a row for each run and count of tokens, a column for each line.
 
     Step and time are of the run; the time is that of its updates and evaluations. What is not known is empty. A long
-    line has the points that are drawn, each the mean of a stretch of steps. "" where no line has a name.
+    line has the points that are drawn, each the mean of a stretch of steps. "" where no line has a name. Curves of the
+    laws are drawn over updates: their rows have the step alone.
     """
     columns: dict[str, None] = {}
     rows: dict[tuple[int, int], dict[str, float]] = {}
@@ -71,11 +73,13 @@ def figure_csv(figure: Figure, runs: Sequence[ReportedRun]) -> str:
         return ""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(["run", "tokens", "step", "seconds", *columns])
-    for (run, at), values_of in sorted(rows.items()):
-        step, seconds = runs[run].clock.get(at, (None, None))
-        numbers = [seconds, *(values_of.get(column) for column in columns)]
-        writer.writerow([runs[run].name, at, step, *map(_written, numbers)])
+    over_tokens = isinstance(runs[0], ReportedRun)
+    writer.writerow(["run", *(("tokens", "step", "seconds") if over_tokens else ("step",)), *columns])
+    for (index, at), values_of in sorted(rows.items()):
+        run = runs[index]
+        step, seconds = run.clock.get(at, (None, None)) if isinstance(run, ReportedRun) else (None, None)
+        place = [at, step, _written(seconds)] if over_tokens else [at]
+        writer.writerow([run.name, *place, *(_written(values_of.get(column)) for column in columns)])
     return written.getvalue()
 
 

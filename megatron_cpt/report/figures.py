@@ -22,6 +22,7 @@ from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, rise_standard_e
 from megatron_cpt.gap.summary import count_words
 from megatron_cpt.report.figure_data import add_column, group_attributes, line_of, part_of
 from megatron_cpt.report.read import ReportedRun
+from megatron_cpt.scaling_law.curves import Curve
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def thin(tokens: np.ndarray, values: np.ndarray, weights: np.ndarray | None = No
     return tokens[last], np.add.reduceat(values * weights, starts) / sums
 
 
-def inline_svg(figure: Figure, label: str, runs: Sequence[ReportedRun] = ()) -> str:
+def inline_svg(figure: Figure, label: str, runs: Sequence[ReportedRun] | Sequence[Curve] = ()) -> str:
     """A drawn figure as an SVG element for the page, its colours CSS variables.
 
     `label` is what a screen reader says. `runs` are those that it draws, by whose names the page's script finds their

@@ -14,6 +14,7 @@ from megatron_cpt.report.figure_data import csv_link, figure_csv
 from megatron_cpt.report.figures import DARK, LIGHT, css_variables, inline_svg, run_dashes, run_series, source_series
 from megatron_cpt.report.read import ReportedRun, TrainingHistory
 from megatron_cpt.report.training_figures import MOST_SOURCES, drawn_sources
+from megatron_cpt.scaling_law.curves import Curve
 
 MISSING = '<span class="missing">not recorded</span>'
 """What stands in place of a value that no file of the run holds."""
@@ -52,7 +53,9 @@ def panels(figures: Sequence[str]) -> str:
     return f'<div class="panels">{"".join(figures)}</div>'
 
 
-def figure(title: str, drawn: Figure | None, runs: Sequence[ReportedRun] = (), legend: str = "") -> str:
+def figure(
+    title: str, drawn: Figure | None, runs: Sequence[ReportedRun] | Sequence[Curve] = (), legend: str = ""
+) -> str:
     """A drawn figure under its title, with its CSV; None is shown as missing. `runs`: those that it draws, in the order
     of their indices. `legend` is HTML."""
     content = MISSING if drawn is None else inline_svg(drawn, title, runs)
@@ -227,6 +230,7 @@ th:first-child, td:first-child, td.words, th.words { text-align: left; }
 td.words { white-space: normal; overflow-wrap: break-word; min-width: 8em; }
 tbody th[colspan] { color: var(--ink); font-weight: 600; padding-top: 18px; }
 td .error { color: var(--muted); }
+.time { white-space: nowrap; }
 details { margin-top: 12px; border: 1px solid var(--grid); border-radius: 10px; padding: 0 16px; }
 summary { cursor: pointer; padding: 12px 0; font-weight: 500; overflow-wrap: anywhere; }
 details > :last-child { margin-bottom: 16px; }

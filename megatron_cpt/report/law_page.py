@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from megatron_cpt.gap.summary import count_words
+from megatron_cpt.report.figure_data import add_column, line_of
 from megatron_cpt.report.figures import HEIGHT, LIGHT, WIDTH, drawing, run_dashes, run_series
 from megatron_cpt.report.html import figure, html_page, panels, run_legend, section
 from megatron_cpt.report.tables import table
@@ -124,9 +125,12 @@ def forecast_figure(curve: Curve, forecast: Forecast) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     colour = LIGHT["series0"]
-    axes.plot(curve.steps, curve.losses, "o", markersize=3, color=colour)
+    axes.plot(curve.steps, curve.losses, "o", markersize=3, color=colour, gid=line_of(0, "measured"))
     axes.fill_between(forecast.steps, forecast.low, forecast.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(forecast.steps, forecast.middle, color=colour, linestyle=(0, (4, 3)), linewidth=1.8)
+    axes.plot(forecast.steps, forecast.middle, color=colour, linestyle=(0, (4, 3)), linewidth=1.8,
+              gid=line_of(0, "forecast"))  # fmt: skip
+    add_column(axes, 0, "2.5 %", forecast.steps, forecast.low)
+    add_column(axes, 0, "97.5 %", forecast.steps, forecast.high)
     axes.set_ylabel("loss, nats per token")
     _step_axis(axes)
     return figure

@@ -45,12 +45,12 @@
     return found.filter((one) => one >= low && one <= high);
   }
 
-  /** The value of `axis` at a count of tokens, between the rows of a run. */
-  function between(rows, tokens, axis) {
-    const after = rows.findIndex((row) => row.tokens >= tokens);
+  /** The value of `axis` at a drawn place, between the rows of a run. */
+  function between(rows, at, axis) {
+    const after = rows.findIndex((row) => row.at >= at);
     if (after <= 0) return (after ? rows.at(-1) : rows[0])[axis];
     const [a, b] = [rows[after - 1], rows[after]];
-    return a[axis] + ((b[axis] - a[axis]) * (tokens - a.tokens)) / (b.tokens - a.tokens);
+    return a[axis] + ((b[axis] - a[axis]) * (at - a.at)) / (b.at - a.at);
   }
 
   /** Moves all that is drawn in a group to other places along x. */
@@ -76,11 +76,14 @@
       [this.low, this.high] = [this.scaled(Number(low)), this.scaled(Number(high))];
       const href = link.getAttribute("href");
       const [head, ...lines] = cells(decodeURIComponent(href.slice(href.indexOf(",") + 1)));
-      this.columns = head.slice(4);
+      this.native = head[1]; // what x is without this script: tokens, or step in a forecast
+      const axes = this.native === "tokens" ? Object.keys(AXES) : [this.native];
+      this.columns = head.slice(1 + axes.length);
       this.runs = new Map();
-      for (const [run, tokens, step, seconds, ...values] of lines.filter((line) => line.length === head.length)) {
-        const row = { run, values, tokens: Number(tokens), step: Number(step || NaN), seconds: Number(seconds || NaN) };
-        this.runs.set(run, [...(this.runs.get(run) ?? []), row]);
+      for (const [run, ...numbers] of lines.filter((line) => line.length === head.length)) {
+        const row = { values: numbers.slice(axes.length) };
+        for (const [index, axis] of axes.entries()) row[axis] = Number(numbers[index] || NaN);
+        this.runs.set(run, [...(this.runs.get(run) ?? []), { ...row, at: row[this.native] }]);
       }
       this.rows = [...this.runs.values()].flat();
       this.tip = document.createElement("div");
@@ -103,20 +106,20 @@
     show(axis) {
       this.svg.innerHTML = this.drawn;
       this.crosshair = null;
-      this.axis = axis !== "tokens" && this.has(axis) ? axis : "tokens";
+      this.axis = this.has(axis) ? axis : this.native;
       const width = this.right - this.left;
-      const place = (tokens) => this.left + (width * (this.scaled(tokens) - this.low)) / (this.high - this.low);
-      let x = (row) => place(row.tokens);
-      if (this.axis !== "tokens") {
+      const place = (at) => this.left + (width * (this.scaled(at) - this.low)) / (this.high - this.low);
+      let x = (row) => place(row.at);
+      if (this.axis !== this.native) {
         // The new axis has its first and last point where the tokens had theirs.
         const ends = (name) => [Math.min, Math.max].map((end) => end(...this.rows.map((row) => row[name])));
-        const [first, last] = ends("tokens").map(place);
+        const [first, last] = ends("at").map(place);
         const [low, high] = ends(axis).map((end) => this.scaled(end));
         const to = (one) => (high > low ? first + ((last - first) * (this.scaled(one) - low)) / (high - low) : first);
-        const tokens = (at) => this.low + ((at - this.left) / width) * (this.high - this.low);
+        const drawn = (from) => this.low + ((from - this.left) / width) * (this.high - this.low);
         for (const group of this.svg.querySelectorAll("g[data-run]")) {
           const rows = this.runs.get(group.dataset.run);
-          const at = (from) => (this.logarithmic ? 10 ** tokens(from) : tokens(from));
+          const at = (from) => (this.logarithmic ? 10 ** drawn(from) : drawn(from));
           if (rows) move(group, (from) => to(between(rows, at(from), axis)));
         }
         const perUnit = (high - low) / (last - first || 1);
@@ -167,11 +170,11 @@
       }
       const found = [];
       for (const [run, rows] of this.runs) {
-        if (x < rows[0].x - 8 || x > rows.at(-1).x + 8) continue; // the run had not begun, or had ended
         for (const [index, column] of this.columns.entries()) {
           const known = rows.filter((row) => row.values[index] !== "");
           const words = [this.runs.size > 1 ? run : "", this.columns.length > 1 || this.runs.size === 1 ? column : ""];
-          if (known.length) found.push([words, nearest(known).values[index], this.colour(run, column)]);
+          const drawn = known.length && x >= known[0].x - 8 && x <= known.at(-1).x + 8; // a line begins, and ends
+          if (drawn) found.push([words, nearest(known).values[index], this.colour(run, column)]);
         }
       }
       for (const [words, text, colour] of found.slice(0, MOST_VALUES)) {

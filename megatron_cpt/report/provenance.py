@@ -30,11 +30,7 @@ def _machine_row(index: int, run: ReportedRun) -> str:
     versions, ranks = run.versions or {}, (run.plan or {}).get("world_size")
     ranks = ranks if isinstance(ranks, int) else None
     hours = None if ranks is None or not run.signals.seconds else ranks * sum(run.signals.seconds.values()) / 3600
-    times = (
-        None
-        if run.log_times is None
-        else "<br>".join(escape(time.replace("T", "\N{NO-BREAK SPACE}")) for time in run.log_times)
-    )
+    times = "<br>".join(f'<span class="time">{escape(time.replace("T", " "))}</span>' for time in run.log_times or ())
     packages = versions.get("packages")
     named = {"python": versions.get("python"), **(packages if isinstance(packages, dict) else {})}
     known = [f"{name} {version}" for name, version in named.items() if version is not None]

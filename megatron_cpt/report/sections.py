@@ -227,7 +227,7 @@ def forecast_section(forecasts: Forecasts) -> Section | None:
                 f"<td>{end}</td><td>{between}</td><td class='words'>{escape('; '.join(found.notes))}</td></tr>"
             )
             if found.exists:
-                drawn.append(figure(f"{curve.name}, {run}", forecast_figure(curve, found)))
+                drawn.append(figure(f"{curve.name}, {run}", forecast_figure(curve, found), [curve]))
     headers = "<th class='words'>Run</th><th class='words'>Set</th><th>Now<small>nats per token</small></th>"
     headers += "<th>At the end</th><th>95 %</th><th class='words'></th>"
     return section(

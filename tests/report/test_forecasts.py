@@ -15,6 +15,7 @@ from megatron_cpt.report.read import read_runs
 from megatron_cpt.report.sections import forecast_line, forecasts_of
 from megatron_cpt.runs.folder import Status, write_status
 from megatron_cpt.runs.records import RecordWriter
+from tests.report.test_page import csv_links, csv_rows
 
 STEPS, STEP_TOKENS = 400, 1024
 CONFIG = {
@@ -68,6 +69,10 @@ def test_a_run_that_goes_on_is_forecast_in_the_report(tmp_path: Path):
     assert ahead.exists and ahead.low[-1] <= loss(STEPS) <= ahead.high[-1]
     page = report_page(runs, forecasts=found)
     assert ">Forecast</h2>" in page and "extrapolates from 240 of 400 updates" in page
+    rows = csv_rows(csv_links(page.split(">Forecast</h2>")[1])[0])
+    assert list(rows[0]) == ["run", "step", "measured", "forecast", "2.5 %", "97.5 %"]
+    assert rows[-1]["step"] == str(STEPS) and float(rows[-1]["forecast"]) == pytest.approx(ahead.middle[-1], rel=1e-5)
+    assert float(rows[0]["measured"]) == pytest.approx(curve.losses[0], rel=1e-5)
     assert f"{ahead.middle[-1]:.4f}" in page and f"{ahead.middle[-1]:.4f}" in forecast_line(curve, ahead)
 
 

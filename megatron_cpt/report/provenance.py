@@ -77,16 +77,16 @@ def _differences(runs: Sequence[ReportedRun]) -> str:
     return '<h3 class="run">Settings that differ</h3>' + table(f"<th>Setting</th>{headers}", rows)
 
 
-_ABSENT = object()
-
-
 def _differs(name: str, of_runs: Sequence[Mapping[str, Any]]) -> bool:
-    first = of_runs[0].get(name, _ABSENT)
-    return any(settings.get(name, _ABSENT) != first for settings in of_runs[1:])
+    """Whether a setting is not the same in all runs. One that a run lacks is like one that is None."""
+    return any(settings.get(name) != of_runs[0].get(name) for settings in of_runs[1:])
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> str:
-    return plain_value(settings[name]) if name in settings else '<span class="missing">not set</span>'
+    if name not in settings:
+        return '<span class="missing">not set</span>'
+    value = settings[name]
+    return repr(value) if isinstance(value, float) else plain_value(value)  # all digits: two that differ look different
 
 
 def _folded(name: str, content: str | None) -> str:

@@ -138,7 +138,10 @@ def test_names_and_config_from_data_are_only_text(tmp_path: Path):
 def test_runs_are_told_apart_by_settings_machine_and_hours(tmp_path: Path):
     folders = [write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)]
     config = folders[1] / "config.yaml"
-    config.write_text(config.read_text().replace("0.001", "0.002").replace("runs/x", "runs/y") + "data: {replay: .3}\n")
+    config.write_text(
+        config.read_text().replace("0.001", "0.00100000001").replace("runs/x", "runs/y")
+        + "data: {replay: .3, phases: null}\n"
+    )
     gpu = {"python": "3.12.1", "packages": {"torch": "2.13.0", "apex": None}, "machine": "Linux-6", "gpu": "NVIDIA <X>"}
     (folders[0] / "versions.json").write_bytes(orjson.dumps(gpu))
     (folders[0] / "plan.json").write_text('{"world_size": 64}')
@@ -156,7 +159,7 @@ def test_runs_are_told_apart_by_settings_machine_and_hours(tmp_path: Path):
     settings = page.split("Settings that differ")[1].split("</table>")[0]
     assert [re.sub(r"<[^>]+>", " ", row).split() for row in settings.split("<tr>")[1:]] == [
         ["Setting", "naive", "mitigated"],
-        ["schedule.peak_lr", "0.001", "0.002"],
+        ["schedule.peak_lr", "0.001", "0.00100000001"],
         ["data.replay", "not", "set", "0.3"],
     ]
     config.write_text((folders[0] / "config.yaml").read_text().replace("runs/x", "runs/y"))

@@ -4,6 +4,7 @@
 # make battery      the tests of the reliability rows, the long ones too, and docs/reliability.md from them
 # make parity       every way to share the work against one process, as a table
 # make check        lint, types, rooms
+# make site         the pages of docs/ as a site in ./site, dead links refused (REPOSITORY_URL: where links to code lead)
 #
 # TORCH=system      keep the torch that the container brings (NGC images): .venv sees the system's packages
 # TORCH_INDEX=URL   take torch from this package index (PyTorch publishes one for CPU builds: 200 MB instead of 3 GB)
@@ -20,10 +21,10 @@ VENV := .venv$(if $(MCORE),-mcore-$(MCORE))
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all battery parity check clean
+.PHONY: help install quickstart test test-all battery parity check site clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | head -12
+	@sed -n 's/^# \?//p' Makefile | head -13
 
 install: $(VENV)/.installed
 
@@ -57,5 +58,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+site:
+	$(MAKE) install EXTRAS=docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-mcore-* quickstart
+	rm -rf .venv .venv-mcore-* quickstart site

@@ -75,8 +75,10 @@ class _Source:
     path: str
     tokens: int | None
     """None: the dataset is not there yet."""
+    validation: tuple[str, ...]
+    """Its held-out documents: PREFIX.validation of each dataset that is read, behind selections too."""
     held_out: int | None
-    """Tokens of PREFIX.validation, 0 where there is none beside the dataset; None: not known yet."""
+    """Tokens of these, 0 where there are none; None: not known yet."""
 
 
 @dataclass(frozen=True)
@@ -144,29 +146,21 @@ def _sources(told: FirstRun) -> list[_Source]:
             ),
         ]
     )
-    return [
-        _Source(name, role, path, _tokens_of(path), _held_out(path))
-        for name, (role, _), path in zip(names, words, paths, strict=True)
-    ]
+    return [_source(name, role, path) for name, (role, _), path in zip(names, words, paths, strict=True)]
+
+
+def _source(name: str, role: Role, path: str) -> _Source:
+    """A source and its validation part. Raises BadInput for a dataset that cannot be read."""
+    if not _is_there(path):
+        return _Source(name, role, path, None, (f"{path}.validation",), None)
+    stream = TokenStream([path])
+    prefixes = dict.fromkeys(str(one.prefix) for one in stream.document_sets)
+    held_out = tuple(part for part in (f"{prefix}.validation" for prefix in prefixes) if _is_there(part))
+    return _Source(name, role, path, stream.tokens, held_out, TokenStream(held_out).tokens)
 
 
 def _folder(told: FirstRun, sources: Sequence[_Source]) -> str:
     return told.folder or f"runs/{sources[0].name}"
-
-
-def _tokens_of(path: str) -> int | None:
-    """Tokens of a dataset or selection; None where nothing is there. Raises BadInput for what cannot be read."""
-    if not _is_there(path):
-        return None
-    return TokenStream([path]).tokens
-
-
-def _held_out(path: str) -> int | None:
-    """Tokens of the validation part beside a dataset."""
-    if not _is_there(path):
-        return None
-    prefix = f"{path}.validation"
-    return TokenStream([prefix]).tokens if _is_there(prefix) else 0
 
 
 def _is_there(path: str) -> bool:
@@ -270,7 +264,7 @@ def _parallel_entries(layout: RunConfig, gpus: int) -> Iterator[Entry]:
 def _validation_entries(sets: Sequence[_Source], tokens: int, step: int, every: int) -> Iterator[Entry]:
     for source in sets:
         place = f"validation.sets.{source.name}"
-        yield Entry(f"{place}.paths", [f"{source.path}.validation"], "")
+        yield Entry(f"{place}.paths", list(source.validation), "")
         yield Entry(f"{place}.role", "domain" if source.role == "domain" else "general", "")
         if source.held_out is None or source.held_out >= _VALIDATION_TOKENS:
             yield Entry(f"{place}.tokens", count_text(_VALIDATION_TOKENS))

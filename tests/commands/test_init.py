@@ -189,3 +189,10 @@ def test_a_run_that_is_in_its_folder_is_told(here: Path, capsys: pytest.CaptureF
 def test_a_place_that_is_not_there_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "absent/run.yaml", "--model", "base", "--domain", "law"]) == 2
     assert "absent/run.yaml: there is no folder absent." in capsys.readouterr().err
+
+
+def test_a_selection_is_evaluated_on_the_validation_part_of_its_datasets(here: Path) -> None:
+    assert main(["select", "law", "--documents", "1", "--keep", "random", "--output", "best"]) == 0
+    content = init("--model", "base", "--domain", "law=best.selection.json")
+    assert content["validation"]["sets"]["law"]["paths"] == ["law.validation"]
+    assert main(["plan", "run.yaml"]) == 0

@@ -49,6 +49,32 @@ def test_the_page_on_coming_over_is_written_from_the_table_of_arguments() -> Non
     assert (ROOT / "docs/migrating.md").read_text() == page, "run tools/migrating_page.py > docs/migrating.md"
 
 
+def test_the_page_of_the_commands_is_written_from_their_parsers() -> None:
+    script = ROOT / "tools/commands_page.py"
+    page = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs/commands.md").read_text() == page, "run tools/commands_page.py > docs/commands.md"
+
+
+def test_the_site_has_every_page() -> None:
+    """`make site` itself needs mkdocs, and refuses the same."""
+    parts = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    named = [page for part in parts for pages in part.values() for page in pages]
+    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_links_to_a_heading_find_it() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for link, anchor in re.findall(r"\]\(([^):]*)#([^)]+)\)", page.read_text()):
+            target = page.parent / link if link else page
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {link}#{anchor}"
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_keys_that_the_page_on_coming_over_names_are_there() -> None:
     page = (ROOT / "docs/migrating.md").read_text()
     cells = [row.split(" | ")[1] for row in page.split("## Other programs")[1].splitlines() if row.startswith("| ")]

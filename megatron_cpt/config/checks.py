@@ -154,8 +154,8 @@ def _checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
         rule = "there is one checkpoint, at the end: `checkpoint.save_interval` is not set."
         yield Fault(shown, rule, "Set `checkpoint.save_interval`, or take this out.")
         return
-    kept, every = checkpoint.keep_every.steps(step), checkpoint.save_interval.steps(step)
-    if kept % every:
+    kept, every = checkpoint.keep_every_steps(step), checkpoint.save_interval.steps(step)
+    if kept is not None and kept % every:
         rule = f"{kept} steps are not a multiple of checkpoint.save_interval, {every} steps."
         yield Fault(shown, rule, f"The nearest are {_nearest_multiples(kept, every)} steps.")
 

@@ -740,6 +740,21 @@ class CheckpointSettings:
     export_hf: ExportSettings | None = None
     """Hugging Face folders. None: the run writes none."""
 
+    def keep_every_steps(self, tokens_per_step: int) -> int | None:
+        """`keep_every` in steps. None: it is not set.
+
+        Where it and `save_interval` are in tokens, it is as many saves as they say: each alone is rounded to steps.
+
+        >>> CheckpointSettings(save_interval=Duration(1000), keep_every=Duration(5000)).keep_every_steps(300)
+        15
+        """
+        kept, every = self.keep_every, self.save_interval
+        if kept is None:
+            return None
+        if every is not None and kept.unit == every.unit and kept.amount % every.amount == 0:
+            return kept.amount // every.amount * every.steps(tokens_per_step)
+        return kept.steps(tokens_per_step)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StopSettings:

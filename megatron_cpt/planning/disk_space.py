@@ -50,8 +50,8 @@ def disk_estimate(config: RunConfig, parameters: int, first_step: int = 0) -> Di
     settings, steps, tokens = config.checkpoint, config.total_steps - first_step, config.tokens_per_step
     saves = 1 if settings.save_interval is None else -(-steps // settings.save_interval.steps(tokens))
     kept = settings.keep_last + 1
-    if settings.keep_every is not None:
-        kept += steps // settings.keep_every.steps(tokens)
+    if keep_every := settings.keep_every_steps(tokens):
+        kept += steps // keep_every
     kept += settings.keep_best is not None
     export = settings.export_hf
     exports = 0 if export is None else export.end + (steps // export.every.steps(tokens) if export.every else 0)

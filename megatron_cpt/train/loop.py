@@ -184,9 +184,9 @@ class Saver:
     def __init__(self, run: Run, logger: RunLogger) -> None:
         self._run, self._logger = run, logger
         self._writer = CheckpointWriter(run.folder.checkpoints, run.plan.disk.checkpoint_bytes)
-        every, keep_every = run.config.checkpoint.save_interval, run.config.checkpoint.keep_every
-        self._every = every.steps(run.config.tokens_per_step) if every else None
-        self._keep_every = keep_every.steps(run.config.tokens_per_step) if keep_every else None
+        settings = run.config.checkpoint
+        self._every = settings.save_interval.steps(run.config.tokens_per_step) if settings.save_interval else None
+        self._keep_every = settings.keep_every_steps(run.config.tokens_per_step)
         self._wanted: int | None = None
 
     def __enter__(self) -> Self:

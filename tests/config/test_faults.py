@@ -29,6 +29,8 @@ def test_an_interleaved_pipeline_takes_whole_rounds_of_micro_batches() -> None:
     assert complaints(schedule={"kind": "wsd", "peak_lr": 1e-3, "warmup": "10 steps", "decay": "240 steps"}) == []
     assert complaints(schedule={"kind": "constant", "peak_lr": 1e-3, "warmup": "250 steps"}) == []
     assert complaints(checkpoint={"save_interval": "50 steps", "keep_every": "100 steps"}) == []
+    # 100,000 tokens are 49 steps of 2,048, and 500,000 are 244: five saves are meant.
+    assert complaints(checkpoint={"save_interval": "100K", "keep_every": "500K"}) == []
     assert complaints(data__replay_ratio=0, data__sources={"code": CODE, "general": {**GENERAL, "weight": 0}}) == []
     assert complaints(data__replay_ratio=1, data__sources={"general": GENERAL}) == []
     assert complaints(data__phases=[{"from_tokens": 0, "replay_ratio": 0.5}, {"from_tokens": "512K"}]) == []

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_cpt.config.schema import CheckpointSettings
 from megatron_cpt.config.units import (
     Duration,
     parse_count,
@@ -142,3 +145,11 @@ def test_percentages_are_understood_wherever_a_share_is_meant() -> None:
 )
 def test_counts_have_three_digits(count: float, text: str) -> None:
     assert short_count(count) == text
+
+
+def test_checkpoints_that_stay_are_as_many_saves_apart_as_the_tokens_say() -> None:
+    kept = CheckpointSettings(save_interval=Duration(100_000), keep_every=Duration(500_000))
+    assert kept.keep_every_steps(2048) == 5 * 49
+    assert replace(kept, keep_every=Duration(150_000)).keep_every_steps(2048) == 73
+    assert replace(kept, keep_every=Duration(98, "steps")).keep_every_steps(2048) == 98
+    assert replace(kept, keep_every=None).keep_every_steps(2048) is None

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import orjson
 
@@ -46,7 +46,13 @@ from megatron_cpt.train.stop import StopRequest
 _NEVER = timedelta(days=365)
 """Of a group without a limit: longer ones are more than gloo can count."""
 _STDERR = sys.__stderr__ or sys.stderr
-_AFTER_SIGNAL: dict[TimeoutPart, float] = {"step": 10.0, "evaluation": 60.0, "save": 60.0, "export": 60.0}
+_AFTER_SIGNAL: dict[TimeoutPart, float] = {
+    "start": 60.0,
+    "step": 10.0,
+    "evaluation": 60.0,
+    "save": 60.0,
+    "export": 60.0,
+}
 """Seconds that a part may take after a signal to stop, however short it was before."""
 
 Item = TypeVar("Item")
@@ -182,16 +188,20 @@ class Watchdog:
     def _limit(self, part: TimeoutPart) -> float:
         """Seconds that a part may take."""
         limit = self._limits.get(part, math.inf)
-        if self._signal is None or part not in _AFTER_SIGNAL or part not in self._longest:
+        if self._signal is None or (part not in self._longest and part != "start"):
             return limit
-        return min(limit, max(_AFTER_SIGNAL[part], 3 * self._longest[part]))
+        return min(limit, max(_AFTER_SIGNAL[part], 3 * self._longest.get(part, 0.0)))
 
     def _end(self, place: Place, seconds: float) -> None:
         """Ends this rank, and with the others finds out why."""
-        rank = groups.rank() if self._store is not None else 0
+        rank = groups.rank() if self._store is not None else int(os.environ.get("RANK", "0"))
+        if place.part == "start" and self._signal is not None:  # nothing is lost: a run saves in none
+            name = signal.Signals(self._signal).name
+            self._write_status(f"{name} received before training began. {self._onward()}", "preempted")
+            os._exit(ExitCode.PREEMPTED)
         if self._store is None:
             self._write_stacks(rank)
-            self._write_status(f"{self._too_long(place, seconds)} {self._ways_out(place.part)}")
+            self._write_status(f"{self._too_long(place, seconds)}{_not_met()} {self._ways_out(place.part)}")
         else:
             try:
                 self._end_together(self._store, rank, place, seconds)
@@ -234,12 +244,14 @@ class Watchdog:
         return f"{place} was not over after {seconds:.0f} s ({allowed})."
 
     def _ways_out(self, part: TimeoutPart) -> str:
-        newest = newest_checkpoint(self._folder.checkpoints)
-        onward = f"The same command goes on from {newest}" if newest else "The same command begins again"
         return (
-            f"The stacks of the ranks that answered are in {self._folder.log}. {onward}; where nothing hangs, give "
-            f"`timeout.{part}` more, or null for no limit."
+            f"The stacks of the ranks that answered are in {self._folder.log}. {self._onward()} Where nothing hangs, "
+            f"give `timeout.{part}` more, or null for no limit."
         )
+
+    def _onward(self) -> str:
+        newest = newest_checkpoint(self._folder.checkpoints)
+        return f"The same command goes on from {newest}." if newest else "The same command begins again."
 
     def _write_stacks(self, rank: int) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -256,12 +268,23 @@ class Watchdog:
         with suppress(OSError):
             os.write(_STDERR.fileno(), append_to_log(self._folder.log, text, rank))
 
-    def _write_status(self, message: str) -> None:
+    def _write_status(self, message: str, state: Literal["failed", "preempted"] = "failed") -> None:
         before = read_status(self._folder.status) or Status("failed")
         self._write_log(message, 0)
         with suppress(OSError):
-            status = Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens)
-            write_status(self._folder.status, status)
+            code = ExitCode.PREEMPTED if state == "preempted" else ExitCode.OTHER
+            write_status(self._folder.status, Status(state, int(code), message, before.step, before.tokens))
+
+
+def _not_met() -> str:
+    """What is known of a start in which the ranks have not met."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    return (
+        f" The ranks have not met: they wait for each other at {place} (MASTER_ADDR, MASTER_PORT). A machine is not "
+        "there, its name is not known here, or a firewall is between."
+    )
 
 
 def _silent_ranks(store: StoreConnection, silent: list[int]) -> str:

@@ -196,3 +196,33 @@ def test_a_limit_that_is_longer_than_gloo_can_count_is_as_none(tmp_path: Path) -
     with StopRequest() as request:
         longest = Watchdog(TimeoutSettings(step="99999999d"), RunFolder(tmp_path), request).group_timeout
         assert longest == Watchdog(TimeoutSettings(step=None), RunFolder(tmp_path), request).group_timeout
+
+
+def alone(workshop: Workshop, run: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """One rank of two: the other, which has the ranks' store, is never started."""
+    words = [sys.executable, "-m", "megatron_cpt.train", str(workshop.write_config(run)), *overrides]
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    return subprocess.Popen(words, env=os.environ | place, stderr=subprocess.PIPE)
+
+
+def test_ranks_that_never_meet_end_and_say_where_they_waited(workshop: Workshop, tmp_path: Path) -> None:
+    process = alone(workshop, tmp_path / "run", "timeout.start=3s")
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    message = status_of(tmp_path / "run").message or ""
+    assert message.startswith("the start was not over after 3 s (`timeout.start`: 3 s). The ranks have not met"), (
+        message
+    )
+    assert "127.0.0.1:1" in message
+
+
+@pytest.mark.slow  # a start may take 60 s after a signal
+def test_a_signal_ends_ranks_that_never_meet(workshop: Workshop, tmp_path: Path) -> None:
+    process = alone(workshop, tmp_path / "run")
+    time.sleep(20)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=90)
+    assert process.returncode == 75
+    status = status_of(tmp_path / "run")
+    assert (status.state, status.exit_code) == ("preempted", 75)
+    assert status.message == "SIGTERM received before training began. The same command begins again."

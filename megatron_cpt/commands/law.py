@@ -23,6 +23,7 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import load_config
+from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.inputs import open_sources
@@ -46,7 +47,14 @@ from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tens
 from megatron_cpt.scaling_law.fit import best_method, candidates, end_error, errors_on, fit_law, mean_errors
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method
-from megatron_cpt.scaling_law.sweep import decay_is_fitted, matched_epochs, pilot_sweep, write_sweep
+from megatron_cpt.scaling_law.sweep import (
+    Sweep,
+    decay_is_fitted,
+    matched_epochs,
+    pilot_sweep,
+    repeat_faults,
+    write_sweep,
+)
 from megatron_cpt.scaling_law.table_choice import MixtureOutcome, ranked_mixtures
 from megatron_cpt.scaling_law.tables import (
     CRITICAL,
@@ -526,14 +534,38 @@ def sweep(args: argparse.Namespace) -> int:
         for name, value in (("seeds", args.seeds), ("fit-steps", args.fit_steps), ("nproc", args.nproc))
         if value < 1
     ]
+    faults += [
+        fault
+        for name, key in (
+            ("replay", "data.replay_ratio"),
+            ("peak-lr", "schedule.peak_lr"),
+            ("schedule", "schedule.kind"),
+        )
+        for fault in repeat_faults(f"--{name} {getattr(args, name.replace('-', '_'))}", grid[key] or [])
+    ]
     refuse(faults)
     settings = _matched(Path(args.config), args.fit_steps) if args.match_epochs else None
     pilot = pilot_sweep(Path(args.config), Path(args.output), varied, args.seeds, args.fit_steps, args.nproc, settings)
-    print(sweep_text(pilot, write_sweep(pilot)))
+    print(sweep_text(pilot, _written(pilot)))
     if decay_is_fitted(args.fit_steps):
         print("Runs below 2,000 steps do not show a decay of 0.999 an update: it will be fitted with the rest.")
     print(f"then: megatron-cpt law fit {args.output}/runs/*")
     return ExitCode.DONE
+
+
+def _written(pilot: Sweep) -> dict[Path, RunConfig]:
+    """Writes the pilots. Raises BadInput, which says where settings of a kind of schedule can be given."""
+    try:
+        return write_sweep(pilot)
+    except BadInput as error:
+        kinds = {"infinite", "piecewise"} & {arm.get("schedule.kind") for arm in pilot.arms}
+        if not any("schedule." in fault.value for fault in error.faults) or not kinds:
+            raise
+        rule = "sets `schedule.kind` alone, and this kind has settings that others do not know."
+        remedy = "List the pilots in an ARMS.yaml, each with its schedule, for `megatron-cpt sweep`."
+        raise BadInput(
+            *error.faults, *(Fault(f"--schedule {kind}", rule, remedy) for kind in sorted(map(str, kinds)))
+        ) from error
 
 
 def _matched(path: Path, fit_steps: int) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """`megatron-cpt sweep ARMS.yaml`: configurations and one resumable script for overrides times seeds."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.config.schedule import phase_steps
+from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.runs.folder import ExitCode
 from megatron_cpt.scaling_law.sweep import SCRIPT, Sweep, read_sweep, write_sweep
 
@@ -28,12 +30,24 @@ def main(arguments: list[str]) -> int:
     return ExitCode.DONE
 
 
-def sweep_text(sweep: Sweep, configs: Sequence[Path]) -> str:
-    """What was written, and how it is run."""
+def sweep_text(sweep: Sweep, configs: Mapping[Path, RunConfig]) -> str:
+    """What was written, what of it is left out, and how it is run."""
     script = sweep.folder / SCRIPT
-    return (
-        f"{len(configs)} runs: {len(sweep.arms)} arms, {len(sweep.seeds)} seeds; "
-        f"configurations in {configs[0].parent}\n"
-        f"bash {script}      # here, one after another; called again it goes on\n"
-        f"sbatch {script}    # one task a run"
+    return "\n".join(
+        [
+            f"{len(configs)} runs: {len(sweep.arms)} arms, {len(sweep.seeds)} seeds; "
+            f"configurations in {next(iter(configs)).parent}",
+            *(f"note: {note}" for note in dict.fromkeys(_unreached_phases(configs))),
+            f"bash {script}      # here, one after another; called again it goes on",
+            f"sbatch {script}    # one task a run",
+        ]
     )
+
+
+def _unreached_phases(configs: Mapping[Path, RunConfig]) -> Iterator[str]:
+    """Phases that begin after the end of a run, so that it has none of their blend."""
+    for config in configs.values():
+        for number, (phase, first) in enumerate(zip(config.data.phases, phase_steps(config), strict=True)):
+            if first is not None and first >= config.total_steps:
+                length = f"runs of {config.total_steps:,} steps"
+                yield f"data.phases.{number}, {phase.beginning}, is not reached by {length}."

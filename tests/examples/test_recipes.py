@@ -126,8 +126,8 @@ ARMS: dict[str, dict[str, Callable[..., bool]]] = {
         "general-20B": lambda plan: list(shares(plan.blend)) == ["web"],
     },
     "rewarm_replay": {
-        f"replay-{percent:g}": lambda plan, percent=percent: shares(plan.blend)["pile"] == percent / 100
-        for percent in (0, 0.5, 1, 5, 10, 50)
+        f"replay-{name}": lambda plan, percent=percent: shares(plan.blend)["pile"] == percent / 100
+        for name, percent in (("0", 0), ("half", 0.5), ("1", 1), ("5", 5), ("10", 10), ("50", 50))
     }
     | {"old-text-alone": lambda plan: list(shares(plan.blend)) == ["pile"]},
     "general": {

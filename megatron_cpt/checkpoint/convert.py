@@ -7,7 +7,7 @@ way back towards the base (arXiv:2109.01903).
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -293,7 +293,7 @@ def verify(
 
     Args:
         source: a checkpoint of ours, a run folder (its newest checkpoint) or a Hugging Face folder, for Megatron-Core.
-        hf_folder: the folder for transformers; its config.json is the shape of both.
+        hf_folder: the folder for transformers.
         precision: Megatron-Core's arithmetic.
         length: tokens of each sequence; None: more than every window of the model has (length_beyond_edges), or
             SHORTEST where that is more than LONGEST.
@@ -301,10 +301,12 @@ def verify(
         The difference of Megatron-Core from transformers in fp32 and, in bf16, that of transformers' own bf16; on the
         ranks of the last pipeline stage, None on the others.
     Raises:
-        BadInput: there is no model at `source`, it was not made for sequences of this length, or there are none.
+        BadInput: there is no model at `source`, its config.json describes another model than that of `hf_folder`, it
+            was not made for sequences of this length, or there are none.
     """
     source, shape = newest_of_run(source), read_shape(hf_folder)
     refuse_altered(hf_folder)
+    _refuse_another_shape(source, hf_folder, shape)
     if length is None:
         beyond = length_beyond_edges(shape)
         length = beyond if beyond <= LONGEST else min(SHORTEST, shape.max_positions)
@@ -321,6 +323,25 @@ def verify(
         return None
     own = compare(reference, transformers_logits(hf_folder, tokens, torch.bfloat16)) if precision == "bf16" else None
     return compare(reference, logits), own
+
+
+def _refuse_another_shape(source: Path, hf_folder: Path, shape: ModelShape) -> None:
+    """Raises BadInput where the source's own config.json describes another model: logits would be those of one alone.
+
+    A checkpoint of ours has it in hf/; one that Megatron-LM wrote has none.
+    """
+    folder = source if (source / "config.json").is_file() else source / "hf"
+    if not (folder / "config.json").is_file():
+        return
+    own = read_shape(folder)
+    other = [
+        f"{field.name} is {getattr(own, field.name)!r} and {getattr(shape, field.name)!r}"
+        for field in fields(ModelShape)
+        if getattr(own, field.name) != getattr(shape, field.name)
+    ]
+    if other:
+        rule = f"describes another model than {hf_folder / 'config.json'}: {'; '.join(other)}."
+        raise BadInput(Fault(str(folder / "config.json"), rule, "Compare a folder with the model it was made from."))
 
 
 @torch.no_grad()
@@ -446,7 +467,8 @@ def transformers_losses(
     """transformers' mean loss of each sequence, in nats per token: windows int64 [b, s + 1]."""
     with _reference_model(hf_folder, dtype, device, rope) as model:
         return [
-            float(cross_entropy(model(window[None, :-1]).logits[0].float(), window[1:]))
+            # The last token is read too: angles can depend on how long a sequence is (LongRoPE), and Megatron reads it.
+            float(cross_entropy(model(window[None]).logits[0, :-1].float(), window[1:]))
             for window in windows.to(device)
         ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_cpt.families.fields import Activation, ConfigFields
-from megatron_cpt.families.rope import RopeScaling
+from megatron_cpt.families.rope import LongRopeScaling, RopeScaling, YarnScaling
 from megatron_cpt.families.weights import GatedUp, Replicated, RowParallel, Rule, Tensor, linear_rules
 
 
@@ -230,6 +230,12 @@ class ModelShape:
     def turned_width(self) -> int:
         """Dimensions of a head that the rotary embedding turns."""
         return int(self.head_dim * self.rotary_share)
+
+    @property
+    def turned_factor(self) -> float:
+        """Factor of what is turned of queries and of keys."""
+        scaling = self.rope_scaling
+        return scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:

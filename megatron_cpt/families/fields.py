@@ -52,6 +52,10 @@ class ConfigFields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there, not null, and was not taken yet."""
+        return self._left.get(name) is not None
+
     def integer(self, name: str, default: int | None = None) -> int:
         """A whole number of at least 1. A fault is noted, and 1 returned, for anything else."""
         value = self.take(name, default)

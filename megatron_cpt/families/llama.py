@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from megatron_cpt.families.family import Family, ModelShape, expert_weights, read_chosen
 from megatron_cpt.families.fields import ConfigFields, every_layer, read_activation, read_layer_types
-from megatron_cpt.families.rope import LongRopeScaling, Rope, read_rope
+from megatron_cpt.families.rope import DynamicScaling, LongRopeScaling, Rope, read_rope
 from megatron_cpt.families.weights import (
     ColumnParallel,
     GatedUp,
@@ -131,6 +131,9 @@ def check_turned(fields: ConfigFields, shape: ModelShape, share_name: str = "par
         fields.fault("head_dim", shape.head_dim, "must be even for rotary positions.", "Mend config.json.")
     elif shape.rotary_share > 1 or shape.turned_width < 2 or shape.turned_width % 2:
         rule = f"must turn an even number of the {shape.head_dim} dimensions of a head."
+        fields.fault(share_name, shape.rotary_share, rule, "Mend config.json.")
+    if isinstance(shape.rope_scaling, DynamicScaling) and shape.turned_width == 2:
+        rule = "dynamic scaling needs more than 2 dimensions of a head that are turned."
         fields.fault(share_name, shape.rotary_share, rule, "Mend config.json.")
     if isinstance(scaling := shape.rope_scaling, LongRopeScaling):
         pairs = shape.turned_width // 2
@@ -260,7 +263,12 @@ MISTRAL = Family(model_type="mistral", read=_read_mistral, weights=llama_weights
 
 def _read_ministral(fields: ConfigFields) -> ModelShape:
     """The shape of a Ministral from its config.json; defaults are transformers' own (MinistralConfig)."""
+    if not fields.has("head_dim"):
+        fields.fault("head_dim", None, "transformers needs it in a Ministral.", "State it: 128 in those of Mistral AI.")
     shape = replace(_read_mistral(fields), family="ministral")
+    if shape.local_window is None:
+        rule = "a Ministral has windows; transformers does not load one without."
+        fields.fault("sliding_window", None, rule, "State one, or make it a `mistral` (model_type).")
     return with_layer_types(fields, shape, shape.local_layers)
 
 
@@ -268,10 +276,13 @@ def with_layer_types(fields: ConfigFields, shape: ModelShape, unmarked: frozense
     """The shape with the local layers that `layer_types` marks.
 
     Args:
-        shape: with the window that local layers have; None: no layer has one, whatever is marked.
+        shape: with the window that local layers have; None: no layer may have one.
         unmarked: the local layers where the field is not there.
     """
     marked = read_layer_types(fields, shape.layers)
+    if marked and shape.local_window is None:
+        rule = "layers have a window, and sliding_window does not say how long it is."
+        fields.fault("layer_types", "sliding_attention", rule, "Mend config.json.")
     local = unmarked if marked is None else marked
     return replace(shape, local_layers=local if shape.local_window else frozenset())
 
@@ -304,9 +315,9 @@ def _read_smollm3(fields: ConfigFields) -> ModelShape:
         return shape
     unturned = frozenset(layer for layer in range(shape.layers) if not turned[layer])
     window = fields.optional_integer("sliding_window", None)
-    used = fields.boolean("use_sliding_window", False)
-    shape = replace(shape, unturned_layers=unturned, local_window=window if used else None)
-    return with_layer_types(fields, shape, unturned)
+    # Only where layer_types is not written does use_sliding_window count.
+    windowed = unturned if fields.boolean("use_sliding_window", False) else frozenset()
+    return with_layer_types(fields, replace(shape, unturned_layers=unturned, local_window=window), windowed)
 
 
 SMOLLM3 = Family(model_type="smollm3", read=_read_smollm3, weights=llama_weights)

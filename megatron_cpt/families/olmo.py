@@ -33,12 +33,16 @@ def _read_olmo3(fields: ConfigFields) -> ModelShape:
         rule = "releases of transformers differ in whether local layers have this base too."
         fields.fault("rope_theta", base, rule, "State rope_theta in rope_parameters, by kind of layer.")
     shape = read_llama_like(fields, "olmo3", max_positions=2048, norm_epsilon=1e-5, rope=rope)
+    window = fields.optional_integer("sliding_window", 4096)
+    if window is None:
+        rule = "an OLMo 3 has windows; transformers does not load one without."
+        fields.fault("sliding_window", None, rule, "State one, or make it an `olmo2` (model_type).")
     shape = replace(
         shape,
         pre_norm=False,
         post_norm=True,
         all_heads_norm=True,
-        local_window=fields.optional_integer("sliding_window", 4096),
+        local_window=window,
         local_rope_base=None if rope.scaling is None and local_base == rope.base else local_base,
     )
     return with_layer_types(fields, shape, frozenset(layer for layer in range(shape.layers) if (layer + 1) % 4))
@@ -70,6 +74,9 @@ def _read_exaone4(fields: ConfigFields) -> ModelShape:
     window = fields.optional_integer("sliding_window", 4096)
     pattern = fields.take("sliding_window_pattern", 4)  # a period, or one as it is read: LLLG
     period = len(pattern) if isinstance(pattern, str) else pattern
+    if not fields.has("layer_types") and (window is None or isinstance(pattern, str)):
+        rule = "transformers makes no layer_types of it."
+        fields.fault("sliding_window_pattern", pattern, rule, "State layer_types, full_attention or sliding_attention.")
     if window is None:
         period = 1  # transformers writes 0
     if type(period) is not int or period < 1:
@@ -78,7 +85,11 @@ def _read_exaone4(fields: ConfigFields) -> ModelShape:
     shape = replace(shape, pre_norm=False, post_norm=True, query_key_norm=True, local_window=window)
     shape = with_layer_types(fields, shape, frozenset(layer for layer in range(shape.layers) if (layer + 1) % period))
     whole = frozenset(range(shape.layers)) - shape.local_layers
-    return replace(shape, unturned_layers=whole if window else frozenset())
+    shape = replace(shape, unturned_layers=whole if window else frozenset())
+    if shape.unturned_layers and shape.turned_factor != 1:
+        rule = "is not known beside layers without positions in a model that norms queries and keys."
+        fields.fault("attention_factor of the RoPE scaling", shape.turned_factor, rule, "Use a model without it.")
+    return shape
 
 
 EXAONE4 = Family(model_type="exaone4", read=_read_exaone4, weights=llama_weights)

@@ -38,7 +38,7 @@ from torch.nn import functional
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
-from megatron_cpt.model.rope import own_angles, score_scale, turned_factor
+from megatron_cpt.model.rope import own_angles, scales_turned_parts, score_scale
 from megatron_cpt.parallel import groups
 
 
@@ -103,10 +103,10 @@ def layer_spec(
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
     _put_biases(spec, shape)
-    if _turns_scaled_parts(shape):
-        assert not (shape.query_key_norm or shape.all_heads_norm), "no family norms what it turns in part and scales"
+    if scales_turned_parts(shape) and layer not in shape.unturned_layers:
+        assert not (shape.query_key_norm or shape.all_heads_norm), "families/llama.py refuses it"
         attention = spec.submodules.self_attention.submodules
-        attention.q_layernorm = attention.k_layernorm = _scaled_part(shape.turned_width, turned_factor(shape))
+        attention.q_layernorm = attention.k_layernorm = _scaled_part(shape.turned_width, shape.turned_factor)
     if not by_engine and (shape.local_layers or not engine_has(shape)):
         _put_own_parts(spec, shape, layer)
     return spec
@@ -129,12 +129,7 @@ def unturned_marks(shape: ModelShape) -> list[int] | None:
 
 def norms_queries(shape: ModelShape) -> bool:
     """Whether queries and keys pass a module of their own before they are turned."""
-    return shape.query_key_norm or shape.all_heads_norm or _turns_scaled_parts(shape)
-
-
-def _turns_scaled_parts(shape: ModelShape) -> bool:
-    """Whether what is turned of queries and keys has a factor, and a part of each head is not turned."""
-    return shape.rotary_share < 1 and turned_factor(shape) != 1
+    return shape.query_key_norm or shape.all_heads_norm or scales_turned_parts(shape)
 
 
 def _put_biases(spec: ModuleSpec, shape: ModelShape) -> None:

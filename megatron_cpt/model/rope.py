@@ -71,23 +71,22 @@ def own_angles(both: Tensor, is_local: bool) -> Tensor:
     return both.chunk(2, dim=-1)[int(is_local)]
 
 
-def turned_factor(shape: ModelShape) -> float:
-    """Factor of what is turned of queries and of keys."""
-    scaling = shape.rope_scaling
-    return scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
+def scales_turned_parts(shape: ModelShape) -> bool:
+    """Whether what is turned has a factor that is none of all scores: a part of each head, or some layers, are not."""
+    return shape.turned_factor != 1 and (shape.rotary_share < 1 or bool(shape.unturned_layers))
 
 
 def score_scale(shape: ModelShape, is_local: bool = False) -> float | None:
     """Factor of the attention scores; None: the root of head_dim, inverted.
 
-    Where whole heads are turned, the factor of what is turned multiplies queries and keys, and so scores by its square;
-    where a part of them is, it is no factor of the scores (layers.py).
+    Where whole heads are turned in all layers, the factor of what is turned multiplies queries and keys, and so scores
+    by its square; else it is no factor of the scores (layers.py).
 
     Args:
         is_local: whether the layer is a local one; those with a base of their own are not scaled.
     """
     unscaled = is_local and shape.local_rope_base is not None
-    factor = turned_factor(shape) if shape.rotary_share == 1 and not unscaled else 1.0
+    factor = 1.0 if unscaled or scales_turned_parts(shape) else shape.turned_factor
     return shape.attention_scale if factor == 1 else (shape.attention_scale or shape.head_dim**-0.5) * factor**2
 
 

@@ -221,6 +221,24 @@ def test_a_window_that_is_one_token_off_is_seen_beyond_it(
     assert "no sequence was longer than the model's longest window: --length 214 is longer" in said
 
 
+def test_a_source_of_another_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The logits would be those of one config twice."""
+    fields = MODELS["mistral"]
+    folder = write_model(tmp_path / "hf", fields)
+    shutil.copytree(folder, tmp_path / "other")
+    wider = {"sliding_window": fields["sliding_window"] + 1, "rms_norm_eps": 1e-3}
+    config = orjson.loads((folder / "config.json").read_bytes()) | wider
+    (tmp_path / "other/config.json").write_bytes(orjson.dumps(config))
+    assert main(["convert", "from-hf", str(folder), str(tmp_path / "checkpoint")]) == 0
+    for source in (folder, tmp_path / "checkpoint"):
+        assert main(["convert", "verify", str(source), str(folder)]) == 0
+        assert main(["convert", "verify", str(source), str(tmp_path / "other")]) == 2
+        said = capsys.readouterr().err
+        assert (
+            "describes another model" in said and "norm_epsilon is 1e-05 and 0.001" in said and "local_window" in said
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "named"), [(["--length", "513"], "must be 1 to 512"), (["--sequences", "0"], "must be at least 1")]
 )

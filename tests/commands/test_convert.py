@@ -69,10 +69,10 @@ def tied_and_different(folder: Path) -> str:
 def test_weights_that_programs_read_differently_are_refused(
     action: str, spoil: Callable[[Path], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound, spoiled = write_llama(tmp_path / "sound"), write_llama(tmp_path / "spoiled")
+    spoiled = write_llama(tmp_path / "spoiled")
     message = spoil(spoiled)
     words = {
-        "verify": [str(sound), str(spoiled)],
+        "verify": [str(spoiled), str(spoiled)],
         "from-hf": [str(spoiled), str(tmp_path / "out")],
         "extend": [str(spoiled), str(tmp_path / "out"), "--tokenizer", str(spoiled)],
     }[action]

@@ -29,6 +29,7 @@ LLAMA3_ROPE = {
 }
 # Short enough for the tests' sequences to meet all of it: short, long and blended wavelengths.
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 TIED = {"tie_word_embeddings": True}
 NEOX: dict[str, Any] = {
     "model_type": "gpt_neox",
@@ -147,6 +148,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "no_rope_layers": [1, 0, 0, 1],
         "use_sliding_window": True,
         "sliding_window": 7,
+    },
+    # The factor of YaRN is that of turned layers alone; layer_types holds whatever use_sliding_window says.
+    "smollm3_yarn": SMALL
+    | {
+        "model_type": "smollm3",
+        "pad_token_id": None,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": False,
+        "sliding_window": 7,
+        "layer_types": MIXED_LAYERS,
+        "rope_parameters": YARN,
     },
     "seed_oss": SMALL | {"model_type": "seed_oss", "pad_token_id": None},
     "seed_oss_biased": SMALL

@@ -8,8 +8,8 @@ from transformers import AutoConfig
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import FAMILIES, read_shape
+from tests.families.folders import DYNAMIC, LONG_ROPE, MODELS, NEOX, SMALL, YARN, write_fields
 from tests.families.folders import LLAMA3_ROPE as LLAMA3
-from tests.families.folders import LONG_ROPE, MODELS, NEOX, SMALL, write_fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 HEAD_DIMS = {"qwen3": 128, "seed_oss": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
@@ -20,9 +20,14 @@ def test_every_family_has_a_model_in_the_tests() -> None:
     assert {fields["model_type"] for fields in MODELS.values()} == set(FAMILIES)
 
 
+def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    return {each: value for each, value in fields.items() if each != name}
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family: str) -> None:
     sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"head_dim": 16} if family == "ministral" else {}
     fields = {name: size for name, size in sizes.items() if family != "gpt_neox" or name != "num_key_value_heads"}
     config = AutoConfig.for_model(family, **fields)
     config.save_pretrained(tmp_path)
@@ -43,6 +48,7 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
     needed = {"num_hidden_layers": 3, "hidden_size": 256, "num_attention_heads": 32}
+    needed |= {"head_dim": 8} if family == "ministral" else {}
     shape = read_shape(
         write_fields(tmp_path, {"model_type": family, "vocab_size": 7, "intermediate_size": 8, **needed})
     )
@@ -151,6 +157,15 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (SMALL | {"rope_parameters": LONG_ROPE | {"long_factor": [1.0, 2.0, 0.0, 1.0, 1.0]}}, "long_factor = ["),
         (MODELS["phi3"] | {"partial_rotary_factor": 0.3}, "partial_rotary_factor = 0.3"),
         (MODELS["phi3"] | {"full_attn_mod": 2, "auto_map": {"AutoModel": "phi.Phi"}}, "full_attn_mod = 2"),
+        (MODELS["phi3"] | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
+        (MODELS["ministral"] | {"sliding_window": None, "layer_types": [FULL] * 4}, "sliding_window = None"),
+        (without(MODELS["ministral"], "head_dim"), "head_dim = None"),
+        (MODELS["olmo3_plain"] | {"sliding_window": None, "layer_types": [FULL] * 4}, "sliding_window = None"),
+        (MODELS["smollm3_yarn"] | {"sliding_window": None}, "does not say how long it is"),
+        (MODELS["exaone4"] | {"sliding_window_pattern": "LG"}, "State layer_types"),
+        (without(MODELS["exaone4_whole"], "layer_types"), "State layer_types"),
+        (MODELS["exaone4"] | {"rope_parameters": YARN}, "attention_factor of the RoPE scaling = 1.13"),
+        (MODELS["nemotron"] | {"partial_rotary_factor": 0.25, "rope_scaling": DYNAMIC}, "partial_rotary_factor = 0.25"),
         (MODELS["smollm3"] | {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers = [1, 0, 2, 1]"),
         (MODELS["smollm3"] | {"no_rope_layers": [1, 0]}, "for each of 4 layers"),
         (MODELS["qwen2_moe"] | {"use_sliding_window": True}, "use_sliding_window"),

@@ -62,6 +62,15 @@ def test_a_run_of_each_family_starts_as_transformers_model_does(
     assert all_tensors(run / "hf").keys() == all_tensors(folder).keys()
 
 
+def test_sequences_one_token_beyond_the_original_positions(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """Angles depend on the length that is read, 17 tokens; losses are of 16."""
+    run, folder = tmp_path / "run", family_folder(workshop, "phi3_long")
+    path = workshop.write_config(run, model={"hf": str(folder)})
+    one_rank.call(train, path=path, overrides=(*ONE_STEP, "data.sequence_length=17"))
+    found = orjson.loads((run / "initial_loss_check.json").read_bytes())
+    assert found["ours"] == pytest.approx(found["losses"], abs=1e-5)
+
+
 def train_a_spoiled_model(path: Path, overrides: tuple[str, ...]) -> str:
     """Job: a conversion that swaps two matrices of one size; what the run says."""
     fill = hf_weights.fill

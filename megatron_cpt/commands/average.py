@@ -19,7 +19,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("sources", type=Path, nargs="+", metavar="CHECKPOINT_OR_HF", help="models of one shape")
     top.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the checkpoint to write")
     top.add_argument(
-        "--weights", type=float, nargs="+", metavar="SHARE", help="of each source; scaled to 1 (default: all alike)"
+        "--weights",
+        type=float,
+        action="extend",
+        nargs="+",
+        metavar="SHARE",
+        help="of each source; scaled to 1 (default: all alike)",
     )
     return top
 

@@ -92,7 +92,9 @@ def parser() -> argparse.ArgumentParser:
     extend.add_argument("hf", type=Path, metavar="HF_DIR", help="the folder to read")
     extend.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
     which = extend.add_mutually_exclusive_group(required=True)
-    which.add_argument("--new-tokens", nargs="+", metavar="TOKEN", help="words to add to the tokenizer")
+    which.add_argument(
+        "--new-tokens", action="extend", nargs="+", metavar="TOKEN", help="words to add to the tokenizer"
+    )
     which.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the tokenizer to use instead")
     extend.add_argument(
         "--new-rows",

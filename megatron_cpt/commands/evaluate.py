@@ -119,10 +119,21 @@ def parser() -> argparse.ArgumentParser:
         help="RUN/checkpoints/step-..., RUN for its newest, or a HF folder",
     )
     top.add_argument(
-        "--tasks", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL files of questions or of texts"
+        "--tasks",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="JSONL files of questions or of texts",
     )
     top.add_argument(
-        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness (needs `.[eval]`)"
+        "--lm-eval",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="tasks of lm-evaluation-harness (needs `.[eval]`)",
     )
     top.add_argument("--include", type=Path, metavar="DIR", help="folder of further harness tasks; its code runs")
     top.add_argument("--output", type=Path, help="file to write (default: tasks.json here)")

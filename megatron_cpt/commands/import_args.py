@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--model", metavar="HF_DIR", help="Hugging Face folder (default: --tokenizer-model, if it is one)")
     top.add_argument("--folder", metavar="RUN", help="run folder (default: that of --save, with -cpt)")
     top.add_argument(
-        "--replay", nargs="+", default=[], metavar="PREFIX", help="datasets of the blend with text like pretraining's"
+        "--replay",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="datasets of the blend with text like pretraining's",
     )
     top.add_argument("--nproc", type=int, metavar="N", help="ranks of the run (default: what torchrun is told)")
     return top

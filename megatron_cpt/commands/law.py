@@ -103,8 +103,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--csv", nargs="+", required=True, metavar="FIT.csv", help="curves to fit: step,lr,loss")
-    parser.add_argument("--predict", nargs="+", required=True, metavar="OTHER.csv", help="curves to predict")
+    parser.add_argument(
+        "--csv", action="extend", nargs="+", required=True, metavar="FIT.csv", help="curves to fit: step,lr,loss"
+    )
+    parser.add_argument(
+        "--predict", action="extend", nargs="+", required=True, metavar="OTHER.csv", help="curves to predict"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_reading(parser)
     parser.set_defaults(action=compare)
@@ -165,10 +169,20 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("law", metavar="LAW.json", help="written by `megatron-cpt law fit`, of all sets named here")
     parser.add_argument(
-        "--minimise", nargs="+", required=True, metavar="SET[=WEIGHT]", help="weighted sum of final losses"
+        "--minimise",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="SET[=WEIGHT]",
+        help="weighted sum of final losses",
     )
     parser.add_argument(
-        "--bound", nargs="*", default=[], metavar="SET=NATS", help="most that a set may rise above its start"
+        "--bound",
+        action="extend",
+        nargs="*",
+        default=[],
+        metavar="SET=NATS",
+        help="most that a set may rise above its start",
     )
     parser.add_argument("--replay", metavar="RATIOS", help="such as 0,0.01,0.05 (default: 41 over the fitted range)")
     parser.add_argument("--peak-lr", metavar="RATES", help="default: 9 over the fitted range")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -24,7 +25,7 @@ from megatron_cpt.families.memory import stage_memories
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.checks import model_faults
-from megatron_cpt.planning.cost import cost_estimate, price_faults
+from megatron_cpt.planning.cost import cost_estimate, memory_warnings, price_faults
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
 from megatron_cpt.planning.simulated import SimulatedRank, Simulation
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--price", type=float, metavar="MONEY", help="of one GPU for an hour")
     top.add_argument(
         "--assume",
+        action="extend",
         nargs="+",
         default=[],
         metavar="NAME=TOKENS",
@@ -76,8 +78,9 @@ def main(arguments: list[str]) -> int:
         word = "--worst" if options.worst else f"--rank {options.rank}"
         raise BadInput(Fault(word, "it says which rank is simulated, and none is.", "Add --simulate, or take it out."))
     plan = make_plan(config, options.nproc, _assumed(options.assume))
+    plan = replace(plan, warnings=(*plan.warnings, *memory_warnings(plan, options.gpu)))
     cost = cost_estimate(plan, options.gpu, _share(options.mfu), options.price)
-    changed = resume_changes(plan.config).lines()
+    changed = resume_changes(plan).lines()
     if options.json:
         print(orjson.dumps(plan.to_dict() | {"cost": cost.to_dict()}, option=orjson.OPT_INDENT_2).decode())
         return 0

@@ -29,7 +29,8 @@ _MOST_PERCENT = 100
 
 def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
-    if len(args.text_key) > 1 and "-" in args.corpus:
+    text_keys = args.text_key or [PrepareSettings().text_key]
+    if len(text_keys) > 1 and "-" in args.corpus:
         rule = "cannot be read once for each of several --text-key."
         raise BadInput(Fault("-", rule, "Give files, or one key a call."))
     if args.overwrite and args.shard:
@@ -39,8 +40,8 @@ def main(arguments: list[str]) -> int:
         remedy = f"Give a prefix in it, such as {args.output}corpus."
         raise BadInput(Fault(f"--output {args.output}", "is a folder.", remedy))
     evaluation = evaluation_sets(args.decontaminate)
-    for key in args.text_key:
-        output = Path(args.output if len(args.text_key) == 1 else f"{args.output}_{key}")
+    for key in text_keys:
+        output = Path(args.output if len(text_keys) == 1 else f"{args.output}_{key}")
         print(_prepare(args, _settings(args, key), evaluation, output))
     return 0
 
@@ -101,8 +102,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--output", required=True, metavar="PREFIX")
     top.add_argument(
         "--text-key",
+        action="extend",
         nargs="+",
-        default=[defaults.text_key],
         metavar="KEY",
         help="key or column of the text (default text); several give a dataset each, PREFIX_KEY",
     )
@@ -134,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--decontaminate",
+        action="extend",
         nargs="+",
         default=[],
         metavar="EVAL",

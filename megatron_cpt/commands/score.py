@@ -71,11 +71,19 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--by", choices=_METHODS, required=True, help="docs/quality.md says what each is good for")
     top.add_argument("--name", help="name of the score (default: the method)")
     references = "datasets, selections or text files"
-    top.add_argument("--reference", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}")
-    top.add_argument("--positive", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
-    top.add_argument("--negative", nargs="+", default=[], metavar="REF", help=f"classifier: {references}")
+    top.add_argument(
+        "--reference", action="extend", nargs="+", default=[], metavar="REF", help=f"ngram, importance: {references}"
+    )
+    top.add_argument(
+        "--positive", action="extend", nargs="+", default=[], metavar="REF", help=f"classifier: {references}"
+    )
+    top.add_argument(
+        "--negative", action="extend", nargs="+", default=[], metavar="REF", help=f"classifier: {references}"
+    )
     top.add_argument("--field", metavar="KEY", help="field: key of the number in the JSON lines, or its column")
-    top.add_argument("--input", nargs="+", default=[], metavar="FILE", help="field: the files, where they moved")
+    top.add_argument(
+        "--input", action="extend", nargs="+", default=[], metavar="FILE", help="field: the files, where they moved"
+    )
     top.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
     top.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
     top.add_argument("--buckets", type=_positive, default=10_000, help="importance: hashed n-grams (default 10,000)")

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         pass
     try:
         plan = make_plan(config, args.nproc)
-        resume_changes(plan.config)
+        resume_changes(plan)
     except BadInput as error:
         last = read_status(folder.status) or Status("failed")
         write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error), last.step, last.tokens))

@@ -40,6 +40,15 @@ class Card:
     kernel_start: float = 6e-6
     """Seconds that the host takes to start a kernel: an assumption."""
 
+    @property
+    def usable_memory(self) -> float:
+        """Bytes that an estimate in closed form may fill (families/memory.py)."""
+        return USED_MEMORY * self.memory * 2**30
+
+
+USED_MEMORY = 0.9
+"""Share of a card's memory that an estimate may fill; CUDA, NCCL and fragmentation need the rest."""
+
 
 CARDS: dict[str, Card] = {
     "A100-40GB": Card(flops=312e12, memory=39.4, bandwidth=1.555e12, link=300e9, network=25e9),

@@ -1,17 +1,21 @@
 """Hours, GPU-hours and money of what is left of a run: from what it has measured, else from FLOPs and a GPU's peak.
 
+And whether it fits the GPU.
+
 The share (MFU) is an assumption of the user's. What was measured on as many ranks is preferred.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import short_count
-from megatron_cpt.planning.cards import card_of
+from megatron_cpt.planning.cards import USED_MEMORY, card_of
 from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.text_tables import size
 from megatron_cpt.runs.folder import RunFolder, read_json_object
 from megatron_cpt.runs.records import read_records, short_time
 
@@ -97,6 +101,28 @@ def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = Non
         evaluation_share=sum(one.compute_share for one in plan.evaluations),
         ranks=plan.world_size,
         price=price,
+    )
+
+
+def memory_warnings(plan: RunPlan, gpu: str) -> Iterator[str]:
+    """A run that does not fit a kind of GPU by the estimate. Raises BadInput for no such card."""
+    card, estimate = card_of(gpu), plan.model.memory.total
+    if estimate <= card.usable_memory:
+        return
+    parallel, training = plan.config.parallel, plan.config.training
+    ways = ["raise parallel.tensor or parallel.pipeline"]
+    if plan.model.active_parameters < plan.model.parameters:
+        ways.append("raise parallel.expert")
+    if not parallel.distributed_optimizer:
+        ways.append("set parallel.distributed_optimizer")
+    if training.recompute != "full":
+        ways.append("set training.recompute: full")
+    if training.micro_batch_size > 1:
+        ways.append("lower training.micro_batch_size")
+    yield (
+        f"memory: {size(estimate)} are estimated for the fullest rank, and {gpu} has {card.memory:g} GiB, of which an "
+        f"estimate may fill {USED_MEMORY:.0%}: the run would end out of memory. Plan more GPUs (--nproc) or a larger "
+        f"one (--gpu), {', '.join(ways)}."
     )
 
 

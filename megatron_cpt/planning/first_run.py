@@ -19,7 +19,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import parameter_count
-from megatron_cpt.planning.cards import card_of
+from megatron_cpt.planning.cards import Card, card_of
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded
 
 REPLAY_RATIO = 0.3
@@ -37,9 +37,6 @@ _PEAK_LR, _FINAL_SHARE, _WARMUP_SHARE = 3e-5, 0.1, 0.01
 _VALIDATION_TOKENS = 2_000_000
 _EVALUATIONS, _CHECKPOINTS = 20, 10
 """Regular ones of a run."""
-_USED_MEMORY = 0.9
-"""Share of a GPU's memory that the estimate may fill; the rest is the allocator's and the kernels'."""
-_GIB = 1 << 30
 
 Role = Literal["domain", "replay"]
 
@@ -99,7 +96,7 @@ def first_run(told: FirstRun) -> WrittenRun:
     ratio = told.replay_ratio if told.replay else 0.0
     tokens = told.tokens or _one_pass(sources, ratio) or _TOKENS
     length = min(shape.max_positions, _LONGEST_SEQUENCE)
-    layout, fits = _layout(told, shape, length, card_of(told.gpu).memory)
+    layout, fits = _layout(told, shape, length, card_of(told.gpu))
     ranks = told.gpus // (layout.parallel.tensor * layout.parallel.pipeline)
     batch = _batch(tokens, length, max(1, ranks))
     every = rounded(max(tokens / _EVALUATIONS, batch * length))
@@ -181,7 +178,7 @@ def _batch(tokens: int, length: int, replicas: int) -> int:
     return -(-power // replicas) * replicas
 
 
-def _layout(told: FirstRun, shape: ModelShape, length: int, memory: float) -> tuple[RunConfig, bool]:
+def _layout(told: FirstRun, shape: ModelShape, length: int, card: Card) -> tuple[RunConfig, bool]:
     """The least division of the model, and recomputation, that fits the GPUs by the estimate, and whether any does."""
     layout = _smallest(told, length)
     for recompute, pipeline, tensor in product(_RECOMPUTE, (1, 2, 4, 8), (1, 2, 4, 8)):
@@ -199,7 +196,7 @@ def _layout(told: FirstRun, shape: ModelShape, length: int, memory: float) -> tu
             overlap_param_gather=replicas,
         )
         layout = replace(layout, parallel=parallel, training=replace(layout.training, recompute=recompute))
-        if memory_per_rank(shape, layout, told.gpus).total <= _USED_MEMORY * memory * _GIB:
+        if memory_per_rank(shape, layout, told.gpus).total <= card.usable_memory:
             return layout, True
     return layout, False
 

@@ -516,8 +516,8 @@ def _assumption_warnings(assumed: Mapping[str, int]) -> Iterator[str]:
     if assumed:
         told = ", ".join(f"{name} {short_count(tokens)}" for name, tokens in assumed.items())
         yield (
-            f"assumed, not read: {told} tokens. Whether files are there and whole, which tokenizer made them and which "
-            "documents sources share is checked where they are."
+            f"assumed, not read: {told} tokens. Whether files are there and whole, which tokenizer made them, which "
+            "documents sources share and whether a run that has begun read these files is checked where they are."
         )
 
 

@@ -1,19 +1,27 @@
 """What a start of a run changes since the steps that its checkpoint has done, and what of it is refused.
 
 The configuration of every start is kept (RUN/config.step-N.yaml), so that what is compared is the one with which the
-last of those steps was made, whatever was tried since.
+last of those steps was made, whatever was tried since. What a step cannot do without, the data already read and the
+parts that are trained, the checkpoint says itself (position.json).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.config.load import load_config, plain
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.runs.checkpoint_state import newest_checkpoint, read_state
+from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.mixture.blend import BlendPlan, differences
+from megatron_cpt.planning.checks import batch_faults
+from megatron_cpt.planning.plan import RunPlan
+from megatron_cpt.planning.text_tables import percent
+from megatron_cpt.runs.checkpoint_state import CheckpointState, newest_checkpoint, read_state, without_optimizer
 from megatron_cpt.runs.folder import RunFolder
 
 # How a run is computed and what is kept of it, not what is computed: a finished run may be started again with others.
@@ -65,27 +73,48 @@ class ResumeChanges:
         return [f"changed from step {self.step + 1} on: {change}" for change in self.changes]
 
 
-def resume_changes(config: RunConfig) -> ResumeChanges:
+def resume_changes(plan: RunPlan) -> ResumeChanges:
     """What this start of a run changes; nothing where it has no checkpoint yet.
 
-    Args:
-        config: as the plan has it (`RunPlan.config`).
     Raises:
-        BadInput: the run is shorter than its checkpoint, at its end with another configuration, or changes what can no
-            longer count or what a loss means.
+        BadInput: the run would go on with other data, other sizes of the steps done, other trained parts or other
+            rotary positions than its checkpoint, or than the one whose data order or optimizer state it takes over
+            (`init_from`); it is shorter than its checkpoint, at its end with another configuration, or changes what can
+            no longer count or what a loss means.
+        IntegrityFault: a checkpoint contradicts itself.
     """
-    folder = RunFolder(config.run.folder)
+    config, folder = plan.config, RunFolder(plan.folder)
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
+        refuse([*_parent_faults(plan)])
         return ResumeChanges()
-    step = read_state(newest).step
-    found = _changes_since(folder, step, config)
-    faults = length_faults(config, str(newest), step)
-    if step == config.total_steps:
-        faults += _finished_faults(folder, step, found.changes)
+    state = read_state(newest)
+    found = _changes_since(folder, state.step, config)
+    faults = [
+        *length_faults(config, str(newest), state.step),
+        *batch_faults(config, str(newest), state.step, state.sequences, state.batches),
+        *_order_faults(newest, state, plan.blend, config),
+        *_part_faults(newest, state, config),
+        *_rope_faults(newest, plan.inputs.shape),
+    ]
+    if state.step == config.total_steps:
+        faults += _finished_faults(folder, state.step, found.changes)
     faults += [*_beginning_faults(found.changes), *_start_weights_faults(config, found.changes)]
     refuse([*faults, *_meaning_faults(config, found.changes)])
     return found
+
+
+def _parent_faults(plan: RunPlan) -> Iterator[Fault]:
+    """Another run's checkpoint, of which a new run is to keep what it cannot keep."""
+    start = plan.config.init_from
+    if start.checkpoint is None or not (start.load_data_position or start.load_optimizer):
+        return
+    checkpoint = Path(start.checkpoint)
+    state = read_state(checkpoint)
+    if start.load_data_position:
+        yield from _order_faults(checkpoint, state, plan.blend, plan.config)
+    if start.load_optimizer:
+        yield from _part_faults(checkpoint, state, plan.config)
 
 
 def _changes_since(folder: RunFolder, step: int, config: RunConfig) -> ResumeChanges:
@@ -114,6 +143,107 @@ def length_faults(config: RunConfig, checkpoint: str, step: int) -> list[Fault]:
         "one, move the checkpoints beyond its end away."
     )
     return [Fault(f"training.tokens = {config.training.tokens}", rule, remedy)]
+
+
+def _order_faults(checkpoint: Path, state: CheckpointState, blend: BlendPlan, config: RunConfig) -> Iterator[Fault]:
+    """Other data than those that were read. Raises IntegrityFault where the checkpoint contradicts itself."""
+    before, now = state.order, blend.describe(state.sequences)
+    if not all(stream.identity for stream in blend.streams):  # assumed, not read: nobody knows what is in them
+        changed = differences(_apart_from_text(before), _apart_from_text(now))
+        same = not changed
+    else:
+        changed = _order_changes(before, now)
+        same = blend.fingerprint(state.sequences) == state.order_fingerprint
+        read = _read(blend.source_sequences(state.sequences))
+        if same and read != _read(state.source_sequences):
+            raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
+    if not same:
+        yield Fault(
+            f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
+            "a run goes on with the datasets, blend, sequence length and seed that it began with.",
+            f"{_pinned(state, blend, config)}Restore them (config.yaml in the run folder has them), or start "
+            "a new run in another folder.",
+        )
+
+
+def _apart_from_text(order: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an order does not depend on the text that is read."""
+    return {name: value for name, value in order.items() if name not in ("sources", "phases")}
+
+
+def _order_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two orders (BlendPlan.describe), a line each; phases by their shares."""
+    lines = differences({**before, "phases": None}, {**now, "phases": None})
+    for number, (old, new) in enumerate(zip_longest(before["phases"], now["phases"])):
+        said, says = _phase(old, before["sequence_length"]), _phase(new, now["sequence_length"])
+        if said != says:
+            lines.append(f"phases.{number}: {said} before, {says} now")
+        elif old != new:
+            lines += differences(old, new, f"phases.{number}.")
+    return lines
+
+
+def _phase(phase: Mapping[str, Any] | None, sequence_length: int) -> str:
+    """A phase of an order: from_tokens 200704, code 90.00 %, general 10.00 %."""
+    if phase is None:
+        return "not there"
+    weights = phase["weights"]
+    shares = [f"{name} {percent(weight / sum(weights.values()))}" for name, weight in weights.items()]
+    return ", ".join([f"from_tokens {phase['first_sequence'] * sequence_length}", *shares])
+
+
+def _read(source_sequences: Mapping[str, int]) -> dict[str, int]:
+    """The counts of the sources that have been read: one that has not may come, or go, at any resume."""
+    return {name: count for name, count in source_sequences.items() if count}
+
+
+def _pinned(state: CheckpointState, blend: BlendPlan, config: RunConfig) -> str:
+    """What to write for a phase that has begun at a learning rate which this run, of another length, has elsewhere."""
+    for before, now in zip(state.order["phases"], blend.phases, strict=False):
+        if before["first_sequence"] != now.first_sequence and config.data.phases:
+            phase = config.data.phases[now.number]
+            tokens = before["first_sequence"] * config.data.sequence_length
+            found = f"Phase {now.number} follows the learning rate, which moves with the run's length, and has begun: "
+            return f"{found}write `from_tokens: {tokens}` for its `from_lr`. " if phase.from_lr else ""
+    return ""
+
+
+def _part_faults(checkpoint: Path, state: CheckpointState, config: RunConfig) -> Iterator[Fault]:
+    """Optimizer state of other parts, or of other groups of them, than this run trains."""
+    before, now = state.parts, trained_parts(config)
+    if before is None or before == now:
+        return
+    changed = [f"{name}: {before.get(name)} before, {now[name]} now" for name in now if before.get(name) != now[name]]
+    yield Fault(
+        f"{checkpoint}: {'; '.join(changed)}",
+        "optimizer state is of the parts that were trained, in groups by learning rate and weight decay.",
+        "Restore them (config.yaml in the run folder has them), or start a new run in another folder with "
+        f"{without_optimizer(checkpoint)}.",
+    )
+
+
+def trained_parts(config: RunConfig) -> dict[str, Any]:
+    """What is trained and in which groups, as checkpoints tell."""
+    optimizer = config.optimizer
+    return {
+        "model.frozen": asdict(config.model.frozen),
+        "optimizer.lr_multipliers": asdict(optimizer.lr_multipliers),
+        "optimizer.no_weight_decay": sorted(optimizer.no_weight_decay),
+    }
+
+
+def _rope_faults(checkpoint: Path, shape: ModelShape | None) -> Iterator[Fault]:
+    """Other rotary positions than a run began with."""
+    if shape is None:
+        return
+    before = read_shape(checkpoint / "hf")
+    shown = [f"{one.rope_base:g}, {one.rope_scaling or 'not scaled'}" for one in (before, shape)]
+    if shown[0] != shown[1]:
+        yield Fault(
+            f"{checkpoint}: rotary positions of base {shown[0]} before, {shown[1]} now",
+            "a run goes on with the positions that it began with.",
+            f"Restore `model.rope`, or start a new run in another folder with `init_from.checkpoint: {checkpoint}`.",
+        )
 
 
 def _finished_faults(folder: RunFolder, step: int, changes: Sequence[SettingChange]) -> list[Fault]:

@@ -22,6 +22,7 @@ from megatron_cpt.model.build import gather_parameters, unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import largest
 from megatron_cpt.planning.checks import batch_settings
+from megatron_cpt.planning.resume_changes import trained_parts
 from megatron_cpt.runs.checkpoint_state import FREQUENT, KEPT, CheckpointState, complete_checkpoints
 from megatron_cpt.runs.records import Record
 from megatron_cpt.train.evaluation import evaluate_due
@@ -29,7 +30,7 @@ from megatron_cpt.train.gradient_conflict import held_out_gradients, record_conf
 from megatron_cpt.train.logger import RunLogger
 from megatron_cpt.train.optimizer import StepOutcome, train_step
 from megatron_cpt.train.provenance import export_due, export_step, run_lineage
-from megatron_cpt.train.run import Run, UpdateHistory, layout, resume, trained_parts
+from megatron_cpt.train.run import Run, UpdateHistory, layout, resume
 from megatron_cpt.train.stop import StopRequest, reason
 from megatron_cpt.train.watchdog import Watchdog
 
@@ -300,7 +301,7 @@ def _skip_step(
         logger.record(_event(run, f"skipped_{cause}", step, rate, outcome), line=f"step {step}: skipped: {why}")
         return history.without(run.config.sequences_at(step - 1), consumed, in_a_row)
     if policy == "rewind" and in_a_row <= _MOST_LEFT_OUT and checkpoints:
-        position = resume(checkpoints[-1], run.model, run.optimizer, run.config, run.plan)
+        position = resume(checkpoints[-1], run.model, run.optimizer, run.config)
         logger.go_back(position.step)
         logger.record(
             _event(run, f"rewound_{cause}", step, rate, outcome)

@@ -125,7 +125,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
     Returns DONE, or PREEMPTED where it was asked to stop and has saved.
     """
     plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
-    changes = resume_changes(plan.config)
+    changes = resume_changes(plan)
     assert plan.inputs.shape is not None, "inputs without faults are whole"
     refuse(list(machine_faults(plan.config, plan.inputs.shape)))
     with Watchdog(config.timeout, folder, request) as watchdog:

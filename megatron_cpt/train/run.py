@@ -10,12 +10,11 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common.language_module.language_module import LanguageModule
@@ -25,7 +24,7 @@ from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.load import load, load_weights
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schedule import Areas
 from megatron_cpt.config.schema import RunConfig, TrainingSettings
 from megatron_cpt.data.loader import Slots, TrainingData, label_mask, label_masks
@@ -33,22 +32,19 @@ from megatron_cpt.evaluate.scoring import LmEvalTask
 from megatron_cpt.evaluate.validation import ValidationSet, open_set
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_config, read_shape
-from megatron_cpt.mixture.blend import BlendPlan, differences
 from megatron_cpt.model.build import ModelOptions, build_model, freeze, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero, seed_everything
-from megatron_cpt.planning.checks import batch_faults
 from megatron_cpt.planning.evaluations import group_members
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
-from megatron_cpt.planning.resume_changes import length_faults, measure_faults
+from megatron_cpt.planning.resume_changes import measure_faults
 from megatron_cpt.planning.start_state import schedule_shift
 from megatron_cpt.runs.checkpoint_state import (
     CheckpointState,
     Layout,
     complete_checkpoints,
     read_state,
-    without_optimizer,
 )
 from megatron_cpt.runs.folder import RunFolder, write_json
 from megatron_cpt.runs.library_warnings import take_warnings
@@ -132,19 +128,17 @@ def _load_start_state(
     model: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     config: RunConfig,
-    plan: RunPlan,
 ) -> StartState:
     """Loads what the run goes on from; the weights that it starts from are in the model.
 
     Args:
         checkpoints: the run's own, oldest first.
     Raises:
-        BadInput: other data than before, or a layout that the optimizer state does not load into.
+        BadInput: a layout that the optimizer state does not load into.
         IntegrityFault: a checkpoint is not what was written.
     """
     if checkpoints:
-        _check_positions(checkpoints[-1], config)
-        position = resume(checkpoints[-1], model, optimizer, config, plan)
+        position = resume(checkpoints[-1], model, optimizer, config)
         return StartState(
             position.step,
             position.first_own_step,
@@ -160,36 +154,27 @@ def _load_start_state(
     shift = schedule_shift(start, position.tokens, position.schedule_shift)
     if not start.load_data_position:
         if start.load_optimizer:
-            _check_parts(checkpoint, position, config)
             _load_state(checkpoint, model, optimizer, config)
             seed_everything(config.run.seed + 1)
         return StartState(0, 0, shift, UpdateHistory())
     if start.load_optimizer:
-        resume(checkpoint, model, optimizer, config, plan)
-    else:
-        _check_order(checkpoint, position, plan.blend, config)
+        resume(checkpoint, model, optimizer, config)
     return StartState(position.step, position.step, shift, UpdateHistory.of(position))
 
 
 def resume(
-    checkpoint: Path,
-    model: Sequence[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    config: RunConfig,
-    plan: RunPlan,
+    checkpoint: Path, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, config: RunConfig
 ) -> CheckpointState:
     """Loads a checkpoint of this run, or of one whose data order this run goes on with, and returns its position.
 
+    That data order, sizes of the steps done and trained parts are still the same was checked before
+    (planning/resume_changes.py).
+
     Raises:
-        BadInput: the data order, the sizes of the steps done or what is trained are no longer the same, or the
-            optimizer state does not load into this layout.
+        BadInput: the optimizer state does not load into this layout.
         IntegrityFault: the checkpoint is not what was written.
     """
     position = read_state(checkpoint)
-    refuse([*batch_faults(config, str(checkpoint), position.step, position.sequences, position.batches)])
-    refuse(length_faults(config, str(checkpoint), position.step))
-    _check_order(checkpoint, position, plan.blend, config)
-    _check_parts(checkpoint, position, config)
     # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
     seed_everything(config.run.seed + 1 + position.step)
     _load_state(checkpoint, model, optimizer, config)
@@ -206,80 +191,6 @@ def _load_state(
     settings = group_settings(optimizer)
     load(checkpoint, unwrap(model), optimizer, layout(config))
     mend_after_load(optimizer, settings)
-
-
-def _check_order(checkpoint: Path, position: CheckpointState, blend: BlendPlan, config: RunConfig) -> None:
-    """Raises BadInput where a run would go on with other data, IntegrityFault where the position contradicts itself."""
-    changed = differences(position.order, blend.describe(position.sequences))
-    if blend.fingerprint(position.sequences) != position.order_fingerprint:
-        raise BadInput(
-            Fault(
-                f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
-                "a run goes on with the datasets, blend, sequence length and seed that it began with.",
-                f"{_pinned(position, blend, config)}Restore them (config.yaml in the run folder has them), or start "
-                "a new run in another folder.",
-            )
-        )
-    if _read(blend.source_sequences(position.sequences)) != _read(position.source_sequences):
-        raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
-
-
-def _read(source_sequences: Mapping[str, int]) -> dict[str, int]:
-    """The counts of the sources that have been read: one that has not may come, or go, at any resume."""
-    return {name: count for name, count in source_sequences.items() if count}
-
-
-def _pinned(position: CheckpointState, blend: BlendPlan, config: RunConfig) -> str:
-    """What to write for a phase that has begun at a learning rate which this run, of another length, has elsewhere."""
-    for before, now in zip(position.order["phases"], blend.phases, strict=False):
-        if before["first_sequence"] != now.first_sequence and config.data.phases:
-            phase = config.data.phases[now.number]
-            tokens = before["first_sequence"] * config.data.sequence_length
-            found = f"Phase {now.number} follows the learning rate, which moves with the run's length, and has begun: "
-            return f"{found}write `from_tokens: {tokens}` for its `from_lr`. " if phase.from_lr else ""
-    return ""
-
-
-def _check_parts(checkpoint: Path, position: CheckpointState, config: RunConfig) -> None:
-    """Raises BadInput where optimizer state is of other parts, or of other groups of them, than this run trains."""
-    before, now = position.parts, trained_parts(config)
-    if before is None or before == now:
-        return
-    changed = [f"{name}: {before.get(name)} before, {now[name]} now" for name in now if before.get(name) != now[name]]
-    raise BadInput(
-        Fault(
-            f"{checkpoint}: {'; '.join(changed)}",
-            "optimizer state is of the parts that were trained, in groups by learning rate and weight decay.",
-            "Restore them (config.yaml in the run folder has them), or start a new run in another folder with "
-            f"{without_optimizer(checkpoint)}.",
-        )
-    )
-
-
-def _check_positions(checkpoint: Path, config: RunConfig) -> None:
-    """Raises BadInput where a run would go on with other rotary positions than it began with."""
-    before = read_shape(checkpoint / "hf")
-    now = read_shape(config.model.hf, config.model.rope)
-    shown = [f"{shape.rope_base:g}, {shape.rope_scaling or 'not scaled'}" for shape in (before, now)]
-    if shown[0] != shown[1]:
-        raise BadInput(
-            Fault(
-                f"{checkpoint}: rotary positions of base {shown[0]} before, {shown[1]} now",
-                "a run goes on with the positions that it began with.",
-                "Restore `model.rope`, or start a new run in another folder with `init_from.checkpoint: "
-                f"{checkpoint}`.",
-            )
-        )
-
-
-def trained_parts(config: RunConfig) -> dict[str, Any]:
-    """What is trained and in which groups, as checkpoints tell."""
-    optimizer = config.optimizer
-    return {
-        "model.frozen": asdict(config.model.frozen),
-        "optimizer.lr_multipliers": asdict(optimizer.lr_multipliers),
-        "optimizer.no_weight_decay": sorted(optimizer.no_weight_decay),
-    }
 
 
 def layout(config: RunConfig) -> Layout:
@@ -446,7 +357,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
     start_weights = InitialWeights(model, optimizer) if keeps_start else None
     # From here on, dropout draws; weights drawn at random above must not shift it.
     seed_everything(config.run.seed + 1)
-    beginning = _load_start_state(checkpoints, model, optimizer, config, plan)
+    beginning = _load_start_state(checkpoints, model, optimizer, config)
     with first_on_rank_zero():
         if groups.rank() == 0:
             for stream in plan.inputs.sources.values():

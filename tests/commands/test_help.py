@@ -6,6 +6,7 @@ printed: `hf download` is left out (no network), and 8 processes are 2. README's
 nobody runs as they are printed stop being right.
 """
 
+import argparse
 import glob
 import os
 import re
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -136,6 +138,24 @@ def test_help_shows_the_examples_as_they_are_typed(name: str, capsys: pytest.Cap
     for line in examples(name):
         assert f"\n  {line}\n" in printed
         assert line.startswith(f"megatron-cpt {name}") or name == "merge"
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The options of a command and of its actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from options(below)
+        elif action.option_strings:
+            yield action
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_of_several_values_forgets_the_first_when_given_twice(name: str) -> None:
+    parser = import_module(f"megatron_cpt.commands.{name.replace('-', '_')}").parser()
+    several = [action for action in options(parser) if action.nargs in ("+", "*")]
+    assert [action.option_strings for action in several if not isinstance(action, argparse._ExtendAction)] == []
+    assert [action.option_strings for action in several if action.default] == []  # would stay before what is given
 
 
 def test_every_command_is_in_the_usage() -> None:

@@ -27,8 +27,6 @@ from tests.ranks import Ranks
 from tests.train.runs import records_of, train
 from tests.workshop import Workshop, write_model_with_experts, write_tokenizer_of
 
-ROOM = 0.9
-"""Share of a GPU's memory that an estimate may fill: CUDA, NCCL and fragmentation need the rest (docs/gpu.md)."""
 READMES = sorted(FOLDER.glob("*/README.md"))
 COMMAND = re.compile(r"^megatron-cpt (.*?)(?:\s+#.*)?$", re.MULTILINE)
 
@@ -56,7 +54,7 @@ def test_a_recipe_is_planned_and_fits(recipe: Recipe, gpus: int) -> None:
     config = recipe.config(gpus)
     assert config_faults(config, gpus) == []
     plan = plan_of(config, gpus)
-    assert plan.model.memory.total < ROOM * CARDS[recipe.card(gpus)].memory * 2**30
+    assert plan.model.memory.total < CARDS[recipe.card(gpus)].usable_memory
     # An evaluation before the first update, and about twenty at least.
     for steps in plan.evaluation_steps.values():
         assert steps[0] == 0 and steps[-1] == plan.steps
@@ -225,4 +223,4 @@ def test_long_context_goes_on_to_128k() -> None:
     assert all(word in (FOLDER / "long_context/README.md").read_text() for word in words)
     words[-1] = "model.hf=models/Meta-Llama-3-8B"
     plan = plan_of(load_config(FOLDER / "long_context/llama3_8b.yaml", words), 8)
-    assert plan.model.memory.total < ROOM * CARDS["H100-80GB"].memory * 2**30
+    assert plan.model.memory.total < CARDS["H100-80GB"].usable_memory

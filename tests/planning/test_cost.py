@@ -110,6 +110,39 @@ def test_a_plan_without_the_data_is_that_with_it(
     assert there["warnings"][0].startswith("assumed, not read: law 10.0K, law.validation 1.00K tokens.")
 
 
+def test_an_option_of_several_values_may_be_given_several_times(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in tmp_path.glob("law*"):
+        path.unlink()
+    assert main(["plan", config, "--assume", "law=10000", "--assume", "law.validation=1000"]) == 0
+    assert "assumed, not read: law 10.0K, law.validation 1.00K tokens." in capsys.readouterr().out
+    assert main(["plan", config, "--assume", "law=10000", "--assume", "law=20000"]) == 2
+    assert "law is given twice" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_the_card_is_warned_of(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", config, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not any(warning.startswith("memory: ") for warning in plan["warnings"])  # a tiny model fits an H100
+    for share, fits in ((0.89, True), (0.91, False)):
+        card = write_card(tmp_path / "card.yaml", memory=plan["model"]["memory_per_rank"] / share / 2**30)
+        assert main(["plan", config, "--gpu", card]) == 0
+        assert (f"are estimated for the fullest rank, and {card} has " in capsys.readouterr().out) == (not fits)
+    assert main(["plan", config, "--gpu", card, "--json"]) == 0
+    [told] = [one for one in json.loads(capsys.readouterr().out)["warnings"] if one.startswith("memory: ")]
+    assert "an estimate may fill 90%" in told
+    assert "set parallel.distributed_optimizer, set training.recompute: full, lower training.micro_batch_size." in told
+
+
+def write_card(path: Path, memory: float) -> str:
+    """A file of a card with so many GiB."""
+    path.write_text(yaml.safe_dump({"flops": 1e12, "memory": memory, "bandwidth": 1e12, "link": 1e11}))
+    return str(path)
+
+
 def test_validation_sets_with_a_budget_are_assumed_too(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.schema import OptimizerSettings
+from megatron_cpt.runs.folder import ExitCode
 from tests.parallel import matrix
 from tests.params import quick_among
 from tests.ranks import Ranks
@@ -86,19 +88,45 @@ def test_a_resume_of_a_resume_is_the_run(
             assert (run / "hf" / file).read_bytes() == (straight / "hf" / file).read_bytes()
 
 
-def test_a_resume_that_would_see_other_data_is_refused(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+def test_a_resume_that_would_see_other_data_is_refused(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = workshop.write_config(tmp_path / "run")
     one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))
     before = records_of(tmp_path / "run")
+    later = "data.phases=[{from_tokens: 0, replay_ratio: 0.3}, {from_tokens: 2 steps, replay_ratio: 0.1}]"
     for override, named in [
         ("run.seed=6", "seed: 5 before, 6 now"),
-        ("data.replay_ratio=0.5", "phases"),
+        (
+            "data.replay_ratio=0.5",
+            "phases.0: from_tokens 0, domain 70.00 %, general 30.00 % before, "
+            "from_tokens 0, domain 50.00 %, general 50.00 % now",
+        ),
+        (later, "phases.1: not there before, from_tokens 512, domain 90.00 %, general 10.00 % now"),
         ("data.sequence_length=16", "sequence_length: 32 before, 16 now"),
         ("data.sources.general.paths=['" + workshop.prefix("general") + ".validation']", "sources.general.identity"),
+        ("training.global_batch_size=4", "its 4 steps took 32 sequences, and here they take 16"),
+        ("model.frozen.bottom=2", "model.frozen: {'bottom': 0"),
+        ("model.rope={max_position_embeddings: 96, rope_theta: 5000}", "rotary positions of base"),
     ]:
+        for command in ("plan", "train"):  # before any rank starts
+            assert main([command, str(path), override, "validation.sets={}"]) == ExitCode.BAD_INPUT
+            assert named in capsys.readouterr().err
         said = one_rank.call(refusal, path=path, overrides=(override, "validation.sets={}"))[0]
         assert named in said
     assert records_of(tmp_path / "run") == before
+
+
+def test_what_a_run_has_read_is_not_asked_of_data_that_are_elsewhere(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workshop.write_config(tmp_path / "run", validation={"sets": {}})
+    one_rank.call(train, path=path, overrides=("training.tokens=4 steps",))
+    gone = ["data.sources.general.paths=[elsewhere]", "--assume", "general=5M"]
+    assert main(["plan", str(path), *gone]) == ExitCode.DONE
+    assert "whether a run that has begun read these files is checked where they are" in capsys.readouterr().out
+    assert main(["plan", str(path), "run.seed=6", *gone]) == ExitCode.BAD_INPUT
+    assert "seed: 5 before, 6 now" in capsys.readouterr().err
 
 
 def test_a_longer_run_goes_on_where_the_shorter_ended(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:

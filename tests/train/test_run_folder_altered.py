@@ -141,7 +141,7 @@ def test_a_link_under_the_name_of_a_later_checkpoint_is_refused(one_rank: Ranks,
     (checkpoints / "step-00000012").symlink_to(copy / "nowhere" if dangling else checkpoints / "step-00000004")
     said = refused(one_rank, copy)
     assert said.startswith("BadInput")
-    assert "step-00000012: is no folder" in said
+    assert "step-00000012: is a link or a file, and has the name of a checkpoint" in said
 
 
 def flip(path: Path, place: int) -> None:

@@ -18,6 +18,7 @@ from megatron_cpt.config.schema import (
     ParallelSettings,
     QualitySettings,
     RunConfig,
+    ScheduleSettings,
     SourceSettings,
     name_faults,
     path_faults,
@@ -405,6 +406,13 @@ def _history_faults(config: RunConfig) -> Iterator[Fault]:
     if history.tokens_per_step is not None and history.tokens_per_step > history.tokens:
         rule = f"one step is more than base_history.tokens = {history.tokens}."
         yield Fault(f"base_history.tokens_per_step = {history.tokens_per_step}", rule, "Exchange them.")
+    elif history.tokens_per_step is not None and history.schedule is not None:
+        size = history.tokens_per_step
+        total = history.schedule_tokens or history.tokens // size * size
+        correct = "correct its tokens, or those of a step"
+        yield from _parts_faults(
+            history.schedule, total, size, total // size, "base_history", "schedule of the base", correct
+        )
 
 
 def _step_faults(config: RunConfig) -> Iterator[Fault]:
@@ -443,22 +451,41 @@ def rate_faults(config: RunConfig) -> Iterator[Fault]:
 
 def _length_faults(config: RunConfig) -> Iterator[Fault]:
     """Parts of the schedule that are together longer than the run."""
-    schedule, total, step = config.schedule, config.total_tokens, config.tokens_per_step
     if config.init_from.load_schedule or config.init_from.load_data_position:
         return  # its length is not that of the run
+    yield from _parts_faults(config.schedule, config.total_tokens, config.tokens_per_step, config.total_steps)
+
+
+def _parts_faults(
+    schedule: ScheduleSettings,
+    total: int,
+    step: int,
+    steps: int,
+    section: str = "schedule",
+    whole: str = "run",
+    longer: str = "train longer",
+) -> Iterator[Fault]:
+    """Parts of a schedule that are together longer than its `total` tokens, in steps of `step` tokens.
+
+    Args:
+        steps: how many these are; more than `total / step`, where the first are smaller.
+        section: that has the schedule.
+        whole: what the parts must fit into, in a word.
+        longer: how to make that longer.
+    """
     warmup = schedule.warmup.tokens(step) if schedule.warmup else 0
     if warmup > total:
         yield Fault(
-            f"schedule.warmup = {schedule.warmup}",
-            f"it is longer than the run of {total} tokens ({config.total_steps} steps).",
-            "Shorten the warm-up, or train longer.",
+            f"{section}.warmup = {schedule.warmup}",
+            f"it is longer than the {whole} of {total} tokens ({steps} steps).",
+            f"Shorten the warm-up, or {longer}.",
         )
         return
     if schedule.kind in _TO_FINAL and warmup == total:
         yield Fault(
-            f"schedule.warmup = {schedule.warmup}",
-            f"it takes the whole run: nothing is left to bring the rate to {schedule.final_lr:g}.",
-            "Shorten the warm-up, or use `schedule.kind: constant`.",
+            f"{section}.warmup = {schedule.warmup}",
+            f"it takes the whole {whole}: nothing is left to bring the rate to {schedule.final_lr:g}.",
+            f"Shorten the warm-up, or use `{section}.kind: constant`.",
         )
         return
     if schedule.kind not in ("wsd", "infinite"):
@@ -466,10 +493,10 @@ def _length_faults(config: RunConfig) -> Iterator[Fault]:
     cooldown = schedule.cooldown.tokens(step) if schedule.cooldown else 0
     decay = decay_tokens(schedule, total, step)
     if warmup + cooldown + decay > total:
-        shown = schedule.decay or f"a tenth of the run, {decay} tokens"
+        shown = schedule.decay or f"a tenth of the {whole}, {decay} tokens"
         parts = "warm-up, cool-down and decay" if cooldown else "warm-up and decay"
-        rule = f"{parts} together ({warmup + cooldown + decay} tokens) are longer than the run ({total} tokens)."
-        yield Fault(f"schedule.decay = {shown}", rule, "Shorten one of them, or train longer.")
+        rule = f"{parts} together ({warmup + cooldown + decay} tokens) are longer than the {whole} ({total} tokens)."
+        yield Fault(f"{section}.decay = {shown}", rule, f"Shorten one of them, or {longer}.")
 
 
 def _piece_faults(config: RunConfig) -> Iterator[Fault]:

@@ -248,7 +248,9 @@ def _override(settings: dict[str, Any], word: str) -> list[Fault]:
         inner = {} if section.get(key) is None else section[key]
         if not isinstance(inner, dict):
             whole = ".".join(keys[:depth])
-            return [Fault(word, f"`{whole}` is a value, not a section.", f"Set it as a whole: `{whole}=...`.")]
+            # The one section that a name stands for (base_history.py).
+            named = f"{{name: {inner}, {'.'.join(keys[depth:])}: {text}}}" if whole == "base_history" else "..."
+            return [Fault(word, f"`{whole}` is a value, not a section.", f"Set it as a whole: `{whole}={named}`.")]
         section[key] = dict(inner)
         section = section[key]
     section[keys[-1]] = value

@@ -33,6 +33,8 @@ NOT_THE_RESULT = (
 )
 # Done with once the first step is made.
 OF_THE_BEGINNING = ("init_from", "model.weights", "optimizer.moment_warmup_steps")
+# No step depends on it: it tells of the model that the run began with.
+OF_THE_BASE = ("base_history",)
 # Which labels count and what they are told by: another loss by the same name. That of training text has no identity
 # of its own that would show it, as a validation set has.
 LOSS_MEANING = ("data.attention", "data.loss_mask", "data.sources.*.prompt_length_column")
@@ -70,7 +72,13 @@ class ResumeChanges:
         """A line each, for people."""
         if self.unknown:
             return [f"what was changed after step {self.step} is not known: {self.unknown}"]
-        return [f"changed from step {self.step + 1} on: {change}" for change in self.changes]
+        past = within(self.changes, OF_THE_BASE)
+        return [
+            f"changed for all steps, those done too (lineage.json tells it anew): {change}"
+            if change in past
+            else f"changed from step {self.step + 1} on: {change}"
+            for change in self.changes
+        ]
 
 
 def resume_changes(plan: RunPlan) -> ResumeChanges:

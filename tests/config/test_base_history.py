@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_cpt.config.base_history import public_bases
 from megatron_cpt.config.checks import config_faults
@@ -115,6 +116,9 @@ def test_a_wrong_history_is_refused(value: object, message: str) -> None:
     assert message.lower() in str(refused.value).lower()
 
 
+WSD = {"kind": "wsd", "tokens": "1B", "tokens_per_step": "4M", "peak_lr": 1e-3, "final_lr": 1e-5}
+
+
 @pytest.mark.parametrize(
     ("value", "faults"),
     [
@@ -123,10 +127,26 @@ def test_a_wrong_history_is_refused(value: object, message: str) -> None:
         ({"kind": "wsd", "decay_shape": "exponential", "final_lr": 0}, ["base_history.final_lr = 0.0"]),
         ({"tokens": "2T", "schedule_tokens": "1T"}, ["base_history.schedule_tokens = 1000000000000"]),
         ({"tokens": "2M", "tokens_per_step": "4M"}, ["base_history.tokens_per_step = 4000000"]),
+        ({**WSD, "warmup": "2B"}, ["base_history.warmup = 2000000000 tokens"]),
+        ({**WSD, "decay": "2B"}, ["base_history.decay = 2000000000 tokens"]),
+        ({**WSD, "warmup": "600M", "decay": "600M"}, ["base_history.decay = 600000000 tokens"]),
+        ({**WSD, "kind": "cosine", "warmup": "250 steps"}, ["base_history.warmup = 250 steps"]),
+        ({**WSD, "warmup": "2B", "schedule_tokens": "3B"}, []),
+        ({"name": "pythia-410m", "tokens_per_step": "200B"}, ["base_history.warmup = 1430 steps"]),
     ],
 )
 def test_a_history_that_cannot_have_been(value: dict[str, object], faults: list[str]) -> None:
     assert [fault.value for fault in config_faults(config_with(base_history=value))] == faults
+
+
+def test_a_value_beside_a_name_is_written_as_a_section(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings_with(base_history="pythia-410m")))
+    with pytest.raises(BadInput) as refused:
+        load_config(path, ["base_history.peak_lr=9"])
+    written = "base_history={name: pythia-410m, peak_lr: 9}"
+    assert f"Set it as a whole: `{written}`." in str(refused.value)
+    assert load_config(path, [written]).base_history == history({"name": "pythia-410m", "peak_lr": 9})
 
 
 def test_random_weights_have_no_history() -> None:

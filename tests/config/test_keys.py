@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.planning.resume_changes import LOSS_MEANING, NOT_THE_RESULT, OF_THE_BEGINNING
+from megatron_cpt.planning.resume_changes import LOSS_MEANING, NOT_THE_RESULT, OF_THE_BASE, OF_THE_BEGINNING
 
 ROOT = Path(__file__).parents[2]
 KNOW_OLD_NAMES = (ROOT / "megatron_cpt/config/load.py", ROOT / "megatron_cpt/runs/checkpoint_state.py")
@@ -88,7 +88,7 @@ def test_every_key_that_is_named_is_there(room: str) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("key", [*NOT_THE_RESULT, *OF_THE_BEGINNING, *LOSS_MEANING])
+@pytest.mark.parametrize("key", [*NOT_THE_RESULT, *OF_THE_BEGINNING, *OF_THE_BASE, *LOSS_MEANING])
 def test_every_setting_with_a_rule_of_its_own_is_there(key: str) -> None:
     assert exists(key.split("."))
 

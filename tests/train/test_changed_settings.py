@@ -122,6 +122,9 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
     changed = (*KEPT, "optimizer.weight_decay=0.2", "training.z_loss=1e-4", no_marks)
     assert main(["plan", str(path), *changed]) == ExitCode.DONE
     assert "changed from step 5 on: optimizer.weight_decay: 0.1 before, 0.2 now" in capsys.readouterr().out
+    assert main(["plan", str(path), *KEPT, "base_history={tokens: 5B}"]) == ExitCode.DONE
+    said = capsys.readouterr().out
+    assert "changed for all steps, those done too (lineage.json tells it anew): base_history: not set before, {" in said
     one_rank.call(train, path=path, overrides=(*changed, "stop.after=1s"))  # saves after step 5, at the earliest
     shutil.rmtree(run / "checkpoints")
     cut_back(done, 4, tmp_path / "again")

@@ -41,10 +41,14 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("output", nargs="?", type=Path, metavar="RUN.yaml", help="the file to write (default: run.yaml)")
     top.add_argument("--model", metavar="HF_DIR", help="Hugging Face folder of the model")
     top.add_argument(
-        "--domain", action="extend", nargs="+", metavar="PREFIX", help="datasets of new text, or NAME=PREFIX"
+        "--domain",
+        action="extend",
+        nargs="+",
+        metavar="PREFIX",
+        help="datasets, selections or globs of new text, or NAME=PREFIX",
     )
     top.add_argument(
-        "--replay", action="extend", nargs="+", metavar="PREFIX", help="datasets of text like that of pretraining"
+        "--replay", action="extend", nargs="+", metavar="PREFIX", help="the same of text like that of pretraining"
     )
     top.add_argument(
         "--replay-ratio", default=str(REPLAY_RATIO), metavar="SHARE", help=f"of all tokens (default {REPLAY_RATIO})"

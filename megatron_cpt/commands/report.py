@@ -23,11 +23,18 @@ from megatron_cpt.scaling_law.choose import read_laws
 def main(arguments: list[str]) -> int:
     """Writes report.html and gap.json, and prints where they are and what they show; once, or until the runs end.
 
-    Raises BadInput for a folder without records, a log that cannot be read as asked, or an output folder
-    that cannot be made.
+    Raises BadInput for a folder without records, a log that cannot be read as asked, an output folder that cannot be
+    made, or a control without another run.
     """
     options = parser().parse_intermixed_args(arguments)
     foreign = _foreign(options)
+    if options.control is not None and {Path(run).resolve() for run in options.runs} == {
+        Path(options.control).resolve()
+    }:
+        rule = "is the run that is reported: a run is no control of itself."
+        raise BadInput(
+            Fault(f"--control {options.control}", rule, "Name another run, of the same schedule on old text.")
+        )
     _refuse_to_replace(options)
     if options.watch is not None:
         _wait_for_records(options)
@@ -85,7 +92,8 @@ def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
         print(f"figures: {len(export_figures(runs, args.figures))} in {args.figures}")
     print(f"report: {output / 'report.html'}", flush=True)
     for run in runs:
-        print(summary_line(run.name, {curve.name: (curve.role, gap) for curve, gap in run.validation}), flush=True)
+        sets = {curve.name: (curve.role, gap) for curve, gap in run.validation}
+        print(summary_line(run.name, sets, run.ended), flush=True)
         for curve, forecast in forecasts.get(run.name, []):
             print(f"  forecast of {forecast_line(curve, forecast)}", flush=True)
     return watched

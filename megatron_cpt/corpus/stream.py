@@ -140,6 +140,8 @@ def _expand(path: str) -> list[Path]:
         found = [name for name in names if text.endswith(HELD_OUT) or not name.endswith(HELD_OUT)]
     if not found:
         remedy = "Check the path; a dataset is a pair PREFIX.bin and PREFIX.idx."
+        if not text.endswith(SUFFIX) and (selections := sorted(glob.glob(f"{text}{SUFFIX}", recursive=True))):
+            remedy = f"It would match {', '.join(selections)}: a glob of selections ends in `{SUFFIX}`."
         raise BadInput(Fault(text, "matches no dataset.", remedy))
     return [Path(name) for name in found]
 

@@ -75,23 +75,28 @@ def _figures(curve: LossCurve, figures: GapFigures) -> dict[str, Any]:
     return {"role": curve.role, "identity": curve.identity, **asdict(figures)}
 
 
-def summary_line(run: str, sets: Mapping[str, tuple[str, GapFigures]]) -> str:
-    """One line on a run, from {set: (role, figures)}.
+def summary_line(run: str, sets: Mapping[str, tuple[str, GapFigures]], ended: bool = True) -> str:
+    """One line on a run, from {set: (role, figures)}. `ended`: whether it has come to its end.
 
     `naive: general rose 0.541 nats at 512K tokens, 0.002 of it transient, not recovered; code gained
     1.982 nats`
     """
     if not sets:
         return f"{run}: no validation set was evaluated"
-    return f"{run}: " + "; ".join(_set_summary(name, *sets[name]) for name in sets)
+    return f"{run}: " + "; ".join(_set_summary(name, *sets[name], ended) for name in sets)
 
 
-def _set_summary(name: str, role: str, figures: GapFigures) -> str:
+def end_words(ended: bool) -> str:
+    """What a run's last figures are of: its end, or how far it has come."""
+    return "at the end" if ended else "so far"
+
+
+def _set_summary(name: str, role: str, figures: GapFigures, ended: bool) -> str:
     if figures.depth is None or figures.improvement is None or figures.transient is None:
         return f"{name} {figures.missing}"
     if figures.changed_tokens is not None:
         alike = replace(figures, changed_tokens=None)
-        return f"{_set_summary(name, role, alike)} ({changed_words(figures.changed_tokens)})"
+        return f"{_set_summary(name, role, alike, ended)} ({changed_words(figures.changed_tokens)})"
     if role == "domain":
         verb = "gained" if figures.improvement >= 0 else "lost"
         return f"{name} {verb} {abs(figures.improvement):.3f} nats"
@@ -102,8 +107,8 @@ def _set_summary(name: str, role: str, figures: GapFigures) -> str:
     doubt = " (within evaluation noise)" if figures.significant is False else ""
     return (
         f"{name} rose {figures.depth:.3f} nats{doubt} at {count_words(figures.depth_tokens)} tokens, "
-        f"{figures.transient:.3f} of it transient, {recovery_words(figures)}, {-figures.improvement:+.3f} at the end"
-        f"{first_rise_words(figures)}"
+        f"{figures.transient:.3f} of it transient, {recovery_words(figures)}, "
+        f"{-figures.improvement:+.3f} {end_words(ended)}{first_rise_words(figures)}"
     )
 
 

@@ -226,7 +226,7 @@ def _shared_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
 
 def shared_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
     """Sources that share documents and give them at different times."""
-    for (first, second), count in _shared_by_sources(inputs.sources).items():
+    for (first, second), count in shared_by_sources(inputs.sources).items():
         if not _read_together(config.data, first, second):
             yield (
                 f"sources {first} and {second} share {count:,} documents; they give them in different phases, and the "
@@ -249,17 +249,17 @@ def _validated_faults(inputs: RunInputs) -> Iterator[Fault]:
 
 
 def _source_faults(data: DataSettings, sources: Mapping[str, TokenStream]) -> Iterator[Fault]:
-    for (first, second), count in _shared_by_sources(sources).items():
+    for (first, second), count in shared_by_sources(sources).items():
         if _read_together(data, first, second):
             yield Fault(
                 f"data.sources.{first} and data.sources.{second}",
                 f"share {count:,} documents, which would be read by both: neither's epochs would be true.",
                 "Select documents that the other leaves out, raise one source's weight instead, or let "
-                " the two give tokens in different phases.",
+                "the two give tokens in different phases.",
             )
 
 
-def _shared_by_sources(sources: Mapping[str, TokenStream]) -> dict[Pair, int]:
+def shared_by_sources(sources: Mapping[str, TokenStream]) -> dict[Pair, int]:
     """Documents that two sources share, for each pair that does."""
     counts: dict[Pair, int] = defaultdict(int)
     for readers in _by_data(sources).values():

@@ -14,13 +14,15 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import ParallelSettings, Recompute, RunConfig, name_faults
 from megatron_cpt.config.units import short_count
-from megatron_cpt.corpus.stream import TokenStream, prefix_of
+from megatron_cpt.corpus.selection import SUFFIX
+from megatron_cpt.corpus.stream import TokenStream, expand_paths, prefix_of
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.planning.cards import Card, card_of
-from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded
+from megatron_cpt.planning.checks import shared_by_sources
+from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded, source_name
 
 REPLAY_RATIO = 0.3
 """That of the medical runs of arXiv:2406.14833."""
@@ -76,6 +78,8 @@ class _Source:
     """Its held-out documents: PREFIX.validation of each dataset that is read, behind selections too."""
     held_out: int | None
     """Tokens of these, 0 where there are none; None: not known yet."""
+    stream: TokenStream | None = None
+    """Its text; None: the dataset is not there yet."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def _sources(told: FirstRun) -> list[_Source]:
     if not told.domain:
         raise BadInput(Fault("--domain", "was not given: there is nothing to learn.", "Name a dataset's PREFIX."))
     paths = [prefix_of(word.partition("=")[2] or word) for _, word in words]
-    made = distinct_names(paths)
+    made = distinct_names(map(source_name, paths))
     names = [word.partition("=")[0] if "=" in word else name for (_, word), name in zip(words, made, strict=True)]
     refuse(
         [
@@ -149,11 +153,14 @@ def _sources(told: FirstRun) -> list[_Source]:
 def _source(name: str, role: Role, path: str) -> _Source:
     """A source and its validation part. Raises BadInput for a dataset that cannot be read."""
     if not _is_there(path):
+        if Path(f"{path}{SUFFIX}").is_file():
+            rule, remedy = f"is no dataset, and {path}{SUFFIX} is a selection.", f"Name it: {path}{SUFFIX}."
+            raise BadInput(Fault(f"--{role} {path}", rule, remedy))
         return _Source(name, role, path, None, (f"{path}.validation",), None)
     stream = TokenStream([path])
     prefixes = dict.fromkeys(str(one.prefix) for one in stream.document_sets)
     held_out = tuple(part for part in (f"{prefix}.validation" for prefix in prefixes) if _is_there(part))
-    return _Source(name, role, path, stream.tokens, held_out, TokenStream(held_out).tokens)
+    return _Source(name, role, path, stream.tokens, held_out, TokenStream(held_out).tokens, stream)
 
 
 def _folder(told: FirstRun, sources: Sequence[_Source]) -> str:
@@ -286,6 +293,17 @@ def _notes(
         )
         if told.tokens is None:
             yield f"training.tokens is a guess, {short_count(_TOKENS, zeros=False)}, until the datasets are there."
+    streams = {source.name: source.stream for source in sources if source.stream is not None}
+    for source in sources:
+        if source.stream is not None and (found := [str(path) for path in expand_paths([source.path])]) != [
+            source.path
+        ]:
+            yield f"{source.path} is {', '.join(found)}."
+    for (first, second), count in shared_by_sources(streams).items():
+        yield (
+            f"data.sources.{first} and data.sources.{second} share {count:,} documents, which `plan` refuses: name "
+            "datasets or selections that hold none of each other's."
+        )
     folder = _folder(told, sources)
     if (Path(folder) / "config.yaml").exists():
         yield f"{folder} holds a run already, which `train` would go on with: give another --folder for a new one."

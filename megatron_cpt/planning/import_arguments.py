@@ -21,7 +21,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.audit import read_blend
 from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
-from megatron_cpt.planning.run_file import Entry, count_text, distinct_names
+from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, source_name
 
 Result = Literal["taken", "equal", "refused", "unknown"]
 
@@ -304,7 +304,7 @@ class _Translation:
 
     def _sources(self, flag: str, words: Sequence[str]) -> None:
         prefixes, weights = read_blend(flag, words)
-        names = distinct_names(prefixes)
+        names = distinct_names(map(source_name, prefixes))
         others = [name for name in self.options.replay if name not in (*prefixes, *names)]
         refuse([Fault(f"--replay {name}", f"is no prefix of {flag}.", "Name one of them.") for name in others])
         if weights is None and not self.options.replay:
@@ -530,7 +530,7 @@ class _Translation:
             self.equal("--eval-iters", "no evaluations")
             return
         prefixes, _ = read_blend("--valid-data-path", self.validation_paths)
-        names = distinct_names(prefixes)
+        names = distinct_names(map(source_name, prefixes))
         for name, prefix in zip(names, prefixes, strict=True):
             self.write(f"validation.sets.{name}.paths", [prefix], "")
             if tokens:

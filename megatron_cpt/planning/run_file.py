@@ -3,6 +3,7 @@
 A comment that the writer does not give is the first sentence of the key's meaning in config/schema.py.
 """
 
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,13 +111,14 @@ def source_name(path: str) -> str:
     return name or "text"
 
 
-def distinct_names(paths: Sequence[str]) -> list[str]:
-    """A name for each path, no two alike: later ones get a number."""
-    names: list[str] = []
-    for path in paths:
-        name = source_name(path)
-        same, number = name, 2
-        while same in names:
-            same, number = f"{name}-{number}", number + 1
-        names.append(same)
-    return names
+def distinct_names(names: Iterable[str]) -> list[str]:
+    """The names, no two alike: later ones get a number. They stand in file names, so that case tells none apart."""
+    distinct: dict[str, str] = {}
+    for name in names:
+        made = name
+        for number in itertools.count(2):
+            if made.casefold() not in distinct:
+                break
+            made = f"{name}-{number}"
+        distinct[made.casefold()] = made
+    return list(distinct.values())

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import GapFigures, Recovery
-from megatron_cpt.gap.summary import changed_words, count_words, first_rise_words, is_better, recovery_words
+from megatron_cpt.gap.summary import changed_words, count_words, end_words, first_rise_words, is_better, recovery_words
+from megatron_cpt.planning.run_file import distinct_names
 from megatron_cpt.report.figure_data import figure_csv
 from megatron_cpt.report.figures import (
     LIGHT,
@@ -123,7 +124,7 @@ def _head(runs: Sequence[ReportedRun]) -> str:
 
 
 def _card(index: int, run: ReportedRun) -> str:
-    sets = "".join(_card_set(curve.role, curve.name, gap) for curve, gap in run.validation)
+    sets = "".join(_card_set(curve.role, curve.name, gap, run.ended) for curve, gap in run.validation)
     content = f"<dl>{sets}</dl>" if sets else '<p class="missing">No validation set was evaluated.</p>'
     return (
         f'<section class="card"><h3>{run_swatch(index)} {escape(run.name)}</h3>'
@@ -132,23 +133,24 @@ def _card(index: int, run: ReportedRun) -> str:
     )
 
 
-def _card_set(role: str, name: str, gap: GapFigures) -> str:
+def _card_set(role: str, name: str, gap: GapFigures, ended: bool) -> str:
+    when = end_words(ended)
     if gap.depth is None or gap.final is None or gap.transient is None:
         words = f'<span class="missing">{escape(gap.missing or "not recorded")}</span>'
     elif role == "domain":
         change = f"{gap.final:+.3f}".replace("-", MINUS)
         better = "better" if gap.final < 0 else "worse"
-        words = f'<span class="figure-number">{change}</span> nats per token, {better} at the end'
+        words = f'<span class="figure-number">{change}</span> nats per token, {better} {when}'
     elif gap.recovery is Recovery.NOT_NEEDED:
         change = f"{gap.final:+.3f}".replace("-", MINUS)
-        ended = "better at the end" if is_better(gap) else "at the end"
-        words = f'<span class="figure-number">{change}</span> nats per token, {ended}; {recovery_words(gap)}'
+        better = f"better {when}" if is_better(gap) else when
+        words = f'<span class="figure-number">{change}</span> nats per token, {better}; {recovery_words(gap)}'
     else:
         doubt = ", within evaluation noise" if gap.significant is False else ""
         end = f"{gap.final:+.3f}".replace("-", MINUS)
         words = (
             f'<span class="figure-number">+{gap.depth:.3f}</span> nats per token at worst{doubt}, '
-            f'<span class="figure-number">{end}</span> at the end; {gap.transient:.3f} of the rise transient, '
+            f'<span class="figure-number">{end}</span> {when}; {gap.transient:.3f} of the rise transient, '
             f"{recovery_words(gap)}{first_rise_words(gap)}"
         )
     if gap.changed_tokens is not None:
@@ -275,17 +277,23 @@ def _mixture(runs: Sequence[ReportedRun]) -> Section:
 
 
 def export_figures(runs: Sequence[ReportedRun], folder: Path) -> list[Path]:
-    """Writes NAME.svg, NAME.png and NAME.csv of each figure into a folder, which is made; returns the PNG paths."""
+    """Writes NAME.svg, NAME.png and NAME.csv of each figure into a folder, which is made; returns the PNG paths.
+
+    Characters that are none of file names become `-`. Of names that are then alike, but for case, later ones get a
+    number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with drawing():
-        for name, figure, drawn, labels in _figures(runs):
+        figures = list(_figures(runs))
+        names = distinct_names(re.sub(r"[^\w.-]+", "-", name) for name, *_ in figures)
+        for name, (_, figure, drawn, labels) in zip(names, figures, strict=True):
             if figure is None:
                 continue
             lines = [Line2D([], [], color=LIGHT[colour], linestyle=style, linewidth=2.4) for _, colour, style in labels]
             figure.legend(lines, [label for label, _, _ in labels], loc="outside lower center",
                           ncols=min(4, len(labels)), frameon=False, fontsize=10)  # fmt: skip
-            path = folder / re.sub(r"[^\w.-]+", "-", name)
+            path = folder / name
             figure.savefig(f"{path}.svg", format="svg", facecolor=LIGHT["paper"], metadata={"Date": None})
             write_png(figure, Path(f"{path}.png"))
             write_durably(Path(f"{path}.csv"), figure_csv(figure, drawn))
@@ -328,6 +336,9 @@ def _figures(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, Figure | None, 
         sources = [(name, source_series(index), solid) for index, name in enumerate(drawn_sources(run.training))]
         losses = [("all tokens", "ink", solid), *sources]
         yield f"training-loss-{run.name}", training_loss_figure(run.training), [run], losses
-        if run.training.sources:
-            yield f"mixture-{run.name}", mixture_figure(run.training), [run], sources
-            yield f"epochs-{run.name}", epochs_figure(run.training), [run], sources
+        # Without sources they have a name too: it has the same number as that of the run's losses.
+        mixture, epochs = (
+            (mixture_figure(run.training), epochs_figure(run.training)) if run.training.sources else (None, None)
+        )
+        yield f"mixture-{run.name}", mixture, [run], sources
+        yield f"epochs-{run.name}", epochs, [run], sources

@@ -218,6 +218,11 @@ class ReportedRun:
     log_times: tuple[str, str] | None
     """When the first and the last line of log.txt were written."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end; a log of another system is taken as whole."""
+        return self.status is None or self.status.state == "done"
+
 
 def read_runs(folders: Sequence[str | Path], foreign: ForeignSettings | None = None) -> list[ReportedRun]:
     """Reads run folders, and CSV files and TensorBoard folders of other systems, each once, in the order given.

@@ -186,6 +186,23 @@ def test_a_run_that_is_in_its_folder_is_told(here: Path, capsys: pytest.CaptureF
     assert "note: runs/law holds a run already" in capsys.readouterr().out
 
 
+def test_globs_selections_and_shared_documents_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["select", "law", "--documents", "1", "--keep", "random", "--output", "best"]) == 0
+    for word, said in (
+        ("best", "--domain best: is no dataset, and best.selection.json is a selection. Name it: best.selection.json."),
+        ("b*st", "It would match best.selection.json: a glob of selections ends in `.selection.json`."),
+    ):
+        assert main(["init", "run.yaml", "--model", "base", "--domain", word]) == 2
+        assert said in capsys.readouterr().err and not Path("run.yaml").exists()
+    init("--model", "base", "--domain", "new=*", "--replay", "web")
+    told = capsys.readouterr().out
+    assert "note: * is law, web." in told
+    assert re.search(r"note: data.sources.new and data.sources.web share [\d,]+ documents, which `plan` refuses", told)
+    assert main(["plan", "run.yaml", "--nproc", "8"]) == 2
+    error = capsys.readouterr().err
+    assert "share" in error and "or let the two give tokens in different phases" in error
+
+
 def test_a_place_that_is_not_there_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "absent/run.yaml", "--model", "base", "--domain", "law"]) == 2
     assert "absent/run.yaml: there is no folder absent." in capsys.readouterr().err

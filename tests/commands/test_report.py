@@ -119,6 +119,38 @@ def test_every_figure_is_exported(tmp_path: Path) -> None:
     assert rate[12].startswith(f"run,{12 * 4096},12,") and rate[12].endswith(",0.00099463")
 
 
+def test_figures_of_names_that_look_alike_are_all_there(tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / "q" / name, True, ("General", "general"))) for name in ("a&b", "A-b")]
+    output, figures = tmp_path / "out", tmp_path / "figures"
+    assert report.main([*runs, "--output", str(output), "--figures", str(figures)]) == 0
+    names = [path.name for path in figures.iterdir()]
+    assert len({name.casefold() for name in names}) == len(names)
+    for kind in ("training-loss", "mixture", "epochs"):
+        of_files = {
+            name: (figures / f"{kind}-{name}.csv").read_text().splitlines()[1].split(",")[0]
+            for name in ("a-b", "A-b-2")
+        }
+        assert of_files == {"a-b": "a&b", "A-b-2": "A-b"}
+    assert {"loss-General.csv", "loss-general-2.csv", "change-general-2.csv"} <= set(names)
+
+
+def test_a_run_that_goes_on_has_no_end_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", False)
+    for state, said, other in (("running", "so far", "at the end"), ("done", "at the end", "so far")):
+        write_status(run / "status.json", Status(state, None, None, 5, 50))
+        assert report.main([str(run)]) == 0
+        card = (run / "report.html").read_text().split('<div class="cards">')[1].split("</section>")[0]
+        for text in (capsys.readouterr().out, card):
+            assert said in text and other not in text
+
+
+def test_a_run_is_no_control_of_itself(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", True)
+    with pytest.raises(BadInput, match=r"--control .*: is the run that is reported"):
+        report.main([str(run), "--control", f"{run}/"])
+    assert not (run / "report.html").exists()
+
+
 def test_a_watched_report_is_written_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", True)
     write_status(run / "status.json", Status("running", None, None, 5, 50))

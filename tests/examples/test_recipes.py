@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
@@ -74,6 +75,17 @@ def test_the_commands_of_a_readme_are_commands(readme: Path) -> None:
         command, *words = shlex.split(line)
         parser = import_module(f"megatron_cpt.commands.{command}").parser()
         parser.parse_intermixed_args(words) if command in ("plan", "train") else parser.parse_args(words)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_the_pilots_of_a_readme_could_start(readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])
+    for line in COMMAND.findall(readme.read_text().replace("\\\n", " ")):
+        words = shlex.split(line)
+        if words[:2] == ["law", "sweep"]:
+            # The sources' sizes, which matching needs, are of data that are not here.
+            words = [word for word in words if word != "--match-epochs"]
+            assert main([*words, "--output", str(tmp_path / "pilots")]) == 0
 
 
 def epochs(blend: BlendPlan) -> dict[str, float]:

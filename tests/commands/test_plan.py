@@ -62,7 +62,7 @@ def test_a_rank_is_simulated_from_a_config_json_alone(
     assert "Rank     3 of 8, pipeline stage 0" in printed
     assert "H200-141GB, 139.8 GiB: fits" in printed
     assert "all_reduce  tensor" in printed
-    assert "Waits of the host in a step: 6" in printed
+    assert "Waits of the host in a step: 3" in printed
     assert " at 2 per GPU-hour" in printed
 
 

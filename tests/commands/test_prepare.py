@@ -215,7 +215,7 @@ def test_a_name_that_is_no_text_is_named(words: list[str], tmp_path: Path, capsy
 def test_ctrl_c_ends_every_process_without_a_traceback(words: list[str], tmp_path: Path) -> None:
     """As a terminal sends it: to the whole process group."""
     text = Path(words[0]).read_text()
-    Path(words[0]).write_text("".join(line.replace('{"', f'{{"n": {n}, "') for n in range(240) for line in [text]))
+    Path(words[0]).write_text("".join(line.replace('{"', f'{{"n": {n}, "') for n in range(960) for line in [text]))
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "prepare", *words, "--no-fast", "--workers", "2"]
     command += ["--keep-duplicates"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -546,7 +546,7 @@ ROWS = {
         "TensorBoard: scripts are taken out, remote images are loaded (run).",
         (
             "report/test_page.py::test_names_and_config_from_data_are_only_text",
-            "report/test_page.py::test_the_page_loads_and_runs_nothing",
+            "report/test_page.py::test_the_page_loads_nothing_and_runs_its_own_script_alone",
             "commands/test_prepare.py::test_documents_cannot_steer_the_terminal",
         ),
     ),

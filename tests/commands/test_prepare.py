@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -215,10 +216,14 @@ def test_a_name_that_is_no_text_is_named(words: list[str], tmp_path: Path, capsy
 def test_ctrl_c_ends_every_process_without_a_traceback(words: list[str], tmp_path: Path) -> None:
     """As a terminal sends it: to the whole process group."""
     text = Path(words[0]).read_text()
-    Path(words[0]).write_text("".join(line.replace('{"', f'{{"n": {n}, "') for n in range(960) for line in [text]))
+    Path(words[0]).write_text("".join(line.replace('{"', f'{{"n": {n}, "') for n in range(240) for line in [text]))
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "prepare", *words, "--no-fast", "--workers", "2"]
     command += ["--keep-duplicates"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    # What a shell starts in the background ignores the signal, and so would what the tests start there.
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard
+    ) as process:
         deadline = time.monotonic() + 60
         while len(psutil.Process(process.pid).children()) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)

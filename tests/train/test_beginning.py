@@ -135,7 +135,8 @@ def test_a_history_that_is_told_at_a_resume_takes_effect(one_rank: Ranks, worksh
     longer = ("training.tokens=8 steps", "schedule.kind=constant")
     one_rank.call(train, path=path, overrides=(*longer, f"base_history={ELSEWHERE}"))
     assert lineage_of(run)["parent_forward_area"] == pytest.approx(FORWARD)
-    assert "changed from step 5 on: base_history: not set before" in (run / "log.txt").read_text()
+    said = (run / "log.txt").read_text()
+    assert "changed for all steps, those done too (lineage.json tells it anew): base_history: not set before" in said
     one_rank.call(train, path=path, overrides=(*longer, "training.tokens=12 steps"))
     assert lineage_of(run)["parent_forward_area"] is None
 

@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_an_appended_phase(one_rank: Ranks, workshop: Worksho
     assert (given[5], given[11]) == (14 * 32, 50 * 32)
     too_early = phases.replace("6 steps", "11 steps")
     said = one_rank.call(refusal, path=path, overrides=(*constant, too_early, "training.tokens=13 steps"))[0]
-    assert "phases.1.first_sequence: 48 before, 88 now" in said
+    assert "phases.1: from_tokens 1536, " in said and " before, from_tokens 2816, " in said
 
 
 def test_a_longer_run_is_told_where_a_phase_that_followed_the_rate_began(

@@ -9,7 +9,8 @@ Each rank tells its watchdog, a thread, what it is about to do. A part of the pr
 4. it ends its silent neighbours on the same machine, and every rank ends.
 
 A signal to stop is handled by the main thread, between two steps; in a step that hangs it never is. The thread hears of
-it too (StopRequest.wakeup), and from then on a step or save may take three times as long as the longest before.
+it too (StopRequest.wakeup), and from then on a part may take three times as long as the longest before; a start, which
+has nothing to save, ends soon.
 
 Time in which this process itself was stopped is not counted. A thread cannot run while other code of its process holds
 Python's lock: such a rank is silent to the others, and is ended by faulthandler's timer at twice the limit.

@@ -105,7 +105,8 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         nargs="+",
         metavar="KEY",
-        help="key or column of the text (default text); several give a dataset each, PREFIX_KEY",
+        help="key or column of the text (default text), nested ones too: text.content; several give a dataset each, "
+        "PREFIX_KEY",
     )
     top.add_argument("--id-key", metavar="KEY", help="key or column of the document's id, kept in PREFIX.ids.jsonl")
     top.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")

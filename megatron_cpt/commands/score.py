@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ def _scored(args: argparse.Namespace, name: str, datasets: Sequence[SelectedData
     if args.by == "field":
         if args.field is None:
             raise BadInput(Fault("--by field", "needs a field.", "Name it: --field quality."))
-        return score_by_field(datasets, name, args.field, args.text_key, args.input, args.overwrite)
+        return score_by_field(datasets, name, args.field, args.text_key, args.input, args.overwrite, args.missing)
     method = _method(args, datasets)
     quiet, overwrite = args.quiet, args.overwrite
     return score(datasets, name, method, workers=args.workers, progress=not quiet, overwrite=overwrite)
@@ -80,7 +81,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--negative", action="extend", nargs="+", default=[], metavar="REF", help=f"classifier: {references}"
     )
-    top.add_argument("--field", metavar="KEY", help="field: key of the number in the JSON lines, or its column")
+    top.add_argument(
+        "--field", metavar="KEY", help="field: key of the number in the JSON lines, or its column: metadata.score"
+    )
+    top.add_argument(
+        "--missing", type=_finite, metavar="NUMBER", help="field: score of documents without one (default: refused)"
+    )
     top.add_argument(
         "--input", action="extend", nargs="+", default=[], metavar="FILE", help="field: the files, where they moved"
     )
@@ -104,6 +110,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError("must be a finite number")
     return number
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from megatron_cpt.preparation.fields import field_of
 from megatron_cpt.preparation.inputs import Kind, Piece, lines_of
 
 LONGEST_DOCUMENT = 128 << 20
@@ -55,7 +56,7 @@ Line = Document | Rejected | Blank
 
 @dataclass(frozen=True)
 class Keys:
-    """Where text and id stand in a JSON object or a table."""
+    """Where text and id stand in a JSON object or a table; a key may be nested (fields.py)."""
 
     text: str
     id: str | None = None
@@ -111,6 +112,10 @@ def _rows(piece: Piece, keys: Keys) -> Iterator[Document | Rejected]:
             yield Document(text, line, piece.start + line - 1, name)
 
 
+_MISSING = object()
+"""Stands for a key that is not there, which null is not."""
+
+
 class _Reason(str):
     """Why a line gives no text."""
 
@@ -122,33 +127,37 @@ def _of_json(line: bytes, keys: Keys) -> "tuple[str | _Reason, str]":
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        value = _by_python(line, error)
+        value = _by_python(line, error, keys)
         if isinstance(value, _Reason):
             return value, ""
     if not isinstance(value, dict):
         return _Reason("not a JSON object"), ""
-    name = _name(value.get(keys.id)) if keys.id is not None else ""
-    if keys.text not in value:
+    name = _name(field_of(value, keys.id)) if keys.id is not None else ""
+    text = field_of(value, keys.text, _MISSING)
+    if text is _MISSING:
         return _Reason(f"no key {keys.text!r}"), name
-    return _usable(value[keys.text], keys.text), name
+    return _usable(text, keys.text), name
 
 
-def _by_python(line: bytes, error: orjson.JSONDecodeError) -> Any:
+def _by_python(line: bytes, error: orjson.JSONDecodeError, keys: Keys) -> Any:
     """What Python's own json reads of a line and writes, but orjson does not: NaN and Infinity, also in metadata."""
     text = _decode(line)
     if isinstance(text, _Reason):
         return text
     try:
         value = json.loads(text)
-        orjson.dumps(list(_texts_of(value)))
+        orjson.dumps(list(_texts_of(value, keys)))
     except (ValueError, TypeError, RecursionError):
         return _Reason(f"broken JSON: {error}")
     return value
 
 
-def _texts_of(value: Any) -> Iterator[str]:
-    """The strings at the top of an object, which must be texts: a lone surrogate is none."""
-    return (text for text in (value.values() if isinstance(value, dict) else ()) if isinstance(text, str))
+def _texts_of(value: Any, keys: Keys) -> Iterator[str]:
+    """The strings at the top of an object and those that are read of it, which must be texts: a lone surrogate is
+    none."""
+    if isinstance(value, dict):
+        read = (field_of(value, key) for key in (keys.text, keys.id) if key is not None)
+        yield from (text for text in (*value.values(), *read) if isinstance(text, str))
 
 
 def _usable(text: object, key: str) -> "str | _Reason":

@@ -36,7 +36,7 @@ class PrepareSettings:
     """What decides the bytes of a dataset, the inputs and the tokenizer aside."""
 
     text_key: str = "text"
-    """Key of the text in a JSON line, or its column in a table."""
+    """Key of the text in a JSON line, or its column in a table; nested keys are parted by points (fields.py)."""
     id_key: str | None = None
     """Key or column of the document's id, for PREFIX.ids.jsonl and the lists of what is left out."""
     document_per_line: bool = False

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.preparation.fields import key_parts
 
 _BATCH_ROWS = 512
 
@@ -19,13 +21,7 @@ def row_spans(path: Path, text_key: str, size: int) -> list[tuple[int, int, int]
     Raises BadInput where the file has no such column, IntegrityFault where it is broken.
     """
     table = _opened(path)
-    names = table.schema_arrow.names
-    if names.count(text_key) > 1:
-        rule = f"names {names.count(text_key)} columns of {path}."
-        raise BadInput(Fault(f"--text-key {text_key}", rule, "Give each column a name of its own."))
-    if text_key not in names:
-        remedy = f"Its columns are {', '.join(names)}: name one with --text-key."
-        raise BadInput(Fault(f"--text-key {text_key}", f"is no column of {path}.", remedy))
+    _refuse_without(table.schema_arrow, text_key, path)
     spans: list[tuple[int, int, int]] = []
     first = start = text = 0
     for number in range(table.metadata.num_row_groups):
@@ -55,19 +51,66 @@ def rows_of(path: Path, start: int, end: int, columns: list[str]) -> Iterator[tu
     Raises IntegrityFault where the file is broken.
     """
     table = _opened(path)
-    there = [name for name in columns if table.schema_arrow.names.count(name) == 1]
+    there = [name for name in columns if _holds(table.schema_arrow, name)]
     groups, first = _groups_over(table, start, end)
     try:
         for batch in table.iter_batches(_BATCH_ROWS, row_groups=groups, columns=there):
             here = batch.slice(max(0, start - first), max(0, min(end, first + len(batch)) - max(start, first)))
             first += len(batch)
-            found = {name: _values(here.column(name)) for name in there}
+            found = {name: _values(_column(here, name)) for name in there}
             missing = [None] * len(here)
             yield from zip(*(found.get(name, missing) for name in columns), strict=True)
             if first >= end:
                 return
     except (pyarrow.ArrowException, OSError) as error:
         raise _broken(path, error) from error
+
+
+def _refuse_without(schema: pyarrow.Schema, text_key: str, path: Path) -> None:
+    """Raises BadInput where a table has no column of the text, or several."""
+    names = schema.names
+    if names.count(text_key) > 1:
+        rule = f"names {names.count(text_key)} columns of {path}."
+        raise BadInput(Fault(f"--text-key {text_key}", rule, "Give each column a name of its own."))
+    if not _holds(schema, text_key):
+        remedy = f"Its columns are {', '.join(_names(schema))}: name one with --text-key."
+        raise BadInput(Fault(f"--text-key {text_key}", f"is no column of {path}.", remedy))
+
+
+def _holds(schema: pyarrow.Schema, key: str) -> bool:
+    """Whether a key names one column: by its own name, or within columns of structs (fields.py)."""
+    if key in schema.names:
+        return bool(schema.names.count(key) == 1)
+    first, *inner = key_parts(key)
+    if schema.names.count(first) != 1:
+        return False
+    kind = schema.field(first).type
+    for name in inner:
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return False
+        kind = kind.field(name).type
+    return True
+
+
+def _names(schema: pyarrow.Schema) -> list[str]:
+    """Its columns, those within structs by the keys on the way to them."""
+
+    def within(prefix: str, field: pyarrow.Field) -> Iterator[str]:
+        if not pyarrow.types.is_struct(field.type):
+            yield prefix + field.name
+            return
+        for number in range(field.type.num_fields):
+            yield from within(f"{prefix}{field.name}.", field.type.field(number))
+
+    return [name for field in schema for name in within("", field)]
+
+
+def _column(batch: pyarrow.RecordBatch, key: str) -> pyarrow.Array:
+    """The column that a key names; its values are null where one of the structs around it is."""
+    if key in batch.schema.names:
+        return batch.column(key)
+    first, *inner = key_parts(key)
+    return pyarrow.compute.struct_field(batch.column(first), inner)
 
 
 def _values(column: pyarrow.Array) -> list[Any]:
@@ -104,7 +147,7 @@ def _groups_over(table: pyarrow.parquet.ParquetFile, start: int, end: int) -> tu
 
 def _text_bytes(group: Any, text_key: str) -> int:
     columns = (group.column(number) for number in range(group.num_columns))
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == text_key)
+    return sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(f"{text_key}."))
 
 
 def _opened(path: Path) -> pyarrow.parquet.ParquetFile:

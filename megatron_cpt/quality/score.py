@@ -143,12 +143,14 @@ def score_by_field(
     text_key: str | None,
     paths: Sequence[str],
     overwrite: bool = False,
+    missing: float | None = None,
 ) -> list[Scored]:
     """Writes the score of each dataset from the field of its documents.
 
     `paths` are the files it was prepared from, by default those that its manifest names; `text_key` is by
-    default the key it was prepared with. Raises BadInput where files are unknown, gone or changed, or a document
-    has no number, or a dataset has another score of this name and it may not be replaced (`overwrite`).
+    default the key it was prepared with; `missing` is the score of a document without a number. Raises BadInput where
+    files are unknown, gone or changed, or a document has no number and `missing` is None, or a dataset has another
+    score of this name and it may not be replaced (`overwrite`).
     """
     check_name(name)
     results = []
@@ -156,10 +158,12 @@ def score_by_field(
         inputs = input_files(paths) if paths else _sources(part)
         state = [[str(source.path.resolve()), *_state(source.path)] for source in inputs]
         keys = Keys(text_key or (part.manifest.settings or {}).get("text_key", "text"), field)
-        how = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
+        how: dict[str, Any] = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
+        if missing is not None:
+            how["missing"] = missing
         reused = already([part], name, how, overwrite)[part.prefix]
         if not reused:
-            write_score(part.prefix, name, part.manifest, [_scores(part, inputs, keys)], how)
+            write_score(part.prefix, name, part.manifest, [_scores(part, inputs, keys, missing)], how)
         results.append(Scored(part.prefix, whole_record(part.prefix, name), reused))
     return results
 
@@ -183,7 +187,9 @@ def _state(path: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> npt.NDArray[np.float32]:
+def _scores(
+    part: SelectedDataset, inputs: Sequence[Input], keys: Keys, missing: float | None
+) -> npt.NDArray[np.float32]:
     """The number under keys.id of each document; of copies the first that has one counts."""
     prefix, manifest = part.prefix, part.manifest
     hashes = documents_column(prefix, manifest)["content_hash"]
@@ -197,10 +203,15 @@ def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> npt.N
         for number, begin, behind in zip(numbers, first, end, strict=True):
             same = order[begin:behind]
             scores[same[np.isnan(scores[same])]] = number
-    missing = int(np.isnan(scores).sum())
-    if missing:
-        rule = f"gives no number for {missing:,} of the {manifest.documents:,} documents of {prefix}."
-        raise BadInput(Fault(f"--field {keys.id}", rule, "Name another field, or --input with the files as prepared."))
+    without = int(np.isnan(scores).sum())
+    if without and missing is None:
+        rule = f"gives no number for {without:,} of the {manifest.documents:,} documents of {prefix}."
+        remedy = (
+            "Name another field, or --input with the files as prepared, or give those documents a --missing number."
+        )
+        raise BadInput(Fault(f"--field {keys.id}", rule, remedy))
+    if missing is not None:
+        scores[np.isnan(scores)] = missing
     return scores
 
 

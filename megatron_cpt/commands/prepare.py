@@ -245,7 +245,7 @@ def _not_said(manifest: Manifest) -> list[str]:
 
 def _overlap(manifest: Manifest, output: Path) -> list[str]:
     """What was found of evaluation sets."""
-    found = None if manifest.contaminated is None else read_contamination(output, manifest.data_sha256)
+    found = None if manifest.contaminated is None else read_contamination(output, manifest)
     if found is None:
         return []
     lines = []

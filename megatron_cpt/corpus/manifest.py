@@ -6,7 +6,8 @@ load. `inspect --verify` hashes the tokens and reads each once.
 
 A pair made elsewhere is identified by its index, its size and samples of its tokens: a thousand ranks that meet one on
 a read-only share would else read all of it, each of them, at every start. Its first `inspect --verify` leaves the hash
-of the whole and the largest id.
+of the whole and the largest id. The samples are taken of every dataset that is written here, too: by them it is known
+again where it lies without its manifest (`Content`).
 
 PREFIX.NAME.npy holds one value per document, memory-mapped. PREFIX.NAME.score.json says how a score was made and names
 the dataset's content; a score of other content is refused. A .npy array without a record, made elsewhere, is used as it
@@ -16,6 +17,7 @@ is; only its length can be checked.
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -136,6 +138,24 @@ class SourceFile:
     """Modification time, nanoseconds since 1970."""
 
 
+@dataclass(frozen=True)
+class Content:
+    """What the tokens of a dataset are known by."""
+
+    whole_sha256: str | None
+    """SHA-256 of PREFIX.bin; None: it was never read whole."""
+    samples_sha256: str | None
+    """`sample_identity`; None: a version before did not take samples."""
+
+    def is_same(self, other: "Content") -> bool | None:
+        """Whether both are of the same tokens: by all of them where that is known, else by samples. None: not known."""
+        if None not in (self.whole_sha256, other.whole_sha256):
+            return self.whole_sha256 == other.whole_sha256
+        if None not in (self.samples_sha256, other.samples_sha256):
+            return self.samples_sha256 == other.samples_sha256
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The content of PREFIX.manifest.json. None: not known."""
@@ -194,12 +214,27 @@ class Manifest:
     """Whether the pair was made elsewhere and is known by samples."""
     whole_sha256: str | None = None
     """SHA-256 of PREFIX.bin, where `data_sha256` is of samples and all was read since (`inspect --verify`)."""
+    samples_sha256: str | None = None
+    """`sample_identity` of a pair that is known by all of it; None also where a version before did not take samples."""
     index_sha256: str
     """SHA-256 of PREFIX.idx."""
     documents_sha256: str | None = None
     """SHA-256 of PREFIX.documents.npy; None where there is none, or a version before did not look."""
     tool_version: str | None = None
     """Version of this package that wrote the dataset."""
+
+    @property
+    def content(self) -> Content:
+        """What the tokens are known by, as far as the manifest says."""
+        if self.sampled:
+            return Content(self.whole_sha256, self.data_sha256)
+        return Content(self.data_sha256, self.samples_sha256)
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        """All hashes by which a record of the tokens, such as a score, may know them."""
+        known = (self.data_sha256, self.whole_sha256, self.samples_sha256)
+        return frozenset(one for one in known if one is not None)
 
     @property
     def only_sampled(self) -> bool:
@@ -257,7 +292,27 @@ def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
         raise _stale(prefix)
     if dataset.index_sha256 != manifest.index_sha256:
         raise _stale(prefix)
+    if manifest.sampled and os.environ.get("RANK", "0") == "0":
+        compare_samples(dataset, manifest)
     return dataset, manifest
+
+
+def compare_samples(dataset: IndexedDataset, manifest: Manifest) -> None:
+    """Raises IntegrityFault where samples of the tokens are not those that the manifest tells of; it may tell of none.
+
+    It reads a megabyte at most.
+    """
+    known = manifest.content.samples_sha256
+    if known is not None and _sampled(dataset) != known:
+        raise IntegrityFault(
+            f"{bin_path(dataset.prefix)}: is not the content that its manifest describes: samples of its tokens are "
+            "others. It was replaced or altered after it was described. Prepare or copy it again; if the new file is "
+            "right, remove the manifest."
+        )
+
+
+def _sampled(dataset: IndexedDataset) -> str:
+    return sample_identity(dataset.index_sha256, dataset.token_count, dataset.samples())
 
 
 def _describe_foreign(dataset: IndexedDataset) -> Manifest:
@@ -283,6 +338,60 @@ def sample_identity(index_sha256: str, tokens: int, samples: Sequence[npt.NDArra
     for sample in samples:
         digest.update(np.ascontiguousarray(sample).data)
     return digest.hexdigest()
+
+
+def samples_of(prefix: str | Path, index_sha256: str) -> str:
+    """`sample_identity` of a dataset that was just written with that index."""
+    return _sampled(IndexedDataset(prefix, checked=index_sha256, compared=False))
+
+
+def samples_sha256(dataset: IndexedDataset, manifest: Manifest) -> str:
+    """`sample_identity` of a dataset; its samples are read where a manifest of a version before does not tell it."""
+    return manifest.content.samples_sha256 or _sampled(dataset)
+
+
+def data_names(datasets: Sequence[tuple[IndexedDataset, Manifest]]) -> list[str]:
+    """A name of the tokens of each dataset, one and the same for all that hold the same tokens.
+
+    Datasets are the same by the hash of all tokens where that is known of all that have this index, else by samples.
+    """
+    of_index: dict[str, list[Content]] = defaultdict(list)
+    for _, manifest in datasets:
+        of_index[manifest.index_sha256].append(manifest.content)
+    return [
+        samples_sha256(dataset, manifest)
+        if None in {content.whole_sha256 for content in of_index[manifest.index_sha256]}
+        else str(manifest.content.whole_sha256)
+        for dataset, manifest in datasets
+    ]
+
+
+MANIFEST_GONE = (
+    "Copy its manifest beside it again, or run `megatron-cpt inspect {prefix} --verify`, which reads all of it"
+)
+"""What to do where a dataset that was known by all of its tokens is known by samples now."""
+
+
+def refuse_other_content(
+    made: Path, prefix: str | Path, manifest: Manifest, data_sha256: str, index_sha256: str, remedy: str
+) -> None:
+    """Raises BadInput where what was made of a dataset, and tells its hashes, was made of other content.
+
+    Args:
+        made: the file that was made.
+        data_sha256: by which its tokens were known.
+        index_sha256: of its index.
+        remedy: how it is made again.
+    """
+    if manifest.index_sha256 == index_sha256 and data_sha256 in manifest.hashes:
+        return
+    if manifest.index_sha256 == index_sha256 and manifest.only_sampled:
+        rule = (
+            f"was made from other content than {prefix} has now, or from the same with its manifest: it lies without "
+            "one of `prepare`, and is known by samples alone."
+        )
+        raise BadInput(Fault(str(made), rule, f"{MANIFEST_GONE.format(prefix=prefix)}. Or: {remedy}"))
+    raise BadInput(Fault(str(made), f"was made from other content than {prefix} has now.", remedy))
 
 
 def read_manifest(prefix: str | Path) -> Manifest:
@@ -316,12 +425,9 @@ def verify_dataset(prefix: str | Path) -> Manifest:
     """
     manifest = load_manifest(prefix)
     dataset = IndexedDataset(prefix)
-    known = manifest.whole_sha256 if manifest.sampled else manifest.data_sha256
-    found = file_sha256(bin_path(prefix))
-    identity = found
-    if manifest.sampled:
-        identity = sample_identity(dataset.index_sha256, dataset.token_count, dataset.samples())
-    if identity != manifest.data_sha256 or known not in (None, found):
+    known = manifest.content.whole_sha256
+    found = Content(file_sha256(bin_path(prefix)), _sampled(dataset))
+    if known not in (None, found.whole_sha256) or manifest.content.samples_sha256 not in (None, found.samples_sha256):
         raise IntegrityFault(
             f"{bin_path(prefix)}: is not the content that its manifest describes. Prepare or copy it again."
         )
@@ -330,7 +436,7 @@ def verify_dataset(prefix: str | Path) -> Manifest:
     if column_path(prefix, DOCUMENTS).is_file() or manifest.documents_sha256 is not None:
         _check_bytes(prefix, manifest)
     if known is None or (manifest.largest_id is None and manifest.vocabulary_size is None):
-        whole = found if manifest.sampled else None
+        whole = found.whole_sha256 if manifest.sampled else None
         manifest = replace(manifest, whole_sha256=whole, largest_id=dataset.largest_id())
         with suppress(OSError):
             write_manifest(prefix, manifest)
@@ -431,9 +537,9 @@ def read_score(prefix: str | Path, name: str, manifest: Manifest) -> npt.NDArray
     scores = read_column(prefix, name, manifest.documents)
     record = read_record(prefix, name)
     if record is not None:
-        if (record.data_sha256, record.index_sha256) != (manifest.data_sha256, manifest.index_sha256):
-            rule = f"was made for other content than {prefix} has now."
-            raise BadInput(Fault(str(column_path(prefix, name)), rule, "Run `megatron-cpt score --overwrite`."))
+        remade = "Run `megatron-cpt score --overwrite`."
+        array = column_path(prefix, name)
+        refuse_other_content(array, prefix, manifest, record.data_sha256, record.index_sha256, remade)
         if file_sha256(column_path(prefix, name)) != record.array_sha256:
             raise IntegrityFault(
                 f"{column_path(prefix, name)}: is not the array that {record_path(prefix, name).name} describes. "

@@ -30,8 +30,11 @@ from megatron_cpt.corpus.manifest import (
     ColumnWriter,
     Manifest,
     column_path,
+    data_names,
     documents_column,
     open_dataset,
+    refuse_other_content,
+    samples_of,
     tool_version,
     write_manifest,
 )
@@ -77,7 +80,7 @@ def _concatenated(
             _copy(dataset, writer)
             if column is not None:
                 column.add(documents_column(dataset.prefix, described_by))
-    manifest = _joined(manifests, writer)
+    manifest = replace(_joined(manifests, writer), samples_sha256=samples_of(output, writer.index_sha256))
     if column is None:
         column_path(output, DOCUMENTS).unlink(missing_ok=True)  # of a dataset that stood there before
     else:
@@ -137,24 +140,23 @@ def _refuse_twice(datasets: Sequence[IndexedDataset], manifests: Sequence[Manife
     """Documents would be there twice where one dataset is another, or was joined of it."""
     faults = []
     remedy = "Join each once: take one of the two out of the folder."
+    names = data_names(list(zip(datasets, manifests, strict=True)))
     for number, (dataset, manifest) in enumerate(zip(datasets, manifests, strict=True)):
-        for other, another in zip(datasets[number + 1 :], manifests[number + 1 :], strict=True):
-            if manifest.tokens and _same_data(dataset, manifest, other, another):
+        for other, name in zip(datasets[number + 1 :], names[number + 1 :], strict=True):
+            if manifest.tokens and name == names[number]:
                 faults.append(Fault(str(other.prefix), f"is the same data as {dataset.prefix}.", remedy))
         for other, another in zip(datasets, manifests, strict=True):
-            if manifest.data_sha256 in (another.joined or []) and len(another.joined or []) > 1:
+            if len(another.joined or []) > 1 and _was_joined(dataset, manifest, another.joined or []):
                 rule = f"is in {other.prefix} already, which was joined of it."
                 faults.append(Fault(str(dataset.prefix), rule, remedy))
     refuse(faults)
 
 
-def _same_data(one: IndexedDataset, first: Manifest, other: IndexedDataset, second: Manifest) -> bool:
-    """Whether two datasets hold the same tokens; by samples where one of them was never read whole."""
-    if first.sampled == second.sampled:
-        return first.data_sha256 == second.data_sha256
-    if first.index_sha256 != second.index_sha256:
-        return False
-    return all(np.array_equal(*pair) for pair in zip(one.samples(), other.samples(), strict=True))
+def _was_joined(dataset: IndexedDataset, manifest: Manifest, joined: Sequence[str]) -> bool:
+    """Whether a dataset is one of those that another was joined of, which tells their hashes."""
+    if not manifest.hashes.isdisjoint(joined):
+        return True
+    return manifest.only_sampled and file_sha256(bin_path(dataset.prefix)) in joined
 
 
 def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
@@ -352,8 +354,8 @@ def all_documents(dataset: IndexedDataset, manifest: Manifest) -> SelectedDatase
 def refuse_overlap(parts: Sequence[SelectedDataset]) -> None:
     """Raises BadInput if two parts share a document: same data, one number in both."""
     seen: dict[str, list[SelectedDataset]] = {}
-    for part in parts:
-        for other in seen.setdefault(part.manifest.data_sha256, []):
+    for part, name in zip(parts, data_names([(part.dataset, part.manifest) for part in parts]), strict=True):
+        for other in seen.setdefault(name, []):
             shared = np.intersect1d(part.documents, other.documents, assume_unique=True)
             if len(shared):
                 raise BadInput(
@@ -363,7 +365,7 @@ def refuse_overlap(parts: Sequence[SelectedDataset]) -> None:
                         "Name each dataset once, or a selection in place of the dataset it was made from.",
                     )
                 )
-        seen[part.manifest.data_sha256].append(part)
+        seen[name].append(part)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
@@ -385,14 +387,8 @@ def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
 def _checked_part(path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64], before: int) -> SelectedDataset:
     prefix = path.parent / entry["prefix"]
     dataset, manifest = open_dataset(prefix)
-    if (manifest.data_sha256, manifest.index_sha256) != (entry["data_sha256"], entry["index_sha256"]):
-        raise BadInput(
-            Fault(
-                str(path),
-                f"was made from other content than {prefix} has now.",
-                "Run `megatron-cpt select` again, with --overwrite.",
-            )
-        )
+    remade = "Run `megatron-cpt select` again, with --overwrite."
+    refuse_other_content(path, prefix, manifest, entry["data_sha256"], entry["index_sha256"], remade)
     lengths = np.diff(table[_END], prepend=before)
     ends = table[START] + lengths
     outside = (table[START] < 0) | (lengths < 0) | (ends > manifest.tokens)

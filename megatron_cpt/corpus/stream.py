@@ -12,6 +12,7 @@ import glob
 import hashlib
 import textwrap
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
-from megatron_cpt.corpus.manifest import Manifest, column_path, open_dataset, read_column
+from megatron_cpt.corpus.manifest import Manifest, column_path, compare_samples, data_names, open_dataset, read_column
 from megatron_cpt.corpus.selection import (
     HELD_OUT,
     SUFFIX,
@@ -150,17 +151,22 @@ def _expand(path: str) -> list[Path]:
 class DocumentSet:
     """Documents of one dataset that a stream reads."""
 
-    prefix: Path
-    """Prefix of the dataset."""
-    data_sha256: str
-    """Of its manifest: the same bytes are the same text."""
+    dataset: IndexedDataset
+    """The dataset."""
+    manifest: Manifest
+    """Its manifest."""
     count: int
     """Documents read."""
     numbers: npt.NDArray[np.int64] | None
     """Their numbers, ascending; None: all of them."""
 
+    @property
+    def prefix(self) -> Path:
+        """Prefix of the dataset."""
+        return self.dataset.prefix
+
     def shared_with(self, other: "DocumentSet") -> int:
-        """Documents that both read, of the same bytes."""
+        """Documents that both read, of the same data (`data_names`)."""
         if self.numbers is None or other.numbers is None:
             return other.count if self.numbers is None else self.count
         return len(np.intersect1d(self.numbers, other.numbers, assume_unique=True))
@@ -183,9 +189,10 @@ class TokenStream:
         self._prompt_lengths: dict[str, dict[_Part, npt.NDArray[np.int64]]] = {}  # by the name of a column
         self.tokens = self._ends[-1] if self._ends else 0
         """Tokens of one pass over everything."""
-        self.manifests = tuple(part.manifest for parts, _ in opened for part in parts)
-        """The manifest of each dataset read, also of those behind selections."""
-        self.identity = hashlib.sha256("\n".join(name for _, name in opened).encode()).hexdigest()
+        self.datasets = tuple((part.dataset, part.manifest) for parts, _ in opened for part in parts)
+        """Each dataset read with its manifest, also those behind selections."""
+        self._described = "\n".join(name for _, name in opened)
+        self.identity = self.identity_by([manifest.data_sha256 for manifest in self.manifests])
         """Hash of what is read and in which order; not of where it lies."""
         self.rows: int | None = None
         """Embedding rows of the model that reads it: what bounds the ids of a dataset that does not tell them."""
@@ -196,6 +203,15 @@ class TokenStream:
         stream = cls([])
         stream.tokens, stream.identity = tokens, ""
         return stream
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """The manifests of `datasets`."""
+        return tuple(manifest for _, manifest in self.datasets)
+
+    def identity_by(self, hashes: Sequence[str]) -> str:
+        """The identity that the stream has where its `datasets` are known by these hashes."""
+        return hashlib.sha256(self._described.format(*hashes).encode()).hexdigest()
 
     def documents(self) -> list[SelectedDataset]:
         """The documents of the stream in its order, by dataset; datasets without tokens are left out."""
@@ -230,8 +246,12 @@ class TokenStream:
                 raise _foreign_id(part, offset + wrong, int(ids[wrong]), last)
 
     def spot_check(self) -> None:
-        """Reads a few places of each dataset, as `copy` does: a file of other content has ids that are none of its."""
+        """Compares samples of each dataset with its manifest, and reads a few places as `copy` does.
+
+        A file of other content has other samples, or ids that are none of the dataset's. Raises IntegrityFault.
+        """
         for end, part in zip(self._ends, self._parts, strict=True):
+            compare_samples(part.dataset, part.manifest)
             length = min(part.tokens, _SPOT_TOKENS)
             for place in np.linspace(end - part.tokens, end - length, _SPOTS).astype(int).tolist():
                 self.read(place, length)
@@ -295,19 +315,19 @@ class _WholeDataset:
     """All tokens of a dataset."""
 
     def __init__(self, prefix: Path) -> None:
-        self._dataset, self.manifest = open_dataset(prefix)
+        self.dataset, self.manifest = open_dataset(prefix)
         self.tokens = self.manifest.tokens
 
     @cached_property
     def _ids(self) -> npt.NDArray[Any]:
-        return np.asarray(self._dataset.tokens)
+        return np.asarray(self.dataset.tokens)
 
     @cached_property
     def document_starts(self) -> npt.NDArray[np.int64]:
-        return self._dataset.document_starts[:-1]
+        return self.dataset.document_starts[:-1]
 
     def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
-        return _prompt_lengths(self._dataset.prefix, name, self.manifest)
+        return _prompt_lengths(self.dataset.prefix, name, self.manifest)
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -316,20 +336,20 @@ class _WholeDataset:
     def place(self, position: int) -> str:
         """Where a token is, for people."""
         document = int(self.document_starts.searchsorted(position, side="right")) - 1
-        return _place(self._dataset, document, position)
+        return _place(self.dataset, document, position)
 
     def documents(self) -> SelectedDataset:
-        return all_documents(self._dataset, self.manifest)
+        return all_documents(self.dataset, self.manifest)
 
     def document_set(self) -> DocumentSet:
-        return DocumentSet(self._dataset.prefix, self.manifest.data_sha256, self.manifest.documents, None)
+        return DocumentSet(self.dataset, self.manifest, self.manifest.documents, None)
 
 
 class _SelectedDocuments:
     """The chosen documents of a dataset, laid end to end."""
 
     def __init__(self, part: SelectedDataset) -> None:
-        self.manifest = part.manifest
+        self.dataset, self.manifest = part.dataset, part.manifest
         self._part = part
         self._ends = np.cumsum(part.lengths)
         self.tokens = part.tokens
@@ -369,7 +389,7 @@ class _SelectedDocuments:
 
     def document_set(self) -> DocumentSet:
         numbers = self._part.documents
-        return DocumentSet(self._part.prefix, self.manifest.data_sha256, len(numbers), numbers)
+        return DocumentSet(self.dataset, self.manifest, len(numbers), numbers)
 
 
 _Part = _WholeDataset | _SelectedDocuments
@@ -410,22 +430,22 @@ def _prompt_lengths(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[
 
 
 def _open(path: Path) -> tuple[list[_Part], str]:
-    """The parts of one path, and the name of its content."""
+    """The parts of one path, and the name of its content with a place for the hash of each dataset."""
     if str(path).endswith(SUFFIX):
         selection: Selection = load_selection(path)
         parts: list[_Part] = [_SelectedDocuments(part) for part in selection.datasets]
-        data = " ".join(part.manifest.data_sha256 for part in selection.datasets)
-        return parts, f"selection {selection.sha256} of {data}"
+        return parts, f"selection {selection.sha256} of {' '.join(['{}'] * len(parts))}"
     dataset = _WholeDataset(path)
-    return [dataset], f"dataset {dataset.manifest.data_sha256} {dataset.manifest.dtype}"
+    return [dataset], f"dataset {{}} {dataset.manifest.dtype}"
 
 
 def _chosen(part: SelectedDataset) -> tuple[list[_Part], str]:
     numbers = hashlib.sha256(np.ascontiguousarray(part.documents, "<i8").data).hexdigest()
-    return [_SelectedDocuments(part)], f"documents {numbers} of {part.manifest.data_sha256}"
+    return [_SelectedDocuments(part)], f"documents {numbers} of {{}}"
 
 
 def _refuse_shared(parts: Sequence[_Part]) -> None:
     """Documents are compared only where the same data are named more than once."""
-    hashes = [part.manifest.data_sha256 for part in parts]
-    refuse_overlap([part.documents() for part in parts if hashes.count(part.manifest.data_sha256) > 1])
+    names = data_names([(part.dataset, part.manifest) for part in parts])
+    times = Counter(names)
+    refuse_overlap([part.documents() for part, name in zip(parts, names, strict=True) if times[name] > 1])

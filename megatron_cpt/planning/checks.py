@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import combinations
 from math import gcd
@@ -12,7 +12,7 @@ from typing import Any
 from megatron_cpt.config.checks import best_faults, config_faults
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import DataSettings, ParallelSettings, RunConfig
-from megatron_cpt.corpus.manifest import Manifest
+from megatron_cpt.corpus.manifest import Manifest, data_names
 from megatron_cpt.corpus.stream import DocumentSet, TokenStream
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.rope import LengthScaling
@@ -235,17 +235,19 @@ def shared_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
 
 
 def _validated_faults(inputs: RunInputs) -> Iterator[Fault]:
-    trained = _by_data(inputs.sources)
-    for name, stream in inputs.validation_sets.items():
-        for held_out in stream.document_sets:
-            for source, documents in trained[held_out.data_sha256]:
-                if count := documents.shared_with(held_out):
-                    yield Fault(
-                        f"validation.sets.{name}.paths: {held_out.prefix}",
-                        f"data.sources.{source} trains on {count:,} of its documents, so its loss would say nothing "
-                        "about new text.",
-                        "Name a held-out dataset (`megatron-cpt prepare --holdout` writes PREFIX.validation).",
-                    )
+    trained = [(source_of(name), one) for name, stream in inputs.sources.items() for one in stream.document_sets]
+    validated = [(name, one) for name, stream in inputs.validation_sets.items() for one in stream.document_sets]
+    names = _data_names([*trained, *validated])
+    readers = _by_data(trained, names[: len(trained)])
+    for (name, held_out), data in zip(validated, names[len(trained) :], strict=True):
+        for source, documents in readers.get(data, []):
+            if count := documents.shared_with(held_out):
+                yield Fault(
+                    f"validation.sets.{name}.paths: {held_out.prefix}",
+                    f"data.sources.{source} trains on {count:,} of its documents, so its loss would say nothing "
+                    "about new text.",
+                    "Name a held-out dataset (`megatron-cpt prepare --holdout` writes PREFIX.validation).",
+                )
 
 
 def _source_faults(data: DataSettings, sources: Mapping[str, TokenStream]) -> Iterator[Fault]:
@@ -262,20 +264,28 @@ def _source_faults(data: DataSettings, sources: Mapping[str, TokenStream]) -> It
 def shared_by_sources(sources: Mapping[str, TokenStream]) -> dict[Pair, int]:
     """Documents that two sources share, for each pair that does."""
     counts: dict[Pair, int] = defaultdict(int)
-    for readers in _by_data(sources).values():
+    trained = [(source_of(name), one) for name, stream in sources.items() for one in stream.document_sets]
+    for readers in _by_data(trained, _data_names(trained)).values():
         for (first, documents), (second, others) in combinations(readers, 2):
             if first != second and (count := documents.shared_with(others)):
                 counts[first, second] += count
     return counts
 
 
-def _by_data(streams: Mapping[str, TokenStream]) -> dict[str, list[tuple[str, DocumentSet]]]:
-    """Who reads which documents of the same bytes."""
-    readers: dict[str, list[tuple[str, DocumentSet]]] = defaultdict(list)
-    for name, stream in streams.items():
-        for documents in stream.document_sets:
-            readers[documents.data_sha256].append((source_of(name), documents))
-    return readers
+Reader = tuple[str, DocumentSet]
+"""The name of a source or validation set, and documents that it reads."""
+
+
+def _data_names(readers: Sequence[Reader]) -> list[str]:
+    return data_names([(documents.dataset, documents.manifest) for _, documents in readers])
+
+
+def _by_data(readers: Sequence[Reader], names: Sequence[str]) -> dict[str, list[Reader]]:
+    """Who reads which documents of the same data."""
+    found: dict[str, list[Reader]] = defaultdict(list)
+    for reader, name in zip(readers, names, strict=True):
+        found[name].append(reader)
+    return found
 
 
 def _read_together(data: DataSettings, first: str, second: str) -> bool:

@@ -216,18 +216,18 @@ class SourceOverlap:
 
 def source_overlaps(config: RunConfig, inputs: RunInputs) -> tuple[SourceOverlap, ...]:
     """Every training source against every task and every validation set. IntegrityFault: a damaged record."""
-    asked: list[tuple[Literal["task", "validation"], str, str]] = [
-        ("task", name, sha256) for name, sha256 in _asked_tasks(config, inputs)
+    asked: list[tuple[Literal["task", "validation"], str, frozenset[str]]] = [
+        ("task", name, frozenset([sha256])) for name, sha256 in _asked_tasks(config, inputs)
     ]
     asked += [
-        ("validation", name, manifest.data_sha256)
+        ("validation", name, manifest.hashes)
         for name, stream in inputs.validation_sets.items()
         for manifest in stream.manifests
     ]
     return tuple(
-        _overlap(source, kind, name, sha256, counted)
+        _overlap(source, kind, name, hashes, counted)
         for source, counted in _counted(inputs.sources).items()
-        for kind, name, sha256 in asked
+        for kind, name, hashes in asked
     )
 
 
@@ -256,15 +256,19 @@ def _counted(sources: Mapping[str, TokenStream]) -> dict[str, list[Sequence[SetO
     for stream, tokens in sources.items():
         of_source = counted.setdefault(source_of(stream), {})
         for documents in tokens.document_sets:
-            found = read_contamination(documents.prefix, documents.data_sha256)
-            of_source[documents.prefix, documents.data_sha256] = [] if found is None else found.sets
+            found = read_contamination(documents.prefix, documents.manifest)
+            of_source[documents.prefix, documents.manifest.data_sha256] = [] if found is None else found.sets
     return {source: list(datasets.values()) for source, datasets in counted.items()}
 
 
 def _overlap(
-    source: str, kind: Literal["task", "validation"], name: str, sha256: str, counted: Sequence[Sequence[SetOverlap]]
+    source: str,
+    kind: Literal["task", "validation"],
+    name: str,
+    hashes: frozenset[str],
+    counted: Sequence[Sequence[SetOverlap]],
 ) -> SourceOverlap:
-    found = [_matching(name, sha256, sets) for sets in counted]
+    found = [_matching(name, hashes, sets) for sets in counted]
     compared = [one for one in found if one is not None]
     return SourceOverlap(
         source=source,
@@ -279,9 +283,9 @@ def _overlap(
     )
 
 
-def _matching(name: str, sha256: str, sets: Sequence[SetOverlap]) -> SetOverlap | None:
+def _matching(name: str, hashes: frozenset[str], sets: Sequence[SetOverlap]) -> SetOverlap | None:
     """What was counted of one file's or dataset's set: of several tasks in a file, the one of that name."""
-    same = [one for one in sets if one.sha256 == sha256]
+    same = [one for one in sets if one.sha256 in hashes]
     if len(same) == 1:
         return same[0]
     return next((one for one in same if one.name == name), None)

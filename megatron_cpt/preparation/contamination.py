@@ -15,7 +15,7 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.corpus.manifest import open_dataset
+from megatron_cpt.corpus.manifest import Manifest, open_dataset
 from megatron_cpt.corpus.stream import tokenizer_of
 from megatron_cpt.preparation.hashed_words import HashedWords, hashed_words
 from megatron_cpt.runs.folder import read_json_object
@@ -89,7 +89,7 @@ def contamination_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.contamination.json")
 
 
-def read_contamination(prefix: str | Path, data_sha256: str) -> Contamination | None:
+def read_contamination(prefix: str | Path, manifest: Manifest) -> Contamination | None:
     """What of evaluation sets a dataset holds; None where it was never compared, or the file is of other content.
 
     Raises IntegrityFault where the file is not such a record.
@@ -104,7 +104,7 @@ def read_contamination(prefix: str | Path, data_sha256: str) -> Contamination | 
         found = Contamination(ngram_words=content["ngram_words"], data_sha256=content["data_sha256"], sets=sets)
     except (ValueError, TypeError, KeyError) as error:
         raise IntegrityFault(f"{path}: is no record of overlap ({error}). Prepare the dataset again.") from error
-    return found if found.data_sha256 == data_sha256 else None
+    return found if found.data_sha256 in manifest.hashes else None
 
 
 def identity_of(sets: Sequence[EvaluationSet]) -> str:

@@ -25,6 +25,7 @@ from megatron_cpt.corpus.manifest import (
     Manifest,
     column_path,
     read_manifest,
+    samples_of,
     write_manifest,
 )
 from megatron_cpt.preparation.contamination import NGRAM_WORDS, Contamination, SetOverlap, contamination_path
@@ -486,6 +487,7 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         near_duplicates=left_out.near_duplicates,
         contaminated=left_out.contaminated,
         data_sha256=writer.data_sha256,
+        samples_sha256=samples_of(part.prefix, writer.index_sha256),
         index_sha256=writer.index_sha256,
         documents_sha256=file_sha256(column_path(part.prefix, DOCUMENTS)),
         tool_version=job.version,

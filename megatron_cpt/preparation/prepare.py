@@ -288,7 +288,7 @@ def _reusable(job: Job) -> Prepared | None:
         if _differences(job, manifest):
             return None
         manifests.append(manifest)
-    if job.settings.decontaminate and read_contamination(job.output, manifests[-1].data_sha256) is None:
+    if job.settings.decontaminate and read_contamination(job.output, manifests[-1]) is None:
         return None
     return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
 

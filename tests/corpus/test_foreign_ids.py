@@ -1,5 +1,6 @@
 """Ids that are none of a dataset's, in a `.bin` that was changed: an error that names the place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from megatron_cpt.config.errors import IntegrityFault
 from megatron_cpt.corpus.indexed import bin_path
-from megatron_cpt.corpus.manifest import verify_dataset
+from megatron_cpt.corpus.manifest import verify_dataset, write_manifest
+from megatron_cpt.corpus.selection import concatenate
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.quality.select import HowMany, select
 from tests.corpus.datasets import write_dataset
@@ -47,9 +49,10 @@ def test_a_selection_names_the_document_of_its_dataset(tmp_path: Path) -> None:
 
 
 def test_a_file_of_other_content_is_found_at_the_start(tmp_path: Path) -> None:
-    """Of 100,000 tokens 8 x 1,024 are looked at."""
-    write_dataset(tmp_path / "one", [100_000], vocabulary=1000)
-    verify_dataset(tmp_path / "one")
+    """Of 100,000 tokens 8 x 1,024 are looked at where the manifest of an earlier version tells of no samples."""
+    write_dataset(tmp_path / "part", [100_000], vocabulary=1000)
+    manifest = concatenate([tmp_path / "part"], tmp_path / "one")
+    write_manifest(tmp_path / "one", replace(manifest, samples_sha256=None))
     stream = TokenStream([tmp_path / "one"])
     stream.spot_check()
     np.memmap(bin_path(tmp_path / "one"), dtype="<i4", mode="r+")[:] = np.arange(500_000, 600_000)

@@ -60,7 +60,7 @@ def test_documents_that_overlap_leave_or_are_counted(
     settings = PrepareSettings(holdout=0.5)
     training = prepare(corpus, tokenizer_folder, tmp_path / "out", settings, evaluation=sets).training
     assert (training.contaminated, training.duplicates) == (6, 1)
-    record = read_contamination(tmp_path / "out", training.data_sha256)
+    record = read_contamination(tmp_path / "out", training)
     assert record is not None
     dirty, clean = record.sets
     assert (dirty.items, dirty.too_short, dirty.items_left_out, dirty.documents_left_out) == (2, 1, 1, 6)
@@ -73,7 +73,7 @@ def test_documents_that_overlap_leave_or_are_counted(
     # Counted alone: what is held out is not trained on.
     counting = replace(settings, contaminated="count")
     counted = prepare(corpus, tokenizer_folder, tmp_path / "out", counting, evaluation=sets, overwrite=True).training
-    record = read_contamination(tmp_path / "out", counted.data_sha256)
+    record = read_contamination(tmp_path / "out", counted)
     assert counted.contaminated == 0 and record is not None
     listed = [json.loads(line) for line in Path(f"{tmp_path}/out.contaminated.jsonl").read_text().splitlines()]
     held_out = sum(entry["held_out"] for entry in listed)
@@ -83,7 +83,7 @@ def test_documents_that_overlap_leave_or_are_counted(
     # Without them nothing of it stays beside the dataset.
     prepare(corpus, tokenizer_folder, tmp_path / "out", settings, overwrite=True)
     assert not list(tmp_path.glob("out.contamin*"))
-    assert read_contamination(tmp_path / "out", counted.data_sha256) is None
+    assert read_contamination(tmp_path / "out", counted) is None
 
 
 def test_held_out_documents_of_another_corpus_are_items(
@@ -105,7 +105,7 @@ def test_real_abstracts_are_found_in_pubmedqa(
     corpus = [str(shared("med_pubmedqa_abstracts/med_pubmedqa_abstracts.jsonl.zst"))]
     settings = PrepareSettings(contaminated="count")
     training = prepare(corpus, tokenizer_folder, tmp_path / "x", settings, evaluation=sets).training
-    record = read_contamination(tmp_path / "x", training.data_sha256)
+    record = read_contamination(tmp_path / "x", training)
     assert record is not None
     pubmedqa, arc = record.sets
     assert (pubmedqa.items, pubmedqa.items_kept, pubmedqa.documents_kept) == (1000, 1000, 1000)

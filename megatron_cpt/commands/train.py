@@ -13,9 +13,9 @@ import orjson
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.ranks import launch_environment, launcher
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.config.load import dump_config, load_config
+from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.plan import RunPlan, make_plan
-from megatron_cpt.planning.resume_changes import resume_changes
+from megatron_cpt.planning.resume_changes import resume_changes, setting_changes
 from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, only_job, read_status, write_status
 from megatron_cpt.runs.permissions import keep_others_from_writing
 from megatron_cpt.runs.processes import (
@@ -148,8 +148,9 @@ def _is_done(plan: RunPlan, folder: RunFolder) -> bool:
     """Whether the run folder holds the finished run of this very configuration, on the same data."""
     status = read_status(folder.status)
     try:
-        before = folder.config.read_text(), orjson.loads(folder.plan.read_bytes())["blend"]["fingerprint"]
-    except (OSError, ValueError, KeyError):
+        before = load_config(folder.config)
+        fingerprint = orjson.loads(folder.plan.read_bytes())["blend"]["fingerprint"]
+    except (BadInput, OSError, ValueError, KeyError):
         return False
-    now = dump_config(plan.config), plan.blend.fingerprint(plan.blend.total_sequences)
-    return status is not None and status.state == "done" and before == now
+    same = fingerprint == plan.blend.fingerprint(plan.blend.total_sequences)
+    return status is not None and status.state == "done" and same and not setting_changes(before, plan.config)

@@ -272,19 +272,24 @@ def _adapter() -> TypeAdapter[RunConfig]:
     return TypeAdapter(RunConfig)
 
 
-def plain(value: Any) -> Any:
-    """Sections as mappings and durations as users type them."""
+def plain(value: Any, tokens_per_step: int | None = None) -> Any:
+    """Sections as mappings and durations as users type them, or all of them in tokens.
+
+    Args:
+        tokens_per_step: of the steps that durations are given in; None: these stay as they are.
+    """
     match value:
         case Duration(unit="tokens"):
             return value.amount
         case Duration():
-            return str(value)
+            return str(value) if tokens_per_step is None else value.tokens(tokens_per_step)
         case dict():
-            return {name: plain(item) for name, item in value.items()}
+            return {name: plain(item, tokens_per_step) for name, item in value.items()}
         case list() | tuple():
-            return [plain(item) for item in value]
+            return [plain(item, tokens_per_step) for item in value]
         case _ if dataclasses.is_dataclass(value):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            names = [field.name for field in dataclasses.fields(value)]
+            return {name: plain(getattr(value, name), tokens_per_step) for name in names}
         case _:
             return value
 

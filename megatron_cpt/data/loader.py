@@ -4,7 +4,6 @@ Each global batch is permuted over slots of rank and micro batch. Tokens come st
 mask says which labels count in the loss. In training a thread reads ahead.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from queue import Full, Queue
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from megatron_cpt.config.schema import DataSettings
 from megatron_cpt.config.units import Batches, Ramp
+from megatron_cpt.corpus.label_mask import LabelMask, label_mask
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.order import SampleOrder, key_of, permute
 from megatron_cpt.mixture.phases import source_of
@@ -125,54 +125,6 @@ def lengths_between(document_starts: Sequence[np.ndarray], length: int) -> tuple
 
 
 Int64s = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class LabelMask:
-    """What of a stream's labels does not count."""
-
-    tokens: tuple[int, ...] = ()
-    """Ids that do not, ascending."""
-    document_starts: bool = True
-    """Whether the first token of a document does."""
-    prompt_length_column: str | None = None
-    """The column that says how many first tokens of a document do not."""
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether some label may not count."""
-        return bool(self.tokens) or not self.document_starts or self.prompt_length_column is not None
-
-    def loss_mask(self, stream: TokenStream, start: int, labels: Int64s) -> npt.NDArray[np.bool_]:
-        """Which labels count, bool[n], of the tokens [start, start + n) of a stream."""
-        counts = np.isin(labels, self.tokens, invert=True)
-        if not self.document_starts:
-            counts[stream.document_starts(start, len(labels))] = False
-        if self.prompt_length_column is not None:
-            counts &= ~stream.within_prompts(start, len(labels), self.prompt_length_column)
-        return counts
-
-    def describe(self, stream: TokenStream) -> str:
-        """What does not count, as a part of a validation set's identity; empty where all do."""
-        words = [f"unscored={','.join(map(str, self.tokens))}"] if self.tokens else []
-        if not self.document_starts:
-            words.append("document_starts=unscored")
-        if self.prompt_length_column is not None:
-            lengths = stream.prompt_lengths(self.prompt_length_column).astype("<i8")
-            words.append(f"leads={hashlib.sha256(lengths.tobytes()).hexdigest()}")
-        return " ".join(words)
-
-
-def label_mask(data: DataSettings, stream: TokenStream, prompt_length_column: str | None) -> LabelMask:
-    """The mask of one stream of a run; the manifests of its datasets name their EOD.
-
-    Args:
-        prompt_length_column: of its source or validation set.
-    """
-    tokens = set(data.loss_mask.ignored_token_ids)
-    if not data.loss_mask.eod:
-        tokens |= {manifest.eod for manifest in stream.manifests if manifest.eod is not None}
-    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, prompt_length_column)
 
 
 def label_masks(data: DataSettings, streams: Mapping[str, TokenStream], names: Sequence[str]) -> list[LabelMask]:

@@ -10,7 +10,6 @@ Losses are sums of nats over counts of tokens. Nothing of training is touched: n
 random state (dropout is off), no data position.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,8 +19,9 @@ import numpy.typing as npt
 import torch
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.label_mask import LabelMask, set_identity
 from megatron_cpt.corpus.stream import TokenStream, scored_tokens
-from megatron_cpt.data.loader import Batch, LabelMask, make_batch
+from megatron_cpt.data.loader import Batch, make_batch
 from megatron_cpt.model.forward import run_micro_batches, without_dropout
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import from_last_stage, sum_over_replicas
@@ -119,9 +119,6 @@ def open_set(
             rule = f"has no label that counts among its {targets:,}: a loss of nothing is none."
             remedy = "Leave fewer labels out (data.loss_mask, prompt_length_column), or score more tokens of the set."
             raise BadInput(Fault(f"validation.sets.{name}", rule, remedy))
-    # What attention sees, and that EOD counts, as in Megatron: part of what the loss means.
-    described = f"{stream.identity} {sequence_length} {targets} attention={attention} "
-    described += mask.describe(stream) or "eod=scored"
     return ValidationSet(
         name=name,
         role=role,
@@ -130,7 +127,7 @@ def open_set(
         labels=labels,
         scored_tokens=scored,
         scored_bytes=None if token_bytes is None else int(token_bytes[text].sum()),
-        identity=hashlib.sha256(described.encode()).hexdigest(),
+        identity=set_identity(stream, sequence_length, targets, attention, mask),
         within_documents=attention == "within_documents",
         loss_mask=loss_mask,
     )

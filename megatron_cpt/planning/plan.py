@@ -1,7 +1,7 @@
 """What `plan` prints and `train` obeys: blend, steps, evaluations, size and cost of a run, and warnings."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from megatron_cpt.planning.checks import input_faults, shared_warnings, start_fa
 from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
+from megatron_cpt.planning.known_datasets import KnownDataset, recognize_datasets
 from megatron_cpt.planning.rates import history_lines, rate_lines, rate_warnings, rates_of
 from megatron_cpt.planning.start_state import (
     RunPosition,
@@ -66,6 +67,8 @@ class RunPlan:
     """The run as it will be: one that an exhausted source ends is configured for the tokens until there."""
     inputs: RunInputs
     """What the run reads, opened."""
+    datasets: Mapping[str, Sequence[KnownDataset]]
+    """What its datasets are known by, by the setting that names them."""
     start: RunPosition
     """Where it begins: after steps of another run, with `init_from.load_data_position: true`."""
     resume: RunPosition | None
@@ -257,6 +260,7 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
     """
     verify_checkpoints(config)
     inputs = open_inputs(config, assumed)
+    datasets = recognize_datasets(config, inputs)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
     warnings = _plan_warnings(config, inputs, blend)
@@ -270,6 +274,7 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
     return RunPlan(
         config=config,
         inputs=inputs,
+        datasets=datasets,
         start=start,
         resume=resume,
         folder=config.run.folder,

@@ -6,7 +6,7 @@ parts that are trained, the checkpoint says itself (position.json).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
@@ -15,10 +15,15 @@ from typing import Any
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.config.load import load_config, plain
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.label_mask import label_mask, set_identity
+from megatron_cpt.corpus.stream import scored_tokens
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.blend import BlendPlan, differences
+from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.checks import batch_faults
+from megatron_cpt.planning.inputs import RunInputs
+from megatron_cpt.planning.known_datasets import DatasetChange, changed_datasets
 from megatron_cpt.planning.plan import RunPlan
 from megatron_cpt.planning.text_tables import percent
 from megatron_cpt.runs.checkpoint_state import CheckpointState, newest_checkpoint, read_state, without_optimizer
@@ -67,18 +72,26 @@ class ResumeChanges:
     """Every setting that is another one than before."""
     unknown: str | None = None
     """Why they are not known; None where they are."""
+    measures: tuple[str, ...] = ()
+    """Names of the validation sets and tasks of files that are no longer what they were."""
 
     def lines(self) -> list[str]:
         """A line each, for people."""
-        if self.unknown:
-            return [f"what was changed after step {self.step} is not known: {self.unknown}"]
         past = within(self.changes, OF_THE_BASE)
-        return [
+        found = [
             f"changed for all steps, those done too (lineage.json tells it anew): {change}"
             if change in past
             else f"changed from step {self.step + 1} on: {change}"
             for change in self.changes
         ]
+        if self.unknown:
+            found.append(f"what was changed after step {self.step} is not known: {self.unknown}")
+        return [*found, *(measure_line(self.step, name) for name in self.measures)]
+
+
+def measure_line(step: int, name: str) -> str:
+    """What is said of a validation set or task that is another one after a step."""
+    return f"changed from step {step + 1} on: {name} is a different one"
 
 
 def resume_changes(plan: RunPlan) -> ResumeChanges:
@@ -88,7 +101,7 @@ def resume_changes(plan: RunPlan) -> ResumeChanges:
         BadInput: the run would go on with other data, other sizes of the steps done, other trained parts or other
             rotary positions than its checkpoint, or than the one whose data order or optimizer state it takes over
             (`init_from`); it is shorter than its checkpoint, at its end with another configuration, or changes what can
-            no longer count or what a loss means.
+            no longer count, what a loss means, or what a validation set or the task of a file holds.
         IntegrityFault: a checkpoint contradicts itself.
     """
     config, folder = plan.config, RunFolder(plan.folder)
@@ -97,18 +110,24 @@ def resume_changes(plan: RunPlan) -> ResumeChanges:
         refuse([*_parent_faults(plan)])
         return ResumeChanges()
     state = read_state(newest)
-    found = _changes_since(folder, state.step, config)
+    changed = changed_measures(state.measures, measures(config, plan.inputs))
+    found = replace(_changes_since(folder, state.step, config), measures=tuple(changed))
     faults = [
         *length_faults(config, str(newest), state.step),
         *batch_faults(config, str(newest), state.step, state.sequences, state.batches),
-        *_order_faults(newest, state, plan.blend, config),
+        *_order_faults(newest, state, plan),
         *_part_faults(newest, state, config),
         *_rope_faults(newest, plan.inputs.shape),
     ]
     if state.step == config.total_steps:
         faults += _finished_faults(folder, state.step, found.changes)
     faults += [*_beginning_faults(found.changes), *_start_weights_faults(config, found.changes)]
-    refuse([*faults, *_meaning_faults(config, found.changes)])
+    others = {
+        name: list(changed_datasets(state, name, plan.inputs.validation_sets[name.removeprefix("validation.sets.")]))
+        for name in changed
+        if name.startswith("validation.sets.")
+    }
+    refuse([*faults, *_meaning_faults(config, found.changes), *measure_faults(config, changed, others)])
     return found
 
 
@@ -120,7 +139,7 @@ def _parent_faults(plan: RunPlan) -> Iterator[Fault]:
     checkpoint = Path(start.checkpoint)
     state = read_state(checkpoint)
     if start.load_data_position:
-        yield from _order_faults(checkpoint, state, plan.blend, plan.config)
+        yield from _order_faults(checkpoint, state, plan)
     if start.load_optimizer:
         yield from _part_faults(checkpoint, state, plan.config)
 
@@ -153,8 +172,9 @@ def length_faults(config: RunConfig, checkpoint: str, step: int) -> list[Fault]:
     return [Fault(f"training.tokens = {config.training.tokens}", rule, remedy)]
 
 
-def _order_faults(checkpoint: Path, state: CheckpointState, blend: BlendPlan, config: RunConfig) -> Iterator[Fault]:
+def _order_faults(checkpoint: Path, state: CheckpointState, plan: RunPlan) -> Iterator[Fault]:
     """Other data than those that were read. Raises IntegrityFault where the checkpoint contradicts itself."""
+    blend = plan.blend
     before, now = state.order, blend.describe(state.sequences)
     if not all(stream.identity for stream in blend.streams):  # assumed, not read: nobody knows what is in them
         changed = differences(_apart_from_text(before), _apart_from_text(now))
@@ -166,12 +186,25 @@ def _order_faults(checkpoint: Path, state: CheckpointState, blend: BlendPlan, co
         if same and read != _read(state.source_sequences):
             raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
     if not same:
+        others, told = [], []
+        for line in changed:
+            name = line.removeprefix("sources.").partition(".identity: ")[0]
+            source = f"data.sources.{source_of(name)}"
+            found = list(changed_datasets(state, source, plan.inputs.sources[name])) if name in blend.sources else []
+            others += found
+            told += [f"{source}: {what}" for what, _ in found] or [line]
+        told = list(dict.fromkeys(told))  # the buckets of a source read the same datasets
         yield Fault(
-            f"{checkpoint}: {'; '.join(changed) or 'order_fingerprint: altered'}",
+            f"{checkpoint}: {'; '.join(told) or 'order_fingerprint: altered'}",
             "a run goes on with the datasets, blend, sequence length and seed that it began with.",
-            f"{_pinned(state, blend, config)}Restore them (config.yaml in the run folder has them), or start "
-            "a new run in another folder.",
+            f"{_known_again(others)}{_pinned(state, blend, plan.config)}Restore them (config.yaml in the run folder "
+            "has them), or start a new run in another folder.",
         )
+
+
+def _known_again(changes: Iterable[DatasetChange]) -> str:
+    """What to do for datasets that may be the same as before."""
+    return "".join(f"{remedy} " for remedy in dict.fromkeys(remedy for _, remedy in changes) if remedy is not None)
 
 
 def _apart_from_text(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,18 +330,65 @@ def _meaning_faults(config: RunConfig, changes: Sequence[SettingChange]) -> list
     return [Fault(str(change), rule, f"Restore it; {_ALLOW}.") for change in within(changes, LOSS_MEANING)]
 
 
-def measure_faults(config: RunConfig, changed: Sequence[str]) -> list[Fault]:
-    """Validation sets and tasks that are no longer what they were when the checkpoint was written."""
+def measures(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
+    """Identity of every validation set and of every task of a file, by its name in messages.
+
+    Sets that are assumed, and not here, are left out.
+    """
+    found = {}
+    for name, stream in inputs.validation_sets.items():
+        if stream.identity:
+            settings, length = config.validation.sets[name], config.data.sequence_length
+            labels = int(scored_tokens(stream.tokens, length, settings.tokens).sum())
+            mask = label_mask(config.data, stream, settings.prompt_length_column)
+            found[f"validation.sets.{name}"] = set_identity(stream, length, labels, config.data.attention, mask)
+    return found | {f"task {task.name}": task.identity for tasks in inputs.tasks.values() for task in tasks}
+
+
+def changed_measures(before: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """Names of those that have another identity than before; `before`: None where it is not known."""
+    return [name for name, identity in now.items() if (before or {}).get(name, identity) != identity]
+
+
+def measure_faults(
+    config: RunConfig, changed: Sequence[str], datasets: Mapping[str, Sequence[DatasetChange]] | None = None
+) -> list[Fault]:
+    """Validation sets and tasks that are no longer what they were when the checkpoint was written.
+
+    Args:
+        changed: their names.
+        datasets: what became of the datasets of each, where it is known.
+    """
     if config.run.allow_loss_changes:
         return []
-    rule = "it is no longer what was measured before (its text, its budget, or which labels count and how)."
+    rule = "it is no longer what was measured before (its text, its budget, or which labels count and how)"
     remedy = f"Restore it, or give the changed one another name; {_ALLOW}."
-    return [Fault(name, rule, remedy) for name in changed]
+    found = []
+    for name in changed:
+        others = (datasets or {}).get(name, ())
+        told = "".join(f"; {what}" for what, _ in others)
+        found.append(Fault(name, f"{rule}{told}.", f"{_known_again(others)}{remedy}"))
+    return found
 
 
 def setting_changes(before: RunConfig, now: RunConfig) -> list[SettingChange]:
-    """Every setting in which two configurations differ, in the order of the sections; a folder may be moved."""
-    return [change for change in _changes(plain(before), plain(now), "") if change.key != "run.folder"]
+    """Every setting in which two configurations differ, in the order of the sections; a folder may be moved.
+
+    A length in steps is that in tokens which it means.
+    """
+    meant = {change.key for change in _changes(_in_tokens(before), _in_tokens(now), "")} - {"run.folder"}
+    return [change for change in _changes(plain(before), plain(now), "") if change.key in meant]
+
+
+def _in_tokens(config: RunConfig) -> dict[str, Any]:
+    """A configuration as `plain` has it, with its lengths in tokens.
+
+    Where the batch size ramps up, a number of steps is one of tokens only by its place: such lengths stay as written.
+    """
+    settings: dict[str, Any] = plain(config, None if config.batches.ramp else config.tokens_per_step)
+    settings["training"]["tokens"] = config.total_tokens
+    settings["base_history"] = plain(config.base_history)  # in steps of the base
+    return settings
 
 
 def within(changes: Iterable[SettingChange], keys: Iterable[str]) -> list[SettingChange]:

@@ -109,6 +109,9 @@ class CheckpointState:
     checkpoint."""
     measures: dict[str, str] | None = None
     """Identity of every validation set and task, by its name in messages. None: an older checkpoint."""
+    datasets: dict[str, list[dict[str, Any]]] | None = None
+    """What the datasets were known by, by the setting that names them (planning/known_datasets.py). None: an older
+    checkpoint."""
     records: RecordsDigest | None = None
     """The records up to this step. None: an older checkpoint."""
 

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -270,6 +270,7 @@ class Saver:
             schedule_shift=run.start_state.schedule_shift,
             batches=batch_settings(config),
             measures=dict(run.measures),
+            datasets={name: [asdict(one) for one in known] for name, known in run.plan.datasets.items()},
             records=self._logger.records_digest(),
         )
 

@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import Duration
+from megatron_cpt.corpus.label_mask import LabelMask, label_mask
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.loader import LabelMask, Slots, label_mask, label_masks, rank_indices, window
+from megatron_cpt.data.loader import Slots, label_masks, rank_indices, window
 from megatron_cpt.mixture.order import SampleOrder
 from megatron_cpt.planning.plan import make_plan
 

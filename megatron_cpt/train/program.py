@@ -31,7 +31,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier, keep_freed_memory
 from megatron_cpt.parallel.mcore_compat import release, untried
 from megatron_cpt.planning.plan import RunPlan, make_plan
-from megatron_cpt.planning.resume_changes import ResumeChanges, resume_changes
+from megatron_cpt.planning.resume_changes import ResumeChanges, measure_line, resume_changes
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints, foreign_names
 from megatron_cpt.runs.floors import floor_faults
 from megatron_cpt.runs.folder import (
@@ -216,7 +216,7 @@ def _record_changes(run: Run, logger: RunLogger, found: ResumeChanges) -> None:
         logger.record(event | {"event": "setting_changed"} | asdict(change))
     for name in run.changed_measures:
         logger.record(event | {"event": "measure_changed", "name": name})
-    other = [f"changed from step {run.first_step + 1} on: {name} is a different one" for name in run.changed_measures]
+    other = [measure_line(run.first_step, name) for name in run.changed_measures if name not in found.measures]
     for line in [*found.lines(), *other]:
         logger.log(line, shown=True)
 

@@ -27,7 +27,8 @@ from megatron_cpt.checkpoint.load import load, load_weights
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schedule import Areas
 from megatron_cpt.config.schema import RunConfig, TrainingSettings
-from megatron_cpt.data.loader import Slots, TrainingData, label_mask, label_masks
+from megatron_cpt.corpus.label_mask import label_mask
+from megatron_cpt.data.loader import Slots, TrainingData, label_masks
 from megatron_cpt.evaluate.scoring import LmEvalTask
 from megatron_cpt.evaluate.validation import ValidationSet, open_set
 from megatron_cpt.families.family import ModelShape
@@ -38,7 +39,7 @@ from megatron_cpt.parallel.groups import first_on_rank_zero, seed_everything
 from megatron_cpt.planning.evaluations import group_members
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.plan import RunPlan
-from megatron_cpt.planning.resume_changes import measure_faults
+from megatron_cpt.planning.resume_changes import changed_measures, measure_faults, measures
 from megatron_cpt.planning.start_state import schedule_shift
 from megatron_cpt.runs.checkpoint_state import (
     CheckpointState,
@@ -301,8 +302,7 @@ class Run:
     @property
     def changed_measures(self) -> list[str]:
         """Names of the validation sets and tasks that are no longer what they were at the checkpoint."""
-        before = self.start_state.measures or {}
-        return [name for name, identity in self.measures.items() if before.get(name, identity) != identity]
+        return changed_measures(self.start_state.measures, self.measures)
 
     @property
     def first_step(self) -> int:
@@ -360,7 +360,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
     beginning = _load_start_state(checkpoints, model, optimizer, config)
     with first_on_rank_zero():
         if groups.rank() == 0:
-            for stream in plan.inputs.sources.values():
+            for stream in (*plan.inputs.sources.values(), *plan.inputs.validation_sets.values()):
                 stream.spot_check()
     data = TrainingData(
         order=plan.blend.order,
@@ -392,12 +392,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
         harness=harness,
         start_weights=start_weights,
         start_state=beginning,
-        measures={f"validation.sets.{one.name}": one.identity for one in sets}
-        | {
-            f"task {one.name}": one.identity
-            for opened in (plan.inputs.tasks, harness)
-            for one in chain(*opened.values())
-        },
+        measures=measures(config, plan.inputs) | {f"task {one.name}": one.identity for one in chain(*harness.values())},
     )
     refuse(measure_faults(config, run.changed_measures))
     return run

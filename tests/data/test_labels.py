@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.corpus.label_mask import LabelMask, label_mask
 from megatron_cpt.corpus.manifest import load_manifest, write_manifest
 from megatron_cpt.corpus.stream import TokenStream
-from megatron_cpt.data.loader import LabelMask, label_mask, make_batch
+from megatron_cpt.data.loader import make_batch
 from megatron_cpt.evaluate.validation import open_set
 from megatron_cpt.quality.select import HowMany, select
 from tests.config.examples import config_with

@@ -198,10 +198,12 @@ ROWS = {
         ),
     ),
     "D4": Row(
-        "Tokens of another dataset of the same size, or another dtype code: refused.",
+        "Tokens of another dataset of the same size: refused when a run starts and by `inspect --verify` (`plan` opens"
+        " no `.bin` of what `prepare` wrote). Another dtype code: refused.",
         "Megatron-LM: accepted (code).",
         (
             f"{_FLIPS}::test_the_tokens_of_another_dataset_of_the_same_size_are_refused",
+            "train/test_same_data.py::test_other_tokens_under_a_manifest_are_refused_at_the_start",
             "corpus/test_indexed.py::test_a_dtype_of_floats_and_a_later_version_are_refused",
         ),
     ),
@@ -215,10 +217,14 @@ ROWS = {
         ),
     ),
     "D6": Row(
-        "A dataset replaced under its name: refused where a run, a score or a selection was made of the old one.",
+        "A dataset replaced under its name: refused where a run, a score or a selection was made of the old one, also"
+        " where its manifest came or went; the same dataset is known again.",
         "Megatron-LM: the old index is used, 237 of 418 samples differ (run). OLMo-core: sees name and size (code).",
         (
             "corpus/test_manifest.py::test_a_replaced_dataset_is_refused",
+            "corpus/test_same_data.py::test_a_score_and_a_selection_are_known_again_where_the_manifest_came_or_went",
+            "train/test_same_data.py::test_a_manifest_that_comes_or_goes_changes_nothing",
+            "train/test_same_data.py::test_what_became_of_the_data_is_told",
             "corpus/test_manifest.py::test_other_data_of_the_same_size_are_found_by_verify",
             "corpus/test_scores.py::test_the_score_of_other_content_is_refused",
             f"{_NINE}::test_guarded_what_was_read_cannot_change_unseen",

@@ -88,6 +88,26 @@ def test_a_finished_run_is_not_given_other_settings(
     assert {name: (run / name).read_bytes() for name in files} == before
 
 
+def test_lengths_that_are_written_in_another_unit_are_no_change(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    path = workshop.write_config(run)
+    step = 8 * SEQUENCE_LENGTH
+    in_tokens = (
+        *(f"training.tokens={12 * step}", f"schedule.warmup={3 * step}", f"checkpoint.save_interval={4 * step}"),
+        f"validation.eval_interval.at=[{5 * step}]",
+    )
+    for words in (in_tokens, (f"training.tokens={12 * step + 1}",)):
+        assert main(["plan", str(path), *KEPT, *words]) == ExitCode.DONE
+        assert "Changes" not in capsys.readouterr().out
+    assert one_rank.call(train, path=path, overrides=(*KEPT, *in_tokens)) == [ExitCode.DONE]
+    assert told(run) == [] and "changed" not in (run / "log.txt").read_text()
+    assert main(["plan", str(path), *KEPT, f"schedule.warmup={3 * step + 1}"]) == ExitCode.BAD_INPUT
+    assert f"schedule.warmup: 3 steps before, {3 * step + 1} now" in capsys.readouterr().err
+
+
 def test_the_command_keeps_what_a_finished_run_says_of_itself(
     workshop: Workshop, tmp_path: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,12 +185,20 @@ def test_every_changed_setting_is_told_and_every_configuration_kept(
     ],
 )
 def test_what_losses_mean_and_how_a_run_began_is_not_changed(
-    one_rank: Ranks, workshop: Workshop, tmp_path: Path, measured: Path, override: str, said: str
+    one_rank: Ranks,
+    workshop: Workshop,
+    tmp_path: Path,
+    measured: Path,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    said: str,
 ) -> None:
     run = tmp_path / "run"
     cut_back(measured, 4, run)
     path = workshop.write_config(run, tasks=workshop.tasks)
     word = override.replace("{domain}", f"{workshop.prefix('domain')}.validation")
+    assert main(["plan", str(path), *KEPT, word]) == ExitCode.BAD_INPUT
+    assert said in capsys.readouterr().err
     assert said in one_rank.call(refusal, path=path, overrides=(*KEPT, word))[0]
     assert records_of(run) == records_of(measured)
 

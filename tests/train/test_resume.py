@@ -104,7 +104,10 @@ def test_a_resume_that_would_see_other_data_is_refused(
         ),
         (later, "phases.1: not there before, from_tokens 512, domain 90.00 %, general 10.00 % now"),
         ("data.sequence_length=16", "sequence_length: 32 before, 16 now"),
-        ("data.sources.general.paths=['" + workshop.prefix("general") + ".validation']", "sources.general.identity"),
+        (
+            "data.sources.general.paths=['" + workshop.prefix("general") + ".validation']",
+            "general.validation in place of",
+        ),
         ("training.global_batch_size=4", "its 4 steps took 32 sequences, and here they take 16"),
         ("model.frozen.bottom=2", "model.frozen: {'bottom': 0"),
         ("model.rope={max_position_embeddings: 96, rope_theta: 5000}", "rotary positions of base"),

@@ -52,7 +52,7 @@ def run_stages(overrides: Sequence[str]) -> None:
         prepare(name)
     select_subset()
     train("base", "pretrain the base model on general text; 2 processes", overrides, processes=2)
-    train("naive", "continue it on the whole domain, no replay", overrides)
+    train("naive", "continue it on the domain alone, no replay", overrides)
     train("mitigated", "continue it on a subset for several epochs, with replay; 2 processes", overrides, processes=2)
     stage("compare the exported model's logits in transformers with Megatron's")
     newest = sorted((OUT / "mitigated/checkpoints").glob("step-*"))[-1]

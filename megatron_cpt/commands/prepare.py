@@ -10,6 +10,7 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
+from megatron_cpt.preparation.dry_run import DryRun, dry_run
 from megatron_cpt.preparation.inputs import told_not_read
 from megatron_cpt.preparation.job import (
     PrepareSettings,
@@ -21,6 +22,7 @@ from megatron_cpt.preparation.job import (
 )
 from megatron_cpt.preparation.pool import PATIENCE_SECONDS
 from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
+from megatron_cpt.preparation.process_piece import TextCounts
 from megatron_cpt.tasks.task_files import evaluation_sets
 
 _MOST_PERCENT = 100
@@ -39,8 +41,15 @@ def main(arguments: list[str]) -> int:
     if args.output.endswith("/"):
         remedy = f"Give a prefix in it, such as {args.output}corpus."
         raise BadInput(Fault(f"--output {args.output}", "is a folder.", remedy))
+    if args.limit and args.shard:
+        rule = "shows the first documents of the whole input."
+        raise BadInput(Fault("--limit with --shard", rule, "Leave --shard out to look, and --limit to prepare."))
     evaluation = evaluation_sets(args.decontaminate)
     for key in text_keys:
+        if args.limit:
+            settings = _settings(args, key)
+            print(_shown(dry_run(args.corpus, args.tokenizer, args.output, settings, args.limit, evaluation), settings))
+            continue
         output = Path(args.output if len(text_keys) == 1 else f"{args.output}_{key}")
         print(_prepare(args, _settings(args, key), evaluation, output))
     return 0
@@ -65,6 +74,7 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
     return PrepareSettings(
         text_key=key,
         id_key=args.id_key,
+        where=args.where,
         document_per_line=args.document_per_line,
         eod=args.eod,
         bos=args.bos,
@@ -90,6 +100,8 @@ def parser() -> argparse.ArgumentParser:
         "prepare",
         "Documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json.",
         "megatron-cpt prepare medicine/*.jsonl.zst --tokenizer Llama-3-8B --output data/medicine --holdout 0.5%",
+        "megatron-cpt prepare web/*.jsonl.zst --tokenizer Llama-3-8B --output data/web --limit 100 "
+        "--where \"language == 'en' and metadata.score > 3\"",
     )
     top.add_argument(
         "corpus",
@@ -109,6 +121,12 @@ def parser() -> argparse.ArgumentParser:
         "PREFIX_KEY",
     )
     top.add_argument("--id-key", metavar="KEY", help="key or column of the document's id, kept in PREFIX.ids.jsonl")
+    top.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="only documents whose fields meet it: \"language == 'en' and metadata.score > 3\"; those without a field "
+        "are rejected, unless it says `score is None or ...`",
+    )
     top.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")
     top.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
     top.add_argument(
@@ -166,6 +184,12 @@ def parser() -> argparse.ArgumentParser:
         default=True,
         help="gigatoken, where it is installed and proven to give the same ids",
     )
+    top.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="dry run: show what becomes of the first N documents, write nothing; copies are not looked for",
+    )
     top.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
     top.add_argument("--quiet", action="store_true", help="no progress bar")
     return top
@@ -210,11 +234,13 @@ def summary(prepared: Prepared, output: Path) -> str:
     lines = [_line(output, prepared.training)]
     if prepared.validation is not None:
         lines.append(_line(validation_prefix(output), prepared.validation))
-    lines += _not_said(prepared.training)
+    lines += _not_said(prepared.training.unknown_share, prepared.training.lost_share)
     if prepared.training.not_read:
         lines.append(told_not_read(prepared.training.not_read))
     if prepared.training.rejected:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
+    if prepared.training.filtered:
+        lines.append(f"left out {prepared.training.filtered:,} documents that do not meet --where")
     if prepared.training.duplicates:
         lines.append(f"left out {prepared.training.duplicates:,} exact copies, see {duplicates_path(output)}")
     if prepared.training.near_duplicates:
@@ -231,15 +257,13 @@ _TOLD_SHARE = 0.001
 """Share of text that may be unknown or lost without a word."""
 
 
-def _not_said(manifest: Manifest) -> list[str]:
+def _not_said(unknown: float | None, lost: float | None) -> list[str]:
     """What of the text the tokens do not hold."""
     lines = []
-    if (manifest.unknown_share or 0) > _TOLD_SHARE:
-        lines.append(
-            f"warning: {manifest.unknown_share:.2%} of the tokens stand for text that the tokenizer cannot say"
-        )
-    if (manifest.lost_share or 0) > _TOLD_SHARE:
-        lines.append(f"warning: {manifest.lost_share:.2%} of the text, in bytes, does not come back from its tokens")
+    if (unknown or 0) > _TOLD_SHARE:
+        lines.append(f"warning: {unknown:.2%} of the tokens stand for text that the tokenizer cannot say")
+    if (lost or 0) > _TOLD_SHARE:
+        lines.append(f"warning: {lost:.2%} of the text, in bytes, does not come back from its tokens")
     return lines
 
 
@@ -260,12 +284,55 @@ def _overlap(manifest: Manifest, output: Path) -> list[str]:
     return lines
 
 
+_SHOWN_CHARACTERS, _SHOWN_TOKENS, _SHOWN_REJECTED = 200, 24, 10
+"""Of the text and of the tokens of a document, and of the rejected lines, that a dry run shows."""
+
+
+def _shown(found: DryRun, settings: PrepareSettings) -> str:
+    """What a dry run found, the documents that it shows last."""
+    counts = found.counts
+    lines = [f"dry run: {found.read:,} documents were read, nothing is written"]
+    lines.append(_counted(found.documents, found.tokens, found.bytes, _ratio(counts)))
+    lines += _not_said(
+        counts.unknown / counts.tokens if counts.tokens else None, counts.lost / counts.bytes if counts.bytes else None
+    )
+    if settings.where is not None:
+        lines.append(f"left out {found.filtered:,} documents that do not meet --where")
+    if found.rejected:
+        lines.append(f"rejected {len(found.rejected):,} documents:")
+        lines += [f"  {path}, line {line.line:,}: {line.reason}" for path, line in found.rejected[:_SHOWN_REJECTED]]
+    if len(found.rejected) > _SHOWN_REJECTED:
+        lines.append(f"  and {len(found.rejected) - _SHOWN_REJECTED:,} more")
+    if len(found.rejected) > settings.max_rejected * (found.documents + len(found.rejected)):
+        lines.append(f"warning: these are more than --max-rejected, {settings.max_rejected:.2%}, of the documents")
+    for example in found.examples:
+        more = "..." if len(example.text) > _SHOWN_CHARACTERS else ""
+        ids = example.tokens[:_SHOWN_TOKENS].tolist()
+        tokens = " ".join(f"{number}:{found.tokenizer.decode([number])!r}" for number in ids)
+        lines += [
+            f"\n--- {example.file}, line {example.line:,}: {len(example.text):,} characters, "
+            f"{len(example.tokens):,} tokens",
+            f"{example.text[:_SHOWN_CHARACTERS]}{more}",
+            f"tokens: {tokens}{' ...' if len(example.tokens) > _SHOWN_TOKENS else ''}",
+        ]
+    return "\n".join(lines)
+
+
+def _ratio(counts: TextCounts) -> float | None:
+    """Tokens a word."""
+    return counts.sampled_tokens / counts.sampled_words if counts.sampled_words else None
+
+
 def _line(prefix: Path, manifest: Manifest) -> str:
-    size = f", {manifest.bytes:,} bytes of text" if manifest.bytes is not None else ""
+    return f"{prefix}: " + _counted(manifest.documents, manifest.tokens, manifest.bytes, manifest.tokens_per_word)
+
+
+def _counted(documents: int, tokens: int, size: int | None, tokens_per_word: float | None) -> str:
+    of_text = f", {size:,} bytes of text" if size is not None else ""
     ratios = []
-    if manifest.bytes and manifest.tokens:
-        ratios.append(f"{manifest.bytes / manifest.tokens:.2f} bytes a token")
-    if manifest.tokens_per_word:
-        ratios.append(f"{manifest.tokens_per_word:.2f} tokens a word")
+    if size and tokens:
+        ratios.append(f"{size / tokens:.2f} bytes a token")
+    if tokens_per_word:
+        ratios.append(f"{tokens_per_word:.2f} tokens a word")
     means = f" ({', '.join(ratios)})" if ratios else ""
-    return f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens{size}{means}"
+    return f"{documents:,} documents, {tokens:,} tokens{of_text}{means}"

@@ -198,6 +198,8 @@ class Manifest:
     """Files of the folders that were given which are none of a corpus, and were not read."""
     rejected: int | None = None
     """Documents of those files that were left out, listed with reasons in PREFIX.rejected.jsonl."""
+    filtered: int | None = None
+    """Documents of those files that do not meet `--where`; None: there was no such condition."""
     held_out: bool | None = None
     """Whether these are the documents that were held out of the dataset named without `.validation`."""
     joined: list[str] | None = None

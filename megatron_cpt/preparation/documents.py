@@ -5,14 +5,17 @@ never ends the reading of its file.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
 
-from megatron_cpt.preparation.fields import field_of
-from megatron_cpt.preparation.inputs import Kind, Piece, lines_of
+from megatron_cpt.preparation.fields import Condition, Unanswerable, field_of
+from megatron_cpt.preparation.inputs import Input, Kind, Piece, lines_of, piece_size, plain_stream, spans, unpacked
 
 LONGEST_DOCUMENT = 128 << 20
 """Bytes of a line, or of a .txt file, that are taken for one document: bounds memory."""
@@ -51,7 +54,12 @@ class Blank:
     """A line of blanks alone: no document, and nothing that is wrong."""
 
 
-Line = Document | Rejected | Blank
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A document that does not meet --where."""
+
+
+Line = Document | Rejected | Blank | Filtered
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Keys:
 
     text: str
     id: str | None = None
+    where: Condition | None = None
+    """What documents must meet. Those that cannot be judged are rejected."""
 
 
 def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
@@ -67,16 +77,30 @@ def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
     if kind == "parquet":
         yield from _rows(piece, keys)
     elif kind == "text":
-        yield _whole(piece)
+        yield _whole(piece, keys)
     else:
         yield from _lines(piece, kind, keys)
 
 
-def _whole(piece: Piece) -> Document | Rejected:
+def read_inputs(inputs: Sequence[Input], keys: Keys) -> Iterator[tuple[int, Line]]:
+    """Every line of whole inputs, in the order read, with the number of its file."""
+    size = piece_size(inputs)
+    for span in spans(inputs, size, keys.text):
+        file = span.piece.file
+        source = inputs[file]
+        if not span.streamed:
+            yield from ((file, line) for line in read_piece(span.piece, source.kind, keys))
+            continue
+        with TemporaryDirectory() as folder, plain_stream(source) as stream:
+            for piece in unpacked(stream, file, source.kind == "text", False, Path(folder), size):
+                yield from ((file, line) for line in read_piece(piece, source.kind, keys))
+                piece.path.unlink()
+
+
+def _whole(piece: Piece, keys: Keys) -> Line:
     if piece.end > LONGEST_DOCUMENT:
         return Rejected(1, _TOO_LONG)
-    text = _decode(piece.path.read_bytes().removeprefix(_BYTE_ORDER_MARK))
-    return Rejected(1, text) if isinstance(text, _Reason) else Document(text, 1, 0)
+    return _of_text(_decode(piece.path.read_bytes().removeprefix(_BYTE_ORDER_MARK)), keys, 1, 0)
 
 
 def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
@@ -90,26 +114,39 @@ def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
             content = content.removeprefix(_BYTE_ORDER_MARK)
         if not content.strip():
             yield Blank()
-            continue
-        if kind == "text_lines":
-            text, name = _decode(content.rstrip(b"\r\n")), ""
+        elif kind == "text_lines":
+            yield _of_text(_decode(content.rstrip(b"\r\n")), keys, line, place)
         else:
-            text, name = _of_json(content, keys)
-        yield Rejected(line, text, name) if isinstance(text, _Reason) else Document(text, line, place, name)
+            value = _of_json(content, keys)
+            yield Rejected(line, value) if isinstance(value, _Reason) else _of_fields(value, keys, line, place)
 
 
-def _rows(piece: Piece, keys: Keys) -> Iterator[Document | Rejected]:
+def _rows(piece: Piece, keys: Keys) -> Iterator[Line]:
     # Its library takes 50 MB of every process: only where there is a table.
     from megatron_cpt.preparation.parquet import rows_of  # noqa: PLC0415
 
-    columns = [keys.text] if keys.id is None else [keys.text, keys.id]
+    named = [keys.text, *([keys.id] if keys.id is not None else []), *(keys.where.fields if keys.where else ())]
+    columns = list(dict.fromkeys(named))
     for line, values in enumerate(rows_of(piece.path, piece.start, piece.end, columns), start=1):
-        name = _name(values[1]) if keys.id is not None else ""
-        text = _usable(values[0], keys.text)
-        if isinstance(text, _Reason):
-            yield Rejected(line, text, name)
-        else:
-            yield Document(text, line, piece.start + line - 1, name)
+        yield _of_fields(dict(zip(columns, values, strict=True)), keys, line, piece.start + line - 1)
+
+
+def _of_text(text: "str | _Reason", keys: Keys, line: int, place: int) -> Line:
+    """The document of a text that has no other field."""
+    return Rejected(line, text) if isinstance(text, _Reason) else _of_fields({keys.text: text}, keys, line, place)
+
+
+def _of_fields(fields: Mapping[str, Any], keys: Keys, line: int, place: int) -> Line:
+    name = _name(field_of(fields, keys.id)) if keys.id is not None else ""
+    if keys.where is not None:
+        try:
+            if not keys.where.met(partial(field_of, fields)):
+                return Filtered()
+        except Unanswerable as reason:
+            return Rejected(line, str(reason), name)
+    found = field_of(fields, keys.text, _MISSING)
+    text = _Reason(f"no key {keys.text!r}") if found is _MISSING else _usable(found, keys.text)
+    return Rejected(line, text, name) if isinstance(text, _Reason) else Document(text, line, place, name)
 
 
 _MISSING = object()
@@ -122,21 +159,13 @@ class _Reason(str):
     __slots__ = ()
 
 
-def _of_json(line: bytes, keys: Keys) -> "tuple[str | _Reason, str]":
-    """Text, or why there is none, and id of a JSON line."""
+def _of_json(line: bytes, keys: Keys) -> "dict[str, Any] | _Reason":
+    """The object of a JSON line, or why there is none."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         value = _by_python(line, error, keys)
-        if isinstance(value, _Reason):
-            return value, ""
-    if not isinstance(value, dict):
-        return _Reason("not a JSON object"), ""
-    name = _name(field_of(value, keys.id)) if keys.id is not None else ""
-    text = field_of(value, keys.text, _MISSING)
-    if text is _MISSING:
-        return _Reason(f"no key {keys.text!r}"), name
-    return _usable(text, keys.text), name
+    return value if isinstance(value, (dict, _Reason)) else _Reason("not a JSON object")
 
 
 def _by_python(line: bytes, error: orjson.JSONDecodeError, keys: Keys) -> Any:

@@ -158,6 +158,17 @@ class _Zstandard(io.RawIOBase):
         return count
 
 
+@contextmanager
+def plain_stream(source: "Input") -> Iterator[BinaryIO]:
+    """The plain content of an input, or of standard input, from its beginning. IntegrityFault: broken or cut short."""
+    standard = source.path == STANDARD_INPUT
+    with (
+        io.BufferedReader(standard_input(), BLOCK) if standard else source.path.open("rb") as raw,
+        decompressed(raw, str(source.path), source.compression) as stream,
+    ):
+        yield stream
+
+
 Kind = Literal["json_lines", "text", "text_lines", "parquet"]
 """JSON objects, one a line; a document a file; a document a line; rows of a table."""
 KINDS: dict[str, Kind] = {

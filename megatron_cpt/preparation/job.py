@@ -26,6 +26,8 @@ from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import dtype_for
 from megatron_cpt.corpus.manifest import Manifest, SourceFile, tool_version
 from megatron_cpt.corpus.selection import HELD_OUT
+from megatron_cpt.preparation.documents import Keys
+from megatron_cpt.preparation.fields import parse_condition
 from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input, piece_size
 from megatron_cpt.runs.folder import durable_file, held, renamed_file
 from megatron_cpt.tokenizer.tokenizer import BosPolicy, Tokenizer
@@ -39,6 +41,8 @@ class PrepareSettings:
     """Key of the text in a JSON line, or its column in a table; nested keys are parted by points (fields.py)."""
     id_key: str | None = None
     """Key or column of the document's id, for PREFIX.ids.jsonl and the lists of what is left out."""
+    where: str | None = None
+    """Condition on fields that documents must meet (fields.py). None: all are taken."""
     document_per_line: bool = False
     """Whether each line of a .txt file, rather than the whole file, is a document."""
     eod: str | None = None
@@ -79,6 +83,11 @@ class PrepareSettings:
     def holds_out(self) -> bool:
         """Whether there is to be a PREFIX.validation."""
         return self.holdout > 0 or self.holdout_tokens is not None
+
+    @property
+    def keys(self) -> Keys:
+        """Where text and id stand, and what documents must meet. BadInput: `where` is no condition."""
+        return Keys(self.text_key, self.id_key, None if self.where is None else parse_condition(self.where))
 
     @property
     def looks_at_text(self) -> bool:

@@ -289,7 +289,10 @@ def join(job: Job, pieces: Sequence[Finished]) -> Joined:
     rejected = _list_rejected(job, pieces, places)
     with DropMask(job.path("left_out"), runs) as drop_mask:
         counts = sum((piece.counts for piece in pieces), TextCounts())
-        left_out = replace(_drop(job, runs, found, places, drop_mask), rejected=rejected, counts=counts)
+        filtered = None if job.settings.where is None else sum(piece.filtered for piece in pieces)
+        left_out = replace(
+            _drop(job, runs, found, places, drop_mask), rejected=rejected, filtered=filtered, counts=counts
+        )
         bound = _holdout_bound(job, runs, drop_mask)
         if job.settings.decontaminate is None:
             return _write(job, runs, drop_mask, bound, left_out)
@@ -312,6 +315,7 @@ class _LeftOut:
     contaminated: int | None
     near_duplicates: int | None
     rejected: int = 0
+    filtered: int | None = None
     counts: TextCounts = TextCounts()  # noqa: RUF009
 
 
@@ -414,7 +418,7 @@ def _write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask, bound: int,
             which = below(chunk.records["holdout_key"], bound)
             held_out.add(chunk.chosen(which))
             training.add(chunk.chosen(~which))
-        _refuse_empty(job, training, held_out)
+        _refuse_empty(job, training, held_out, left_out)
         job.replacing.touch()
         # No moment has the new training part beside an old held-out one, or the reverse.
         invalidate(job.output)
@@ -432,7 +436,10 @@ def _bytes_to_write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask) ->
     return tokens * job.dtype.itemsize + documents * (4 + 8 + 8 + DOCUMENT_RECORD.itemsize)
 
 
-def _refuse_empty(job: Job, training: _Part, held_out: _Part | None) -> None:
+def _refuse_empty(job: Job, training: _Part, held_out: _Part | None, left_out: _LeftOut) -> None:
+    if left_out.filtered and not training.writer.documents and not (held_out and held_out.writer.documents):
+        rule = f"leaves no document: {left_out.filtered:,} do not meet it."
+        raise BadInput(Fault(f"--where {job.settings.where}", rule, "Look at the fields of some, and mend it."))
     for part in filter(None, (held_out, training)):
         if part.writer.documents == 0:
             settings = job.settings
@@ -483,6 +490,7 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         sources=job.sources,
         not_read=job.not_read,
         rejected=left_out.rejected,
+        filtered=left_out.filtered,
         duplicates=left_out.duplicates,
         near_duplicates=left_out.near_duplicates,
         contaminated=left_out.contaminated,

@@ -38,9 +38,9 @@ from megatron_cpt.preparation.inputs import (
     Kind,
     Piece,
     Span,
-    decompressed,
     find_inputs,
     of_shard,
+    plain_stream,
     spans,
     unpacked,
 )
@@ -71,7 +71,7 @@ from megatron_cpt.preparation.process_piece import (
 )
 from megatron_cpt.preparation.text_signatures import TextChecks, refuse_without_rensa
 from megatron_cpt.runs.folder import sweep
-from megatron_cpt.tokenizer.gigatoken import encoder_for
+from megatron_cpt.tokenizer.gigatoken import Encoder, encoder_for
 from megatron_cpt.tokenizer.tokenizer import SentenceSplitter, Tokenizer, sentence_splitter
 
 _WRITTEN = (
@@ -158,7 +158,7 @@ def prepare(
             documents, or a part (training or held-out) that got no document.
         WorkerDied: a worker was killed, or stands still.
     """
-    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
+    job, opened = described_job(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     there = _reusable(job)
     if there is not None:
         forget(job)
@@ -195,7 +195,7 @@ def prepare_shard(
     where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
     if str(STANDARD_INPUT) in inputs:
         raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
-    job, opened = _described(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
+    job, opened = described_job(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     with owned(job.output, shared=True):
         begin(job, shared=True)
         found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
@@ -236,13 +236,14 @@ def merge(output: str | Path, overwrite: bool = False) -> Prepared:
         return _join(job, check=True)
 
 
-def _described(
+def described_job(
     inputs: Sequence[str],
     tokenizer: str | Path | Tokenizer,
     output: Path,
     settings: PrepareSettings,
     evaluation: Sequence[EvaluationSet],
 ) -> tuple[Job, Tokenizer]:
+    """The job of a call, over files as they are now, and its tokenizer, open. Raises BadInput as `prepare` does."""
     settings = replace(settings, decontaminate=identity_of(evaluation) if evaluation else None)
     refuse(_settings_faults(settings))
     if not output.name:
@@ -254,11 +255,15 @@ def _described(
 
 
 def _settings_faults(settings: PrepareSettings) -> list[Fault]:
+    faults: list[Fault] = []
+    try:
+        _ = settings.keys
+    except BadInput as no_condition:
+        faults += no_condition.faults
     threshold = settings.near_duplicates
     if threshold is None:
-        return []
+        return faults
     refuse_without_rensa()
-    faults = []
     if not 0 < threshold <= 1:
         faults.append(Fault(f"--similarity {threshold}", "must be above 0 and at most 1.", "0.75 is usual."))
     if settings.keep_duplicates:
@@ -393,7 +398,6 @@ def _tokenize(
 ) -> None:
     """Completes every piece of the spans that is not completed yet."""
     count = workers or os.cpu_count() or 1
-    settings = job.settings
     with (
         _one_thread(),
         # Its own: another process, or one that was killed, may have unpacked the same piece.
@@ -406,21 +410,27 @@ def _tokenize(
         if first is None:
             return
         text = partial(sample, job, found, first)
-        framing = DocumentEncoder(
-            tokenizer=tokenizer,
-            encode=encoder_for(tokenizer, text, fast),
-            bos=job.bos,
-            eod=job.eod,
-            seed=settings.seed if settings.order == "shuffled" else None,
-            control_tokens=settings.parse_special,
-            split=_splitter(job),
-            solid_bytes=solid_bytes(tokenizer),
-        )
+        framing = document_encoder(job, tokenizer, encoder_for(tokenizer, text, fast))
         work = partial(_work, job, framing, looked_for, bar)
         with Workers(count, work, _share_of_memory(count), patience) as pool:
             for _ in pool.map(chain([first], pieces), bar.look):
                 pass
     unchanged(job)
+
+
+def document_encoder(job: Job, tokenizer: Tokenizer, encode: Encoder) -> DocumentEncoder:
+    """What is done to every document of a job, with the ids of `encode`."""
+    settings = job.settings
+    return DocumentEncoder(
+        tokenizer=tokenizer,
+        encode=encode,
+        bos=job.bos,
+        eod=job.eod,
+        seed=settings.seed if settings.order == "shuffled" else None,
+        control_tokens=settings.parse_special,
+        split=_splitter(job),
+        solid_bytes=solid_bytes(tokenizer),
+    )
 
 
 def _share_of_memory(workers: int) -> int:
@@ -513,17 +523,14 @@ def _beginnings(job: Job, span: Span, first: Piece | None) -> Iterator[str]:
     """Texts from the beginning of a stretch."""
     file = span.piece.file
     source = job.inputs[file]
-    keys = Keys(job.settings.text_key)
+    keys = job.settings.keys
     if first is not None and first.file == file and source.streamed:
         yield from _texts(first, source.kind, keys)
     elif not span.streamed:
         yield from _texts(span.piece, source.kind, keys)
     elif source.path != STANDARD_INPUT:
         with TemporaryDirectory() as folder:
-            with (
-                source.path.open("rb") as raw,
-                decompressed(raw, str(source.path), source.compression) as stream,
-            ):
+            with plain_stream(source) as stream:
                 pieces = unpacked(stream, 0, source.kind == "text", False, Path(folder), SAMPLED_CHARACTERS)
                 piece = next(pieces, None)
             if piece is not None:

@@ -1,24 +1,21 @@
 """One piece: read, tokenized with BOS and EOD, hashed, sorted and stored, so that it need not be done again."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from io import BufferedReader
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.preparation.documents import Document, Keys, Line, Rejected, read_piece
+from megatron_cpt.preparation.documents import Document, Filtered, Line, Rejected, read_piece
 from megatron_cpt.preparation.inputs import (
-    BLOCK,
     STANDARD_INPUT,
     Piece,
     Span,
-    decompressed,
     piece_name,
-    standard_input,
+    plain_stream,
     unpacked,
 )
 from megatron_cpt.preparation.job import Job, note, noted
@@ -236,6 +233,8 @@ class Finished:
     """UTF-8 bytes of the text of the documents."""
     rejected: list[Rejected]
     """Lines that give no document."""
+    filtered: int
+    """Documents that do not meet --where."""
     counts: TextCounts
     digest: str
     """Hash of what was read from standard input; empty otherwise."""
@@ -294,11 +293,10 @@ def tokenize_piece(
 ) -> Finished:
     """Does a piece. `counters`, int64[3], are raised on the way by documents, bytes of text and tokens."""
     source = job.inputs[piece.file]
-    keys = Keys(job.settings.text_key, job.settings.id_key)
     rejected: list[Rejected] = []
     counts = TextCounts()
-    read = count()
-    lines = (line for line, _ in zip(read_piece(piece, source.kind, keys), read, strict=False))
+    read: Counter[type[Line]] = Counter()
+    lines = _counted(read_piece(piece, source.kind, job.settings.keys), read)
     parts = [_nothing()]
     findings: list[TextSignatures] = []
     with TokenBuffer(job.workspace, job.dtype) as tokens:
@@ -320,13 +318,14 @@ def tokenize_piece(
     done = Finished(
         file=piece.file,
         number=piece.number,
-        lines=next(read),
+        lines=read.total(),
         documents=len(whole.records),
         tokens=tokens.count,
         sentences=len(whole.sentences),
         id_bytes=len(whole.ids),
         bytes=int(whole.records["bytes"].sum()),
         rejected=sorted(rejected, key=lambda line: line.line),
+        filtered=read[Filtered],
         counts=counts,
         digest=piece.digest,
         checksum=checksum,
@@ -340,6 +339,13 @@ def tokenize_piece(
     if source.streamed:
         piece.path.unlink()
     return done
+
+
+def _counted(lines: Iterable[Line], seen: "Counter[type[Line]]") -> Iterator[Line]:
+    """The lines, counted by what they are."""
+    for line in lines:
+        seen[type(line)] += 1
+        yield line
 
 
 def _write_found(job: Job, piece: Piece, found: TextSignatures, whole: TokenizedDocuments) -> int:
@@ -404,10 +410,7 @@ def _unpacked(job: Job, file: int, folder: Path) -> Iterator[Piece]:
     source = job.inputs[file]
     standard = source.path == STANDARD_INPUT
     number = 0
-    with (
-        BufferedReader(standard_input(), BLOCK) if standard else source.path.open("rb") as raw,
-        decompressed(raw, job.sources[file].path, source.compression) as stream,
-    ):
+    with plain_stream(source) as stream:
         for piece in unpacked(stream, file, source.kind == "text", standard, folder, job.piece_size):
             number += 1
             yield piece

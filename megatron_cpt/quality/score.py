@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,8 +32,8 @@ from megatron_cpt.corpus.manifest import (
 )
 from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, load_selection, whole_dataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks, expand_paths, tokenizer_of
-from megatron_cpt.preparation.documents import Keys, Line, read_piece
-from megatron_cpt.preparation.inputs import Input, decompressed, input_files, piece_size, spans, unpacked
+from megatron_cpt.preparation.documents import Keys, read_inputs
+from megatron_cpt.preparation.inputs import Input, input_files
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.preparation.process_piece import batches
@@ -196,7 +195,7 @@ def _scores(
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     scores = np.full(manifest.documents, np.nan, np.float32)
-    for batch in batches(read_documents(inputs, keys), []):
+    for batch in batches((line for _, line in read_inputs(inputs, keys)), []):
         numbers = np.array([_number(document.id) for document in batch], np.float32)
         found = np.frombuffer(b"".join(content_hash(document.text.encode()) for document in batch), "<u8")
         first, end = np.searchsorted(ordered, found), np.searchsorted(ordered, found, side="right")
@@ -213,24 +212,6 @@ def _scores(
     if missing is not None:
         scores[np.isnan(scores)] = missing
     return scores
-
-
-def read_documents(inputs: Sequence[Input], keys: Keys) -> Iterator[Line]:
-    """Every line of whole inputs, in the order read."""
-    size = piece_size(inputs)
-    for span in spans(inputs, size, keys.text):
-        source = inputs[span.piece.file]
-        if not span.streamed:
-            yield from read_piece(span.piece, source.kind, keys)
-            continue
-        with (
-            TemporaryDirectory() as folder,
-            source.path.open("rb") as raw,
-            decompressed(raw, str(source.path), source.compression) as stream,
-        ):
-            for piece in unpacked(stream, span.piece.file, source.kind == "text", False, Path(folder), size):
-                yield from read_piece(piece, source.kind, keys)
-                piece.path.unlink()
 
 
 def _number(text: str) -> float:

@@ -49,7 +49,8 @@ def world(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, words in (("medicine", WORDS["domain"]), ("general", WORDS["general"]), ("web", WORDS["general"])):
         (folder / name).mkdir()
         texts = [" ".join(text.split()[:20]) for part in range(4) for text in sentences(f"{name}{part}", words)]
-        lines = b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
+        fields = {"language": "en", "metadata": {"score": 4}}
+        lines = b"".join(orjson.dumps({"text": text} | fields) + b"\n" for text in texts)
         (folder / name / "0.jsonl.zst").write_bytes(zstandard.compress(lines))
     shutil.copy(workshop.folder / "questions.jsonl", folder)
     (folder / "curves").mkdir()

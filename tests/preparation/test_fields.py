@@ -1,6 +1,7 @@
-"""Nested keys of text, id and fields, in JSON lines and in tables."""
+"""Nested keys of text, id and fields, and conditions on fields, in JSON lines and in tables."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.manifest import load_manifest, read_score
-from megatron_cpt.preparation.fields import field_of
+from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation.fields import Unanswerable, field_of, parse_condition
 
 NAMES = st.text("ab", min_size=1, max_size=2)
 OBJECTS = st.recursive(st.integers() | st.none(), lambda inner: st.dictionaries(NAMES, inner, max_size=3))
@@ -111,3 +114,140 @@ def test_documents_without_a_number_are_refused_or_get_the_one_given(
     assert main([*words, "--missing", "-1"]) == 0
     assert read_score(tmp_path / "out", "quality", load_manifest(tmp_path / "out")).tolist() == [2, -1, -1]
     assert main([*words, "--missing", "0"]) == 2  # another score of this name
+
+
+NUMBERS, STRINGS = st.integers(-3, 3) | st.sampled_from([0.5, -1.5, True, False]), st.sampled_from(["a", "b", "ab", ""])
+ORDERS = st.sampled_from(["==", "!=", "<", "<=", ">", ">="])
+COMPARISONS = st.one_of(
+    st.builds("{} {} {!r}".format, st.sampled_from("xy"), ORDERS, NUMBERS),
+    st.builds("{!r} {} s {} t".format, STRINGS, ORDERS, ORDERS),
+    st.builds("{!r} <= x < {!r}".format, NUMBERS, NUMBERS),
+    st.builds("{} {} {!r}".format, st.sampled_from("xy"), st.sampled_from(["in", "not in"]), st.lists(NUMBERS)),
+    st.builds("s {} t".format, st.sampled_from(["in", "not in"])),
+    st.builds("len(s) {} {!r}".format, ORDERS, NUMBERS),
+    st.sampled_from(["flag", "x is None", "s is not None", "t in ('a', 'b')"]),
+)
+CONDITIONS = st.recursive(
+    COMPARISONS,
+    lambda inner: st.one_of(
+        st.builds("({}) and ({})".format, inner, inner),
+        st.builds("({}) or ({})".format, inner, inner),
+        st.builds("not ({})".format, inner),
+        st.builds("{} and not {}".format, COMPARISONS, COMPARISONS),
+    ),
+)
+FIELDS = st.fixed_dictionaries({"x": NUMBERS, "y": NUMBERS, "s": STRINGS, "t": STRINGS, "flag": st.booleans()})
+
+
+@given(CONDITIONS, FIELDS)
+def test_a_condition_means_what_it_means_in_python(text: str, fields: dict[str, Any]) -> None:
+    condition = parse_condition(text)
+    assert condition.met(partial(field_of, fields)) == eval(text, {"__builtins__": {"len": len}}, fields)
+    assert set(condition.fields) <= set(fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is no condition"),
+        ("score >", "is no condition"),
+        ("score", "score is a number, not true or false"),
+        ("3", "3 alone is neither true nor false"),
+        ("score + 1 > 3", "score + 1 has no part in one"),
+        ("__import__('os').system('true') == 0", "has no part in one"),
+        ("open('x') == 1", "has no part in one"),
+        ("(lambda: 1)() == 1", "has no part in one"),
+        ("text[0] == 'a'", "has no part in one"),
+        ("len(text, text) > 1", "has no part in one"),
+        ("score == None", "None is compared with `is None`"),
+        ("score is 3", "only None comes behind `is`"),
+        ("score == (1, 2)", "a list comes behind `in`"),
+        ("score in 3", "nothing is in 3"),
+        ("score in (1, text)", "text has no part in one"),
+        ("(" * 5000 + "score" + ")" * 5000, "is no condition"),
+        ("score > 3 if text else flag", "alone is neither true nor false"),
+        ("score > 1j", "1j has no part in one"),
+        # What a document does not have, or has otherwise.
+        ("none > 3", "no none, which --where asks for"),
+        ("meta.none > 3", "no meta.none, which"),
+        ("text > 3", "text is a text and 3 is a number, which --where cannot compare"),
+        ("tags == 'a'", "tags is a list and 'a' is a text"),
+        ("tags > tags", "tags is a list"),
+        ("score in 'abc'", "score is a number, which cannot be in 'abc'"),
+        ("text in (1, 2)", "text is a text, which cannot be in (1, 2)"),
+        ("1 in tags", "1 is a number, which cannot be in tags"),
+        ("'a' in meta", "cannot be in meta"),
+        ("none", "no none"),
+        ("len(score) > 1", "score is a number, which has no length"),
+        ("len(none) > 1", "no none"),
+    ],
+)
+def test_what_is_no_condition_or_cannot_be_judged_is_told(text: str, told: str) -> None:
+    document = {"score": 2, "text": "a b", "tags": ["a", "b"], "meta": {"quality-score": 4}, "odd.key": 1}
+    with pytest.raises((BadInput, Unanswerable)) as error:
+        parse_condition(text).met(partial(field_of, document))
+    assert told in str(error.value)
+
+
+def test_parts_of_conditions() -> None:
+    document = {"score": 2, "text": "a b", "tags": ["a", "b"], "meta": {"quality-score": 4, "none": None}, "odd.key": 1}
+    for text in (
+        "'a' in tags and 'c' not in tags",
+        "field('meta.quality-score') == 4 and odd.key == 1",
+        "score is not None and meta.none is None and nothing.at.all is None",
+        "nothing is None or nothing > 3",
+        "len(tags) == 2 and len(text) >= 3",
+        "(\n  score == 2\n  and -5 < -1\n)",
+    ):
+        assert parse_condition(text).met(partial(field_of, document)), text
+
+
+def test_where_takes_the_same_documents_of_lines_and_tables_whatever_the_pieces(
+    tmp_path: Path, tokenizer_folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        {"text": text, "language": "de" if number % 3 else "en", "meta": {"score": number % 7}}
+        for number, text in enumerate(dict.fromkeys(texts))
+    ]
+    del found[5]["meta"]["score"]
+    lines, table, chosen = tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "chosen.jsonl"
+    lines.write_text("".join(json.dumps(document) + "\n" for document in found))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), table, row_group_size=9)
+    kept = [one for one in found if one["language"] == "de" and one["meta"].get("score", 0) > 2]
+    chosen.write_text("".join(json.dumps({"text": one["text"]}) + "\n" for one in kept))
+    words = ["--tokenizer", str(tokenizer_folder), "--order", "as_read", "--quiet", "--max-rejected", "5%"]
+    assert main(["prepare", str(chosen), *words, "--output", f"{tmp_path}/expected"]) == 0
+    where = ["--where", "language == 'de' and meta.score > 2"]
+    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 2000)
+    for path in (lines, table):
+        prefix = tmp_path / path.suffix[1:]
+        assert main(["prepare", str(path), *words, *where, "--output", str(prefix), "--workers", "2"]) == 0
+        manifest = load_manifest(prefix)
+        assert (manifest.documents, manifest.filtered) == (len(kept), len(found) - len(kept) - 1)
+        (entry,) = map(json.loads, prefix.with_name(f"{prefix.name}.rejected.jsonl").read_text().splitlines())
+        assert (entry["line"], entry["reason"]) == (6, "no meta.score, which --where asks for")
+        for ending in ("bin", "idx"):
+            assert Path(f"{prefix}.{ending}").read_bytes() == Path(f"{tmp_path}/expected.{ending}").read_bytes()
+    # Shards agree on it: other conditions are other jobs.
+    out = ["--output", f"{tmp_path}/shards"]
+    assert main(["prepare", str(lines), *words, *where, *out, "--shard", "1/2"]) == 0
+    assert main(["prepare", str(lines), *words, "--where", "len(text) > 3", *out, "--shard", "2/2"]) == 2
+    assert main(["prepare", str(lines), *words, *where, *out, "--shard", "2/2"]) == 0
+    assert main(["merge", f"{tmp_path}/shards"]) == 0
+    assert (tmp_path / "shards.bin").read_bytes() == (tmp_path / "expected.bin").read_bytes()
+    assert load_manifest(tmp_path / "shards").filtered == load_manifest(tmp_path / "jsonl").filtered
+
+
+def test_a_condition_that_is_none_or_leaves_nothing_is_refused(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "score": 1}\n')
+    words = ["prepare", str(path), "--tokenizer", str(tokenizer_folder), "--quiet", "--output", f"{tmp_path}/out"]
+    assert main([*words, "--where", "score >> 3"]) == 2
+    assert "is no condition" in capsys.readouterr().err
+    assert main([*words, "--where", "score > 3"]) == 2
+    assert "leaves no document: 1 do not meet it" in capsys.readouterr().err
+    assert main([*words, "--where", "scores > 3"]) == 2
+    assert "no scores, which --where asks for" in capsys.readouterr().err
+    assert not (tmp_path / "out.idx").exists()

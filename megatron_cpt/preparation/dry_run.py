@@ -1,0 +1,124 @@
+"""The first documents of an input, as `prepare` would take them, and nothing written."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_cpt.preparation.contamination import EvaluationSet
+from megatron_cpt.preparation.documents import Blank, Document, Filtered, Line, Rejected, read_inputs
+from megatron_cpt.preparation.job import Job, PrepareSettings
+from megatron_cpt.preparation.prepare import described_job, document_encoder
+from megatron_cpt.preparation.process_piece import TextCounts, batches
+from megatron_cpt.preparation.sorted_runs import TokenizedDocuments
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
+
+_EXAMPLES = 3
+"""Documents that are shown."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document and what it becomes."""
+
+    file: str
+    line: int
+    """Of the file, or row, from 1."""
+    text: str
+    tokens: npt.NDArray[np.int32]
+    """BOS and EOD included."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What became of the first documents."""
+
+    read: int
+    """Documents that were read, whatever became of them."""
+    documents: int
+    """Documents that would be taken, copies and near duplicates among them."""
+    tokens: int
+    """BOS and EOD counted."""
+    bytes: int
+    """UTF-8 bytes of their texts."""
+    filtered: int
+    """Documents that do not meet --where."""
+    rejected: list[tuple[str, Rejected]]
+    """File, and line of the file with the reason."""
+    counts: TextCounts
+    examples: list[Example]
+    """The first documents."""
+    tokenizer: Tokenizer
+
+
+def dry_run(
+    inputs: Sequence[str],
+    tokenizer: str | Path | Tokenizer,
+    output: str | Path,
+    settings: PrepareSettings,
+    limit: int,
+    evaluation: Sequence[EvaluationSet] = (),
+) -> DryRun:
+    """Reads and tokenizes the first `limit` documents of the input. Raises BadInput as `prepare` does.
+
+    Copies, near duplicates and overlaps with `evaluation` are not looked for: they take the whole input.
+    """
+    job, opened = described_job(inputs, tokenizer, Path(output), settings, evaluation)
+    encoder = document_encoder(job, opened, opened.encode_flat)
+    kinds: Counter[type[Line]] = Counter()
+    rejected: list[tuple[str, Rejected]] = []
+    examples: list[Example] = []
+    parts: list[npt.NDArray[np.int64]] = []
+    counts = TextCounts()
+    for file, lines in groupby(_first_lines(job, limit, kinds), key=itemgetter(0)):
+        path = job.sources[file].path
+        unreadable: list[Rejected] = []
+        for batch in batches((line for _, line in lines), unreadable):
+            tokenized, unusable, of_batch = encoder.frame(file, batch)
+            unreadable += unusable
+            counts += of_batch
+            records = tokenized.records
+            parts.append(np.array([len(records), records["tokens"].sum(), records["bytes"].sum()], np.int64))
+            if len(examples) < _EXAMPLES:
+                examples += _examples(path, batch, unusable, tokenized)
+        rejected += ((path, line) for line in sorted(unreadable, key=lambda line: line.line))
+    documents, tokens, size = np.sum(parts, axis=0).tolist() if parts else (0, 0, 0)
+    return DryRun(
+        read=kinds.total(),
+        documents=documents,
+        tokens=tokens,
+        bytes=size,
+        filtered=kinds[Filtered],
+        rejected=rejected,
+        counts=counts,
+        examples=examples[:_EXAMPLES],
+        tokenizer=opened,
+    )
+
+
+def _first_lines(job: Job, limit: int, kinds: "Counter[type[Line]]") -> Iterator[tuple[int, Line]]:
+    """The first lines that are not blank, counted by what they are, with their file and their number in it."""
+    numbers: Counter[int] = Counter()
+    for file, line in read_inputs(job.inputs, job.settings.keys):
+        numbers[file] += 1
+        if isinstance(line, Blank):
+            continue
+        kinds[type(line)] += 1
+        yield file, line if isinstance(line, Filtered) else replace(line, line=numbers[file])
+        if kinds.total() >= limit:
+            return
+
+
+def _examples(
+    path: str, batch: Sequence[Document], unusable: Sequence[Rejected], tokenized: TokenizedDocuments
+) -> Iterator[Example]:
+    rejected = {line.line for line in unusable}
+    taken = [document for document in batch if document.line not in rejected]
+    ids = np.split(tokenized.tokens, np.cumsum(tokenized.records["tokens"])[:-1])
+    for document, its_ids in islice(zip(taken, ids, strict=False), _EXAMPLES):
+        yield Example(path, document.line, document.text, its_ids)

@@ -102,11 +102,13 @@ def parser() -> argparse.ArgumentParser:
         "megatron-cpt prepare medicine/*.jsonl.zst --tokenizer Llama-3-8B --output data/medicine --holdout 0.5%",
         "megatron-cpt prepare web/*.jsonl.zst --tokenizer Llama-3-8B --output data/web --limit 100 "
         "--where \"language == 'en' and metadata.score > 3\"",
+        "megatron-cpt prepare data/general --tokenizer Llama-3-8B --output data/general-split --holdout 10%",
     )
     top.add_argument(
         "corpus",
         nargs="+",
-        help="files, folders, globs: .jsonl, .txt (.gz, .zst, .bz2, .xz), .parquet; - for stdin",
+        help="files, folders, globs: .jsonl, .txt (.gz, .zst, .bz2, .xz), .parquet; prefixes of datasets, whose tokens "
+        "stay as they are; - for stdin",
     )
     top.add_argument(
         "--tokenizer", required=True, metavar="PATH", help="Hugging Face folder, sentencepiece .model, tiktoken ranks"

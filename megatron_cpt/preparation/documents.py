@@ -5,15 +5,18 @@ never ends the reading of its file.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.fields import Condition, Unanswerable, field_of
 from megatron_cpt.preparation.inputs import Input, Kind, Piece, lines_of, piece_size, plain_stream, spans, unpacked
 
@@ -28,13 +31,17 @@ class Document:
     """A document as it was read."""
 
     text: str
-    """Its text, not empty."""
+    """Its text, not empty where it has no `tokens`."""
     line: int
     """Its line, or row, from 1 within the piece."""
     place: int
     """The byte of the unpacked input, or the row, at which it begins."""
     id: str = ""
     """What --id-key names; empty where there is none."""
+    tokens: npt.NDArray[np.int32] | None = None
+    """Its ids, without BOS and EOD, where it was tokenized before (indexed_input.py)."""
+    hashed: tuple[int, int] | None = None
+    """Hash and UTF-8 bytes of its text, where they are known; the text is empty then unless it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,10 @@ class Filtered:
 Line = Document | Rejected | Blank | Filtered
 
 
+TokenizedPieces = Callable[[Piece], Iterator[Document]]
+"""The documents of a piece of a dataset."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """Where text and id stand in a JSON object or a table; a key may be nested (fields.py)."""
@@ -72,9 +83,17 @@ class Keys:
     """What documents must meet. Those that cannot be judged are rejected."""
 
 
-def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
-    """Every line of a piece, in order. IntegrityFault: a broken parquet file."""
-    if kind == "parquet":
+def read_piece(piece: Piece, kind: Kind, keys: Keys, tokenized: TokenizedPieces | None = None) -> Iterator[Line]:
+    """Every line of a piece, in order. IntegrityFault: a broken parquet file or dataset.
+
+    `tokenized` reads pieces of datasets; without it BadInput is raised for them.
+    """
+    if kind == "indexed":
+        if tokenized is None:
+            rule = "is a dataset, whose documents have no fields."
+            raise BadInput(Fault(str(piece.path.with_suffix("")), rule, "Name the files of text."))
+        yield from tokenized(piece)
+    elif kind == "parquet":
         yield from _rows(piece, keys)
     elif kind == "text":
         yield _whole(piece, keys)
@@ -82,14 +101,16 @@ def read_piece(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
         yield from _lines(piece, kind, keys)
 
 
-def read_inputs(inputs: Sequence[Input], keys: Keys) -> Iterator[tuple[int, Line]]:
-    """Every line of whole inputs, in the order read, with the number of its file."""
+def read_inputs(
+    inputs: Sequence[Input], keys: Keys, tokenized: TokenizedPieces | None = None
+) -> Iterator[tuple[int, Line]]:
+    """Every line of whole inputs, in the order read, with the number of its file. Raises as `read_piece` does."""
     size = piece_size(inputs)
     for span in spans(inputs, size, keys.text):
         file = span.piece.file
         source = inputs[file]
         if not span.streamed:
-            yield from ((file, line) for line in read_piece(span.piece, source.kind, keys))
+            yield from ((file, line) for line in read_piece(span.piece, source.kind, keys, tokenized))
             continue
         with TemporaryDirectory() as folder, plain_stream(source) as stream:
             for piece in unpacked(stream, file, source.kind == "text", False, Path(folder), size):

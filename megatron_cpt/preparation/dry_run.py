@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from megatron_cpt.preparation.contamination import EvaluationSet
 from megatron_cpt.preparation.documents import Blank, Document, Filtered, Line, Rejected, read_inputs
+from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.job import Job, PrepareSettings
 from megatron_cpt.preparation.prepare import described_job, document_encoder
 from megatron_cpt.preparation.process_piece import TextCounts, batches
@@ -70,12 +71,13 @@ def dry_run(
     """
     job, opened = described_job(inputs, tokenizer, Path(output), settings, evaluation)
     encoder = document_encoder(job, opened, opened.encode_flat)
+    reader = TokenReader(opened, job.bos, job.eod, with_text=True)
     kinds: Counter[type[Line]] = Counter()
     rejected: list[tuple[str, Rejected]] = []
     examples: list[Example] = []
     parts: list[npt.NDArray[np.int64]] = []
     counts = TextCounts()
-    for file, lines in groupby(_first_lines(job, limit, kinds), key=itemgetter(0)):
+    for file, lines in groupby(_first_lines(job, reader, limit, kinds), key=itemgetter(0)):
         path = job.sources[file].path
         unreadable: list[Rejected] = []
         for batch in batches((line for _, line in lines), unreadable):
@@ -101,10 +103,10 @@ def dry_run(
     )
 
 
-def _first_lines(job: Job, limit: int, kinds: "Counter[type[Line]]") -> Iterator[tuple[int, Line]]:
+def _first_lines(job: Job, reader: TokenReader, limit: int, kinds: "Counter[type[Line]]") -> Iterator[tuple[int, Line]]:
     """The first lines that are not blank, counted by what they are, with their file and their number in it."""
     numbers: Counter[int] = Counter()
-    for file, line in read_inputs(job.inputs, job.settings.keys):
+    for file, line in read_inputs(job.inputs, job.settings.keys, reader.documents):
         numbers[file] += 1
         if isinstance(line, Blank):
             continue

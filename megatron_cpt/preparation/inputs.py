@@ -23,13 +23,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
+import numpy as np
 import orjson
 import zstandard
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path
+from megatron_cpt.corpus.stream import prefix_of
 from megatron_cpt.runs.folder import named_errors
 
 Compression = Literal["gzip", "Zstandard", "bzip2", "xz"]
@@ -169,8 +173,8 @@ def plain_stream(source: "Input") -> Iterator[BinaryIO]:
         yield stream
 
 
-Kind = Literal["json_lines", "text", "text_lines", "parquet"]
-"""JSON objects, one a line; a document a file; a document a line; rows of a table."""
+Kind = Literal["json_lines", "text", "text_lines", "parquet", "indexed"]
+"""JSON objects, one a line; a document a file; a document a line; rows of a table; a pair .bin and .idx."""
 KINDS: dict[str, Kind] = {
     ".jsonl": "json_lines",
     ".jsonlines": "json_lines",
@@ -182,7 +186,10 @@ KINDS: dict[str, Kind] = {
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 STANDARD_INPUT = Path("-")
 _PARQUET = b"PAR1"
-_SAID = f"Give {', '.join(KINDS)} (all but parquet also {', '.join(_COMPRESSED)}), or - for standard input."
+_SAID = (
+    f"Give {', '.join(KINDS)} (all but parquet also {', '.join(_COMPRESSED)}), the prefix of a dataset, or - for "
+    "standard input."
+)
 _SIDE_FILES = re.compile(
     r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|authors|contributing|contributors|requirements"
     r"|sha256sums?|md5sums?|checksums?)([-_][^.]*)?(\.(txt|md|rst))?|(dataset_infos?|dataset_dict|state)\.json",
@@ -282,11 +289,16 @@ def told_not_read(files: Sequence[Path | str]) -> str:
 def _named(text: str) -> list[tuple[Path, bool]]:
     """The files and folders that a path or glob names, and which are folders."""
     path = Path(text)
-    if path == STANDARD_INPUT or path.is_file():
+    if path == STANDARD_INPUT or (path.is_file() and prefix_of(text) == text):
         return [(path, False)]
     if path.is_dir():
         return [(path, True)]
+    if idx_path(prefix_of(text)).is_file() and bin_path(prefix_of(text)).is_file():
+        return [(bin_path(prefix_of(text)), False)]
+    if path.is_file():
+        return [(path, False)]
     matched = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+    matched = [found for found in matched if not (found.suffix == ".idx" and found.with_suffix(".bin") in matched)]
     # `**` names the files of its folders itself.
     return [(found, found.is_dir()) for found in matched if found.is_file() or (found.is_dir() and "**" not in text)]
 
@@ -312,6 +324,8 @@ def _described(path: Path, document_per_line: bool, of_folder: bool) -> Input | 
         return Fault(repr(str(path)), "has a name that is not UTF-8 text.", "Rename the file or folder.")
     if not (path == STANDARD_INPUT or path.is_file()):
         return Fault(str(path), "is a link to nothing.", "Mend the link, or take it away.")
+    if path.suffix == ".bin" and path.with_suffix(".idx").is_file() and not of_folder:
+        return Input(path, "indexed")
     head, plain, compression, whole = _beginning(path)
     kind = _kind(path, head, plain, compression)
     if kind is None and compression is None and path.name.lower().endswith(_COMPRESSED):
@@ -468,6 +482,8 @@ SMALLEST_PIECE, _LARGEST_PIECE = 2 << 20, 64 << 20
 """Bytes of text."""
 _PIECES = 1024
 """Of an input of 2 to 64 GB; smaller ones have fewer, larger ones more."""
+_TEXT_OF_TOKEN = 4
+"""Text bytes of a token, about."""
 _COMPRESSION = 4
 """Text bytes of a compressed byte, about."""
 BLOCK = 1 << 20
@@ -485,11 +501,11 @@ class Piece:
     path: Path
     """What is read: the input itself, or what was unpacked of it."""
     start: int
-    """First byte, or row, of `path`."""
+    """First byte, row, or document of `path`."""
     end: int
     """One behind the last. Of lines, those that begin in between belong to the piece."""
     base: int = 0
-    """Place in the unpacked input of byte 0 of `path`."""
+    """Place in the unpacked input of byte 0 of `path`; of a dataset, the token at which document `start` begins."""
     digest: str = ""
     """Hash of what was read from standard input."""
 
@@ -534,6 +550,9 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
         if source.streamed:
             found.append(Span(Piece(file, 0, source.path, 0, 0), True, _text_size(source)))
             continue
+        if source.kind == "indexed":
+            found += _document_spans(file, source.path, size)
+            continue
         if source.kind == "parquet":
             # Its library takes 50 MB of every process: only where there is a table.
             from megatron_cpt.preparation.parquet import row_spans  # noqa: PLC0415
@@ -548,6 +567,22 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
             ]
         found += [Span(Piece(file, n, source.path, a, b), False, text) for n, (a, b, text) in enumerate(cuts)]
     return found
+
+
+def _document_spans(file: int, path: Path, size: int) -> list[Span]:
+    """Stretches of documents of a dataset."""
+    starts = IndexedDataset(path.with_suffix("")).document_starts
+    step = max(1, size // _TEXT_OF_TOKEN)
+    cuts = np.searchsorted(starts, np.arange(0, int(starts[-1]) + step, step), side="left")
+    cuts = np.unique(np.append(cuts[cuts < len(starts)], [0, len(starts) - 1]))
+    return [
+        Span(
+            Piece(file, number, path, first, end, base=int(starts[first])),
+            False,
+            int(starts[end] - starts[first]) * _TEXT_OF_TOKEN,
+        )
+        for number, (first, end) in enumerate(pairwise(cuts.tolist()))
+    ]
 
 
 def of_shard(found: Sequence[Span], shard: int, shards: int) -> list[Span]:

@@ -33,8 +33,10 @@ from megatron_cpt.preparation.contamination import (
 )
 from megatron_cpt.preparation.documents import Document, Keys, read_piece
 from megatron_cpt.preparation.hashed_words import hashed_words
+from megatron_cpt.preparation.indexed_input import TokenReader, faults_of_pairs
 from megatron_cpt.preparation.inputs import (
     STANDARD_INPUT,
+    Input,
     Kind,
     Piece,
     Span,
@@ -251,7 +253,27 @@ def described_job(
     found = find_inputs(inputs, settings.document_per_line)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)
-    return Job.describe(output, settings, found.inputs, tokenizer, found.not_read), tokenizer
+    job = Job.describe(output, settings, found.inputs, tokenizer, found.not_read)
+    if _tokenized(job):
+        reader = TokenReader(tokenizer, job.bos, job.eod, settings.looks_at_text)
+        refuse([*_meaningless_faults(settings), *faults_of_pairs(job.inputs, reader)])
+    return job, tokenizer
+
+
+def _tokenized(job: Job) -> list[Input]:
+    """The inputs that are datasets."""
+    return [source for source in job.inputs if source.kind == "indexed"]
+
+
+def _meaningless_faults(settings: PrepareSettings) -> list[Fault]:
+    """Settings that a dataset among the inputs has no meaning for."""
+    given = {
+        "--where": settings.where is not None,
+        "--id-key": settings.id_key is not None,
+        "--split-sentences": settings.split_sentences,
+    }
+    rule = "needs text and fields, and one of the inputs is a dataset of tokens."
+    return [Fault(name, rule, "Leave it out, or give the files of text.") for name, there in given.items() if there]
 
 
 def _settings_faults(settings: PrepareSettings) -> list[Fault]:
@@ -410,6 +432,7 @@ def _tokenize(
         if first is None:
             return
         text = partial(sample, job, found, first)
+        fast = fast and len(_tokenized(job)) < len(job.inputs)
         framing = document_encoder(job, tokenizer, encoder_for(tokenizer, text, fast))
         work = partial(_work, job, framing, looked_for, bar)
         with Workers(count, work, _share_of_memory(count), patience) as pool:
@@ -523,6 +546,8 @@ def _beginnings(job: Job, span: Span, first: Piece | None) -> Iterator[str]:
     """Texts from the beginning of a stretch."""
     file = span.piece.file
     source = job.inputs[file]
+    if source.kind == "indexed":
+        return
     keys = job.settings.keys
     if first is not None and first.file == file and source.streamed:
         yield from _texts(first, source.kind, keys)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.documents import Document, Filtered, Line, Rejected, read_piece
+from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.inputs import (
     STANDARD_INPUT,
     Piece,
@@ -45,6 +46,8 @@ from megatron_cpt.tokenizer.tokenizer import Tokenizer
 _BATCH_DOCUMENTS = 2048
 _BATCH_CHARACTERS = 1_000_000
 """A batch ends at either: bounds memory."""
+_TOKEN_CHARACTERS = 4
+"""Of a token, about."""
 
 
 _SAMPLED = 16
@@ -109,7 +112,7 @@ class DocumentEncoder:
     def frame(self, file: int, batch: Sequence[Document]) -> tuple[TokenizedDocuments, list[Rejected], TextCounts]:
         """The documents of a batch of an input file tokenized, and those that cannot be used."""
         encoded, sentences = self._encoded(batch)
-        reasons = self._unusable(encoded)
+        reasons = self._unusable(encoded, _tokenized(batch))
         if reasons:
             usable = ~np.isin(np.arange(len(batch)), list(reasons))
             sentences = [count for count, keep in zip(sentences, usable, strict=bool(sentences)) if keep]
@@ -135,9 +138,10 @@ class DocumentEncoder:
 
     def _counts(self, encoded: Encoded, documents: Sequence[Document], hashes: npt.NDArray[np.uint64]) -> TextCounts:
         sampled = np.flatnonzero(hashes % np.uint64(_SAMPLED) == 0)
+        sampled = sampled[[bool(documents[n].text) for n in sampled.tolist()]]
         unknown = self.tokenizer.unknown
         compared = lost = 0
-        if self.solid_bytes is not None:
+        if self.solid_bytes is not None and not _tokenized(documents):
             ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.solid_bytes[encoded.tokens])])
             said = np.diff(ends[np.concatenate([np.zeros(1, np.int64), np.cumsum(encoded.lengths)])])
             texts = np.array([len(one.text.encode().translate(None, _BLANKS)) for one in documents], np.int64)
@@ -153,6 +157,8 @@ class DocumentEncoder:
 
     def _encoded(self, batch: Sequence[Document]) -> tuple[Encoded, list[list[int]]]:
         """The ids of each document and, where they are split, the tokens of its sentences that give any."""
+        if _tokenized(batch):
+            return Encoded.joined([document.tokens for document in batch if document.tokens is not None]), []
         if self.split is None:
             return self.encode([document.text for document in batch]), []
         parts = [self.split(document.text) for document in batch]
@@ -164,18 +170,22 @@ class DocumentEncoder:
     def _describe(self, file: int, documents: list[Document], records: npt.NDArray[np.void]) -> None:
         contents = [document.text.encode() for document in documents]
         records["content_hash"] = np.frombuffer(b"".join(map(content_hash, contents)), "<u8")
-        records["holdout_key"] = holdout_keys(records["content_hash"])
         records["bytes"] = [len(content) for content in contents]
+        for number, document in enumerate(documents):
+            if document.hashed is not None:
+                records["content_hash"][number], records["bytes"][number] = document.hashed
+        records["holdout_key"] = holdout_keys(records["content_hash"])
         records["place"] = [document.place for document in documents]
         records["line"] = [document.line for document in documents]
         records["id_bytes"] = [len(document.id.encode()) for document in documents]
         places = records["place"]
         records["key"] = places if self.seed is None else shuffle_keys(self.seed, file, places)
 
-    def _unusable(self, encoded: Encoded) -> dict[int, str]:
-        """Documents without tokens or with control tokens, and why they cannot be used."""
+    def _unusable(self, encoded: Encoded, tokenized: bool) -> dict[int, str]:
+        """Documents without tokens or, unless they are tokens already, with control tokens, and why they cannot be
+        used."""
         reasons = {int(number): "no tokens" for number in np.flatnonzero(encoded.lengths == 0)}
-        if not self.control_tokens:
+        if not (self.control_tokens or tokenized):
             for number, token in self.tokenizer.control_tokens(encoded).items():
                 reasons[number] = f"the text gives the control token {token}"
         return reasons
@@ -195,6 +205,11 @@ class DocumentEncoder:
         return Encoded(tokens, lengths)
 
 
+def _tokenized(batch: Sequence[Document]) -> bool:
+    """Whether documents, of one piece, are tokens already."""
+    return len(batch) > 0 and batch[0].tokens is not None
+
+
 def batches(lines: Iterable[Line], rejected: list[Rejected]) -> Iterator[list[Document]]:
     """The documents in the order read, some at a time; rejected lines are put on the list."""
     batch: list[Document] = []
@@ -205,7 +220,7 @@ def batches(lines: Iterable[Line], rejected: list[Rejected]) -> Iterator[list[Do
         if not isinstance(line, Document):
             continue
         batch.append(line)
-        characters += len(line.text)
+        characters += len(line.text) if line.tokens is None else _TOKEN_CHARACTERS * len(line.tokens)
         if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -296,7 +311,8 @@ def tokenize_piece(
     rejected: list[Rejected] = []
     counts = TextCounts()
     read: Counter[type[Line]] = Counter()
-    lines = _counted(read_piece(piece, source.kind, job.settings.keys), read)
+    reader = TokenReader(framing.tokenizer, job.bos, job.eod, looked_for is not None)
+    lines = _counted(read_piece(piece, source.kind, job.settings.keys, reader.documents), read)
     parts = [_nothing()]
     findings: list[TextSignatures] = []
     with TokenBuffer(job.workspace, job.dtype) as tokens:

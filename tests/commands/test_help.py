@@ -125,9 +125,10 @@ def fewer(name: str, line: str) -> str:
 
 def shell_words(line: str) -> list[str]:
     """The words of a command line as a shell gives them, and last the file of `>`, or nothing."""
-    words, _, output = line.partition(" > ")
-    plain = [found for word in shlex.split(words) for found in (sorted(glob.glob(word)) or [word])]
-    return [*plain, output]
+    words = shlex.split(line)
+    output = words[words.index(">") + 1] if ">" in words else ""
+    words = words[: words.index(">")] if output else words
+    return [*(found for word in words for found in (sorted(glob.glob(word)) or [word])), output]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

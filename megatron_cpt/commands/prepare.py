@@ -107,8 +107,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "corpus",
         nargs="+",
-        help="files, folders, globs: .jsonl, .txt (.gz, .zst, .bz2, .xz), .parquet; prefixes of datasets, whose tokens "
-        "stay as they are; - for stdin",
+        help="files, folders, globs: .jsonl, .csv, .txt (.gz, .zst, .bz2, .xz), .parquet, .arrow; prefixes of datasets,"
+        " whose tokens stay as they are; - for stdin",
     )
     top.add_argument(
         "--tokenizer", required=True, metavar="PATH", help="Hugging Face folder, sentencepiece .model, tiktoken ranks"

@@ -4,9 +4,10 @@ Each is a document or is rejected with its place and reason; nothing is dropped 
 never ends the reading of its file.
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +18,21 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.preparation.fields import Condition, Unanswerable, field_of
-from megatron_cpt.preparation.inputs import Input, Kind, Piece, lines_of, piece_size, plain_stream, spans, unpacked
+from megatron_cpt.preparation.fields import Cell, Condition, Unanswerable, field_of
+from megatron_cpt.preparation.inputs import (
+    DELIMITERS,
+    TABLES,
+    WHOLE,
+    Input,
+    Kind,
+    Piece,
+    csv_rows,
+    lines_of,
+    piece_size,
+    plain_stream,
+    spans,
+    unpacked,
+)
 
 LONGEST_DOCUMENT = 128 << 20
 """Bytes of a line, or of a .txt file, that are taken for one document: bounds memory."""
@@ -93,8 +107,10 @@ def read_piece(piece: Piece, kind: Kind, keys: Keys, tokenized: TokenizedPieces 
             rule = "is a dataset, whose documents have no fields."
             raise BadInput(Fault(str(piece.path.with_suffix("")), rule, "Name the files of text."))
         yield from tokenized(piece)
-    elif kind == "parquet":
+    elif kind in TABLES:
         yield from _rows(piece, keys)
+    elif kind in DELIMITERS:
+        yield from _cells(piece, DELIMITERS[kind], keys)
     elif kind == "text":
         yield _whole(piece, keys)
     else:
@@ -113,7 +129,8 @@ def read_inputs(
             yield from ((file, line) for line in read_piece(span.piece, source.kind, keys, tokenized))
             continue
         with TemporaryDirectory() as folder, plain_stream(source) as stream:
-            for piece in unpacked(stream, file, source.kind == "text", False, Path(folder), size):
+            for piece in unpacked(stream, file, source.kind in WHOLE, False, Path(folder), size):
+                piece = replace(piece, origin=str(source.path))
                 yield from ((file, line) for line in read_piece(piece, source.kind, keys))
                 piece.path.unlink()
 
@@ -144,12 +161,53 @@ def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
 
 def _rows(piece: Piece, keys: Keys) -> Iterator[Line]:
     # Its library takes 50 MB of every process: only where there is a table.
-    from megatron_cpt.preparation.parquet import rows_of  # noqa: PLC0415
+    from megatron_cpt.preparation.table import rows_of  # noqa: PLC0415
 
     named = [keys.text, *([keys.id] if keys.id is not None else []), *(keys.where.fields if keys.where else ())]
     columns = list(dict.fromkeys(named))
     for line, values in enumerate(rows_of(piece.path, piece.start, piece.end, columns), start=1):
         yield _of_fields(dict(zip(columns, values, strict=True)), keys, line, piece.start + line - 1)
+
+
+def _cells(piece: Piece, delimiter: str, keys: Keys) -> Iterator[Line]:
+    """The rows of a CSV file behind its header, told by the lines at which they begin. BadInput: a quote that does not
+    end."""
+    csv.field_size_limit(LONGEST_DOCUMENT)
+    with piece.path.open("rb") as file:
+        rows = csv_rows(file, delimiter)
+        header: list[str] = next(rows, [])
+        while True:
+            line = rows.line_num + 1
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end" in str(error) or "field larger" in str(error):
+                    # What comes behind it cannot be told from text within the quotes.
+                    rule = f"has a quote in line {line:,} that does not end."
+                    raise BadInput(Fault(piece.input, rule, "Write quotes within a text twice.")) from error
+                yield Rejected(line, f"broken CSV: {error}")
+                continue
+            if not cells:
+                yield Blank()
+            elif len(cells) != len(header):
+                yield Rejected(line, f"{len(cells)} cells where the header has {len(header)}")
+            elif any(_is_broken(cell) for cell in cells):
+                yield Rejected(line, "invalid UTF-8")
+            else:
+                # An empty cell is none; an empty text is told as such.
+                fields = {name: Cell(cell) for name, cell in zip(header, cells, strict=True) if cell}
+                yield _of_fields({keys.text: ""} | fields, keys, line, line)
+
+
+def _is_broken(cell: str) -> bool:
+    """Whether bytes that are no UTF-8 stand in a cell."""
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _of_text(text: "str | _Reason", keys: Keys, line: int, place: int) -> Line:

@@ -44,6 +44,12 @@ _HOW = (
 )
 
 
+class Cell(str):
+    """A text of a file that knows no kinds, CSV: beside a number it is the number that it says."""
+
+    __slots__ = ()
+
+
 class Unanswerable(Exception):
     """A document has not what a condition asks for; the message says what."""
 
@@ -198,6 +204,7 @@ def _length(key: str, value: _Part) -> _Part:
 def _comparable(one: Any, other: Any, names: tuple[str, str]) -> tuple[Any, Any]:
     """Both, where they are two texts or two numbers. Raises Unanswerable otherwise."""
     _refuse_missing((names[0], one), (names[1], other))
+    one, other = _number_beside(one, other), _number_beside(other, one)
     kinds = _kind(one), _kind(other)
     if kinds[0] != kinds[1] or kinds[0] not in (_TEXT, _NUMBER):
         raise Unanswerable(f"{names[0]} is {kinds[0]} and {names[1]} is {kinds[1]}, which --where cannot compare")
@@ -208,10 +215,22 @@ def _is_in(one: Any, other: Any, names: tuple[str, str]) -> bool:
     _refuse_missing((names[0], one), (names[1], other))
     if isinstance(one, str) and isinstance(other, str):
         return one in other
+    if isinstance(other, list) and other:
+        one = _number_beside(one, other[0])
     alike = [item for item in other if _kind(item) == _kind(one)] if isinstance(other, list) else []
     if not alike and other != []:
         raise Unanswerable(f"{names[0]} is {_kind(one)}, which cannot be in {names[1]} for --where")
     return one in alike
+
+
+def _number_beside(value: Any, other: Any) -> Any:
+    """The number that a cell says, where it stands beside one."""
+    if isinstance(value, Cell) and _kind(other) == _NUMBER:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _refuse_missing(*values: tuple[str, Any]) -> None:

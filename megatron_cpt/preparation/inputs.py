@@ -8,6 +8,7 @@ no byte of the dataset depends on them.
 """
 
 import bz2
+import csv
 import glob
 import gzip
 import io
@@ -25,7 +26,7 @@ from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import orjson
@@ -173,26 +174,37 @@ def plain_stream(source: "Input") -> Iterator[BinaryIO]:
         yield stream
 
 
-Kind = Literal["json_lines", "text", "text_lines", "parquet", "indexed"]
+Kind = Literal["json_lines", "text", "text_lines", "csv", "tsv", "parquet", "arrow", "indexed"]
 """JSON objects, one a line; a document a file; a document a line; rows of a table; a pair .bin and .idx."""
+WHOLE: tuple[Kind, ...] = ("text", "csv", "tsv")
+"""Kinds of files that are one piece: where a line ends says nothing of where a document ends."""
+DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
+"""Between the cells of a row."""
+TABLES: tuple[Kind, ...] = ("parquet", "arrow")
+"""Kinds that pyarrow reads."""
 KINDS: dict[str, Kind] = {
     ".jsonl": "json_lines",
     ".jsonlines": "json_lines",
     ".ndjson": "json_lines",
     ".json": "json_lines",
     ".txt": "text",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 STANDARD_INPUT = Path("-")
-_PARQUET = b"PAR1"
+_HEADS: dict[Kind, tuple[bytes, ...]] = {"parquet": (b"PAR1",), "arrow": (b"ARROW1", b"\xff\xff\xff\xff")}
+"""First bytes of tables: of Arrow files those with random access, and streams."""
 _SAID = (
-    f"Give {', '.join(KINDS)} (all but parquet also {', '.join(_COMPRESSED)}), the prefix of a dataset, or - for "
-    "standard input."
+    f"Give {', '.join(KINDS)} (all but parquet and arrow also {', '.join(_COMPRESSED)}), the prefix of a dataset, or - "
+    "for standard input."
 )
 _SIDE_FILES = re.compile(
     r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|authors|contributing|contributors|requirements"
-    r"|sha256sums?|md5sums?|checksums?)([-_][^.]*)?(\.(txt|md|rst))?|(dataset_infos?|dataset_dict|state)\.json",
+    r"|sha256sums?|md5sums?|checksums?)([-_][^.]*)?(\.(txt|md|rst))?|(dataset_infos?|dataset_dict|state)\.json"
+    r"|cache-[^.]*\.arrow",
 )
 """Names of what stands beside the documents in a folder: licences and the like, and Hugging Face's own files."""
 
@@ -268,9 +280,6 @@ def _no_input(text: str, there: Sequence[Path]) -> Fault:
     if not there:
         return Fault(text, "is not there, or holds no file.", _SAID)
     rule = f"holds no corpus file: {len(there):,} others, such as {there[0].name}."
-    if any(file.suffix == ".arrow" for file in there):
-        remedy = "Save the dataset as parquet: `datasets.load_from_disk(FOLDER).to_parquet(FILE)`."
-        return Fault(text, rule, remedy)
     pretty = next((file for file in there if _described(file, False, False) == Fault(str(file), *_PRETTY)), None)
     return Fault(str(pretty), *_PRETTY) if pretty is not None else Fault(text, rule, _SAID)
 
@@ -332,11 +341,12 @@ def _described(path: Path, document_per_line: bool, of_folder: bool) -> Input | 
         return Fault(str(path), "is not a whole compressed file.", "Copy it again.")
     if kind is None:
         return None if of_folder else Fault(str(path), "is not a kind of file that is read.", _SAID)
-    if kind == "parquet":
+    if kind in TABLES:
         if path == STANDARD_INPUT:
-            return Fault("-", "is parquet, which cannot be read as a stream.", "Give the file itself, whole.")
-        if not head.startswith(_PARQUET):
-            return Fault(str(path), "is not a parquet file.", "Give the file itself, whole.")
+            return Fault("-", f"is a table ({kind}), which cannot be read as a stream.", "Give the file itself, whole.")
+        if not head.startswith(_HEADS[kind]):
+            rule = f"is not {'a parquet' if kind == 'parquet' else 'an Arrow'} file."
+            return Fault(str(path), rule, "Give the file itself, whole.")
         return Input(path, kind, compression)
     if kind == "text" and document_per_line:
         kind = "text_lines"
@@ -385,7 +395,7 @@ def _first_content(plain: bytes) -> bytes:
 
 
 def _kind(path: Path, head: bytes, plain: bytes, compression: Compression | None) -> Kind | None:
-    if head.startswith(_PARQUET):
+    if head.startswith(_HEADS["parquet"]):
         return "parquet"
     name = path.name.lower()
     if compression is not None:
@@ -508,6 +518,13 @@ class Piece:
     """Place in the unpacked input of byte 0 of `path`; of a dataset, the token at which document `start` begins."""
     digest: str = ""
     """Hash of what was read from standard input."""
+    origin: str = ""
+    """The input that `path` was unpacked of."""
+
+    @property
+    def input(self) -> str:
+        """The input, for people."""
+        return self.origin or str(self.path)
 
     @property
     def name(self) -> str:
@@ -547,15 +564,17 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
     """The inputs in spans, in the order read. Raises BadInput for a table without the column of the text."""
     found: list[Span] = []
     for file, source in enumerate(inputs):
+        if source.kind in DELIMITERS:
+            _refuse_without_cells(source, text_key)
         if source.streamed:
             found.append(Span(Piece(file, 0, source.path, 0, 0), True, _text_size(source)))
             continue
         if source.kind == "indexed":
             found += _document_spans(file, source.path, size)
             continue
-        if source.kind == "parquet":
+        if source.kind in TABLES:
             # Its library takes 50 MB of every process: only where there is a table.
-            from megatron_cpt.preparation.parquet import row_spans  # noqa: PLC0415
+            from megatron_cpt.preparation.table import row_spans  # noqa: PLC0415
 
             cuts = row_spans(source.path, text_key, size)
         else:
@@ -567,6 +586,27 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
             ]
         found += [Span(Piece(file, n, source.path, a, b), False, text) for n, (a, b, text) in enumerate(cuts)]
     return found
+
+
+def csv_rows(file: BinaryIO, delimiter: str) -> Any:
+    """The rows of a CSV file, its header first; bytes that are no UTF-8 stay to be found."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return csv.reader(text, delimiter=delimiter, strict=True)
+
+
+def _refuse_without_cells(source: Input, text_key: str) -> None:
+    """Raises BadInput where the header of a CSV file does not name the text, once."""
+    with plain_stream(source) as stream:
+        try:
+            header: list[str] = next(csv_rows(stream, DELIMITERS[source.kind]), [])
+        except csv.Error:
+            header = []
+    if header.count(text_key) != 1:
+        rule = (
+            f"is no column of {source.path}." if text_key not in header else f"names several columns of {source.path}."
+        )
+        remedy = f"Its first line names {', '.join(header)[:200] or 'nothing'}: name one with --text-key."
+        raise BadInput(Fault(f"--text-key {text_key}", rule, remedy))
 
 
 def _document_spans(file: int, path: Path, size: int) -> list[Span]:

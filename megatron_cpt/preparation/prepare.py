@@ -36,6 +36,7 @@ from megatron_cpt.preparation.hashed_words import hashed_words
 from megatron_cpt.preparation.indexed_input import TokenReader, faults_of_pairs
 from megatron_cpt.preparation.inputs import (
     STANDARD_INPUT,
+    WHOLE,
     Input,
     Kind,
     Piece,
@@ -556,7 +557,7 @@ def _beginnings(job: Job, span: Span, first: Piece | None) -> Iterator[str]:
     elif source.path != STANDARD_INPUT:
         with TemporaryDirectory() as folder:
             with plain_stream(source) as stream:
-                pieces = unpacked(stream, 0, source.kind == "text", False, Path(folder), SAMPLED_CHARACTERS)
+                pieces = unpacked(stream, 0, source.kind in WHOLE, False, Path(folder), SAMPLED_CHARACTERS)
                 piece = next(pieces, None)
             if piece is not None:
                 yield from _texts(piece, source.kind, keys)

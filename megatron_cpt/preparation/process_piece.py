@@ -13,6 +13,7 @@ from megatron_cpt.preparation.documents import Document, Filtered, Line, Rejecte
 from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.inputs import (
     STANDARD_INPUT,
+    WHOLE,
     Piece,
     Span,
     piece_name,
@@ -427,9 +428,9 @@ def _unpacked(job: Job, file: int, folder: Path) -> Iterator[Piece]:
     standard = source.path == STANDARD_INPUT
     number = 0
     with plain_stream(source) as stream:
-        for piece in unpacked(stream, file, source.kind == "text", standard, folder, job.piece_size):
+        for piece in unpacked(stream, file, source.kind in WHOLE, standard, folder, job.piece_size):
             number += 1
-            yield piece
+            yield replace(piece, origin=job.sources[file].path)
     _end_stream(job, file, number)
 
 

@@ -152,18 +152,18 @@ def test_a_folder_gives_every_file_of_a_corpus_and_names_the_others(tmp_path: Pa
 
 
 def test_a_broken_link_and_a_folder_without_a_corpus_are_told(tmp_path: Path) -> None:
-    folder = tmp_path / "arrow"
+    folder = tmp_path / "arrays"
     folder.mkdir()
-    (folder / "data-00000-of-00001.arrow").write_bytes(b"ARROW1\x00\x00")
+    (folder / "data.npy").write_bytes(b"\x93NUMPY")
     (folder / "dataset_info.json").write_text("{}")
     (tmp_path / "pretty").mkdir()
     (tmp_path / "pretty" / "a.json").write_text('{\n  "text": "x"\n}\n')
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "a.jsonl").symlink_to(tmp_path / "gone.jsonl")
     with pytest.raises(BadInput) as caught:
-        input_files([str(tmp_path / name) for name in ("arrow", "pretty", "links")])
+        input_files([str(tmp_path / name) for name in ("arrays", "pretty", "links")])
     said = [str(fault) for fault in caught.value.faults]
-    assert "such as data-00000-of-00001.arrow. Save the dataset as parquet" in said[0]
+    assert "such as data.npy" in said[0]
     assert "a.json: has JSON objects over several lines." in said[1] and "jq -c" in said[1]
     assert "a.jsonl: is a link to nothing." in said[2]
 

@@ -12,8 +12,8 @@ from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.preparation import inputs
 from megatron_cpt.preparation.job import PrepareSettings
-from megatron_cpt.preparation.parquet import row_spans, rows_of
 from megatron_cpt.preparation.prepare import prepare
+from megatron_cpt.preparation.table import row_spans, rows_of
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 WriteJsonl = Callable[..., Path]

@@ -437,9 +437,11 @@ def verify_dataset(prefix: str | Path) -> Manifest:
     _check_ends(dataset, manifest)
     if column_path(prefix, DOCUMENTS).is_file() or manifest.documents_sha256 is not None:
         _check_bytes(prefix, manifest)
-    if known is None or (manifest.largest_id is None and manifest.vocabulary_size is None):
+    unknown = None in (manifest.content.whole_sha256, manifest.content.samples_sha256)
+    if unknown or (manifest.largest_id is None and manifest.vocabulary_size is None):
         whole = found.whole_sha256 if manifest.sampled else None
-        manifest = replace(manifest, whole_sha256=whole, largest_id=dataset.largest_id())
+        samples = None if manifest.sampled else found.samples_sha256
+        manifest = replace(manifest, whole_sha256=whole, samples_sha256=samples, largest_id=dataset.largest_id())
         with suppress(OSError):
             write_manifest(prefix, manifest)
     return manifest

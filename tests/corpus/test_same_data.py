@@ -111,6 +111,13 @@ def test_a_score_and_a_selection_are_known_again_where_the_manifest_came_or_went
     assert len(read_score(prefix, "q", open_dataset(prefix)[1])) == 2
 
 
+def test_verify_takes_the_samples_that_a_manifest_of_a_version_before_does_not_have(tmp_path: Path) -> None:
+    prefix = written(tmp_path / "data")
+    manifest = read_manifest(prefix)
+    write_manifest(prefix, replace(manifest, samples_sha256=None))
+    assert verify_dataset(prefix) == read_manifest(prefix) == manifest
+
+
 @pytest.mark.parametrize("known", ["manifest", "none"])
 def test_other_tokens_under_a_manifest_are_found_by_samples(tmp_path: Path, known: str) -> None:
     """Those of a pair without a manifest of its own when it is opened, all at the start of a run."""

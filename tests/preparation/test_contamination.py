@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.preparation.contamination import (
     EvaluationItem,
     EvaluationSet,
@@ -118,4 +119,6 @@ def test_what_is_no_evaluation_file_is_refused(tmp_path: Path) -> None:
         evaluation_sets([str(tmp_path / "a.jsonl"), str(tmp_path / "nowhere.jsonl")])
     contamination_path(tmp_path / "x").write_text("{}")
     with pytest.raises(IntegrityFault, match="is no record of overlap"):
-        read_contamination(tmp_path / "x", "0")
+        read_contamination(
+            tmp_path / "x", Manifest(documents=0, tokens=0, dtype="uint16", data_sha256="0", index_sha256="0")
+        )

@@ -162,8 +162,10 @@ def test_D6_flips_in_records_of_work(workshop: Workshop, tmp_path: Path, flips: 
     law = {"table_law": "bivariate", "sources": ["a", "b"], "sets": {}, "fitted": {"a": [0.1, 0.30000000000000004]}}
     write_checked_json(folder / "law.json", law)
 
+    manifest = Manifest(documents=0, tokens=0, dtype="uint16", data_sha256="0" * 64, index_sha256="0" * 64)
+
     def use() -> object:
-        overlap = read_contamination(folder / "x", "0" * 64)
+        overlap = read_contamination(folder / "x", manifest)
         # Its readers ask for keys by name: one more, which was the check's, is nothing to them.
         found = read_json_object(folder / "plan.json") or {}
         taken = {name: found.get(name) for name in plan}

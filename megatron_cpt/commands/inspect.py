@@ -20,6 +20,8 @@ _COUNTS = (
     "duplicates",
     "near_duplicates",
     "contaminated",
+    "loss_tokens",
+    "truncated",
     "dtype",
     "vocabulary_size",
     "largest_id",

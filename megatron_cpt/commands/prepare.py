@@ -31,6 +31,8 @@ _MOST_PERCENT = 100
 
 def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
+    if args.train_on and not args.chat:
+        raise BadInput(Fault("--train-on", "is of conversations.", "Give --chat, or leave --train-on out."))
     text_keys = args.text_key or [PrepareSettings().text_key]
     if len(text_keys) > 1 and "-" in args.corpus:
         rule = "cannot be read once for each of several --text-key."
@@ -76,6 +78,9 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
         id_key=args.id_key,
         where=args.where,
         document_per_line=args.document_per_line,
+        train_on=(args.train_on or "responses") if args.chat else None,
+        max_length=args.max_length,
+        truncate=args.truncate,
         eod=args.eod,
         bos=args.bos,
         parse_special=args.parse_special,
@@ -130,6 +135,19 @@ def parser() -> argparse.ArgumentParser:
         "are rejected, unless it says `score is None or ...`",
     )
     top.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")
+    top.add_argument(
+        "--chat",
+        action="store_true",
+        help="JSON lines are conversations (messages, conversations, instruction or prompt), written by the "
+        "tokenizer's chat template",
+    )
+    top.add_argument(
+        "--train-on",
+        choices=["responses", "all"],
+        help="what of conversations counts in the loss (default responses: what the assistant says)",
+    )
+    top.add_argument("--max-length", type=_positive, metavar="TOKENS", help="longer conversations are rejected")
+    top.add_argument("--truncate", action="store_true", help="or cut behind the last answer with which they fit")
     top.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
     top.add_argument(
         "--bos", choices=["auto", "always", "never"], default=defaults.bos, help="auto: as the tokenizer does"
@@ -243,6 +261,8 @@ def summary(prepared: Prepared, output: Path) -> str:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
     if prepared.training.filtered:
         lines.append(f"left out {prepared.training.filtered:,} documents that do not meet --where")
+    if prepared.training.truncated:
+        lines.append(f"cut {prepared.training.truncated:,} conversations behind an answer, to fit --max-length")
     if prepared.training.duplicates:
         lines.append(f"left out {prepared.training.duplicates:,} exact copies, see {duplicates_path(output)}")
     if prepared.training.near_duplicates:
@@ -326,15 +346,21 @@ def _ratio(counts: TextCounts) -> float | None:
 
 
 def _line(prefix: Path, manifest: Manifest) -> str:
-    return f"{prefix}: " + _counted(manifest.documents, manifest.tokens, manifest.bytes, manifest.tokens_per_word)
+    return f"{prefix}: " + _counted(
+        manifest.documents, manifest.tokens, manifest.bytes, manifest.tokens_per_word, manifest.loss_tokens
+    )
 
 
-def _counted(documents: int, tokens: int, size: int | None, tokens_per_word: float | None) -> str:
+def _counted(
+    documents: int, tokens: int, size: int | None, tokens_per_word: float | None, loss_tokens: int | None = None
+) -> str:
     of_text = f", {size:,} bytes of text" if size is not None else ""
     ratios = []
     if size and tokens:
         ratios.append(f"{size / tokens:.2f} bytes a token")
     if tokens_per_word:
         ratios.append(f"{tokens_per_word:.2f} tokens a word")
+    if loss_tokens is not None and tokens:
+        ratios.append(f"{loss_tokens / tokens:.1%} of the tokens count in the loss")
     means = f" ({', '.join(ratios)})" if ratios else ""
     return f"{documents:,} documents, {tokens:,} tokens{of_text}{means}"

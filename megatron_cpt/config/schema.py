@@ -163,9 +163,10 @@ class SourceSettings:
     """Buckets by score. None: all documents are treated alike."""
     sample_per_epoch: SamplePerEpochSettings | None = None
     """Read a sample of the source in each epoch of a mixture. None: the whole source, in true epochs."""
-    prompt_length_column: str | None = None
-    """Name of a column `PREFIX.NAME.npy` beside each dataset, with one number a document: how many of its first tokens,
-    such as a prompt, are read but do not count in the loss. None: all count."""
+    loss_mask_column: str | None = None
+    """Name of a column `PREFIX.NAME.npy` beside each dataset that says which tokens count in the loss: spans of tokens,
+    or one number a document, how many of its first tokens, such as a prompt, do not. None: what each dataset says of
+    itself; conversations (`prepare --chat`) count in their answers, other text in all of it."""
 
     @property
     def has_target(self) -> bool:
@@ -615,8 +616,8 @@ class ValidationSetSettings:
     """Budget: as many whole sequences as fit, from the first on. None: the whole set."""
     eval_interval: EvalIntervalSettings | None = None
     """Evaluations of this set only. None: `validation.eval_interval`."""
-    prompt_length_column: str | None = None
-    """As `prompt_length_column` of a source of training text."""
+    loss_mask_column: str | None = None
+    """As `loss_mask_column` of a source of training text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,21 +21,27 @@ class LabelMask:
     """Ids that do not, ascending."""
     document_starts: bool = True
     """Whether the first token of a document does."""
-    prompt_length_column: str | None = None
-    """The column that says how many first tokens of a document do not."""
+    column: str | None = None
+    """The column that says which tokens do (loss_mask.py). None: what the datasets say of themselves."""
+    own_spans: bool = False
+    """Whether datasets of the stream do say it."""
 
     @property
     def leaves_out(self) -> bool:
         """Whether some label may not count."""
-        return bool(self.tokens) or not self.document_starts or self.prompt_length_column is not None
+        return bool(self.tokens) or not self.document_starts or self._reads_column
+
+    @property
+    def _reads_column(self) -> bool:
+        return self.column is not None or self.own_spans
 
     def loss_mask(self, stream: TokenStream, start: int, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which labels count, bool[n], of the tokens [start, start + n) of a stream."""
         counts = np.isin(labels, self.tokens, invert=True)
         if not self.document_starts:
             counts[stream.document_starts(start, len(labels))] = False
-        if self.prompt_length_column is not None:
-            counts &= ~stream.within_prompts(start, len(labels), self.prompt_length_column)
+        if self._reads_column:
+            counts &= stream.counts_in_loss(start, len(labels), self.column)
         return counts
 
     def describe(self, stream: TokenStream) -> str:
@@ -43,22 +49,21 @@ class LabelMask:
         words = [f"unscored={','.join(map(str, self.tokens))}"] if self.tokens else []
         if not self.document_starts:
             words.append("document_starts=unscored")
-        if self.prompt_length_column is not None:
-            lengths = stream.prompt_lengths(self.prompt_length_column).astype("<i8")
-            words.append(f"leads={hashlib.sha256(lengths.tobytes()).hexdigest()}")
+        if self._reads_column:
+            words.append(f"leads={stream.loss_mask_identity(self.column)}")
         return " ".join(words)
 
 
-def label_mask(data: DataSettings, stream: TokenStream, prompt_length_column: str | None) -> LabelMask:
+def label_mask(data: DataSettings, stream: TokenStream, column: str | None) -> LabelMask:
     """The mask of one stream of a run; the manifests of its datasets name their EOD.
 
     Args:
-        prompt_length_column: of its source or validation set.
+        column: `loss_mask_column` of its source or validation set.
     """
     tokens = set(data.loss_mask.ignored_token_ids)
     if not data.loss_mask.eod:
         tokens |= {manifest.eod for manifest in stream.manifests if manifest.eod is not None}
-    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, prompt_length_column)
+    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, column, stream.has_loss_spans)
 
 
 def set_identity(stream: TokenStream, sequence_length: int, labels: int, attention: str, mask: LabelMask) -> str:

@@ -47,6 +47,12 @@ DOCUMENTS = "documents"
 """The column that prepare writes."""
 DOCUMENT_RECORD = np.dtype([("content_hash", "<u8"), ("bytes", "<i8")])
 """Of each document: 64-bit hash of its text (holdout.py), UTF-8 bytes of its text."""
+LOSS_SPANS = "loss_spans"
+"""The array that prepare writes of conversations (loss_mask.py). It is no column: a document has any number of them."""
+LOSS_SPAN = np.dtype([("begin", "<i8"), ("end", "<i8")])
+"""Tokens [begin, end) that count in the loss."""
+_OF_THE_DATASET = (DOCUMENTS, LOSS_SPANS)
+"""Names of arrays beside a dataset that are no scores."""
 
 
 def column_path(prefix: str | Path, name: str) -> Path:
@@ -100,6 +106,16 @@ def read_column(prefix: str | Path, name: str, documents: int) -> npt.NDArray[An
     path = column_path(prefix, name)
     if not path.is_file():
         raise BadInput(Fault(str(path), "is not there.", f"Score {prefix} first, or choose by another score."))
+    column = load_column(path)
+    if column.shape != (documents,):
+        raise IntegrityFault(
+            f"{path}: has shape {column.shape} where {prefix} has {documents:,} documents. Write it again."
+        )
+    return column
+
+
+def load_column(path: Path) -> npt.NDArray[Any]:
+    """An array that is there, mapped from disk. IntegrityFault: it is none, or not whole."""
     try:
         column = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:  # numpy parses its header as Python
@@ -107,10 +123,6 @@ def read_column(prefix: str | Path, name: str, documents: int) -> npt.NDArray[An
     if not isinstance(column, np.ndarray):
         column.close()
         raise IntegrityFault(f"{path}: is an archive of arrays, not a .npy file. Write it again.")
-    if column.shape != (documents,):
-        raise IntegrityFault(
-            f"{path}: has shape {column.shape} where {prefix} has {documents:,} documents. Write it again."
-        )
     return column
 
 
@@ -124,6 +136,18 @@ def documents_column(prefix: str | Path, manifest: "Manifest") -> npt.NDArray[An
     if column.dtype != DOCUMENT_RECORD or manifest.documents_sha256 not in (None, file_sha256(path)):
         raise IntegrityFault(f"{path}: is not the content that its manifest describes. Prepare or copy it again.")
     return column
+
+
+def loss_spans(prefix: str | Path, manifest: "Manifest") -> npt.NDArray[Any]:
+    """The spans of tokens that count, of a dataset that has them: LOSS_SPAN[spans], mapped from disk and proved by its
+    hash. IntegrityFault: they are missing, or others."""
+    path = column_path(prefix, LOSS_SPANS)
+    if not path.is_file():
+        raise IntegrityFault(f"{path}: is not there, and only its tokens of {prefix} count in the loss. Copy it, too.")
+    spans = load_column(path)
+    if spans.dtype != LOSS_SPAN or file_sha256(path) != manifest.loss_spans_sha256:
+        raise IntegrityFault(f"{path}: is not the content that its manifest describes. Prepare or copy it again.")
+    return spans
 
 
 @dataclass(frozen=True)
@@ -222,6 +246,12 @@ class Manifest:
     """SHA-256 of PREFIX.idx."""
     documents_sha256: str | None = None
     """SHA-256 of PREFIX.documents.npy; None where there is none, or a version before did not look."""
+    loss_spans_sha256: str | None = None
+    """SHA-256 of PREFIX.loss_spans.npy: its spans alone count in the loss. None: all tokens do."""
+    loss_tokens: int | None = None
+    """Tokens of these spans; None where there are none."""
+    truncated: int | None = None
+    """Conversations that were cut behind an answer, to fit --max-length; of all that were read."""
     tool_version: str | None = None
     """Version of this package that wrote the dataset."""
 
@@ -319,6 +349,11 @@ def _sampled(dataset: IndexedDataset) -> str:
 
 def _describe_foreign(dataset: IndexedDataset) -> Manifest:
     samples = dataset.samples()
+    # A dataset of conversations whose manifest was left behind is not trained on its questions.
+    spans = column_path(dataset.prefix, LOSS_SPANS)
+    there = load_column(spans) if spans.is_file() else None
+    if there is not None and there.dtype != LOSS_SPAN:
+        raise IntegrityFault(f"{spans}: holds no spans of tokens. Copy it again, or take it away.")
     return Manifest(
         documents=dataset.documents,
         tokens=dataset.token_count,
@@ -327,6 +362,8 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
         sampled=True,
         index_sha256=dataset.index_sha256,
         largest_id=max((int(sample.max()) for sample in samples), default=None),
+        loss_spans_sha256=None if there is None else file_sha256(spans),
+        loss_tokens=None if there is None else int((there["end"] - there["begin"]).sum()),
     )
 
 
@@ -437,6 +474,8 @@ def verify_dataset(prefix: str | Path) -> Manifest:
     _check_ends(dataset, manifest)
     if column_path(prefix, DOCUMENTS).is_file() or manifest.documents_sha256 is not None:
         _check_bytes(prefix, manifest)
+    if manifest.loss_spans_sha256 is not None:
+        loss_spans(prefix, manifest)
     unknown = None in (manifest.content.whole_sha256, manifest.content.samples_sha256)
     if unknown or (manifest.largest_id is None and manifest.vocabulary_size is None):
         whole = found.whole_sha256 if manifest.sampled else None
@@ -520,12 +559,12 @@ def scores_beside(prefix: str | Path) -> list[str]:
     """The names of the scores of a dataset, in alphabetical order."""
     path = Path(prefix)
     names = (file.name[len(path.name) + 1 : -len(".npy")] for file in path.parent.glob(f"{escape(path.name)}.*.npy"))
-    return sorted(name for name in names if _NAME.fullmatch(name) and name != DOCUMENTS)
+    return sorted(name for name in names if _NAME.fullmatch(name) and name not in _OF_THE_DATASET)
 
 
 def check_name(name: str) -> None:
-    """BadInput for a name that cannot be a part of a file name, or is the documents' own column."""
-    if not _NAME.fullmatch(name) or name == DOCUMENTS:
+    """BadInput for a name that cannot be a part of a file name, or is of an array of the dataset's own."""
+    if not _NAME.fullmatch(name) or name in _OF_THE_DATASET:
         raise BadInput(
             Fault(f"score {name!r}", "is no name for a score.", "Use letters, digits, - and _, as in ngram-medical.")
         )

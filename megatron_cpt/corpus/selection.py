@@ -27,11 +27,14 @@ from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path,
 from megatron_cpt.corpus.manifest import (
     DOCUMENT_RECORD,
     DOCUMENTS,
+    LOSS_SPAN,
+    LOSS_SPANS,
     ColumnWriter,
     Manifest,
     column_path,
     data_names,
     documents_column,
+    loss_spans,
     open_dataset,
     refuse_other_content,
     samples_of,
@@ -65,7 +68,8 @@ def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
     _refuse_unlike_ends(datasets, manifests)
     _refuse_twice(datasets, manifests)
     described = all(column_path(dataset.prefix, DOCUMENTS).is_file() for dataset in datasets)
-    written = [bin_path(output), idx_path(output), manifest_path(output), column_path(output, DOCUMENTS)]
+    beside = (column_path(output, DOCUMENTS), column_path(output, LOSS_SPANS))
+    written = [bin_path(output), idx_path(output), manifest_path(output), *beside]
     with only_writer(Path(output), written):
         return _concatenated(datasets, manifests, output, described)
 
@@ -73,20 +77,41 @@ def concatenate(prefixes: Sequence[str | Path], output: str | Path) -> Manifest:
 def _concatenated(
     datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest], output: str | Path, described: bool
 ) -> Manifest:
+    with_spans = any(manifest.loss_spans_sha256 is not None for manifest in manifests)
     with ExitStack() as files:
         column = files.enter_context(ColumnWriter(output, DOCUMENTS, DOCUMENT_RECORD)) if described else None
+        spans = files.enter_context(ColumnWriter(output, LOSS_SPANS, LOSS_SPAN)) if with_spans else None
         writer = files.enter_context(IndexedWriter(output, datasets[0].dtype))
         for dataset, described_by in zip(datasets, manifests, strict=True):
+            if spans is not None:
+                spans.add(_moved_spans(dataset, described_by, writer.token_count))
             _copy(dataset, writer)
             if column is not None:
                 column.add(documents_column(dataset.prefix, described_by))
     manifest = replace(_joined(manifests, writer), samples_sha256=samples_of(output, writer.index_sha256))
+    if with_spans:
+        counted = sum(one.tokens if one.loss_tokens is None else one.loss_tokens for one in manifests)
+        manifest = replace(
+            manifest, loss_spans_sha256=file_sha256(column_path(output, LOSS_SPANS)), loss_tokens=counted
+        )
+    else:
+        column_path(output, LOSS_SPANS).unlink(missing_ok=True)  # of a dataset that stood there before
     if column is None:
         column_path(output, DOCUMENTS).unlink(missing_ok=True)  # of a dataset that stood there before
     else:
         manifest = replace(manifest, documents_sha256=file_sha256(column_path(output, DOCUMENTS)))
     write_manifest(output, manifest)
     return manifest
+
+
+def _moved_spans(dataset: IndexedDataset, manifest: Manifest, tokens: int) -> npt.NDArray[np.void]:
+    """The spans of a dataset behind so many tokens; all of it is one span where it has none."""
+    if manifest.loss_spans_sha256 is None:
+        return np.array([(tokens, tokens + manifest.tokens)], LOSS_SPAN)
+    spans = np.array(loss_spans(dataset.prefix, manifest))
+    spans["begin"] += tokens
+    spans["end"] += tokens
+    return spans
 
 
 def _copy(dataset: IndexedDataset, writer: IndexedWriter) -> None:

@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
-from megatron_cpt.corpus.manifest import Manifest, column_path, compare_samples, data_names, open_dataset, read_column
+from megatron_cpt.corpus.loss_mask import LossMask, open_loss_mask
+from megatron_cpt.corpus.manifest import Manifest, compare_samples, data_names, open_dataset
 from megatron_cpt.corpus.selection import (
     HELD_OUT,
     SUFFIX,
@@ -186,7 +187,7 @@ class TokenStream:
         self._parts: list[_Part] = [part for parts, _ in opened for part in parts if part.tokens]
         _refuse_shared(self._parts)
         self._ends = list(accumulate(part.tokens for part in self._parts))
-        self._prompt_lengths: dict[str, dict[_Part, npt.NDArray[np.int64]]] = {}  # by the name of a column
+        self._loss_masks: dict[str | None, dict[_Part, LossMask | None]] = {}  # by the name of a column
         self.tokens = self._ends[-1] if self._ends else 0
         """Tokens of one pass over everything."""
         self.datasets = tuple((part.dataset, part.manifest) for parts, _ in opened for part in parts)
@@ -266,31 +267,42 @@ class TokenStream:
         # Documents without tokens begin where the next one does.
         return np.unique(np.concatenate(found))
 
-    def within_prompts(self, start: int, length: int, name: str) -> npt.NDArray[np.bool_]:
-        """Which of the tokens [start, start + length) are among the first ones of their document: bool[length].
+    @property
+    def has_loss_spans(self) -> bool:
+        """Whether a dataset says of itself which of its tokens count in the loss."""
+        return any(manifest.loss_spans_sha256 is not None for manifest in self.manifests)
 
-        How many these are, the column of that name says (`prompt_lengths`).
+    def counts_in_loss(self, start: int, length: int, column: str | None) -> npt.NDArray[np.bool_]:
+        """Which of the tokens [start, start + length) count in the loss: bool[length].
+
+        Args:
+            column: the name of a column of every dataset (loss_mask.py); None: what the datasets say of themselves.
+
+        Raises as `open_loss_mask` does.
         """
-        found = np.empty(length, np.bool_)
-        lengths = self._prompt_lengths_by_part(name)
+        found = np.ones(length, np.bool_)
+        masks = self._masks(column)
         for filled, part, offset, count in self._pieces(start, length):
-            places = np.arange(offset, offset + count)
-            begins = part.document_starts
-            documents = begins.searchsorted(places, side="right") - 1
-            found[filled : filled + count] = places - begins[documents] < lengths[part][documents]
+            mask = masks[part]
+            if mask is not None:
+                found[filled : filled + count] = mask.counts(part.positions(offset, count))
         return found
 
-    def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
-        """A column of the documents of the stream that counts their first tokens: int64[documents].
+    def open_loss_masks(self, column: str | None) -> None:
+        """Opens what `counts_in_loss` reads, so that its faults show. Raises as `open_loss_mask` does."""
+        self._masks(column)
 
-        Raises BadInput where a dataset has no such column or it is of no counts, IntegrityFault where it is torn.
-        """
-        return np.concatenate([np.empty(0, np.int64), *self._prompt_lengths_by_part(name).values()])
+    def loss_mask_identity(self, column: str | None) -> str:
+        """Hash of what a column says of the documents of the stream. Raises as `open_loss_mask` does."""
+        digest = hashlib.sha256()
+        for part, mask in self._masks(column).items():
+            digest.update(b"" if mask is None else mask.describe(part.document_set().numbers))
+        return digest.hexdigest()
 
-    def _prompt_lengths_by_part(self, name: str) -> "dict[_Part, npt.NDArray[np.int64]]":
-        if name not in self._prompt_lengths:
-            self._prompt_lengths[name] = {part: part.prompt_lengths(name) for part in self._parts}
-        return self._prompt_lengths[name]
+    def _masks(self, column: str | None) -> "dict[_Part, LossMask | None]":
+        if column not in self._loss_masks:
+            self._loss_masks[column] = {part: part.loss_mask(column) for part in self._parts}
+        return self._loss_masks[column]
 
     def _pieces(self, start: int, length: int) -> Iterator[tuple[int, "_Part", int, int]]:
         """What parts hold of [start, start + length): tokens before it, the part, from where in it, how many."""
@@ -326,8 +338,13 @@ class _WholeDataset:
     def document_starts(self) -> npt.NDArray[np.int64]:
         return self.dataset.document_starts[:-1]
 
-    def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
-        return _prompt_lengths(self.dataset.prefix, name, self.manifest)
+    def loss_mask(self, column: str | None) -> LossMask | None:
+        """Which tokens count in the loss; None: all."""
+        return open_loss_mask(self.dataset, self.manifest, column)
+
+    def positions(self, offset: int, count: int) -> npt.NDArray[np.int64]:
+        """Where tokens stand in the .bin: int64[count]."""
+        return np.arange(offset, offset + count)
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -362,8 +379,16 @@ class _SelectedDocuments:
     def document_starts(self) -> npt.NDArray[np.int64]:
         return self._ends - self._part.lengths
 
-    def prompt_lengths(self, name: str) -> npt.NDArray[np.int64]:
-        return _prompt_lengths(self._part.prefix, name, self.manifest)[self._part.documents]
+    def loss_mask(self, column: str | None) -> LossMask | None:
+        """Which tokens of the dataset count in the loss; None: all."""
+        return open_loss_mask(self._part.dataset, self.manifest, column)
+
+    def positions(self, offset: int, count: int) -> npt.NDArray[np.int64]:
+        """Where tokens stand in the .bin: int64[count]."""
+        places = np.arange(offset, offset + count)
+        documents = self._ends.searchsorted(places, side="right")
+        inside: npt.NDArray[np.int64] = places - self.document_starts[documents]
+        return self._part.starts[documents] + inside
 
     def copy(self, position: int, out: npt.NDArray[np.int64]) -> None:
         """Fills `out` with the tokens from a position on; the caller asks for no more than there are."""
@@ -417,31 +442,26 @@ def _place(dataset: IndexedDataset, document: int, token: int) -> str:
     return f"{bin_path(dataset.prefix)}: document {document:,}, token {inside:,} of it (byte {byte:,})"
 
 
-def _prompt_lengths(prefix: Path, name: str, manifest: Manifest) -> npt.NDArray[np.int64]:
-    """A column of counts, mapped from disk."""
-    remedy = "Write one whole number a document, in the order of the dataset (numpy.save of int64)."
-    if not column_path(prefix, name).is_file():
-        raise BadInput(Fault(str(column_path(prefix, name)), "is not there.", remedy))
-    column = read_column(prefix, name, manifest.documents)
-    if column.dtype.kind not in "iu" or (column.size and column.min() < 0):
-        rule = f"is of {column.dtype}, or has numbers below 0: it does not count tokens."
-        raise BadInput(Fault(str(column_path(prefix, name)), rule, remedy))
-    return column
-
-
 def _open(path: Path) -> tuple[list[_Part], str]:
     """The parts of one path, and the name of its content with a place for the hash of each dataset."""
     if str(path).endswith(SUFFIX):
         selection: Selection = load_selection(path)
         parts: list[_Part] = [_SelectedDocuments(part) for part in selection.datasets]
-        return parts, f"selection {selection.sha256} of {' '.join(['{}'] * len(parts))}"
+        names = " ".join(_name_place(part.manifest) for part in selection.datasets)
+        return parts, f"selection {selection.sha256} of {names}"
     dataset = _WholeDataset(path)
-    return [dataset], f"dataset {{}} {dataset.manifest.dtype}"
+    return [dataset], f"dataset {_name_place(dataset.manifest)} {dataset.manifest.dtype}"
+
+
+def _name_place(manifest: Manifest) -> str:
+    """A place for the hash of a dataset and, where it says so, which of its tokens count."""
+    spans = manifest.loss_spans_sha256
+    return "{}" if spans is None else f"{{}} spans {spans}"
 
 
 def _chosen(part: SelectedDataset) -> tuple[list[_Part], str]:
     numbers = hashlib.sha256(np.ascontiguousarray(part.documents, "<i8").data).hexdigest()
-    return [_SelectedDocuments(part)], f"documents {numbers} of {{}}"
+    return [_SelectedDocuments(part)], f"documents {numbers} of {_name_place(part.manifest)}"
 
 
 def _refuse_shared(parts: Sequence[_Part]) -> None:

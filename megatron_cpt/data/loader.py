@@ -129,7 +129,7 @@ Int64s = npt.NDArray[np.int64]
 
 def label_masks(data: DataSettings, streams: Mapping[str, TokenStream], names: Sequence[str]) -> list[LabelMask]:
     """The masks of the named streams of training text."""
-    return [label_mask(data, streams[name], data.sources[source_of(name)].prompt_length_column) for name in names]
+    return [label_mask(data, streams[name], data.sources[source_of(name)].loss_mask_column) for name in names]
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def open_set(
         )
         if not loss_mask.any():
             rule = f"has no label that counts among its {targets:,}: a loss of nothing is none."
-            remedy = "Leave fewer labels out (data.loss_mask, prompt_length_column), or score more tokens of the set."
+            remedy = "Leave fewer labels out (data.loss_mask, loss_mask_column), or score more tokens of the set."
             raise BadInput(Fault(f"validation.sets.{name}", rule, remedy))
     return ValidationSet(
         name=name,

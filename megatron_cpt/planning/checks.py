@@ -179,7 +179,7 @@ def _watch_faults(config: RunConfig) -> list[Fault]:
 
 
 def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
-    """An EOD that is to be left out and that no manifest names, and columns of prompt lengths that are not there."""
+    """An EOD that is to be left out and that no manifest names, and columns of the loss that are not there."""
     faults = []
     if not config.data.loss_mask.eod:
         for name, manifest in inputs.manifests():
@@ -189,21 +189,18 @@ def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:
                 faults.append(Fault(f"data.loss_mask.eod = false; {name}", rule, remedy))
     for name, column, stream in (
         *(
-            (f"data.sources.{name}", config.data.sources[source_of(name)].prompt_length_column, stream)
+            (f"data.sources.{name}", config.data.sources[source_of(name)].loss_mask_column, stream)
             for name, stream in inputs.sources.items()
         ),
         *(
-            (f"validation.sets.{name}", config.validation.sets[name].prompt_length_column, stream)
+            (f"validation.sets.{name}", config.validation.sets[name].loss_mask_column, stream)
             for name, stream in inputs.validation_sets.items()
         ),
     ):
-        if column is not None:
-            try:
-                stream.prompt_lengths(column)
-            except BadInput as error:
-                faults += [
-                    Fault(f"{name}.prompt_length_column: {one.value}", one.rule, one.remedy) for one in error.faults
-                ]
+        try:
+            stream.open_loss_masks(column)
+        except BadInput as error:
+            faults += [Fault(f"{name}.loss_mask_column: {one.value}", one.rule, one.remedy) for one in error.faults]
     return faults
 
 

@@ -42,7 +42,7 @@ OF_THE_BEGINNING = ("init_from", "model.weights", "optimizer.moment_warmup_steps
 OF_THE_BASE = ("base_history",)
 # Which labels count and what they are told by: another loss by the same name. That of training text has no identity
 # of its own that would show it, as a validation set has.
-LOSS_MEANING = ("data.attention", "data.loss_mask", "data.sources.*.prompt_length_column")
+LOSS_MEANING = ("data.attention", "data.loss_mask", "data.sources.*.loss_mask_column")
 
 _ALLOW = "`run.allow_loss_changes=true` goes on all the same, and the report shows the break"
 
@@ -340,7 +340,7 @@ def measures(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
         if stream.identity:
             settings, length = config.validation.sets[name], config.data.sequence_length
             labels = int(scored_tokens(stream.tokens, length, settings.tokens).sum())
-            mask = label_mask(config.data, stream, settings.prompt_length_column)
+            mask = label_mask(config.data, stream, settings.loss_mask_column)
             found[f"validation.sets.{name}"] = set_identity(stream, length, labels, config.data.attention, mask)
     return found | {f"task {task.name}": task.identity for tasks in inputs.tasks.values() for task in tasks}
 

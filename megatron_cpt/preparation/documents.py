@@ -1,4 +1,4 @@
-"""The documents of a piece: JSON lines, lines or whole files of text, rows of a table.
+"""The documents of a piece: JSON lines, lines or whole files of text, rows of a table; or conversations in JSON lines.
 
 Each is a document or is rejected with its place and reason; nothing is dropped in silence and a bad line
 never ends the reading of its file.
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.preparation.conversations import Conversation, Unusable, read_conversation
 from megatron_cpt.preparation.fields import Cell, Condition, Unanswerable, field_of
 from megatron_cpt.preparation.inputs import (
     DELIMITERS,
@@ -56,6 +57,13 @@ class Document:
     """Its ids, without BOS and EOD, where it was tokenized before (indexed_input.py)."""
     hashed: tuple[int, int] | None = None
     """Hash and UTF-8 bytes of its text, where they are known; the text is empty then unless it is needed."""
+    conversation: Conversation | None = None
+    """What is said in it by whom (--chat); the text is what is said."""
+
+    @property
+    def content(self) -> bytes:
+        """What makes it another document than others."""
+        return self.text.encode() if self.conversation is None else self.conversation.canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ class Keys:
     id: str | None = None
     where: Condition | None = None
     """What documents must meet. Those that cannot be judged are rejected."""
+    chat: bool = False
+    """Whether each JSON object is a conversation, by its own keys (conversations.py)."""
 
 
 def read_piece(piece: Piece, kind: Kind, keys: Keys, tokenized: TokenizedPieces | None = None) -> Iterator[Line]:
@@ -223,6 +233,12 @@ def _of_fields(fields: Mapping[str, Any], keys: Keys, line: int, place: int) -> 
                 return Filtered()
         except Unanswerable as reason:
             return Rejected(line, str(reason), name)
+    if keys.chat:
+        try:
+            said = read_conversation(fields)
+        except Unusable as reason:
+            return Rejected(line, str(reason), name)
+        return Document(said.text, line, place, name, conversation=said)
     found = field_of(fields, keys.text, _MISSING)
     text = _Reason(f"no key {keys.text!r}") if found is _MISSING else _usable(found, keys.text)
     return Rejected(line, text, name) if isinstance(text, _Reason) else Document(text, line, place, name)

@@ -89,6 +89,9 @@ def _faults(prefix: Path, reader: TokenReader) -> Iterator[Fault]:
     tokenizer = reader.tokenizer
     if dataset.sequences != dataset.documents:
         yield Fault(str(prefix), "has documents of several sequences, which are not read.", "Prepare its text.")
+    if manifest is not None and manifest.loss_spans_sha256 is not None:
+        rule = "has spans of tokens that count in the loss, which would be lost."
+        yield Fault(str(prefix), rule, "Prepare its conversations again, or join it with tools/merge_datasets.py.")
     if manifest is not None and manifest.tokenizer is not None:
         if manifest.tokenizer != tokenizer.identity:
             rule = f"was made with another tokenizer than {tokenizer.folder}."

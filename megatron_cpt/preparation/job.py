@@ -45,6 +45,15 @@ class PrepareSettings:
     """Condition on fields that documents must meet (fields.py). None: all are taken."""
     document_per_line: bool = False
     """Whether each line of a .txt file, rather than the whole file, is a document."""
+    train_on: Literal["responses", "all"] | None = None
+    """Documents are conversations (conversations.py): what counts in the loss, the assistant's tokens or all. None:
+    documents are texts."""
+    chat_template: str | None = None
+    """Hash of the template that conversations are written by (chat_template.py); None for texts."""
+    max_length: int | None = None
+    """Tokens that a conversation has at most; longer ones are rejected. None: any number."""
+    truncate: bool = False
+    """Whether longer ones are cut behind the last answer with which they fit."""
     eod: str | None = None
     """Token that closes each document. None: the tokenizer's eos_token."""
     append_eod: bool = True
@@ -87,7 +96,8 @@ class PrepareSettings:
     @property
     def keys(self) -> Keys:
         """Where text and id stand, and what documents must meet. BadInput: `where` is no condition."""
-        return Keys(self.text_key, self.id_key, None if self.where is None else parse_condition(self.where))
+        where = None if self.where is None else parse_condition(self.where)
+        return Keys(self.text_key, self.id_key, where, self.train_on is not None)
 
     @property
     def looks_at_text(self) -> bool:
@@ -119,7 +129,7 @@ class Job:
     vocabulary_size: int
     """One more than the largest id."""
     bos: int | None
-    """Opens each document."""
+    """Opens each document. None: nothing does, or what the chat template writes."""
     eod: int | None
     """Closes each document."""
     not_read: list[str] = field(default_factory=list)
@@ -145,7 +155,7 @@ class Job:
             tokenizer=tokenizer.identity,
             tokenizer_folder=str(tokenizer.folder.resolve()),
             vocabulary_size=tokenizer.vocabulary_size,
-            bos=tokenizer.bos_for(settings.bos),
+            bos=tokenizer.bos_for(settings.bos) if settings.train_on is None else None,
             eod=tokenizer.eod if settings.append_eod else None,
             not_read=[str(path.absolute()) for path in not_read],
         )

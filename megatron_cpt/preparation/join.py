@@ -21,6 +21,8 @@ from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, invalidate, man
 from megatron_cpt.corpus.manifest import (
     DOCUMENT_RECORD,
     DOCUMENTS,
+    LOSS_SPAN,
+    LOSS_SPANS,
     ColumnWriter,
     Manifest,
     column_path,
@@ -384,14 +386,23 @@ class _Part:
 
     def __init__(self, job: Job, prefix: Path, files: ExitStack) -> None:
         self.prefix = prefix
-        self.bytes = 0
+        self.bytes = self.loss_tokens = 0
         # Left in the reverse order: data and index first, then what stands beside them.
         self._ids = files.enter_context(durable_file(ids_path(prefix))) if job.settings.id_key else None
         self._column = files.enter_context(ColumnWriter(prefix, DOCUMENTS, DOCUMENT_RECORD))
+        has_spans = job.settings.train_on == "responses"
+        self._spans = files.enter_context(ColumnWriter(prefix, LOSS_SPANS, LOSS_SPAN)) if has_spans else None
         self.writer = files.enter_context(IndexedWriter(prefix, job.dtype, job.vocabulary_size))
 
     def add(self, documents: TokenizedDocuments) -> None:
         records = documents.records
+        if self._spans is not None:
+            starts = self.writer.token_count + np.cumsum(records["tokens"]) - records["tokens"]
+            spans = documents.spans.copy()
+            for bound in ("begin", "end"):
+                spans[bound] += np.repeat(starts, records["spans"])
+            self._spans.add(spans)
+            self.loss_tokens += int((spans["end"] - spans["begin"]).sum())
         if len(documents.sentences):
             self.writer.add_split(documents.tokens, documents.sentences, records["sentences"])
         else:
@@ -456,6 +467,7 @@ def _remove_stale(job: Job) -> None:
         contaminated_path(job.output): job.settings.decontaminate is None,
         contamination_path(job.output): True,
         ids_path(job.output): not job.settings.id_key,
+        column_path(job.output, LOSS_SPANS): job.settings.train_on != "responses",
     }
     for path in (path for path, gone in stale.items() if gone):
         path.unlink(missing_ok=True)
@@ -463,12 +475,14 @@ def _remove_stale(job: Job) -> None:
     if not manifest_path(prefix).is_file() or not is_held_out(read_manifest(prefix)):
         return
     invalidate(prefix)
-    for path in (bin_path(prefix), column_path(prefix, DOCUMENTS), ids_path(prefix)):
+    beside = (column_path(prefix, DOCUMENTS), column_path(prefix, LOSS_SPANS), ids_path(prefix))
+    for path in (bin_path(prefix), *beside):
         path.unlink(missing_ok=True)
 
 
 def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
     writer = part.writer
+    has_spans = job.settings.train_on == "responses"
     manifest = Manifest(
         documents=writer.documents,
         tokens=writer.token_count,
@@ -498,6 +512,9 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         samples_sha256=samples_of(part.prefix, writer.index_sha256),
         index_sha256=writer.index_sha256,
         documents_sha256=file_sha256(column_path(part.prefix, DOCUMENTS)),
+        loss_spans_sha256=file_sha256(column_path(part.prefix, LOSS_SPANS)) if has_spans else None,
+        loss_tokens=part.loss_tokens if has_spans else None,
+        truncated=left_out.counts.truncated if job.settings.truncate else None,
         tool_version=job.version,
     )
     write_manifest(part.prefix, manifest)

@@ -22,8 +22,16 @@ from tempfile import TemporaryDirectory
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.corpus.indexed import idx_path, manifest_path
-from megatron_cpt.corpus.manifest import Manifest, SourceFile, documents_column, load_manifest, read_manifest
+from megatron_cpt.corpus.manifest import (
+    Manifest,
+    SourceFile,
+    documents_column,
+    load_manifest,
+    loss_spans,
+    read_manifest,
+)
 from megatron_cpt.corpus.selection import HELD_OUT
+from megatron_cpt.preparation.chat_template import ChatTemplate, ConversationEncoder
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
     evaluation_ngrams,
@@ -82,6 +90,7 @@ _WRITTEN = (
     "idx",
     "manifest.json",
     "documents.npy",
+    "loss_spans.npy",
     "ids.jsonl",
     "rejected.jsonl",
     "duplicates.jsonl",
@@ -252,13 +261,26 @@ def described_job(
     if not output.name:
         raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
     found = find_inputs(inputs, settings.document_per_line)
+    chat = settings.train_on is not None
+    if chat:
+        refuse(_not_json_lines(found.inputs))
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special)
+        tokenizer = Tokenizer.load(tokenizer, settings.eod, settings.parse_special or chat)
+    if chat:
+        settings = replace(settings, chat_template=ChatTemplate.load(tokenizer).identity)
     job = Job.describe(output, settings, found.inputs, tokenizer, found.not_read)
     if _tokenized(job):
         reader = TokenReader(tokenizer, job.bos, job.eod, settings.looks_at_text)
         refuse([*_meaningless_faults(settings), *faults_of_pairs(job.inputs, reader)])
     return job, tokenizer
+
+
+def _not_json_lines(inputs: Sequence[Input]) -> list[Fault]:
+    return [
+        Fault(str(source.path), "is no JSON lines, and conversations are.", "Write a JSON object a line.")
+        for source in inputs
+        if source.kind != "json_lines"
+    ]
 
 
 def _tokenized(job: Job) -> list[Input]:
@@ -277,8 +299,34 @@ def _meaningless_faults(settings: PrepareSettings) -> list[Fault]:
     return [Fault(name, rule, "Leave it out, or give the files of text.") for name, there in given.items() if there]
 
 
+def _chat_faults(settings: PrepareSettings) -> list[Fault]:
+    """What is asked of conversations that are none, and of texts that are conversations."""
+    default = PrepareSettings()
+    if settings.train_on is None:
+        return [
+            Fault(f"{flag} without --chat", "is of conversations.", f"Give --chat, or leave {flag} out.")
+            for flag, given in (("--max-length", settings.max_length is not None), ("--truncate", settings.truncate))
+            if given
+        ]
+    faults = [
+        Fault(f"--chat and {flag}", rule, f"Leave {flag} out.")
+        for flag, given, rule in (
+            ("--text-key", settings.text_key != default.text_key, "contradict: a conversation's keys are known."),
+            ("--bos", settings.bos != default.bos, "contradict: the chat template writes BOS, or none."),
+            ("--split-sentences", settings.split_sentences, "contradict: the chat template writes one sequence."),
+            ("--document-per-line", settings.document_per_line, "contradict: conversations are JSON lines."),
+        )
+        if given
+    ]
+    if settings.max_length is not None and settings.max_length < 1:
+        faults.append(Fault(f"--max-length {settings.max_length}", "must be 1 or more.", "4096 is usual."))
+    if settings.truncate and settings.max_length is None:
+        faults.append(Fault("--truncate", "needs a length.", "Give --max-length TOKENS."))
+    return faults
+
+
 def _settings_faults(settings: PrepareSettings) -> list[Fault]:
-    faults: list[Fault] = []
+    faults = _chat_faults(settings)
     try:
         _ = settings.keys
     except BadInput as no_condition:
@@ -311,6 +359,8 @@ def _reusable(job: Job) -> Prepared | None:
         try:
             manifest = load_manifest(prefix)
             documents_column(prefix, manifest)
+            if manifest.loss_spans_sha256 is not None:
+                loss_spans(prefix, manifest)
         except (BadInput, IntegrityFault):
             return None
         if _differences(job, manifest):
@@ -433,7 +483,7 @@ def _tokenize(
         if first is None:
             return
         text = partial(sample, job, found, first)
-        fast = fast and len(_tokenized(job)) < len(job.inputs)
+        fast = fast and len(_tokenized(job)) < len(job.inputs) and job.settings.train_on is None
         framing = document_encoder(job, tokenizer, encoder_for(tokenizer, text, fast))
         work = partial(_work, job, framing, looked_for, bar)
         with Workers(count, work, _share_of_memory(count), patience) as pool:
@@ -454,6 +504,21 @@ def document_encoder(job: Job, tokenizer: Tokenizer, encode: Encoder) -> Documen
         control_tokens=settings.parse_special,
         split=_splitter(job),
         solid_bytes=solid_bytes(tokenizer),
+        conversations=_conversation_encoder(job, tokenizer),
+    )
+
+
+def _conversation_encoder(job: Job, tokenizer: Tokenizer) -> ConversationEncoder | None:
+    settings = job.settings
+    if settings.train_on is None:
+        return None
+    return ConversationEncoder(
+        template=ChatTemplate.load(tokenizer),
+        train_on=settings.train_on,
+        eod=job.eod,
+        max_length=settings.max_length,
+        truncate=settings.truncate,
+        control_tokens=settings.parse_special,
     )
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.manifest import LOSS_SPAN
+from megatron_cpt.preparation.chat_template import ConversationEncoder, TokenizedConversation
+from megatron_cpt.preparation.conversations import Unusable
 from megatron_cpt.preparation.documents import Document, Filtered, Line, Rejected, read_piece
 from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.inputs import (
@@ -71,6 +74,8 @@ class TextCounts:
     sampled_tokens: int = 0
     """Tokens of the documents whose words were counted."""
     sampled_words: int = 0
+    truncated: int = 0
+    """Conversations that were cut behind an answer."""
 
     def __add__(self, other: "TextCounts") -> "TextCounts":
         return TextCounts(*(own + its for own, its in zip(astuple(self), astuple(other), strict=True)))
@@ -109,9 +114,13 @@ class DocumentEncoder:
     """Text to sentences, each a sequence of its own. None: a document is one sequence."""
     solid_bytes: npt.NDArray[np.int64] | None
     """What each token stands for, where text can be lost."""
+    conversations: ConversationEncoder | None = None
+    """Encodes conversations, with what opens and closes them, in place of `encode`. None: documents are texts."""
 
     def frame(self, file: int, batch: Sequence[Document]) -> tuple[TokenizedDocuments, list[Rejected], TextCounts]:
         """The documents of a batch of an input file tokenized, and those that cannot be used."""
+        if self.conversations is not None:
+            return self._frame_conversations(self.conversations, file, batch)
         encoded, sentences = self._encoded(batch)
         reasons = self._unusable(encoded, _tokenized(batch))
         if reasons:
@@ -133,9 +142,39 @@ class DocumentEncoder:
             framed.tokens,
             np.array([count for counts in sentences for count in counts], np.int32),
             np.frombuffer(ids, np.uint8),
+            np.empty(0, LOSS_SPAN),
         )
         compared = self._counts(encoded, documents, records["content_hash"])
         return tokenized, [Rejected(batch[n].line, why, batch[n].id) for n, why in sorted(reasons.items())], compared
+
+    def _frame_conversations(
+        self, encoder: ConversationEncoder, file: int, batch: Sequence[Document]
+    ) -> tuple[TokenizedDocuments, list[Rejected], TextCounts]:
+        documents: list[Document] = []
+        tokenized: list[TokenizedConversation] = []
+        rejected: list[Rejected] = []
+        for document in batch:
+            assert document.conversation is not None, "documents of --chat are conversations"
+            try:
+                tokenized.append(encoder.encode(document.conversation))
+                documents.append(document)
+            except Unusable as reason:
+                rejected.append(Rejected(document.line, str(reason), document.id))
+        encoded = Encoded.joined([one.ids for one in tokenized])
+        records = np.zeros(len(documents), RECORD)
+        self._describe(file, documents, records)
+        records["tokens"] = encoded.lengths
+        records["spans"] = [len(one.spans) for one in tokenized]
+        counts = self._counts(encoded, documents, records["content_hash"])
+        counts = replace(counts, truncated=sum(one.truncated for one in tokenized))
+        ids = b"".join(document.id.encode() for document in documents)
+        spans = np.concatenate([np.empty(0, LOSS_SPAN), *(one.spans for one in tokenized)])
+        nothing = _nothing()
+        return (
+            replace(nothing, records=records, tokens=encoded.tokens, ids=np.frombuffer(ids, np.uint8), spans=spans),
+            rejected,
+            counts,
+        )
 
     def _counts(self, encoded: Encoded, documents: Sequence[Document], hashes: npt.NDArray[np.uint64]) -> TextCounts:
         sampled = np.flatnonzero(hashes % np.uint64(_SAMPLED) == 0)
@@ -169,9 +208,9 @@ class DocumentEncoder:
         return Encoded(encoded.tokens, lengths), [count[count > 0].tolist() for count in counts]
 
     def _describe(self, file: int, documents: list[Document], records: npt.NDArray[np.void]) -> None:
-        contents = [document.text.encode() for document in documents]
+        contents = [document.content for document in documents]
         records["content_hash"] = np.frombuffer(b"".join(map(content_hash, contents)), "<u8")
-        records["bytes"] = [len(content) for content in contents]
+        records["bytes"] = [len(document.text.encode()) for document in documents]
         for number, document in enumerate(documents):
             if document.hashed is not None:
                 records["content_hash"][number], records["bytes"][number] = document.hashed
@@ -245,6 +284,8 @@ class Finished:
     sentences: int
     """0 unless they are split."""
     id_bytes: int
+    spans: int
+    """Spans of tokens that count in the loss; 0 where all do."""
     bytes: int
     """UTF-8 bytes of the text of the documents."""
     rejected: list[Rejected]
@@ -273,7 +314,7 @@ class Finished:
     def run(self, job: Job) -> SortedRun:
         """The documents."""
         path = _path(job, piece_name(self.file, self.number), "run")
-        return SortedRun(path, job.dtype, self.documents, self.tokens, self.sentences, self.id_bytes)
+        return SortedRun(path, job.dtype, self.documents, self.tokens, self.sentences, self.id_bytes, self.spans)
 
 
 def _path(job: Job, name: str, ending: str) -> Path:
@@ -340,6 +381,7 @@ def tokenize_piece(
         tokens=tokens.count,
         sentences=len(whole.sentences),
         id_bytes=len(whole.ids),
+        spans=len(whole.spans),
         bytes=int(whole.records["bytes"].sum()),
         rejected=sorted(rejected, key=lambda line: line.line),
         filtered=read[Filtered],
@@ -384,7 +426,13 @@ def _check_ids(job: Job, part: TokenizedDocuments) -> None:
 
 
 def _nothing() -> TokenizedDocuments:
-    return TokenizedDocuments(np.empty(0, RECORD), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
+    return TokenizedDocuments(
+        np.empty(0, RECORD),
+        np.empty(0, np.int32),
+        np.empty(0, np.int32),
+        np.empty(0, np.uint8),
+        np.empty(0, LOSS_SPAN),
+    )
 
 
 def _end_stream(job: Job, file: int, pieces: int) -> None:

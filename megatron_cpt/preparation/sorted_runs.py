@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.runs.folder import named_errors, renamed_file
 
 MEMORY_BYTES = 4 << 20
@@ -125,13 +126,22 @@ RECORD = np.dtype(
         ("tokens", "<i8"),
         ("sentences", "<i8"),
         ("id_bytes", "<i8"),
+        ("spans", "<i8"),
         ("first_token", "<i8"),
         ("first_sentence", "<i8"),
         ("first_id_byte", "<i8"),
+        ("first_span", "<i8"),
     ]
 )
 """Of each document: its keys; the byte (or row) of the input at which it begins, and its line from 1 within the
-piece; its UTF-8 bytes, tokens, sentences and bytes of its id, and where these three begin in the run."""
+piece; its UTF-8 bytes, tokens, sentences, bytes of its id and spans, and where these four begin in the run."""
+_LAID_OUT = (
+    ("first_token", "tokens"),
+    ("first_sentence", "sentences"),
+    ("first_id_byte", "id_bytes"),
+    ("first_span", "spans"),
+)
+"""Where that of which a document has many begins, and how many these are."""
 _BY_HASH = np.dtype([("content_hash", "<u8"), ("place", "<i8"), ("position", "<i8")])
 """Of each document, sorted by hash and place: its position among the records."""
 
@@ -141,13 +151,16 @@ class TokenizedDocuments:
     """Documents laid end to end."""
 
     records: npt.NDArray[np.void]
-    """RECORD[documents]; its last three fields are set by `write_run`."""
+    """RECORD[documents]; its last four fields are set by `write_run`."""
     tokens: npt.NDArray[Any]
     """Ids of all, BOS and EOD included: [sum of records.tokens]."""
     sentences: npt.NDArray[np.int32]
     """Tokens of each sentence: [sum of records.sentences]; empty unless sentences are split."""
     ids: npt.NDArray[np.uint8]
     """UTF-8 of the documents' ids: [sum of records.id_bytes]."""
+    spans: npt.NDArray[np.void]
+    """Tokens that count in the loss, from the first of each document on: LOSS_SPAN[sum of records.spans]. Empty where
+    all do."""
 
     def chosen(self, which: npt.NDArray[np.bool_]) -> "TokenizedDocuments":
         """The documents where bool[documents] is true."""
@@ -157,6 +170,7 @@ class TokenizedDocuments:
             self.tokens[np.repeat(which, records["tokens"])],
             self.sentences[np.repeat(which, records["sentences"])],
             self.ids[np.repeat(which, records["id_bytes"])],
+            self.spans[np.repeat(which, records["spans"])],
         )
 
     def in_order(self, order: npt.NDArray[np.int64]) -> "TokenizedDocuments":
@@ -167,6 +181,7 @@ class TokenizedDocuments:
             _rearranged(self.tokens, records["tokens"], order),
             _rearranged(self.sentences, records["sentences"], order),
             _rearranged(self.ids, records["id_bytes"], order),
+            _rearranged(self.spans, records["spans"], order),
         )
 
     @staticmethod
@@ -177,6 +192,7 @@ class TokenizedDocuments:
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.sentences for part in parts]),
             np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.spans for part in parts]),
         )
 
 
@@ -201,7 +217,7 @@ def write_run(path: Path, documents: TokenizedDocuments, tokens: TokenBuffer) ->
     order = np.argsort(documents.records["key"], kind="stable")
     whole = documents.in_order(order)
     records = whole.records.copy()
-    for first, count in (("first_token", "tokens"), ("first_sentence", "sentences"), ("first_id_byte", "id_bytes")):
+    for first, count in _LAID_OUT:
         records[first] = np.cumsum(records[count]) - records[count]
     by_hash = np.zeros(len(records), _BY_HASH)
     by_hash["content_hash"], by_hash["place"] = records["content_hash"], records["place"]
@@ -211,7 +227,7 @@ def write_run(path: Path, documents: TokenizedDocuments, tokens: TokenBuffer) ->
     with renamed_file(path) as file:
         stretches = tokens.in_order(documents.records["tokens"], order)
         tables = (array.tobytes() for array in (records, by_hash))
-        rest = (array.tobytes() for array in (whole.sentences, whole.ids))
+        rest = (array.tobytes() for array in (whole.sentences, whole.ids, whole.spans))
         for content in chain(tables, stretches, rest):
             file.write(content)
             checksum = zlib.crc32(content, checksum)
@@ -240,6 +256,7 @@ class SortedRun:
     tokens: int
     sentences: int
     id_bytes: int
+    spans: int
 
     def is_whole(self, checksum: int) -> bool:
         """Whether the file is what was written: it is read once, whole."""
@@ -247,13 +264,14 @@ class SortedRun:
 
     @cached_property
     def _offsets(self) -> list[int]:
-        """Bytes at which the five arrays begin, and the end."""
+        """Bytes at which the six arrays begin, and the end."""
         sizes = (
             self.documents * RECORD.itemsize,
             self.documents * _BY_HASH.itemsize,
             self.tokens * self.dtype.itemsize,
             self.sentences * 4,
             self.id_bytes,
+            self.spans * LOSS_SPAN.itemsize,
         )
         return [0, *np.cumsum(sizes).tolist()]
 
@@ -273,13 +291,10 @@ class SortedRun:
         """The documents from one position to another."""
         records = np.array(self.records()[first:end])
         last = records[-1:]
+        dtypes = (self.dtype, np.dtype("<i4"), np.dtype("u1"), LOSS_SPAN)
         spans = [
             self._span(dtype, array, records[begin][:1], last[begin] + last[count])
-            for dtype, array, begin, count in (
-                (self.dtype, 2, "first_token", "tokens"),
-                (np.dtype("<i4"), 3, "first_sentence", "sentences"),
-                (np.dtype("u1"), 4, "first_id_byte", "id_bytes"),
-            )
+            for array, (dtype, (begin, count)) in enumerate(zip(dtypes, _LAID_OUT, strict=True), start=2)
         ]
         return TokenizedDocuments(records, *spans)
 

@@ -156,7 +156,9 @@ def score_by_field(
     for part in datasets:
         inputs = input_files(paths) if paths else _sources(part)
         state = [[str(source.path.resolve()), *_state(source.path)] for source in inputs]
-        keys = Keys(text_key or (part.manifest.settings or {}).get("text_key", "text"), field)
+        settings = part.manifest.settings or {}
+        chat = settings.get("train_on") is not None
+        keys = Keys(text_key or settings.get("text_key", "text"), field, chat=chat)
         how: dict[str, Any] = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
         if missing is not None:
             how["missing"] = missing
@@ -197,7 +199,7 @@ def _scores(
     scores = np.full(manifest.documents, np.nan, np.float32)
     for batch in batches((line for _, line in read_inputs(inputs, keys)), []):
         numbers = np.array([_number(document.id) for document in batch], np.float32)
-        found = np.frombuffer(b"".join(content_hash(document.text.encode()) for document in batch), "<u8")
+        found = np.frombuffer(b"".join(content_hash(document.content) for document in batch), "<u8")
         first, end = np.searchsorted(ordered, found), np.searchsorted(ordered, found, side="right")
         for number, begin, behind in zip(numbers, first, end, strict=True):
             same = order[begin:behind]

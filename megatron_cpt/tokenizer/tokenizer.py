@@ -121,9 +121,14 @@ class Tokenizer:
         ids = encoded.tokens[places[firsts]]
         return {int(n): self.library.token_of(int(i)) for n, i in zip(numbers, ids, strict=True)}
 
+    @property
+    def control_ids(self) -> npt.NDArray[np.int64]:
+        """The tokens that plain text never gives, ascending."""
+        return np.flatnonzero(self._control)
+
     def control_names(self) -> list[str]:
         """The tokens that plain text never gives."""
-        return [self.library.token_of(int(number)) for number in np.flatnonzero(self._control)]
+        return [self.library.token_of(int(number)) for number in self.control_ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens are shown as they are written."""

@@ -60,7 +60,7 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
             return samples, None, None
         name, settings = sets[0]
         stream = plan.inputs.validation_sets[name]
-        mask = label_mask(config.data, stream, settings.prompt_length_column)
+        mask = label_mask(config.data, stream, settings.loss_mask_column)
         length = config.data.sequence_length
         return samples, ValidationSamples(stream, mask, length, settings.tokens, validation), None
 

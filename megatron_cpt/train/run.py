@@ -416,7 +416,7 @@ def _open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[Validati
             settings.tokens,
             token_bytes,
             config.data.attention,
-            label_mask(config.data, inputs.validation_sets[name], settings.prompt_length_column),
+            label_mask(config.data, inputs.validation_sets[name], settings.loss_mask_column),
         )
         for name, settings in config.validation.sets.items()
     ]

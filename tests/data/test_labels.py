@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.label_mask import LabelMask, label_mask
-from megatron_cpt.corpus.manifest import load_manifest, write_manifest
+from megatron_cpt.corpus.manifest import LOSS_SPAN, load_manifest, open_dataset, write_manifest
+from megatron_cpt.corpus.selection import all_documents
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.loader import make_batch
 from megatron_cpt.evaluate.validation import open_set
@@ -40,8 +43,8 @@ def counted(mask: LabelMask, stream: TokenStream, start: int, length: int) -> st
         (LabelMask(), "1 2 3 4 5 6 7 8 0 1 2 3"),
         (LabelMask(tokens=(2, 8)), "1 3 4 5 6 7 0 1 3"),
         (LabelMask(document_starts=False), "1 2 4 6 7 8 1 2"),
-        (LabelMask(prompt_length_column="prompt"), "1 2 3 4 8 1 2 3"),
-        (LabelMask(tokens=(4,), document_starts=False, prompt_length_column="prompt"), "1 2 8 1 2"),
+        (LabelMask(column="prompt"), "1 2 3 4 8 1 2 3"),
+        (LabelMask(tokens=(4,), document_starts=False, column="prompt"), "1 2 8 1 2"),
     ],
 )
 def test_what_counts_of_a_stream(prefix: Path, mask: LabelMask, expected: str) -> None:
@@ -52,16 +55,61 @@ def test_what_counts_of_a_stream(prefix: Path, mask: LabelMask, expected: str) -
 def test_prompt_lengths_belong_to_the_documents_of_a_selection(prefix: Path) -> None:
     np.save(prefix.with_name("data.score.npy"), np.array([0.0, 2.0, 1.0]))
     chosen = select([str(prefix)], prefix.with_name("s"), HowMany(tokens=7), keep="lowest", by="score").selection
-    assert counted(LabelMask(prompt_length_column="prompt"), TokenStream([chosen.path]), 0, 14) == "1 2 8 1 2 8"
+    assert counted(LabelMask(column="prompt"), TokenStream([chosen.path]), 0, 14) == "1 2 8 1 2 8"
+
+
+BOUNDS = st.lists(st.integers(0, 40), max_size=12).map(sorted).map(lambda bounds: bounds[: len(bounds) // 2 * 2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=8).filter(any),
+    bounds=BOUNDS,
+    start=st.integers(0, 99),
+    length=st.integers(1, 70),
+    chosen=st.none() | st.sets(st.integers(0, 7), min_size=1),
+)
+def test_spans_count_what_lies_in_them(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    bounds: list[int],
+    start: int,
+    length: int,
+    chosen: set[int] | None,
+) -> None:
+    """Of any documents, whole or selected, read from anywhere."""
+    prefix = write_dataset(tmp_path_factory.mktemp("spans") / "data", lengths)
+    total = sum(lengths)
+    bounds = [min(bound, total) for bound in bounds]
+    np.save(f"{prefix}.answers.npy", np.array(list(zip(bounds[::2], bounds[1::2], strict=True)), LOSS_SPAN))
+    stream, numbers = TokenStream([prefix]), np.arange(len(lengths))
+    if chosen is not None:
+        numbers = np.array(sorted(number for number in chosen if number < len(lengths)), np.int64)
+        part = all_documents(*open_dataset(prefix))
+        part = replace(part, documents=numbers, starts=part.starts[numbers], lengths=part.lengths[numbers])
+        if part.tokens == 0:
+            return
+        stream = TokenStream([], only=[part])
+    counts = LabelMask(column="answers").loss_mask(stream, start, tokens := stream.read(start, length))
+    # Tokens are their own places in the dataset.
+    spans = list(zip(bounds[::2], bounds[1::2], strict=True))
+    assert counts.tolist() == [any(begin <= token < end for begin, end in spans) for token in tokens.tolist()]
+
+
+@pytest.mark.parametrize("spans", [[(2, 4), (3, 5)], [(4, 5), (0, 1)], [(-1, 2)], [(8, 10)], [(3, 2)]])
+def test_spans_that_overlap_or_lie_outside_are_refused(prefix: Path, spans: list[tuple[int, int]]) -> None:
+    np.save(prefix.with_name("data.answers.npy"), np.array(spans, LOSS_SPAN))
+    with pytest.raises(IntegrityFault, match=r"data\.answers\.npy: holds spans"):
+        TokenStream([prefix]).open_loss_masks("answers")
 
 
 def test_columns_that_count_no_tokens_are_refused(prefix: Path) -> None:
     stream = TokenStream([prefix])
     with pytest.raises(BadInput, match=r"data\.missing\.npy: is not there"):
-        stream.prompt_lengths("missing")
+        stream.open_loss_masks("missing")
     np.save(prefix.with_name("data.half.npy"), np.array([0.5, 1, 2]))
     with pytest.raises(BadInput, match="does not count tokens"):
-        stream.prompt_lengths("half")
+        stream.open_loss_masks("half")
 
 
 def test_the_eod_is_the_one_that_the_manifest_names(prefix: Path) -> None:
@@ -83,7 +131,7 @@ def test_a_validation_set_counts_alike_and_its_identity_says_so(prefix: Path) ->
     stream, byte_each = TokenStream([prefix]), np.ones(9, np.int64)
     plain = open_set("set", "general", stream, 3, None, byte_each)
     assert (plain.labels.tolist(), plain.scored_tokens.tolist(), plain.scored_bytes) == ([3, 3, 2], [3, 3, 2], 8)
-    masks = [LabelMask(tokens=(4,)), LabelMask(document_starts=False), LabelMask(prompt_length_column="prompt")]
+    masks = [LabelMask(tokens=(4,)), LabelMask(document_starts=False), LabelMask(column="prompt")]
     masked = [open_set("set", "general", stream, 3, None, byte_each, mask=mask) for mask in masks]
     # Labels 1 2 3, 4 5 6, 7 8.
     assert [one.scored_tokens.tolist() for one in masked] == [[3, 2, 2], [2, 2, 2], [3, 1, 1]]
@@ -98,4 +146,4 @@ def test_a_validation_set_counts_alike_and_its_identity_says_so(prefix: Path) ->
 def test_a_validation_set_in_which_nothing_counts_is_refused(prefix: Path) -> None:
     np.save(prefix.with_name("data.prompt.npy"), np.array([99, 99, 99]))
     with pytest.raises(BadInput, match=r"validation.sets.set: has no label that counts among its 8"):
-        open_set("set", "general", TokenStream([prefix]), 3, None, None, mask=LabelMask(prompt_length_column="prompt"))
+        open_set("set", "general", TokenStream([prefix]), 3, None, None, mask=LabelMask(column="prompt"))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.preparation import dedup
 from megatron_cpt.preparation.dedup import copies
 from megatron_cpt.preparation.sorted_runs import RECORD, SortedRun, TokenBuffer, TokenizedDocuments, write_run
@@ -23,9 +24,11 @@ def runs_of(folder: Path, hashes: list[int], size: int) -> list[SortedRun]:
         records["place"] = np.arange(len(part)) * 100
         records["bytes"] = first + np.arange(len(part))
         records["key"] = mixed(records["bytes"].astype(np.uint64))
-        nothing = TokenizedDocuments(records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8))
+        nothing = TokenizedDocuments(
+            records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, LOSS_SPAN)
+        )
         write_run(folder / f"{first}.run", nothing, TokenBuffer(folder, np.dtype("<u2")))
-        runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(part), 0, 0, 0))
+        runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(part), 0, 0, 0, 0))
     return runs
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.preparation import dedup, text_signatures
 from megatron_cpt.preparation.contamination import OVERLAP
 from megatron_cpt.preparation.dedup import DropMask, Reason, near_duplicates
@@ -173,9 +174,11 @@ def left_by(folder: Path, rows: np.ndarray, ranks: np.ndarray, size: int, limits
     for first in range(0, len(rows), size):
         records = np.zeros(len(rows[first : first + size]), RECORD)
         records["holdout_key"] = ranks[first : first + size]
-        documents = TokenizedDocuments(records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8))
+        documents = TokenizedDocuments(
+            records, np.empty(0, "<u2"), np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, LOSS_SPAN)
+        )
         write_run(folder / f"{first}.run", documents, TokenBuffer(folder, np.dtype("<u2")))
-        runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(records), 0, 0, 0))
+        runs.append(SortedRun(folder / f"{first}.run", np.dtype("<u2"), len(records), 0, 0, 0, 0))
         findings = TextSignatures(rows[first : first + size], np.ones(len(records), np.bool_), np.empty(0, OVERLAP))
         checksum = write_signatures(folder / f"{first}.found", findings, np.arange(len(records)))
         found.append(FoundRun(folder / f"{first}.found", len(records), len(records) * text_signatures.BANDS, 0))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.preparation import sorted_runs
 from megatron_cpt.preparation.sorted_runs import (
     RECORD,
@@ -18,18 +19,22 @@ from megatron_cpt.preparation.sorted_runs import (
 
 
 def documents(count: int, seed: int = 1) -> TokenizedDocuments:
-    """Document n has n % 5 tokens, n % 3 sentences and an id of n % 4 bytes, all of value n."""
+    """Document n has n % 5 tokens, n % 3 sentences, an id of n % 4 bytes and n % 2 spans, all of value n."""
     numbers = np.arange(count)
     records = np.zeros(count, RECORD)
     records["place"] = records["bytes"] = numbers
     records["key"] = shuffle_keys(seed, 0, numbers)
     records["content_hash"] = mixed(numbers.astype(np.uint64) // np.uint64(2))
     records["tokens"], records["sentences"], records["id_bytes"] = numbers % 5, numbers % 3, numbers % 4
+    records["spans"] = numbers % 2
+    spans = np.zeros((numbers % 2).sum(), LOSS_SPAN)
+    spans["begin"] = spans["end"] = np.repeat(numbers, numbers % 2)
     return TokenizedDocuments(
         records,
         np.repeat(numbers, numbers % 5),
         np.repeat(numbers, numbers % 3).astype(np.int32),
         np.repeat(numbers, numbers % 4).astype(np.uint8),
+        spans,
     )
 
 
@@ -45,7 +50,7 @@ def write(path: Path, whole: TokenizedDocuments) -> int:
 
 def written(path: Path, whole: TokenizedDocuments) -> SortedRun:
     checksum = write(path, whole)
-    sizes = len(whole.tokens), len(whole.sentences), len(whole.ids)
+    sizes = len(whole.tokens), len(whole.sentences), len(whole.ids), len(whole.spans)
     run = SortedRun(path, np.dtype("<i4"), len(whole.records), *sizes)
     assert run.is_whole(checksum)
     return run
@@ -57,6 +62,7 @@ def assert_whole(part: TokenizedDocuments) -> None:
     assert (part.tokens == np.repeat(numbers, part.records["tokens"])).all()
     assert (part.sentences == np.repeat(numbers, part.records["sentences"])).all()
     assert (part.ids == np.repeat(numbers, part.records["id_bytes"]).astype(np.uint8)).all()
+    assert (part.spans["end"] == np.repeat(numbers, part.records["spans"])).all()
 
 
 @pytest.mark.parametrize("memory", [0, 30, 3000, 4 << 20])
@@ -93,7 +99,8 @@ def test_a_run_that_is_not_what_was_written_is_found(tmp_path: Path, damage: str
     whole = documents(100)
     path = tmp_path / "run"
     checksum = write(path, whole)
-    run = SortedRun(path, np.dtype("<i4"), 100, len(whole.tokens), len(whole.sentences), len(whole.ids))
+    sizes = len(whole.tokens), len(whole.sentences), len(whole.ids), len(whole.spans)
+    run = SortedRun(path, np.dtype("<i4"), 100, *sizes)
     content = bytearray(path.read_bytes())
     content[5000] ^= 4
     if damage == "gone":

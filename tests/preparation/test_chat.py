@@ -1,0 +1,308 @@
+"""Conversations to a dataset whose answers alone count in the loss."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.corpus.manifest import column_path, load_manifest, loss_spans, verify_dataset
+from megatron_cpt.corpus.selection import concatenate
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.preparation.conversations import Unusable, read_conversation
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
+from megatron_cpt.quality.select import HowMany, select
+from megatron_cpt.runs.folder import ExitCode
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
+from tests.preparation.chats import TEMPLATES, said, unmarked, write_chat_tokenizer, write_conversations
+
+CHAT = PrepareSettings(train_on="responses", keep_duplicates=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    return write_chat_tokenizer(tmp_path_factory.mktemp("chat"), texts, unmarked(TEMPLATES["thinking"]))
+
+
+def many(count: int) -> list[object]:
+    """Conversations of one to three turns."""
+    return [
+        said(*(text for turn in range(n % 3 + 1) for text in (f"Question {n} {turn}?", f"Answer {n}, part {turn}.")))
+        for n in range(count)
+    ]
+
+
+def answers(prefix: Path, folder: Path) -> list[list[str]]:
+    """The text of each document's spans."""
+    tokenizer, dataset = Tokenizer.load(folder), IndexedDataset(prefix)
+    spans = loss_spans(prefix, load_manifest(prefix))
+    owners = dataset.document_starts.searchsorted(spans["begin"], side="right") - 1
+    found: list[list[str]] = [[] for _ in range(dataset.documents)]
+    for owner, (begin, end) in zip(owners.tolist(), spans.tolist(), strict=True):
+        found[owner].append(tokenizer.decode(dataset.tokens[begin:end]))
+    return found
+
+
+def expected(value: Any) -> list[str]:
+    said_by = [message["content"] for message in value["messages"] if message["role"] == "assistant"]
+    return [*(f"{text}<|turn_end|>\n" for text in said_by[:-1]), f"<think>\n\n</think>\n\n{said_by[-1]}<|turn_end|>\n"]
+
+
+def test_spans_follow_their_conversations_whatever_the_order(folder: Path, tmp_path: Path) -> None:
+    values = many(200)
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", values))]
+    wanted = sorted(map(expected, values))
+    prepared = prepare(corpus, folder, tmp_path / "all", CHAT)
+    assert sorted(answers(tmp_path / "all", folder)) == wanted
+    manifest = prepared.training
+    assert manifest == load_manifest(tmp_path / "all") == verify_dataset(tmp_path / "all")
+    assert (manifest.documents, manifest.bos, manifest.eod) == (200, None, 0)
+    spans = loss_spans(tmp_path / "all", manifest)
+    assert manifest.loss_tokens == (spans["end"] - spans["begin"]).sum()
+
+    prepare(corpus, folder, tmp_path / "read", replace(CHAT, order="as_read"))
+    assert answers(tmp_path / "read", folder) == list(map(expected, values))
+
+    prepare(corpus, folder, tmp_path / "split", replace(CHAT, holdout=0.2))
+    parts = [answers(tmp_path / name, folder) for name in ("split", "split.validation")]
+    assert min(map(len, parts)) > 20
+    assert sorted(parts[0] + parts[1]) == wanted
+
+    for number in (2, 1):
+        prepare_shard(corpus, folder, tmp_path / "shards", CHAT, Shard(number, 2))
+    merge(tmp_path / "shards")
+    for ending in ("bin", "idx", "loss_spans.npy"):
+        assert (tmp_path / f"shards.{ending}").read_bytes() == (tmp_path / f"all.{ending}").read_bytes()
+
+
+def test_one_conversation_in_four_forms_is_one_document(folder: Path, tmp_path: Path) -> None:
+    forms = [
+        {"messages": [{"role": "user", "content": "Why?\n\nx"}, {"role": "assistant", "content": "So."}]},
+        {"conversations": [{"from": "human", "value": "Why?\n\nx"}, {"from": "gpt", "value": "So."}]},
+        {"conversations": [{"role": "user", "content": "Why?\n\nx"}, {"role": "assistant", "content": "So."}]},
+        {"instruction": "Why?", "input": "x", "output": "So."},
+        {"prompt": "Why?\n\nx", "response": "So.", "source": "somewhere"},
+    ]
+    prepared = prepare(
+        [str(write_conversations(tmp_path / "a.jsonl", forms))],
+        folder,
+        tmp_path / "out",
+        replace(CHAT, keep_duplicates=False),
+    )
+    assert (prepared.training.documents, prepared.training.duplicates) == (1, 4)
+    assert answers(tmp_path / "out", folder) == [["<think>\n\n</think>\n\nSo.<|turn_end|>\n"]]
+    text = Tokenizer.load(folder).decode(IndexedDataset(tmp_path / "out").document(0))
+    assert text.startswith("<|head|>user\nWhy?\n\nx<|turn_end|>\n<|head|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"text": "x"}, "no key 'messages', 'conversations', 'instruction' or 'prompt'"),
+        ({"messages": "x"}, "'messages' is not a list of messages"),
+        ({"messages": []}, "no answer: no message of the role assistant"),
+        ({"messages": [{"content": "x"}]}, "no role: message 1"),
+        ({"conversations": [{"from": "ghost", "value": "x"}]}, "unknown role: 'ghost' of message 1"),
+        ({"conversations": [{"from": None, "value": "x"}]}, "no role: message 1"),
+        (said("a", " \n"), "empty answer: message 2"),
+        (said("a", "b", "", "c"), "empty question: message 3"),
+        ({"messages": said("a", "b")["messages"][1:]}, "no question before the answer: message 1"),  # type: ignore[index]
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "content is not a string: message 1"),
+        (said("a"), "no answer: no message of the role assistant"),
+        ({"instruction": "a", "input": "", "output": ""}, "empty answer: message 2"),
+        ({"instruction": "a"}, "empty answer: message 2"),
+        ({"prompt": ["a"], "response": "b"}, "the question is not a string"),
+        (said("a", "b") | {"tools": "{"}, "'tools' is not JSON"),
+        (said("a", "b") | {"tools": "{}x"}, "'tools' is not JSON"),
+        (said("a", "b") | {"tools": ["x"]}, "'tools' is not a list of JSON schemas"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": ["x"]}]},
+            "'tool_calls' is not a list of calls: message 2",
+        ),
+    ],
+)
+def test_what_is_no_conversation_is_rejected_with_the_reason(value: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        read_conversation(value)
+    assert str(caught.value) == reason
+
+
+def test_system_messages_stand_first_wherever_they_are_kept() -> None:
+    inside = read_conversation(said("a", "b", system="s"))
+    beside = read_conversation({"system": "s", "instruction": "a", "output": "b"})
+    assert inside.messages == beside.messages and inside.canonical == beside.canonical
+    assert read_conversation(said("a", "b") | {"system": " "}).messages == said("a", "b")["messages"]
+
+
+def test_the_command_lists_what_it_rejects_and_cuts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [*many(20), said("a", ""), said("a", "<|head|>"), said("a " * 300, "b"), said("a", "b", "c", "d " * 300)]
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", values))
+    words = ["prepare", corpus, "--tokenizer", str(folder), "--output", str(tmp_path / "out"), "--chat", "--quiet"]
+    words += ["--max-length", "300", "--truncate"]
+    assert main(words) == ExitCode.BAD_INPUT
+    assert "3 of 24 documents: were rejected, more than 1.00%" in capsys.readouterr().err
+    assert main([*words, "--max-rejected", "20%"]) == 0
+    told = capsys.readouterr().out
+    assert "of the tokens count in the loss" in told and "cut 1 conversations behind an answer" in told
+    entries = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
+    assert [(entry["line"], entry["reason"].partition(":")[0]) for entry in entries] == [
+        (21, "empty answer"),
+        (22, "the text gives the control token <|head|>"),
+        (23, "more than 300 tokens"),
+    ]
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.documents, manifest.rejected, manifest.truncated) == (21, 3, 1)
+    assert np.diff(IndexedDataset(tmp_path / "out").document_starts).max() <= 300
+    assert main([*words, "--max-rejected", "20%"]) == 0
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_all_tokens_count_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(30)))]
+    prepare(corpus, folder, tmp_path / "out", CHAT)
+    assert TokenStream([tmp_path / "out"]).has_loss_spans
+    prepare(corpus, folder, tmp_path / "out", replace(CHAT, train_on="all"), overwrite=True)
+    assert load_manifest(tmp_path / "out").loss_spans_sha256 is None
+    assert not TokenStream([tmp_path / "out"]).has_loss_spans
+    assert not column_path(tmp_path / "out", "loss_spans").exists()
+
+
+def test_another_template_is_another_dataset(folder: Path, tmp_path: Path, texts: list[str]) -> None:
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(30)))]
+    prepare(corpus, folder, tmp_path / "out", CHAT)
+    assert prepare(corpus, folder, tmp_path / "out", CHAT).reused
+    other = write_chat_tokenizer(tmp_path / "other", texts, unmarked(TEMPLATES["headers"]))
+    with pytest.raises(BadInput, match=r"made otherwise .*chat_template"):
+        prepare(corpus, other, tmp_path / "out", CHAT)
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--max-length", "9"], "--max-length without --chat"),
+        (["--truncate"], "--truncate without --chat"),
+        (["--train-on", "all"], "--train-on: is of conversations"),
+        (["--chat", "--truncate"], "--truncate: needs a length"),
+        (["--chat", "--text-key", "body"], "--chat and --text-key"),
+        (["--chat", "--bos", "always"], "--chat and --bos"),
+        (["--chat", "--split-sentences"], "--chat and --split-sentences"),
+        (["--chat", "--document-per-line"], "--chat and --document-per-line"),
+    ],
+)
+def test_words_that_contradict_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], fault: str
+) -> None:
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", many(3)))
+    assert main(["prepare", corpus, "--tokenizer", str(folder), "--output", str(tmp_path / "o"), *words]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_conversations_in_a_text_file_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("user: hi")
+    with pytest.raises(BadInput, match="is no JSON lines"):
+        prepare([str(tmp_path / "a.txt")], folder, tmp_path / "out", CHAT)
+
+
+def loss_texts(stream: TokenStream, folder: Path) -> str:
+    """What counts of one pass over a stream."""
+    counts = stream.counts_in_loss(0, stream.tokens, None)
+    return Tokenizer.load(folder).decode(stream.read(0, stream.tokens)[counts])
+
+
+def test_selections_and_joined_datasets_keep_their_answers(folder: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps({"text": f"Plain text {n}."}) + "\n" for n in range(5)))
+    read = PrepareSettings(order="as_read")
+    prepare([str(plain)], folder, tmp_path / "plain", read)
+    for name, values in (("one", many(6)), ("two", [said("x", "Only this.")])):
+        corpus = [str(write_conversations(tmp_path / f"{name}.jsonl", values))]
+        prepare(corpus, folder, tmp_path / name, replace(CHAT, order="as_read"))
+
+    prefixes = [tmp_path / name for name in ("one", "plain", "two")]
+    together = "".join(loss_texts(TokenStream([prefix]), folder) for prefix in prefixes)
+    assert loss_texts(TokenStream(prefixes), folder) == together
+    assert "Plain text 3." in together and "Question" not in together
+    joined = concatenate(prefixes, tmp_path / "joined")
+    assert joined == verify_dataset(tmp_path / "joined")
+    assert loss_texts(TokenStream([tmp_path / "joined"]), folder) == together
+    counts = TokenStream([tmp_path / "joined"]).counts_in_loss(0, joined.tokens, None)
+    assert joined.loss_tokens == counts.sum()
+
+    np.save(tmp_path / "one.score.npy", np.array([0.0, 9.0, 1.0, 9.0, 9.0, 2.0]))
+    few = HowMany(documents=3)
+    chosen = select([str(tmp_path / "one")], tmp_path / "few", few, keep="lowest", by="score").selection
+    wanted = answers(tmp_path / "one", folder)
+    assert loss_texts(TokenStream([chosen.path]), folder) == "".join("".join(wanted[n]) for n in (0, 2, 5))
+
+
+def test_conversations_are_scored_by_a_field_of_theirs(folder: Path, tmp_path: Path) -> None:
+    values = [value | {"quality": {"score": n / 2}} for n, value in enumerate(many(9))]  # type: ignore[operator]
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", values))
+    prepare([corpus], folder, tmp_path / "out", replace(CHAT, order="as_read"))
+    assert main(["score", str(tmp_path / "out"), "--by", "field", "--field", "quality.score", "--name", "q"]) == 0
+    assert np.load(tmp_path / "out.q.npy").tolist() == [n / 2 for n in range(9)]
+
+
+@pytest.mark.parametrize("damage", ["gone", "one bit", "another's"])
+def test_spans_that_are_not_what_was_written_are_found(folder: Path, tmp_path: Path, damage: str) -> None:
+    for name, count in (("out", 9), ("other", 10)):
+        corpus = [str(write_conversations(tmp_path / f"{name}.jsonl", many(count)))]
+        prepare(corpus, folder, tmp_path / name, CHAT)
+    path = column_path(tmp_path / "out", "loss_spans")
+    if damage == "gone":
+        path.unlink()
+    elif damage == "one bit":
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+    else:
+        shutil.copy(column_path(tmp_path / "other", "loss_spans"), path)
+    for read in (
+        lambda: verify_dataset(tmp_path / "out"),
+        lambda: TokenStream([tmp_path / "out"]).open_loss_masks(None),
+    ):
+        with pytest.raises(IntegrityFault, match=r"out\.loss_spans\.npy"):
+            read()
+    assert not prepare([str(tmp_path / "out.jsonl")], folder, tmp_path / "out", CHAT).reused
+    verify_dataset(tmp_path / "out")
+
+
+def test_answers_are_known_without_the_manifest(folder: Path, tmp_path: Path) -> None:
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(9)))]
+    written = prepare(corpus, folder, tmp_path / "out", CHAT).training
+    whole = loss_texts(TokenStream([tmp_path / "out"]), folder)
+    (tmp_path / "out.manifest.json").unlink()
+    assert loss_texts(TokenStream([tmp_path / "out"]), folder) == whole
+    assert load_manifest(tmp_path / "out").loss_tokens == written.loss_tokens
+
+
+def test_a_dataset_of_conversations_is_no_input(folder: Path, tmp_path: Path) -> None:
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(9)))]
+    prepare(corpus, folder, tmp_path / "out", CHAT)
+    with pytest.raises(BadInput, match="has spans of tokens that count in the loss, which would be lost"):
+        prepare([str(tmp_path / "out")], folder, tmp_path / "again", PrepareSettings())
+
+
+def test_a_dry_run_shows_conversations(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", [said("Why?", "So."), said("a", "")]))
+    words = ["prepare", corpus, "--tokenizer", str(folder), "--output", str(tmp_path / "out"), "--chat"]
+    assert main([*words, "--limit", "9"]) == 0
+    told = capsys.readouterr().out
+    assert "'<|head|>'" in told and "empty answer: message 2" in told
+
+
+def test_streams_that_differ_in_their_spans_differ(folder: Path, tmp_path: Path) -> None:
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(9)))]
+    for name, train_on in (("one", "responses"), ("two", "all")):
+        prepare(corpus, folder, tmp_path / name, replace(CHAT, train_on=train_on))  # type: ignore[arg-type]
+    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes()
+    assert TokenStream([tmp_path / "one"]).identity != TokenStream([tmp_path / "two"]).identity

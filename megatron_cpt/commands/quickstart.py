@@ -5,6 +5,7 @@ written under ./quickstart, the configurations of the three runs too.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.quickstart.base_folder import write_base_folder
 from megatron_cpt.quickstart.corpora import standard_library, write_corpora
 from megatron_cpt.runs.folder import ExitCode, write_durably
+from megatron_cpt.runs.processes import STOP_SIGNALS
 
 OUT = Path("quickstart")
 CORPORA = ("general", "domain")
@@ -106,8 +108,18 @@ def stage(title: str) -> None:
 
 
 def call(*words: str) -> None:
-    """Shows and runs a megatron-cpt command. Raises _StageFailed with its exit code."""
+    """Shows and runs a megatron-cpt command, and waits for it when it is asked to stop: a run saves then.
+
+    Raises _StageFailed with its exit code.
+    """
     print(f"$ megatron-cpt {' '.join(words)}", flush=True)
-    code = subprocess.call([sys.executable, "-m", "megatron_cpt.commands.dispatch", *words])
+    process = subprocess.Popen([sys.executable, "-m", "megatron_cpt.commands.dispatch", *words])
+    # SIGTERM for Ctrl-C too, which the command hears from the terminal itself: a second one would end it at once.
+    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in STOP_SIGNALS}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code:
-        raise _StageFailed(code)
+        raise _StageFailed(code if code > 0 else ExitCode.OTHER)

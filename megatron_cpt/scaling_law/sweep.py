@@ -315,13 +315,24 @@ configs=(
 if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
   exec megatron-cpt train "${{configs[$SLURM_ARRAY_TASK_ID]}}" --nproc {nproc}
 fi
+# kill and Ctrl-C: the run at hand saves and ends, and then this script.
+stopped= run=
+stop() {{ stopped=1; [ -z "$run" ] || kill -TERM "$run" 2>/dev/null; }}
+trap stop TERM INT USR1
 failed=0
 for config in "${{configs[@]}}"; do
-  megatron-cpt train "$config" --nproc {nproc}
-  code=$?
+  (trap - TERM INT USR1; exec megatron-cpt train "$config" --nproc {nproc}) &
+  run=$!
+  [ -z "$stopped" ] || stop
+  while kill -0 "$run" 2>/dev/null; do wait "$run"; done  # a signal ends the wait, not the run
+  wait "$run"; code=$?
+  run=
+  [ -n "$stopped" ] && [ $code = 143 ] && code=75  # it had not begun to train
   [ $code = 75 ] && exit 75  # stopped from outside and saved: the rest waits
   [ $code = 0 ] || {{ echo "$config: exit code $code" >&2; failed=$code; }}
+  [ -n "$stopped" ] && break
 done
+[ -n "$stopped" ] && [ $failed = 0 ] && exit 75
 exit $failed
 """
 

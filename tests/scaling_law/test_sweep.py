@@ -1,7 +1,10 @@
 """Sweeps: every arm checked before anything is written, one script that goes on where it was."""
 
 import os
+import signal
 import subprocess
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from megatron_cpt.commands import sweep as command
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import load_config
+from megatron_cpt.runs.processes import children
 from megatron_cpt.scaling_law.sweep import arm_name, decay_is_fitted, pilot_sweep, read_sweep, script_text, write_sweep
 
 RUN = {
@@ -216,6 +220,32 @@ def test_the_script_here_and_on_slurm(here: Path):
     assert run_script(here, "2\n0\n") == (2, both)
     assert run_script(here, "75\n0\n") == (75, both[:1])
     assert run_script(here, "0\n", SLURM_ARRAY_TASK_ID="1") == (0, both[1:])
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("trap 'sleep 0.5; echo saved >> said; exit 75' TERM", 75), ("trap 'exit 1' TERM", 1), ("", 75)],
+    ids=["saves", "fails", "has not begun to train"],
+)
+def test_what_ends_the_script_ends_its_run_and_is_waited_for(here: Path, end: str, code: int):
+    tool = here / "bin" / "megatron-cpt"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/bash\n{end}\necho "$@" >> said\nfor i in {{1..100}}; do sleep 0.1; done\n')
+    tool.chmod(0o755)
+    (here / "run.sh").write_text(script_text([Path("a.yaml"), Path("b.yaml")], 2))
+    environment = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+    for number in (signal.SIGTERM, signal.SIGINT):
+        (here / "said").unlink(missing_ok=True)
+        with subprocess.Popen(["bash", "run.sh"], cwd=here, env=environment, preexec_fn=heard) as script:
+            while not (here / "said").exists():
+                time.sleep(0.02)
+            [run] = children(script.pid)
+            script.send_signal(number)
+            assert script.wait(5) == code
+        assert not Path(f"/proc/{run}").exists()
+        saved = ["saved"] if "saved" in end else []
+        assert (here / "said").read_text().splitlines() == ["train a.yaml --nproc 2", *saved]
 
 
 def test_names_are_file_names():

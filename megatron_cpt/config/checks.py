@@ -3,7 +3,7 @@
 Rules that need data, the model's config.json or the machine are in planning/checks.py.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from difflib import get_close_matches
 from itertools import pairwise
 from math import prod
@@ -163,7 +163,7 @@ def _checkpoint_faults(config: RunConfig) -> Iterator[Fault]:
 
 def best_faults(config: RunConfig, first_step: int = 0) -> Iterator[Fault]:
     """A best checkpoint that nothing would show, in a run that begins after some step."""
-    best, step = config.checkpoint.keep_best, config.tokens_per_step
+    best = config.checkpoint.keep_best
     if best is None:
         return
     shown = f"checkpoint.keep_best = {best}"
@@ -174,13 +174,51 @@ def best_faults(config: RunConfig, first_step: int = 0) -> Iterator[Fault]:
     interval = config.validation.sets[best].eval_interval or config.validation.eval_interval
     if interval.log_spaced is not None and [*_interval_faults("", interval)]:
         return
-    every = config.checkpoint.save_interval.steps(step) if config.checkpoint.save_interval else config.total_steps
-    saved = {*range(every, config.total_steps + 1, every), config.total_steps}
-    ramp = config.token_batches.after(first_step).ramp
-    evaluated = {first_step + step for step in evaluation_steps(interval, config.total_steps - first_step, step, ramp)}
-    if not saved & evaluated - {first_step}:
+    saved, evaluated = _saved_and_evaluated(config, interval, first_step)
+    if not saved & evaluated:
         rule = f"`{best}` is evaluated at none of the steps that are saved."
         yield Fault(shown, rule, "Set `every` of its eval_interval to a multiple of `checkpoint.save_interval`.")
+
+
+def best_warnings(config: RunConfig, first_step: int = 0) -> Iterator[str]:
+    """Saves and evaluations that seldom fall on the same step: each distance in tokens is rounded to steps by itself.
+
+    The config has no faults.
+    """
+    best, save, step = config.checkpoint.keep_best, config.checkpoint.save_interval, config.tokens_per_step
+    if best is None or save is None:
+        return
+    interval = config.validation.sets[best].eval_interval or config.validation.eval_interval
+    saves = save.steps(step)
+    evaluations = interval.every.steps(step) if interval.every is not None else None
+    saved, evaluated = _saved_and_evaluated(config, interval, first_step)
+    known = saved & evaluated
+    if known == saved:
+        return
+    told = (
+        f"checkpoint.keep_best = {best}: {_counted(saved, 'save')} (every {saves} steps) and "
+        f"{_counted(evaluated, 'evaluation')}{f' (every {evaluations} steps)' if evaluations is not None else ''} have "
+        f"{_counted(known, 'step')} in common; only there a checkpoint can be the best."
+    )
+    if evaluations is None:
+        yield f"{told} Set `every` of its eval_interval to a multiple of `checkpoint.save_interval`."
+    elif saves % evaluations and evaluations % saves:
+        small, large = sorted((saves, evaluations))
+        yield (
+            f"{told} Give `checkpoint.save_interval` and `every` of its eval_interval in steps, one a multiple of the "
+            f"other. The nearest multiples of {small} are {_nearest_multiples(large, small)}."
+        )
+
+
+def _saved_and_evaluated(
+    config: RunConfig, interval: EvalIntervalSettings, first_step: int
+) -> tuple[set[int], set[int]]:
+    """The steps after `first_step` after which a run saves, and those after which a set of an interval is evaluated."""
+    step, last = config.tokens_per_step, config.total_steps
+    every = config.checkpoint.save_interval.steps(step) if config.checkpoint.save_interval else last
+    ramp = config.token_batches.after(first_step).ramp
+    evaluated = {first_step + step for step in evaluation_steps(interval, last - first_step, step, ramp)}
+    return {*range(every, last + 1, every), last} - {*range(first_step + 1)}, evaluated - {first_step}
 
 
 def _interval_faults(name: str, interval: EvalIntervalSettings) -> Iterator[Fault]:
@@ -658,6 +696,11 @@ def _interleaving_faults(parallel: ParallelSettings, micro_batches: int) -> Iter
             f"an interleaved pipeline takes a multiple of parallel.pipeline = {parallel.pipeline} of them.",
             "Raise training.global_batch_size, lower training.micro_batch_size, or set parallel.virtual_pipeline to 1.",
         )
+
+
+def _counted(things: Sized, noun: str) -> str:
+    """How many things there are, in words."""
+    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
 def _nearest_multiples(number: int, factor: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.checks import phase_faults, schedule_faults, share_faults, source_faults
+from megatron_cpt.config.checks import best_warnings, phase_faults, schedule_faults, share_faults, source_faults
 from megatron_cpt.config.errors import BadInput, refuse
 from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
@@ -292,6 +292,7 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
             *warnings,
             *rate_warnings(config, start),
             *disk_warnings(config, disk),
+            *best_warnings(config, start.step),
             *overlap_warnings(overlaps),
             *overhead_warnings(config, evaluations),
         ),

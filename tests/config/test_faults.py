@@ -1,8 +1,11 @@
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from megatron_cpt.config.checks import config_faults
+from megatron_cpt.config.checks import best_warnings, config_faults
 from megatron_cpt.config.errors import BadInput
 from tests.config.examples import config_with
 
@@ -337,3 +340,30 @@ def test_a_rate_that_is_never_reached_or_depends_on_the_end() -> None:
         config_with(data__phases=[{"from_tokens": 0}, {"from_lr": "20 %"}])
     with pytest.raises(BadInput, match="is no epoch of a source"):
         config_with(data__phases=[{"from_tokens": 0}, {"from_epoch": 2}])
+
+
+def best_of_general(save: str, evaluate: str | None) -> list[str]:
+    """What is said of the checkpoints that may be kept as the best, in a run of 250 steps of 4,096 tokens."""
+    interval = {"every": evaluate} if evaluate is not None else {}
+    checkpoint = {"save_interval": save, "keep_best": "general"}
+    return [*best_warnings(config_with(checkpoint=checkpoint, validation__eval_interval=interval))]
+
+
+def test_saves_and_evaluations_that_seldom_meet_are_told() -> None:
+    """60K tokens are 15 steps and 30K are 7."""
+    [told] = best_of_general("60K", "30K")
+    assert told.startswith(
+        "checkpoint.keep_best = general: 17 saves (every 15 steps) and 36 evaluations (every 7 steps) have 3 steps in"
+    )
+    assert told.endswith("The nearest multiples of 7 are 14 and 21.")
+    [told] = best_of_general("50 steps", None)
+    assert "5 saves (every 50 steps) and 1 evaluation have 1 step in common; only there" in told
+    assert best_of_general("50 steps", "10 steps") == best_of_general("10 steps", "50 steps") == []
+
+
+@given(st.integers(4_096, 400_000), st.integers(4_096, 400_000))
+def test_the_advice_on_the_best_checkpoint_helps(save: int, evaluate: int) -> None:
+    for told in best_of_general(f"{save} tokens", f"{evaluate} tokens"):
+        first, *others = map(int, re.findall(r"\d+", told.rpartition("multiples of")[2]))
+        assert best_of_general(f"{others[0]} steps", f"{first} steps") == []
+        assert best_of_general(f"{first} steps", f"{others[-1]} steps") == []

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -97,7 +97,7 @@ class CheckpointWriter:
         self._free = shutil.disk_usage(self._folder).free
         if groups.rank() == 0:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a save that was cut short, never a sealed one
-            with _told_if_unwritten(checkpoint, self._room()):
+            with _told_if_unwritten(checkpoint, self._room):
                 make_folder(checkpoint, hf_folder, dtypes)
                 write_json(checkpoint / "hf" / "lineage.json", lineage)
                 write_json(checkpoint / "position.json", asdict(position))
@@ -106,7 +106,7 @@ class CheckpointWriter:
         content = model_state(model, per_layer_keys=any_rank(frozen))
         content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding)
         content["random"] = rng_object(random_state())
-        with _told_if_unwritten(checkpoint, self._room()):
+        with _told_if_unwritten(checkpoint, self._room):
             request = dist_checkpointing.save(
                 content,
                 str(checkpoint / "shards"),
@@ -136,11 +136,10 @@ class CheckpointWriter:
         self._staged = copy_to_host()
         return self._staged
 
-    def _room(self) -> str:
+    def _room(self) -> "_Room":
         newest = newest_checkpoint(self._folder)
         found = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) if newest is not None else 0
-        needed = max(found, self._size or 0)
-        return f" It needs about {needed:,} bytes, and {self._free:,} were free when the save began."
+        return _Room(max(found, self._size or 0), self._free, shutil.disk_usage(self._folder).free)
 
     def finish(self, wait: bool) -> Path | None:
         """The checkpoint that has become whole, if one has: now, or, if waited for, when it is written.
@@ -150,28 +149,65 @@ class CheckpointWriter:
         """
         if self._pending is None:
             return None
-        with _told_if_unwritten(self._pending, self._room()):
+        with _told_if_unwritten(self._pending, self._room):
             ended = self._queue.maybe_finalize_async_calls(blocking=wait)
         if not ended:
             return None
         self._staged = None
         checkpoint, self._pending = self._pending, None
-        with _told_if_unwritten(checkpoint, self._room()):
+        with _told_if_unwritten(checkpoint, self._room):
             seal(checkpoint)
         return checkpoint
 
 
+@dataclass(frozen=True)
+class _Room:
+    """What a save needs of its disk, and what there is, in bytes."""
+
+    needed: int
+    """About."""
+    before: int
+    """Free when the save began."""
+    now: int
+    """Free now."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it cannot have been enough, or nothing is left."""
+        return self.needed > self.before or self.now < _NOTHING_LEFT
+
+    def __str__(self) -> str:
+        return f"It needs about {self.needed:,} bytes, and {self.before:,} were free when the save began."
+
+
+_NOTHING_LEFT = 1 << 16
+"""Free bytes below which a disk is full: less than a block of a large file system."""
+
+
 @contextmanager
-def _told_if_unwritten(checkpoint: Path, room: str = "", left: str | None = None) -> Iterator[None]:
-    """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault."""
+def _told_if_unwritten(
+    checkpoint: Path, room_of: Callable[[], _Room] | None = None, left: str | None = None
+) -> Iterator[None]:
+    """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault.
+
+    torch tells a full disk as positions that it did not expect in a file.
+    """
     try:
         yield
     except (*CHECKPOINT_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
-        why = error.strerror if isinstance(error, OSError) else f"{reason(error)}: is its disk full?"
+        told = error.strerror if isinstance(error, OSError) else reason(error)
+        room = room_of() if room_of is not None else None
         left = before(checkpoint) if left is None else left
-        raise StorageFault(f"{checkpoint}: could not be written ({why}).{room} {left}") from error
+        if isinstance(error, OSError):
+            why = f"could not be written ({told})."
+        elif room is not None and room.is_full:
+            why = "could not be written: its disk is full."
+            left = f"{left} The error: {told}."
+        else:
+            why = f"could not be written ({told}: is its disk full?)."
+        raise StorageFault(" ".join([f"{checkpoint}: {why}", *([str(room)] if room else []), left])) from error
 
 
 def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: Path) -> None:
@@ -208,6 +244,7 @@ def _write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *ar
     os.register_at_fork(after_in_child=die_with_parent)
     # Megatron-Core would wait for ever for a process of its own that was killed (by the kernel, for memory).
     signal.signal(signal.SIGCHLD, _end_with_killed_child)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank decides what Ctrl-C does
     try:
         write(*arguments)
         leave_hashes(checkpoint, rank)

@@ -20,7 +20,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
 from megatron_cpt.planning.cards import card_of_device
 from megatron_cpt.runs.checkpoint_state import newest_checkpoint, read_state, step_of
-from megatron_cpt.runs.folder import RunFolder, Status, write_status
+from megatron_cpt.runs.folder import RunFolder, Status, named_errors, write_status
 from megatron_cpt.runs.records import (
     Record,
     RecordsDigest,
@@ -262,23 +262,27 @@ class Trackers:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Shows a number of a step."""
-        self._tensorboard.add_scalar(name, value, step)
+        with named_errors(self._folder.tensorboard):
+            self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             # A step of its own: theirs may not go back, and a resume does.
             self._wandb.log({name: value, "step": step})
 
     def go_back(self, step: int) -> None:
         """Takes back what was shown of later steps. Weights & Biases keeps it."""
-        self._tensorboard.close()
-        self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=step + 1)
+        with named_errors(self._folder.tensorboard):
+            self._tensorboard.close()
+            self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=step + 1)
 
     def flush(self) -> None:
         """Hands over what is held back."""
-        self._tensorboard.flush()
+        with named_errors(self._folder.tensorboard):
+            self._tensorboard.flush()
 
     def close(self) -> None:
         """Closes them."""
-        self._tensorboard.close()
+        with named_errors(self._folder.tensorboard):
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 

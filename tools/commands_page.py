@@ -19,11 +19,11 @@ script. Every command ends with one of these exit codes:
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | any other error; a run that hung |
+| 1 | any other error; a run that hung, a rank that was killed, a second Ctrl-C; a command ended by Ctrl-C |
 | 2 | bad input: configuration, data or arguments; nothing was changed |
 | 3 | integrity: a file does not hold the bytes that were written |
 | 4 | numerics: a loss or gradient that is not finite, a loss spike with `on_spike: stop`, a failed initial loss check |
-| 75 | stopped by a signal or a time limit, and saved; the same command goes on |
+| 75 | stopped by a signal (Ctrl-C is one) or a time limit, and saved; the same command goes on |
 """
 
 

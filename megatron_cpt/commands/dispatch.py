@@ -23,6 +23,7 @@ from megatron_cpt.config.errors import (
 from megatron_cpt.runs.floors import floor_faults
 from megatron_cpt.runs.folder import FULL, ExitCode, exit_code_of, explained, named_errors
 from megatron_cpt.runs.library_warnings import take_warnings
+from megatron_cpt.runs.processes import die_with_parent
 
 # name -> one line of help. Each is a module of this folder with `parser() -> argparse.ArgumentParser` and
 # `main(arguments: list[str]) -> int`; a dash in a name is an underscore in the module's.
@@ -74,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code (runs/folder.py)."""
     words = sys.argv[1:] if arguments is None else arguments
     name, rest = (words[0], words[1:]) if words else ("", [])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # a killed torchrun would leave its ranks behind
     try:
         if not name or name in ("-h", "--help"):
             print(usage(), flush=True)
@@ -98,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         _forget_output()  # Whoever read it has enough: `| head`.
         return ExitCode.OTHER
     except KeyboardInterrupt:
+        print(f"megatron-cpt {name}: ended by Ctrl-C (SIGINT).", file=sys.stderr)
         return ExitCode.OTHER
     except Exception as error:
         return report_error(f"megatron-cpt {name}", error)

@@ -3,28 +3,43 @@
 import argparse
 import os
 import signal
-import subprocess
 import sys
-from contextlib import suppress
-from types import FrameType
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Self
 
 import orjson
 
 from megatron_cpt.commands.parsers import command_parser
-from megatron_cpt.commands.ranks import launch_environment, launcher
-from megatron_cpt.config.errors import BadInput
+from megatron_cpt.commands.ranks import Death, Ranks
+from megatron_cpt.config.errors import BadInput, IntegrityFault, StorageFault, printable
 from megatron_cpt.config.load import load_config
+from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.planning.resume_changes import resume_changes, setting_changes
-from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, only_job, read_status, write_status
+from megatron_cpt.runs.checkpoint_state import newest_checkpoint
+from megatron_cpt.runs.folder import (
+    ExitCode,
+    RunFolder,
+    Status,
+    exit_code_of,
+    explained,
+    is_defect,
+    only_job,
+    read_status,
+    write_status,
+)
 from megatron_cpt.runs.permissions import keep_others_from_writing
 from megatron_cpt.runs.processes import (
+    ENDED_AT_ONCE,
+    INTERRUPTED,
+    LAUNCHER,
     STOP_SIGNALS,
     adopt_orphans,
     children,
-    die_with_parent,
     end_all,
     stop_signals_held,
+    this_process,
 )
 
 
@@ -61,87 +76,135 @@ def main(arguments: list[str]) -> int:
     config = load_config(args.config, args.overrides)
     folder = RunFolder(config.run.folder)
     folder.create()
-    with only_job(folder.path):  # held by rank 0 from here on; its status is not ours to replace while another trains
-        pass
+    with only_job(folder.path):
+        return _train(args, config, folder)
+
+
+def _train(args: argparse.Namespace, config: RunConfig, folder: RunFolder) -> int:
+    """What `main` does with the lock of the run folder."""
+    last = read_status(folder.status) or Status("starting")
     try:
         plan = make_plan(config, args.nproc)
         resume_changes(plan)
-    except BadInput as error:
-        last = read_status(folder.status) or Status("failed")
-        write_status(folder.status, Status("failed", int(ExitCode.BAD_INPUT), str(error), last.step, last.tokens))
+    except (BadInput, IntegrityFault) as error:
+        write_status(folder.status, Status("failed", int(exit_code_of(error)), str(error), last.step, last.tokens))
         raise
     if _is_done(plan, folder):
         print(f"{folder.path}: already done with this configuration and these data")
         return ExitCode.DONE
-    last = read_status(folder.status) or Status("starting")
-    write_status(folder.status, Status("starting", step=last.step, tokens=last.tokens))
-    command = [*launcher(args.nproc, "megatron_cpt.train", args.max_restarts), args.config, *args.overrides]
-    code, signals = _run_and_forward(command, launch_environment(os.environ, args.nproc), args.nproc)
-    status = read_status(folder.status)
-    if status is not None and status.exit_code is not None:
-        if status.exit_code and args.nproc > 1:  # torchrun's own report of ranks that ended is what was said last
-            print(f"{folder.path}: {status.state}: {status.message}", file=sys.stderr)
-        return status.exit_code
-    if status is not None and status.state == "starting" and signals:
-        message = "stopped before training began; the same command resumes from the last checkpoint"
-        preempted = Status("preempted", int(ExitCode.PREEMPTED), message, status.step, status.tokens)
-        write_status(folder.status, preempted)
-        return ExitCode.PREEMPTED
-    message = f"the training processes {_how_ended(code)} without a message; see their output"
-    before = status or Status("failed")
-    write_status(folder.status, Status("failed", int(ExitCode.OTHER), message, before.step, before.tokens))
-    return code or ExitCode.OTHER
+    with _Signals() as signals:
+        write_status(folder.status, Status("starting", step=last.step, tokens=last.tokens))
+        code, death = _run_and_forward(args, signals)
+        status = read_status(folder.status) or Status("starting", step=last.step, tokens=last.tokens)
+        ended = _end_of(status, code, death, signals.received, folder, config, args.nproc)
+        if ended is not status:
+            write_status(folder.status, ended)
+        if ended.exit_code and (ended is not status or args.nproc > 1):  # several ranks have said much since
+            print(printable(f"{folder.path}: {ended.state}: {ended.message}"), file=sys.stderr)
+    return ended.exit_code or ExitCode.DONE
 
 
-def _how_ended(code: int) -> str:
-    """An exit code, or the signal behind it, in words."""
-    if code >= 0:
-        return f"ended with code {code}"
-    name = signal.Signals(-code).name
-    why = {"SIGBUS": " (a file that they read was cut, or its disk failed)", "SIGKILL": " (out of memory?)"}
-    return f"were ended by {name}{why.get(name, '')}"
+def _end_of(
+    status: Status,
+    code: int,
+    death: Death | None,
+    signals: Sequence[int],
+    folder: RunFolder,
+    config: RunConfig,
+    processes: int,
+) -> Status:
+    """How a run ended: by its own status, or for a process that could not write it any more."""
+    newest = newest_checkpoint(folder.checkpoints)
+    onward = f"The same command goes on from {newest}." if newest else "The same command begins again."
+    told = status.exit_code is not None
+
+    def failed(message: str, exit_code: int = ExitCode.OTHER) -> Status:
+        whole = f"{message} {onward} The log is {folder.log}."
+        return Status("failed", int(exit_code), whole, status.step, status.tokens)
+
+    if signals.count(signal.SIGINT) > 1:
+        return status if told and not is_defect(status) else failed(ENDED_AT_ONCE)
+    if death is not None and (not told or is_defect(status)):
+        cut = _changed_files(config, processes) if death.signal_name == "SIGBUS" else None
+        others = f" After that, {status.message}." if told else ""
+        message = f"{death}.{f' Found now: {cut}' if cut else ''}{others}"
+        return failed(message, ExitCode.INTEGRITY if isinstance(cut, IntegrityFault) else ExitCode.OTHER)
+    if told:
+        return status
+    if signals and status.state == "starting":
+        message = f"stopped before training began. {onward}"
+        return Status("preempted", int(ExitCode.PREEMPTED), message, status.step, status.tokens)
+    message = f"the training processes ended with code {code} without a message; see their output."
+    return failed(message, code if code in tuple(ExitCode)[1:] else ExitCode.OTHER)
 
 
-def _run_and_forward(command: list[str], env: dict[str, str], processes: int) -> tuple[int, bool]:
+def _changed_files(config: RunConfig, processes: int) -> Exception | None:
+    """What is wrong with the files of a run by now, if anything is."""
+    try:
+        make_plan(config, processes)
+    except Exception as error:
+        found = explained(error)
+        return found if isinstance(found, (BadInput, IntegrityFault, StorageFault)) else None
+    return None
+
+
+class _Signals:
+    """STOP_SIGNALS that this process receives while it is open as a context, for the ranks that it starts."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._ranks: Ranks | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def pass_on_to(self, ranks: Ranks) -> None:
+        """From now on the ranks hear of each, those too that came before; the second SIGINT ends them."""
+        self._ranks = ranks
+        for number in tuple(self.received):
+            self._tell(number)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self.received.append(number)
+        if number == signal.SIGINT and self.received.count(number) == 1:
+            print(f"megatron-cpt train: {INTERRUPTED}", file=sys.stderr, flush=True)
+        self._tell(number)
+
+    def _tell(self, number: int) -> None:
+        if self._ranks is None:
+            return
+        if self.received.count(signal.SIGINT) > 1:
+            self._ranks.kill()
+        else:
+            self._ranks.tell(number)
+
+
+def _run_and_forward(args: argparse.Namespace, signals: _Signals) -> tuple[int, Death | None]:
     """Runs the program to its end, passing signals that ask it to stop on to its ranks.
 
     torchrun itself is passed over, and hears none that a scheduler sends to every process. The program and torchrun end
     with this process, however it ends.
 
     Returns:
-        The exit code, and whether a signal was passed on.
+        The exit code, and the rank that a signal ended.
     """
-    signals: list[int] = []
-    program: subprocess.Popen[bytes] | None = None
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        if program is not None:
-            _tell_ranks(program, processes, number)
-
     adopt_orphans()
     ours = set(children(os.getpid()))
-    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    environment = os.environ | {LAUNCHER: this_process()}
     try:
         with stop_signals_held():
-            program = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
-        for number in signals:  # while it was starting
-            _tell_ranks(program, processes, number)
-        return program.wait(), bool(signals)
+            words = [args.config, *args.overrides]
+            ranks = Ranks(args.nproc, "megatron_cpt.train", words, environment, args.max_restarts)
+        signals.pass_on_to(ranks)
+        return ranks.wait(), ranks.death()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         end_all(set(children(os.getpid())) - ours)
-
-
-def _tell_ranks(program: subprocess.Popen[bytes], processes: int, number: int) -> None:
-    """Sends a signal to the ranks; torchrun that has not started them yet is ended."""
-    ranks = children(program.pid) if processes > 1 else [program.pid]
-    for pid in ranks:
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(pid, number)
-    if not ranks:
-        program.kill()
 
 
 def _is_done(plan: RunPlan, folder: RunFolder) -> bool:

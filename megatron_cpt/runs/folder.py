@@ -11,11 +11,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from glob import escape
@@ -26,6 +26,7 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, StorageFault, refuse
 from megatron_cpt.runs.permissions import no_link, owner_faults
+from megatron_cpt.runs.processes import this_process
 
 
 class RunFolder:
@@ -133,18 +134,27 @@ class RunFolder:
 
 
 @contextmanager
-def only_job(folder: Path) -> Iterator[None]:
-    """Holds RUN/lock during the block.
+def only_job(folder: Path, launcher: str | None = None) -> Iterator[None]:
+    """Holds RUN/lock during the block. Only who holds it writes the status of the run.
 
+    Args:
+        launcher: the process that started this one, which may hold it in its place (runs/processes.py).
     Raises:
         BadInput: another job holds it.
     """
+    holders: list[str] = []
 
     def taken(holder: str) -> Fault:
+        holders.append(holder)
         rule = f"{holder} is training in this folder."
         return Fault(f"run.folder = {folder}", rule, "Wait for it, end it, or name another.")
 
-    with held(folder / "lock", taken):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / "lock", taken))
+        except BadInput:
+            if launcher not in holders:
+                raise
         yield
 
 
@@ -170,7 +180,7 @@ def held(lock: Path, taken: Callable[[str], Fault], shared: bool = False) -> Ite
             if not _is_named(file.fileno(), lock):
                 continue  # The holder before removed it: whoever comes next would lock another file of this name.
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write(this_process())
             file.flush()
             yield
             return
@@ -260,9 +270,9 @@ class Status:
     message: str | None = None
     """What went wrong or why it was stopped, in the words that the user saw."""
     step: int = 0
-    """Optimizer steps done."""
+    """Optimizer steps that are saved: the next start goes on after them. The log tells how far a run was beyond."""
     tokens: int = 0
-    """Tokens trained."""
+    """Tokens of these steps."""
 
 
 def write_status(path: Path, status: Status) -> None:
@@ -283,6 +293,16 @@ def read_status(path: Path) -> Status | None:
         return Status(**orjson.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def defect(error: BaseException) -> str:
+    """The message of an error that nobody expected, with the rank that it hit first."""
+    return f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".removesuffix(": ")
+
+
+def is_defect(status: Status) -> bool:
+    """Whether a run ended by such an error: where a rank was killed, it may be what that did to another rank."""
+    return status.exit_code == ExitCode.OTHER and re.match(r"rank \d+: \w+", status.message or "") is not None
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

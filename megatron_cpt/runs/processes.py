@@ -9,6 +9,7 @@ writers report would die before they can.
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,8 +40,20 @@ def gpu_settings_told(environment: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={environment[name]}" for name in told)
 
 
-# What schedulers and users send to have a run save and stop. SIGINT is not among them: it ends a run at once.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# What schedulers and users send to have a run save and stop. A second SIGINT ends it at once, without saving.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+INTERRUPTED = "SIGINT received: the run saves and ends. Ctrl-C again ends it at once, without saving."
+"""What a terminal shows after the first Ctrl-C."""
+ENDED_AT_ONCE = "ended at once by a second Ctrl-C (SIGINT), without saving."
+LAUNCHER = "MEGATRON_CPT_LAUNCHER"
+"""Environment variable of the ranks that `megatron-cpt train` starts: which process started them (`this_process`). It
+holds the lock of the run folder, and hears Ctrl-C for them."""
+
+
+def this_process() -> str:
+    """This process by a name that other machines know it by too."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 

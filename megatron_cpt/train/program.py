@@ -38,6 +38,7 @@ from megatron_cpt.runs.folder import (
     ExitCode,
     RunFolder,
     Status,
+    defect,
     exit_code_of,
     explained,
     only_job,
@@ -47,7 +48,7 @@ from megatron_cpt.runs.folder import (
     write_status,
 )
 from megatron_cpt.runs.permissions import keep_others_from_writing, writable_warnings
-from megatron_cpt.runs.processes import die_with_parent, gpu_settings_told
+from megatron_cpt.runs.processes import LAUNCHER, die_with_parent, gpu_settings_told
 from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
 from megatron_cpt.train.logger import RunLogger, mfu_formula
@@ -65,7 +66,7 @@ from megatron_cpt.train.run import Run, assemble, write_hf_config_dir
 from megatron_cpt.train.stop import StopRequest
 from megatron_cpt.train.watchdog import Watchdog
 
-_EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault)
+_EXPECTED = (BadInput, IntegrityFault, NumericsFault, StorageFault, KeyboardInterrupt)
 
 
 def main(arguments: Sequence[str], request: StopRequest) -> int:
@@ -81,23 +82,34 @@ def main(arguments: Sequence[str], request: StopRequest) -> int:
     parser.add_argument("config", metavar="RUN.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     args = parser.parse_args(arguments)
-    folder: RunFolder | None = None
     try:
         refuse([*floor_faults()])
         config = load_config(args.config, args.overrides)
-        found = RunFolder(config.run.folder)
-        found.create()
-        with only_job(found.path) if os.environ.get("RANK", "0") == "0" else nullcontext():
-            folder = found  # from here on its status is ours to write
-            if (ended := _ended_before(found)) is not None:
-                return ended
-            return run_to_end(config, folder, request)
-    except (Exception, *CHECKPOINT_ERRORS) as error:
-        explanation = explained(error) if isinstance(error, Exception) else error
-        report_error(explanation, folder)
+        folder = RunFolder(config.run.folder)
+        folder.create()
+        launcher = os.environ.get(LAUNCHER)
+        with only_job(folder.path, launcher) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            return _run_or_report(config, folder, request)
+    except Exception as error:
+        explanation = explained(error)
+        report_error(explanation, None)  # the status may be that of another job
         return exit_code_of(explanation)
     finally:
         groups.destroy()
+
+
+def _run_or_report(config: RunConfig, folder: RunFolder, request: StopRequest) -> int:
+    """What `main` does with the lock of the run folder: errors are in its status before another job may write it."""
+    try:
+        ended = _ended_before(folder)
+        return run_to_end(config, folder, request) if ended is None else ended
+    except (Exception, KeyboardInterrupt, *CHECKPOINT_ERRORS) as error:
+        explanation = explained(error) if isinstance(error, Exception) else error
+        report_error(explanation, folder)
+        if isinstance(error, KeyboardInterrupt):
+            sys.stderr.flush()
+            os._exit(ExitCode.OTHER)  # the ways out below may wait for other ranks
+        return exit_code_of(explanation)
 
 
 _FINAL = (ExitCode.PREEMPTED, ExitCode.BAD_INPUT, ExitCode.INTEGRITY, ExitCode.NUMERICS)
@@ -251,8 +263,3 @@ def report_error(error: BaseException, folder: RunFolder | None) -> None:
             write_status(folder.status, status)
         except OSError as unwritten:
             print(printable(f"megatron-cpt train: {explained(unwritten)}"), file=sys.stderr)
-
-
-def defect(error: BaseException) -> str:
-    """An error that nobody expected, and the rank that it hit first."""
-    return f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".removesuffix(": ")

@@ -6,6 +6,7 @@ the all-reduce that they make anyway, so that a signal to any rank, or the first
 same step; after an evaluation or an export, which may take long, they ask each other again.
 """
 
+import os
 import signal
 import socket
 import time
@@ -13,7 +14,13 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from megatron_cpt.config.units import wall_seconds
-from megatron_cpt.runs.processes import STOP_SIGNALS, hear_stop_signals
+from megatron_cpt.runs.processes import (
+    ENDED_AT_ONCE,
+    INTERRUPTED,
+    LAUNCHER,
+    STOP_SIGNALS,
+    hear_stop_signals,
+)
 
 NOT_ASKED, OUT_OF_TIME = 0, 1
 
@@ -24,9 +31,16 @@ class StopRequest:
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._received = NOT_ASKED
+        self._interrupts = 0
         self._before: dict[signal.Signals, object] = {}
         self._wakeups: tuple[socket.socket, socket.socket] | None = None
         self._fd_before = -1
+
+    @property
+    def counts_interrupts(self) -> bool:
+        """Whether a second SIGINT ends this process. `megatron-cpt train` counts for its ranks: of each Ctrl-C they may
+        hear twice, from the terminal and from the command."""
+        return LAUNCHER not in os.environ
 
     @property
     def wakeup(self) -> socket.socket | None:
@@ -67,6 +81,13 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = number
+        if number != signal.SIGINT or not self.counts_interrupts:
+            return
+        self._interrupts += 1
+        if self._interrupts > 1:
+            raise KeyboardInterrupt(ENDED_AT_ONCE)
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"megatron-cpt train: {INTERRUPTED}\n".encode())  # the main thread may be writing
 
 
 def reason(code: int, after: str | None) -> str:

@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -35,12 +35,13 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 import orjson
 
+from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import TimeoutPart, TimeoutSettings
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import STORE_PATIENCE, StoreConnection
 from megatron_cpt.runs.checkpoint_state import newest_checkpoint
-from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, read_status, write_status
-from megatron_cpt.runs.processes import STOP_SIGNALS, children
+from megatron_cpt.runs.folder import ExitCode, RunFolder, Status, only_job, read_status, write_status
+from megatron_cpt.runs.processes import ENDED_AT_ONCE, LAUNCHER, STOP_SIGNALS, children, this_process
 from megatron_cpt.runs.records import append_to_log
 from megatron_cpt.train.stop import StopRequest
 
@@ -55,6 +56,9 @@ _AFTER_SIGNAL: dict[TimeoutPart, float] = {
     "export": 60.0,
 }
 """Seconds that a part may take after a signal to stop, however short it was before."""
+
+_MAIN_THREAD_ENDS = 2.0
+"""Seconds that the main thread has to end by itself after a second SIGINT: it may be waiting for other ranks."""
 
 Item = TypeVar("Item")
 
@@ -93,6 +97,7 @@ class Watchdog:
         self._store: StoreConnection | None = None
         self._store_process: str | None = None
         self._signal: int | None = None
+        self._interrupts = 0
         self._closed = threading.Event()
         self._close_heard, self._close = os.pipe()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -123,7 +128,7 @@ class Watchdog:
         """From now on the ranks hear of each other. The process groups are up."""
         if self._limits and groups.world_size() > 1:
             store = StoreConnection(STORE_PATIENCE, own=True)
-            store.set(_process_key(groups.rank()), f"process {os.getpid()} on {socket.gethostname()}")
+            store.set(_process_key(groups.rank()), this_process())
             self._store = store
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 with suppress(RuntimeError):
@@ -184,6 +189,10 @@ class Watchdog:
         if wakeup is not None and wakeup in ready:
             heard = [number for number in wakeup.recv(64) if number in STOP_SIGNALS]
             self._signal = heard[0] if heard else self._signal
+            self._interrupts += heard.count(signal.SIGINT) if self._request.counts_interrupts else 0
+            if self._interrupts > 1 and not self._closed.wait(_MAIN_THREAD_ENDS):
+                self._write_status(f"{ENDED_AT_ONCE} {self._onward()}")
+                os._exit(ExitCode.OTHER)
         return min(time.monotonic() - began, 2 * self._interval)
 
     def _limit(self, part: TimeoutPart) -> float:
@@ -270,10 +279,15 @@ class Watchdog:
             os.write(_STDERR.fileno(), append_to_log(self._folder.log, text, rank))
 
     def _write_status(self, message: str, state: Literal["failed", "preempted"] = "failed") -> None:
-        before = read_status(self._folder.status) or Status("failed")
         self._write_log(message, 0)
-        with suppress(OSError):
-            code = ExitCode.PREEMPTED if state == "preempted" else ExitCode.OTHER
+        code = ExitCode.PREEMPTED if state == "preempted" else ExitCode.OTHER
+        holds = self._store is not None or os.environ.get("RANK", "0") == "0"
+        # Before it has met rank 0, which holds the lock, this rank may be one of a job that the lock has refused.
+        with (
+            suppress(OSError, BadInput),
+            nullcontext() if holds else only_job(self._folder.path, os.environ.get(LAUNCHER)),
+        ):
+            before = read_status(self._folder.status) or Status("failed")
             write_status(self._folder.status, Status(state, int(code), message, before.step, before.tokens))
 
 

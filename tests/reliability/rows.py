@@ -472,7 +472,11 @@ ROWS = {
             "train/test_many_ends.py::test_sigterm_at_ten_random_times",
         ),
     ),
-    "F2": Row("Two SIGTERMs, and SIGTERM followed by SIGKILL: C1 holds.", ""),
+    "F2": Row(
+        "Two SIGTERMs, and SIGTERM followed by SIGKILL: C1 holds.",
+        "",
+        ("train/test_ctrl_c.py::test_a_second_ctrl_c_ends_at_once",),
+    ),
     "F3": Row(
         "One rank killed under data, tensor and pipeline parallelism: the job ends, names the rank, leaves no process.",
         "torchrun with gloo: ends in 0.9 s, names none (run).",
@@ -535,6 +539,7 @@ ROWS = {
         "",
         (
             "runs/test_lock.py::test_a_second_job_is_refused_until_the_first_is_gone",
+            "train/test_ctrl_c.py::test_of_two_starts_at_once_one_trains_and_ctrl_c_saves_it",
             "train/test_dead_rank.py::test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named",
         ),
     ),

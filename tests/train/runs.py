@@ -85,6 +85,12 @@ def rank_of(pid: int) -> int:
     return int(rank)
 
 
+def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
+    """The process of each rank of `start`, where there are several."""
+    [torchrun] = children(process.pid)
+    return {rank_of(pid): pid for pid in children(torchrun)}
+
+
 def wait_for_checkpoint(run: Path, step: int, process: subprocess.Popen[bytes] | None = None) -> None:
     """Returns once a step's checkpoint is whole; fails after two minutes, or when the process that trains has ended."""
     deadline = time.monotonic() + 120

@@ -1,15 +1,13 @@
 """A process that dies takes the run with it, within a minute, and leaves nothing behind."""
 
 import os
-import re
 import signal
 from pathlib import Path
 
 import pytest
 
 from megatron_cpt.runs.folder import ExitCode, read_status
-from megatron_cpt.runs.processes import children
-from tests.train.runs import descendants, rank_of, start, wait_for_checkpoint, wait_until_gone
+from tests.train.runs import descendants, ranks_of, start, wait_for_checkpoint, wait_until_gone
 from tests.workshop import Workshop
 
 ENDLESS = "training.tokens=100000 steps"
@@ -32,17 +30,21 @@ def test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named
     status = read_status(run / "status.json")
     assert status is not None
     assert status.state == "running"
-    [torchrun] = children(process.pid)
-    ranks = {rank_of(pid): pid for pid in children(torchrun)}
+    ranks = ranks_of(process)
     everyone = descendants(process.pid)
     os.kill(ranks[rank], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert re.search(rf"rank\s*: {rank} ", said.decode()), said.decode()
     wait_until_gone(everyone)
     status = read_status(run / "status.json")
     assert status is not None
     assert (status.state, status.exit_code) == ("failed", 1)
+    told = f"rank {rank} (process {ranks[rank]}) was ended by SIGKILL, usually by the kernel for lack of memory"
+    assert (status.message or "").startswith(told), status.message
+    assert f"The same command goes on from {run / 'checkpoints'}" in (status.message or "")
+    assert f"The log is {run / 'log.txt'}." in (status.message or "")
+    assert said.decode().rstrip().endswith(f"{run}: failed: {status.message}"), said.decode()
+    assert "ChildFailedError" not in said.decode()
 
 
 def test_nothing_outlives_a_killed_command(workshop: Workshop, tmp_path: Path) -> None:

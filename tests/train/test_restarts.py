@@ -92,4 +92,4 @@ def test_what_starts_torchrun_gives_each_start_a_store_of_its_own() -> None:
     assert (
         launch_environment({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0"}, 2)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "0"
     )
-    assert "--max-restarts=3" in launcher(2, "module", 3)
+    assert "--max-restarts=3" in launcher(2, "module", 3, report=5)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.config.schema import TimeoutSettings
-from megatron_cpt.runs.folder import RunFolder, Status, read_status
+from megatron_cpt.runs.folder import RunFolder, Status, only_job, read_status, write_status
 from megatron_cpt.runs.processes import children
 from megatron_cpt.train.stop import StopRequest
 from megatron_cpt.train.watchdog import Watchdog
-from tests.train.runs import descendants, start, wait_for_checkpoint, wait_until_gone
-from tests.train.test_dead_rank import ENDLESS, rank_of
+from tests.train.runs import descendants, ranks_of, start, wait_for_checkpoint, wait_until_gone
+from tests.train.test_dead_rank import ENDLESS
 from tests.workshop import Workshop
 
 LIMIT = 4
@@ -58,12 +58,6 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline, "no such step within two minutes"
         time.sleep(0.01)
-
-
-def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
-    """The process of each rank."""
-    [torchrun] = children(process.pid)
-    return {rank_of(pid): pid for pid in children(torchrun)}
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -206,9 +200,18 @@ def alone(workshop: Workshop, run: Path, *overrides: str) -> subprocess.Popen[by
 
 
 def test_ranks_that_never_meet_end_and_say_where_they_waited(workshop: Workshop, tmp_path: Path) -> None:
-    process = alone(workshop, tmp_path / "run", "timeout.start=3s")
-    process.communicate(timeout=60)
-    assert process.returncode == 1
+    """In the status of the run, but where the folder is another job's, which has refused their rank 0."""
+    running = Status("running")
+    RunFolder(tmp_path / "taken").create()
+    write_status(tmp_path / "taken" / "status.json", running)
+    with only_job(tmp_path / "taken"):
+        refused = alone(workshop, tmp_path / "taken", "timeout.start=3s")
+        process = alone(workshop, tmp_path / "run", "timeout.start=3s")
+        for one in (refused, process):
+            _, said = one.communicate(timeout=60)
+            assert one.returncode == 1
+            assert "The ranks have not met" in said.decode()
+    assert status_of(tmp_path / "taken") == running
     message = status_of(tmp_path / "run").message or ""
     assert message.startswith("the start was not over after 3 s (`timeout.start`: 3 s). The ranks have not met"), (
         message

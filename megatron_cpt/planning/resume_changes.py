@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.config.eval_schedule import parse_log_spaced
 from megatron_cpt.config.load import load_config, plain
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.label_mask import label_mask, set_identity
@@ -385,10 +386,22 @@ def _in_tokens(config: RunConfig) -> dict[str, Any]:
 
     Where the batch size ramps up, a number of steps is one of tokens only by its place: such lengths stay as written.
     """
-    settings: dict[str, Any] = plain(config, None if config.batches.ramp else config.tokens_per_step)
+    size = None if config.batches.ramp else config.tokens_per_step
+    settings: dict[str, Any] = _spaced_in_tokens(plain(config, size), size)
     settings["training"]["tokens"] = config.total_tokens
     settings["base_history"] = plain(config.base_history)  # in steps of the base
     return settings
+
+
+def _spaced_in_tokens(settings: Any, tokens_per_step: int | None) -> Any:
+    """Settings in which each `log_spaced` has its end in tokens."""
+    if not isinstance(settings, Mapping) or tokens_per_step is None:
+        return settings
+    found = {name: _spaced_in_tokens(value, tokens_per_step) for name, value in settings.items()}
+    if found.get("log_spaced") is not None:
+        spaced = parse_log_spaced(found["log_spaced"])
+        found["log_spaced"] = (spaced.per_decade, spaced.end.tokens(tokens_per_step))
+    return found
 
 
 def within(changes: Iterable[SettingChange], keys: Iterable[str]) -> list[SettingChange]:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +19,21 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.config.units import parse_count, parse_share
+from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import stage_memories
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.checks import model_faults
 from megatron_cpt.planning.cost import cost_estimate, memory_warnings, price_faults
+from megatron_cpt.planning.layout_search import (
+    TriedLayout,
+    distinct_layouts,
+    ranked_layouts,
+    search_layouts,
+    search_lines,
+)
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
 from megatron_cpt.planning.simulated import SimulatedRank, Simulation
@@ -42,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "megatron-cpt plan run.yaml run.folder=runs/trial --nproc 8 --assume medicine=5B general=20B "
         "--gpu H100-80GB --mfu 40% --price 2.50",
         "megatron-cpt plan run.yaml --simulate --nproc 8 --gpu H100-80GB --price 2.5",
+        "megatron-cpt plan run.yaml --search --nproc 64 --gpu H100-80GB",
     )
     top.add_argument("config", metavar="RUN.yaml", help="configuration of the run")
     top.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
@@ -59,8 +68,15 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--json", action="store_true", help="print the content of the run folder's plan.json")
     simulated = top.add_argument_group("a simulated rank, in place of the plan: needs a config.json, and no data")
-    simulated.add_argument(
+    what = simulated.add_mutually_exclusive_group()
+    what.add_argument(
         "--simulate", action="store_true", help="memory, collectives and time of a rank: the program, dry, on fake GPUs"
+    )
+    what.add_argument(
+        "--search",
+        action="store_true",
+        help="ranks all layouts (parallel.*, micro batch, recomputation) by estimates, simulates the first few and "
+        "prints three to try",
     )
     which = simulated.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="which (default: the first of the fullest stage)")
@@ -73,10 +89,12 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
     if options.simulate:
-        return _simulate(config, options)
+        return _ending_as_ranks(_simulate, config, options)
     if options.rank is not None or options.worst:
         word = "--worst" if options.worst else f"--rank {options.rank}"
         raise BadInput(Fault(word, "it says which rank is simulated, and none is.", "Add --simulate, or take it out."))
+    if options.search:
+        return _ending_as_ranks(_search, config, options)
     plan = make_plan(config, options.nproc, _assumed(options.assume))
     plan = replace(plan, warnings=(*plan.warnings, *memory_warnings(plan, options.gpu)))
     cost = cost_estimate(plan, options.gpu, _share(options.mfu), options.price)
@@ -115,38 +133,81 @@ def _share(text: str) -> float:
         raise BadInput(Fault(f"--mfu {text}", f"{rule}.", f"{remedy.capitalize()}.")) from error
 
 
+def _ending_as_ranks(
+    work: Callable[[RunConfig, argparse.Namespace], int], config: RunConfig, options: argparse.Namespace
+) -> int:
+    """The exit code of some work, or that of the simulated rank which ended it, whose message is printed."""
+    try:
+        return work(config, options)
+    except subprocess.CalledProcessError as ended:
+        print(ended.stderr.decode(errors="replace"), file=sys.stderr, end="")
+        return ended.returncode if ended.returncode == ExitCode.BAD_INPUT else ExitCode.OTHER
+
+
 def _simulate(config: RunConfig, options: argparse.Namespace) -> int:
     """Simulates ranks one after the other, and prints what they show."""
     shape, card, world = read_shape(config.model.hf, config.model.rope), card_of(options.gpu), options.nproc
     refuse([*config_faults(config, world), *model_faults(config, shape), *price_faults(options.price)])
     stages = config.parallel.pipeline
-    of_stage = world // stages
     if options.rank is not None:
         if not 0 <= options.rank < world:
             raise BadInput(Fault(f"--rank {options.rank}", f"the ranks are 0 to {world - 1}.", "Name one of them."))
         ranks = [options.rank]
     elif options.worst:
-        ranks = [stage * of_stage for stage in sorted({0, min(1, stages - 1), stages - 1})]
+        ranks = [stage * (world // stages) for stage in sorted({0, min(1, stages - 1), stages - 1})]
     else:
-        totals = [memory.total for memory in stage_memories(shape, config, world)]
-        ranks = [totals.index(max(totals)) * of_stage]
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run.yaml"
-        path.write_text(dump_config(config))
-        for rank in ranks:
-            words = [str(path), str(rank), str(world), options.gpu]
-            ended = subprocess.run(simulation_command(words), env=_without_gpu(), capture_output=True)
-            if ended.returncode:
-                print(ended.stderr.decode(errors="replace"), file=sys.stderr, end="")
-                return ended.returncode if ended.returncode == ExitCode.BAD_INPUT else ExitCode.OTHER
-            found.append(TypeAdapter(SimulatedRank).validate_json(ended.stdout))
-    simulation = Simulation(config, shape, card, options.gpu, tuple(found), options.price)
+        ranks = [_fullest_rank(config, shape, world)]
+    found = tuple(_simulated_rank(config, rank, world, options.gpu) for rank in ranks)
+    simulation = Simulation(config, shape, card, options.gpu, found, options.price)
     if options.json:
         print(orjson.dumps(simulation.to_dict(), option=orjson.OPT_INDENT_2).decode())
     else:
         print(simulation.text())
     return 0
+
+
+_SIMULATED_LAYOUTS = 5
+"""Of a search."""
+
+
+def _search(config: RunConfig, options: argparse.Namespace) -> int:
+    """Ranks the layouts of a run, simulates the first few, and prints those to try."""
+    shape, card, world = read_shape(config.model.hf, config.model.rope), card_of(options.gpu), options.nproc
+    bare = replace(config, parallel=ParallelSettings(), training=replace(config.training, micro_batch_size=1))
+    refuse([*config_faults(bare), *model_faults(bare, shape), *price_faults(options.price)])
+    layouts = search_layouts(config, shape, card, world)
+    if not layouts:
+        rule = f"no layout of the model fits {world} GPUs {options.gpu} by the estimate with this batch and length."
+        remedy = "Give more GPUs or a larger one (--gpu), or a training.global_batch_size that they can share evenly."
+        raise BadInput(Fault(f"--nproc {world}", rule, remedy))
+    tried = []
+    for number, layout in enumerate(chosen := distinct_layouts(layouts, _SIMULATED_LAYOUTS), 1):
+        print(f"simulating {number} of {len(chosen)}: {' '.join(layout.overrides)}", file=sys.stderr, flush=True)
+        rank = _simulated_rank(layout.config, _fullest_rank(layout.config, shape, world), world, options.gpu)
+        tried.append(TriedLayout(layout, Simulation(layout.config, shape, card, options.gpu, (rank,), options.price)))
+    if options.json:
+        content = {"gpu": options.gpu, "world_size": world, "layouts_that_fit": len(layouts)}
+        content["simulated"] = [one.to_dict() for one in ranked_layouts(tried)]
+        print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+    else:
+        print("\n".join(search_lines(len(layouts), tried)))
+    return 0
+
+
+def _fullest_rank(config: RunConfig, shape: ModelShape, world: int) -> int:
+    """The first rank of the pipeline stage with the most memory by the estimate."""
+    totals = [memory.total for memory in stage_memories(shape, config, world)]
+    return totals.index(max(totals)) * (world // config.parallel.pipeline)
+
+
+def _simulated_rank(config: RunConfig, rank: int, world: int, gpu: str) -> SimulatedRank:
+    """What a rank shows, in a process of its own. Raises CalledProcessError where that ends with a fault."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(dump_config(config))
+        command = simulation_command([str(path), str(rank), str(world), gpu])
+        ended = subprocess.run(command, env=_without_gpu(), capture_output=True, check=True)
+    return TypeAdapter(SimulatedRank).validate_json(ended.stdout)
 
 
 def simulation_command(words: Sequence[str]) -> list[str]:

@@ -49,7 +49,7 @@ def stage_memories(shape: ModelShape, config: RunConfig, world_size: int) -> lis
     state = 12 if config.training.precision == "bf16" else 8
 
     def stage_memory(stage: int) -> MemoryEstimate:
-        dense, experts = _stage_parameters(shape, config, stage)
+        dense, experts = stage_parameters(shape, config, stage)
         shards = sharing if parallel.distributed_optimizer else 1
         expert_shards = max(sharing // parallel.expert, 1) if parallel.distributed_optimizer else 1
         return MemoryEstimate(
@@ -210,7 +210,7 @@ def chunks_in_flight(config: RunConfig, stage: int, micro_batches: int) -> int:
     return min(ahead, virtual * micro_batches)
 
 
-def _stage_parameters(shape: ModelShape, config: RunConfig, stage: int) -> tuple[int, int]:
+def stage_parameters(shape: ModelShape, config: RunConfig, stage: int) -> tuple[int, int]:
     """Parameters of the first tensor-parallel rank of a stage: those of no expert, and those of its experts."""
     tensor, pipeline, virtual = config.parallel.tensor, config.parallel.pipeline, config.parallel.virtual_pipeline
     first, last = stage == 0, stage == pipeline - 1

@@ -85,6 +85,22 @@ def test_what_cannot_be_simulated_is_told(
     assert printed.out == ""
 
 
+def test_layouts_are_searched(bare: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", bare, "--search", "--json", "parallel.tensor=1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (best,) = found["simulated"]  # of one rank there is one way to share a model
+    assert best["overrides"][-2:] == ["training.micro_batch_size=8", "training.recompute=none"]
+    assert best["fits"]
+    assert best["peak_bytes"] < 2**30
+    assert found["layouts_that_fit"] == 4  # micro batches of 1, 2, 4 and 8
+
+
+def test_a_search_that_finds_nothing_is_told(bare: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**CARD, "memory": 0.0001}))
+    assert main(["plan", bare, "--search", "--nproc", "2", "--gpu", str(tmp_path / "small.yaml")]) == 2
+    assert "--nproc 2: no layout of the model fits 2 GPUs" in capsys.readouterr().err
+
+
 CARD = {"flops": 1e15, "memory": 80, "bandwidth": 3e12, "link": 4e11}
 
 

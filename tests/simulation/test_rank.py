@@ -10,6 +10,8 @@ import pytest
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.families.memory import stage_memories
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.planning.cards import CARDS
+from megatron_cpt.planning.layout_search import closed_rank
 from megatron_cpt.planning.simulated import SimulatedRank
 from tests.families.folders import MODELS, write_fields
 from tests.simulation.ranks import run_settings, simulate
@@ -170,6 +172,26 @@ def test_the_closed_estimate_agrees(case: Case, simulated: Simulated) -> None:
     assert memory.optimizer == pytest.approx(rank.memory["optimizer"], rel=0.01)
     assert memory.activations == pytest.approx(rank.memory["activations"], rel=0.08)
     assert memory.total == pytest.approx(rank.peak, rel=0.05)
+
+
+def bytes_of(rank: SimulatedRank, group: str) -> dict[str, float]:
+    """Of the collectives of a group, by operation, small ones apart."""
+    large = [one for one in rank.step.transfers if one.group.startswith(group) and one.bytes / one.calls > 2**14]
+    return {name: sum(one.bytes for one in large if one.operation == name) for name in {o.operation for o in large}}
+
+
+@pytest.mark.parametrize(
+    "case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], ids=lambda case: case.name
+)
+def test_a_search_counts_as_a_simulation_does(case: Case, simulated: Simulated) -> None:
+    settings, rank = simulated(case)
+    shape, config = read_shape(settings["model"]["hf"]), config_from_dict(settings)
+    closed = closed_rank(config, shape, CARDS["H100-80GB"], case.world_size)
+    if case.stage == config.parallel.pipeline - 1:
+        assert closed.step.flops == pytest.approx(rank.step.flops, rel=0.2)
+        for group in ("tensor", "data", "expert data", "context", "expert"):
+            for operation, count in bytes_of(rank, group).items():
+                assert bytes_of(closed, group).get(operation) == pytest.approx(count, rel=0.15), (group, operation)
 
 
 def test_tokens_go_to_experts_evenly(simulated: Simulated) -> None:

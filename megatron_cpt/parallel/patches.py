@@ -289,6 +289,13 @@ PATCHES: tuple[Patch, ...] = (
                 "torch 2.10 on",
                 "install",
             ),
+            (
+                "torch",
+                "Tensor.numpy",
+                "an array of those numbers, where a fake mode has it of memory that nobody wrote",
+                "torch 2.10 on",
+                "install",
+            ),
             ("torch", "nn.Module.to", "parameters are fake tensors, where they are to be", "torch 2.10 on", "install"),
             ("torch", "nn.Module.bfloat16", "parameters are fake tensors, in bf16 already", "torch 2.10 on", "install"),
             (

@@ -40,7 +40,7 @@ _LAYER_KERNELS, _EXPERT_KERNELS = 80, 15
 """Kernels of a layer, and of each expert of a rank, forward and backward: counted in simulated runs."""
 _BYTES_MOVED = 9.0
 """Bytes that kernels move of a layer's forward and backward pass, products apart, for each that it keeps: likewise."""
-_STEP_BYTES, _UPDATE_BYTES = 16.0, 4.5
+_STEP_BYTES, _UPDATE_BYTES = 16.0, 36.5
 """Bytes that a step moves once for each parameter of a rank, and beyond that for each that it updates: likewise."""
 
 
@@ -242,6 +242,10 @@ def _within_step(config: RunConfig, shape: ModelShape, micro_batches: int, world
         keys = 2 * tokens * context * shape.key_value_width * weight / tensor
         yield transfer("all_gather", "context", context, tensor * context, (1 + again) * layers, keys)
         yield transfer("all_reduce", "context", context, tensor * context, layers, keys)
+    if tensor > 1 and sparse:  # the tokens of an expert go to all ranks that share it, there and back
+        chosen = states * shape.experts_per_token
+        yield transfer("all_gather", "expert tensor", tensor, tensor, 3 * sparse, chosen)
+        yield transfer("reduce_scatter", "expert tensor", tensor, tensor, 3 * sparse, chosen)
     if parallel.expert > 1 and sparse:
         sent = states / tensor * shape.experts_per_token
         yield transfer(
@@ -261,14 +265,19 @@ def _of_gradients(
     sharing = replicas * parallel.context
     span = world_size // parallel.pipeline
     weight = BYTES[config.training.precision]
-    for group, ranks, count in (("data", sharing, dense), ("expert data", sharing // parallel.expert, experts)):
+    # Megatron-Core's optimizers of experts and of all else each gather all parameters, where that is not overlapped.
+    gathers = 2 if experts and not parallel.overlap_param_gather else 1
+    for group, ranks, count in (
+        ("data and context", sharing, dense),
+        ("expert data", sharing // parallel.expert, experts),
+    ):
         if ranks == 1 or not count:
             continue
         if not parallel.distributed_optimizer:
             yield TransferCount("all_reduce", group, ranks, span, 1, 4.0 * count)
         else:
             yield TransferCount("reduce_scatter", group, ranks, span, 1, 4.0 * count)
-            yield TransferCount("all_gather", group, ranks, span, 1, float(weight * count))
+            yield TransferCount("all_gather", group, ranks, span, gathers, float(gathers * weight * count))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.cpu_kernels import scale_in_place
@@ -60,6 +61,7 @@ def install(trace: Trace, shape: ModelShape) -> None:
     replace_name("torch", "nn.functional.scaled_dot_product_attention", _attention(trace))
     replace_name("torch.nn.attention.bias", "causal_lower_right", lambda queries, keys: None)
     replace_name("torch", "Tensor.cpu", _to_host(trace))
+    replace_name("torch", "Tensor.numpy", _array_of)
     replace_name("torch", "nn.Module.to", lambda module, *given, **named: module)
     replace_name("torch", "nn.Module.bfloat16", lambda module: module)
     random = "megatron.core.tensor_parallel.random"
@@ -84,6 +86,15 @@ def _to_host(trace: Trace) -> Callable[[Tensor], Tensor]:
             return torch.ones(tensor.shape, dtype=tensor.dtype)
 
     return to_host
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
+    """The array of a tensor on the host; under a fake mode torch gives one of memory that nobody has written."""
+    with _disable_current_modes():
+        return _NUMPY(tensor)
+
+
+_NUMPY = Tensor.numpy
 
 
 def selected(shape: ModelShape) -> Callable[[Tensor], int]:

@@ -69,7 +69,9 @@ def simulate_rank(config: RunConfig, rank: int, world_size: int, card: Card) -> 
             trace.restart()
             limit = math.inf if config.training.on_spike == "ignore" else sys.float_info.max
             decay = config.optimizer.weight_decay
-            train_step(model, optimizer, batches, StepShape(micro_batches, size, length, 1), 1e-5, decay, limit)
+            shape_of_step = StepShape(micro_batches, size, length, 1)
+            outcome = train_step(model, optimizer, batches, shape_of_step, 1e-5, decay, limit)
+            assert outcome.updated, "a simulated step has to update the parameters"
             return _Counted(micro_batches, trace.counts)
 
         whole = config.training.global_batch_size // (config.training.micro_batch_size * groups.data_size())

@@ -155,14 +155,16 @@ def row(name: str, run: Run, found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Simulates the runs one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(RUNS), choices=list(RUNS), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)} (default: all)")
     parser.add_argument("--gpu", default="H100-80GB")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(RUNS):
+        parser.error(f"no run is named {', '.join(sorted(unknown))}: there are {', '.join(RUNS)}")
     print(machine())
     heading = ["run", "ranks", "layout", "peak GiB", "closed", "waits", "collectives", "their GiB", "bubble", "step s"]
     found, rows = {}, [[*heading, "MFU", "simulated in s"]]
     with tempfile.TemporaryDirectory() as root:
-        for name in options.names:
+        for name in options.names or RUNS:
             found[name] = simulate(RUNS[name], Path(root) / name, options.gpu)
             rows.append(row(name, RUNS[name], found[name]))
             print(*rows[-1], sep=", ", file=sys.stderr, flush=True)

@@ -238,6 +238,9 @@ def source_faults(config: RunConfig) -> Iterator[Fault]:
     if not sources:
         yield Fault("data.sources is empty", "a run needs text.", "Name at least one source and its `paths`.")
     yield from name_faults("data.sources", sources)
+    if config.data.packing is not None and config.data.attention != "within_documents":
+        rule = "documents that are packed into a sequence would see each other."
+        yield Fault(f"data.packing = {config.data.packing}", rule, "Set data.attention: within_documents.")
     for name, source in sources.items():
         yield from path_faults(f"data.sources.{name}.paths", source.paths)
         yield from _target_faults(f"data.sources.{name}", source)

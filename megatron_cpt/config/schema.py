@@ -223,6 +223,10 @@ class DataSettings:
     attention: Attention = "across_documents"
     """Whether a token attends to everything before it in its sequence, as in Megatron-LM, or only to its own document.
     Validation sets are read in the same way; the setting is part of their identity."""
+    packing: Literal["best_fit"] | None = None
+    """`best_fit`: whole documents are packed into training sequences (arXiv:2404.10830), longer ones cut, the rest of a
+    sequence padded; it needs `attention: within_documents`. None: documents follow each other, and a sequence begins
+    and ends anywhere. Validation sets are never packed."""
     loss_mask: LossMaskSettings = field(default_factory=LossMaskSettings)
     """Labels that do not count in the loss."""
     phases: list[PhaseSettings] = field(default_factory=list)

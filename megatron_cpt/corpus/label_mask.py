@@ -23,8 +23,8 @@ class LabelMask:
     """Whether the first token of a document does."""
     column: str | None = None
     """The column that says which tokens do (loss_mask.py). None: what the datasets say of themselves."""
-    own_spans: bool = False
-    """Whether datasets of the stream do say it."""
+    own_mask: bool = False
+    """Whether datasets of the stream do say it, or documents are packed."""
 
     @property
     def leaves_out(self) -> bool:
@@ -33,7 +33,7 @@ class LabelMask:
 
     @property
     def _reads_column(self) -> bool:
-        return self.column is not None or self.own_spans
+        return self.column is not None or self.own_mask
 
     def loss_mask(self, stream: TokenStream, start: int, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which labels count, bool[n], of the tokens [start, start + n) of a stream."""
@@ -63,7 +63,7 @@ def label_mask(data: DataSettings, stream: TokenStream, column: str | None) -> L
     tokens = set(data.loss_mask.ignored_token_ids)
     if not data.loss_mask.eod:
         tokens |= {manifest.eod for manifest in stream.manifests if manifest.eod is not None}
-    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, column, stream.has_loss_spans)
+    return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, column, stream.has_own_mask)
 
 
 def set_identity(stream: TokenStream, sequence_length: int, labels: int, attention: str, mask: LabelMask) -> str:

@@ -268,8 +268,8 @@ class TokenStream:
         return np.unique(np.concatenate(found))
 
     @property
-    def has_loss_spans(self) -> bool:
-        """Whether a dataset says of itself which of its tokens count in the loss."""
+    def has_own_mask(self) -> bool:
+        """Whether the stream itself, or a dataset of it, says which of its tokens count in the loss."""
         return any(manifest.loss_spans_sha256 is not None for manifest in self.manifests)
 
     def counts_in_loss(self, start: int, length: int, column: str | None) -> npt.NDArray[np.bool_]:
@@ -306,7 +306,8 @@ class TokenStream:
 
     def _pieces(self, start: int, length: int) -> Iterator[tuple[int, "_Part", int, int]]:
         """What parts hold of [start, start + length): tokens before it, the part, from where in it, how many."""
-        filled, position = 0, start % self.tokens
+        total = self._ends[-1]
+        filled, position = 0, start % total
         while filled < length:
             number = bisect_right(self._ends, position)
             part = self._parts[number]
@@ -314,7 +315,7 @@ class TokenStream:
             count = min(length - filled, part.tokens - offset)
             yield filled, part, offset, count
             filled += count
-            position = (position + count) % self.tokens
+            position = (position + count) % total
 
 
 _SPOTS, _SPOT_TOKENS = 8, 1024

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import QualitySettings, SourceSettings
 from megatron_cpt.corpus.manifest import column_path, read_score
+from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.phases import decimal
@@ -26,15 +27,20 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-def open_source(name: str, settings: SourceSettings) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
+def open_source(
+    name: str, settings: SourceSettings, packed_length: int | None = None
+) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
     """The streams of a source by name, SOURCE.1 first, and the part of its weight that each has.
+
+    Args:
+        packed_length: tokens of the sequences into which documents are packed. None: they are not.
 
     Raises BadInput where a dataset or its score is missing, IntegrityFault where one is corrupt.
     """
     whole = TokenStream(settings.paths)
     quality = settings.quality
     if quality is None:
-        return {name: whole}, {name: Fraction(1)}
+        return {name: whole if packed_length is None else _opened(settings, None, packed_length)}, {name: Fraction(1)}
     parts = whole.documents()
     scores = [_scores(part, quality) for part in parts]
     lengths = [part.lengths for part in parts]
@@ -44,10 +50,16 @@ def open_source(name: str, settings: SourceSettings) -> tuple[dict[str, TokenStr
     ends = np.cumsum([len(part.documents) for part in parts])
     by_part = list(zip(parts, np.split(buckets, ends[:-1]), strict=True)) if parts else []
     streams = {
-        f"{name}.{number + 1}": TokenStream(settings.paths, [_only(part, own == number) for part, own in by_part])
+        f"{name}.{number + 1}": _opened(settings, [_only(part, own == number) for part, own in by_part], packed_length)
         for number in range(len(portions))
     }
     return streams, dict(zip(streams, portions, strict=True))
+
+
+def _opened(settings: SourceSettings, only: Sequence[SelectedDataset] | None, packed_length: int | None) -> TokenStream:
+    if packed_length is None:
+        return TokenStream(settings.paths, only)
+    return PackedStream(settings.paths, only, packed_length)
 
 
 def bucket_numbers(scores: Floats, lengths: Integers, bounds: Sequence[float]) -> Integers:

@@ -108,7 +108,9 @@ def open_sources(
     assumed = assumed or {}
     here = {name: source for name, source in config.data.sources.items() if name not in assumed}
     with ThreadPoolExecutor(_OPENERS) as openers:
-        opened = dict(zip(here, openers.map(_open_source, here, here.values()), strict=True))
+        packed_length = None if config.data.packing is None else config.data.sequence_length
+        opening = partial(_open_source, packed_length=packed_length)
+        opened = dict(zip(here, openers.map(opening, here, here.values()), strict=True))
         for name in config.data.sources:
             streams, parts, found = opened.get(name) or ({name: TokenStream.assumed(assumed[name])}, {}, [])
             sources |= streams
@@ -118,10 +120,10 @@ def open_sources(
 
 
 def _open_source(
-    name: str, settings: SourceSettings
+    name: str, settings: SourceSettings, packed_length: int | None
 ) -> tuple[dict[str, TokenStream], dict[str, Fraction], list[Fault]]:
     try:
-        return *open_source(name, settings), []
+        return *open_source(name, settings, packed_length), []
     except BadInput as error:
         return {}, {}, _path_faults(f"data.sources.{name}.paths", settings.paths, error)
 

@@ -11,6 +11,7 @@ from megatron_cpt.config.errors import BadInput, refuse
 from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import Duration, short_count
+from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import MemoryEstimate, memory_per_rank
 from megatron_cpt.families.shape import unread_fields
@@ -375,6 +376,8 @@ def _indented(lines: list[str]) -> list[str]:
 
 _PASSED_BY = 1.1
 """A source that gives more than this of its target is named: a sequence is long beside it."""
+_MUCH_PADDING = 0.05
+"""Share of the tokens of packed sequences."""
 _MISSED_BY = 0.99
 """A source that gives less of its target than this is named."""
 
@@ -387,6 +390,7 @@ def _plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tu
         *_target_warnings(blend),
         *_unread_warnings(config, blend),
         *_repeated_warnings(config, blend),
+        *_packing_warnings(inputs),
         *shared_warnings(config, inputs),
         *_evaluation_warnings(config),
         *_budget_warnings(config, inputs),
@@ -458,6 +462,17 @@ def _unread_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
             yield (
                 f"source {row.name} has a share of {percent(row.due_share)} and gives no sequence: {due:.2g} of a "
                 "sequence would be its part. Train longer, give it more weight, or take it out."
+            )
+
+
+def _packing_warnings(inputs: RunInputs) -> Iterator[str]:
+    """Packed sources with much padding."""
+    for name, stream in inputs.sources.items():
+        if isinstance(stream, PackedStream) and stream.padding_share > _MUCH_PADDING:
+            yield (
+                f"source {name} is packed into {stream.sequences:,} sequences, and {percent(stream.padding_share)} of "
+                "their tokens are padding: its documents are about as long as a sequence. A longer "
+                "data.sequence_length wastes less; the tokens of the plan are with padding."
             )
 
 

@@ -291,7 +291,7 @@ class SortedRun:
         """The documents from one position to another."""
         records = np.array(self.records()[first:end])
         last = records[-1:]
-        dtypes = (self.dtype, np.dtype("<i4"), np.dtype("u1"), LOSS_SPAN)
+        dtypes: tuple[np.dtype[Any], ...] = (self.dtype, np.dtype("<i4"), np.dtype("u1"), LOSS_SPAN)
         spans = [
             self._span(dtype, array, records[begin][:1], last[begin] + last[count])
             for array, (dtype, (begin, count)) in enumerate(zip(dtypes, _LAID_OUT, strict=True), start=2)

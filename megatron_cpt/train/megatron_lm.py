@@ -36,12 +36,15 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
     `training.global_batch_size` count, which must be Megatron-LM's `--global-batch-size`, without a ramp; the length
     of the run is Megatron-LM's. The first validation set is given. Every rank builds the datasets; nothing is written.
 
-    Raises BadInput for a `training.batch_size_rampup` and, when called, with every fault of the run.
+    Raises BadInput for a `training.batch_size_rampup` or `data.packing` and, when called, with every fault of the run.
     """
     config = load_config(str(path), list(overrides))
     if config.training.batch_size_rampup is not None:
         rule = "the datasets for Megatron-LM have global batches of one size."
         refuse([Fault("training.batch_size_rampup", rule, "Take it out, and start Megatron-LM without a ramp.")])
+    if config.data.packing is not None:
+        rule = "Megatron-LM is not told where documents begin, and would let them see each other."
+        refuse([Fault(f"data.packing = {config.data.packing}", rule, "Take it out.")])
 
     def provide(train_val_test_num_samples: Sequence[int], vp_stage: int | None = None) -> Datasets:
         train, validation, _ = train_val_test_num_samples

@@ -169,10 +169,10 @@ def test_the_command_lists_what_it_rejects_and_cuts(
 def test_all_tokens_count_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
     corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(30)))]
     prepare(corpus, folder, tmp_path / "out", CHAT)
-    assert TokenStream([tmp_path / "out"]).has_loss_spans
+    assert TokenStream([tmp_path / "out"]).has_own_mask
     prepare(corpus, folder, tmp_path / "out", replace(CHAT, train_on="all"), overwrite=True)
     assert load_manifest(tmp_path / "out").loss_spans_sha256 is None
-    assert not TokenStream([tmp_path / "out"]).has_loss_spans
+    assert not TokenStream([tmp_path / "out"]).has_own_mask
     assert not column_path(tmp_path / "out", "loss_spans").exists()
 
 

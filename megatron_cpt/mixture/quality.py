@@ -37,11 +37,10 @@ def open_source(
 
     Raises BadInput where a dataset or its score is missing, IntegrityFault where one is corrupt.
     """
-    whole = TokenStream(settings.paths)
     quality = settings.quality
     if quality is None:
-        return {name: whole if packed_length is None else _opened(settings, None, packed_length)}, {name: Fraction(1)}
-    parts = whole.documents()
+        return {name: _opened(settings, None, packed_length)}, {name: Fraction(1)}
+    parts = TokenStream(settings.paths).documents()
     scores = [_scores(part, quality) for part in parts]
     lengths = [part.lengths for part in parts]
     joined, all_lengths = np.concatenate([np.empty(0), *scores]), np.concatenate([np.empty(0, np.int64), *lengths])

@@ -86,6 +86,16 @@ def test_a_source_becomes_streams_with_true_epochs_of_their_own(tmp_path: Path) 
     assert "data.sources.law.quality.epochs = [4, 2, 1, 0]: this run reads" in str(refusal.value)
 
 
+def test_buckets_are_packed_each_by_itself(tmp_path: Path) -> None:
+    source = scored(tmp_path, [6, 3] * 50, [float(number) for number in range(100)])
+    streams, portions = open_source("law", source, packed_length=10)
+    plain, expected = open_source("law", source)
+    assert portions == expected
+    # A document of 6 tokens and one of 3 fill a sequence.
+    assert [stream.tokens for stream in streams.values()] == [stream.tokens // 9 * 10 for stream in plain.values()]
+    assert {stream.identity for stream in streams.values()}.isdisjoint(stream.identity for stream in plain.values())
+
+
 def test_another_score_is_another_stream(tmp_path: Path) -> None:
     source = scored(tmp_path, [10] * 20, [float(number) for number in range(20)])
     before, _ = open_source("law", source)

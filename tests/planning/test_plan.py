@@ -13,6 +13,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from tests.planning.small_run import settings, write_dataset
 
@@ -138,6 +139,20 @@ def test_the_schedule_of_a_run_that_an_exhausted_source_ends_comes_to_its_end(se
     sections["schedule"]["warmup"] = "79 steps"
     with pytest.raises(BadInput, match="longer than the run of 19968 tokens"):
         plan_of(sections)
+
+
+def test_padding_of_packed_sequences_is_told_and_packing_needs_documents_apart(sections: dict[str, Any]) -> None:
+    sections["data"]["packing"] = "best_fit"
+    with pytest.raises(
+        BadInput, match=r"data\.packing = best_fit: documents that are packed into a sequence would see"
+    ):
+        plan_of(sections)
+    sections["data"]["attention"] = "within_documents"
+    plan = plan_of(sections)
+    for name, stream in plan.inputs.sources.items():
+        assert isinstance(stream, PackedStream)
+        told = [warning for warning in plan.warnings if f"source {name} is packed into {stream.sequences:,}" in warning]
+        assert len(told) == (stream.padding_share > 0.05)
 
 
 def test_a_sound_run_has_no_warnings(sections: dict[str, Any]) -> None:

@@ -42,6 +42,14 @@ def test_global_batches_are_those_of_our_own_loop(tmp_path: Path) -> None:
     assert train[None]["loss_mask"].sum() == 0  # type: ignore[index]
 
 
+def test_packed_documents_are_refused(tmp_path: Path) -> None:
+    sections = settings(tmp_path)
+    sections["data"] |= {"packing": "best_fit", "attention": "within_documents"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    with pytest.raises(BadInput, match="not told where documents begin"):
+        datasets_provider(tmp_path / "run.yaml")
+
+
 def test_batches_that_grow_are_refused(tmp_path: Path) -> None:
     sections = settings(tmp_path)
     sections["training"]["batch_size_rampup"] = {"start": 2, "increment": 2, "tokens": 768}

@@ -171,11 +171,15 @@ def _lines(piece: Piece, kind: Kind, keys: Keys) -> Iterator[Line]:
 
 def _rows(piece: Piece, keys: Keys) -> Iterator[Line]:
     # Its library takes 50 MB of every process: only where there is a table.
-    from megatron_cpt.preparation.table import rows_of  # noqa: PLC0415
+    from megatron_cpt.preparation.table import row_spans, rows_of  # noqa: PLC0415
 
+    end = piece.end
+    if piece.origin:  # unpacked: what it holds is known only now
+        spans_of_rows = row_spans(piece.path, keys.text, 1 << 62, piece.origin)
+        end = spans_of_rows[-1][1] if spans_of_rows else 0
     named = [keys.text, *([keys.id] if keys.id is not None else []), *(keys.where.fields if keys.where else ())]
     columns = list(dict.fromkeys(named))
-    for line, values in enumerate(rows_of(piece.path, piece.start, piece.end, columns), start=1):
+    for line, values in enumerate(rows_of(piece.path, piece.start, end, columns), start=1):
         yield _of_fields(dict(zip(columns, values, strict=True)), keys, line, piece.start + line - 1)
 
 

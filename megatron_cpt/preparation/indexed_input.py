@@ -80,7 +80,7 @@ class TokenReader:
 def faults_of_pairs(inputs: Sequence[Input], reader: TokenReader) -> list[Fault]:
     """Why pairs among the inputs cannot be read with a tokenizer. Warns where the texts of a pair would be known by
     other hashes than those that they were made from. IntegrityFault: a pair is broken."""
-    prefixes = [source.path.with_suffix("") for source in inputs if source.kind == "indexed"]
+    prefixes = [source.local.with_suffix("") for source in inputs if source.kind == "indexed"]
     return [fault for prefix in prefixes for fault in _faults(prefix, reader)]
 
 

@@ -35,6 +35,7 @@ import zstandard
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path
 from megatron_cpt.corpus.stream import prefix_of
+from megatron_cpt.preparation.remote_file import RemoteFile, is_remote, remote_files
 from megatron_cpt.runs.folder import named_errors
 
 Compression = Literal["gzip", "Zstandard", "bzip2", "xz"]
@@ -176,8 +177,8 @@ def plain_stream(source: "Input") -> Iterator[BinaryIO]:
 
 Kind = Literal["json_lines", "text", "text_lines", "csv", "tsv", "parquet", "arrow", "indexed"]
 """JSON objects, one a line; a document a file; a document a line; rows of a table; a pair .bin and .idx."""
-WHOLE: tuple[Kind, ...] = ("text", "csv", "tsv")
-"""Kinds of files that are one piece: where a line ends says nothing of where a document ends."""
+WHOLE: tuple[Kind, ...] = ("text", "csv", "tsv", "parquet", "arrow")
+"""Kinds of files that are unpacked whole: where a line ends says nothing of where a document ends."""
 DELIMITERS: dict[Kind, str] = {"csv": ",", "tsv": "\t"}
 """Between the cells of a row."""
 TABLES: tuple[Kind, ...] = ("parquet", "arrow")
@@ -213,7 +214,7 @@ _SIDE_FILES = re.compile(
 class Input:
     """One input file."""
 
-    path: Path
+    path: Path | RemoteFile
     """Where it is; STANDARD_INPUT for the stream."""
     kind: Kind
     compression: Compression | None = None
@@ -221,7 +222,13 @@ class Input:
     @property
     def streamed(self) -> bool:
         """Whether it can only be read from its beginning to its end."""
-        return self.compression is not None or self.path == STANDARD_INPUT
+        return self.compression is not None or self.path == STANDARD_INPUT or isinstance(self.path, RemoteFile)
+
+    @property
+    def local(self) -> Path:
+        """Its path, where it is a file of this machine or standard input."""
+        assert isinstance(self.path, Path), "remote files are unpacked"
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ class FoundInputs:
     """What paths name."""
 
     inputs: list[Input]
-    not_read: list[Path]
+    not_read: list[Path | RemoteFile]
     """Files of folders that are no files of a corpus."""
 
 
@@ -247,10 +254,10 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False) -> FoundI
     """
     faults: list[Fault] = []
     inputs: list[Input] = []
-    not_read: list[Path] = []
-    seen: set[Path] = set()
+    not_read: list[Path | RemoteFile] = []
+    seen: set[Path | RemoteFile] = set()
     for text in paths:
-        found = [(file, folder) for path, folder in _named(text) for file in (_files_under(path) if folder else [path])]
+        found = _files(text)
         before = len(inputs), len(faults)
         for file, of_folder in found:
             if of_folder and _SIDE_FILES.fullmatch(file.name.lower()):
@@ -276,7 +283,14 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False) -> FoundI
     return FoundInputs(inputs, not_read)
 
 
-def _no_input(text: str, there: Sequence[Path]) -> Fault:
+def _files(text: str) -> list[tuple[Path | RemoteFile, bool]]:
+    """The files that a path, folder, glob or URL names, and which are of a folder."""
+    if is_remote(text):
+        return [*remote_files(text)]
+    return [(file, folder) for path, folder in _named(text) for file in (_files_under(path) if folder else [path])]
+
+
+def _no_input(text: str, there: Sequence[Path | RemoteFile]) -> Fault:
     if not there:
         return Fault(text, "is not there, or holds no file.", _SAID)
     rule = f"holds no corpus file: {len(there):,} others, such as {there[0].name}."
@@ -288,7 +302,7 @@ _TOLD_NOT_READ = 10
 """Files that a message names; the manifest has all."""
 
 
-def told_not_read(files: Sequence[Path | str]) -> str:
+def told_not_read(files: Sequence[Path | RemoteFile | str]) -> str:
     """A line on files that are not read."""
     more = f" and {len(files) - _TOLD_NOT_READ:,} more" if len(files) > _TOLD_NOT_READ else ""
     names = ", ".join(str(file) for file in files[:_TOLD_NOT_READ])
@@ -327,13 +341,13 @@ def _files_under(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def _described(path: Path, document_per_line: bool, of_folder: bool) -> Input | Fault | None:
+def _described(path: Path | RemoteFile, document_per_line: bool, of_folder: bool) -> Input | Fault | None:
     """What a file is, or why it cannot be read. None: it is a file of a folder and of no corpus."""
     if not _is_text(str(path.absolute())):
         return Fault(repr(str(path)), "has a name that is not UTF-8 text.", "Rename the file or folder.")
     if not (path == STANDARD_INPUT or path.is_file()):
         return Fault(str(path), "is a link to nothing.", "Mend the link, or take it away.")
-    if path.suffix == ".bin" and path.with_suffix(".idx").is_file() and not of_folder:
+    if isinstance(path, Path) and path.suffix == ".bin" and path.with_suffix(".idx").is_file() and not of_folder:
         return Input(path, "indexed")
     head, plain, compression, whole = _beginning(path)
     kind = _kind(path, head, plain, compression)
@@ -394,7 +408,7 @@ def _first_content(plain: bytes) -> bytes:
     return plain.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
-def _kind(path: Path, head: bytes, plain: bytes, compression: Compression | None) -> Kind | None:
+def _kind(path: Path | RemoteFile, head: bytes, plain: bytes, compression: Compression | None) -> Kind | None:
     if head.startswith(_HEADS["parquet"]):
         return "parquet"
     name = path.name.lower()
@@ -423,7 +437,7 @@ def _has_object(content: bytes) -> bool:
     return False
 
 
-def _beginning(path: Path) -> tuple[bytes, bytes, Compression | None, bool]:
+def _beginning(path: Path | RemoteFile) -> tuple[bytes, bytes, Compression | None, bool]:
     """Of a file, read until it is known what it is: its first bytes, also decompressed, how it is compressed, and
     whether that is all of it."""
     head, whole = b"", False
@@ -442,7 +456,7 @@ def _told_by(content: bytes) -> bool:
     return first_line or bool(_ARRAY_OF_OBJECTS.match(content)) or _has_object(content)
 
 
-def _more_of(path: Path, head: bytes) -> tuple[bytes, bool]:
+def _more_of(path: Path | RemoteFile, head: bytes) -> tuple[bytes, bool]:
     """More of the beginning of a file, left where it is, and whether that is all of it."""
     if path == STANDARD_INPUT:
         return standard_input().look(len(head) + 1)
@@ -567,16 +581,16 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
         if source.kind in DELIMITERS:
             _refuse_without_cells(source, text_key)
         if source.streamed:
-            found.append(Span(Piece(file, 0, source.path, 0, 0), True, _text_size(source)))
+            found.append(Span(Piece(file, 0, Path(str(source.path)), 0, 0), True, _text_size(source)))
             continue
         if source.kind == "indexed":
-            found += _document_spans(file, source.path, size)
+            found += _document_spans(file, source.local, size)
             continue
         if source.kind in TABLES:
             # Its library takes 50 MB of every process: only where there is a table.
             from megatron_cpt.preparation.table import row_spans  # noqa: PLC0415
 
-            cuts = row_spans(source.path, text_key, size)
+            cuts = row_spans(source.local, text_key, size)
         else:
             length = source.path.stat().st_size
             step = size if source.kind in ("json_lines", "text_lines") else max(1, length)
@@ -584,7 +598,7 @@ def spans(inputs: Sequence[Input], size: int, text_key: str) -> list[Span]:
                 (start, min(start + step, length), min(step, length - start))
                 for start in range(0, max(1, length), step)
             ]
-        found += [Span(Piece(file, n, source.path, a, b), False, text) for n, (a, b, text) in enumerate(cuts)]
+        found += [Span(Piece(file, n, source.local, a, b), False, text) for n, (a, b, text) in enumerate(cuts)]
     return found
 
 

@@ -29,6 +29,7 @@ from megatron_cpt.corpus.selection import HELD_OUT
 from megatron_cpt.preparation.documents import Keys
 from megatron_cpt.preparation.fields import parse_condition
 from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input, piece_size
+from megatron_cpt.preparation.remote_file import RemoteFile, is_remote
 from megatron_cpt.runs.folder import durable_file, held, renamed_file
 from megatron_cpt.tokenizer.tokenizer import BosPolicy, Tokenizer
 
@@ -143,7 +144,7 @@ class Job:
         settings: PrepareSettings,
         inputs: Sequence[Input],
         tokenizer: Tokenizer,
-        not_read: Sequence[Path] = (),
+        not_read: Sequence[Path | RemoteFile] = (),
     ) -> "Job":
         """A job over files as they are now. Raises BadInput where the tokenizer lacks a token that is asked for."""
         return Job(
@@ -321,7 +322,10 @@ def load_job(output: Path) -> Job | None:
     try:
         content["settings"] = PrepareSettings(**content["settings"])
         content["sources"] = [SourceFile(**source) for source in content["sources"]]
-        paths = (Path(source.path) for source in content["sources"])
+        paths = (
+            RemoteFile(source.path, source.size, source.modified_ns) if is_remote(source.path) else Path(source.path)
+            for source in content["sources"]
+        )
         content["inputs"] = [Input(path, **source) for path, source in zip(paths, content["inputs"], strict=True)]
         return Job(output=output, **content)
     except (TypeError, KeyError) as error:
@@ -356,11 +360,12 @@ def begin(job: Job, shared: bool) -> None:
 def unchanged(job: Job) -> None:
     """Raises IntegrityFault where an input is no longer as it was when the job was described."""
     for source, described in zip(job.inputs, job.sources, strict=True):
-        if source.path != STANDARD_INPUT and (not source.path.is_file() or _source(source.path) != described):
+        path = source.path.now() if isinstance(source.path, RemoteFile) else source.path
+        if path != STANDARD_INPUT and (path is None or not path.is_file() or _source(path) != described):
             raise IntegrityFault(f"{source.path}: was changed while it was being read. Prepare it again.")
 
 
-def _source(path: Path) -> SourceFile:
+def _source(path: Path | RemoteFile) -> SourceFile:
     if path == STANDARD_INPUT:
         return SourceFile("-", 0, 0)
     state = path.stat()

@@ -44,6 +44,7 @@ from megatron_cpt.preparation.hashed_words import hashed_words
 from megatron_cpt.preparation.indexed_input import TokenReader, faults_of_pairs
 from megatron_cpt.preparation.inputs import (
     STANDARD_INPUT,
+    TABLES,
     WHOLE,
     Input,
     Kind,
@@ -619,7 +620,7 @@ def _beginnings(job: Job, span: Span, first: Piece | None) -> Iterator[str]:
         yield from _texts(first, source.kind, keys)
     elif not span.streamed:
         yield from _texts(span.piece, source.kind, keys)
-    elif source.path != STANDARD_INPUT:
+    elif source.path != STANDARD_INPUT and source.kind not in TABLES:  # which would have to come whole
         with TemporaryDirectory() as folder:
             with plain_stream(source) as stream:
                 pieces = unpacked(stream, 0, source.kind in WHOLE, False, Path(folder), SAMPLED_CHARACTERS)

@@ -20,14 +20,15 @@ _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Last bytes of an Arrow stream."""
 
 
-def row_spans(path: Path, text_key: str, size: int) -> list[tuple[int, int, int]]:
+def row_spans(path: Path, text_key: str, size: int, name: str = "") -> list[tuple[int, int, int]]:
     """Rows from and to, and bytes of text about, of the pieces of a file: whole row groups, or parts of large ones.
 
+    `name` is what messages call the file, where it is not its path.
     Raises BadInput where the file has no such column, IntegrityFault where it is broken.
     """
     spans: list[tuple[int, int, int]] = []
     first = start = text = 0
-    for rows, text_bytes in _groups(path, text_key):
+    for rows, text_bytes in _groups(path, text_key, name or str(path)):
         parts = math.ceil(text_bytes / size) or 1
         if parts > 1 and start > first:
             spans.append((first, start, text))
@@ -46,15 +47,15 @@ def row_spans(path: Path, text_key: str, size: int) -> list[tuple[int, int, int]
     return spans
 
 
-def _groups(path: Path, text_key: str) -> list[tuple[int, int]]:
+def _groups(path: Path, text_key: str, name: str) -> list[tuple[int, int]]:
     """Rows, and bytes of text about, of each row group or record batch."""
     try:
         if not _is_parquet(path):
             with _arrow(path) as table:
-                _refuse_without(table.schema, text_key, path)
+                _refuse_without(table.schema, text_key, name)
                 return [(len(batch), _column(batch, text_key).nbytes) for batch in _record_batches(table)]
         metadata = pyarrow.parquet.ParquetFile(path)
-        _refuse_without(metadata.schema_arrow, text_key, path)
+        _refuse_without(metadata.schema_arrow, text_key, name)
         groups = (metadata.metadata.row_group(number) for number in range(metadata.metadata.num_row_groups))
         return [(group.num_rows, _text_bytes(group, text_key)) for group in groups]
     except (pyarrow.ArrowException, OSError) as error:
@@ -122,7 +123,7 @@ def _record_batches(table: Any) -> Iterator[pyarrow.RecordBatch]:
     return iter(table)
 
 
-def _refuse_without(schema: pyarrow.Schema, text_key: str, path: Path) -> None:
+def _refuse_without(schema: pyarrow.Schema, text_key: str, path: str) -> None:
     """Raises BadInput where a table has no column of the text, or several."""
     names = schema.names
     if names.count(text_key) > 1:

@@ -37,6 +37,7 @@ from megatron_cpt.preparation.inputs import Input, input_files
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.preparation.process_piece import batches
+from megatron_cpt.preparation.remote_file import RemoteFile
 from megatron_cpt.preparation.sorted_runs import content_hash
 from megatron_cpt.runs.folder import file_sha256
 
@@ -183,7 +184,7 @@ def _sources(part: SelectedDataset) -> list[Input]:
     return input_files([source.path for source in sources])
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path | RemoteFile) -> tuple[int, int]:
     state = path.stat()
     return state.st_size, state.st_mtime_ns
 
@@ -286,7 +287,7 @@ def _open(option: str, path: str, manifest: Manifest) -> Reference:
         if tokenizer_of(manifest) is None:
             rule = "is text, and the tokenizer of the dataset is unknown or no longer where it was."
             raise BadInput(Fault(f"{option} {path}", rule, "Give a dataset made with the same tokenizer."))
-        hashes = "\n".join(file_sha256(file) for file in files)
+        hashes = "\n".join(file_sha256(file) if isinstance(file, Path) else repr(file) for file in files)
         return Reference(path, hashlib.sha256(hashes.encode()).hexdigest(), ())
     for part in reference.parts:
         if None not in (manifest.tokenizer, part.manifest.tokenizer) and manifest.tokenizer != part.manifest.tokenizer:

@@ -9,6 +9,7 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
+from megatron_cpt.corpus.stream import expand_paths
 from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
 from megatron_cpt.preparation.dry_run import DryRun, dry_run
 from megatron_cpt.preparation.inputs import told_not_read
@@ -92,6 +93,7 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
         holdout=share,
         holdout_tokens=tokens,
         keep_duplicates=args.keep_duplicates,
+        dedup_against={str(path): "" for path in expand_paths(args.dedup_against)} or None,
         near_duplicates=_share("--similarity", args.similarity) if args.dedup == "minhash" else None,
         contaminated=args.decontaminate_action,
         max_rejected=_share("--max-rejected", args.max_rejected),
@@ -160,6 +162,14 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
     top.add_argument("--holdout", default="0%", metavar="HOW_MUCH", help="to PREFIX.validation: 0.5%%, or tokens: 2M")
     top.add_argument("--keep-duplicates", action="store_true", help="exact copies of documents stay")
+    top.add_argument(
+        "--dedup-against",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="leave out exact copies of the documents of these datasets, such as the replay corpus",
+    )
     top.add_argument(
         "--dedup",
         choices=["exact", "minhash"],

@@ -229,7 +229,8 @@ class Manifest:
     joined: list[str] | None = None
     """SHA-256 of the .bin of each dataset that this one was joined of; None where it was not joined."""
     duplicates: int | None = None
-    """Documents left out as exact copies of an earlier one, listed in PREFIX.duplicates.jsonl."""
+    """Documents left out as exact copies, of an earlier one or of a dataset of `--dedup-against`, listed in
+    PREFIX.duplicates.jsonl."""
     near_duplicates: int | None = None
     """Documents left out as nearly another one, listed in PREFIX.near_duplicates.jsonl; None: not looked for."""
     contaminated: int | None = None

@@ -305,6 +305,37 @@ def copies(runs: Sequence[SortedRun]) -> Iterator[Copy]:
         yield from _copies_between(runs, number << (64 - bits), ((number + 1) << (64 - bits)) - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownCopy:
+    """A document that a dataset has already."""
+
+    content_hash: int
+    """Of both."""
+    run: int
+    """Number of its run."""
+    position: int
+    """Its place among the records of the run."""
+    dataset: int
+    """Number of the dataset."""
+    document: int
+    """Number of the document there."""
+
+
+def known_copies(runs: Sequence[SortedRun], known: Sequence[npt.NDArray[np.uint64]]) -> Iterator[KnownCopy]:
+    """Every document of the runs whose content hash is one of a dataset's: `known`, uint64[documents] of each."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *known])
+    firsts = np.cumsum([0, *map(len, known)])
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    for number, run in enumerate(runs if len(hashes) else ()):
+        table = run.by_hash()
+        places = np.searchsorted(hashes, table["content_hash"])
+        found = np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == table["content_hash"])
+        for entry, place in zip(table[found], order[places[found]].tolist(), strict=True):
+            dataset, document = _place(firsts, place)
+            yield KnownCopy(int(entry["content_hash"]), number, int(entry["position"]), dataset, document)
+
+
 def _copies_between(runs: Sequence[SortedRun], low: int, high: int) -> Iterator[Copy]:
     """The copies among hashes from `low` to `high`, both included."""
     stretches = []

@@ -79,6 +79,9 @@ class PrepareSettings:
     """Instead of a share: at least so many tokens go to PREFIX.validation."""
     keep_duplicates: bool = False
     """Whether exact copies of earlier documents stay."""
+    dedup_against: dict[str, str] | None = None
+    """Prefixes of datasets whose documents are left out, each with the SHA-256 of its documents.npy, which `prepare`
+    fills in. None: there are none."""
     near_duplicates: float | None = None
     """Documents of which at least this share, 0 to 1, of the runs of 5 words is in another that stays are left out
     (text_signatures.py). None: not looked for."""
@@ -101,12 +104,17 @@ class PrepareSettings:
         return Keys(self.text_key, self.id_key, where, self.train_on is not None)
 
     @property
+    def drops_copies(self) -> bool:
+        """Whether exact copies, of documents before them or of other datasets, are left out."""
+        return not self.keep_duplicates or self.dedup_against is not None
+
+    @property
     def looks_at_text(self) -> bool:
         """Whether texts are compared with others, beside being tokenized."""
         return self.near_duplicates is not None or self.decontaminate is not None
 
 
-_JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "contaminated", "max_rejected")
+_JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "dedup_against", "contaminated", "max_rejected")
 """Settings that decide nothing about the pieces."""
 _NOTHING_OF_PIECES = ("tokenizer_folder", "not_read")
 """Of a job, beside settings: the same tokenizer may be in another folder on another machine."""

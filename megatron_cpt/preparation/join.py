@@ -26,12 +26,14 @@ from megatron_cpt.corpus.manifest import (
     ColumnWriter,
     Manifest,
     column_path,
+    documents_column,
+    load_manifest,
     read_manifest,
     samples_of,
     write_manifest,
 )
 from megatron_cpt.preparation.contamination import NGRAM_WORDS, Contamination, SetOverlap, contamination_path
-from megatron_cpt.preparation.dedup import DropMask, Reason, copies, near_duplicates
+from megatron_cpt.preparation.dedup import DropMask, Reason, copies, known_copies, near_duplicates
 from megatron_cpt.preparation.job import (
     Job,
     contaminated_path,
@@ -105,10 +107,24 @@ def _list_rejected(job: Job, pieces: Sequence[Finished], places: SourceLocator) 
 
 
 def _drop_copies(job: Job, runs: Sequence[SortedRun], places: SourceLocator, drop_mask: DropMask) -> int:
-    """Drops and lists every exact copy with what it repeats, and returns how many there are."""
+    """Drops and lists every exact copy, of a dataset of --dedup-against or of a document before it, with what it
+    repeats, and returns how many there are."""
+
+    known = job.settings.dedup_against or {}
+    hashes = [_known_hashes(prefix, sha256) for prefix, sha256 in known.items()]
 
     def entries() -> Iterator[dict[str, Any]]:
-        for copy in copies(runs):
+        for again in known_copies(runs, hashes):
+            drop_mask.set(again.run, again.position, Reason.COPY)
+            yield {
+                **places.of_document(again.run, again.position),
+                "reason": "exact copy",
+                "of": {"dataset": [*known][again.dataset], "document": again.document},
+                "content_hash": f"{again.content_hash:016x}",
+            }
+        for copy in copies(runs) if not job.settings.keep_duplicates else ():
+            if drop_mask.reason(copy.run, copy.position):
+                continue
             drop_mask.set(copy.run, copy.position, Reason.COPY)
             yield {
                 **places.of_document(copy.run, copy.position),
@@ -118,6 +134,15 @@ def _drop_copies(job: Job, runs: Sequence[SortedRun], places: SourceLocator, dro
             }
 
     return _write_list(duplicates_path(job.output), entries())
+
+
+def _known_hashes(prefix: str, sha256: str) -> npt.NDArray[np.uint64]:
+    """The content hashes of a dataset. BadInput: it is not the one that the call began with."""
+    manifest = load_manifest(prefix)
+    if manifest.documents_sha256 != sha256:
+        remedy = "Run the same command again: what is tokenized already is used again."
+        raise BadInput(Fault(f"--dedup-against {prefix}", "has changed since the call began.", remedy))
+    return np.array(documents_column(prefix, manifest)["content_hash"])
 
 
 def _drop_contaminated(found: Sequence[FoundRun], drop_mask: DropMask) -> int:
@@ -325,7 +350,7 @@ def _drop(
     job: Job, runs: Sequence[SortedRun], found: Sequence[FoundRun], places: SourceLocator, drop_mask: DropMask
 ) -> _LeftOut:
     settings = job.settings
-    duplicates = 0 if settings.keep_duplicates else _drop_copies(job, runs, places, drop_mask)
+    duplicates = _drop_copies(job, runs, places, drop_mask) if settings.drops_copies else 0
     contaminated = near = None
     # Before near duplicates are looked for: of two, the one that stays must not leave afterwards.
     if settings.decontaminate is not None:
@@ -462,7 +487,7 @@ def _refuse_empty(job: Job, training: _Part, held_out: _Part | None, left_out: _
 def _remove_stale(job: Job) -> None:
     """What an earlier call left and this one does not write: its held-out documents may be in training now."""
     stale = {
-        duplicates_path(job.output): job.settings.keep_duplicates,
+        duplicates_path(job.output): not job.settings.drops_copies,
         near_duplicates_path(job.output): job.settings.near_duplicates is None,
         contaminated_path(job.output): job.settings.decontaminate is None,
         contamination_path(job.output): True,

@@ -261,6 +261,8 @@ def described_job(
     refuse(_settings_faults(settings))
     if not output.name:
         raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
+    if settings.dedup_against is not None:
+        settings = replace(settings, dedup_against=_with_hashes([*settings.dedup_against], output))
     found = find_inputs(inputs, settings.document_per_line)
     chat = settings.train_on is not None
     if chat:
@@ -324,6 +326,27 @@ def _chat_faults(settings: PrepareSettings) -> list[Fault]:
     if settings.truncate and settings.max_length is None:
         faults.append(Fault("--truncate", "needs a length.", "Give --max-length TOKENS."))
     return faults
+
+
+def _with_hashes(prefixes: Sequence[str], output: Path) -> dict[str, str]:
+    """Datasets whose documents are left out, by their absolute prefixes, with the hash of their documents' hashes."""
+    found: dict[str, str] = {}
+    faults = []
+    for text in prefixes:
+        prefix = Path(text).absolute()
+        manifest = load_manifest(prefix)
+        name = f"--dedup-against {text}"
+        if prefix.resolve() in (output.resolve(), validation_prefix(output).resolve()):
+            faults.append(Fault(name, "is the dataset that is written.", "Name others."))
+        elif manifest.documents_sha256 is None:
+            rule = "has no hashes of its documents' texts (documents.npy)."
+            remedy = "Make them once: megatron-cpt prepare PREFIX --tokenizer PATH --output ANOTHER."
+            faults.append(Fault(name, rule, remedy))
+        else:
+            documents_column(prefix, manifest)
+            found[str(prefix)] = manifest.documents_sha256
+    refuse(faults)
+    return found
 
 
 def _settings_faults(settings: PrepareSettings) -> list[Fault]:

@@ -17,6 +17,7 @@ _COUNTS = (
     "tokens",
     "bytes",
     "rejected",
+    "filtered",
     "duplicates",
     "near_duplicates",
     "contaminated",

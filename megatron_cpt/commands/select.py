@@ -14,15 +14,20 @@ _SHOWN_TOKENS = 80
 
 def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
+    how_many = _how_many(args)
+    if how_many.given() and args.keep is None:
+        rule = "needs to know which documents to take first."
+        raise BadInput(Fault(f"--{next(iter(how_many.given()))}", rule, f"Give --keep {' or '.join(KEEPS)}."))
     chosen = select(
         args.datasets,
         args.output,
-        _how_many(args),
-        keep=args.keep,
+        how_many,
+        keep=args.keep or "random",
         by=args.by,
         seed=args.seed,
         temperature=args.temperature,
         overwrite=args.overwrite,
+        where=args.where,
     )
     print(_summary(chosen))
     return 0
@@ -34,14 +39,24 @@ def parser() -> argparse.ArgumentParser:
         "select",
         "Choose documents of datasets, without copying their tokens.",
         "megatron-cpt select data/medicine --share 20% --by ngram --keep lowest --output data/medicine-best",
+        'megatron-cpt select data/medicine --where "ngram < 10000 and tokens >= 8" --output data/medicine-some',
     )
     top.add_argument("datasets", nargs="+", metavar="PREFIX_OR_SELECTION", help="or globs of either")
-    how_many = top.add_mutually_exclusive_group(required=True)
+    top.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help='choose among documents that meet it: "quality > 3 and tokens >= 64", of scores and of tokens, the length',
+    )
+    how_many = top.add_mutually_exclusive_group()
     how_many.add_argument("--tokens", help="budget, for example 300K or 5B")
     how_many.add_argument("--share", help="of all tokens, for example 20%%")
     how_many.add_argument("--documents", help="number of documents, for example 10K")
     how_many.add_argument("--threshold", type=float, help="score at most this (lowest) or at least this (highest)")
-    top.add_argument("--keep", choices=KEEPS, required=True, help="an end of the score, its middle, or a random sample")
+    top.add_argument(
+        "--keep",
+        choices=KEEPS,
+        help="an end of the score, its middle, or a random sample; needed with a budget",
+    )
     top.add_argument("--by", metavar="NAME", help="score to choose by: PREFIX.NAME.npy beside each dataset")
     top.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
     top.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
@@ -69,6 +84,8 @@ def _summary(chosen: Chosen) -> str:
         f"{selection.path}: {documents:,} of {chosen.available_documents:,} documents, "
         f"{selection.tokens:,} of {chosen.available_tokens:,} tokens"
     ]
+    if "where" in how:
+        lines.append(f"left out {how['filtered']:,} documents that do not meet --where")
     if how["by"]:
         lines.append(f"{how['by']} from {how['lowest_score']:.9g} to {how['highest_score']:.9g}")
     for part in selection.datasets:

@@ -6,10 +6,15 @@ made of the parts that are listed here, nothing else; no part of it is executed 
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import reduce
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
 
@@ -69,14 +74,20 @@ class Condition:
 
 def parse_condition(text: str) -> Condition:
     """A condition. Raises BadInput where it is none, or has a part that conditions do not have."""
+    parser = _Parser()
+    with _refused(text):
+        met = parser.condition(ast.parse(text.strip(), mode="eval").body)
+    return Condition(text, tuple(dict.fromkeys(parser.fields)), met)
+
+
+@contextmanager
+def _refused(text: str) -> Iterator[None]:
+    """Turns what Python's parser and ours raise into BadInput."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-        parser = _Parser()
-        met = parser.condition(tree)
+        yield
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         rule = error.msg if isinstance(error, SyntaxError) else (str(error) or type(error).__name__)
         raise BadInput(Fault(f"--where {text}", f"is no condition: {rule}.", _HOW)) from error
-    return Condition(text, tuple(dict.fromkeys(parser.fields)), met)
 
 
 _ORDERS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
@@ -151,6 +162,51 @@ class _Parser:
     def _field(self, key: str) -> _Part:
         self.fields.append(key)
         return lambda lookup: lookup(key)
+
+
+def condition_mask(text: str, column: Callable[[str], npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+    """Which documents meet a condition on numbers: bool[documents].
+
+    `column` gives the numbers of a field, [documents], without a missing one. A limit is rounded as they are: 0.7 takes
+    the documents whose number was 0.7 before it was kept in four bytes. Raises BadInput as `parse_condition` does, for
+    texts and for `is None` too.
+    """
+
+    def mask(node: ast.expr) -> npt.NDArray[np.bool_]:
+        match node:
+            case ast.BoolOp(op=op, values=values):
+                join = np.logical_and if isinstance(op, ast.And) else np.logical_or
+                return reduce(join, map(mask, values))
+            case ast.UnaryOp(op=ast.Not(), operand=inner):
+                return ~mask(inner)
+            case ast.Compare(left=left, ops=ops, comparators=comparators):
+                sides = [left, *comparators]
+                parts = [compared(*part) for part in zip(sides, ops, sides[1:], strict=False)]
+                return reduce(np.logical_and, parts)
+        raise ValueError(f"{ast.unparse(node)} alone is neither true nor false")
+
+    def compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> npt.NDArray[np.bool_]:
+        one = numbers(left)
+        if isinstance(op, (ast.In, ast.NotIn)) and isinstance(right, (ast.Tuple, ast.List)):
+            values = np.array([number(item) for item in right.elts])
+            found = np.isin(one, values.astype(one.dtype) if np.asarray(one).dtype.kind == "f" else values)
+            return found == isinstance(op, ast.In)
+        if type(op) not in _ORDERS:
+            raise ValueError(f"{ast.unparse(left)} is a number that is never missing, nor in {ast.unparse(right)}")
+        return np.asarray(_ORDERS[type(op)](one, numbers(right)), np.bool_)
+
+    def numbers(node: ast.expr) -> Any:
+        key = _key(node)
+        return number(node) if key is None else column(key)
+
+    def number(node: ast.expr) -> float:
+        value = _literal(node)
+        if isinstance(value, str):
+            raise ValueError(f"{value!r} is no number")
+        return value
+
+    with _refused(text):
+        return mask(ast.parse(text.strip(), mode="eval").body)
 
 
 def _key(node: ast.expr) -> str | None:

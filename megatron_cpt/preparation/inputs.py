@@ -245,12 +245,12 @@ def input_files(paths: Sequence[str], document_per_line: bool = False) -> list[I
     return find_inputs(paths, document_per_line).inputs
 
 
-def find_inputs(paths: Sequence[str], document_per_line: bool = False) -> FoundInputs:
+def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key: str | None = None) -> FoundInputs:
     """What paths, folders and globs name, in the order given, files of one folder or glob by name.
 
     Folders are read at every depth; names that begin with a point are left out. Warns of the files of a folder that are
-    not read. `document_per_line` takes each line of a text file for a document. Raises BadInput listing each path that
-    is missing, of an unknown kind, or named twice.
+    not read, CSV files without a column `text_key` among others too. `document_per_line` takes each line of a text file
+    for a document. Raises BadInput listing each path that is missing, of an unknown kind, or named twice.
     """
     faults: list[Fault] = []
     inputs: list[Input] = []
@@ -259,6 +259,7 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False) -> FoundI
     for text in paths:
         found = _files(text)
         before = len(inputs), len(faults)
+        of_folders: list[Input] = []
         for file, of_folder in found:
             if of_folder and _SIDE_FILES.fullmatch(file.name.lower()):
                 not_read.append(file)
@@ -273,7 +274,13 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False) -> FoundI
                 faults.append(Fault(str(file), "is named twice.", "Name each input once."))
             else:
                 inputs.append(known)
+                of_folders += [known] if of_folder else []
             seen.add(file.resolve())
+        beside = [source for source in of_folders if text_key is not None and _lacks_text(source, text_key)]
+        # Where there is nothing else the column is what is wrong.
+        if len(beside) < len(of_folders):
+            inputs = [source for source in inputs if source not in beside]
+            not_read += [source.path for source in beside]
         if (len(inputs), len(faults)) == before:
             faults.append(_no_input(text, [file for file, _ in found]))
     if faults:
@@ -608,13 +615,23 @@ def csv_rows(file: BinaryIO, delimiter: str) -> Any:
     return csv.reader(text, delimiter=delimiter, strict=True)
 
 
-def _refuse_without_cells(source: Input, text_key: str) -> None:
-    """Raises BadInput where the header of a CSV file does not name the text, once."""
+def _header(source: Input) -> list[str]:
+    """The columns of a CSV file; none where its first line names none."""
     with plain_stream(source) as stream:
         try:
-            header: list[str] = next(csv_rows(stream, DELIMITERS[source.kind]), [])
+            return list(next(csv_rows(stream, DELIMITERS[source.kind]), []))
         except csv.Error:
-            header = []
+            return []
+
+
+def _lacks_text(source: Input, text_key: str) -> bool:
+    """Whether a file is CSV and has no column of the text."""
+    return source.kind in DELIMITERS and text_key not in _header(source)
+
+
+def _refuse_without_cells(source: Input, text_key: str) -> None:
+    """Raises BadInput where the header of a CSV file does not name the text, once."""
+    header = _header(source)
     if header.count(text_key) != 1:
         rule = (
             f"is no column of {source.path}." if text_key not in header else f"names several columns of {source.path}."

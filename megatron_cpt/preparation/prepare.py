@@ -263,7 +263,7 @@ def described_job(
         raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
     if settings.dedup_against is not None:
         settings = replace(settings, dedup_against=_with_hashes([*settings.dedup_against], output))
-    found = find_inputs(inputs, settings.document_per_line)
+    found = find_inputs(inputs, settings.document_per_line, settings.text_key)
     chat = settings.train_on is not None
     if chat:
         refuse(_not_json_lines(found.inputs))

@@ -22,6 +22,7 @@ from megatron_cpt.corpus.selection import (
     write_selection,
 )
 from megatron_cpt.corpus.stream import expand_paths
+from megatron_cpt.preparation.fields import condition_mask
 
 Keep = Literal["lowest", "highest", "middle", "random", "gumbel"]
 KEEPS: tuple[str, ...] = get_args(Keep)
@@ -149,17 +150,24 @@ def select(
     seed: int = 1234,
     temperature: float = 1.0,
     overwrite: bool = False,
+    where: str | None = None,
 ) -> Chosen:
     """Writes OUTPUT.selection.json and .npy.
 
-    `by` names the score PREFIX.BY.npy; every `keep` but `random` needs one. `temperature` divides the
-    score under `gumbel`. Raises BadInput where paths share documents, nothing or more than there is would
-    be taken, scores are missing, stale or not numbers, or another selection has the name and may not be replaced
-    (`overwrite`).
+    `where` is a condition on scores and on `tokens`, the length of a document: what does not meet it is not there to
+    choose from. `how_many` may be empty then, for all that is left. `by` names the score PREFIX.BY.npy; every `keep`
+    but `random` needs one. `temperature` divides the score under `gumbel`. Raises BadInput where paths share documents,
+    nothing or more than there is would be taken, scores are missing, stale or not numbers, or another selection has the
+    name and may not be replaced (`overwrite`).
     """
-    refuse(_faults(how_many, keep, by, temperature))
+    refuse(_faults(how_many, keep, by, temperature, where))
     parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
     refuse_overlap(parts)
+    filtered = None
+    if where is not None:
+        before = sum(len(part.documents) for part in parts)
+        parts = _meeting(where, parts)
+        filtered = before - sum(len(part.documents) for part in parts)
     lengths = np.concatenate([part.lengths for part in parts]) if parts else np.empty(0, np.int64)
     _refuse_too_much(how_many, lengths)
     ties = np.concatenate([pseudo_random(seed, part.manifest.data_sha256, part.documents) for part in parts])
@@ -175,7 +183,15 @@ def select(
         raise BadInput(_nothing(how_many, scores))
     spaced = order[np.unique(np.linspace(0, len(order) - 1, _EXAMPLES).round().astype(np.int64))]
     examples = tuple(_example(parts, int(number), float(scores[number]) if by else None) for number in spaced)
-    how: dict[str, Any] = {**how_many.given(), "keep": keep, "by": by, "seed": seed, "from": [*paths]}
+    how: dict[str, Any] = {
+        **how_many.given(),
+        "keep": keep if how_many.given() else None,
+        "by": by,
+        "seed": seed,
+        "from": [*paths],
+    }
+    if where is not None:
+        how |= {"where": where, "filtered": filtered}
     if keep == "gumbel":
         how["temperature"] = temperature
     if by:
@@ -187,11 +203,11 @@ def select(
     return Chosen(written, len(lengths), int(lengths.sum()), examples)
 
 
-def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float) -> list[Fault]:
+def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float, where: str | None) -> list[Fault]:
     faults = []
-    if len(how_many.given()) != 1:
+    if len(how_many.given()) != 1 and (how_many.given() or where is None):
         names = ", ".join(f"--{name}" for name in how_many.given()) or "no budget"
-        remedy = "Give one of --tokens, --share, --documents, --threshold."
+        remedy = "Give one of --tokens, --share, --documents, --threshold, or --where."
         faults.append(Fault(names, "does not say how much to take.", remedy))
     if (keep in _SCORED) != (by is not None):
         rule = "goes with no score." if keep == "random" else "needs a score."
@@ -209,6 +225,27 @@ def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float) -
 
 def _parts(path: Path) -> tuple[SelectedDataset, ...]:
     return load_selection(path).datasets if str(path).endswith(SUFFIX) else (whole_dataset(path),)
+
+
+_LENGTH = "tokens"
+"""The field of a condition that is the length of a document."""
+
+
+def _meeting(where: str, parts: Sequence[SelectedDataset]) -> list[SelectedDataset]:
+    """The parts with only the documents that meet a condition. BadInput: there are none, or it is no condition."""
+
+    def mask(part: SelectedDataset) -> npt.NDArray[np.bool_]:
+        met = condition_mask(where, lambda name: part.lengths if name == _LENGTH else _scores(part, name))
+        if met.shape != part.lengths.shape:
+            raise BadInput(Fault(f"--where {where}", "names no score.", "Name scores, or tokens for the length."))
+        return met
+
+    met = [mask(part) for part in parts]
+    if not any(one.any() for one in met):
+        documents = sum(map(len, met))
+        rule = f"is met by none of {documents:,} documents."
+        raise BadInput(Fault(f"--where {where}", rule, "`megatron-cpt inspect` shows a histogram of each score."))
+    return _narrowed(parts, np.concatenate(met))
 
 
 def _refuse_too_much(how_many: HowMany, lengths: npt.NDArray[np.int64]) -> None:
@@ -237,6 +274,8 @@ def _scores(part: SelectedDataset, by: str) -> npt.NDArray[Any]:
 def _count(how_many: HowMany, order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
     if how_many.documents is not None:
         return how_many.documents
+    if not how_many.given():
+        return len(order)
     if how_many.share is not None:
         return within_tokens(order, lengths, int(how_many.share * int(lengths.sum())))
     assert how_many.tokens is not None, "one of the four is given"

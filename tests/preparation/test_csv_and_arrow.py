@@ -91,6 +91,20 @@ def test_a_row_that_is_wrong_costs_itself_alone_and_a_quote_without_end_is_refus
     assert "Its first line names id, body, score" in capsys.readouterr().err
 
 
+def test_a_table_of_something_else_in_a_folder_is_not_read(
+    tmp_path: Path, write_jsonl: WriteJsonl, texts: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_csv(folder / "a.csv", texts)
+    (folder / "sizes.csv").write_text("file,rows\na.csv,80\n")
+    with pytest.warns(UserWarning, match=r"1 files of the folders .*sizes\.csv"):
+        assert main(["prepare", str(folder), *words, "--output", f"{tmp_path}/out"]) == 0
+    (folder / "a.csv").unlink()
+    assert main(["prepare", str(folder), *words, "--output", f"{tmp_path}/none"]) == 2
+    assert "Its first line names file, rows" in capsys.readouterr().err
+
+
 def test_a_folder_of_hugging_faces_datasets_is_read_as_it_is(
     tmp_path: Path,
     texts: list[str],

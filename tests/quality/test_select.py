@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.manifest import column_path
 from megatron_cpt.corpus.selection import Selection, array_path, load_selection
@@ -189,3 +190,59 @@ def test_datasets_and_selection_move_together(tmp_path: Path) -> None:
     assert [entry["prefix"] for entry in json.loads(selection.path.read_text())["datasets"]] == ["a", "b"]
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert chosen(load_selection(tmp_path / "there" / "s")) == chosen(selection)
+
+
+@pytest.mark.parametrize(
+    ("where", "how_many", "expected"),
+    [
+        ("q >= 0.7", HowMany(), {"a": [3, 4], "b": [0]}),
+        ("q > 0.1 and not tokens < 12", HowMany(), {"a": [2, 3, 4], "b": [0]}),
+        ("q in (0.7, 5) or tokens in (10, 11)", HowMany(), {"a": [0, 1, 3], "b": [0, 2]}),
+        ("field('n-gram') < 3 and 0.1 <= q < 1", HowMany(documents=2), {"a": [1], "b": [0]}),
+        ("tokens not in (10.5, 15)", HowMany(tokens=22), {"a": [0, 1], "b": [1]}),
+    ],
+)
+def test_a_condition_on_scores_and_length(
+    tmp_path: Path, where: str, how_many: HowMany, expected: dict[str, list[int]]
+) -> None:
+    paths = [write_dataset(tmp_path / "a", [10, 11, 12, 13, 14]), write_dataset(tmp_path / "b", [15, 1, 10], 100)]
+    for path, scores in zip(paths, ([0, 0.1, 0.5, 0.7, 0.9], [0.7, 0, 0.1]), strict=True):
+        np.save(column_path(path, "q"), np.array(scores, "<f4"))
+        np.save(column_path(path, "n-gram"), np.arange(len(scores)))
+    names = [str(path) for path in paths]
+    keep: Keep = "lowest" if how_many.given() else "random"
+    by = "n-gram" if how_many.given() else None
+    done = select(names, tmp_path / "s", how_many, keep=keep, by=by, where=where)
+    assert chosen(done.selection) == expected
+    assert done.selection.how["where"] == where
+    assert done.available_documents + done.selection.how["filtered"] == 8
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("q > 100", "is met by none of 20 documents"),
+        ("other > 1", "other.npy"),
+        ("ngram is None", "is no condition"),
+        ("ngram == 'a'", "'a' is no number"),
+        ("len(ngram) > 1", "has no part in one"),
+        ("1 < 2", "names no score"),
+        ("ngram", "alone is neither true nor false"),
+    ],
+)
+def test_a_condition_that_cannot_be_met_is_refused(tmp_path: Path, where: str, told: str) -> None:
+    paths = two_datasets(tmp_path)
+    for path in paths:
+        np.save(column_path(path, "q"), np.zeros(10))
+    with pytest.raises(BadInput, match=told):
+        select(paths, tmp_path / "s", HowMany(), keep="random", where=where)
+
+
+def test_select_by_a_condition_alone_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = two_datasets(tmp_path)
+    assert main(["select", *paths, "--where", "ngram > 7", "--output", str(tmp_path / "s")]) == 0
+    told = capsys.readouterr().out
+    assert "5 of 5 documents" in told and "left out 15 documents that do not meet --where" in told
+    assert main(["select", *paths, "--output", str(tmp_path / "t")]) == 2
+    assert main(["select", *paths, "--share", "10%", "--output", str(tmp_path / "t")]) == 2
+    assert "Give --keep lowest or highest" in capsys.readouterr().err

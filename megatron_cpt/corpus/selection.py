@@ -78,10 +78,12 @@ def _concatenated(
     datasets: Sequence[IndexedDataset], manifests: Sequence[Manifest], output: str | Path, described: bool
 ) -> Manifest:
     with_spans = any(manifest.loss_spans_sha256 is not None for manifest in manifests)
+    column_path(output, LOSS_SPANS).unlink(missing_ok=True)  # of a dataset that stood there before
     with ExitStack() as files:
         column = files.enter_context(ColumnWriter(output, DOCUMENTS, DOCUMENT_RECORD)) if described else None
-        spans = files.enter_context(ColumnWriter(output, LOSS_SPANS, LOSS_SPAN)) if with_spans else None
         writer = files.enter_context(IndexedWriter(output, datasets[0].dtype))
+        # Written before the pair is there, as it is not to be without them.
+        spans = files.enter_context(ColumnWriter(output, LOSS_SPANS, LOSS_SPAN)) if with_spans else None
         for dataset, described_by in zip(datasets, manifests, strict=True):
             if spans is not None:
                 spans.add(_moved_spans(dataset, described_by, writer.token_count))
@@ -94,8 +96,6 @@ def _concatenated(
         manifest = replace(
             manifest, loss_spans_sha256=file_sha256(column_path(output, LOSS_SPANS)), loss_tokens=counted
         )
-    else:
-        column_path(output, LOSS_SPANS).unlink(missing_ok=True)  # of a dataset that stood there before
     if column is None:
         column_path(output, DOCUMENTS).unlink(missing_ok=True)  # of a dataset that stood there before
     else:

@@ -43,6 +43,8 @@ class TokenizedConversation:
     """Its tokens, EOD included."""
     spans: npt.NDArray[np.void]
     """LOSS_SPAN[spans], ascending: the tokens of it that count in the loss. Empty where all do."""
+    text: str
+    """All that is said in it."""
     truncated: bool
     """Whether messages at its end were left out."""
 
@@ -194,6 +196,7 @@ class ConversationEncoder:
         return TokenizedConversation(
             self._closed(ids),
             np.array([tuple(span) for span in spans], LOSS_SPAN),
+            text=fitting.text,
             truncated=fitting is not conversation,
         )
 

@@ -37,8 +37,11 @@ class Conversation:
     """JSON schemas of the tools that the assistant may call."""
     canonical: bytes
     """JSON of both with sorted keys: equal for equal conversations, whatever form they were read in."""
-    text: str
-    """All that is said in it, roles and tools' schemas aside."""
+
+    @property
+    def text(self) -> str:
+        """All that is said in it, roles and tools' schemas aside."""
+        return "\n".join(_strings(_without_roles(self.messages)))
 
     @property
     def answers(self) -> list[int]:
@@ -70,7 +73,7 @@ def read_conversation(value: Mapping[str, Any]) -> Conversation:
         canonical = orjson.dumps({"messages": messages, "tools": tools}, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:  # lone surrogates, integers of more than 64 bits
         raise Unusable(f"broken JSON: {error}") from None
-    return Conversation(messages, tools, canonical, "\n".join(_strings(_without_roles(messages))))
+    return Conversation(messages, tools, canonical)
 
 
 def _messages(value: Mapping[str, Any]) -> list[dict[str, Any]]:

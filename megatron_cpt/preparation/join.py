@@ -412,12 +412,12 @@ class _Part:
     def __init__(self, job: Job, prefix: Path, files: ExitStack) -> None:
         self.prefix = prefix
         self.bytes = self.loss_tokens = 0
-        # Left in the reverse order: data and index first, then what stands beside them.
+        # Left in the reverse order: the spans, so that no pair is without them, data and index, what stands beside.
         self._ids = files.enter_context(durable_file(ids_path(prefix))) if job.settings.id_key else None
         self._column = files.enter_context(ColumnWriter(prefix, DOCUMENTS, DOCUMENT_RECORD))
+        self.writer = files.enter_context(IndexedWriter(prefix, job.dtype, job.vocabulary_size))
         has_spans = job.settings.train_on == "responses"
         self._spans = files.enter_context(ColumnWriter(prefix, LOSS_SPANS, LOSS_SPAN)) if has_spans else None
-        self.writer = files.enter_context(IndexedWriter(prefix, job.dtype, job.vocabulary_size))
 
     def add(self, documents: TokenizedDocuments) -> None:
         records = documents.records
@@ -492,7 +492,7 @@ def _remove_stale(job: Job) -> None:
         contaminated_path(job.output): job.settings.decontaminate is None,
         contamination_path(job.output): True,
         ids_path(job.output): not job.settings.id_key,
-        column_path(job.output, LOSS_SPANS): job.settings.train_on != "responses",
+        column_path(job.output, LOSS_SPANS): True,
     }
     for path in (path for path, gone in stale.items() if gone):
         path.unlink(missing_ok=True)

@@ -157,7 +157,7 @@ class DocumentEncoder:
             assert document.conversation is not None, "documents of --chat are conversations"
             try:
                 tokenized.append(encoder.encode(document.conversation))
-                documents.append(document)
+                documents.append(replace(document, text=tokenized[-1].text))
             except Unusable as reason:
                 rejected.append(Rejected(document.line, str(reason), document.id))
         encoded = Encoded.joined([one.ids for one in tokenized])

@@ -161,6 +161,8 @@ def test_the_command_lists_what_it_rejects_and_cuts(
     ]
     manifest = load_manifest(tmp_path / "out")
     assert (manifest.documents, manifest.rejected, manifest.truncated) == (21, 3, 1)
+    kept = [*values[:20], said("a", "b")]
+    assert manifest.bytes == sum(len(read_conversation(value).text) for value in kept)  # type: ignore[arg-type]
     assert np.diff(IndexedDataset(tmp_path / "out").document_starts).max() <= 300
     assert main([*words, "--max-rejected", "20%"]) == 0
     assert "already complete" in capsys.readouterr().out

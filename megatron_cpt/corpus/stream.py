@@ -272,6 +272,13 @@ class TokenStream:
         """Whether the stream itself, or a dataset of it, says which of its tokens count in the loss."""
         return any(manifest.loss_spans_sha256 is not None for manifest in self.manifests)
 
+    @property
+    def loss_share(self) -> float:
+        """Share of the tokens of the datasets, 0 to 1, that count by what they say of themselves."""
+        counted = sum(one.tokens if one.loss_tokens is None else one.loss_tokens for one in self.manifests)
+        tokens = sum(one.tokens for one in self.manifests)
+        return counted / tokens if tokens else 1.0
+
     def counts_in_loss(self, start: int, length: int, column: str | None) -> npt.NDArray[np.bool_]:
         """Which of the tokens [start, start + length) count in the loss: bool[length].
 

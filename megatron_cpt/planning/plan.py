@@ -169,6 +169,8 @@ class RunPlan:
                 *_indented(picture_lines(self.blend, self.start.sequences)),
             ],
         ]
+        if counted := self._loss_lines():
+            parts.append(["Counted in the loss", *_indented(counted)])
         if len(self.blend.phases) > 1:
             parts.append(["Phases", *_indented(phase_lines(self.blend, self.start.sequences))])
         if self.evaluations:
@@ -248,6 +250,15 @@ class RunPlan:
             for row in self.blend.rows_from(self.start.sequences)
         ]
         return columns([heading, *rows], "llrrrrr")
+
+    def _loss_lines(self) -> list[str]:
+        """The sources whose datasets say which tokens count, and how many do."""
+        rows = [
+            [name, f"{percent(stream.loss_share)} of the tokens of its datasets"]
+            for name, stream in self.inputs.sources.items()
+            if stream.loss_share < 1 and self.config.data.sources[source_of(name)].loss_mask_column is None
+        ]
+        return columns(rows, "ll") if rows else []
 
 
 def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int] | None = None) -> RunPlan:

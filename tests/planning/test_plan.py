@@ -7,12 +7,14 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from tests.planning.small_run import settings, write_dataset
@@ -217,6 +219,18 @@ def test_the_table(sections: dict[str, Any], tmp_path: Path) -> None:
     ]
     start = lines.index("Evaluation")
     assert lines[start + 2].split()[-7:] == ["0,", "1,", "3,", "10,", "32,", "50,", "100"]
+
+
+def test_what_counts_of_conversations_is_told(sections: dict[str, Any]) -> None:
+    source = sections["data"]["sources"]["law"]
+    assert "Counted in the loss" not in plan_of(sections).table()
+    np.save(f"{source['paths'][0]}.loss_spans.npy", np.array([(0, 2_500)], LOSS_SPAN))
+    Path(f"{source['paths'][0]}.manifest.json").unlink()
+    lines = plan_of(sections).table().splitlines()
+    assert lines[lines.index("Counted in the loss") + 1] == "  law  25.00 % of the tokens of its datasets"
+    np.save(f"{source['paths'][0]}.mine.npy", np.array([(0, 10)], LOSS_SPAN))
+    source["loss_mask_column"] = "mine"
+    assert "Counted in the loss" not in plan_of(sections).table()
 
 
 def test_a_limit_thins_evaluations_and_says_so(sections: dict[str, Any]) -> None:

@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
         _forget_output()  # Whoever read it has enough: `| head`.
         return ExitCode.OTHER
     except KeyboardInterrupt:
-        print(f"megatron-cpt {name}: ended by Ctrl-C (SIGINT).", file=sys.stderr)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # the command that started the ranks says it
+            print(f"megatron-cpt {name}: ended by Ctrl-C (SIGINT).", file=sys.stderr)
         return ExitCode.OTHER
     except Exception as error:
         return report_error(f"megatron-cpt {name}", error)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -173,7 +174,8 @@ class _Signals:
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received.append(number)
         if number == signal.SIGINT and self.received.count(number) == 1:
-            print(f"megatron-cpt train: {INTERRUPTED}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a terminal that is gone
+                print(f"megatron-cpt train: {INTERRUPTED}", file=sys.stderr, flush=True)
         self._tell(number)
 
     def _tell(self, number: int) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -87,7 +88,8 @@ class StopRequest:
         if self._interrupts > 1:
             raise KeyboardInterrupt(ENDED_AT_ONCE)
         if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"megatron-cpt train: {INTERRUPTED}\n".encode())  # the main thread may be writing
+            with suppress(OSError):  # a terminal that is gone
+                os.write(2, f"megatron-cpt train: {INTERRUPTED}\n".encode())  # the main thread may be writing
 
 
 def reason(code: int, after: str | None) -> str:

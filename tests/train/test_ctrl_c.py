@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,33 @@ def test_of_two_starts_at_once_one_trains_and_ctrl_c_saves_it(workshop: Workshop
     assert (status.state, status.exit_code) == ("preempted", 75)
     assert (status.message or "").startswith(f"SIGINT received: saved after step {status.step} of ")
     assert (run / "checkpoints" / f"step-{status.step:08}" / "complete.json").exists()
+    wait_until_gone(everyone)
+
+
+QUICKSTART = """
+import sys
+from megatron_cpt.commands import quickstart
+try:
+    quickstart.call(*sys.argv[1:])
+except quickstart._StageFailed as failed:
+    sys.exit(failed.args[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [os.kill, os.killpg], ids=["kill", "Ctrl-C"])
+def test_quickstart_waits_for_the_run_that_it_started(
+    workshop: Workshop, tmp_path: Path, end: Callable[[int, int], None]
+) -> None:
+    run = tmp_path / "run"
+    words = [sys.executable, "-c", QUICKSTART, "train", str(workshop.write_config(run)), ENDLESS]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        wait_for_checkpoint(run, 4, process)
+        everyone = descendants(process.pid)
+        end(process.pid, signal.SIGTERM if end is os.kill else signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.PREEMPTED, said.decode()
+    assert (status_of(run).state, status_of(run).exit_code) == ("preempted", 75)
     wait_until_gone(everyone)
 
 

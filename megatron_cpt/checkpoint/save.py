@@ -194,6 +194,8 @@ def _told_if_unwritten(
     """
     try:
         yield
+    except StorageFault as error:  # of `seal`
+        raise StorageFault(" ".join([str(error), *([str(room_of())] if room_of is not None else [])])) from error
     except (*CHECKPOINT_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.commands.parsers import command_parser
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, printable
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import expand_paths
@@ -347,7 +347,8 @@ def _shown(found: DryRun, settings: PrepareSettings) -> str:
             f"{example.text[:_SHOWN_CHARACTERS]}{more}",
             f"tokens: {tokens}{' ...' if len(example.tokens) > _SHOWN_TOKENS else ''}",
         ]
-    return "\n".join(lines)
+    # Documents, their reasons and names are foreign text: nothing in them may steer the terminal.
+    return printable("\n".join(lines))
 
 
 def _ratio(counts: TextCounts) -> float | None:

@@ -52,6 +52,17 @@ def test_the_first_documents_are_shown_as_they_would_be_taken_and_nothing_is_wri
     assert counts in capsys.readouterr().out and counts in told
 
 
+def test_documents_cannot_steer_the_terminal(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"text": "red \x1b[31m text", "s": 1}, {"text": "x", "s": ["\x1b]0;title\x07"]}]
+    (tmp_path / "a\x1b[2J.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--tokenizer", str(tokenizer_folder), "--output", f"{tmp_path}/out", "--where", "s == 1", "--limit", "9"]
+    assert main(["prepare", str(tmp_path), *words]) == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and "red \\x1b[31m text" in told
+
+
 def test_a_dry_run_of_standard_input_and_of_what_would_fail(
     tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ class TokenReader:
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.vocabulary_size:
                 raise BadInput(_beyond(prefix, self.tokenizer))
             ids = self.without_ends(ids, manifest)
-            text = self.tokenizer.decode(ids) if hashes is None or self.with_text else ""
+            text = self.tokenizer.decode_all(ids) if hashes is None or self.with_text else ""
             hashed = None if hashes is None else hashes[number]
             yield Document(text, number + 1, piece.start + number, tokens=ids, hashed=hashed)
 
@@ -107,8 +107,8 @@ def _faults(prefix: Path, reader: TokenReader) -> Iterator[Fault]:
     if differing:
         warnings.warn(
             f"{prefix}: {differing} of {min(_COMPARED, dataset.documents)} documents that were looked at have other "
-            "tokens than their text has here. Copies and held-out documents are found by the text of the tokens, "
-            "which may not be the text that they were made from",
+            "tokens than their text has here: they are of another tokenizer, or this one changes texts. Copies and "
+            "held-out documents are found by the text of the tokens, which may not be the one that they were made from",
             stacklevel=2,
         )
 
@@ -140,7 +140,7 @@ def _not_from_text(dataset: IndexedDataset, reader: TokenReader) -> int:
     """Of documents evenly spaced, those whose text has other tokens."""
     chosen = np.unique(np.linspace(0, max(dataset.documents - 1, 0), _COMPARED).astype(np.int64))[: dataset.documents]
     ids = [reader.without_ends(np.array(dataset.document(number), np.int32), None) for number in chosen.tolist()]
-    again = reader.tokenizer.encode_batch([reader.tokenizer.decode(one) for one in ids])
+    again = reader.tokenizer.encode_batch([reader.tokenizer.decode_all(one) for one in ids])
     return sum(not np.array_equal(*pair) for pair in zip(ids, again, strict=True))
 
 

@@ -18,6 +18,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -374,6 +375,19 @@ class HuggingFace:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.backend.decode(ids, skip_special_tokens=False))
+
+    @cached_property
+    def contents(self) -> list[bytes] | None:
+        """The bytes of each id, where the text of ids is their bytes one behind the other: byte-level. None: it is
+        not."""
+        content = orjson.loads(self.content)
+        if (content.get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        contents = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        for token, stands_for in token_contents(content, vocabulary).items():
+            contents[vocabulary[token]] = stands_for
+        return contents
 
     def number_of(self, token: str) -> int | None:
         number = self.backend.token_to_id(token)

@@ -12,7 +12,7 @@ every shard learns the same from the same input.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.tokenizer.formats import (
     Encoded,
+    HuggingFace,
     Library,
     Opened,
     is_ranks,
@@ -133,6 +134,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens are shown as they are written."""
         return self.library.decode([int(number) for number in ids])
+
+    def decode_all(self, ids: npt.NDArray[Any]) -> str:
+        """As `decode`, for many ids of the vocabulary: several times faster where tokens are spelled in bytes."""
+        contents = self.library.contents if isinstance(self.library, HuggingFace) else None
+        if contents is None:
+            return self.decode(ids)
+        return b"".join(map(contents.__getitem__, ids.tolist())).decode(errors="replace")
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes that each token stands for: int64[vocabulary], special tokens 0.

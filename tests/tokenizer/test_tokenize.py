@@ -14,6 +14,7 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.tokenizer import formats
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.texts import SHARED, save_tokenizer, unigram, with_template
+from tests.tokenizer.kinds import KINDS, write_kind
 
 STORIES = SHARED / "model_stories260K" / "hf"
 
@@ -213,3 +214,17 @@ def test_other_ranks_are_no_llama_3(tmp_path: Path) -> None:
         beside.write_text(json.dumps(right | change))
         with pytest.raises(BadInput, match=message):
             Tokenizer.load(path)
+
+
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def of_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("kind")
+    write_kind(request.param, folder)
+    return Tokenizer.load(folder)
+
+
+@given(ids=st.lists(st.integers(0, 59), max_size=40))
+def test_many_ids_decode_as_few(of_kind: Tokenizer, ids: list[int]) -> None:
+    """Any ids, also halves of characters and control tokens."""
+    ids = [number * (of_kind.vocabulary_size // 60) for number in ids]
+    assert of_kind.decode_all(np.array(ids, np.int32)) == of_kind.decode(ids)

@@ -1,14 +1,19 @@
 """Files of object stores, s3:// gs:// hf:// and whatever else fsspec knows, with as much of a path as reading needs."""
 
+import errno
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from megatron_cpt.config.errors import BadInput, Fault
 
+_BLOCK = 1 << 20
+"""Bytes that are read at a time."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")
 """What the file systems call the time of the last change."""
@@ -58,18 +63,53 @@ class RemoteFile:
         return RemoteState(self.size, self.modified_ns)
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Its content from the beginning. Raises what its file system does."""
+        """Its content from the beginning. OSError, at once or in the middle: it cannot be read."""
         files, path = _file_system(self.url)
-        return cast(BinaryIO, files.open(path, mode))
+        with _as_os_error(self.url):
+            return io.BufferedReader(_Reader(files.open(path, mode), self.url), _BLOCK)
 
     def now(self) -> "RemoteFile | None":
-        """The file as it is now; None where it is gone."""
+        """The file as it is now; None where it is gone. OSError: that cannot be known."""
         files, path = _file_system(self.url)
         files.invalidate_cache()
-        try:
-            return _described(self.url, files.info(path))
-        except FileNotFoundError:
-            return None
+        with _as_os_error(self.url):
+            try:
+                return _described(self.url, files.info(path))
+            except FileNotFoundError:
+                return None
+
+
+class _Reader(io.RawIOBase):
+    """An open file whose errors are those of files."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file = file
+        self._url = url
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        with _as_os_error(self._url):
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+@contextmanager
+def _as_os_error(url: str) -> Iterator[None]:
+    """Each file system has errors of its own, for missing rights, names, and networks that fail."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            raise
+        raise OSError(errno.EIO, str(error) or type(error).__name__, url) from error
 
 
 def is_remote(text: str) -> bool:
@@ -89,7 +129,7 @@ def remote_files(text: str) -> list[tuple[RemoteFile, bool]]:
             return [(_described(text, files.info(path)), False)]
         of_folder = not any(sign in path for sign in "*?[")
         found = files.find(path, detail=True) if of_folder else files.glob(path, detail=True)
-    except Exception as error:  # Each file system has errors of its own, for missing rights and names among others.
+    except Exception as error:  # of whatever kind, as in `_as_os_error`
         rule = f"cannot be listed: {str(error) or type(error).__name__}."
         raise BadInput(Fault(text, rule, "Mend the address, or the credentials that its package reads.")) from error
     return [

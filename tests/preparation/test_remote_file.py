@@ -1,6 +1,7 @@
 """Inputs of object stores: fsspec's memory:// and file:// stand for s3://, gs:// and hf://."""
 
 import gzip
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron_cpt.preparation import inputs
 from megatron_cpt.preparation.inputs import find_inputs
 
 fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec.implementations.memory")
 
 
 @pytest.fixture
@@ -106,6 +108,49 @@ def test_what_cannot_be_read_of_a_store_is_told(store: Any, url: str, told: str)
     store.pipe("/corpus/a.parquet", b"x")
     with pytest.raises(BadInput, match=told):
         find_inputs([url])
+
+
+class Failing(fsspec.implementations.memory.MemoryFileSystem):  # type: ignore[misc, name-defined]
+    """A store whose connection fails behind the first bytes of a file."""
+
+    protocol = "failing"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("failing://", "memory://")))
+
+    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        found = super()._open(path, mode, **more)
+
+        class Broken(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell() >= 100_000:
+                    raise RuntimeError("connection lost")
+                return super().read(size)
+
+        return Broken(found.getvalue())
+
+
+def test_a_connection_that_fails_ends_in_one_message_and_the_pieces_before_it_are_used_again(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    texts: list[str],
+    store: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 20_000)
+    monkeypatch.setattr(inputs, "BLOCK", 10_000)
+    many = [f"{number} {text}" for number in range(40) for text in texts]
+    assert len(lines(many)) > 2 << 20
+    store.pipe("/corpus/a.jsonl", lines(many))
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    words = ["--tokenizer", str(tokenizer_folder), "--quiet", "--output", f"{tmp_path}/out"]
+    assert main(["prepare", "failing://corpus/a.jsonl", *words]) != 0
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and "connection lost" in told and "failing://corpus/a.jsonl" in told
+    assert list((tmp_path / "out.pieces").glob("*.run"))
+    assert not (tmp_path / "out.idx").exists()
 
 
 def test_a_table_without_the_column_is_told_by_its_address(

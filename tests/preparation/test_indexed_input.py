@@ -1,6 +1,7 @@
 """A pair of tokens as the input of `prepare`: split by content as its text would be, without tokenizing again."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +164,22 @@ def test_what_cannot_be_read_as_asked_is_refused(
     assert "a dataset, whose documents have no fields" in capsys.readouterr().err
     bin_path(tmp_path / "other").write_bytes(b"\0\0\0")
     assert main(["prepare", f"{tmp_path}/other", *words]) == 3
+
+
+def test_a_pair_of_megatron_lms_own_release_is_split_whole(
+    tmp_path: Path, shared: Callable[[str], Path], unpack: Callable[[str], Path], recwarn: pytest.WarningsRecorder
+) -> None:
+    """1,000 documents of OpenWebText, as Megatron-LM tokenized them with a small GPT-2 vocabulary."""
+    name = "megatron_fixtures/meg-gpt2-openwebtext_text_document"
+    pair = unpack(f"{name}.bin.zst").with_suffix("")
+    shutil.copyfile(shared(f"{name}.idx"), idx_path(pair))
+    (tmp_path / "gpt2").mkdir()
+    for ours, theirs in (("vocab.json", "gpt2-tiny-vocab.json"), ("merges.txt", "gpt2-tiny-merges.txt")):
+        shutil.copyfile(shared(f"megatron_fixtures/{theirs}"), tmp_path / "gpt2" / ours)
+    words = ["--tokenizer", str(tmp_path / "gpt2"), "--quiet", "--holdout", "10%", "--keep-duplicates"]
+    assert main(["prepare", str(pair), *words, "--output", f"{tmp_path}/out"]) == 0
+    assert not [warning for warning in recwarn if "other tokens" in str(warning.message)]
+    before, parts = IndexedDataset(pair), [IndexedDataset(f"{tmp_path}/out{name}") for name in ("", ".validation")]
+    assert 60 < parts[1].documents < 140
+    after = [part.document(number).tobytes() for part in parts for number in range(part.documents)]
+    assert sorted(after) == sorted(before.document(number).tobytes() for number in range(before.documents))

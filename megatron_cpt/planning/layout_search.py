@@ -319,15 +319,16 @@ def search_lines(found: int, tried: Sequence[TriedLayout], shown: int = 3) -> li
         found: layouts that fit by the closed estimate.
     """
     ranked = ranked_layouts(tried)
+    priced = any(one.simulation.price is not None for one in tried)
     rows = [["tensor", "pipeline", "chunks", "context", "expert", "micro batch", "recompute", "GiB", "step s",
-             "tokens/s", "MFU", "GPU-hours", "closed: GiB", "step s"]]  # fmt: skip
+             "tokens/s", "MFU", "GPU-hours", *["cost"] * priced, "closed: GiB", "step s"]]  # fmt: skip
     rows += [_row(one) for one in ranked]
     best = [f"  {' '.join(one.layout.overrides)}" for one in ranked[:shown] if one.simulation.fits]
     return [
         f"{found:,} layouts fit by the closed estimate. Simulated were the fastest of {len(tried)} ways to share the "
         "model, a rank of the fullest stage of each:",
         "",
-        *(f"  {line}" for line in columns(rows, "rrrrrrlrrrrrrr")),
+        *(f"  {line}" for line in columns(rows, "rrrrrrl" + "r" * (7 + priced))),
         "",
         "To try" if best else "None of them fits the card with what is not simulated.",
         *best,
@@ -350,7 +351,12 @@ def _row(tried: TriedLayout) -> list[str]:
         f"{simulation.estimate.seconds:.3g}",
         f"{simulation.tokens_per_second:,.0f}",
         f"{simulation.mfu:.1%}",
-        f"{simulation.cost.gpu_hours:,.3g}",
+        _three_digits(simulation.cost.gpu_hours),
+        *([] if simulation.cost.money is None else [_three_digits(simulation.cost.money)]),
         f"{tried.layout.memory.total / GIB:.1f}",
         f"{tried.layout.step.seconds:.3g}",
     ]
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

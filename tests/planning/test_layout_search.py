@@ -14,7 +14,17 @@ from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import CARDS, Card
 from megatron_cpt.planning.checks import model_faults
-from megatron_cpt.planning.layout_search import Layout, closed_step, distinct_layouts, search_layouts
+from megatron_cpt.planning.layout_search import (
+    Layout,
+    TriedLayout,
+    closed_rank,
+    closed_step,
+    distinct_layouts,
+    ranked_layouts,
+    search_layouts,
+    search_lines,
+)
+from megatron_cpt.planning.simulated import Simulation
 from tests.families.folders import MODELS, write_fields
 from tests.simulation.ranks import run_settings
 
@@ -131,3 +141,20 @@ def test_the_first_of_each_way_to_share_is_simulated(tmp_path: Path) -> None:
     assert chosen[0] is layouts[0]
     for layout in chosen:
         assert layout is next(one for one in layouts if sizes(one) == sizes(layout))
+
+
+def test_the_best_are_shown_as_overrides_with_their_cost(tmp_path: Path) -> None:
+    config, shape = model(tmp_path, "llama", LLAMA_8B, 8192, 128)
+    chosen = distinct_layouts(search_layouts(config, shape, CARD, 8), 4)
+    ranks = [closed_rank(one.config, shape, CARD, 8) for one in chosen]
+    ranks[1] = replace(ranks[1], memory={"activations": 100 * 2**30})  # more than the card has
+    tried = [
+        TriedLayout(layout, Simulation(layout.config, shape, CARD, "H100-80GB", (rank,), price=2.5))
+        for layout, rank in zip(chosen, ranks, strict=True)
+    ]
+    assert ranked_layouts(tried) == [tried[0], tried[2], tried[3], tried[1]]
+    lines = search_lines(71, tried, shown=2)
+    assert lines[0].startswith("71 layouts fit by the closed estimate. Simulated were the fastest of 4 ways")
+    assert "100.0 too much" in lines[6]
+    assert "cost" in lines[2]
+    assert lines[-3:] == ["To try", *(f"  {' '.join(one.layout.overrides)}" for one in (tried[0], tried[2]))]

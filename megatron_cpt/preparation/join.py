@@ -492,6 +492,8 @@ def _remove_stale(job: Job) -> None:
         contaminated_path(job.output): job.settings.decontaminate is None,
         contamination_path(job.output): True,
         ids_path(job.output): not job.settings.id_key,
+        # Written anew, and not to be read beside tokens of another dataset.
+        column_path(job.output, DOCUMENTS): True,
         column_path(job.output, LOSS_SPANS): True,
     }
     for path in (path for path, gone in stale.items() if gone):

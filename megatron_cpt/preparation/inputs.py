@@ -20,6 +20,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -259,12 +260,9 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
     for text in paths:
         found = _files(text)
         before = len(inputs), len(faults)
+        described = _all_described(found, document_per_line)
         of_folders: list[Input] = []
-        for file, of_folder in found:
-            if of_folder and _SIDE_FILES.fullmatch(file.name.lower()):
-                not_read.append(file)
-                continue
-            known = _described(file, document_per_line, of_folder)
+        for (file, of_folder), known in zip(found, described, strict=True):
             if known is None:
                 not_read.append(file)
                 continue
@@ -288,6 +286,25 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
     if not_read:
         warnings.warn(told_not_read(not_read), stacklevel=2)
     return FoundInputs(inputs, not_read)
+
+
+_REQUESTS = 16
+"""Of an object store at a time: each takes long, and a corpus has thousands of files."""
+
+
+def _all_described(
+    found: Sequence[tuple[Path | RemoteFile, bool]], document_per_line: bool
+) -> list[Input | Fault | None]:
+    """What each file is, as `_described` says it."""
+
+    def described(file: Path | RemoteFile, of_folder: bool) -> Input | Fault | None:
+        side_file = of_folder and _SIDE_FILES.fullmatch(file.name.lower())
+        return None if side_file else _described(file, document_per_line, of_folder)
+
+    if any(isinstance(file, RemoteFile) for file, _ in found):
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            return list(pool.map(described, *zip(*found, strict=True)))
+    return [described(*one) for one in found]
 
 
 def _files(text: str) -> list[tuple[Path | RemoteFile, bool]]:

@@ -241,6 +241,9 @@ def source_faults(config: RunConfig) -> Iterator[Fault]:
     if config.data.packing is not None and config.data.attention != "within_documents":
         rule = "documents that are packed into a sequence would see each other."
         yield Fault(f"data.packing = {config.data.packing}", rule, "Set data.attention: within_documents.")
+    if config.data.packing is not None and config.data.sequence_length == 1:
+        rule = "a sequence of one token holds no label of its document."
+        yield Fault("data.sequence_length = 1 with data.packing", rule, "Take longer sequences.")
     for name, source in sources.items():
         yield from path_faults(f"data.sources.{name}.paths", source.paths)
         yield from _target_faults(f"data.sources.{name}", source)

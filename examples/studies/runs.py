@@ -93,6 +93,34 @@ def call(*words: str) -> None:
         sys.exit(f"megatron-cpt {' '.join(words)}: exit code {code}")
 
 
+COLUMNS = ("run", "series", "step", "value")
+"""Of a file of curves; a series is `loss general` or another number that is followed."""
+
+CurveRow = tuple[str, str, int, float]
+
+
+def names_of(curves: Path) -> set[str]:
+    """The runs whose curves are in a file."""
+    return {run for run, *_ in read_rows(curves)}
+
+
+def read_rows(curves: Path) -> Iterator[CurveRow]:
+    """The rows of a file of curves; none where there is no file."""
+    if not curves.exists():
+        return
+    with curves.open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield row["run"], row["series"], int(row["step"]), float(row["value"])
+
+
+def add_rows(curves: Path, rows: Iterable[CurveRow]) -> None:
+    """Adds the rows of one run to a file of curves, values with six digits."""
+    there = curves.exists()
+    with curves.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([*([] if there else [COLUMNS]), *((*row[:3], f"{row[3]:.6g}") for row in rows)])
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A CSV file."""
     rows = list(rows)

@@ -1,13 +1,17 @@
 """The studies: every run of their designs is one that `megatron-cpt train` takes."""
 
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples.studies.laws import study as laws
+from examples.studies.runs import add_rows, names_of, prepare, train
 from examples.studies.stability_gap import study as gap
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.scaling_law.curves import Curve, read_run
 
 
 @pytest.mark.parametrize("arm", laws.ARMS, ids=lambda arm: arm.name)
@@ -40,8 +44,44 @@ def test_the_base_of_the_study_of_the_stability_gap(tmp_path: Path) -> None:
 
 def test_results_are_added_run_by_run(tmp_path: Path) -> None:
     curves = tmp_path / "curves.csv"
-    assert gap.names_of(curves) == set()
-    gap.add_rows(curves, [("full-seed-1", "loss general", 0, 4.5), ("full-seed-1", "loss general", 600, 4.75)])
-    gap.add_rows(curves, [("full-seed-2", "loss general", 0, 4.5)])
-    assert gap.names_of(curves) == {"full-seed-1", "full-seed-2"}
+    assert names_of(curves) == set()
+    add_rows(curves, [("full-seed-1", "loss general", 0, 4.5), ("full-seed-1", "loss general", 600, 4.75)])
+    add_rows(curves, [("full-seed-2", "loss general", 0, 4.5)])
+    assert names_of(curves) == {"full-seed-1", "full-seed-2"}
     assert curves.read_text().splitlines()[0] == "run,series,step,value"
+
+
+@pytest.mark.slow
+def test_a_curve_of_the_results_is_that_of_the_run(tmp_path: Path) -> None:
+    for name in ("general", "domain", "other"):
+        lines = [f'{{"text": "{name} {number} of many, and more of it {number * 7}."}}' for number in range(3000)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    corpora = {name: tmp_path / f"{name}.jsonl" for name in ("general", "domain", "other")}
+    prepare(tmp_path, corpora, ("general", "domain"), laws.MODEL)
+    (tmp_path / "configs").mkdir()
+    arm = laws.Arm("two-stages", 25, steps=60)
+    config = laws.run_config(tmp_path, arm, seed=1)
+    config["model"] = {"hf": str(tmp_path / "base-config"), "weights": "random"}
+    config["training"] |= {"global_batch_size": 2, "micro_batch_size": 2}
+    for settings in config["validation"]["sets"].values():
+        settings["tokens"] = "1K"
+    name = train(tmp_path, laws.run_name(arm, 1), config)
+    add_rows(tmp_path / "curves.csv", laws.rows_of(tmp_path, name))
+    for set_name in laws.SETS:
+        of_run = read_run(tmp_path / "runs" / name, set_name)
+        of_results = laws.curve_of(laws.values_of(tmp_path), arm, 1, set_name)
+        for field in fields(Curve):
+            said, true = getattr(of_results, field.name), getattr(of_run, field.name)
+            assert (said is None) == (true is None), field.name
+            if isinstance(true, str):
+                assert said == true, field.name
+            elif true is not None:
+                np.testing.assert_allclose(said, true, rtol=1e-5, err_msg=field.name)
+
+    (tmp_path / "runs/base").symlink_to(name)
+    add_rows(tmp_path / "curves.csv", laws.rows_of(tmp_path, "base"))
+    laws.refuse_another_base(tmp_path, tmp_path / "curves.csv")
+    with (tmp_path / "curves.csv").open("a") as file:
+        file.write("base,loss general,60,1.5\n")
+    with pytest.raises(SystemExit, match="from another base"):
+        laws.refuse_another_base(tmp_path, tmp_path / "curves.csv")

@@ -1,9 +1,9 @@
 """Fits the law to the runs of study.py and measures it on those that it has not seen.
 
-    python -m examples.studies.laws.evaluate [STUDY] [--results FOLDER]
+    python -m examples.studies.laws.evaluate [--results FOLDER]
 
-It writes curves.csv (every loss), fits.csv, errors.csv (a row for each set, form of the law and unseen arm) and
-choices.csv, and prints means. Errors are predicted minus the mean of two seeds, in nats per token. The noise floor is
+It reads curves.csv, writes fits.csv, errors.csv (a row for each set, form of the law and unseen arm) and choices.csv
+beside it, and prints means. Errors are predicted minus the mean of two seeds, in nats per token. The noise floor is
 the mean error that a law without fault would have: half of the mean difference of the two seeds.
 
 `planted` is the same design with losses that the law itself gives, with the constants fitted to the runs and the runs'
@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from examples.studies.laws.study import ARMS, FITTED, PEAK, SEEDS, STEPS, UNSEEN, Arm
+from examples.studies.laws.study import ARMS, FITTED, PEAK, RESULTS, SEEDS, STEPS, UNSEEN, Arm, read_curves
 from examples.studies.runs import write_rows
 from megatron_cpt.scaling_law.choose import Laws, Recipe, critical_point, laws_of, turning_length
 from megatron_cpt.scaling_law.continual import CONTINUAL
-from megatron_cpt.scaling_law.curves import Curve, read_run
+from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import Fit, fit_law
 from megatron_cpt.scaling_law.uncertainty import band, bootstrap, calibrated
 
-SETS = ("general", "domain", "other")
+LAW_SETS = ("general", "domain", "other")
 INJECTION = ("injection_gain", "injection_exponent")
 FORMS: dict[str, tuple[tuple[str, ...], list[Arm]]] = {
     "bend": ((), FITTED),
@@ -48,18 +48,15 @@ Rows = list[dict[str, Any]]
 def main() -> None:
     """Prints a line for each result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, nargs="?", default=Path("study"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     args = parser.parse_args()
-    curves = read_curves(args.study)
-    fits = {form: {name: fitted(curves, name, *how) for name in SETS} for form, how in FORMS.items()}
-    args.results.mkdir(parents=True, exist_ok=True)
-    errors = [row for form in FORMS for name in SETS for row in errors_of(curves, name, form, fits[form][name])]
+    curves = read_curves(args.results)
+    fits = {form: {name: fitted(curves, name, *how) for name in LAW_SETS} for form, how in FORMS.items()}
+    errors = [row for form in FORMS for name in LAW_SETS for row in errors_of(curves, name, form, fits[form][name])]
     for name, fit in fits["injection"].items():
         made = planted(curves, name, fit)
         errors += errors_of(made, name, "planted", fitted(made, name, *FORMS["injection"]))
     choices = [row for form in FORMS for row in choices_of(curves, form, fits[form])]
-    write_rows(args.results / "curves.csv", points_of(curves))
     write_rows(args.results / "fits.csv", [row for form in FORMS for row in parameters_of(form, fits[form])])
     write_rows(args.results / "errors.csv", errors)
     write_rows(args.results / "choices.csv", choices)
@@ -70,16 +67,6 @@ def main() -> None:
 
 Curves = Mapping[tuple[Arm, int, str], Curve]
 """By arm, seed and validation set."""
-
-
-def read_curves(study: Path) -> dict[tuple[Arm, int, str], Curve]:
-    """Every loss curve of the study."""
-    return {
-        (arm, seed, name): read_run(study / "runs" / f"{arm.name}-seed-{seed}", name)
-        for arm in ARMS
-        for seed in SEEDS
-        for name in (*SETS, "general-more", "domain-more")
-    }
 
 
 def fitted(curves: Curves, name: str, freed: Sequence[str], arms: Sequence[Arm]) -> Fit[Curve]:
@@ -165,7 +152,7 @@ def print_means(errors: Rows) -> None:
 
 def choices_of(curves: Curves, form: str, fits: Mapping[str, Fit[Curve]]) -> Rows:
     """What the law says on the questions of a recipe, beside what the runs say."""
-    laws = laws_of(fits, {name: [curves[arm, seed, name] for arm in FITTED for seed in SEEDS] for name in SETS})
+    laws = laws_of(fits, {name: [curves[arm, seed, name] for arm in FITTED for seed in SEEDS] for name in LAW_SETS})
     rows = []
     for weight in WEIGHTS:
         ratios = {ratio: Arm("cosine", ratio) for ratio in RATIOS}
@@ -173,7 +160,7 @@ def choices_of(curves: Curves, form: str, fits: Mapping[str, Fit[Curve]]) -> Row
         rows.append(choice(curves, fits, form, f"replay, weight {weight} on general", ratios, weight))
         rows.append(choice(curves, fits, form, f"peak, weight {weight} on general", peaks, weight))
         rows.append(turning(curves, laws, form, weight))
-    for name in SETS:
+    for name in LAW_SETS:
         for replay in (0, 25):
             rows.append(potential(curves, fits[name], form, name, replay))
         rows.append(critical(curves, fits[name], form, name))
@@ -265,13 +252,6 @@ def critical(curves: Curves, fit: Fit[Curve], form: str, name: str) -> dict[str,
     start = curves[FITTED[0], SEEDS[0], name].start_loss
     question = f"critical point, {name}; `runs` is the loss of the base"
     return {"form": form, "question": question, "law": said, "runs": start, "off by": "", "allowed": ""}
-
-
-def points_of(curves: Curves) -> Iterable[dict[str, Any]]:
-    """Every measured loss."""
-    for (arm, seed, name), curve in curves.items():
-        for step, loss in zip([0, *curve.steps.tolist()], [curve.start_loss, *curve.losses.tolist()], strict=True):
-            yield {"arm": arm.name, "seed": seed, "set": name, "step": step, "loss": round(loss, 5)}
 
 
 def parameters_of(form: str, fits: Mapping[str, Fit[Curve]]) -> Iterable[dict[str, Any]]:

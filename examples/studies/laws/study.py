@@ -5,18 +5,39 @@
 Each file holds one JSON object with a `text` a line and may be compressed (.zst). OTHER is text of a third kind that
 no run is trained on. A Llama of 4 layers of 64 (0.18M parameters without embeddings) is pretrained on GENERAL for
 3,500 steps of 4,096 tokens and continued on DOMAIN for 800. Runs of one replay ratio and seed read the same text in the
-same order and are equal until their learning rates part. Called again, the study goes on with what is not done.
-evaluate.py reads what it leaves.
+same order and are equal until their learning rates part.
+
+What a run measured is added to results/curves.csv as soon as it has ended. Called again, also on another machine with
+the same texts, the study goes on with the runs that are not there, if it makes the same base there. evaluate.py reads
+that file.
 """
 
 import argparse
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.studies.runs import call, prepare, run_sections, train, train_all
-from megatron_cpt.quickstart.base_folder import SMALL_LLAMA
+import numpy as np
 
+from examples.studies.runs import (
+    CurveRow,
+    add_rows,
+    call,
+    names_of,
+    prepare,
+    read_rows,
+    run_sections,
+    train,
+    train_all,
+)
+from megatron_cpt.config.load import config_from_dict
+from megatron_cpt.config.schedule import learning_rate
+from megatron_cpt.quickstart.base_folder import SMALL_LLAMA
+from megatron_cpt.scaling_law.curves import Curve, read_run
+
+RESULTS = Path(__file__).parent / "results"
 MODEL = SMALL_LLAMA | {"hidden_size": 64, "intermediate_size": 176, "head_dim": 16, "vocab_size": 2048}
 BASE_STEPS, BASE_PEAK, BASE_DECAY = 3500, 4e-3, 700
 """WSD; the decay in steps."""
@@ -72,6 +93,8 @@ UNSEEN = {
 }
 """What they are asked for."""
 SEEDS = (1, 2)
+SETS = ("general", "domain", "other", "general-more", "domain-more")
+"""Validation sets of every run. The last two are measured at both ends alone, on more text."""
 ARMS = [*FITTED, *(arm for arms in UNSEEN.values() for arm in arms)]
 
 
@@ -82,6 +105,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--output", type=Path, default=Path("study"), metavar="STUDY")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     args = parser.parse_args()
     study = args.output
     (study / "configs").mkdir(parents=True, exist_ok=True)
@@ -90,8 +114,92 @@ def main() -> None:
     train(study, "base", base_config(study))
     for name, step in BASES.items():
         export_base(study, name, step)
-    configs = {f"{arm.name}-seed-{seed}": run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
-    train_all(study, configs, args.jobs)
+    args.results.mkdir(parents=True, exist_ok=True)
+    curves = args.results / "curves.csv"
+    if not names_of(curves):
+        add_rows(curves, rows_of(study, "base"))
+    refuse_another_base(study, curves)
+    done = names_of(curves)
+    configs = {
+        run_name(arm, seed): run_config(study, arm, seed)
+        for seed in SEEDS
+        for arm in ARMS
+        if run_name(arm, seed) not in done
+    }
+    train_all(study, configs, args.jobs, lambda name: add_rows(curves, rows_of(study, name)))
+
+
+def refuse_another_base(study: Path, curves: Path) -> None:
+    """Ends the study where the base is not the one of the runs in the results. Other kinds of CPU round otherwise."""
+    here = {row[:3]: f"{row[3]:.6g}" for row in rows_of(study, "base")}
+    there = {row[:3]: f"{row[3]:.6g}" for row in read_rows(curves) if row[0] == "base"}
+    if here != there:
+        sys.exit(f"{curves} has runs from another base than {study / 'runs/base'}. Give another --results FOLDER.")
+
+
+def run_name(arm: Arm, seed: int) -> str:
+    """Of its run folder."""
+    return f"{arm.name}-seed-{seed}"
+
+
+FIELDS = ("base_forward_area", "base_annealing_area", "base_peak_rate", "base_final_rate", "model_size")
+"""Of a curve, beside its losses: what the configuration does not say."""
+
+
+def rows_of(study: Path, name: str) -> Iterator[CurveRow]:
+    """What a run measured, as rows of the results: every loss, the history of its base and the size."""
+    for set_name in SETS:
+        curve = read_run(study / "runs" / name, set_name)
+        assert curve.start_loss is not None  # every set is evaluated before the first update
+        yield name, f"loss {set_name}", 0, curve.start_loss
+        for step, loss in zip(curve.steps.tolist(), curve.losses.tolist(), strict=True):
+            yield name, f"loss {set_name}", step, loss
+    for field in FIELDS:
+        value = getattr(curve, field)
+        if value is not None:
+            yield name, field, 0, value
+
+
+def read_curves(results: Path) -> dict[tuple[Arm, int, str], Curve]:
+    """Every loss curve of the study by arm, seed and validation set."""
+    values = values_of(results)
+    runs = [(arm, seed) for arm in ARMS for seed in SEEDS]
+    missing = [run_name(*run) for run in runs if (run_name(*run), f"loss {SETS[0]}") not in values]
+    if missing:
+        sys.exit(f"{len(missing)} of {len(runs)} runs are not in {results / 'curves.csv'}, the first {missing[0]}.")
+    return {(arm, seed, name): curve_of(values, arm, seed, name) for arm, seed in runs for name in SETS}
+
+
+Values = dict[tuple[str, str], dict[int, float]]
+"""By run and series, then by step."""
+
+
+def values_of(results: Path) -> Values:
+    """What is in curves.csv."""
+    values: Values = {}
+    for run, series, step, value in read_rows(results / "curves.csv"):
+        values.setdefault((run, series), {})[step] = value
+    return values
+
+
+def curve_of(values: Values, arm: Arm, seed: int, name: str) -> Curve:
+    """A curve as `read_run` reads it from the folder of the run, its losses with six digits."""
+    run = run_name(arm, seed)
+    config = config_from_dict(run_config(Path(), arm, seed))
+    size = config.tokens_per_step
+    rates = [learning_rate(config.schedule, step * size, arm.steps * size, size) for step in range(1, arm.steps + 1)]
+    losses = values[run, f"loss {name}"]
+    steps = sorted(step for step in losses if step)
+    return Curve(
+        name=run,
+        rates=np.array(rates),
+        steps=np.array(steps, dtype=np.int64),
+        losses=np.array([losses[step] for step in steps]),
+        **{field: values[run, field][0] if (run, field) in values else None for field in FIELDS},
+        domain_share=1 - arm.replay / 100,
+        start_loss=losses[0],
+        kind=config.schedule.kind,
+    )
 
 
 def base_config(study: Path) -> dict[str, Any]:
@@ -122,7 +230,7 @@ def run_config(study: Path, arm: Arm, seed: int) -> dict[str, Any]:
         "domain": {"paths": [str(study / "data/domain")]},
         "general": {"paths": [str(study / "data/general")], "role": "replay"},
     }
-    config = common(study, f"{arm.name}-seed-{seed}", sources, arm.steps, 100 + seed)
+    config = common(study, run_name(arm, seed), sources, arm.steps, 100 + seed)
     config["model"] = {"hf": str(study / "bases" / arm.base)}
     config["data"]["replay_ratio"] = arm.replay / 100
     config["schedule"] = schedule(arm)

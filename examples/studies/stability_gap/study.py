@@ -12,7 +12,6 @@ the same texts, the study goes on with the runs that are not there. evaluate.py 
 """
 
 import argparse
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,18 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer
 
-from examples.studies.runs import BATCH, SEQUENCE_LENGTH, call, prepare, run_sections, train, train_all
+from examples.studies.runs import (
+    BATCH,
+    SEQUENCE_LENGTH,
+    CurveRow,
+    add_rows,
+    call,
+    names_of,
+    prepare,
+    run_sections,
+    train,
+    train_all,
+)
 from examples.studies.stability_gap.questions import RULES, Question, domain_terms, minimal_pairs, term_questions
 from megatron_cpt.api import open_dataset
 from megatron_cpt.quickstart.base_folder import SMALL_LLAMA
@@ -240,15 +250,12 @@ def common(study: Path, name: str, sources: dict[str, Any], steps: int, seed: in
     }
 
 
-COLUMNS = ("run", "series", "step", "value")
-
-
-def rows_of(study: Path, name: str) -> Iterator[tuple[str, str, int, float]]:
+def rows_of(study: Path, name: str) -> Iterator[CurveRow]:
     """What a run measured, as rows of the results."""
     for record in read_records(study / "runs" / name / "records.jsonl"):
         for series, value in series_of(record):
             if value is not None:
-                yield name, series, record["step"], float(f"{value:.6g}")
+                yield name, series, record["step"], value
 
 
 def series_of(record: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
@@ -270,22 +277,6 @@ def series_of(record: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
             yield f"gradient norm {record['set']}", record["gradient_norm"]["all"]
             yield f"predicted change {record['set']}", record["predicted_change"]
             yield f"change {record['set']}", record["change"]
-
-
-def names_of(curves: Path) -> set[str]:
-    """The runs whose results are there."""
-    if not curves.exists():
-        return set()
-    with curves.open(newline="") as file:
-        return {row["run"] for row in csv.DictReader(file)}
-
-
-def add_rows(curves: Path, rows: Iterable[tuple[str, str, int, float]]) -> None:
-    """Adds the rows of one run to the results."""
-    there = curves.exists()
-    with curves.open("a", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([*([] if there else [COLUMNS]), *rows])
 
 
 if __name__ == "__main__":

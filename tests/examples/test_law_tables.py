@@ -46,7 +46,7 @@ def curve_of(arm: Arm, seed: int, name: str) -> Curve:
 @pytest.mark.slow
 def test_planted_curves_are_predicted_within_their_noise() -> None:
     """Reason: fits with refits for each schedule left out take a minute."""
-    sets = (*evaluate.SETS, "general-more", "domain-more")
+    sets = (*evaluate.LAW_SETS, "general-more", "domain-more")
     curves = {(arm, seed, name): curve_of(arm, seed, name) for arm in ARMS for seed in SEEDS for name in sets}
     fit = evaluate.fitted(curves, "general", *evaluate.FORMS["injection"])
     rows = evaluate.errors_of(curves, "general", "injection", fit)
@@ -54,7 +54,7 @@ def test_planted_curves_are_predicted_within_their_noise() -> None:
     assert max(abs(row["end"]) for row in unseen) < 0.01
     assert np.mean([row["mae"] for row in unseen]) < 2 * np.mean([row["noise floor"] for row in unseen])
     assert all(row["noise floor"] == pytest.approx(NOISE / np.sqrt(np.pi), rel=0.5) for row in rows)
-    choices = evaluate.choices_of(curves, "injection", dict.fromkeys(evaluate.SETS, fit))
+    choices = evaluate.choices_of(curves, "injection", dict.fromkeys(evaluate.LAW_SETS, fit))
     for row in choices:
         if row["question"].startswith(("replay", "peak")):
             assert row["off by"] <= max(0.005, row["allowed"]), row

@@ -5,7 +5,6 @@ written under ./quickstart, the configurations of the three runs too.
 """
 
 import argparse
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.quickstart.base_folder import write_base_folder
 from megatron_cpt.quickstart.corpora import standard_library, write_corpora
 from megatron_cpt.runs.folder import ExitCode, write_durably
-from megatron_cpt.runs.processes import STOP_SIGNALS
+from megatron_cpt.runs.processes import give_back_signals, handle_stop_signals
 
 OUT = Path("quickstart")
 CORPORA = ("general", "domain")
@@ -115,11 +114,10 @@ def call(*words: str) -> None:
     print(f"$ megatron-cpt {' '.join(words)}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", "megatron_cpt.commands.dispatch", *words])
     # SIGTERM for Ctrl-C too, which the command hears from the terminal itself: a second one would end it at once.
-    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in STOP_SIGNALS}
+    before = handle_stop_signals(lambda *_: process.terminate())
     try:
         code = process.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        give_back_signals(before)
     if code:
         raise _StageFailed(code if code > 0 else ExitCode.OTHER)

@@ -35,10 +35,11 @@ from megatron_cpt.runs.processes import (
     ENDED_AT_ONCE,
     INTERRUPTED,
     LAUNCHER,
-    STOP_SIGNALS,
     adopt_orphans,
     children,
     end_all,
+    give_back_signals,
+    handle_stop_signals,
     stop_signals_held,
     this_process,
 )
@@ -158,12 +159,11 @@ class _Signals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._before = handle_stop_signals(self._receive)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        give_back_signals(self._before)
 
     def pass_on_to(self, ranks: Ranks) -> None:
         """From now on the ranks hear of each, those too that came before; the second SIGINT ends them."""

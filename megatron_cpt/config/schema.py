@@ -763,7 +763,7 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StopSettings:
-    """When a run saves and stops early, with exit code 75. SIGTERM, SIGUSR1 and Ctrl-C do the same at any time."""
+    """When a run saves and stops early, with exit code 75. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C do so at any time."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

@@ -10,9 +10,11 @@ import ctypes
 import os
 import signal
 import socket
+import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Unless the environment says otherwise. The libraries read it at their import."""
@@ -40,8 +42,9 @@ def gpu_settings_told(environment: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={environment[name]}" for name in told)
 
 
-# What schedulers and users send to have a run save and stop. A second SIGINT ends it at once, without saving.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# What schedulers, users and a terminal that is closed send to have a run save and stop. A second SIGINT ends it at
+# once, without saving.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = "SIGINT received: the run saves and ends. Ctrl-C again ends it at once, without saving."
 """What a terminal shows after the first Ctrl-C."""
 ENDED_AT_ONCE = "ended at once by a second Ctrl-C (SIGINT), without saving."
@@ -83,6 +86,36 @@ def stop_signals_held() -> Iterator[None]:
 def hear_stop_signals() -> None:
     """Lets STOP_SIGNALS through to this process, those too that have waited."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, object]:
+    """Has STOP_SIGNALS handled, but for a SIGHUP that is ignored, as `nohup` has it. Returns what handled them before.
+
+    After a SIGHUP what is written to the terminal goes nowhere: it may be gone, and each write would be an error.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        handler(number, frame)
+
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    return {number: signal.signal(number, handle) for number in STOP_SIGNALS if number not in ignored}
+
+
+def give_back_signals(before: Mapping[signal.Signals, object]) -> None:
+    """Has signals handled as `handle_stop_signals` found them."""
+    for number, handler in before.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _leave_terminal() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # isatty says no once it is gone
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def serve_parent() -> None:

@@ -19,11 +19,12 @@ from megatron_cpt.runs.processes import (
     ENDED_AT_ONCE,
     INTERRUPTED,
     LAUNCHER,
-    STOP_SIGNALS,
+    give_back_signals,
+    handle_stop_signals,
     hear_stop_signals,
 )
 
-NOT_ASKED, OUT_OF_TIME = 0, 1
+NOT_ASKED, OUT_OF_TIME = 0, 128  # signals have the numbers between
 
 
 class StopRequest:
@@ -53,7 +54,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Takes the signals over. Only the main thread of a process may."""
-        self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._before = handle_stop_signals(self._receive)
         self._wakeups = socket.socketpair()
         for end in self._wakeups:
             end.setblocking(False)
@@ -63,8 +64,7 @@ class StopRequest:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Gives the signals back to whoever handled them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        give_back_signals(self._before)
         signal.set_wakeup_fd(self._fd_before)
         ends, self._wakeups = self._wakeups or (), None
         for end in ends:

@@ -1,11 +1,14 @@
 """Ctrl-C: the first saves and ends with 75, the second ends at once; and of two starts at once one trains."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,37 @@ def test_of_two_starts_at_once_one_trains_and_ctrl_c_saves_it(workshop: Workshop
     assert (status.message or "").startswith(f"SIGINT received: saved after step {status.step} of ")
     assert (run / "checkpoints" / f"step-{status.step:08}" / "complete.json").exists()
     wait_until_gone(everyone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "before"), [(1, []), (2, []), (1, ["nohup"])], ids=["1", "2", "nohup"])
+def test_a_terminal_that_is_closed_saves_the_run(
+    workshop: Workshop, tmp_path: Path, processes: int, before: list[str]
+) -> None:
+    """As by an ssh connection that breaks. Under nohup the run goes on to its end."""
+    run = tmp_path / "run"
+    length = ENDLESS if not before else "training.tokens=40 steps"
+    words = [*before, sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(workshop.write_config(run))]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp(words[0], [*words, length, "--nproc", str(processes)])
+    reader = threading.Thread(target=read_all, args=(terminal,), daemon=True)
+    reader.start()
+    wait_for_checkpoint(run, 4)
+    everyone = descendants(pid)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == (ExitCode.PREEMPTED if not before else ExitCode.DONE)
+    if not before:
+        assert (status_of(run).message or "").startswith("SIGHUP received: saved after step ")
+    wait_until_gone(everyone)
+
+
+def read_all(terminal: int) -> None:
+    """What a terminal shows, to the end of it."""
+    with suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
 
 
 QUICKSTART = """

@@ -63,6 +63,7 @@ def test_a_terminal_that_is_closed_saves_the_run(
     words = [*before, sys.executable, "-m", "megatron_cpt.commands.dispatch", "train", str(workshop.write_config(run))]
     pid, terminal = pty.fork()
     if pid == 0:
+        os.chdir(tmp_path)  # nohup writes here
         os.execvp(words[0], [*words, length, "--nproc", str(processes)])
     reader = threading.Thread(target=read_all, args=(terminal,), daemon=True)
     reader.start()

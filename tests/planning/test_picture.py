@@ -1,4 +1,4 @@
-"""picture.py: what is drawn is what the order gives."""
+"""The ASCII chart of a blend shows what the order gives."""
 
 from megatron_cpt.config.schema import DataSettings, PhaseSettings, SourceSettings
 from megatron_cpt.config.units import Duration

@@ -53,7 +53,7 @@ def model(workshop: Workshop, tmp_path: Path) -> Path:
 def test_transformers_reads_the_same_model(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, model: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Before the first update (the start check) and after the last (the export), on one process and on two."""
+    """Before the first update (the initial loss check) and after the last (the export), on one process and on two."""
     run = tmp_path / "run"
     ranks, layout = (one_rank, ()) if kind in ("base", "llama3") else (two_ranks, ("parallel.tensor=2",))
     path = workshop.write_config(run, model={"hf": str(model)})

@@ -1,4 +1,4 @@
-"""What is seen of a run: boards, traces of steps, the log, and the best checkpoint."""
+"""What is seen of a run: trackers, traces of steps, the log, and the best checkpoint."""
 
 import gzip
 from pathlib import Path

@@ -208,7 +208,7 @@ def match_places(
     """The places of all parameters under the keys that the checkpoint has for them.
 
     Args:
-        places: as Megatron-Core would save them here (stored.stored_places).
+        places: as Megatron-Core would save them here (stored_places).
         sizes: dimensions of the checkpoint's tensors, by key.
     Raises:
         BadInput: tensors are missing, surplus or of another size; every kind is told.
@@ -305,7 +305,7 @@ def some(keys: list[str]) -> str:
 FILES = 2
 
 
-class ReadAsWritten(DefaultSavePlanner):
+class _ReadAsWritten(DefaultSavePlanner):
     """Names what a checkpoint is to hold, and reads each part when its turn to be written comes."""
 
     def __init__(
@@ -367,7 +367,7 @@ def write_streamed(
     """Writes a torch_dist folder in this process alone.
 
     Args:
-        places: of all parameters, by name (stored.stored_places).
+        places: of all parameters, by name (stored_places).
         values: what is stored beside them, by key.
         dtype: that all parameters are stored in.
         read: gives a parameter by its name, in this dtype; called by several threads.
@@ -375,7 +375,7 @@ def write_streamed(
         StorageFault: not all could be written.
         Exception: what `read` raises.
     """
-    planner, writer = ReadAsWritten(places, values, dtype, read), FileSystemWriter(shards, thread_count=FILES)
+    planner, writer = _ReadAsWritten(places, values, dtype, read), FileSystemWriter(shards, thread_count=FILES)
     try:
         table = write({}, storage_writer=writer, planner=planner, no_dist=True)
     except CHECKPOINT_ERRORS as error:

@@ -204,7 +204,7 @@ def differing(optimizer: MegatronOptimizer, written_in: torch.dtype) -> Iterator
         This rank's parameters that were compared, and those of them that differ.
     """
     counts = [0, 0]
-    parts = [part for part in _chained(optimizer) if isinstance(part, DistributedOptimizer)]
+    parts = [part for part in chained_optimizers(optimizer) if isinstance(part, DistributedOptimizer)]
     before = {id(part): vars(part).get(STATE_SETTER) for part in parts}
     for part in parts:
         setter = partial(_compare_and_set, part, getattr(part, STATE_SETTER), written_in, counts)
@@ -254,13 +254,13 @@ def share_main_weights(optimizer: MegatronOptimizer) -> None:
 
     For weights that were loaded in another precision: those of other replicas are rounded still.
     """
-    for part in _chained(optimizer):
+    for part in chained_optimizers(optimizer):
         for chunk in part.model_chunks if isinstance(part, DistributedOptimizer) else ():
             chunk.start_param_sync(force_sync=True)
 
 
-def _chained(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
-    """The optimizers that a chained optimizer chains."""
+def chained_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimizers of a ChainedOptimizer, such as those of dense and of expert parameters; else the one itself."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 

@@ -188,9 +188,9 @@ def _write_weights(
         for weight in shard:
             tensors |= gather_hf_tensors(weight.read(), weight.rule, weight.place, shape, dtypes)
         if tensors:
-            write_shard(folder / file_name(number, len(contents)), tensors)
+            write_shard(folder / _file_name(number, len(contents)), tensors)
             number += 1
-    return {file_name(number, len(contents)): content for number, content in enumerate(contents)}
+    return {_file_name(number, len(contents)): content for number, content in enumerate(contents)}
 
 
 def _fill_shards(
@@ -209,7 +209,7 @@ def _fill_shards(
     return shards
 
 
-def file_name(number: int, files: int) -> str:
+def _file_name(number: int, files: int) -> str:
     """transformers' name of a file, counted from 0."""
     return SINGLE if files == 1 else f"model-{number + 1:05}-of-{files:05}.safetensors"
 

@@ -440,7 +440,7 @@ _ALLOWED = {
 }
 
 
-class TableUnpickler(pickle.Unpickler):
+class _TableUnpickler(pickle.Unpickler):
     """Reads a table of contents and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -454,7 +454,7 @@ def read_table(shards: Path) -> Any:
     path = shards / ".metadata"
     try:
         with path.open("rb") as file:
-            return TableUnpickler(file).load()
+            return _TableUnpickler(file).load()
     except OSError as error:
         raise IntegrityFault(f"{path}: not readable ({error})") from error
     except Exception as error:

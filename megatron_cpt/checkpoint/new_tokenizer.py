@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from tokenizers import AddedToken, Tokenizer
 
 from megatron_cpt.checkpoint.convert import transformers_tokenizer
 from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.tokenizer.formats import json_object
 
 _ALWAYS_STATED = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that transformers fills with an id of the family's first tokenizer where config.json is silent."""
@@ -160,7 +160,7 @@ def token_id_changes(
     """
     changes: dict[str, dict[str, Any]] = {}
     for name in _CONFIGS:
-        fields = _read_object(hf_folder / name)
+        fields = json_object(hf_folder / name)
         asked = [field for field in fields if field.endswith("_token_id")]
         if name == "config.json":
             asked = [*_ALWAYS_STATED, *(field for field in asked if field not in _ALWAYS_STATED)]
@@ -181,7 +181,7 @@ def _role_token(folder: Path, field: str, tokenizer: Tokenizer) -> int | None:
     """The id of the token that a tokenizer's folder gives the role of `eos_token_id` or another such field."""
     role = field.removesuffix("_id")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_object(folder / name).get(role)
+        token = json_object(folder / name).get(role)
         content = token.get("content") if isinstance(token, dict) else token
         number = tokenizer.token_to_id(content) if isinstance(content, str) else None
         if number is not None:
@@ -208,7 +208,7 @@ def check_token_ids(folder: Path, rows: int) -> None:
     """Refuses ids in config.json and generation_config.json that the model has no row for. Raises BadInput."""
     faults = []
     for name in _CONFIGS:
-        for field, value in _read_object(folder / name).items():
+        for field, value in json_object(folder / name).items():
             if not field.endswith("_token_id"):
                 continue
             beyond = [one for one in (value if isinstance(value, list) else [value]) if _is_beyond(one, rows)]
@@ -221,14 +221,3 @@ def check_token_ids(folder: Path, rows: int) -> None:
 def _is_beyond(value: Any, rows: int) -> bool:
     """Whether an id has no row."""
     return isinstance(value, int) and value >= rows
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no such file. Raises BadInput."""
-    if not path.is_file():
-        return {}
-    try:
-        content = orjson.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(Fault(str(path), f"is not JSON ({error}).", "Mend or remove the file.")) from None
-    return content if isinstance(content, dict) else {}

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     refuse_to_replace([output])
     if sys.stdin.isatty():
         _ask(args)
-    written = first_run(_told(args))
+    written = first_run(_first_run(args))
     write_durably(output, run_text(_HEADER, written.entries))
     print(f"wrote {output}")
     for note in written.notes:
@@ -90,7 +90,7 @@ def _ask(args: argparse.Namespace) -> None:
             setattr(args, name, answer if name == "model" else answer.split())
 
 
-def _told(args: argparse.Namespace) -> FirstRun:
+def _first_run(args: argparse.Namespace) -> FirstRun:
     faults = [
         Fault(f"--{name}", "was not given.", remedy)
         for name, remedy in (

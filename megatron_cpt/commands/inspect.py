@@ -9,7 +9,7 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import Manifest, load_manifest, read_score, scores_beside, verify_dataset
-from megatron_cpt.corpus.stream import shown, tokenizer_of
+from megatron_cpt.corpus.stream import preview, tokenizer_of
 from megatron_cpt.quality.score import histogram_lines
 
 _COUNTS = (
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         print(_histograms(args.prefix, manifest, dataset))
     tokenizer = tokenizer_of(manifest, args.tokenizer)
     for number in range(min(args.show, dataset.documents)):
-        print(f"\n--- document {number}\n{shown(dataset.document(number), tokenizer, _SHOWN_TOKENS)}")
+        print(f"\n--- document {number}\n{preview(dataset.document(number), tokenizer, _SHOWN_TOKENS)}")
     if args.verify:
         print("\nverified: index and data hashes, ids, document ends")
     return 0

@@ -1,4 +1,4 @@
-"""The command lines of all commands: one look of their help, and completion for shells."""
+"""The command lines of all commands: one look of their help, types of arguments, completion for shells."""
 
 import argparse
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from megatron_cpt.config.errors import BadInput, Fault
 
-SHELLS = ("bash", "zsh")
+_SHELLS = ("bash", "zsh")
 _WIDTH = 100
 """Characters of a line of help."""
 
@@ -28,13 +28,21 @@ def command_parser(name: str, description: str | None, *examples: str) -> argpar
     )
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, as an argument's `type`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def completion(shell: str, commands: Mapping[str, str]) -> str:
     """The completion script of a shell for all commands (name to summary), made by shtab from their parsers.
 
     Raises BadInput for an unknown shell, and where shtab is not installed.
     """
-    if shell not in SHELLS:
-        rule = f"is no shell that completions are written for: {', '.join(SHELLS)}."
+    if shell not in _SHELLS:
+        rule = f"is no shell that completions are written for: {', '.join(_SHELLS)}."
         raise BadInput(Fault(f"--print-completion {shell}", rule, "Write one of them."))
     if importlib.util.find_spec("shtab") is None:
         rule = "needs shtab, which is not installed."

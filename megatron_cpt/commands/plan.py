@@ -205,12 +205,12 @@ def _simulated_rank(config: RunConfig, rank: int, world: int, gpu: str) -> Simul
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(dump_config(config))
-        command = simulation_command([str(path), str(rank), str(world), gpu])
+        command = _simulation_command([str(path), str(rank), str(world), gpu])
         ended = subprocess.run(command, env=_without_gpu(), capture_output=True, check=True)
     return TypeAdapter(SimulatedRank).validate_json(ended.stdout)
 
 
-def simulation_command(words: Sequence[str]) -> list[str]:
+def _simulation_command(words: Sequence[str]) -> list[str]:
     """The command of a process that simulates a rank."""
     return [sys.executable, "-W", "ignore", "-m", "megatron_cpt.simulation", *words]
 

@@ -5,14 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.commands.parsers import command_parser, positive
 from megatron_cpt.config.errors import BadInput, Fault, printable
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import expand_paths
 from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
 from megatron_cpt.preparation.dry_run import DryRun, dry_run
-from megatron_cpt.preparation.inputs import told_not_read
+from megatron_cpt.preparation.inputs import not_read_line
 from megatron_cpt.preparation.job import (
     PrepareSettings,
     contaminated_path,
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         choices=["responses", "all"],
         help="what of conversations counts in the loss (default responses: what the assistant says)",
     )
-    top.add_argument("--max-length", type=_positive, metavar="TOKENS", help="longer conversations are rejected")
+    top.add_argument("--max-length", type=positive, metavar="TOKENS", help="longer conversations are rejected")
     top.add_argument("--truncate", action="store_true", help="or cut behind the last answer with which they fit")
     top.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
     top.add_argument(
@@ -197,10 +197,10 @@ def parser() -> argparse.ArgumentParser:
         help="count: only list and count such documents (default remove)",
     )
     top.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
-    top.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: the cores)")
+    top.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: the cores)")
     top.add_argument(
         "--worker-timeout",
-        type=_positive,
+        type=positive,
         default=PATIENCE_SECONDS,
         metavar="SECONDS",
         help="give up a worker that has done nothing for so long (default: %(default)g)",
@@ -216,20 +216,13 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--limit",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="dry run: show what becomes of the first N documents, write nothing; copies are not looked for",
     )
     top.add_argument("--overwrite", action="store_true", help="replace a finished dataset that was made otherwise")
     top.add_argument("--quiet", action="store_true", help="no progress bar")
     return top
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 def _shard(text: str) -> Shard:
@@ -266,7 +259,7 @@ def summary(prepared: Prepared, output: Path) -> str:
         lines.append(_line(validation_prefix(output), prepared.validation))
     lines += _not_said(prepared.training.unknown_share, prepared.training.lost_share)
     if prepared.training.not_read:
-        lines.append(told_not_read(prepared.training.not_read))
+        lines.append(not_read_line(prepared.training.not_read))
     if prepared.training.rejected:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
     if prepared.training.filtered:

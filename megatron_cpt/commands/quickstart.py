@@ -16,11 +16,11 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.quickstart.base_folder import write_base_folder
 from megatron_cpt.quickstart.corpora import standard_library, write_corpora
 from megatron_cpt.runs.folder import ExitCode, write_durably
-from megatron_cpt.runs.processes import give_back_signals, handle_stop_signals
+from megatron_cpt.runs.processes import handle_stop_signals, restore_signal_handlers
 
-OUT = Path("quickstart")
-CORPORA = ("general", "domain")
-SUBSET_TOKENS = "120K"
+_OUT = Path("quickstart")
+_CORPORA = ("general", "domain")
+_SUBSET_TOKENS = "120K"
 
 
 class _StageFailed(Exception):
@@ -38,39 +38,39 @@ def main(arguments: list[str]) -> int:
     """Runs all stages here. Returns the exit code of the first that fails."""
     args = parser().parse_args(arguments)
     try:
-        run_stages(args.overrides)
+        _run_stages(args.overrides)
     except _StageFailed as failed:
         return int(failed.args[0])
     return ExitCode.DONE
 
 
-def run_stages(overrides: Sequence[str]) -> None:
+def _run_stages(overrides: Sequence[str]) -> None:
     """Corpora, datasets, three runs, the comparison with transformers, the report."""
     started = time.perf_counter()
-    OUT.mkdir(exist_ok=True)
-    make_corpora()
-    for name in CORPORA:
+    _OUT.mkdir(exist_ok=True)
+    _make_corpora()
+    for name in _CORPORA:
         prepare(name)
-    select_subset()
+    _select_subset()
     train("base", "pretrain the base model on general text; 2 processes", overrides, processes=2)
     train("naive", "continue it on the domain alone, no replay", overrides)
     train("mitigated", "continue it on a subset for several epochs, with replay; 2 processes", overrides, processes=2)
     stage("compare the exported model's logits in transformers with Megatron's")
-    newest = sorted((OUT / "mitigated/checkpoints").glob("step-*"))[-1]
-    call("convert", "verify", str(newest), str(OUT / "mitigated/hf"))
+    newest = sorted((_OUT / "mitigated/checkpoints").glob("step-*"))[-1]
+    call("convert", "verify", str(newest), str(_OUT / "mitigated/hf"))
     stage("report")
-    call("report", str(OUT / "naive"), str(OUT / "mitigated"), "--output", str(OUT), "--png")
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. Open {OUT / 'report.html'}")
+    call("report", str(_OUT / "naive"), str(_OUT / "mitigated"), "--output", str(_OUT), "--png")
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Open {_OUT / 'report.html'}")
 
 
-def make_corpora() -> None:
+def _make_corpora() -> None:
     """Writes both corpora, and the tokenizer and model description made from them."""
     stage("corpora from Python's own standard library, and a tokenizer")
-    corpora = [OUT / "text" / f"{name}.jsonl" for name in CORPORA]
+    corpora = [_OUT / "text" / f"{name}.jsonl" for name in _CORPORA]
     if not all(corpus.is_file() for corpus in corpora):
-        write_corpora(standard_library(), OUT / "text")
-    if not (OUT / "base-config/config.json").is_file():
-        write_base_folder(corpora, OUT / "base-config")
+        write_corpora(standard_library(), _OUT / "text")
+    if not (_OUT / "base-config/config.json").is_file():
+        write_base_folder(corpora, _OUT / "base-config")
     for corpus in corpora:
         print(f"{corpus}: {corpus.stat().st_size / 1e6:.1f} MB")
 
@@ -78,24 +78,24 @@ def make_corpora() -> None:
 def prepare(name: str) -> None:
     """Documents to tokens, 4 % of the documents held out for validation."""
     stage(f"prepare {name}")
-    corpus, prefix = OUT / "text" / f"{name}.jsonl", OUT / "data" / name
-    call("prepare", str(corpus), "--tokenizer", str(OUT / "base-config"), "--output", str(prefix), "--holdout", "4%")
+    corpus, prefix = _OUT / "text" / f"{name}.jsonl", _OUT / "data" / name
+    call("prepare", str(corpus), "--tokenizer", str(_OUT / "base-config"), "--output", str(prefix), "--holdout", "4%")
 
 
-def select_subset() -> None:
+def _select_subset() -> None:
     """A fixed random subset of the domain. (With a score beside the dataset: `--by ngram --keep lowest`.)"""
-    name = OUT / "data/domain-subset"
+    name = _OUT / "data/domain-subset"
     stage("select a subset of the domain")
     if name.with_name(f"{name.name}.selection.json").is_file():
         print(f"{name}.selection.json is there")
         return
-    call("select", str(OUT / "data/domain"), "--tokens", SUBSET_TOKENS, "--keep", "random", "--output", str(name))
+    call("select", str(_OUT / "data/domain"), "--tokens", _SUBSET_TOKENS, "--keep", "random", "--output", str(name))
 
 
 def train(name: str, what: str, overrides: Sequence[str], processes: int = 1) -> None:
     """One run, described by NAME.yaml. A file that a user has changed stays as it is."""
     stage(what)
-    config = OUT / f"{name}.yaml"
+    config = _OUT / f"{name}.yaml"
     if not config.exists():
         write_durably(config, files("megatron_cpt.quickstart").joinpath(config.name).read_text())
     call("train", str(config), *overrides, "--nproc", str(processes))
@@ -118,6 +118,6 @@ def call(*words: str) -> None:
     try:
         code = process.wait()
     finally:
-        give_back_signals(before)
+        restore_signal_handlers(before)
     if code:
         raise _StageFailed(code if code > 0 else ExitCode.OTHER)

@@ -107,7 +107,7 @@ class Ranks:
         finally:
             os.close(report)
 
-    def tell(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Sends a signal to the ranks, not to torchrun; torchrun that has not started them yet is ended."""
         ranks = children(self._program.pid) if self._processes > 1 else [self._program.pid]
         for pid in ranks:
@@ -118,7 +118,7 @@ class Ranks:
 
     def kill(self) -> None:
         """Ends them at once."""
-        self.tell(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self._end()
 
     def _end(self) -> None:

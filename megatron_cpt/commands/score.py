@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.commands.parsers import command_parser, positive
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.quality.learned import Sides, classifier_method, importance_method
@@ -92,25 +92,18 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
     top.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
-    top.add_argument("--buckets", type=_positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
+    top.add_argument("--buckets", type=positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
     top.add_argument("--checkpoint", metavar="CHECKPOINT_OR_HF", help="model: RUN/checkpoints/step-..., or HF folder")
-    top.add_argument("--micro-batch-size", type=_positive, default=8, metavar="N", help="model: windows at a time")
+    top.add_argument("--micro-batch-size", type=positive, default=8, metavar="N", help="model: windows at a time")
     top.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="model: of its weights")
-    top.add_argument("--nproc", type=_positive, default=1, metavar="N", help="model: processes on this machine")
-    top.add_argument("--tensor", type=_positive, default=1, metavar="N", help="model: tensor-parallel size")
-    top.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="model: pipeline stages")
+    top.add_argument("--nproc", type=positive, default=1, metavar="N", help="model: processes on this machine")
+    top.add_argument("--tensor", type=positive, default=1, metavar="N", help="model: tensor-parallel size")
+    top.add_argument("--pipeline", type=positive, default=1, metavar="N", help="model: pipeline stages")
     top.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
-    top.add_argument("--workers", type=_positive, default=os.cpu_count(), help="threads (default: the cores)")
+    top.add_argument("--workers", type=positive, default=os.cpu_count(), help="threads (default: the cores)")
     top.add_argument("--overwrite", action="store_true", help="replace a score of this name that was made otherwise")
     top.add_argument("--quiet", action="store_true", help="no progress bar")
     return top
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 def _finite(text: str) -> float:

@@ -5,7 +5,7 @@ import argparse
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.units import parse_count, parse_share
-from megatron_cpt.corpus.stream import shown, tokenizer_of
+from megatron_cpt.corpus.stream import preview, tokenizer_of
 from megatron_cpt.quality.select import KEEPS, Chosen, HowMany, select
 
 _SHOWN_TOKENS = 80
@@ -93,6 +93,6 @@ def _summary(chosen: Chosen) -> str:
     for example in chosen.examples:
         score = "" if example.score is None else f", {how['by']} {example.score:.6g}"
         tokenizer = tokenizer_of(example.dataset.manifest)
-        text = shown(example.dataset.dataset.document(example.document), tokenizer, _SHOWN_TOKENS)
+        text = preview(example.dataset.dataset.document(example.document), tokenizer, _SHOWN_TOKENS)
         lines.append(f"\n--- {example.dataset.prefix}, document {example.document:,}{score}\n{text}")
     return "\n".join(lines)

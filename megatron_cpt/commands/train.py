@@ -38,8 +38,8 @@ from megatron_cpt.runs.processes import (
     adopt_orphans,
     children,
     end_all,
-    give_back_signals,
     handle_stop_signals,
+    restore_signal_handlers,
     stop_signals_held,
     this_process,
 )
@@ -115,23 +115,33 @@ def _end_of(
     config: RunConfig,
     processes: int,
 ) -> Status:
-    """How a run ended: by its own status, or for a process that could not write it any more."""
+    """The status of a run after its processes have ended.
+
+    That is the status which the run wrote, unless a signal ended a rank, or the run, before it could write one.
+
+    Args:
+        status: the newest in the run folder.
+        code: exit code of the processes.
+        death: the rank that a signal ended.
+        signals: what this process received, in order.
+        processes: ranks of the run.
+    """
     newest = newest_checkpoint(folder.checkpoints)
     onward = f"The same command goes on from {newest}." if newest else "The same command begins again."
-    told = status.exit_code is not None
+    has_ended = status.exit_code is not None  # the run wrote its own end
 
     def failed(message: str, exit_code: int = ExitCode.OTHER) -> Status:
         whole = f"{message} {onward} The log is {folder.log}."
         return Status("failed", int(exit_code), whole, status.step, status.tokens)
 
     if signals.count(signal.SIGINT) > 1:
-        return status if told and not is_defect(status) else failed(ENDED_AT_ONCE)
-    if death is not None and (not told or is_defect(status)):
+        return status if has_ended and not is_defect(status) else failed(ENDED_AT_ONCE)
+    if death is not None and (not has_ended or is_defect(status)):
         cut = _changed_files(config, processes) if death.signal_name == "SIGBUS" else None
-        others = f" After that, {status.message}." if told else ""
+        others = f" After that, {status.message}." if has_ended else ""
         message = f"{death}.{f' Found now: {cut}' if cut else ''}{others}"
         return failed(message, ExitCode.INTEGRITY if isinstance(cut, IntegrityFault) else ExitCode.OTHER)
-    if told:
+    if has_ended:
         return status
     if signals and status.state == "starting":
         message = f"stopped before training began. {onward}"
@@ -141,7 +151,7 @@ def _end_of(
 
 
 def _changed_files(config: RunConfig, processes: int) -> Exception | None:
-    """What is wrong with the files of a run by now, if anything is."""
+    """The error that planning the run meets now, as where a dataset was cut while it was mapped; None without one."""
     try:
         make_plan(config, processes)
     except Exception as error:
@@ -151,7 +161,7 @@ def _changed_files(config: RunConfig, processes: int) -> Exception | None:
 
 
 class _Signals:
-    """STOP_SIGNALS that this process receives while it is open as a context, for the ranks that it starts."""
+    """Context manager that collects the STOP_SIGNALS of this process and forwards them to the ranks that it starts."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -163,28 +173,28 @@ class _Signals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        give_back_signals(self._before)
+        restore_signal_handlers(self._before)
 
-    def pass_on_to(self, ranks: Ranks) -> None:
-        """From now on the ranks hear of each, those too that came before; the second SIGINT ends them."""
+    def forward_to(self, ranks: Ranks) -> None:
+        """Forwards signals to the ranks from now on, also those received before. The second SIGINT kills the ranks."""
         self._ranks = ranks
         for number in tuple(self.received):
-            self._tell(number)
+            self._forward(number)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received.append(number)
         if number == signal.SIGINT and self.received.count(number) == 1:
             with suppress(OSError):  # a terminal that is gone
                 print(f"megatron-cpt train: {INTERRUPTED}", file=sys.stderr, flush=True)
-        self._tell(number)
+        self._forward(number)
 
-    def _tell(self, number: int) -> None:
+    def _forward(self, number: int) -> None:
         if self._ranks is None:
             return
         if self.received.count(signal.SIGINT) > 1:
             self._ranks.kill()
         else:
-            self._ranks.tell(number)
+            self._ranks.send_signal(number)
 
 
 def _run_and_forward(args: argparse.Namespace, signals: _Signals) -> tuple[int, Death | None]:
@@ -203,7 +213,7 @@ def _run_and_forward(args: argparse.Namespace, signals: _Signals) -> tuple[int, 
         with stop_signals_held():
             words = [args.config, *args.overrides]
             ranks = Ranks(args.nproc, "megatron_cpt.train", words, environment, args.max_restarts)
-        signals.pass_on_to(ranks)
+        signals.forward_to(ranks)
         return ranks.wait(), ranks.death()
     finally:
         end_all(set(children(os.getpid())) - ours)

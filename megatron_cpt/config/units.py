@@ -37,7 +37,7 @@ class RampPiece:
     steps: int
     """How many."""
     size: int
-    """Of each, in the unit of the batches."""
+    """Size of each, in the unit of the batches."""
 
 
 Ramp = tuple[RampPiece, ...]
@@ -48,12 +48,12 @@ class Batches:
     """The sizes of all steps, in sequences, or all in tokens."""
 
     size: int
-    """Of a step after the ramp; at the end of the run."""
+    """Of every step after the ramp."""
     ramp: Ramp = ()
-    """The pieces before."""
+    """The smaller steps before, in order."""
 
     def total(self, steps: int) -> int:
-        """What the first `steps` steps take together."""
+        """The sum of the first `steps` steps."""
         taken = 0
         for piece in self.ramp:
             if steps <= piece.steps:
@@ -83,11 +83,11 @@ class Batches:
         return before + (amount - self.total(before) + size // 2) // size
 
     def next_end(self, amount: int) -> int:
-        """What has been taken at the end of the step in which an amount of at least 1 is reached."""
+        """The total at the end of the step in which an amount of at least 1 is reached."""
         return self.total(self.whole_steps(amount - 1) + 1)
 
     def last_end(self, amount: int) -> int:
-        """What the steps take that an amount is enough for."""
+        """The total at the end of the last step that an amount is enough for."""
         return self.total(self.whole_steps(amount))
 
     def after(self, steps: int) -> "Batches":
@@ -100,7 +100,7 @@ class Batches:
         return Batches(self.size, tuple(left))
 
     def times(self, factor: int) -> "Batches":
-        """The batches in a unit of which each present one is `factor`: of sequences in tokens."""
+        """All sizes times `factor`: with the tokens of a sequence, batches in tokens from batches in sequences."""
         pieces = tuple(replace(piece, size=piece.size * factor) for piece in self.ramp)
         return Batches(self.size * factor, pieces)
 

@@ -46,7 +46,7 @@ from megatron_cpt.runs.folder import (
 DOCUMENTS = "documents"
 """The column that prepare writes."""
 DOCUMENT_RECORD = np.dtype([("content_hash", "<u8"), ("bytes", "<i8")])
-"""Of each document: 64-bit hash of its text (holdout.py), UTF-8 bytes of its text."""
+"""Of each document: 64-bit hash of its text (sorted_runs.content_hash), UTF-8 bytes of its text."""
 LOSS_SPANS = "loss_spans"
 """The array that prepare writes of conversations (loss_mask.py). It is no column: a document has any number of them."""
 LOSS_SPAN = np.dtype([("begin", "<i8"), ("end", "<i8")])
@@ -169,7 +169,7 @@ class Content:
     whole_sha256: str | None
     """SHA-256 of PREFIX.bin; None: it was never read whole."""
     samples_sha256: str | None
-    """`sample_identity`; None: a version before did not take samples."""
+    """`_sample_identity`; None: an earlier version took no samples."""
 
     def is_same(self, other: "Content") -> bool | None:
         """Whether both are of the same tokens: by all of them where that is known, else by samples. None: not known."""
@@ -203,7 +203,7 @@ class Manifest:
     tokens_per_word: float | None = None
     """Tokens a word, of a sixteenth of the documents, by a hash of their content; words as blanks part them."""
     tokenizer: str | None = None
-    """Tokenizer identity: hash of what determines ids (tokenize.py)."""
+    """Tokenizer identity: hash of what determines ids (tokenizer/formats.py)."""
     tokenizer_folder: str | None = None
     """Where the tokenizer was, for people; the identity decides."""
     eod: int | None = None
@@ -236,13 +236,13 @@ class Manifest:
     contaminated: int | None = None
     """Documents left out because they overlap evaluation items (PREFIX.contaminated.jsonl); None: not compared."""
     data_sha256: str
-    """SHA-256 of PREFIX.bin, by which its content is known; of samples of it where `sampled` (`sample_identity`)."""
+    """SHA-256 of PREFIX.bin, by which its content is known; of samples of it where `sampled` (`_sample_identity`)."""
     sampled: bool = False
     """Whether the pair was made elsewhere and is known by samples."""
     whole_sha256: str | None = None
     """SHA-256 of PREFIX.bin, where `data_sha256` is of samples and all was read since (`inspect --verify`)."""
     samples_sha256: str | None = None
-    """`sample_identity` of a pair that is known by all of it; None also where a version before did not take samples."""
+    """`_sample_identity` of a pair that is known by all of it; None also where an earlier version took no samples."""
     index_sha256: str
     """SHA-256 of PREFIX.idx."""
     documents_sha256: str | None = None
@@ -345,7 +345,7 @@ def compare_samples(dataset: IndexedDataset, manifest: Manifest) -> None:
 
 
 def _sampled(dataset: IndexedDataset) -> str:
-    return sample_identity(dataset.index_sha256, dataset.token_count, dataset.samples())
+    return _sample_identity(dataset.index_sha256, dataset.token_count, dataset.samples())
 
 
 def _describe_foreign(dataset: IndexedDataset) -> Manifest:
@@ -359,7 +359,7 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
         documents=dataset.documents,
         tokens=dataset.token_count,
         dtype=dataset.dtype.name,
-        data_sha256=sample_identity(dataset.index_sha256, dataset.token_count, samples),
+        data_sha256=_sample_identity(dataset.index_sha256, dataset.token_count, samples),
         sampled=True,
         index_sha256=dataset.index_sha256,
         largest_id=max((int(sample.max()) for sample in samples), default=None),
@@ -368,7 +368,7 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
     )
 
 
-def sample_identity(index_sha256: str, tokens: int, samples: Sequence[npt.NDArray[Any]]) -> str:
+def _sample_identity(index_sha256: str, tokens: int, samples: Sequence[npt.NDArray[Any]]) -> str:
     """SHA-256 of what a dataset is known by without reading all of it: its index, the count of its tokens, samples.
 
     Args:
@@ -381,12 +381,12 @@ def sample_identity(index_sha256: str, tokens: int, samples: Sequence[npt.NDArra
 
 
 def samples_of(prefix: str | Path, index_sha256: str) -> str:
-    """`sample_identity` of a dataset that was just written with that index."""
+    """`_sample_identity` of a dataset that was just written with that index."""
     return _sampled(IndexedDataset(prefix, checked=index_sha256, compared=False))
 
 
 def samples_sha256(dataset: IndexedDataset, manifest: Manifest) -> str:
-    """`sample_identity` of a dataset; its samples are read where a manifest of a version before does not tell it."""
+    """`_sample_identity` of a dataset; its samples are read where the manifest of an earlier version has none."""
     return manifest.content.samples_sha256 or _sampled(dataset)
 
 

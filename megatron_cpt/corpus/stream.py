@@ -56,7 +56,7 @@ def tokenizer_of(manifest: Manifest, folder: str | None = None) -> Tokenizer | N
     return tokenizer if tokenizer.identity == manifest.tokenizer else None
 
 
-def shown(ids: npt.NDArray[Any], tokenizer: Tokenizer | None, most: int) -> str:
+def preview(ids: npt.NDArray[Any], tokenizer: Tokenizer | None, most: int) -> str:
     """The beginning of a document, `most` tokens of it: as text, or as ids where no tokenizer is there."""
     more = "" if len(ids) <= most else f" ... ({len(ids):,} tokens)"
     head = ids[:most].tolist()

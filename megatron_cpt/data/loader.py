@@ -26,7 +26,7 @@ from megatron_cpt.mixture.phases import source_of
 
 @dataclass(frozen=True)
 class Slots:
-    """How a global batch is divided. A slot is (micro batch, data-parallel rank, place), counted in that order."""
+    """How a global batch is divided over (micro batch, data-parallel rank, place), numbered in that order."""
 
     global_batch_size: int
     """Sequences of a global batch."""
@@ -51,8 +51,8 @@ def rank_indices(slots: Slots, first_index: int, seed: int) -> npt.NDArray[np.in
     """
     micro_batch, place = np.ogrid[: slots.micro_batches, : slots.micro_batch_size]
     slot = (micro_batch * slots.data_size + slots.data_rank) * slots.micro_batch_size + place
-    dealt = permute(slot.ravel(), slots.global_batch_size, key_of("global batch", seed, first_index))
-    return first_index + dealt.astype(np.int64).reshape(slot.shape)
+    permuted = permute(slot.ravel(), slots.global_batch_size, key_of("global batch", seed, first_index))
+    return first_index + permuted.astype(np.int64).reshape(slot.shape)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def make_batch(
 
     Args:
         windows: int64 [b, s + 1], a sequence and the token after it.
-        scored: int64 [b], how many leading labels of each sequence are there to count in the loss.
+        scored: int64 [b], how many labels of each sequence, from its first on, may count in the loss.
         sources: int64 [b], which source each is from.
         document_starts: for each sequence, where documents begin in it; None lets attention cross documents.
         loss_mask: bool [b, s], which of these labels do count (loader.py); None: all.
@@ -139,7 +139,7 @@ class TrainingData:
     order: SampleOrder
     """Index of the run to (source, sequence)."""
     streams: Sequence[TokenStream]
-    """One a source, in the order's order."""
+    """One for each source, by its number in `order`."""
     slots: Slots
     """This rank's part of a global batch, after the ramp."""
     sequence_length: int
@@ -149,8 +149,7 @@ class TrainingData:
     within_documents: bool = False
     """Whether attention stays within documents."""
     label_masks: Sequence[LabelMask] = ()
-    """What does not count of each stream's labels; empty: all count."""
-
+    """Which labels of each stream do not count in the loss; empty: all count."""
     ramp: Ramp = ()
     """The smaller global batches at the beginning of the run, in sequences."""
 
@@ -201,7 +200,7 @@ _AHEAD = 4
 
 
 class BatchReader:
-    """Reads a rank's micro batches ahead in a thread, while it is open as a context: those of the next step, too."""
+    """Reads a rank's micro batches ahead in a thread, also those of the next step. A context manager."""
 
     def __init__(self, data: TrainingData, device: torch.device, first_indices: Iterable[int]) -> None:
         """Args: `first_indices`, where the global batches begin in the order, one after the other."""

@@ -41,7 +41,7 @@ def stage_memories(shape: ModelShape, config: RunConfig, world_size: int) -> lis
     With P the rank's parameters, w bytes a weight and D data-parallel ranks: w P for weights, 4 P for
     gradients, 8 P for moments and 4 P for main parameters (bf16 alone), the last two divided by D with
     the distributed optimizer (arXiv:1910.02054), those of experts by D over the expert-parallel size.
-    Activations: activation_bytes.
+    Activations: _activation_bytes.
     """
     parallel = config.parallel
     sharing = max(world_size // (parallel.tensor * parallel.pipeline), 1)  # ranks of data and context parallel
@@ -56,13 +56,13 @@ def stage_memories(shape: ModelShape, config: RunConfig, world_size: int) -> lis
             parameters=weight * (dense + experts),
             gradients=4 * (dense + experts),
             optimizer=-(-state * dense // shards) + -(-state * experts // expert_shards),
-            activations=activation_bytes(shape, config, stage, max(sharing // parallel.context, 1)),
+            activations=_activation_bytes(shape, config, stage, max(sharing // parallel.context, 1)),
         )
 
     return [stage_memory(stage) for stage in range(parallel.pipeline)]
 
 
-def activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas: int) -> int:
+def _activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas: int) -> int:
     """Bytes of activations on a stage, at its fullest.
 
     What its layers keep (layer_bytes) for each chunk in flight (chunks_in_flight), and the larger of two: what the last

@@ -33,9 +33,9 @@ from megatron_cpt.model.forward import add_z_loss
 from megatron_cpt.model.layers import (
     block_spec,
     engine_has,
+    no_rope_freq,
     norms_queries,
     transformer_engine_usable,
-    unturned_marks,
     window_fields,
 )
 from megatron_cpt.model.mcore_patches import (
@@ -172,7 +172,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "qk_layernorm": shape.query_key_norm,
         "softmax_scale": score_scale(shape),
         **window_fields(shape),
-        "no_rope_freq": unturned_marks(shape),
+        "no_rope_freq": no_rope_freq(shape),
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": _ACTIVATIONS[shape.activation],
         **(_expert_fields(shape, options.by_engine(shape)) if shape.experts else {}),
@@ -221,7 +221,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
 
 
 def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
-    """What TransformerConfig is told of layers with experts."""
+    """The fields of TransformerConfig for layers with experts."""
     return {
         "num_moe_experts": shape.experts,
         "moe_router_topk": shape.experts_per_token,
@@ -237,7 +237,7 @@ def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
 
 
 def _pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
-    """What TransformerConfig is told of pipeline stages."""
+    """The fields of TransformerConfig for pipeline stages."""
     fields: dict[str, Any] = {"pipeline_model_parallel_size": parallel.pipeline}
     if parallel.virtual_pipeline > 1:
         fields |= {
@@ -250,7 +250,7 @@ def _pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
 
 
 def _recompute_fields(shape: ModelShape, recompute: Recompute) -> dict[str, Any]:
-    """What TransformerConfig is told of activations that are computed again."""
+    """The fields of TransformerConfig for activation recomputation."""
     match recompute:
         case "full":
             return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -376,7 +376,7 @@ def inner_model(chunk: torch.nn.Module) -> LanguageModule:
 
 
 def freeze(model: Sequence[LanguageModule], shape: ModelShape, frozen: FrozenSettings) -> None:
-    """Takes the frozen parts of this rank's model out of training, before it is wrapped.
+    """Sets requires_grad to False in the frozen parts of this rank's model, before it is wrapped.
 
     They get no gradient, no optimizer state and no weight decay; the final norm is always trained.
     """

@@ -30,11 +30,11 @@ from megatron_cpt.parallel.patches import replace_name
 
 MCORE_LINEAR = layers.linear_with_grad_accumulation_and_async_allreduce
 MCORE_ROTATION: Callable[..., Tensor] = rope_utils._apply_rotary_pos_emb_bshd
-MCORE_LOSS: Callable[..., Tensor] = LanguageModule.compute_language_model_loss
+_MCORE_LOSS: Callable[..., Tensor] = LanguageModule.compute_language_model_loss
 
 
 def install_cpu_kernels() -> None:
-    """Has Megatron-Core use all that follows from now on, in this process; nothing where a GPU is used."""
+    """Replaces kernels of Megatron-Core by those of this file in this process; build_model calls it on CPUs alone."""
     if groups.device().type != "cpu" or are_installed():
         return
     if torch.backends.mkldnn.is_available():
@@ -44,7 +44,7 @@ def install_cpu_kernels() -> None:
         )
     replace_name("megatron.core.tensor_parallel.layers", "fused_weight_gradient_mlp_cuda", Products)
     replace_name("megatron.core.models.common.embeddings.rope_utils", "_apply_rotary_pos_emb_bshd", rotate)
-    replace_name(LanguageModule.__module__, "LanguageModule.compute_language_model_loss", language_model_loss)
+    replace_name(LanguageModule.__module__, "LanguageModule.compute_language_model_loss", _language_model_loss)
     replace_name("megatron.core.optimizer.clip_grads", "l2_norm_impl", gradient_norm)
     replace_name("megatron.core.optimizer.clip_grads", "multi_tensor_scale_impl", scale_in_place)
     replace_name("megatron.core.transformer.mlp", "bias_swiglu_impl", swiglu)
@@ -56,14 +56,17 @@ def are_installed() -> bool:
 
 
 def add_weight_gradients_in_products(model: Sequence[DistributedDataParallel]) -> None:
-    """Has the linear layers of a model that has its buffers add to them by `Products`, if the kernels are installed."""
+    """Has linear layers add weight gradients to their buffers by `Products`, if the kernels are installed.
+
+    The model is wrapped for training and has its buffers.
+    """
     for module in (module for chunk in model if are_installed() for module in chunk.modules()):
         if hasattr(module, "gradient_accumulation_fusion"):
             module.gradient_accumulation_fusion = True
 
 
 class Products:
-    """In the place of apex's module, by its names."""
+    """Stands in for apex's module of fused weight gradients, with the names of its functions."""
 
     @staticmethod
     def wgrad_gemm_accum_fp32(inputs: Tensor, gradient: Tensor, buffer: Tensor) -> None:
@@ -217,11 +220,11 @@ def swiglu(gate_up: Tensor, bias: Tensor | None, *storage: bool) -> Tensor:
         bias: [2 ffn], added before; or None.
         storage: in what form Megatron-Core's own would keep its input: on a CPU as it is.
     """
-    return Swiglu.apply(gate_up if bias is None else gate_up + bias)
+    return _Swiglu.apply(gate_up if bias is None else gate_up + bias)
 
 
-class Swiglu(torch.autograd.Function):
-    """As `gated_silu` without a bias."""
+class _Swiglu(torch.autograd.Function):
+    """As `swiglu` without a bias."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -249,9 +252,9 @@ def cross_entropy_is_enabled() -> bool:
     return are_installed() and groups.tensor_size() == 1
 
 
-def language_model_loss(model: LanguageModule, labels: Tensor, logits: Tensor) -> Tensor:
+def _language_model_loss(model: LanguageModule, labels: Tensor, logits: Tensor) -> Tensor:
     """LanguageModule.compute_language_model_loss: nats of each label, fp32 [b, s]. Shapes are those of `label_nats`."""
-    return label_nats(labels, logits) if groups.tensor_size() == 1 else MCORE_LOSS(model, labels, logits)
+    return label_nats(labels, logits) if groups.tensor_size() == 1 else _MCORE_LOSS(model, labels, logits)
 
 
 def label_nats(labels: Tensor, logits: Tensor) -> Tensor:
@@ -261,11 +264,11 @@ def label_nats(labels: Tensor, logits: Tensor) -> Tensor:
         labels: int64 [b, s].
         logits: [s, b, vocabulary]; written over.
     """
-    rows = CrossEntropy.apply(logits.float().flatten(0, 1), labels.transpose(0, 1).flatten())
+    rows = _CrossEntropy.apply(logits.float().flatten(0, 1), labels.transpose(0, 1).flatten())
     return rows.view(logits.shape[:2]).transpose(0, 1).contiguous()
 
 
-class CrossEntropy(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     """Logits, fp32 [rows, vocabulary], and labels, int64 [rows], to nats, fp32 [rows]."""
 
     @staticmethod

@@ -140,7 +140,10 @@ def run_schedule(
     sequence_length: int,
     backward: bool,
 ) -> list[Any]:
-    """What a step keeps of each micro batch, on the last pipeline stage; an empty list on the others.
+    """Runs micro batches through Megatron-Core's pipeline schedule.
+
+    Returns what `step` keeps of each, on the last pipeline stage; an empty list on the others.
+
 
     Args:
         model: the chunks that this rank holds, in order. With several, an interleaved pipeline, the micro
@@ -168,7 +171,7 @@ def run_schedule(
 
 
 def own_tokens(batch: Batch) -> Batch:
-    """What this rank sees of a micro batch: all of it, unless ranks share sequences."""
+    """What this rank sees of a micro batch: all of it, or its part of each sequence under context parallelism."""
     return replace(
         batch,
         tokens=own_part(batch.tokens),
@@ -188,7 +191,7 @@ def _filled_up(batches: Iterator[Batch], missing: int) -> Iterator[Batch]:
 
 @contextmanager
 def without_dropout(model: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """The model as it is evaluated; afterwards as it was."""
+    """The model in evaluation mode, and afterwards as it was."""
     training = model[0].training
     for chunk in model:
         chunk.eval()
@@ -209,11 +212,11 @@ def loss_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor,
 
 
 def _token_loss(batch: Batch, output: Tensor) -> LossOutput:
-    """What the last stage gives the schedule: the summed loss, its count of tokens, and what we keep.
+    """What the last stage hands to the schedule: summed loss, count of tokens, and the losses that we keep.
 
     Args:
-        output: float [b, s], cross entropy of each label; or [b, s, 2] with a penalty of each that is trained on
-            and told nowhere (forward.py).
+        output: float [b, s], cross entropy of each label; or [b, s, 2] with a penalty of each, which is trained
+            on and not reported (add_z_loss).
     """
     nats, objective = (output, output) if output.dim() == 2 else (output[..., 0], output.sum(dim=-1))
     total = (objective.float() * batch.loss_mask).sum()

@@ -37,20 +37,20 @@ def hybrid_model(config: TransformerConfig, block: TransformerBlockSubmodules, *
     Raises:
         BadInput: `megatron.transformer` divides layers among stages in a way that HybridModel does not have.
     """
-    pattern = layer_pattern(config)
+    pattern = _layer_pattern(config)
     stack = ModuleSpec(
-        module=TransformerStack,
+        module=_TransformerStack,
         params={"final_norm": block.layer_norm, "vp_stage": named.get("vp_stage")},
         submodules=HybridStackSubmodules(
-            attention_layer=ModuleSpec(module=LayerOfStage, params={"specs": block.layer_specs})
+            attention_layer=ModuleSpec(module=_LayerOfStage, params={"specs": block.layer_specs})
         ),
     )
     # The pattern has these in it, and HybridModel refuses both at once.
     with temporary_attributes(config, num_layers_in_first_pipeline_stage=None, num_layers_in_last_pipeline_stage=None):
-        return TransformerModel(config=config, hybrid_stack_spec=stack, hybrid_layer_pattern=pattern, **named)
+        return _TransformerModel(config=config, hybrid_stack_spec=stack, hybrid_layer_pattern=pattern, **named)
 
 
-def layer_pattern(config: TransformerConfig) -> str:
+def _layer_pattern(config: TransformerConfig) -> str:
     """A symbol for each layer of the whole model, and `|` between pipeline stages, in the order of their layers."""
     if config.pipeline_model_parallel_layout is not None:
         rule = "the installed Megatron-Core has no GPTModel, and its HybridModel does not read this field."
@@ -65,7 +65,7 @@ def layer_pattern(config: TransformerConfig) -> str:
     )
 
 
-class TransformerModel(HybridModel):
+class _TransformerModel(HybridModel):
     """HybridModel with the checkpoint keys of GPTModel."""
 
     def sharded_state_dict(self, *given: Any, **named: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class TransformerModel(HybridModel):
         return {key: value for key, value in sharded.items() if not key.endswith("output_layer._extra_state")}
 
 
-class TransformerStack(HybridStack):
+class _TransformerStack(HybridStack):
     """The layers of a chunk, in the ways of GPTModel's TransformerBlock.
 
     HybridStack names the final norm otherwise and builds it from Transformer Engine alone, and it draws the dropout of
@@ -117,7 +117,7 @@ class TransformerStack(HybridStack):
         return sharded
 
 
-class LayerOfStage:
+class _LayerOfStage:
     """Makes a layer by the spec of its place in the chunk: HybridStack has one spec for all layers of a symbol."""
 
     def __new__(cls, specs: list[ModuleSpec], layer_number: int, pp_layer_offset: int, **named: Any) -> Any:

@@ -94,8 +94,8 @@ def layer_spec(
         attention = spec.submodules.self_attention.submodules
         attention.core_attention = _core_attention(shape, layer)
         if shape.query_key_norm:
-            attention.q_layernorm = attention.k_layernorm = Norm
-        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
+            attention.q_layernorm = attention.k_layernorm = _Norm
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _Norm
         if experts:
             # The norm before experts is never fused with them: its name in a checkpoint is its own, as it is in
             # Transformer Engine's spec.
@@ -113,7 +113,7 @@ def layer_spec(
 
 
 def window_fields(shape: ModelShape) -> dict[str, Any]:
-    """What TransformerConfig is told of layers that see a window: tokens before and after a position."""
+    """The fields of TransformerConfig for sliding windows: tokens before and after a position, and which layers."""
     if not shape.local_layers or shape.local_window is None:
         return {}
     return {
@@ -122,13 +122,13 @@ def window_fields(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def unturned_marks(shape: ModelShape) -> list[int] | None:
-    """What TransformerConfig is told of layers without rotary positions: 1 for each of these."""
+def no_rope_freq(shape: ModelShape) -> list[int] | None:
+    """TransformerConfig.no_rope_freq: 1 for a layer without rotary positions, 0 for others; None: all have them."""
     return [int(layer in shape.unturned_layers) for layer in range(shape.layers)] if shape.unturned_layers else None
 
 
 def norms_queries(shape: ModelShape) -> bool:
-    """Whether queries and keys pass a module of their own before they are turned."""
+    """Whether queries and keys pass a norm, or a module in its place, before rotary positions are applied."""
     return shape.query_key_norm or shape.all_heads_norm or scales_turned_parts(shape)
 
 
@@ -142,7 +142,7 @@ def _put_biases(spec: ModuleSpec, shape: ModelShape) -> None:
 
 
 def _with_bias(linear: type[torch.nn.Module], biased: bool) -> type[torch.nn.Module]:
-    """The same projection, which adds a bias or not whatever it is told."""
+    """The class of projection with `bias` fixed, whatever Megatron-Core passes."""
 
     class WithBias(linear):  # type: ignore[misc, valid-type]
         def __init__(self, *given: Any, **named: Any) -> None:
@@ -153,11 +153,11 @@ def _with_bias(linear: type[torch.nn.Module], biased: bool) -> type[torch.nn.Mod
 
 
 def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
-    """Puts them into Megatron-Core's local spec of a layer."""
+    """Puts norms and attention of this package into Megatron-Core's local spec of a layer."""
     norm = _norm_of(shape, False) if shape.pre_norm else IdentityOp
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
     if shape.post_norm:
-        spec.module = PostNormLayer
+        spec.module = _PostNormLayer
         two_bases = shape.local_rope_base is not None
         spec.params = {
             "post_norm": _norm_of(shape, False),
@@ -185,8 +185,8 @@ def _core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAtten
 def _norm_of(shape: ModelShape, by_engine: bool) -> Any:
     """The norm at the end, and of layers that have parts of ours."""
     if shape.zero_centered_norms:
-        return ZeroCenteredLayerNorm if shape.normalization == "LayerNorm" else ZeroCenteredRMSNorm
-    return LayerNormImpl if by_engine else Norm
+        return _ZeroCenteredLayerNorm if shape.normalization == "LayerNorm" else ZeroCenteredRMSNorm
+    return LayerNormImpl if by_engine else _Norm
 
 
 # Megatron-Core recomputes these inside the forward pass that is replaced here; core_attn recomputes itself.
@@ -226,7 +226,7 @@ class ParallelResidualLayer(TransformerLayer):
         return self.mlp_bda(self.training, fused)(transformed, with_attention, self.hidden_dropout), None
 
 
-class PostNormLayer(TransformerLayer):
+class _PostNormLayer(TransformerLayer):
     """y = x + norm(attention(n(x))), then y + norm(MLP(n(y))), where n is a norm or nothing.
 
     As in OLMo 2 (arXiv:2501.00656, without n), Gemma 2 (arXiv:2408.00118) and Gemma 3 (arXiv:2503.19786), with n.
@@ -310,7 +310,7 @@ class ZeroCenteredRMSNorm(torch.nn.Module):
         return (normed * (1.0 + self.weight.float())).type_as(hidden_states)
 
 
-class ZeroCenteredLayerNorm(torch.nn.LayerNorm):
+class _ZeroCenteredLayerNorm(torch.nn.LayerNorm):
     """LayerNorm that multiplies by 1 + its weight, as in Nemotron (arXiv:2402.16819)."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> None:
@@ -386,7 +386,7 @@ class AllKeysRMSNorm(AllQueriesRMSNorm):
         return int(config.num_query_groups)
 
 
-class Norm:
+class _Norm:
     """Makes the norm that the config names; Megatron-Core builds it where a spec says so.
 
     Theirs (WrappedTorchNorm) refuses sequence parallelism, because under it each tensor-parallel rank sees a part

@@ -28,7 +28,7 @@ from megatron_cpt.families.rope import (
 )
 
 
-class OwnRotaryEmbedding(RotaryEmbedding):
+class _OwnRotaryEmbedding(RotaryEmbedding):
     """Angles with the frequencies of a shape's scaling.
 
     Where local layers have a base of their own: the angles of the other layers, then theirs, in the last dimension.
@@ -58,7 +58,7 @@ class OwnRotaryEmbedding(RotaryEmbedding):
 def own_rotary(model: LanguageModule, shape: ModelShape) -> None:
     """Gives a chunk of the model the angles of its shape where they are not Megatron-Core's."""
     if shape.rope_scaling is not None or shape.local_rope_base is not None:
-        model.rotary_pos_emb = OwnRotaryEmbedding(
+        model.rotary_pos_emb = _OwnRotaryEmbedding(
             shape,
             kv_channels=shape.head_dim,
             use_cpu_initialization=model.config.use_cpu_initialization,

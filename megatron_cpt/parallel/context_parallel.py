@@ -42,7 +42,7 @@ def with_keys_before(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tupl
 
 def _whole_sequence(part: Tensor) -> Tensor:
     """The whole sequences along axis 0, in order, on every rank that shares them."""
-    gathered = GatherSequence.apply(part)
+    gathered = _GatherSequence.apply(part)
     first, last = zip(*(piece.chunk(2) for piece in gathered.chunk(groups.context_size())), strict=True)
     return torch.cat([*first, *reversed(last)])
 
@@ -58,7 +58,7 @@ def whole_row(part: Tensor, sequences: int) -> Tensor:
     return _whole_sequence(side_by_side).transpose(0, 1).flatten(0, 1)
 
 
-class GatherSequence(torch.autograd.Function):
+class _GatherSequence(torch.autograd.Function):
     """Parts of all ranks, end to end along axis 0. Backward, each rank gets the sum of all gradients of its own."""
 
     @staticmethod

@@ -39,7 +39,7 @@ _FACTORIES = [
 ]
 
 
-class CpuFinder:
+class _CpuFinder:
     """Import finder that adapts `megatron.core` modules when there is no CUDA."""
 
     def __init__(self) -> None:
@@ -85,13 +85,13 @@ class CpuFinder:
 
 def install() -> None:
     """Puts the finder in place, once. Imports nothing but the standard library."""
-    if not any(isinstance(finder, CpuFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, CpuFinder())
+    if not any(isinstance(finder, _CpuFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _CpuFinder())
 
 
 def installed() -> bool:
     """Whether Megatron-Core runs on the CPU platform in this process."""
-    return any(isinstance(finder, CpuFinder) and finder._torch is not None for finder in sys.meta_path)
+    return any(isinstance(finder, _CpuFinder) and finder._torch is not None for finder in sys.meta_path)
 
 
 def _cpu_torch(torch: types.ModuleType) -> types.ModuleType:

@@ -187,37 +187,37 @@ def world_size() -> int:
 
 
 def tensor_rank() -> int:
-    """Rank among those that share each layer."""
+    """Tensor-parallel rank: among those that share each layer."""
     return parallel_state.get_tensor_model_parallel_rank()
 
 
 def tensor_size() -> int:
-    """Ranks that share each layer."""
+    """Tensor-parallel size."""
     return parallel_state.get_tensor_model_parallel_world_size()
 
 
 def tensor_group() -> dist.ProcessGroup:
-    """The ranks that share each layer."""
+    """The tensor-parallel group."""
     return parallel_state.get_tensor_model_parallel_group()
 
 
 def expert_tensor_rank() -> int:
-    """Rank among those that share an expert."""
+    """Tensor-parallel rank of experts: among those that share an expert."""
     return parallel_state.get_expert_tensor_parallel_rank()
 
 
 def expert_tensor_size() -> int:
-    """Ranks that share an expert."""
+    """Tensor-parallel size of experts."""
     return parallel_state.get_expert_tensor_parallel_world_size()
 
 
 def expert_tensor_group() -> dist.ProcessGroup:
-    """The ranks that share an expert."""
+    """The tensor-parallel group of experts."""
     return parallel_state.get_expert_tensor_parallel_group()
 
 
 def expert_data_rank() -> int:
-    """Rank among the replicas of this rank's experts."""
+    """Data-parallel rank of experts: among the replicas of this rank's experts."""
     return parallel_state.get_expert_data_parallel_rank()
 
 
@@ -258,37 +258,37 @@ def is_last_stage(chunk: int | None = None) -> bool:
 
 
 def data_rank() -> int:
-    """Rank among those that read other sequences."""
+    """Data-parallel rank: among the replicas, which read different sequences."""
     return parallel_state.get_data_parallel_rank()
 
 
 def data_size() -> int:
-    """Replicas that read other sequences; one may be several ranks that share them."""
+    """Data-parallel size: replicas, each of which may be several ranks that share its sequences."""
     return parallel_state.get_data_parallel_world_size()
 
 
 def context_rank() -> int:
-    """Rank among those that share each sequence."""
+    """Context-parallel rank: among those that share each sequence."""
     return parallel_state.get_context_parallel_rank()
 
 
 def context_size() -> int:
-    """Ranks that share each sequence."""
+    """Context-parallel size."""
     return parallel_state.get_context_parallel_world_size()
 
 
 def context_group() -> dist.ProcessGroup:
-    """The ranks that share each sequence."""
+    """The context-parallel group."""
     return parallel_state.get_context_parallel_group()
 
 
 def token_rank() -> int:
-    """Rank among all that hold the same parameters, experts apart, and see other tokens."""
+    """Rank in data and context parallelism together: among all that see different tokens with the same parameters."""
     return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
 def _token_group() -> dist.ProcessGroup:
-    """The ranks that hold the same parameters, experts apart, and see other tokens: data and context parallel."""
+    """The group of data and context parallelism together: same parameters, experts apart, and different tokens."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
@@ -378,7 +378,7 @@ def sum_over_world(values: torch.Tensor) -> torch.Tensor:
 
 
 def from_last_stage(values: torch.Tensor) -> torch.Tensor:
-    """What the last pipeline stage holds, on every stage, in place. All stages pass the same shape and dtype."""
+    """Broadcasts a tensor of the last pipeline stage to all stages, in place. All pass the same shape and dtype."""
     if pipeline_size() > 1:
         dist.broadcast(values, src=_last_stage_rank(), group=pipeline_group())
     return values

@@ -102,7 +102,7 @@ class SourceAudit:
         return max(0.0, 1 - share * self.passes)
 
 
-SPLITS = ("training", "validation", "test")
+_SPLITS = ("training", "validation", "test")
 Span = tuple[float, float]
 """A part of the documents, as shares from 0 to 1."""
 
@@ -113,10 +113,10 @@ def split_spans(split: str) -> tuple[Span | None, ...]:
         shares = [float(word) for word in split.replace("/", ",").split(",")]
     except ValueError:
         shares = []
-    if not 0 < len(shares) <= len(SPLITS) or not all(0 <= share < math.inf for share in shares) or shares[0] == 0:
+    if not 0 < len(shares) <= len(_SPLITS) or not all(0 <= share < math.inf for share in shares) or shares[0] == 0:
         rule = "it should be up to three numbers that are not negative, the first above 0."
         raise BadInput(Fault(f"--split {split}", rule, "Write, for example, 969,30,1."))
-    normalised = np.array([*shares, 0.0, 0.0][: len(SPLITS)])
+    normalised = np.array([*shares, 0.0, 0.0][: len(_SPLITS)])
     normalised = normalised / np.sum(normalised)
     ends = [0.0]
     for share in normalised.tolist():
@@ -124,7 +124,7 @@ def split_spans(split: str) -> tuple[Span | None, ...]:
     return tuple((begin, end) if end > begin else None for begin, end in pairwise(ends))
 
 
-WHOLE: tuple[Span | None, ...] = ((0.0, 1.0), None, None)
+_WHOLE: tuple[Span | None, ...] = ((0.0, 1.0), None, None)
 
 
 def audit(
@@ -132,7 +132,7 @@ def audit(
     weights: Sequence[float] | None,
     samples: int,
     sequence_length: int,
-    spans: Sequence[Span | None] = WHOLE,
+    spans: Sequence[Span | None] = _WHOLE,
 ) -> list[SourceAudit]:
     """What stock Megatron-LM does with a blend, a row a source.
 
@@ -160,7 +160,7 @@ def audit(
         except BadInput as error:
             faults += error.faults
             continue
-        for name, part in zip(SPLITS, parts, strict=True):
+        for name, part in zip(_SPLITS, parts, strict=True):
             if part is not None and not part.sum(dtype=np.int64):
                 rule = f"its {name} split has no tokens: stock Megatron-LM counts epochs of it without end."
                 remedy = "Leave the source out." if name == "training" else "Give --split a larger share for it, or 0."

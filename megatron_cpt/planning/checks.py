@@ -32,7 +32,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     faults = [*config_faults(config, world_size), *inputs.faults]
     if inputs.shape is not None:
         faults += model_faults(config, inputs.shape)
-    faults += start_faults(config, inputs.shape)
+    faults += init_from_faults(config, inputs.shape)
     faults += base_history_faults(config)
     faults += folder_faults(config)
     faults += _watch_faults(config)
@@ -50,7 +50,7 @@ def model_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
         *_shape_faults(config, shape),
         *_division_faults(config.parallel, shape),
         *_frozen_faults(config, shape),
-        *_rate_faults(config, shape),
+        *_part_faults(config, shape),
     ]
 
 
@@ -299,8 +299,8 @@ _NOT_THE_MODEL = ("max_positions", "rope_base", "rope_scaling")
 """What two folders of one model may say differently."""
 
 
-def start_faults(config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:
-    """Everything wrong with the section `start`."""
+def init_from_faults(config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:
+    """Everything wrong with the section `init_from`."""
     start = config.init_from
     if start.checkpoint is None:
         for name, value in (
@@ -407,8 +407,8 @@ def _ramp(ramp: Mapping[str, int] | None) -> str:
     return "null" if ramp is None else "{" + ", ".join(f"{name}: {value}" for name, value in ramp.items()) + "}"
 
 
-def _rate_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
-    """Rates and exemptions of parts that the model does not have."""
+def _part_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
+    """lr_multipliers and no_weight_decay of parts that the model does not have."""
     optimizer = config.optimizer
     if config.schedule.peak_lr > _LARGEST_RATE:
         rule = (

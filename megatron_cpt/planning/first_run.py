@@ -45,7 +45,7 @@ Role = Literal["domain", "replay"]
 
 @dataclass(frozen=True)
 class FirstRun:
-    """What `init` was told."""
+    """The arguments of `init`."""
 
     model: str
     """Hugging Face folder."""
@@ -90,30 +90,30 @@ class WrittenRun:
     notes: tuple[str, ...]
 
 
-def first_run(told: FirstRun) -> WrittenRun:
+def first_run(request: FirstRun) -> WrittenRun:
     """Keys and values of a first run.
 
     Raises BadInput for a folder without a model that can be read, names that are none, no new text.
     """
-    shape = _shape_of(told.model)
-    sources = _sources(told)
-    ratio = told.replay_ratio if told.replay else 0.0
-    tokens = told.tokens or _one_pass(sources, ratio) or _TOKENS
+    shape = _shape_of(request.model)
+    sources = _sources(request)
+    ratio = request.replay_ratio if request.replay else 0.0
+    tokens = request.tokens or _one_pass(sources, ratio) or _TOKENS
     length = min(shape.max_positions, _LONGEST_SEQUENCE)
-    layout, fits = _layout(told, shape, length, card_of(told.gpu))
-    ranks = told.gpus // (layout.parallel.tensor * layout.parallel.pipeline)
+    layout, fits = _layout(request, shape, length, card_of(request.gpu))
+    ranks = request.gpus // (layout.parallel.tensor * layout.parallel.pipeline)
     batch = _batch(tokens, length, max(1, ranks))
     every = rounded(max(tokens / _EVALUATIONS, batch * length))
     sets = [source for source in sources if source.held_out is None or source.held_out > length]
     entries = (
-        *_data_entries(told, sources, length),
+        *_data_entries(request, sources, length),
         *_training_entries(tokens, batch, length, layout),
-        *_parallel_entries(layout, told.gpus),
+        *_parallel_entries(layout, request.gpus),
         *_validation_entries(sets, tokens, batch * length, every),
         Entry("checkpoint.save_interval", count_text(rounded(max(tokens / _CHECKPOINTS, batch * length)))),
         Entry("checkpoint.export_hf.end", True, "a Hugging Face folder RUN/hf at the end"),
     )
-    return WrittenRun(entries, tuple(_notes(told, sources, sets, shape, fits)))
+    return WrittenRun(entries, tuple(_notes(request, sources, sets, shape, fits)))
 
 
 def _shape_of(folder: str) -> ModelShape:
@@ -124,10 +124,10 @@ def _shape_of(folder: str) -> ModelShape:
     return read_shape(folder)
 
 
-def _sources(told: FirstRun) -> list[_Source]:
-    words: list[tuple[Role, str]] = [("domain", word) for word in told.domain]
-    words += [("replay", word) for word in told.replay]
-    if not told.domain:
+def _sources(request: FirstRun) -> list[_Source]:
+    words: list[tuple[Role, str]] = [("domain", word) for word in request.domain]
+    words += [("replay", word) for word in request.replay]
+    if not request.domain:
         raise BadInput(Fault("--domain", "was not given: there is nothing to learn.", "Name a dataset's PREFIX."))
     paths = [prefix_of(word.partition("=")[2] or word) for _, word in words]
     made = distinct_names(map(source_name, paths))
@@ -163,8 +163,8 @@ def _source(name: str, role: Role, path: str) -> _Source:
     return _Source(name, role, path, stream.tokens, held_out, TokenStream(held_out).tokens, stream)
 
 
-def _folder(told: FirstRun, sources: Sequence[_Source]) -> str:
-    return told.folder or f"runs/{sources[0].name}"
+def _folder(request: FirstRun, sources: Sequence[_Source]) -> str:
+    return request.folder or f"runs/{sources[0].name}"
 
 
 def _is_there(path: str) -> bool:
@@ -185,15 +185,15 @@ def _batch(tokens: int, length: int, replicas: int) -> int:
     return -(-power // replicas) * replicas
 
 
-def _layout(told: FirstRun, shape: ModelShape, length: int, card: Card) -> tuple[RunConfig, bool]:
+def _layout(request: FirstRun, shape: ModelShape, length: int, card: Card) -> tuple[RunConfig, bool]:
     """The least division of the model, and recomputation, that fits the GPUs by the estimate, and whether any does."""
-    layout = _smallest(told, length)
+    layout = _smallest(request, length)
     for recompute, pipeline, tensor in product(_RECOMPUTE, (1, 2, 4, 8), (1, 2, 4, 8)):
-        if told.gpus % (tensor * pipeline) or shape.heads % tensor or shape.query_groups % tensor:
+        if request.gpus % (tensor * pipeline) or shape.heads % tensor or shape.query_groups % tensor:
             continue
-        if shape.ffn_hidden % tensor or shape.layers % pipeline or tensor * pipeline > told.gpus:
+        if shape.ffn_hidden % tensor or shape.layers % pipeline or tensor * pipeline > request.gpus:
             continue
-        replicas = told.gpus > tensor * pipeline
+        replicas = request.gpus > tensor * pipeline
         parallel = ParallelSettings(
             tensor=tensor,
             sequence=tensor > 1,
@@ -203,7 +203,7 @@ def _layout(told: FirstRun, shape: ModelShape, length: int, card: Card) -> tuple
             overlap_param_gather=replicas,
         )
         layout = replace(layout, parallel=parallel, training=replace(layout.training, recompute=recompute))
-        if memory_per_rank(shape, layout, told.gpus).total <= card.usable_memory:
+        if memory_per_rank(shape, layout, request.gpus).total <= card.usable_memory:
             return layout, True
     return layout, False
 
@@ -211,25 +211,25 @@ def _layout(told: FirstRun, shape: ModelShape, length: int, card: Card) -> tuple
 _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
-def _smallest(told: FirstRun, length: int) -> RunConfig:
+def _smallest(request: FirstRun, length: int) -> RunConfig:
     """A configuration of the values that memory depends on."""
     return config_from_dict(
         {
-            "run": {"folder": told.folder or "runs"},
-            "model": {"hf": told.model},
+            "run": {"folder": request.folder or "runs"},
+            "model": {"hf": request.model},
             "data": {"sequence_length": length, "sources": {}},
-            "training": {"tokens": "1 steps", "global_batch_size": told.gpus * 8},
+            "training": {"tokens": "1 steps", "global_batch_size": request.gpus * 8},
             "schedule": {"peak_lr": _PEAK_LR},
         }
     )
 
 
-def _data_entries(told: FirstRun, sources: Sequence[_Source], length: int) -> Iterator[Entry]:
-    yield Entry("run.folder", _folder(told, sources))
-    yield Entry("model.hf", told.model, "a local folder: config.json, tokenizer, safetensors")
+def _data_entries(request: FirstRun, sources: Sequence[_Source], length: int) -> Iterator[Entry]:
+    yield Entry("run.folder", _folder(request, sources))
+    yield Entry("model.hf", request.model, "a local folder: config.json, tokenizer, safetensors")
     yield Entry("data.sequence_length", length)
-    if told.replay:
-        yield Entry("data.replay_ratio", told.replay_ratio)
+    if request.replay:
+        yield Entry("data.replay_ratio", request.replay_ratio)
     for source in sources:
         size = "" if source.tokens is None else f"{short_count(source.tokens)} tokens"
         yield Entry(f"data.sources.{source.name}.paths", [source.path], size)
@@ -282,16 +282,16 @@ def _validation_entries(sets: Sequence[_Source], tokens: int, step: int, every: 
 
 
 def _notes(
-    told: FirstRun, sources: Sequence[_Source], sets: Sequence[_Source], shape: ModelShape, fits: bool
+    request: FirstRun, sources: Sequence[_Source], sets: Sequence[_Source], shape: ModelShape, fits: bool
 ) -> Iterator[str]:
     """What the file cannot say for itself."""
     missing = [source.path for source in sources if source.tokens is None]
     if missing:
         yield (
-            f"not there yet: {', '.join(missing)}. `megatron-cpt prepare TEXT... --tokenizer {told.model} "
+            f"not there yet: {', '.join(missing)}. `megatron-cpt prepare TEXT... --tokenizer {request.model} "
             f"--output {missing[0]} --holdout 0.5%` writes one, with its .validation."
         )
-        if told.tokens is None:
+        if request.tokens is None:
             yield f"training.tokens is a guess, {short_count(_TOKENS, zeros=False)}, until the datasets are there."
     streams = {source.name: source.stream for source in sources if source.stream is not None}
     for source in sources:
@@ -304,7 +304,7 @@ def _notes(
             f"data.sources.{first} and data.sources.{second} share {count:,} documents, which `plan` refuses: name "
             "datasets or selections that hold none of each other's."
         )
-    folder = _folder(told, sources)
+    folder = _folder(request, sources)
     if (Path(folder) / "config.yaml").exists():
         yield f"{folder} holds a run already, which `train` would go on with: give another --folder for a new one."
     for source in sources:
@@ -313,10 +313,10 @@ def _notes(
                 f"{source.path} has no validation part of a whole sequence beside it, so {source.name} is not "
                 "evaluated: prepare it with --holdout."
             )
-    if not told.replay:
+    if not request.replay:
         yield "there is no replay: what the model knew will fade. Name general text with --replay."
     if not fits:
         yield (
-            f"{short_count(parameter_count(shape))} parameters do not fit {told.gpus} GPUs {told.gpu} "
+            f"{short_count(parameter_count(shape))} parameters do not fit {request.gpus} GPUs {request.gpu} "
             "by the estimate: give more with --gpus."
         )

@@ -92,7 +92,7 @@ class _Translation:
         self.unknown = [each for each in given if each.argument is None]
         self.entries: list[Entry] = []
         self.outcomes: list[Outcome] = []
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
         self.sequence_length, self.micro_batch, self.peak = (
             self.value(flag) for flag in ("--seq-length", "--micro-batch-size", "--lr")
         )
@@ -122,17 +122,17 @@ class _Translation:
     def take(self, flag: str, key: str, value: Any, remark: str = "", comment: str | None = None) -> None:
         """A key gets the value of an argument, or of its default."""
         self.entries.append(Entry(key, value, comment))
-        self.tell(flag, "taken", f"{key}: {_short(value)}{f' ({remark})' if remark else ''}")
+        self.note(flag, "taken", f"{key}: {_short(value)}{f' ({remark})' if remark else ''}")
 
     def write(self, key: str, value: Any, comment: str | None = None) -> None:
         """A key gets a value that no argument alone decides."""
         self.entries.append(Entry(key, value, comment))
 
-    def tell(self, flag: str, result: Result, words: str) -> None:
+    def note(self, flag: str, result: Result, words: str) -> None:
         """What became of an argument that is in the list, or of a default that matters."""
-        if flag in self._told:
+        if flag in self._noted:
             return
-        self._told.add(flag)
+        self._noted.add(flag)
         argument = by_flag()[flag]
         text = self.given[flag].text if self.has(flag) else f"{flag} {argument.default} (default)".replace("  ", " ")
         self.outcomes.append(Outcome(text, result, words))
@@ -140,11 +140,11 @@ class _Translation:
     def equal(self, flag: str, words: str) -> None:
         """An argument of the list that changes nothing."""
         if self.has(flag):
-            self.tell(flag, "equal", words)
+            self.note(flag, "equal", words)
 
     def refuse(self, flag: str, words: str) -> None:
         """An argument of the list, or a default, that the run.yaml does not have."""
-        self.tell(flag, "refused", words)
+        self.note(flag, "refused", words)
 
     # --- what must be there
 
@@ -200,7 +200,7 @@ class _Translation:
         self._parallel()
         self._validation()
         for flag in self.given:
-            if flag not in self._told:
+            if flag not in self._noted:
                 self._by_table(flag)
         for each in self.unknown:
             words = "is no argument of Megatron-LM's core 0.16.1. See what it does in your copy"
@@ -317,7 +317,7 @@ class _Translation:
                     self.write(f"data.sources.{name}.weight", weights[number], "")
                 if prefix in self.options.replay or name in self.options.replay:
                     self.write(f"data.sources.{name}.role", "replay", "")
-            self.tell(flag, "taken", f"data.sources: {', '.join(names)}; weights are shares of tokens")
+            self.note(flag, "taken", f"data.sources: {', '.join(names)}; weights are shares of tokens")
         for other in _DATA:
             self.equal(other, f"{flag} is read instead")
 
@@ -350,11 +350,11 @@ class _Translation:
             self.write(f"{place}.start", start)
             self.write(f"{place}.increment", increment)
             self.write(f"{place}.tokens", length * self.sequence_length)
-            self.tell("--rampup-batch-size", "taken", f"{place}: from {start} by {increment}")
+            self.note("--rampup-batch-size", "taken", f"{place}: from {start} by {increment}")
         bf16 = self.value("--bf16") or self.value("--fp16")
         self.write("training.precision", "bf16" if bf16 else "fp32", "")
         if self.has("--bf16"):
-            self.tell("--bf16", "taken", "training.precision: bf16")
+            self.note("--bf16", "taken", "training.precision: bf16")
         self._recompute()
 
     def _recompute(self) -> None:
@@ -411,7 +411,7 @@ class _Translation:
         return sequences
 
     def _decay(self, flag: str, kind: str | None, whole: int, decay: int, warmup: int) -> float:
-        """The rate at the end of the run; what the list says of the decay's length is told."""
+        """The rate at the end of the run; what the list says of the length of the decay is noted."""
         lowest: float = self.value("--min-lr")
         other = "--lr-decay-iters" if flag.endswith("samples") else "--lr-decay-samples"
         self.equal(other, "Megatron-LM does not read it with this kind of length")
@@ -498,7 +498,7 @@ class _Translation:
             return
         for part in ("embedding", "output"):
             self.write(f"optimizer.lr_multipliers.{part}", float(f"{factor:.6g}"))
-        self.tell("--decoupled-lr", "taken", f"optimizer.lr_multipliers: embedding and output {factor:.6g}")
+        self.note("--decoupled-lr", "taken", f"optimizer.lr_multipliers: embedding and output {factor:.6g}")
         self.equal("--decoupled-min-lr", "the same factor")
 
     def _parallel(self) -> None:
@@ -537,9 +537,9 @@ class _Translation:
                 self.write(f"validation.sets.{name}.tokens", count_text(tokens), "")
         remark = "each a set of its own, the same sequences at each evaluation"
         if self.has("--valid-data-path"):
-            self.tell("--valid-data-path", "taken", f"validation.sets: {', '.join(names)} ({remark})")
+            self.note("--valid-data-path", "taken", f"validation.sets: {', '.join(names)} ({remark})")
         if self.has("--eval-iters"):
-            self.tell("--eval-iters", "taken", f"tokens of each set: {_short(count_text(tokens))}")
+            self.note("--eval-iters", "taken", f"tokens of each set: {_short(count_text(tokens))}")
 
     # --- everything else
 
@@ -552,13 +552,13 @@ class _Translation:
             value = f"{value} steps" if argument.treatment == "steps" else value
             self.take(flag, argument.words, value)
         elif argument.treatment == "equal":
-            self.tell(flag, "equal", argument.words)
+            self.note(flag, "equal", argument.words)
         elif argument.treatment == "refused" and " ".join(each.values) == argument.default and each.values:
-            self.tell(flag, "equal", "Megatron-LM's default")
+            self.note(flag, "equal", "Megatron-LM's default")
         elif argument.treatment == "refused":
-            self.tell(flag, "refused", argument.words)
+            self.note(flag, "refused", argument.words)
         else:
-            self.tell(flag, "equal", f"nothing else of the list makes use of it ({argument.words})")
+            self.note(flag, "equal", f"nothing else of the list makes use of it ({argument.words})")
 
 
 _DATA = ("--data-path", "--train-data-path", "--data-args-path", "--per-split-data-args-path")

@@ -23,7 +23,7 @@ from megatron_cpt.families.size import (
 )
 from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan, plan_blend
 from megatron_cpt.mixture.phases import blend_streams, source_of
-from megatron_cpt.planning.checks import input_faults, shared_warnings, start_faults
+from megatron_cpt.planning.checks import init_from_faults, input_faults, shared_warnings
 from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
@@ -276,12 +276,12 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
     warnings = _plan_warnings(config, inputs, blend)
-    config = _to_its_end(config, blend)
+    config = _shortened(config, blend)
     start, resume = start_state(config), resume_state(config)
     refuse([*history_faults(config, start)])
     evaluations = plan_evaluations(config, inputs, config.total_steps, start.step)
     overlaps = source_overlaps(config, inputs)
-    model = measure(config, inputs.shape, world_size, config.total_steps, start.step)
+    model = _model_size(config, inputs.shape, world_size, config.total_steps, start.step)
     disk = disk_estimate(config, model.parameters, start.step)
     return RunPlan(
         config=config,
@@ -352,21 +352,21 @@ def _blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:
     )
 
 
-def _to_its_end(config: RunConfig, blend: BlendPlan) -> RunConfig:
-    """A run that an exhausted source ends, configured for just the tokens until there.
+def _shortened(config: RunConfig, blend: BlendPlan) -> RunConfig:
+    """The config with the tokens that the blend gives, where a source at its `max_epochs` ends the run early.
 
-    So its learning rate comes to its end and its last evaluations are reached. Raises BadInput where the schedule does
+    The schedule and the last evaluations then end with the run. Raises BadInput where the schedule does
     not fit into what is left, or the checkpoint that it counts on from is beyond that.
     """
     if blend.total_sequences == config.sequences_at(config.total_steps):
         return config
     tokens = Duration(blend.total_sequences * config.data.sequence_length)
-    shortened = replace(config, training=replace(config.training, tokens=tokens))
-    refuse([*schedule_faults(shortened), *start_faults(shortened, None)])
-    return shortened
+    until_there = replace(config, training=replace(config.training, tokens=tokens))
+    refuse([*schedule_faults(until_there), *init_from_faults(until_there, None)])
+    return until_there
 
 
-def measure(config: RunConfig, shape: ModelShape, world_size: int, steps: int, first_step: int = 0) -> ModelSize:
+def _model_size(config: RunConfig, shape: ModelShape, world_size: int, steps: int, first_step: int = 0) -> ModelSize:
     """Size and cost of the model in a run to a step, from the one after `first_step` on."""
     tokens = config.tokens_at(steps) - config.tokens_at(first_step)
     per_token = flops_per_token(shape, config.data.sequence_length)
@@ -386,11 +386,11 @@ def _indented(lines: list[str]) -> list[str]:
 
 
 _PASSED_BY = 1.1
-"""A source that gives more than this of its target is named: a sequence is long beside it."""
+"""A source that gives more than this of its target is warned of: a sequence is long beside the target."""
 _MUCH_PADDING = 0.05
 """Share of the tokens of packed sequences."""
 _MISSED_BY = 0.99
-"""A source that gives less of its target than this is named."""
+"""A source that gives less of its target than this is warned of."""
 
 
 def _plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
@@ -504,9 +504,8 @@ def _repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
         if row.sequences and tokens:
             yield (
                 f"source {row.name} begins anew (init_from.load_data_position is false): the parent has read "
-                f"{short_count(tokens)} tokens of "
-                f"the same text, {tokens / row.source_tokens:.2f} epochs. `init_from.load_data_position: true` goes "
-                "on where that ended."
+                f"{short_count(tokens)} tokens of the same text, {tokens / row.source_tokens:.2f} epochs. "
+                "`init_from.load_data_position: true` goes on where that ended."
             )
 
 
@@ -556,7 +555,9 @@ def _assumption_warnings(assumed: Mapping[str, int]) -> Iterator[str]:
 def _folder_warnings(config: RunConfig) -> Iterator[str]:
     """Fields of config.json that nobody reads."""
     if unread := unread_fields(config.model.hf):
-        proof = "" if config.model.initial_loss_check.enabled else " (the start check, which would prove it, is off)"
+        proof = (
+            "" if config.model.initial_loss_check.enabled else " (the initial loss check, which would prove it, is off)"
+        )
         yield (
             f"model.hf: config.json has fields that neither transformers' model of this type nor this program reads: "
             f"{', '.join(unread)}. They change nothing{proof}, and exports keep them."

@@ -42,14 +42,14 @@ def rate_lines(config: RunConfig, start: RunPosition, resume: RunPosition | None
     rates = rates_of(config, start)
     if rates["first"] is None:
         return []
-    before = f"{shown(rates['before'])} before, " if rates["before"] is not None else ""
+    before = f"{_text_of(rates['before'])} before, " if rates["before"] is not None else ""
     lines = [
-        f"Rate     {before}{shown(rates['first'])} at the first step, {shown(rates['peak'])} at the highest, "
-        f"{shown(rates['last'])} at the last"
+        f"Rate     {before}{_text_of(rates['first'])} at the first step, {_text_of(rates['peak'])} at the highest, "
+        f"{_text_of(rates['last'])} at the last"
     ]
     if resume is not None and start.step < resume.step < config.total_steps:
-        before = f"{shown(resume.rate_before)} at it, " if resume.rate_before is not None else ""
-        after = shown(resume.rate_at(config, resume.step + 1))
+        before = f"{_text_of(resume.rate_before)} at it, " if resume.rate_before is not None else ""
+        after = _text_of(resume.rate_at(config, resume.step + 1))
         lines.append(f"Resume   after step {resume.step:,}: rate {before}{after} at the next step")
     return lines
 
@@ -63,11 +63,11 @@ def history_lines(config: RunConfig) -> list[str]:
     potential = f" ({final / peak:.0%} of the peak)" if peak and final is not None else ""
     trained = "tokens not known" if tokens is None else f"{short_count(tokens)} tokens"
     areas = ", ".join(
-        f"{name} {shown(known[area])}" for name, area in (("S1", "forward_area"), ("S2", "annealing_area"))
+        f"{name} {_text_of(known[area])}" for name, area in (("S1", "forward_area"), ("S2", "annealing_area"))
     )
     return [
-        f"Base     {config.base_history.name or 'as given'}: {trained}, rate {shown(peak)} at the highest, "
-        f"{shown(final)} at the last{potential}; {areas}"
+        f"Base     {config.base_history.name or 'as given'}: {trained}, rate {_text_of(peak)} at the highest, "
+        f"{_text_of(final)} at the last{potential}; {areas}"
     ]
 
 
@@ -75,7 +75,7 @@ def rate_warnings(config: RunConfig, start: RunPosition) -> Iterator[str]:
     """A peak that few models bear; a schedule that is to go on from the parent's and does not have its rate there."""
     if config.schedule.peak_lr > _HIGH_RATE:
         yield (
-            f"schedule.peak_lr = {shown(config.schedule.peak_lr)} is far above what continual pretraining takes "
+            f"schedule.peak_lr = {_text_of(config.schedule.peak_lr)} is far above what continual pretraining takes "
             "(1e-5 to "
             "1e-3): most models lose what they knew at it."
         )
@@ -83,7 +83,7 @@ def rate_warnings(config: RunConfig, start: RunPosition) -> Iterator[str]:
         return
     yield (
         f"init_from.load_schedule is true, and the rate jumps where the run begins: the parent's last update had "
-        f"{shown(start.rate_before)}, and this schedule has {shown(now)} there. A schedule that depends on the "
+        f"{_text_of(start.rate_before)}, and this schedule has {_text_of(now)} there. A schedule that depends on the "
         "length of the run has another past when that changes."
     )
 
@@ -104,7 +104,7 @@ def decay_faults(config: RunConfig) -> Iterator[Fault]:
     elif decay > left and differs(start.rate_before, now := _rate_there(config, start)):
         rule = (
             f"it is longer than the run's own {left} tokens and would have begun before the checkpoint: the rate would "
-            f"go from {shown(start.rate_before)} to {shown(now)} at once."
+            f"go from {_text_of(start.rate_before)} to {_text_of(now)} at once."
         )
         yield Fault(f"schedule.decay = {schedule.decay or f'a tenth, {decay} tokens'}", rule, remedy)
 
@@ -119,5 +119,6 @@ def differs(before: float | None, now: float) -> bool:
     return before is not None and abs(before - now) > _SAME * max(before, now)
 
 
-def shown(rate: float | None) -> str:
+def _text_of(rate: float | None) -> str:
+    """A learning rate in three digits."""
     return "not known" if rate is None else f"{rate:.3g}"

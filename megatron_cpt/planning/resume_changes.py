@@ -114,7 +114,7 @@ def resume_changes(plan: RunPlan) -> ResumeChanges:
     changed = changed_measures(state.measures, measures(config, plan.inputs))
     found = replace(_changes_since(folder, state.step, config), measures=tuple(changed))
     faults = [
-        *length_faults(config, str(newest), state.step),
+        *_length_faults(config, str(newest), state.step),
         *batch_faults(config, str(newest), state.step, state.sequences, state.batches),
         *_order_faults(newest, state, plan),
         *_part_faults(newest, state, config),
@@ -161,7 +161,7 @@ def _config_of_step(folder: RunFolder, step: int) -> Path:
     return earlier[-1] if earlier else folder.config
 
 
-def length_faults(config: RunConfig, checkpoint: str, step: int) -> list[Fault]:
+def _length_faults(config: RunConfig, checkpoint: str, step: int) -> list[Fault]:
     """A run that is to end before the checkpoint that it goes on from."""
     if step <= config.total_steps:
         return []

@@ -284,7 +284,7 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
     if faults:
         raise BadInput(*faults)
     if not_read:
-        warnings.warn(told_not_read(not_read), stacklevel=2)
+        warnings.warn(not_read_line(not_read), stacklevel=2)
     return FoundInputs(inputs, not_read)
 
 
@@ -326,7 +326,7 @@ _TOLD_NOT_READ = 10
 """Files that a message names; the manifest has all."""
 
 
-def told_not_read(files: Sequence[Path | RemoteFile | str]) -> str:
+def not_read_line(files: Sequence[Path | RemoteFile | str]) -> str:
     """A line on files that are not read."""
     more = f" and {len(files) - _TOLD_NOT_READ:,} more" if len(files) > _TOLD_NOT_READ else ""
     names = ", ".join(str(file) for file in files[:_TOLD_NOT_READ])

@@ -101,7 +101,7 @@ class DocumentEncoder:
 
     tokenizer: Tokenizer
     encode: Callable[[Sequence[str]], Encoded]
-    """The tokenizer, or what stands in for it (fast.py)."""
+    """The tokenizer, or what stands in for it (gigatoken.py)."""
     bos: int | None
     """Opens each document. None: nothing does."""
     eod: int | None

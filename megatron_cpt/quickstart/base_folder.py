@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from megatron_cpt.runs.folder import write_durably, write_json
 
 END_OF_TEXT = "<|endoftext|>"
-END_OF_TEXT_ID = 0
+_END_OF_TEXT_ID = 0
 VOCABULARY = 4096
-LONGEST_INPUT = 512
+_LONGEST_INPUT = 512
 """Tokens of the longest sequence that the model's positions and the tokenizer allow."""
 
 SMALL_LLAMA: dict[str, Any] = {
@@ -28,7 +28,7 @@ SMALL_LLAMA: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "vocab_size": VOCABULARY,
-    "max_position_embeddings": LONGEST_INPUT,
+    "max_position_embeddings": _LONGEST_INPUT,
     "tie_word_embeddings": False,
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-5,
@@ -37,7 +37,7 @@ SMALL_LLAMA: dict[str, Any] = {
     "mlp_bias": False,
     "initializer_range": 0.02,
     "bos_token_id": None,
-    "eos_token_id": END_OF_TEXT_ID,
+    "eos_token_id": _END_OF_TEXT_ID,
     "dtype": "float32",
 }
 
@@ -48,14 +48,14 @@ def write_base_folder(corpora: Sequence[Path], folder: Path, model: dict[str, An
     config.json comes last: a folder that has it is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / "tokenizer.json", train_tokenizer(corpora, model["vocab_size"]).to_str(pretty=True))
+    write_durably(folder / "tokenizer.json", _train_tokenizer(corpora, model["vocab_size"]).to_str(pretty=True))
     write_json(folder / "special_tokens_map.json", {"eos_token": END_OF_TEXT})
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": END_OF_TEXT,
-            "model_max_length": LONGEST_INPUT,
+            "model_max_length": _LONGEST_INPUT,
             "clean_up_tokenization_spaces": False,
         },
     )
@@ -63,7 +63,7 @@ def write_base_folder(corpora: Sequence[Path], folder: Path, model: dict[str, An
     return folder
 
 
-def train_tokenizer(corpora: Sequence[Path], vocabulary: int) -> Tokenizer:
+def _train_tokenizer(corpora: Sequence[Path], vocabulary: int) -> Tokenizer:
     """A byte-level BPE over JSONL corpora. The same corpora give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -27,17 +27,17 @@ from megatron_cpt.runs.folder import durable_file
 
 LONGEST_PROSE = 4000
 """Characters after which prose is cut at the next paragraph."""
-LONGEST_CODE = 120
+_LONGEST_CODE = 120
 """Lines, as the author wrote them, after which code is cut at the next statement or method."""
 SHORTEST = 200
 """Characters below which a document is dropped: it would be mostly its own end."""
 
-TESTS = {"test", "tests", "idle_test"}
-INSTALLED = {"site-packages", "dist-packages"}
+_TESTS = {"test", "tests", "idle_test"}
+_INSTALLED = {"site-packages", "dist-packages"}
 # Character tables and recorded settings: literals that a program wrote.
-TABLES = {"encodings", "pydoc_data"}
-GENERATED = re.compile(r"_sysconfigdata.*\.py|Grammar.*\.txt|entities\.py")
-PROSE_FILES = ("**/*.txt", "**/*.rst", "**/README*", "**/help.html")
+_TABLES = {"encodings", "pydoc_data"}
+_GENERATED = re.compile(r"_sysconfigdata.*\.py|Grammar.*\.txt|entities\.py")
+_PROSE_FILES = ("**/*.txt", "**/*.rst", "**/README*", "**/help.html")
 
 Piece = TypeVar("Piece")
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -74,10 +74,10 @@ def write_corpora(library: Path, folder: Path) -> dict[str, Path]:
 
 def general_documents(library: Path) -> Iterator[Document]:
     """The English of the library: language reference, text files, docstrings."""
-    texts = chain(reference_topics(library), text_files(library), docstrings(library))
+    texts = chain(_reference_topics(library), _text_files(library), docstrings(library))
     seen: set[str] = set()
     for text in texts:
-        fresh = [paragraph for paragraph in dict.fromkeys(paragraphs(text.text)) if paragraph not in seen]
+        fresh = [paragraph for paragraph in dict.fromkeys(_paragraphs(text.text)) if paragraph not in seen]
         seen.update(fresh)
         yield from parts(text, ("\n\n".join(run) for run in packed(fresh, len, LONGEST_PROSE)))
 
@@ -113,7 +113,7 @@ def packed(pieces: Iterable[Piece], length: Callable[[Piece], int], longest: int
         yield run
 
 
-def paragraphs(text: str) -> list[str]:
+def _paragraphs(text: str) -> list[str]:
     """The paragraphs of a text, in order."""
     return [paragraph.strip("\n") for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
@@ -121,23 +121,23 @@ def paragraphs(text: str) -> list[str]:
 # --- English ---------------------------------------------------------------------------------------
 
 
-def reference_topics(library: Path) -> Iterator[Document]:
+def _reference_topics(library: Path) -> Iterator[Document]:
     """The language reference as `help()` has it: one document a topic."""
     path = library / "pydoc_data" / "topics.py"
     if not path.exists():
         return
     [assignment] = [node for node in parse(path).body if isinstance(node, ast.Assign)]
     for topic, text in sorted(ast.literal_eval(assignment.value).items()):
-        yield Document(file_name(path, library), topic, text)
+        yield Document(_file_name(path, library), topic, text)
 
 
-def text_files(library: Path) -> Iterator[Document]:
+def _text_files(library: Path) -> Iterator[Document]:
     """Licence, news, help and read-me texts."""
-    for path in sorted({path for pattern in PROSE_FILES for path in library.glob(pattern)}):
+    for path in sorted({path for pattern in _PROSE_FILES for path in library.glob(pattern)}):
         if path.is_file() and belongs(path, library):
             text = path.read_text(encoding="utf-8", errors="replace")
             prose = html_text(text) if path.suffix == ".html" else text
-            yield Document(file_name(path, library), path.stem, prose)
+            yield Document(_file_name(path, library), path.stem, prose)
 
 
 def docstrings(library: Path) -> Iterator[Document]:
@@ -186,13 +186,13 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     """The module with no docstring left; a body that was nothing else becomes `pass`. Changes `tree`."""
     for node in ast.walk(tree):
         if isinstance(node, Documented):
-            node.body = [child for child in node.body if not is_string(child)]
+            node.body = [child for child in node.body if not _is_string(child)]
             if not node.body and not isinstance(node, ast.Module):
                 node.body = [ast.copy_location(ast.Pass(), node)]
     return tree
 
 
-def is_string(statement: ast.stmt) -> bool:
+def _is_string(statement: ast.stmt) -> bool:
     """True for a string that stands alone: a docstring, or one in all but name."""
     match statement:
         case ast.Expr(ast.Constant(str())):
@@ -202,15 +202,15 @@ def is_string(statement: ast.stmt) -> bool:
 
 def sources(tree: ast.Module) -> Iterator[str]:
     """Source of consecutive statements, each valid Python. From the syntax tree, so comments are gone."""
-    statements = chain.from_iterable(cut_class(node) for node in tree.body)
-    for run in packed(statements, lines, LONGEST_CODE):
+    statements = chain.from_iterable(_cut_class(node) for node in tree.body)
+    for run in packed(statements, lines, _LONGEST_CODE):
         yield ast.unparse(ast.Module(run, []))
 
 
-def cut_class(node: ast.stmt) -> Iterator[ast.stmt]:
+def _cut_class(node: ast.stmt) -> Iterator[ast.stmt]:
     """The statement itself; of a class that is too long, several classes with some of its methods each."""
-    if isinstance(node, ast.ClassDef) and lines(node) > LONGEST_CODE:
-        for body in packed(node.body, lines, LONGEST_CODE):
+    if isinstance(node, ast.ClassDef) and lines(node) > _LONGEST_CODE:
+        for body in packed(node.body, lines, _LONGEST_CODE):
             part = ast.ClassDef(node.name, node.bases, node.keywords, body, node.decorator_list)
             part.lineno, part.end_lineno = body[0].lineno, body[-1].end_lineno
             yield part
@@ -230,7 +230,7 @@ def modules(library: Path) -> Iterator[tuple[Document, ast.Module]]:
     """Every module that a person wrote: its name and source, and its syntax tree."""
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
-        if belongs(path, library) and not TABLES & set(relative.parts):
+        if belongs(path, library) and not _TABLES & set(relative.parts):
             name = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
             yield Document(relative.as_posix(), name, ""), parse(path)
 
@@ -238,10 +238,10 @@ def modules(library: Path) -> Iterator[tuple[Document, ast.Module]]:
 def belongs(path: Path, library: Path) -> bool:
     """True unless the file is a test, an installed package or generated."""
     folders = set(path.relative_to(library).parts[:-1])
-    return not folders & (TESTS | INSTALLED) and not GENERATED.fullmatch(path.name)
+    return not folders & (_TESTS | _INSTALLED) and not _GENERATED.fullmatch(path.name)
 
 
-def file_name(path: Path, library: Path) -> str:
+def _file_name(path: Path, library: Path) -> str:
     """The path inside the library, with forward slashes."""
     return path.relative_to(library).as_posix()
 

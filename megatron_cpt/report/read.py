@@ -285,7 +285,7 @@ def training_history(records: Sequence[Record]) -> TrainingHistory:
     )
 
 
-def run_clock(records: Sequence[Record]) -> Clock:
+def _run_clock(records: Sequence[Record]) -> Clock:
     """Step and time of all tokens that a record names."""
     timed = all(record.get("seconds") is not None for record in records if record.get("kind") == "train")
     clock: dict[int, tuple[int | None, float | None]] = {}
@@ -317,7 +317,7 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         validation=[(curve, gap_figures(curve)) for curve in loss_curves(records)],
         tasks=[(curve, gap_figures(curve)) for curve in task_curves(records)],
         chances={line["task"]: line["chance"] for line in records if line["kind"] == "task" and "chance" in line},
-        clock=run_clock(records),
+        clock=_run_clock(records),
         training=training_history(records),
         signals=signals(records),
         status=read_status(folder.status),

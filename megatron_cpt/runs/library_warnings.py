@@ -23,7 +23,7 @@ HARMLESS = re.compile(
 )
 
 
-class LibraryWarnings(logging.Handler):
+class _LibraryWarnings(logging.Handler):
     """Hands each warning on once."""
 
     def __init__(self, write: Callable[[str], None], is_first: Callable[[str], bool]) -> None:
@@ -72,9 +72,9 @@ def take_warnings(write: Callable[[str], None], is_first: Callable[[str], bool] 
     Raises:
         IntegrityFault: later, where a warning speaks of damage, in the call that warns.
     """
-    taker = LibraryWarnings(write, is_first)
+    taker = _LibraryWarnings(write, is_first)
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        logger.handlers[:] = [*(other for other in logger.handlers if not isinstance(other, LibraryWarnings)), taker]
+        logger.handlers[:] = [*(other for other in logger.handlers if not isinstance(other, _LibraryWarnings)), taker]
     logging.getLogger("megatron").propagate = False
     warnings.showwarning = taker.shown

@@ -35,7 +35,7 @@ def gpu_settings(environment: Mapping[str, str]) -> dict[str, str]:
     return settings
 
 
-def gpu_settings_told(environment: Mapping[str, str]) -> str:
+def gpu_settings_line(environment: Mapping[str, str]) -> str:
     """The variables that decide how GPUs are used, for the log."""
     own = ("CUDA_DEVICE_MAX_CONNECTIONS", *_ALLOCATOR)
     told = [name for name in sorted(environment) if name in own or name.startswith(("NCCL_", "TORCH_NCCL_", "NVTE_"))]
@@ -103,7 +103,7 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dic
     return {number: signal.signal(number, handle) for number in STOP_SIGNALS if number not in ignored}
 
 
-def give_back_signals(before: Mapping[signal.Signals, object]) -> None:
+def restore_signal_handlers(before: Mapping[signal.Signals, object]) -> None:
     """Has signals handled as `handle_stop_signals` found them."""
     for number, handler in before.items():
         signal.signal(number, handler)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def _gather_own(gathered: list[Any], own: Any, group: Any = None) -> None:
 
 def install(trace: Trace, shape: ModelShape) -> None:
     """Has this process use the stand-ins from now on. It is of no use for anything else afterwards."""
-    replace_name("torch", "nn.RMSNorm.forward", lambda norm, states: RmsNorm.apply(states, norm.weight))
+    replace_name("torch", "nn.RMSNorm.forward", lambda norm, states: _RmsNorm.apply(states, norm.weight))
     replace_name("torch", "nn.functional.scaled_dot_product_attention", _attention(trace))
     replace_name("torch.nn.attention.bias", "causal_lower_right", lambda queries, keys: None)
     replace_name("torch", "Tensor.cpu", _to_host(trace))
@@ -106,7 +106,7 @@ def selected(shape: ModelShape) -> Callable[[Tensor], int]:
     return count
 
 
-class RmsNorm(torch.autograd.Function):
+class _RmsNorm(torch.autograd.Function):
     """torch's fused RMSNorm."""
 
     @staticmethod

@@ -208,7 +208,7 @@ Description = tuple[str, dict[str, int], str | None, str | None]
 
 def _described_ranks(path: Path, ranks: dict[bytes, int]) -> Description:
     """Pattern, control tokens, BOS and EOS of ranks, as the file beside them has them. Raises BadInput."""
-    content = _read_json(path)
+    content = json_object(path)
     pattern, control = content.get("pat_str"), content.get("special_tokens")
     ends = [content.get(name, False) for name in ("bos_token", "eos_token")]
     faults = []
@@ -555,13 +555,13 @@ def _read_backend(folder: Path) -> tuple[bytes, dict[str, Any], tokenizers.Token
 def _named_token(folder: Path, backend: tokenizers.Tokenizer, role: Literal["bos", "eos"]) -> int | None:
     """The id that a folder's side files give to a role, or None."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(folder / file).get(f"{role}_token")
+        token = json_object(folder / file).get(f"{role}_token")
         content = token.get("content") if isinstance(token, dict) else token
         number = backend.token_to_id(content) if isinstance(content, str) else None
         if number is not None:
             return int(number)
     for file in ("generation_config.json", "config.json"):
-        numbers = _read_json(folder / file).get(f"{role}_token_id")
+        numbers = json_object(folder / file).get(f"{role}_token_id")
         first = numbers[0] if isinstance(numbers, list) and numbers else numbers
         if isinstance(first, int) and backend.id_to_token(first) is not None:
             return first
@@ -583,7 +583,8 @@ def unknown_token(model: dict[str, Any]) -> str | None:
     return model.get("unk_token")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file, or another value in it. Raises BadInput."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What is measured at an evaluation. Training continues as if it had not been."""
+"""Everything that an evaluation measures: validation losses, weight updates, tasks. It changes nothing of training."""
 
 import time
 
@@ -152,7 +152,7 @@ def _evaluate_files(run: Run, logger: RunLogger, step: int) -> dict[str, Accurac
 
 def evaluate_lm_eval(run: Run, logger: RunLogger, step: int) -> dict[str, Accuracy]:
     """lm-evaluation-harness's tasks, whose code may draw or seed. Returns the accuracies among their scores."""
-    due = [task for name, tasks in run.harness.items() if step in run.plan.lm_eval_steps[name] for task in tasks]
+    due = [task for name, tasks in run.lm_eval_tasks.items() if step in run.plan.lm_eval_steps[name] for task in tasks]
     if not due:
         return {}
     started = time.perf_counter()

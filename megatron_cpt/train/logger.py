@@ -36,7 +36,7 @@ from megatron_cpt.runs.records import (
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run
 
-MEGATRON_LM_TAGS = {
+_MEGATRON_LM_TAGS = {
     "lm loss": "loss",
     "learning-rate": "learning_rate",
     "grad-norm": "grad_norm",
@@ -73,7 +73,7 @@ class RunLogger:
         else:
             run.folder.records.unlink(missing_ok=True)
         self._records = RecordWriter(run.folder.records)
-        self._board = Trackers(run.config, run.folder, run.first_step)
+        self._trackers = _Trackers(run.config, run.folder, run.first_step)
         self._log = RunLog(run.folder.log)
         self._remaining = RemainingTime()
         self._bar = progress_bar(run.plan.steps, "step", initial=run.first_step)
@@ -105,7 +105,7 @@ class RunLogger:
             "mfu": self._flops_per_token * per_second / (self._peak * groups.world_size()) if self._peak else None,
             "memory_bytes": _peak_memory(),
         }
-        scalars = {tag: record[name] for tag, name in MEGATRON_LM_TAGS.items()}
+        scalars = {tag: record[name] for tag, name in _MEGATRON_LM_TAGS.items()}
         scalars["batch-size"] = sequences - config.sequences_at(step - 1)
         scalars |= {f"train/{name}": record[name] for name in ("tokens_per_second", "mfu")}
         scalars |= {f"loss/source/{source}": loss for source, loss in record["source_losses"].items()}
@@ -134,7 +134,7 @@ class RunLogger:
         self._records.append(record)
         for name, value in (scalars or {}).items():
             if value is not None:
-                self._board.add_scalar(name, value, record["step"])
+                self._trackers.add_scalar(name, value, record["step"])
         if line is not None:
             self._log.write(line)
 
@@ -148,7 +148,7 @@ class RunLogger:
             self._records.close()
             drop_records_after(self._run.folder.records, step)
             self._records = RecordWriter(self._run.folder.records)
-            self._board.go_back(step)
+            self._trackers.go_back(step)
 
     def advance(self) -> None:
         """Moves the progress bar on by a step."""
@@ -164,7 +164,7 @@ class RunLogger:
         """Returns when all records are on disk."""
         if self._writes:
             self._records.flush()
-            self._board.flush()
+            self._trackers.flush()
 
     def status(self, state: str, step: int, **details: Any) -> None:
         """Replaces status.json."""
@@ -189,7 +189,7 @@ class RunLogger:
             self.sync()
             self._bar.close()
             self._records.close()
-            self._board.close()
+            self._trackers.close()
             self._log.close()
 
 
@@ -247,11 +247,11 @@ def peak_flops() -> float | None:
     return None if card is None else card.flops
 
 
-class Trackers:
+class _Trackers:
     """Takes each scalar once and shows it wherever it is to be seen."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, last_step: int) -> None:
-        """Opens them; what a killed run wrote after a step is taken back where the board can.
+        """Opens them; what a killed run wrote after a step is taken back where the tracker can.
 
         Raises:
             BadInput: Weights & Biases is asked for and not installed.

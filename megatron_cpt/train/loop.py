@@ -1,4 +1,4 @@
-"""The training loop: update, record, evaluate, save; steps skipped or rewound; profiler traces."""
+"""The training loop: update, record, evaluate, save; skipped steps and rewinds; profiler traces."""
 
 import gc
 import time
@@ -61,7 +61,11 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
         warm_up_moments(run, logger, watchdog)
     steps = range(run.first_step + 1, run.plan.steps + 1)
     firsts = (config.sequences_at(step - 1) for step in steps)
-    with Saver(run, logger) as saver, BatchReader(run.data, groups.device(), firsts) as reader, garbage_by_hand():
+    with (
+        _Saver(run, logger) as saver,
+        BatchReader(run.data, groups.device(), firsts) as reader,
+        _manual_gc(),
+    ):
         for step in steps:
             watchdog.at("step", step)
             before = held_out_gradients(run, step)
@@ -157,10 +161,10 @@ _COLLECTED_EVERY = 100
 
 
 @contextmanager
-def garbage_by_hand() -> Iterator[None]:
-    """Python looks for garbage in cycles only where it is told to: on all ranks after the same steps.
+def _manual_gc() -> Iterator[None]:
+    """Turns Python's automatic garbage collection off: the loop collects on all ranks after the same steps.
 
-    Otherwise it looks on each rank at a moment of its own, and in every such step all others wait for that one.
+    Left on, each rank collects at a moment of its own, and all others wait for it.
     """
     was_enabled = gc.isenabled()
     gc.collect()
@@ -179,7 +183,7 @@ def _learning_rate_at(run: Run, step: int) -> float:
     return learning_rate(config.schedule, tokens + shift, config.total_tokens + shift, config.tokens_per_step)
 
 
-class Saver:
+class _Saver:
     """Saves a run after some of its steps. At the end of its context all that was begun is whole."""
 
     def __init__(self, run: Run, logger: RunLogger) -> None:
@@ -226,7 +230,7 @@ class Saver:
         planned = self._writer.begin(
             unwrap(run.model),
             run.optimizer,
-            self._position(step, history, losses),
+            self._checkpoint_state(step, history, losses),
             run.hf_folder,
             run.dtypes,
             run_lineage(run, step),
@@ -248,7 +252,7 @@ class Saver:
             self._logger.checkpoint_saved(checkpoint)
             save.prune(checkpoint.parent, settings.keep_last, self._keep_every, settings.keep_best)
 
-    def _position(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> CheckpointState:
+    def _checkpoint_state(self, step: int, history: UpdateHistory, losses: dict[str, float]) -> CheckpointState:
         run, config = self._run, self._run.config
         round_distance = self._keep_every is not None and step % self._keep_every == 0
         sequences = config.sequences_at(step)
@@ -275,20 +279,20 @@ class Saver:
         )
 
 
-# Steps left out in a row: with weights that are broken, all would be.
-_MOST_LEFT_OUT = 10
+# Steps skipped in a row. With broken weights every step would be.
+_MOST_SKIPPED = 10
 
 
 def _skip_step(
-    run: Run, logger: RunLogger, saver: Saver, history: UpdateHistory, step: int, rate: float, outcome: StepOutcome
+    run: Run, logger: RunLogger, saver: _Saver, history: UpdateHistory, step: int, rate: float, outcome: StepOutcome
 ) -> UpdateHistory:
     """Does what the settings say of a step without an update, and records it. Returns the history to go on with.
 
     A rewind puts back the state of the last checkpoint and goes on after this step: the sequences since that
-    checkpoint are left out. The run saves after this step, so that the next start knows of it.
+    checkpoint are skipped. The run saves after this step, so that the next start knows of it.
 
     Raises:
-        NumericsFault: the settings say `stop`, too many were left out in a row, or there is no checkpoint to rewind to.
+        NumericsFault: the settings say `stop`, too many were skipped in a row, or there is no checkpoint to rewind to.
     """
     consumed = run.config.sequences_at(step)
     policy = run.config.training.on_spike if outcome.finite else run.config.training.on_nonfinite
@@ -298,20 +302,20 @@ def _skip_step(
     why = f"{found}, {'a spike' if outcome.finite else 'not finite'}"
     saver.finish(wait=policy == "rewind")
     checkpoints = complete_checkpoints(run.folder.checkpoints) if policy == "rewind" else []
-    if policy == "skip" and in_a_row <= _MOST_LEFT_OUT:
+    if policy == "skip" and in_a_row <= _MOST_SKIPPED:
         logger.record(_event(run, f"skipped_{cause}", step, rate, outcome), line=f"step {step}: skipped: {why}")
-        return history.without(run.config.sequences_at(step - 1), consumed, in_a_row)
-    if policy == "rewind" and in_a_row <= _MOST_LEFT_OUT and checkpoints:
-        position = resume(checkpoints[-1], run.model, run.optimizer, run.config)
-        logger.go_back(position.step)
+        return history.with_skipped(run.config.sequences_at(step - 1), consumed, in_a_row)
+    if policy == "rewind" and in_a_row <= _MOST_SKIPPED and checkpoints:
+        state = resume(checkpoints[-1], run.model, run.optimizer, run.config)
+        logger.go_back(state.step)
         logger.record(
             _event(run, f"rewound_{cause}", step, rate, outcome)
-            | {"to_step": position.step, "left_out_sequences": [run.config.sequences_at(position.step), consumed]},
-            line=f"step {step}: {why}: went back to the weights of step {position.step}; "
-            f"the sequences of steps {position.step + 1} to {step} are skipped",
+            | {"to_step": state.step, "left_out_sequences": [run.config.sequences_at(state.step), consumed]},
+            line=f"step {step}: {why}: went back to the weights of step {state.step}; "
+            f"the sequences of steps {state.step + 1} to {step} are skipped",
         )
         saver.save_next(step)
-        return UpdateHistory.of(position).without(position.sequences, consumed, in_a_row)
+        return UpdateHistory.of(state).with_skipped(state.sequences, consumed, in_a_row)
     logger.record(_event(run, f"stopped_{cause}", step, rate, outcome), line=f"step {step}: stopped: {why}")
     logger.sync()
     what = "a spike" if outcome.finite else "not finite on some rank"
@@ -335,7 +339,7 @@ def _event(run: Run, event: str, step: int, rate: float, outcome: StepOutcome) -
 
 @contextmanager
 def profiled(run: Run, step: int) -> Iterator[None]:
-    """Traces what happens inside on every rank, if `run.profile` names the step; else costs nothing."""
+    """Writes a profiler trace of the block on every rank if `run.profile` names the step."""
     chosen = run.config.run.profile
     if chosen is None or step not in profiled_steps(chosen):
         yield

@@ -98,8 +98,8 @@ class BlendSamples(Dataset[Sample]):
     def __getitem__(self, index: int | None) -> Sample:
         """The sample at a place of the run; None: one that counts nowhere, as Megatron-LM asks for to fill a batch."""
         first, place = divmod(index or 0, self._slots.global_batch_size)
-        [dealt] = rank_indices(self._slots, first * self._slots.global_batch_size, self.seed)
-        located = self.order.locate(dealt[place : place + 1])
+        [indices] = rank_indices(self._slots, first * self._slots.global_batch_size, self.seed)
+        located = self.order.locate(indices[place : place + 1])
         source, sequence = int(located.source[0]), int(located.sequence[0])
         mask = self.label_masks[source] if index is not None else None
         return _sample(self.streams[source], sequence, self.order.sequence_length, mask)

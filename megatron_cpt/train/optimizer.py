@@ -27,7 +27,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from torch import Tensor
 
-from megatron_cpt.checkpoint.distributed_optimizer import STATE_SETTER
+from megatron_cpt.checkpoint.distributed_optimizer import STATE_SETTER, chained_optimizers
 from megatron_cpt.config.schema import LrMultiplierSettings, OptimizerSettings, Part
 from megatron_cpt.data.loader import Batch
 from megatron_cpt.model.build import megatron_config, unwrap
@@ -75,7 +75,7 @@ def build_optimizer(
         **_group_options(unwrap(model), settings),
     )
     transformer.grad_scale_func = optimizer.scale_loss
-    for part in parts(optimizer):
+    for part in chained_optimizers(optimizer):
         inner = part.optimizer
         if isinstance(inner, torch.optim.AdamW):
             for group in inner.param_groups:
@@ -118,7 +118,7 @@ def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, Tensor]:
     norm = float(optimizer.get_grad_norm())
     alike = [
         parameter.grad
-        for part in parts(optimizer)
+        for part in chained_optimizers(optimizer)
         for parameter in part.get_parameters()
         if parameter.grad is not None and not getattr(parameter, "tensor_model_parallel", False)
     ]
@@ -129,7 +129,7 @@ def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, Tensor]:
 
 def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
     """Clips the gathered gradients and updates the parameters: the second half of ChainedOptimizer.step."""
-    for part in parts(optimizer):
+    for part in chained_optimizers(optimizer):
         parameters = part.get_parameters()
         if parameters:
             clip_grad_by_total_norm_fp32(
@@ -148,7 +148,7 @@ def group_settings(optimizer: MegatronOptimizer) -> GroupSettings:
     """All values of all parameter groups that the config decides: betas, epsilon, factors, switches."""
     return [
         [{name: value for name, value in group.items() if name not in ("params", "step")} for group in _groups_of(part)]
-        for part in parts(optimizer)
+        for part in chained_optimizers(optimizer)
     ]
 
 
@@ -158,7 +158,7 @@ def mend_after_load(optimizer: MegatronOptimizer, settings: GroupSettings) -> No
     Args:
         settings: the group settings before the load, which put back those of the run that was saved.
     """
-    for part, of_part in zip(parts(optimizer), settings, strict=True):
+    for part, of_part in zip(chained_optimizers(optimizer), settings, strict=True):
         for group, values in zip(_groups_of(part), of_part, strict=True):
             group.update(values)
         if isinstance(part.optimizer, torch.optim.AdamW):
@@ -169,11 +169,6 @@ def mend_after_load(optimizer: MegatronOptimizer, settings: GroupSettings) -> No
 def _groups_of(part: Any) -> list[dict[str, Any]]:
     """The parameter groups of one chained optimizer; none where a rank has nothing of it to train."""
     return [] if part.optimizer is None else list(part.optimizer.param_groups)
-
-
-def parts(optimizer: MegatronOptimizer) -> list[Any]:
-    """The optimizers that a chained optimizer chains."""
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _allocate_state(optimizer: torch.optim.AdamW) -> None:
@@ -258,10 +253,10 @@ def _parameter_factors(
     }
     for name, parameter in chunk.named_parameters():
         parts = _parts_of(name, parameter, chunk.share_embeddings_and_output_weights)
-        rate = _layer_rate(layers.get(id(parameter)), settings.lr_multipliers)
+        multiplier = _layer_multiplier(layers.get(id(parameter)), settings.lr_multipliers)
         for part in parts:
-            rate *= getattr(settings.lr_multipliers, part)
-        yield parameter, (rate, float(not set(parts) & set(settings.no_weight_decay)))
+            multiplier *= getattr(settings.lr_multipliers, part)
+        yield parameter, (multiplier, float(not set(parts) & set(settings.no_weight_decay)))
 
 
 def _parts_of(name: str, parameter: torch.nn.Parameter, tied: bool) -> list[Part]:
@@ -280,10 +275,10 @@ def _parts_of(name: str, parameter: torch.nn.Parameter, tied: bool) -> list[Part
     return found
 
 
-def _layer_rate(layer: int | None, rates: LrMultiplierSettings) -> float:
-    """The factor of a layer's learning rate; 1 for what is in no layer."""
+def _layer_multiplier(layer: int | None, settings: LrMultiplierSettings) -> float:
+    """The multiplier of a layer's learning rate; 1 for what is in no layer."""
     return next(
-        (group.multiplier for group in rates.layers if layer is not None and group.first <= layer <= group.last), 1.0
+        (group.multiplier for group in settings.layers if layer is not None and group.first <= layer <= group.last), 1.0
     )
 
 
@@ -303,7 +298,7 @@ class StepShape:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step did, the same on every rank."""
+    """Losses, gradient norm and fate of a step, the same on every rank."""
 
     nats: Tensor
     """float64 [sources], on the host: summed loss of each source's tokens."""
@@ -352,6 +347,7 @@ def train_step(
     is_spike = nats.sum() / tokens.sum() > loss_limit  # False where no label counts, and the loss is NaN
     reason = torch.tensor(-stop(), device=nats.device)
     agreed = smallest_of_each(torch.stack([values.to(nats.dtype) for values in (finite, ~is_spike, reason)]))
+    # One copy to the host: [finite, no spike, -reason], then the nats and the tokens of all sources.
     flags, on_host = np.split(torch.cat([agreed, nats, tokens]).cpu().numpy(), [len(agreed)])
     nats, tokens = torch.from_numpy(on_host).chunk(2)
     updated = bool(flags[0]) and bool(flags[1])

@@ -48,12 +48,13 @@ from megatron_cpt.runs.folder import (
     write_status,
 )
 from megatron_cpt.runs.permissions import keep_others_from_writing, writable_warnings
-from megatron_cpt.runs.processes import LAUNCHER, die_with_parent, gpu_settings_told
+from megatron_cpt.runs.processes import LAUNCHER, die_with_parent, gpu_settings_line
 from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
 from megatron_cpt.train.logger import RunLogger, mfu_formula
 from megatron_cpt.train.loop import train
 from megatron_cpt.train.provenance import (
+    Kernels,
     changed_rate,
     dtype_notes,
     export_end,
@@ -147,7 +148,7 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
 def _run_watched(
     plan: RunPlan, changes: ResumeChanges, folder: RunFolder, request: StopRequest, watchdog: Watchdog
 ) -> ExitCode:
-    """What `run_to_end` does after planning."""
+    """What `run_to_end` does after planning, with the watchdog watching."""
     config = plan.config
     groups.init_process_group(watchdog.group_timeout)
     watchdog.join_ranks()
@@ -165,38 +166,14 @@ def _run_watched(
         write_json(folder.versions, versions(kernels))
         write_checked_json(folder.lineage, run_lineage(run, run.first_step))
     logger = RunLogger(run)
-    logger.log(f"kernels: {kernels}")
-    if groups.device().type == "cuda":
-        logger.log(f"environment: {gpu_settings_told(os.environ)}")
-    if warning := untried(release()):
-        logger.log(warning, logging.WARNING)
-    for note in dtype_notes(run):
-        logger.log(note)
-    for line in settled:
-        logger.log(line, logging.WARNING)
-    parent = config.init_from.checkpoint
-    places = [folder.path, folder.checkpoints, *complete_checkpoints(folder.checkpoints)[-1:]]
-    for warning in writable_warnings([*places, *([Path(parent)] if parent is not None else [])]):
-        logger.log(warning, logging.WARNING)
-    if foreign := foreign_names(folder.checkpoints):
-        logger.log(f"{folder.checkpoints}: not made by the run, and left alone: {', '.join(foreign)}", logging.WARNING)
+    _log_environment(run, logger, kernels, settled)
     if checked:
         losses = initial_loss_check.opening_losses(run)
         if config.init_from.checkpoint is None:
             logger.log(initial_loss_check.compare_initial_loss(run, reference, losses))
         if worse := initial_loss_check.check_guessing(run, losses):
             logger.log(worse, logging.WARNING)
-    own = run.first_step > run.start_state.first_own_step
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    restart = f" (restart {again} of {os.environ.get('TORCHELASTIC_MAX_RESTARTS', '?')}: a rank died)" if again else ""
-    logger.log(f"{'resumed after' if own else 'starting at'} step {run.first_step} of {plan.steps}{restart}")
-    if not own:
-        for warning in plan.warnings:
-            logger.log(warning, logging.WARNING)
-    logger.log(mfu_formula(run))
-    _record_changes(run, logger, changes)
-    if changed := changed_rate(run):
-        logger.log(changed, logging.WARNING)
+    _log_start(run, logger, changes)
     logger.status("running", run.first_step)
     stop = train(run, logger, request, watchdog)
     if groups.rank() == 0:
@@ -216,6 +193,41 @@ def _run_watched(
     logger.status("done", plan.steps, exit_code=int(ExitCode.DONE))
     logger.close()
     return ExitCode.DONE
+
+
+def _log_environment(run: Run, logger: RunLogger, kernels: Kernels, settled: Sequence[str]) -> None:
+    """Logs what the run stands on: kernels, environment, dtypes, and what is wrong with its files without harm."""
+    folder, parent = run.folder, run.config.init_from.checkpoint
+    logger.log(f"kernels: {kernels}")
+    if groups.device().type == "cuda":
+        logger.log(f"environment: {gpu_settings_line(os.environ)}")
+    if warning := untried(release()):
+        logger.log(warning, logging.WARNING)
+    for note in dtype_notes(run):
+        logger.log(note)
+    for line in settled:
+        logger.log(line, logging.WARNING)
+    places = [folder.path, folder.checkpoints, *complete_checkpoints(folder.checkpoints)[-1:]]
+    for warning in writable_warnings([*places, *([Path(parent)] if parent is not None else [])]):
+        logger.log(warning, logging.WARNING)
+    if foreign := foreign_names(folder.checkpoints):
+        logger.log(f"{folder.checkpoints}: not made by the run, and left alone: {', '.join(foreign)}", logging.WARNING)
+
+
+def _log_start(run: Run, logger: RunLogger, changes: ResumeChanges) -> None:
+    """Logs where the run starts or goes on, the warnings of its plan, and what was changed since its last start."""
+    resumed = run.first_step > run.start_state.first_own_step
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "?")
+    restart = f" (restart {restarts} of {most}: a rank died)" if restarts else ""
+    logger.log(f"{'resumed after' if resumed else 'starting at'} step {run.first_step} of {run.plan.steps}{restart}")
+    if not resumed:
+        for warning in run.plan.warnings:
+            logger.log(warning, logging.WARNING)
+    logger.log(mfu_formula(run))
+    _record_changes(run, logger, changes)
+    if changed := changed_rate(run):
+        logger.log(changed, logging.WARNING)
 
 
 def _record_changes(run: Run, logger: RunLogger, found: ResumeChanges) -> None:

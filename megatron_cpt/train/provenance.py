@@ -20,6 +20,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cpt import __version__
+from megatron_cpt.checkpoint.distributed_optimizer import chained_optimizers
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
 from megatron_cpt.checkpoint.model_card import model_card, training_of
@@ -35,7 +36,6 @@ from megatron_cpt.parallel.mcore_compat import release
 from megatron_cpt.planning.resume_changes import ResumeChanges
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints
 from megatron_cpt.runs.folder import write_durably
-from megatron_cpt.train.optimizer import parts
 from megatron_cpt.train.run import Run
 
 
@@ -168,7 +168,7 @@ def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -
         norm=listed(named(module) for module in modules if _is_norm(module)),
         rope=_rope_of(chunks[0]),
         loss=_loss_of(chunks[0].config),
-        optimizer=listed(_optimizer_of(part.optimizer) for part in parts(optimizer)),
+        optimizer=listed(_optimizer_of(part.optimizer) for part in chained_optimizers(optimizer)),
         context="all-gather of keys and values" if own else listed(_made_by(core) for core in cores),
         experts=listed(_experts_of(module) for module in modules if isinstance(module, MoELayer)),
     )

@@ -58,22 +58,22 @@ from megatron_cpt.train.weight_updates import InitialWeights
 
 @dataclass(frozen=True)
 class UpdateHistory:
-    """What of a run's past its next step depends on, beside weights, optimizer and random states."""
+    """What the next step depends on, beside weights, optimizer and random states: past losses and skipped steps."""
 
     losses: tuple[float, ...] = ()
     """Losses of the last updates, nats per token, oldest first."""
     skipped_ranges: tuple[tuple[int, int], ...] = ()
     """Ranges of the order, [first sequence, end), that no update was made of."""
     skipped_in_a_row: int = 0
-    """Steps left out since the last update."""
+    """Steps skipped since the last update."""
 
     @classmethod
-    def of(cls, position: CheckpointState) -> "UpdateHistory":
+    def of(cls, state: CheckpointState) -> "UpdateHistory":
         """The history that a checkpoint keeps."""
         return cls(
-            tuple(position.recent_losses),
-            tuple((first, end) for first, end in position.skipped_ranges),
-            position.skipped_in_a_row,
+            tuple(state.recent_losses),
+            tuple((first, end) for first, end in state.skipped_ranges),
+            state.skipped_in_a_row,
         )
 
     def loss_limit(self, settings: TrainingSettings) -> float:
@@ -92,8 +92,8 @@ class UpdateHistory:
         losses = () if settings.on_spike == "ignore" else (*self.losses, loss)[-settings.spike_window :]
         return replace(self, losses=losses, skipped_in_a_row=0)
 
-    def without(self, first_sequence: int, end: int, in_a_row: int) -> "UpdateHistory":
-        """The history after steps that no update was made of; a range that touches the last joins it."""
+    def with_skipped(self, first_sequence: int, end: int, in_a_row: int) -> "UpdateHistory":
+        """The history after skipped steps. Their range of the order joins the last one where the two touch."""
         ranges = self.skipped_ranges
         if ranges and ranges[-1][1] >= first_sequence:
             first_sequence, ranges = ranges[-1][0], ranges[:-1]
@@ -117,7 +117,7 @@ class StartState:
 
 
 def _load_start_weights(model: Sequence[LanguageModule], shape: ModelShape, config: RunConfig) -> None:
-    """Gives a model the weights that the config starts from; without any, it keeps its random ones."""
+    """Loads the weights of `init_from.checkpoint` or of `model.hf`; with neither the model keeps its random ones."""
     if config.init_from.checkpoint is not None:
         load_weights(Path(config.init_from.checkpoint), model)
     elif config.model.weights == "hf":
@@ -130,7 +130,10 @@ def _load_start_state(
     optimizer: MegatronOptimizer,
     config: RunConfig,
 ) -> StartState:
-    """Loads what the run goes on from; the weights that it starts from are in the model.
+    """Loads the newest checkpoint of the run or, at its beginning, what `init_from` takes of another run's.
+
+    The start weights are in the model already.
+
 
     Args:
         checkpoints: the run's own, oldest first.
@@ -139,20 +142,20 @@ def _load_start_state(
         IntegrityFault: a checkpoint is not what was written.
     """
     if checkpoints:
-        position = resume(checkpoints[-1], model, optimizer, config)
+        state = resume(checkpoints[-1], model, optimizer, config)
         return StartState(
-            position.step,
-            position.first_own_step,
-            position.schedule_shift,
-            UpdateHistory.of(position),
-            position.measures,
+            state.step,
+            state.first_own_step,
+            state.schedule_shift,
+            UpdateHistory.of(state),
+            state.measures,
         )
     start = config.init_from
     if start.checkpoint is None or not (start.load_optimizer or start.load_schedule or start.load_data_position):
         return StartState(0, 0, 0, UpdateHistory())
     checkpoint = Path(start.checkpoint)
-    position = read_state(checkpoint)
-    shift = schedule_shift(start, position.tokens, position.schedule_shift)
+    state = read_state(checkpoint)
+    shift = schedule_shift(start, state.tokens, state.schedule_shift)
     if not start.load_data_position:
         if start.load_optimizer:
             _load_state(checkpoint, model, optimizer, config)
@@ -160,13 +163,13 @@ def _load_start_state(
         return StartState(0, 0, shift, UpdateHistory())
     if start.load_optimizer:
         resume(checkpoint, model, optimizer, config)
-    return StartState(position.step, position.step, shift, UpdateHistory.of(position))
+    return StartState(state.step, state.step, shift, UpdateHistory.of(state))
 
 
 def resume(
     checkpoint: Path, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, config: RunConfig
 ) -> CheckpointState:
-    """Loads a checkpoint of this run, or of one whose data order this run goes on with, and returns its position.
+    """Loads a checkpoint of this run, or of one whose data order it goes on with, and returns its CheckpointState.
 
     That data order, sizes of the steps done and trained parts are still the same was checked before
     (planning/resume_changes.py).
@@ -175,11 +178,11 @@ def resume(
         BadInput: the optimizer state does not load into this layout.
         IntegrityFault: the checkpoint is not what was written.
     """
-    position = read_state(checkpoint)
+    state = read_state(checkpoint)
     # Those of a rank of another layout are of no use here; the same resume draws the same numbers again.
-    seed_everything(config.run.seed + 1 + position.step)
+    seed_everything(config.run.seed + 1 + state.step)
     _load_state(checkpoint, model, optimizer, config)
-    return position
+    return state
 
 
 def _load_state(
@@ -209,12 +212,12 @@ def layout(config: RunConfig) -> Layout:
 
 
 def _hf_config_dir(config: RunConfig, folder: RunFolder) -> Path:
-    """The folder whose config.json and tokenizer are the model's; its weights are in `model.hf`."""
+    """The folder with the model's config.json and tokenizer: `model.hf`, or RUN/model where `model.rope` changes it."""
     return Path(config.model.hf) if config.model.rope is None else folder.model
 
 
 def write_hf_config_dir(config: RunConfig, folder: RunFolder) -> None:
-    """Writes the description where it is not that of `model.hf`. Every rank calls it."""
+    """Writes config.json and tokenizer to RUN/model where `model.rope` changes them. Every rank calls it."""
     with first_on_rank_zero():
         if groups.rank() != 0 or config.model.rope is None:
             return
@@ -280,7 +283,7 @@ class Run:
     folder: RunFolder
     shape: ModelShape
     dtypes: TensorDtypes
-    """Those that the tensors of the model had in the Hugging Face folder that it comes from."""
+    """Dtypes of the tensors in the Hugging Face folder that the model comes from; exports have them again."""
     model: list[DistributedDataParallel]
     """The chunks of the model that this rank holds: one, unless pipelines are interleaved."""
     optimizer: MegatronOptimizer
@@ -288,7 +291,7 @@ class Run:
     validation_sets: list[ValidationSet]
     tasks: Mapping[str, Sequence[Task]]
     """The tasks of each file, by the file's name in the config."""
-    harness: LmEvalTasks
+    lm_eval_tasks: LmEvalTasks
     """lm-evaluation-harness's tasks, by the entry's name in the config."""
     start_weights: InitialWeights | None
     """The weights before the first update, where updates are measured from them."""
@@ -297,7 +300,7 @@ class Run:
     measures: Mapping[str, str]
     """Identity of every validation set and task, by its name in messages."""
     areas: Areas = field(default_factory=Areas)
-    """Of the learning rates of its updates, as far as they were summed (provenance.py)."""
+    """Sums over the learning rates of its updates so far (provenance.py)."""
 
     @property
     def changed_measures(self) -> list[str]:
@@ -343,7 +346,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
     groups.init_model_parallel(config.parallel, timeout)
     seed_everything(config.run.seed)
     shape = read_shape(Path(config.model.hf), config.model.rope)
-    harness = open_lm_eval_tasks(config, plan.inputs.tasks, shape.max_positions)
+    lm_eval_tasks = open_lm_eval_tasks(config, plan.inputs.tasks, shape.max_positions)
     checkpoints = complete_checkpoints(folder.checkpoints)
     dtypes = _dtypes_before_training(config, checkpoints)
     options = ModelOptions.of_run(config)
@@ -389,10 +392,11 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
         data=data,
         validation_sets=sets,
         tasks=plan.inputs.tasks,
-        harness=harness,
+        lm_eval_tasks=lm_eval_tasks,
         start_weights=start_weights,
         start_state=beginning,
-        measures=measures(config, plan.inputs) | {f"task {one.name}": one.identity for one in chain(*harness.values())},
+        measures=measures(config, plan.inputs)
+        | {f"task {one.name}": one.identity for one in chain(*lm_eval_tasks.values())},
     )
     refuse(measure_faults(config, run.changed_measures))
     return run

@@ -19,9 +19,9 @@ from megatron_cpt.runs.processes import (
     ENDED_AT_ONCE,
     INTERRUPTED,
     LAUNCHER,
-    give_back_signals,
     handle_stop_signals,
     hear_stop_signals,
+    restore_signal_handlers,
 )
 
 NOT_ASKED, OUT_OF_TIME = 0, 128  # signals have the numbers between
@@ -64,7 +64,7 @@ class StopRequest:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Gives the signals back to whoever handled them."""
-        give_back_signals(self._before)
+        restore_signal_handlers(self._before)
         signal.set_wakeup_fd(self._fd_before)
         ends, self._wakeups = self._wakeups or (), None
         for end in ends:

@@ -17,10 +17,10 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
+from megatron_cpt.checkpoint.distributed_optimizer import chained_optimizers
 from megatron_cpt.model.build import unwrap
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import sum_over_world
-from megatron_cpt.train.optimizer import parts
 
 _MOST_LAYERS = 5
 """Layers of the bottom and of the top; a model of fewer than twice as many is halved."""
@@ -87,11 +87,11 @@ def counted_parts(
     """
     shards = {
         id(parameter): part.optimizer.param_groups[group]["params"][place]
-        for part in parts(optimizer)
+        for part in chained_optimizers(optimizer)
         if isinstance(part, DistributedOptimizer) and part.optimizer is not None
         for parameter, (group, place) in part.model_param_group_index_map.items()
     }
-    sharded = any(isinstance(part, DistributedOptimizer) for part in parts(optimizer))
+    sharded = any(isinstance(part, DistributedOptimizer) for part in chained_optimizers(optimizer))
     layers, edge = model[0].config.num_layers, edge_layers(model[0].config.num_layers)
     for chunk in unwrap(model):
         numbers = {id(one): layer.layer_number for layer in chunk.decoder.layers for one in layer.parameters()}

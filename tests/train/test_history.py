@@ -28,6 +28,12 @@ def test_there_is_no_limit_before_half_the_window_nor_without_a_policy() -> None
 
 
 def test_ranges_left_out_join_where_they_touch() -> None:
-    history = UpdateHistory().without(16, 24, 1).without(24, 32, 2).with_update(1.0, SETTINGS).without(40, 48, 1)
+    history = (
+        UpdateHistory()
+        .with_skipped(16, 24, 1)
+        .with_skipped(24, 32, 2)
+        .with_update(1.0, SETTINGS)
+        .with_skipped(40, 48, 1)
+    )
     assert history.skipped_ranges == ((16, 32), (40, 48))
     assert history.skipped_in_a_row == 1

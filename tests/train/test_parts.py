@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_cpt.checkpoint.distributed_optimizer import chained_optimizers
 from megatron_cpt.config.load import load_config
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.model.build import unwrap
@@ -15,7 +16,6 @@ from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.train import loop
 from megatron_cpt.train.logger import RunLogger
-from megatron_cpt.train.optimizer import parts
 from megatron_cpt.train.run import assemble
 from megatron_cpt.train.stop import StopRequest
 from megatron_cpt.train.watchdog import Watchdog
@@ -159,7 +159,7 @@ def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
     logger = RunLogger(run)
     loop.warm_up_moments(run, logger, Watchdog(config.timeout, run.folder, StopRequest()))
     logger.close()
-    [part] = parts(run.optimizer)
+    [part] = chained_optimizers(run.optimizer)
     moments = [float(state["exp_avg_sq"].max()) for state in part.optimizer.state.values()]
     steps = {float(state["step"]) for state in part.optimizer.state.values()}
     assert steps == {float(config.optimizer.moment_warmup_steps)}

@@ -11,7 +11,7 @@ import torch
 
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.loader import BatchReader, Slots, TrainingData
-from megatron_cpt.runs.processes import gpu_settings, gpu_settings_told
+from megatron_cpt.runs.processes import gpu_settings, gpu_settings_line
 from tests.corpus.datasets import write_dataset
 
 CPU = torch.device("cpu")
@@ -72,5 +72,5 @@ def test_what_the_environment_says_is_kept() -> None:
     ours = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     assert gpu_settings({}) == ours
     assert gpu_settings({"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_ALLOC_CONF": "a:b"}) == {}
-    told = gpu_settings_told({"PATH": "x", "NCCL_DEBUG": "INFO"} | ours)
+    told = gpu_settings_line({"PATH": "x", "NCCL_DEBUG": "INFO"} | ours)
     assert told.startswith("CUDA_DEVICE_MAX_CONNECTIONS=1, NCCL_DEBUG=INFO, PYTORCH_CUDA_ALLOC_CONF=")

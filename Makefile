@@ -3,7 +3,7 @@
 # make test         the test suite (test-all: with the long tests)
 # make battery      the tests of the reliability rows, the long ones too, and docs/reliability.md from them
 # make parity       every way to share the work against one process, as a table
-# make check        lint, types, rooms
+# make check        lint, types, imports
 # make site         the pages of docs/ as a site in ./site, dead links refused (REPOSITORY_URL: where links to code lead)
 #
 # TORCH=system      keep the torch that the container brings (NGC images): .venv sees the system's packages

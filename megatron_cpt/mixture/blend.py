@@ -288,15 +288,16 @@ def _empty_faults(data: DataSettings, streams: Sequence[BlendStream]) -> list[Fa
             faults.append(Fault(f"data.sources.{source}.quality", rule, remedy))
         elif stream.draw and stream.draw.sequences > stream.tokens // data.sequence_length:
             shown = f"data.sources.{source}.sample_per_epoch.tokens = {stream.draw.sequences * data.sequence_length}"
-            faults.append(Fault(shown, f"the source has {stream.tokens:,} tokens.", "Draw less, or take `draw` out."))
+            remedy = "Draw less, or take `sample_per_epoch` out."
+            faults.append(Fault(shown, f"the source has {stream.tokens:,} tokens.", remedy))
     return faults
 
 
 def longest(order: SampleOrder, streams: Sequence[BlendStream], total_sequences: int) -> int:
     """The longest prefix of the order, up to a length, in which no stream gives more than it may."""
-    rooms = np.array([stream.max_sequences for stream in streams], np.int64)
+    most = np.array([stream.max_sequences for stream in streams], np.int64)
     lengths = range(total_sequences + 1)
-    return bisect_right(lengths, False, key=lambda length: bool(np.any(order.counts(length) > rooms))) - 1
+    return bisect_right(lengths, False, key=lambda length: bool(np.any(order.counts(length) > most))) - 1
 
 
 def _stopped_at_once(streams: Sequence[BlendStream], sequences: int) -> list[Fault]:

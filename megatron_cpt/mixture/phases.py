@@ -118,16 +118,16 @@ def _max_sequences(
         unique_tokens: tokens of one pass over what it reads.
         target: tokens that it is to give, if it has a target.
     """
-    rooms = [(UNLIMITED, "")]
+    limits = [(UNLIMITED, "")]
     if source.max_epochs is not None:
         # Rounded down: a limit holds, and a sequence may be many passes over a short source.
         passes = floor(decimal(source.max_epochs) * unique_tokens / data.sequence_length)
-        rooms.append((passes, f"max_epochs = {source.max_epochs:g}"))
+        limits.append((passes, f"max_epochs = {source.max_epochs:g}"))
     if target is not None:
         spare = 0 if data.when_exhausted == "redistribute" else _SLACK
         goal = target / data.sequence_length
-        rooms.append((ceil(goal) + spare if spare else floor(goal), _target_setting(source)))
-    return min(rooms)
+        limits.append((ceil(goal) + spare if spare else floor(goal), _target_setting(source)))
+    return min(limits)
 
 
 def _target_setting(source: SourceSettings) -> str:
@@ -296,8 +296,8 @@ class _Walk:
 
     def _until_exhausted(self, shares: Shares, tree: WeightTree, most: int) -> int:
         """Sequences until the first stream that is read has given all it may; `most` if none does before."""
-        read, room = np.array([share > 0 for share in shares]), self._max_sequences - self._given
-        return _first(most, lambda length: bool(np.any((tree.counts(length) >= room) & read)))
+        read, left = np.array([share > 0 for share in shares]), self._max_sequences - self._given
+        return _first(most, lambda length: bool(np.any((tree.counts(length) >= left) & read)))
 
     def _until(self, goal: _Goal, tree: WeightTree, most: int) -> int | None:
         """Sequences to the end of the step in which a goal is met, at least one step; None: not within so many."""

@@ -7,7 +7,7 @@ an import finder gives every `megatron.core` module, once executed, another valu
 names that Megatron calls work on the CPU. torch itself stays untouched, save three methods that look
 at no module's globals (`Tensor.cuda`, `Module.cuda`, `Tensor.type`). There is no cost per operation.
 
-The rooms that import megatron install the finder first, by `import megatron_cpt.parallel` in their
+The packages that import megatron install the finder first, by `import megatron_cpt.parallel` in their
 `__init__`; torch is imported only when a megatron module is.
 """
 

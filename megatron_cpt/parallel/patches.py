@@ -26,7 +26,7 @@ class Patch:
     versions: str
     """Releases that need it."""
     switch: str
-    """The function of ours that replaces it, by room and file."""
+    """The function of ours that replaces it, by package and file."""
     on_gpu: str = ""
     """Why it is needed where CUDA is. Empty: on a CPU alone."""
     is_defined: bool = True

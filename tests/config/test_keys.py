@@ -27,9 +27,9 @@ OTHERS = re.compile(
 
 
 def is_module(name: str) -> bool:
-    """Whether a dotted name begins with a module of this package: some rooms are called as sections are."""
-    room, module = name.split(".")[:2]
-    return (ROOT / "megatron_cpt" / room / f"{module}.py").is_file()
+    """Whether a dotted name begins with a module of this package: some packages are called as sections are."""
+    package, module = name.split(".")[:2]
+    return (ROOT / "megatron_cpt" / package / f"{module}.py").is_file()
 
 
 def exists(words: list[str], kind: Any = RunConfig) -> bool:
@@ -75,11 +75,11 @@ def keys_in(settings: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, 
             yield from keys_in(value, (*before, str(key)))
 
 
-@pytest.mark.parametrize("room", ["megatron_cpt", "docs"])
-def test_every_key_that_is_named_is_there(room: str) -> None:
+@pytest.mark.parametrize("folder", ["megatron_cpt", "docs"])
+def test_every_key_that_is_named_is_there(folder: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}: {name}"
-        for path in sorted((ROOT / room).rglob("*"))
+        for path in sorted((ROOT / folder).rglob("*"))
         if path.suffix in (".py", ".md") and path not in KNOW_OLD_NAMES
         for text in texts_of(path)
         for name in NAMED.findall(text)

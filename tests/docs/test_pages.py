@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "megatron_cpt"
 
 
-def rooms() -> set[str]:
+def packages() -> set[str]:
     return {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 
@@ -95,21 +95,21 @@ def test_every_fix_of_megatron_core_is_shown_by_a_test_or_a_reason() -> None:
             assert f"def {test}(" in (ROOT / file).read_text(), f"{fix.number}: {file}::{test}"
 
 
-def test_the_architecture_names_every_room_and_file_and_no_other() -> None:
+def test_the_architecture_names_every_package_and_file_and_no_other() -> None:
     table = (ROOT / "docs/architecture.md").read_text().split("## How a run goes")[0]
     rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \| [^|]* \|$", table, re.MULTILINE))
-    assert set(rows) == rooms()
-    for room, files in rows.items():
-        there = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__", "__main__"}
+    assert set(rows) == packages()
+    for package, files in rows.items():
+        there = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__", "__main__"}
         named = set(re.findall(r"`(\w+)`", files))
-        if room == "commands":  # one file a command
+        if package == "commands":  # one file a command
             named = named | {name.replace("-", "_") for name in COMMANDS}
-        assert named == there, room
+        assert named == there, package
 
 
 def test_the_tree_of_the_architecture_names_what_is_there() -> None:
     tree = (ROOT / "docs/architecture.md").read_text().split("```text")[1].split("```")[0]
-    assert set(re.findall(r"^ +(\w+)/", tree, re.MULTILINE)) == rooms()
+    assert set(re.findall(r"^ +(\w+)/", tree, re.MULTILINE)) == packages()
     for name in re.findall(r"^(\S+?)/? ", tree, re.MULTILINE):
         assert (ROOT / name).exists(), name
 
@@ -121,7 +121,7 @@ def test_no_page_names_a_file_that_is_not_there() -> None:
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for path in re.findall(r"`(\w+/[\w/]+\.(?:py|md|yaml|sh))`", text):
-            if path.split("/")[0] in {*rooms(), "benchmarks", "docs", "examples", "tests", "tools", "megatron_cpt"}:
+            if path.split("/")[0] in {*packages(), "benchmarks", "docs", "examples", "tests", "tools", "megatron_cpt"}:
                 assert (ROOT / path).exists() or (PACKAGE / path).exists(), f"{page.name}: {path}"
 
 

@@ -98,8 +98,11 @@ def test_a_draw_larger_than_its_source_is_refused() -> None:
         sequence_length=10,
         sources={"a": SourceSettings(paths=["a"], sample_per_epoch=SamplePerEpochSettings(tokens=2000))},
     )
-    with pytest.raises(BadInput, match=r"data.sources.a.sample_per_epoch.tokens = 2000: the source has 1,999 tokens"):
+    with pytest.raises(
+        BadInput, match=r"data.sources.a.sample_per_epoch.tokens = 2000: the source has 1,999"
+    ) as refused:
         plan_blend(data, blend_streams(data, {"a": 1999}), 10, seed=1)
+    assert "take `sample_per_epoch` out" in str(refused.value)
     with pytest.raises(ValueError, match="draw"):
         drawn(19, 10, 2, resample=True)
 

@@ -90,7 +90,7 @@ assert torch.zeros(1).type() == "torch.FloatTensor"
 
 
 def test_importing_the_package_changes_nothing() -> None:
-    """In a fresh process, the paper half included."""
+    """In a fresh process, the torch-free half included."""
     subprocess.run([sys.executable, "-c", IMPORTED_ALONE], check=True)
 
 

@@ -18,7 +18,7 @@ from megatron_cpt.parallel.upstream_fixes import NEWEST_RELEASE
 from tests.train.runs import GPT_MODEL
 
 PACKAGE = Path(__file__).parents[2] / "megatron_cpt"
-MACHINE_WING = ("parallel", "data", "model", "checkpoint", "evaluate", "train")
+TORCH_HALF = ("parallel", "data", "model", "checkpoint", "evaluate", "train")
 
 
 def save_of_0_16(content: dict[str, object], folder: str, async_sharded_save: bool = False) -> None: ...
@@ -73,8 +73,8 @@ def test_gpt_model_is_asked_for_where_it_would_be(monkeypatch: pytest.MonkeyPatc
 def test_no_other_file_of_the_machine_wing_asks() -> None:
     """No signature is looked at, no import of Megatron-Core tried and no version read elsewhere."""
     asking = set()
-    for room in MACHINE_WING:
-        for path in (PACKAGE / room).glob("*.py"):
+    for package in TORCH_HALF:
+        for path in (PACKAGE / package).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 imported = node.module if isinstance(node, ast.ImportFrom) else None
                 if imported == "inspect" or (isinstance(node, ast.Import) and node.names[0].name == "inspect"):

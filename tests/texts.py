@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -11,7 +12,8 @@ import tokenizers
 import zstandard
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+"""Real corpora and models, where a machine has them. They are no part of the project."""
 
 
 @pytest.fixture(scope="session")

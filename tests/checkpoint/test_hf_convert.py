@@ -31,8 +31,9 @@ from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama, write_model
 from tests.families.folders import MODELS, write_fields
 from tests.ranks import Ranks
+from tests.texts import SHARED
 
-STORIES = Path(__file__).parents[3] / "shared" / "data" / "model_stories260K" / "hf"
+STORIES = SHARED / "model_stories260K/hf"
 
 
 def to_checkpoint(hf: Path, output: Path, tensor: int = 1, pipeline: int = 1) -> type[Exception] | None:

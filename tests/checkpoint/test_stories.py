@@ -20,10 +20,10 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from tests.ranks import Ranks
+from tests.texts import SHARED
 from tests.train.runs import train
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-STORIES = DATA / "model_stories260K" / "hf"
+STORIES = SHARED / "model_stories260K" / "hf"
 BOS, LENGTH = 1, 512
 # Nats per token of the first 512 tokens of 20 documents, as transformers and llama2.c's own arithmetic give them.
 KNOWN = {"general_wikitext2_test_raw": 4.5737, "med_pubmedqa_abstracts": 4.6749}
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not STORIES.is_dir(), reason="the real model sto
 
 def texts_of(corpus: str, count: int) -> list[str]:
     """The first documents of a corpus."""
-    with (DATA / corpus / f"{corpus}.jsonl.zst").open("rb") as file:
+    with (SHARED / corpus / f"{corpus}.jsonl.zst").open("rb") as file:
         lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
         return [orjson.loads(line)["text"] for _, line in zip(range(count), lines, strict=False)]
 

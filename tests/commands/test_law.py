@@ -1,6 +1,5 @@
 """`megatron-cpt law`, on curves made from known constants and, where they are, on public ones."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from megatron_cpt.scaling_law.laws import annealing_areas, annealing_law, forwar
 from megatron_cpt.scaling_law.sweep import matched_epochs
 from megatron_cpt.scaling_law.tables import tables_of_runs
 from tests.planning.small_run import settings
+from tests.texts import SHARED
 
-SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
-PUBLIC = SHARED / "data" / "loss_curves_mpl"
+PUBLIC = SHARED / "loss_curves_mpl"
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
 HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999, **ON_DEMAND, **SIZE_TERMS}
 PLANTED = {

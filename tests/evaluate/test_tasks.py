@@ -28,9 +28,8 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.tasks.task_files import Question, Task, open_tasks, read_items
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.ranks import Ranks
+from tests.texts import SHARED
 from tests.workshop import GENERAL, Workshop
-
-SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 
 
 def open_file(hf: Path, settings: TaskSettings) -> list[Task]:

@@ -1,8 +1,6 @@
 """Fits recover planted constants, say what curves leave open, and reach the published fit on real curves."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,9 @@ from megatron_cpt.scaling_law.curves import Curve, read_csv
 from megatron_cpt.scaling_law.fit import Fit, errors_on, fit_law, huber_objective, mean_errors
 from megatron_cpt.scaling_law.laws import ANNEALING, DECAY, MULTI_POWER, RATE_POWER, RATE_WEIGHTED, Law
 from megatron_cpt.scaling_law.uncertainty import bootstrap
+from tests.texts import SHARED
 
-SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
-PUBLIC = SHARED / "data" / "loss_curves_mpl"
+PUBLIC = SHARED / "loss_curves_mpl"
 
 # arXiv:2503.12811, the table of its repository: L0, A, alpha, B, C, beta, gamma.
 PUBLISHED = {

@@ -1,8 +1,6 @@
 """Forecasts hold the truth, say when it is too early, and take a law of other runs where it is given."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,9 @@ from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.forecast import forecast
 from megatron_cpt.scaling_law.laws import ANNEALING
 from tests.scaling_law.test_fit import ANNEALED, PRINTED, planted
+from tests.texts import SHARED
 
-SHARED = Path(os.environ.get("MEGATRON_CPT_SHARED", Path(__file__).parents[3] / "shared"))
-PUBLIC = SHARED / "data" / "loss_curves_mpl"
+PUBLIC = SHARED / "loss_curves_mpl"
 
 
 def until(curve: Curve, share: float) -> Curve:

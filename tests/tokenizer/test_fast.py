@@ -16,10 +16,10 @@ from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.tokenizer.formats import Encoded, HuggingFace
 from megatron_cpt.tokenizer.gigatoken import FastTokenizer, NotEqual
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
-from tests.texts import save_tokenizer, unigram
+from tests.texts import SHARED, save_tokenizer, unigram
 
 pytest.importorskip("gigatoken", reason="the optional gigatoken is not installed")
-STORIES = Path(__file__).parents[3] / "shared/data/model_stories260K/hf"
+STORIES = SHARED / "model_stories260K/hf"
 
 
 def folder_with(tmp_path: Path, source: Path, **changes: object) -> Path:

@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         "megatron-cpt prepare medicine/*.jsonl.zst --tokenizer Llama-3-8B --output data/medicine --holdout 0.5%",
         "megatron-cpt prepare web/*.jsonl.zst --tokenizer Llama-3-8B --output data/web --limit 100 "
         "--where \"language == 'en' and metadata.score > 3\"",
-        "megatron-cpt prepare data/general --tokenizer Llama-3-8B --output data/general-split --holdout 10%",
+        "megatron-cpt prepare corpus_text_document --tokenizer Llama-3-8B --output data/corpus --holdout 10%",
     )
     top.add_argument(
         "corpus",

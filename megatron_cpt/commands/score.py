@@ -117,4 +117,5 @@ def _summary(name: str, done: Scored) -> str:
     record = done.record
     scores = "no documents" if record.lowest is None else f"{record.lowest:.6g} to {record.highest:.6g}"
     reused = " (already there, made in the same way)" if done.reused else ""
-    return f"{done.prefix}: {name} of {record.documents:,} documents, {scores}{reused}"
+    missing = f"; {done.missing:,} without a number have that of --missing" if done.missing else ""
+    return f"{done.prefix}: {name} of {record.documents:,} documents, {scores}{missing}{reused}"

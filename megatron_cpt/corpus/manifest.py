@@ -51,8 +51,8 @@ LOSS_SPANS = "loss_spans"
 """The array that prepare writes of conversations (loss_mask.py). It is no column: a document has any number of them."""
 LOSS_SPAN = np.dtype([("begin", "<i8"), ("end", "<i8")])
 """Tokens [begin, end) that count in the loss."""
-_OF_THE_DATASET = (DOCUMENTS, LOSS_SPANS)
-"""Names of arrays beside a dataset that are no scores."""
+_OF_THE_DATASET = (DOCUMENTS, LOSS_SPANS, "selection", "ids", "manifest", "validation", "tokens")
+"""Names of files beside a dataset that are no scores, and of what a condition knows without one."""
 
 
 def column_path(prefix: str | Path, name: str) -> Path:
@@ -338,9 +338,10 @@ def compare_samples(dataset: IndexedDataset, manifest: Manifest) -> None:
     known = manifest.content.samples_sha256
     if known is not None and _sampled(dataset) != known:
         raise IntegrityFault(
-            f"{bin_path(dataset.prefix)}: is not the content that its manifest describes: samples of its tokens are "
-            "others. It was replaced or altered after it was described. Prepare or copy it again; if the new file is "
-            "right, remove the manifest."
+            f"{bin_path(dataset.prefix)}: samples of its tokens are not those that "
+            f"{'its manifest' if manifest_path(dataset.prefix).is_file() else 'the run'} knows it by. It was replaced "
+            "or altered since. Prepare or copy it again. If the new file is right, remove its manifest, if it has one, "
+            "and give the run a new folder."
         )
 
 
@@ -564,8 +565,11 @@ def scores_beside(prefix: str | Path) -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """BadInput for a name that cannot be a part of a file name, or is of an array of the dataset's own."""
-    if not _NAME.fullmatch(name) or name in _OF_THE_DATASET:
+    """BadInput for a name that cannot be a part of a file name, or is of a file of the dataset's own."""
+    if name in _OF_THE_DATASET:
+        rule = "is the name of something else that a dataset has."
+        raise BadInput(Fault(f"score {name!r}", rule, f"Use another than {', '.join(_OF_THE_DATASET)}."))
+    if not _NAME.fullmatch(name):
         raise BadInput(
             Fault(f"score {name!r}", "is no name for a score.", "Use letters, digits, - and _, as in ngram-medical.")
         )

@@ -77,16 +77,27 @@ class TokenReader:
         return ids[1:] if bos is not None and len(ids) and ids[0] == bos else ids
 
 
-def faults_of_pairs(inputs: Sequence[Input], reader: TokenReader) -> list[Fault]:
-    """Why pairs among the inputs cannot be read with a tokenizer. Warns where the texts of a pair would be known by
-    other hashes than those that they were made from. IntegrityFault: a pair is broken."""
+def faults_of_pairs(inputs: Sequence[Input], reader: TokenReader, holds_out: bool) -> list[Fault]:
+    """Why pairs among the inputs cannot be read with a tokenizer, or not be held out from (`holds_out`).
+
+    Warns where the texts of a pair would be known by other hashes than those that they were made from.
+    IntegrityFault: a pair is broken.
+    """
     prefixes = [source.local.with_suffix("") for source in inputs if source.kind == "indexed"]
-    return [fault for prefix in prefixes for fault in _faults(prefix, reader)]
+    return [fault for prefix in prefixes for fault in _faults(prefix, reader, holds_out)]
 
 
-def _faults(prefix: Path, reader: TokenReader) -> Iterator[Fault]:
+def _faults(prefix: Path, reader: TokenReader, holds_out: bool) -> Iterator[Fault]:
     dataset, manifest = _opened(prefix)
     tokenizer = reader.tokenizer
+    before = {} if manifest is None else manifest.settings or {}
+    if holds_out and (before.get("holdout") or before.get("holdout_tokens")):
+        rule = (
+            "was prepared with --holdout itself: a share is taken by the same hash of the text, so it is gone from it."
+        )
+        yield Fault(
+            str(prefix), rule, "Take --holdout out and use the part that was held out, or prepare the text again."
+        )
     if dataset.sequences != dataset.documents:
         yield Fault(str(prefix), "has documents of several sequences, which are not read.", "Prepare its text.")
     if manifest is not None and manifest.loss_spans_sha256 is not None:

@@ -274,7 +274,12 @@ def described_job(
     job = Job.describe(output, settings, found.inputs, tokenizer, found.not_read)
     if _tokenized(job):
         reader = TokenReader(tokenizer, job.bos, job.eod, settings.looks_at_text)
-        refuse([*_meaningless_faults(settings), *faults_of_pairs(job.inputs, reader)])
+        refuse(
+            [
+                *_meaningless_faults(settings),
+                *faults_of_pairs(job.inputs, reader, bool(settings.holdout or settings.holdout_tokens)),
+            ]
+        )
     return job, tokenizer
 
 

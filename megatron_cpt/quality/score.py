@@ -64,6 +64,8 @@ class Scored:
     record: ScoreRecord
     reused: bool
     """The score was there, made in the same way."""
+    missing: int = 0
+    """Documents that got the score of those without a number, where it was computed now."""
 
 
 def open_datasets(paths: Sequence[str]) -> list[SelectedDataset]:
@@ -163,10 +165,11 @@ def score_by_field(
         how: dict[str, Any] = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
         if missing is not None:
             how["missing"] = missing
-        reused = already([part], name, how, overwrite)[part.prefix]
+        reused, without = already([part], name, how, overwrite)[part.prefix], 0
         if not reused:
-            write_score(part.prefix, name, part.manifest, [_scores(part, inputs, keys, missing)], how)
-        results.append(Scored(part.prefix, whole_record(part.prefix, name), reused))
+            scores, without = _scores(part, inputs, keys, missing)
+            write_score(part.prefix, name, part.manifest, [scores], how)
+        results.append(Scored(part.prefix, whole_record(part.prefix, name), reused, without))
     return results
 
 
@@ -191,8 +194,8 @@ def _state(path: Path | RemoteFile) -> tuple[int, int]:
 
 def _scores(
     part: SelectedDataset, inputs: Sequence[Input], keys: Keys, missing: float | None
-) -> npt.NDArray[np.float32]:
-    """The number under keys.id of each document; of copies the first that has one counts."""
+) -> tuple[npt.NDArray[np.float32], int]:
+    """The number under keys.id of each document, of copies the first that has one, and how many have none."""
     prefix, manifest = part.prefix, part.manifest
     hashes = documents_column(prefix, manifest)["content_hash"]
     order = np.argsort(hashes, kind="stable")
@@ -206,22 +209,26 @@ def _scores(
             same = order[begin:behind]
             scores[same[np.isnan(scores[same])]] = number
     without = int(np.isnan(scores).sum())
-    if without and missing is None:
+    if without and (missing is None or without == manifest.documents):
         rule = f"gives no number for {without:,} of the {manifest.documents:,} documents of {prefix}."
-        remedy = (
-            "Name another field, or --input with the files as prepared, or give those documents a --missing number."
-        )
+        remedy = "Name another field, or --input with the files as prepared"
+        remedy += "." if without == manifest.documents else ", or give those documents a --missing number."
         raise BadInput(Fault(f"--field {keys.id}", rule, remedy))
     if missing is not None:
         scores[np.isnan(scores)] = missing
-    return scores
+    return scores, without
 
 
 def _number(text: str) -> float:
+    """The number of a field; NaN where it is none that a score can be."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return np.nan
+    return number if abs(number) <= _LARGEST else np.nan
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def world(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "arms.yaml").write_text(yaml.safe_dump(arms))
     (folder / "pretrain.sh").write_text(SCRIPT)
     bash(folder, readme_commands())
+    for suffix in ("bin", "idx"):  # as Megatron-LM's script names what it writes
+        shutil.copy(folder / f"data/general.{suffix}", folder / f"corpus_text_document.{suffix}")
     return folder
 
 

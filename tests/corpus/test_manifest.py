@@ -85,7 +85,7 @@ def test_a_foreign_pair_of_altered_samples_is_another(tmp_path: Path) -> None:
     ids = np.memmap(bin_path(prefix), dtype="<i4", mode="r+")
     ids[-1] += 1
     ids.flush()
-    with pytest.raises(IntegrityFault, match=r"data\.bin: is not the content"):
+    with pytest.raises(IntegrityFault, match=r"data\.bin: samples of its tokens are not those"):
         verify_dataset(prefix)
     manifest_path(prefix).unlink()
     assert load_manifest(prefix).data_sha256 != before

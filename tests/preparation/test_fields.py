@@ -104,14 +104,22 @@ def test_documents_without_a_number_are_refused_or_get_the_one_given(
     tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.jsonl"
-    lines = [{"text": "one", "meta": {"score": 2}}, {"text": "two", "meta": {}}, {"text": "three", "meta": None}]
+    lines = [
+        {"text": "one", "meta": {"score": 2}},
+        {"text": "two", "meta": {}},
+        {"text": "three", "meta": {"score": 1e300}},
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["--tokenizer", str(tokenizer_folder), "--order", "as_read", "--quiet", "--output", f"{tmp_path}/out"]
     assert main(["prepare", str(path), *words]) == 0
     words = ["score", f"{tmp_path}/out", "--by", "field", "--field", "meta.score", "--name", "quality"]
     assert main(words) == 2
     assert "gives no number for 2 of the 3 documents" in capsys.readouterr().err
+    misspelt = ["meta.scor" if word == "meta.score" else word for word in words]
+    assert main([*misspelt, "--missing", "-1"]) == 2
+    assert "gives no number for 3 of the 3 documents" in capsys.readouterr().err
     assert main([*words, "--missing", "-1"]) == 0
+    assert "-1 to 2; 2 without a number have that of --missing" in capsys.readouterr().out
     assert read_score(tmp_path / "out", "quality", load_manifest(tmp_path / "out")).tolist() == [2, -1, -1]
     assert main([*words, "--missing", "0"]) == 2  # another score of this name
 

@@ -183,3 +183,15 @@ def test_a_pair_of_megatron_lms_own_release_is_split_whole(
     assert 60 < parts[1].documents < 140
     after = [part.document(number).tobytes() for part in parts for number in range(part.documents)]
     assert sorted(after) == sorted(before.document(number).tobytes() for number in range(before.documents))
+
+
+def test_a_dataset_that_was_held_out_from_is_not_held_out_from_again(
+    tmp_path: Path, tokenizer_folder: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tokenizer", str(tokenizer_folder), "--quiet"]
+    assert main(["prepare", str(corpus), *words, "--holdout", "20%", "--output", f"{tmp_path}/first"]) == 0
+    for prefix in ("first", "first.validation"):
+        again = ["prepare", f"{tmp_path}/{prefix}", *words, "--output", f"{tmp_path}/second"]
+        assert main([*again, "--holdout", "25%"]) == 2
+        assert f"{prefix}: was prepared with --holdout itself" in capsys.readouterr().err
+    assert main(["prepare", f"{tmp_path}/first", *words, "--output", f"{tmp_path}/second"]) == 0

@@ -185,7 +185,11 @@ def test_the_command_names_the_reference_in_the_record(world: Path, capsys: pyte
         (["--by", "ngram", "--reference", "other"], "another tokenizer"),
         (["--by", "ngram", "--reference", "sea.jsonl", "--order", "0"], "from 1 to 8"),
         (["--by", "classifier", "--positive", "sea.jsonl"], "--negative"),
-        (["--by", "ngram", "--reference", "sea.jsonl", "--name", "documents"], "no name"),
+        (["--by", "ngram", "--reference", "sea.jsonl", "--name", "a b"], "no name"),
+        *(
+            (["--by", "ngram", "--reference", "sea.jsonl", "--name", name], "the name of something else")
+            for name in ("documents", "selection", "tokens")
+        ),
         (["--by", "field"], "needs a field"),
     ],
 )

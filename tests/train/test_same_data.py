@@ -177,11 +177,13 @@ def test_other_tokens_under_a_manifest_are_refused_at_the_start(
         data = copied(workshop, tmp_path / f"with-{number}")
         other_tokens(data / name)
         said = one_rank.call(integrity_fault, path=config(workshop, tmp_path / f"run-{number}", data))[0]
-        assert f"{name}.bin: is not the content that its manifest describes" in said
+        assert f"{name}.bin: samples of its tokens are not those that its manifest knows it by" in said
     data = copied(workshop, tmp_path / "without", (".bin", ".idx"))
     path = config(workshop, tmp_path / "run", data)
     assert main(["plan", str(path)]) == ExitCode.DONE
     other_tokens(data / "domain")
     for command in ("plan", "train"):
         assert main([command, str(path)]) == ExitCode.INTEGRITY
-        assert "domain.bin: is not the content that its manifest describes" in capsys.readouterr().err
+        assert (
+            "domain.bin: samples of its tokens are not those that its manifest knows it by" in capsys.readouterr().err
+        )

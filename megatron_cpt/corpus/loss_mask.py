@@ -12,7 +12,6 @@ used where a source or set names it.
 
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import LOSS_SPAN, LOSS_SPANS, Manifest, column_path, load_column, loss_spans
+from megatron_cpt.corpus.manifest import LOSS_SPAN, Manifest, check_spans, column_path, load_column, loss_spans
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,7 @@ def open_loss_mask(dataset: IndexedDataset, manifest: Manifest, name: str | None
     if name is None:
         if manifest.loss_spans_sha256 is None:
             return None
-        spans = loss_spans(dataset.prefix, manifest)
-        _check_spans(column_path(dataset.prefix, LOSS_SPANS), spans, manifest)
-        return LossMask(dataset, spans)
+        return LossMask(dataset, loss_spans(dataset.prefix, manifest))
     path = column_path(dataset.prefix, name)
     remedy = (
         "Write one whole number a document, in the order of the dataset (numpy.save of int64), or spans of tokens of "
@@ -78,7 +75,7 @@ def open_loss_mask(dataset: IndexedDataset, manifest: Manifest, name: str | None
         raise BadInput(Fault(str(path), "is not there.", remedy))
     column = load_column(path)
     if column.dtype == LOSS_SPAN:
-        _check_spans(path, column, manifest)
+        check_spans(path, column, manifest.tokens)
         return LossMask(dataset, column)
     if column.dtype.kind not in "iu" or (column.size and column.min() < 0):
         rule = f"is of {column.dtype}, or has numbers below 0: it does not count tokens."
@@ -89,13 +86,3 @@ def open_loss_mask(dataset: IndexedDataset, manifest: Manifest, name: str | None
             "Write it again."
         )
     return LossMask(dataset, column)
-
-
-def _check_spans(path: Path, column: npt.NDArray[Any], manifest: Manifest) -> None:
-    bounds = column.reshape(-1).view("<i8")
-    outside = len(bounds) > 0 and (bounds[0] < 0 or bounds[-1] > manifest.tokens or bool((np.diff(bounds) < 0).any()))
-    if column.ndim != 1 or outside:
-        raise IntegrityFault(
-            f"{path}: holds spans that are not in ascending order, overlap, or lie outside the {manifest.tokens:,} "
-            "tokens of the dataset. Write it again."
-        )

@@ -140,14 +140,34 @@ def documents_column(prefix: str | Path, manifest: "Manifest") -> npt.NDArray[An
 
 def loss_spans(prefix: str | Path, manifest: "Manifest") -> npt.NDArray[Any]:
     """The spans of tokens that count, of a dataset that has them: LOSS_SPAN[spans], mapped from disk and proved by its
-    hash. IntegrityFault: they are missing, or others."""
+    hash. IntegrityFault: they are missing, no spans of its tokens, or others."""
     path = column_path(prefix, LOSS_SPANS)
     if not path.is_file():
         raise IntegrityFault(f"{path}: is not there, and only its tokens of {prefix} count in the loss. Copy it, too.")
     spans = load_column(path)
-    if spans.dtype != LOSS_SPAN or file_sha256(path) != manifest.loss_spans_sha256:
-        raise IntegrityFault(f"{path}: is not the content that its manifest describes. Prepare or copy it again.")
+    check_spans(path, spans, manifest.tokens)
+    if file_sha256(path) != manifest.loss_spans_sha256:
+        right = "; if the new file is right, remove the manifest" if manifest.sampled else ""
+        rule = f"is not the content that its manifest describes. Prepare or copy it again{right}."
+        raise IntegrityFault(f"{path}: {rule}")
     return spans
+
+
+def check_spans(path: Path, column: npt.NDArray[Any], tokens: int) -> None:
+    """Raises IntegrityFault where a column does not hold ascending spans of so many tokens.
+
+    Args:
+        path: of the column.
+    """
+    if column.dtype != LOSS_SPAN:
+        raise IntegrityFault(f"{path}: holds no spans of tokens. Prepare or copy it again.")
+    bounds = column.reshape(-1).view("<i8")
+    outside = len(bounds) > 0 and (bounds[0] < 0 or bounds[-1] > tokens or bool((np.diff(bounds) < 0).any()))
+    if column.ndim != 1 or outside:
+        raise IntegrityFault(
+            f"{path}: holds spans that are not in ascending order, overlap, or lie outside the {tokens:,} "
+            "tokens of the dataset. Write it again."
+        )
 
 
 @dataclass(frozen=True)
@@ -354,8 +374,8 @@ def _describe_foreign(dataset: IndexedDataset) -> Manifest:
     # A dataset of conversations whose manifest was left behind is not trained on its questions.
     spans = column_path(dataset.prefix, LOSS_SPANS)
     there = load_column(spans) if spans.is_file() else None
-    if there is not None and there.dtype != LOSS_SPAN:
-        raise IntegrityFault(f"{spans}: holds no spans of tokens. Copy it again, or take it away.")
+    if there is not None:
+        check_spans(spans, there, dataset.token_count)
     return Manifest(
         documents=dataset.documents,
         tokens=dataset.token_count,

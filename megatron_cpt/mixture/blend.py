@@ -86,6 +86,8 @@ class BlendPlan:
     """The sources, a source with quality buckets as one stream a bucket; their places are the order's numbers."""
     phases: tuple[BlendPhase, ...]
     """The phases that the run reaches, with the share due to each stream."""
+    packing: str | None
+    """How documents are packed into sequences (`data.packing`); None: they are not."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -150,7 +152,8 @@ class BlendPlan:
             for number, source in enumerate(self.order.sources)
             if any(phase.weights[number] for phase in begun)
         )
-        return {
+        packing = {} if self.packing is None else {"packing": self.packing}
+        return packing | {
             "seed": self.order.seed,
             "sequence_length": self.order.sequence_length,
             "sources": {name: _described(self.streams[number]) for name, number in read},
@@ -245,7 +248,7 @@ def plan_blend(
         refuse(_stopped_at_once(streams, total_sequences))
     reached = tuple(phase for phase in phases if phase.first_sequence < max(1, total_sequences))
     refuse(_repetition_faults(order, streams, total_sequences, batches))
-    return BlendPlan(order, total_sequences, tuple(streams), reached)
+    return BlendPlan(order, total_sequences, tuple(streams), reached, data.packing)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import MANIFEST_GONE, Content, Manifest, samples_sha256
+from megatron_cpt.corpus.manifest import LOSS_SPANS, MANIFEST_GONE, Content, Manifest, samples_sha256
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.inputs import RunInputs
@@ -35,13 +35,15 @@ class KnownDataset:
     """SHA-256 of its tokens; None: it was not read whole."""
     samples_sha256: str | None
     """Hash of samples of its tokens; None: none were taken."""
+    loss_spans_sha256: str | None = None
+    """SHA-256 of its own spans of tokens that count in the loss; None: it has none, and all do."""
 
     @classmethod
     def of(cls, dataset: IndexedDataset, manifest: Manifest, sampled: bool) -> "KnownDataset":
         """What its manifest tells; with `sampled` samples too, also where it does not."""
         samples = samples_sha256(dataset, manifest) if sampled else manifest.content.samples_sha256
         hashes = (manifest.data_sha256, manifest.index_sha256, manifest.content.whole_sha256, samples)
-        return cls(str(dataset.prefix), *hashes)
+        return cls(str(dataset.prefix), *hashes, manifest.loss_spans_sha256)
 
     def is_same(self, other: "KnownDataset") -> bool | None:
         """Whether both are the same data. None: not known."""
@@ -88,6 +90,9 @@ def changed_datasets(state: CheckpointState, name: str, stream: TokenStream) -> 
         elif same is None:
             lost = f"{new.prefix} was known by a hash of all its tokens, and by samples now: its manifest is gone"
             yield lost, f"{MANIFEST_GONE.format(prefix=new.prefix)}."
+        elif old.loss_spans_sha256 != new.loss_spans_sha256:
+            spans = f"{_counting(old)} before, {_counting(new)} now"
+            yield f"other tokens of {new.prefix}{moved} count in the loss: {spans}", None
     if before and len(before) != len(now):
         yield f"{len(before)} datasets before, {len(now)} now", None
 
@@ -120,6 +125,12 @@ def _of_stream(stream: TokenStream, before: list[KnownDataset]) -> list[KnownDat
 def _before(state: CheckpointState | None, name: str) -> list[KnownDataset]:
     known: Mapping[str, list[dict[str, Any]]] = (state.datasets if state is not None else None) or {}
     return [KnownDataset(**one) for one in known.get(name, [])]
+
+
+def _counting(dataset: KnownDataset) -> str:
+    """Which tokens of a dataset count by what it says of itself."""
+    spans = dataset.loss_spans_sha256
+    return "all" if spans is None else f"those of {LOSS_SPANS}.npy {spans[:8]}"
 
 
 def _as_before(now: list[KnownDataset], before: list[KnownDataset]) -> list[KnownDataset]:

@@ -5,6 +5,7 @@ last of those steps was made, whatever was tried since. What a step cannot do wi
 parts that are trained, the checkpoint says itself (position.json).
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -44,6 +45,9 @@ OF_THE_BASE = ("base_history",)
 # Which labels count and what they are told by: another loss by the same name. That of training text has no identity
 # of its own that would show it, as a validation set has.
 LOSS_MEANING = ("data.attention", "data.loss_mask", "data.sources.*.loss_mask_column")
+
+# What another packing changes of every source.
+_OF_PACKING = re.compile(r"sources\..*\.(identity|tokens): ")
 
 _ALLOW = "`run.allow_loss_changes=true` goes on all the same, and the report shows the break"
 
@@ -188,16 +192,19 @@ def _order_faults(checkpoint: Path, state: CheckpointState, plan: RunPlan) -> It
             raise IntegrityFault(f"{checkpoint}: its counts of sequences are not those of the order that it names")
     if not same:
         others, told = [], []
+        repacked = before.get("packing") != now.get("packing")
         for line in changed:
             name = line.removeprefix("sources.").partition(".identity: ")[0]
             source = f"data.sources.{source_of(name)}"
             found = list(changed_datasets(state, source, plan.inputs.sources[name])) if name in blend.sources else []
             others += found
-            told += [f"{source}: {what}" for what, _ in found] or [line]
+            told += [f"{source}: {what}" for what, _ in found]
+            if not found and not (repacked and _OF_PACKING.match(line)):
+                told.append(line)
         told = list(dict.fromkeys(told))  # the buckets of a source read the same datasets
         yield Fault(
             f"{checkpoint}: {'; '.join(told) or 'order_fingerprint: altered'}",
-            "a run goes on with the datasets, blend, sequence length and seed that it began with.",
+            "a run goes on with the datasets, blend, packing, sequence length and seed that it began with.",
             f"{_known_again(others)}{_pinned(state, blend, plan.config)}Restore them (config.yaml in the run folder "
             "has them), or start a new run in another folder.",
         )
@@ -215,7 +222,7 @@ def _apart_from_text(order: Mapping[str, Any]) -> dict[str, Any]:
 
 def _order_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two orders (BlendPlan.describe), a line each; phases by their shares."""
-    lines = differences({**before, "phases": None}, {**now, "phases": None})
+    lines = differences(_apart_from_phases(before), _apart_from_phases(now))
     for number, (old, new) in enumerate(zip_longest(before["phases"], now["phases"])):
         said, says = _phase(old, before["sequence_length"]), _phase(new, now["sequence_length"])
         if said != says:
@@ -223,6 +230,12 @@ def _order_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         elif old != new:
             lines += differences(old, new, f"phases.{number}.")
     return lines
+
+
+def _apart_from_phases(order: Mapping[str, Any]) -> dict[str, Any]:
+    """An order without its phases; its packing by the name of the setting."""
+    named = {"data.packing": order.get("packing") or "null"}
+    return named | {name: value for name, value in order.items() if name not in ("packing", "phases")}
 
 
 def _phase(phase: Mapping[str, Any] | None, sequence_length: int) -> str:

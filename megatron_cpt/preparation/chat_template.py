@@ -9,6 +9,8 @@ tokens are those of transformers' assistant mask. Where it does not, they are fo
 3. Both must be tokens of the whole conversation, one for one. Where they are not, the conversation is rejected: a
    template that moves the system message to the last question writes such.
 
+Answers whose messages say that they are not to count (`weight: 0`) are in no span.
+
 A document is one conversation as the template writes it, and the EOD where it does not end in it. The template writes
 BOS, if any.
 """
@@ -87,14 +89,31 @@ class ChatTemplate:
         return self._ids(text)
 
     def answers(self, conversation: Conversation, ids: Ids) -> list[list[int]]:
-        """Where the assistant's tokens begin and end among the `ids` of a conversation, ascending.
+        """Where the answers that count begin and end among the `ids` of a conversation, ascending.
 
         Raises Unusable where the template does not tell.
         """
         marks = _GENERATION.search(self.renderer.get_chat_template(tools=conversation.tools))
         marked = self._marked(conversation, ids) if marks else []
+        if marked and conversation.trained_answers != conversation.answers:
+            return self._trained(conversation, marked)
         # The words may also stand in a comment.
         return marked or self._by_prefixes(conversation, ids)
+
+    def _trained(self, conversation: Conversation, marked: list[list[int]]) -> list[list[int]]:
+        """Of the marked spans of a conversation those of the answers that count: the marks that an answer adds."""
+        bounds: list[list[int]] = []
+        counted = 0
+        for answer in conversation.answers:
+            before, shorter = counted, replace(conversation, messages=conversation.messages[: answer + 1])
+            counted = len(self._marked(shorter, self._ids(self._text(shorter))))
+            if counted == before:
+                raise Unusable(f"the chat template does not mark an answer by itself: message {answer + 1}")
+            if answer in conversation.trained_answers:
+                bounds += marked[before:counted]
+        if counted != len(marked):
+            raise Unusable("the chat template marks answers otherwise in the whole conversation")
+        return bounds
 
     def _marked(self, conversation: Conversation, ids: Ids) -> list[list[int]]:
         """Where the answers begin and end that the template marks, by transformers' mask."""
@@ -110,9 +129,9 @@ class ChatTemplate:
         return bounds
 
     def _by_prefixes(self, conversation: Conversation, whole: Ids) -> list[list[int]]:
-        """Where the answers begin and end, by differences of prefixes."""
+        """Where the answers that count begin and end, by differences of prefixes."""
         bounds: list[list[int]] = []
-        for answer in conversation.answers:
+        for answer in conversation.trained_answers:
             prompt = self._ids(self._text(conversation, answer, add_generation_prompt=True))
             is_last = answer + 1 == len(conversation.messages)
             written = whole if is_last else self._ids(self._text(conversation, answer + 1))
@@ -186,9 +205,10 @@ class ConversationEncoder:
     def encode(self, conversation: Conversation) -> TokenizedConversation:
         """A conversation in tokens.
 
-        Raises Unusable where it is too long or gives a control token, or the template refuses it or does not tell its
-        answers.
+        Raises Unusable where it is too long, gives a control token or is to count otherwise than `train_on` says, or
+        the template refuses it or does not tell its answers.
         """
+        self._refuse_marks(conversation)
         if not self.control_tokens:
             self._refuse_control_tokens(conversation)
         fitting, ids = self._fitting(conversation)
@@ -205,12 +225,19 @@ class ConversationEncoder:
         whole = self.template.ids(conversation)
         if self._fits(whole):
             return conversation, whole
-        for answer in reversed(conversation.answers if self.truncate else []):
+        for answer in reversed(conversation.trained_answers if self.truncate else []):
             shorter = replace(conversation, messages=conversation.messages[: answer + 1])
             ids = self.template.ids(shorter)
             if self._fits(ids):
                 return shorter, ids
         raise Unusable(f"more than {self.max_length:,} tokens: {len(self._closed(whole)):,}")
+
+    def _refuse_marks(self, conversation: Conversation) -> None:
+        for number, counts in conversation.marked.items():
+            if counts and self.train_on == "responses" and number not in conversation.answers:
+                raise Unusable(f"marked to count in the loss, and no answer: message {number + 1}")
+            if not counts and self.train_on == "all":
+                raise Unusable(f"marked not to count in the loss, where all tokens do: message {number + 1}")
 
     def _fits(self, ids: Ids) -> bool:
         return self.max_length is None or len(self._closed(ids)) <= self.max_length

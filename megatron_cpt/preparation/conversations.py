@@ -5,9 +5,12 @@
 | `messages` | role and content, as chat templates take them (OpenAI, transformers) |
 | `conversations` | ShareGPT's `from` and `value`, or role and content |
 | `instruction`, `input`, `output` | Alpaca's: `input` follows the instruction after a blank line |
-| `prompt`, `response` | one question, one answer |
+| `prompt`, `response` or `completion` | one question, one answer; or a list of messages each (TRL) |
 
-`system` and `tools` beside them are the system message and the tools' JSON schemas, as a list or as its JSON. What the
+`history` beside the last two, `[[question, answer], ...]`, holds the turns before (LLaMA-Factory). `system` and `tools`
+beside them are the system message and the tools' JSON schemas, as a list or as its JSON.
+
+`weight` (OpenAI), `train` (axolotl) and `loss` (ms-swift) of a message say whether it counts in the loss. What else the
 forms do not know of a message (`tool_calls`, `reasoning_content`, `name`) is handed on to the chat template as it is.
 """
 
@@ -21,6 +24,10 @@ import orjson
 _ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"} | {role: role for role in _ROLES}
 """Roles by ShareGPT's words; converters also write the usual ones there."""
+_LOSS_MARKS = ("weight", "train", "loss")
+"""Keys of a message that say whether it counts in the loss: 0 or 1, false or true."""
+_FINER_MARKS = ("train_detail", "loss_scale")
+"""Those of axolotl and ms-swift for parts of a message, and for weights."""
 
 
 class Unusable(Exception):
@@ -35,8 +42,12 @@ class Conversation:
     """Each with a `role`; at least one user's, and behind it at least one assistant's."""
     tools: list[Any] | None
     """JSON schemas of the tools that the assistant may call."""
+    marked: dict[int, bool]
+    """By the number of a message, whether it is to count in the loss, where it says so itself."""
+    untrained: list[int]
+    """Numbers of the assistant's messages that do not count."""
     canonical: bytes
-    """JSON of both with sorted keys: equal for equal conversations, whatever form they were read in."""
+    """JSON of all with sorted keys: equal for equal conversations, whatever form they were read in."""
 
     @property
     def text(self) -> str:
@@ -46,7 +57,12 @@ class Conversation:
     @property
     def answers(self) -> list[int]:
         """Numbers of the assistant's messages."""
-        return [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        return _answers(self.messages)
+
+    @property
+    def trained_answers(self) -> list[int]:
+        """Numbers of those that count in the loss."""
+        return [number for number in self.answers if number not in self.untrained]
 
     def tool_names(self) -> Iterator[str]:
         """Names of the tools that it has and calls."""
@@ -63,38 +79,78 @@ class Conversation:
 
 def read_conversation(value: Mapping[str, Any]) -> Conversation:
     """The conversation of a JSON object. Raises Unusable: its form is not known, a role is missing, an answer empty."""
-    messages = [{key: one for key, one in message.items() if one is not None} for message in _messages(value)]
+    said, in_prompt = _messages(value)
+    messages = [{key: one for key, one in message.items() if one is not None} for message in said]
     system = value.get("system")
     if isinstance(system, str) and system.strip() and not (messages and messages[0].get("role") == "system"):
-        messages = [{"role": "system", "content": system}, *messages]
+        messages, in_prompt = [{"role": "system", "content": system}, *messages], in_prompt + 1
     _check(messages)
+    marked = _marked(messages)
+    messages = [{key: one for key, one in message.items() if key not in _LOSS_MARKS} for message in messages]
     tools = _tools(value.get("tools"))
+    untrained = [number for number in _answers(messages) if not marked.get(number, number >= in_prompt)]
+    if len(untrained) == len(_answers(messages)):
+        raise Unusable("no answer counts in the loss")
+    content = {"messages": messages, "tools": tools} | ({"untrained": untrained} if untrained else {})
     try:
-        canonical = orjson.dumps({"messages": messages, "tools": tools}, option=orjson.OPT_SORT_KEYS)
+        canonical = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:  # lone surrogates, integers of more than 64 bits
         raise Unusable(f"broken JSON: {error}") from None
-    return Conversation(messages, tools, canonical)
+    return Conversation(messages, tools, marked, untrained, canonical)
 
 
-def _messages(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _messages(value: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """The messages, and how many of them are a prompt, whose answers count only where they say so (TRL)."""
     if "messages" in value or "conversations" in value:
         key = "messages" if "messages" in value else "conversations"
         said = value[key]
         if not isinstance(said, list) or not all(isinstance(message, dict) for message in said):
             raise Unusable(f"{key!r} is not a list of messages")
-        return [_of_sharegpt(message) if "from" in message else message for message in said]
+        return [_of_sharegpt(message) if "from" in message else message for message in said], 0
     if "instruction" in value:
         asked = [value["instruction"], *([value["input"]] if value.get("input") else [])]
-        return _one_turn(asked, value.get("output"))
+        if not all(isinstance(part, str) for part in asked):
+            raise Unusable("the question is not a string")
+        return [*_history(value), *_said("user", "\n\n".join(asked)), *_answer(value, "output")], 0
     if "prompt" in value:
-        return _one_turn([value["prompt"]], value.get("response"))
+        prompt = value["prompt"]
+        before = [*_history(value), *_listed(prompt, "prompt", "user")]
+        in_prompt = 0 if isinstance(prompt, str) else len(before)
+        return [*before, *_answer(value, "response", "completion")], in_prompt
     raise Unusable("no key 'messages', 'conversations', 'instruction' or 'prompt'")
 
 
-def _one_turn(asked: list[Any], answer: Any) -> list[dict[str, Any]]:
-    if not all(isinstance(part, str) for part in asked):
-        raise Unusable("the question is not a string")
-    return [{"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": answer}]
+def _answer(value: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
+    """What the one of the keys holds that is there."""
+    there = [key for key in keys if value.get(key) is not None]
+    if not there:
+        raise Unusable(f"a question without an answer: no key {' or '.join(map(repr, keys))}")
+    if len(there) > 1:
+        raise Unusable(f"two answers: {' and '.join(map(repr, there))}")
+    return _listed(value[there[0]], there[0], "assistant")
+
+
+def _history(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns before the question."""
+    turns = value.get("history") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise Unusable("'history' is not a list of [question, answer]")
+    return [
+        message for question, answer in turns for message in (*_said("user", question), *_said("assistant", answer))
+    ]
+
+
+def _listed(said: Any, key: str, role: str) -> list[dict[str, Any]]:
+    """What a key holds, a string or a list of messages, as the latter."""
+    if isinstance(said, str):
+        return _said(role, said)
+    if not isinstance(said, list) or not all(isinstance(message, dict) for message in said):
+        raise Unusable(f"{key!r} is neither a string nor a list of messages")
+    return said
+
+
+def _said(role: str, content: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content}]
 
 
 def _of_sharegpt(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +185,28 @@ def _check(messages: list[dict[str, Any]]) -> None:
         asked, answered = asked or role == "user", answered or role == "assistant"
     if not answered:
         raise Unusable("no answer: no message of the role assistant")
+
+
+def _answers(messages: list[dict[str, Any]]) -> list[int]:
+    return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _marked(messages: list[dict[str, Any]]) -> dict[int, bool]:
+    """Which messages say whether they count, by their numbers, and what they say."""
+    marked = {}
+    for number, message in enumerate(messages):
+        for key in _FINER_MARKS:
+            if key in message:
+                raise Unusable(f"{key!r} is not known, an answer counts as a whole or not at all: message {number + 1}")
+        found = {key: message[key] for key in _LOSS_MARKS if key in message}
+        for key, value in found.items():
+            if value not in (0, 1):  # true and false are equal to these
+                raise Unusable(f"{key!r} is neither 0 nor 1, false nor true: {value!r} of message {number + 1}")
+        if len(set(found.values())) > 1:
+            raise Unusable(f"{' and '.join(map(repr, found))} contradict each other: message {number + 1}")
+        if found:
+            marked[number] = bool(next(iter(found.values())))
+    return marked
 
 
 def _tools(value: Any) -> list[Any] | None:

@@ -12,7 +12,7 @@ import pytest
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import column_path, load_manifest, loss_spans, verify_dataset
+from megatron_cpt.corpus.manifest import LOSS_SPAN, column_path, load_manifest, loss_spans, verify_dataset
 from megatron_cpt.corpus.selection import concatenate
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.preparation.conversations import Unusable, read_conversation
@@ -29,6 +29,12 @@ CHAT = PrepareSettings(train_on="responses", keep_duplicates=True)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     return write_chat_tokenizer(tmp_path_factory.mktemp("chat"), texts, unmarked(TEMPLATES["thinking"]))
+
+
+def marks(*added: dict[str, Any]) -> dict[str, Any]:
+    """A conversation whose messages have further keys."""
+    messages: Any = said(*(f"text {n}" for n in range(len(added))))["messages"]
+    return {"messages": [message | more for message, more in zip(messages, added, strict=True)]}
 
 
 def many(count: int) -> list[object]:
@@ -102,6 +108,70 @@ def test_one_conversation_in_four_forms_is_one_document(folder: Path, tmp_path: 
     assert text.startswith("<|head|>user\nWhy?\n\nx<|turn_end|>\n<|head|>assistant\n")
 
 
+def test_answers_that_are_not_to_count_do_not(folder: Path, tmp_path: Path) -> None:
+    """And what is published of them: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss, TRL's prompt."""
+    turns = [("Why?", "Not so."), ("And?", "So.")]
+    sharegpt = [
+        {"from": who, "value": text, "weight": float(text == "So.")}
+        for turn in turns
+        for who, text in zip(("human", "gpt"), turn, strict=True)
+    ]
+    values: list[Any] = [
+        marks({}, {"weight": 0}, {}, {"weight": 1}),
+        marks({"train": False}, {"train": False}, {}, {}),
+        marks({}, {"loss": False}, {}, {"loss": True}),
+        marks({}, {"weight": None}, {}, {"weight": 0}),
+        {"conversations": sharegpt},
+        {
+            "prompt": said("Why?", "Not so.", "And?")["messages"],
+            "completion": [{"role": "assistant", "content": "So."}],
+        },
+        {"prompt": "And?", "completion": "So."},
+        {"instruction": "And?", "output": "So.", "history": [list(turns[0])]},
+        {"instruction": "And?", "output": "So.", "history": [], "system": "s"},
+    ]
+    end, thought = "<|turn_end|>\n", "<think>\n\n</think>\n\n"
+    first, last, so = f"text 1{end}", f"{thought}text 3{end}", f"{thought}So.{end}"
+    wanted = [[last], [last], [last], [first], [so], [so], [so], [f"Not so.{end}", so], [so]]
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", values))]
+    prepare(corpus, folder, tmp_path / "out", replace(CHAT, order="as_read"))
+    assert answers(tmp_path / "out", folder) == wanted
+    dataset, tokenizer = IndexedDataset(tmp_path / "out"), Tokenizer.load(folder)
+    for number in (4, 5, 7):  # the turns before stand there, and no mark
+        text = tokenizer.decode(dataset.document(number))
+        assert text.startswith(f"<|head|>user\nWhy?{end}<|head|>assistant\nNot so.{end}<|head|>user\nAnd?{end}")
+
+    prepared = prepare(corpus, folder, tmp_path / "once", replace(CHAT, keep_duplicates=False))
+    assert prepared.training.duplicates == 3  # of a conversation in other forms, where the same answers count
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "marked to count in the loss, and no answer: message 3"),
+        (["--train-on", "all"], "marked not to count in the loss, where all tokens do: message 2"),
+    ],
+)
+def test_marks_that_the_command_contradicts_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    values: list[object] = [marks({}, {"train": False}, {"train": True}, {"train": True})]
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", values))
+    command = ["prepare", corpus, "--tokenizer", str(folder), "--output", str(tmp_path / "out"), "--chat", *words]
+    assert main(command) == ExitCode.BAD_INPUT
+    assert reason in capsys.readouterr().err
+
+
+def test_a_longer_conversation_is_cut_behind_an_answer_that_counts(folder: Path, tmp_path: Path) -> None:
+    untrained = {"weight": 0}
+    values: list[object] = [marks({}, first, {}, untrained, {}, {}) for first in ({}, untrained)]
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", values))]
+    cutting = replace(CHAT, order="as_read", max_length=70, truncate=True, max_rejected=0.5)
+    prepared = prepare(corpus, folder, tmp_path / "out", cutting)
+    assert (prepared.training.documents, prepared.training.rejected) == (1, 1)
+    assert answers(tmp_path / "out", folder) == [["<think>\n\n</think>\n\ntext 1<|turn_end|>\n"]]
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -117,8 +187,22 @@ def test_one_conversation_in_four_forms_is_one_document(folder: Path, tmp_path: 
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content is not a string: message 1"),
         (said("a"), "no answer: no message of the role assistant"),
         ({"instruction": "a", "input": "", "output": ""}, "empty answer: message 2"),
-        ({"instruction": "a"}, "empty answer: message 2"),
-        ({"prompt": ["a"], "response": "b"}, "the question is not a string"),
+        ({"instruction": "a"}, "a question without an answer: no key 'output'"),
+        ({"instruction": ["a"], "output": "b"}, "the question is not a string"),
+        ({"prompt": ["a"], "response": "b"}, "'prompt' is neither a string nor a list of messages"),
+        ({"prompt": "a", "chosen": "b"}, "a question without an answer: no key 'response' or 'completion'"),
+        ({"prompt": "a", "response": "b", "completion": "c"}, "two answers: 'response' and 'completion'"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "'history' is not a list of [question, answer]"),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, "'history' is not a list of [question, answer]"),
+        ({"instruction": "a", "output": "b", "history": [["c", ""]]}, "empty answer: message 2"),
+        (marks({}, {"weight": 0.5}), "'weight' is neither 0 nor 1, false nor true: 0.5 of message 2"),
+        (marks({}, {"train": "no"}), "'train' is neither 0 nor 1, false nor true: 'no' of message 2"),
+        (marks({}, {"weight": 1, "train": False}), "'weight' and 'train' contradict each other: message 2"),
+        (
+            marks({}, {"train_detail": []}),
+            "'train_detail' is not known, an answer counts as a whole or not at all: message 2",
+        ),
+        (marks({}, {"weight": 0}, {}, {"loss": False}), "no answer counts in the loss"),
         (said("a", "b") | {"tools": "{"}, "'tools' is not JSON"),
         (said("a", "b") | {"tools": "{}x"}, "'tools' is not JSON"),
         (said("a", "b") | {"tools": ["x"]}, "'tools' is not a list of JSON schemas"),
@@ -292,6 +376,33 @@ def test_a_dataset_of_conversations_is_no_input(folder: Path, tmp_path: Path) ->
     prepare(corpus, folder, tmp_path / "out", CHAT)
     with pytest.raises(BadInput, match="has spans of tokens that count in the loss, which would be lost"):
         prepare([str(tmp_path / "out")], folder, tmp_path / "again", PrepareSettings())
+
+
+@pytest.mark.parametrize("spans", [[(9, 12), (3, 5)], [(-1, 2)], [(3, 1 << 40)], [(5, 3)]])
+def test_spans_of_no_tokens_are_told_as_such(folder: Path, tmp_path: Path, spans: list[tuple[int, int]]) -> None:
+    """With a manifest and without; of the latter none is kept that describes them."""
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(9)))]
+    prepare(corpus, folder, tmp_path / "out", CHAT)
+    np.save(column_path(tmp_path / "out", "loss_spans"), np.array(spans, LOSS_SPAN))
+    for manifest in (tmp_path / "out.manifest.json", None):
+        for _ in range(2):
+            with pytest.raises(IntegrityFault, match=r"out\.loss_spans\.npy: holds spans that are not in ascending"):
+                TokenStream([tmp_path / "out"]).open_loss_masks(None)
+        if manifest is not None:
+            manifest.unlink()
+    assert not (tmp_path / "out.manifest.json").exists()
+
+
+def test_other_spans_beside_a_manifest_of_its_own_may_be_right(folder: Path, tmp_path: Path) -> None:
+    corpus = [str(write_conversations(tmp_path / "chat.jsonl", many(9)))]
+    prepare(corpus, folder, tmp_path / "out", CHAT)
+    (tmp_path / "out.manifest.json").unlink()
+    load_manifest(tmp_path / "out")
+    np.save(column_path(tmp_path / "out", "loss_spans"), np.array([(3, 5)], LOSS_SPAN))
+    with pytest.raises(IntegrityFault, match="if the new file is right, remove the manifest"):
+        TokenStream([tmp_path / "out"]).open_loss_masks(None)
+    (tmp_path / "out.manifest.json").unlink()
+    assert TokenStream([tmp_path / "out"]).loss_share == 2 / load_manifest(tmp_path / "out").tokens
 
 
 def test_a_dry_run_shows_conversations(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,28 @@ def test_marks_tell_what_prefixes_do_not(folder_of: Callable[[str], Path], encod
     assert counted(found) == by_transformers(folder_of(marked(SYSTEM_LAST)), value)[1]
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_answer_that_is_not_to_count_is_left_out_alone(encoder_of: Open, name: str) -> None:
+    """With marks and without."""
+    value = said("a", "b c", "d", "e", "f", "g h")
+    with_marks, without = (encoder_of(of(TEMPLATES[name])) for of in (marked, unmarked))
+    whole = texts_of(with_marks, with_marks.encode(read_conversation(value)))
+    for left_out in range(3):
+        messages: Any = [dict(message) for message in value["messages"]]  # type: ignore[attr-defined]
+        messages[2 * left_out + 1]["weight"] = 0
+        for encoder in (with_marks, without):
+            found = encoder.encode(read_conversation({"messages": messages}))
+            assert texts_of(encoder, found) == whole[:left_out] + whole[left_out + 1 :]
+
+
+def test_answers_that_marks_join_are_not_told_apart(encoder_of: Open) -> None:
+    messages = [{"role": role, "content": "a"} for role in ("user", "assistant", "assistant")]
+    with pytest.raises(Unusable, match="the chat template does not mark an answer by itself: message 3"):
+        encoder_of(marked(TEMPLATES["brackets"])).encode(
+            read_conversation({"messages": [*messages[:2], messages[2] | {"train": False}]})
+        )
+
+
 def test_a_comment_is_no_mark(encoder_of: Open) -> None:
     commented = "{#- Without {% generation %} -#}" + unmarked(TEMPLATES["headers"])
     encoder = encoder_of(commented)

@@ -230,9 +230,15 @@ def test_a_run_counts_answers_and_resumes_exactly_or_not_at_all(
     # The same tokens, of which others count.
     prepare([str(hf.parent / "chat.jsonl")], hf, tmp_path / "all", PrepareSettings(train_on="all", holdout=0.2))
     assert (tmp_path / "all.bin").read_bytes() == (hf.parent / "chat.bin").read_bytes()
-    for other in (f"data.sources.chat.paths=[{tmp_path}/all]", *(["data.packing=null"] if packed else [])):
+    chat = hf.parent / "chat"
+    spans = (
+        f"data.sources.chat: other tokens of {tmp_path}/all in place of {chat} count in the loss: those of loss_span"
+    )
+    packing = "step-00000001: data.packing: best_fit before, null now: a run goes on"
+    overrides = {f"data.sources.chat.paths=[{tmp_path}/all]": spans}
+    for other, told in (overrides | ({"data.packing=null": packing} if packed else {})).items():
         [said_of_it] = one_rank.call(refusal, path=paths["pieces"], overrides=(other,))
-        assert "sources.chat.identity" in said_of_it
+        assert told in said_of_it and ".identity" not in said_of_it
     one_rank.call(train, path=paths["pieces"])
     assert records_of(tmp_path / "pieces") == records_of(tmp_path / "whole")
     for record in records_of(tmp_path / "whole", "train"):

@@ -174,7 +174,9 @@ def _search(config: RunConfig, options: argparse.Namespace) -> int:
     """Ranks the layouts of a run, simulates the first few, and prints those to try."""
     shape, card, world = read_shape(config.model.hf, config.model.rope), card_of(options.gpu), options.nproc
     bare = replace(config, parallel=ParallelSettings(), training=replace(config.training, micro_batch_size=1))
-    refuse([*config_faults(bare), *model_faults(bare, shape), *price_faults(options.price)])
+    refuse(
+        [*config_faults(bare, world if world < 1 else None), *model_faults(bare, shape), *price_faults(options.price)]
+    )
     layouts = search_layouts(config, shape, card, world)
     if not layouts:
         rule = f"no layout of the model fits {world} GPUs {options.gpu} by the estimate with this batch and length."

@@ -29,7 +29,8 @@ from megatron_cpt.planning.text_tables import columns
 
 _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 """From the fastest to the smallest."""
-_MICRO_BATCHES = (1, 2, 4, 8)
+_MICRO_BATCHES = range(1, 9)
+"""Sequences."""
 _CONTEXTS = (1, 2, 4, 8, 16)
 _LEAST_PART = 2048
 """Tokens of a sequence that a context-parallel rank has at least."""

@@ -95,6 +95,12 @@ def test_layouts_are_searched(bare: str, capsys: pytest.CaptureFixture[str]) -> 
     assert found["layouts_that_fit"] == 4  # micro batches of 1, 2, 4 and 8
 
 
+@pytest.mark.parametrize("ranks", ["0", "-3"])
+def test_a_search_needs_a_rank(bare: str, ranks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", bare, "--search", "--nproc", ranks]) == 2
+    assert f"{ranks} ranks: a run has at least one." in capsys.readouterr().err
+
+
 def test_a_search_that_finds_nothing_is_told(bare: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({**CARD, "memory": 0.0001}))
     assert main(["plan", bare, "--search", "--nproc", "2", "--gpu", str(tmp_path / "small.yaml")]) == 2

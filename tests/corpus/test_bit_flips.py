@@ -112,7 +112,7 @@ def test_files_cut_short_or_grown_are_refused(dataset: Path, cut: int) -> None:
 def test_the_tokens_of_another_dataset_of_the_same_size_are_refused(dataset: Path) -> None:
     content = bin_path(dataset).read_bytes()
     bin_path(dataset).write_bytes(content[::-1])
-    with pytest.raises(IntegrityFault, match="is not the content that its manifest describes"):
+    with pytest.raises(IntegrityFault, match="samples of its tokens are not those"):
         verify_dataset(dataset)
 
 

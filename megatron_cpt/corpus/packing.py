@@ -81,7 +81,7 @@ def pieces_of(lengths: Int64s, capacity: int) -> tuple[Int64s, Int64s, Int64s]:
     [[0, 2, 2, 2], [0, 0, 3, 6], [3, 4, 4, 4]]
     """
     # A piece of n tokens has n - 1 labels, and so has a document of n tokens in pieces that share one.
-    counts = -(-(lengths - 1) // (capacity - 1))
+    counts = -(-(lengths - 1) // max(capacity - 1, 1))
     documents = np.repeat(np.arange(len(lengths)), counts)
     numbers = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
     offsets = numbers * (capacity - 1)

@@ -228,6 +228,9 @@ def _data_entries(request: FirstRun, sources: Sequence[_Source], length: int) ->
     yield Entry("run.folder", _folder(request, sources))
     yield Entry("model.hf", request.model, "a local folder: config.json, tokenizer, safetensors")
     yield Entry("data.sequence_length", length)
+    if any(source.stream is not None and source.stream.has_own_mask for source in sources):
+        yield Entry("data.attention", "within_documents", "no conversation sees another")
+        yield Entry("data.packing", "best_fit", "whole conversations in each sequence")
     if request.replay:
         yield Entry("data.replay_ratio", request.replay_ratio)
     for source in sources:

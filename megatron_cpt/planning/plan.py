@@ -401,7 +401,7 @@ def _plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tu
         *_target_warnings(blend),
         *_unread_warnings(config, blend),
         *_repeated_warnings(config, blend),
-        *_packing_warnings(inputs),
+        *_packing_warnings(config, inputs),
         *shared_warnings(config, inputs),
         *_evaluation_warnings(config),
         *_budget_warnings(config, inputs),
@@ -476,9 +476,14 @@ def _unread_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
             )
 
 
-def _packing_warnings(inputs: RunInputs) -> Iterator[str]:
-    """Packed sources with much padding."""
+def _packing_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
+    """Conversations that see each other, and packed sources with much padding."""
     for name, stream in inputs.sources.items():
+        if stream.has_own_mask and config.data.attention == "across_documents":
+            yield (
+                f"source {name} holds conversations, and a sequence holds several: each sees those before it, and most "
+                "are cut at its end. Set data.attention to within_documents and data.packing to best_fit."
+            )
         if isinstance(stream, PackedStream) and stream.padding_share > _MUCH_PADDING:
             yield (
                 f"source {name} is packed into {stream.sequences:,} sequences, and {percent(stream.padding_share)} of "

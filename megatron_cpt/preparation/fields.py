@@ -258,12 +258,15 @@ def _length(key: str, value: _Part) -> _Part:
 
 
 def _comparable(one: Any, other: Any, names: tuple[str, str]) -> tuple[Any, Any]:
-    """Both, where they are two texts or two numbers. Raises Unanswerable otherwise."""
+    """Both, where they are two texts, numbers or truth values. Raises Unanswerable otherwise, and for NaN."""
     _refuse_missing((names[0], one), (names[1], other))
     one, other = _number_beside(one, other), _number_beside(other, one)
     kinds = _kind(one), _kind(other)
-    if kinds[0] != kinds[1] or kinds[0] not in (_TEXT, _NUMBER):
+    if kinds[0] != kinds[1] or kinds[0] not in (_TEXT, _NUMBER, _BOOLEAN):
         raise Unanswerable(f"{names[0]} is {kinds[0]} and {names[1]} is {kinds[1]}, which --where cannot compare")
+    for name, value in zip(names, (one, other), strict=True):
+        if value != value:  # NaN, of floats and decimals
+            raise Unanswerable(f"{name} is NaN, which --where cannot compare")
     return one, other
 
 
@@ -296,12 +299,14 @@ def _refuse_missing(*values: tuple[str, Any]) -> None:
             raise Unanswerable(f"no {name}, which --where asks for")
 
 
-_TEXT, _NUMBER = "a text", "a number"
+_TEXT, _NUMBER, _BOOLEAN = "a text", "a number", "true or false"
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, str):
         return _TEXT
+    if isinstance(value, bool):
+        return _BOOLEAN
     if isinstance(value, (int, float, Decimal)):
         return _NUMBER
     if isinstance(value, list):

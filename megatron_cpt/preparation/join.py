@@ -345,6 +345,19 @@ class _LeftOut:
     filtered: int | None = None
     counts: TextCounts = TextCounts()  # noqa: RUF009
 
+    @property
+    def causes(self) -> str:
+        """Why documents are left out, and how many, as the end of a sentence; nothing where none is."""
+        kinds = {
+            "copies": self.duplicates,
+            "near duplicates": self.near_duplicates,
+            "with words of an evaluation": self.contaminated,
+            "rejected": self.rejected,
+            "outside of --where": self.filtered,
+        }
+        found = [f"{count:,} {name}" for name, count in kinds.items() if count]
+        return f": {', '.join(found)}" if found else ""
+
 
 def _drop(
     job: Job, runs: Sequence[SortedRun], found: Sequence[FoundRun], places: SourceLocator, drop_mask: DropMask
@@ -479,6 +492,8 @@ def _refuse_empty(job: Job, training: _Part, held_out: _Part | None, left_out: _
     for part in filter(None, (held_out, training)):
         if part.writer.documents == 0:
             settings = job.settings
+            if not settings.holds_out:
+                raise BadInput(Fault(str(part.prefix), f"would get no document{left_out.causes}.", "Give others."))
             asked = f"{settings.holdout_tokens:,} tokens" if settings.holdout_tokens else f"{settings.holdout:.2%}"
             remedy = "Raise --holdout." if part is held_out else "Give inputs with text, and hold out less than all."
             raise BadInput(Fault(str(part.prefix), f"would get no document (held out: {asked}).", remedy))

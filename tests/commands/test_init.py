@@ -17,6 +17,7 @@ import yaml
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.json_schema import run_schema
 from tests.planning.small_run import LLAMA, write_dataset, write_model
+from tests.preparation.chats import TEMPLATES, said, write_chat_tokenizer, write_conversations
 
 
 @pytest.fixture
@@ -188,12 +189,12 @@ def test_a_run_that_is_in_its_folder_is_told(here: Path, capsys: pytest.CaptureF
 
 def test_globs_selections_and_shared_documents_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["select", "law", "--documents", "1", "--keep", "random", "--output", "best"]) == 0
-    for word, said in (
+    for word, told in (
         ("best", "--domain best: is no dataset, and best.selection.json is a selection. Name it: best.selection.json."),
         ("b*st", "It would match best.selection.json: a glob of selections ends in `.selection.json`."),
     ):
         assert main(["init", "run.yaml", "--model", "base", "--domain", word]) == 2
-        assert said in capsys.readouterr().err and not Path("run.yaml").exists()
+        assert told in capsys.readouterr().err and not Path("run.yaml").exists()
     init("--model", "base", "--domain", "new=*", "--replay", "web")
     told = capsys.readouterr().out
     assert "note: * is law, web." in told
@@ -213,3 +214,22 @@ def test_a_selection_is_evaluated_on_the_validation_part_of_its_datasets(here: P
     content = init("--model", "base", "--domain", "law=best.selection.json")
     assert content["validation"]["sets"]["law"]["paths"] == ["law.validation"]
     assert main(["plan", "run.yaml"]) == 0
+
+
+def test_conversations_are_packed_and_kept_apart(
+    here: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_chat_tokenizer(here / "base", texts, TEMPLATES["headers"])
+    (folder / "config.json").write_text(orjson.dumps(LLAMA | {"vocab_size": 640}).decode())
+    conversations = [said(f"Question {number}?", f"Answer {number}.") for number in range(400)]
+    corpus = str(write_conversations(here / "chat.jsonl", conversations))
+    words = ["--tokenizer", str(folder), "--output", "chat", "--chat", "--quiet"]
+    assert main(["prepare", corpus, *words]) == 0
+    content = init("--model", "base", "--domain", "chat", "--gpus", "1")
+    assert (content["data"]["attention"], content["data"]["packing"]) == ("within_documents", "best_fit")
+    capsys.readouterr()
+    warning = "source chat holds conversations, and a sequence holds several"
+    assert main(["plan", "run.yaml"]) == 0
+    assert warning not in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "run.yaml", "data.attention=across_documents", "data.packing=null"]) == 0
+    assert warning in " ".join(capsys.readouterr().out.split())

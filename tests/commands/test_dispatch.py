@@ -128,7 +128,7 @@ def test_a_library_that_is_missing_is_named_with_what_installs_it(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
-    monkeypatch.delitem(sys.modules, "megatron_cpt.preparation.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "megatron_cpt.preparation.table", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     words = ["prepare", str(tmp_path / "a.parquet"), "--tokenizer", str(workshop.hf), "--output", str(tmp_path / "x")]
     assert main(words) == 2

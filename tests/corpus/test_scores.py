@@ -65,5 +65,5 @@ def test_a_score_that_is_no_number_leaves_what_was_there(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["documents", "a/b", "..", "", "a.b"])
 def test_names_that_would_be_other_files_are_refused(tmp_path: Path, name: str) -> None:
     prefix, manifest = scored(tmp_path)
-    with pytest.raises(BadInput, match="no name|the name of something else"):
+    with pytest.raises(BadInput, match=r"no name|the name of something else"):
         read_score(prefix, name, manifest)

@@ -316,7 +316,7 @@ if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
   exec megatron-cpt train "${{configs[$SLURM_ARRAY_TASK_ID]}}" --nproc {nproc}
 fi
 # kill and Ctrl-C: the run at hand saves and ends, and then this script.
-stopped= run=
+stopped='' run=''
 stop() {{ stopped=1; [ -z "$run" ] || kill -TERM "$run" 2>/dev/null; }}
 trap stop TERM INT USR1
 failed=0

@@ -12,11 +12,13 @@ SUITE = """\
 | Megatron-Core | Python | torch | result |
 |---|---|---|---|
 | 0.16.1, pinned | 3.11 | 2.13.0 | see the CI (`.ci/run`) |
-| 0.19.2 | 3.12 | 2.13.0 | version 0.1: passed whole; version 0.2: a third was run |
+| 0.19.2 | 3.12 | 2.13.0 | commit 2398c5e, 2026-11-29: 3,248 passed, 27 skipped, 8 failed |
 
-The run of version 0.2 (commit 6591acf) was on two cores of an AMD EPYC server, which more than twenty other processes
-used at the same time. It was stopped after an hour, at 674 of 2,043 tests: 661 passed, 8 were skipped, and 5 met a time
-limit. It reached tests of checkpoints, of the model and of `parallel`, and none of `tests/train`.
+On two cores of an AMD EPYC that other processes used too, the run took 68 minutes. It held HybridModel to GPTModel in
+the rows of `tests/parallel/test_hybrid.py`; the third table of `make parity` was not run since. Of the 8 failures, 4 were not of the release: 2 pages that were not written
+anew, the name of a module, a remark of shellcheck. 3 were of tests: a wait of the host fewer, a word in a warning of
+torch, a process that the release does not start. One was a fault: a resume with another `schedule.peak_lr` found no
+parameter group. It is mended (`checkpoint/load.py`), and the tests of these were run again with 0.19.2 and passed.
 """
 UNIT_TESTS = """\
 ## Their own unit tests on a CPU

@@ -31,7 +31,12 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
-from megatron_cpt.checkpoint.distributed_optimizer import differing, replace_packing, share_main_weights
+from megatron_cpt.checkpoint.distributed_optimizer import (
+    chained_optimizers,
+    differing,
+    replace_packing,
+    share_main_weights,
+)
 from megatron_cpt.config.errors import Fault, IntegrityFault, RankFailed, StorageFault, refuse
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
@@ -116,6 +121,7 @@ def load(
         content["random"] = rng_object({})
     loaded = _load_shards(checkpoint, content, table)
     _load_model_state(model, loaded)
+    _take_scheduled_settings(optimizer, loaded["optimizer"])
     with differing(optimizer, before) as counts:
         optimizer.load_state_dict(loaded["optimizer"])
     if not all_agree(counts[1] == 0):
@@ -125,6 +131,25 @@ def load(
     if position.layout == layout:
         restore_random_state(loaded["random"])
     return position
+
+
+_GROUP_NAMES = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+_SCHEDULED = ("max_lr", "min_lr", "start_wd", "end_wd")
+
+
+def _take_scheduled_settings(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:
+    """Gives loaded parameter groups this run's ends of the schedules.
+
+    Later releases than 0.16.1 look for a group by these too, and find none where a resume changes the learning rate.
+    """
+    parts = chained_optimizers(optimizer)
+    for number, part in enumerate(parts):
+        state = loaded if len(parts) == 1 else loaded[number]
+        groups_now = [] if part.optimizer is None else part.optimizer.param_groups
+        for group in state.get("optimizer", state).get("param_groups", ()):
+            for now in groups_now:
+                if all(now.get(name) == group.get(name) for name in _GROUP_NAMES):
+                    group.update({name: now[name] for name in _SCHEDULED if name in now})
 
 
 def _precision_faults(

@@ -86,6 +86,19 @@ def train_all(
             raise
 
 
+def train_missing(
+    study: Path,
+    curves: Path,
+    configs: Mapping[str, dict[str, Any]],
+    jobs: int,
+    rows_of: Callable[[Path, str], Iterable["CurveRow"]],
+) -> None:
+    """The runs that are not in a file of curves, each added to it (`rows_of`) when it has ended well."""
+    done = names_of(curves)
+    left = {name: config for name, config in configs.items() if name not in done}
+    train_all(study, left, jobs, lambda name: add_rows(curves, rows_of(study, name)))
+
+
 def call(*words: str) -> None:
     """A megatron-cpt command on one thread. Its failure ends the study."""
     code = subprocess.call([COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -12,7 +12,7 @@ from typing import Literal
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import config_from_dict
-from megatron_cpt.config.schema import ParallelSettings, Recompute, RunConfig, name_faults
+from megatron_cpt.config.schema import Recompute, RunConfig, name_faults
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.selection import SUFFIX
 from megatron_cpt.corpus.stream import TokenStream, expand_paths, prefix_of
@@ -22,6 +22,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.planning.cards import Card, card_of
 from megatron_cpt.planning.checks import shared_by_sources
+from megatron_cpt.planning.layout_search import gpu_layout
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded, source_name
 
 REPLAY_RATIO = 0.3
@@ -193,15 +194,7 @@ def _layout(request: FirstRun, shape: ModelShape, length: int, card: Card) -> tu
             continue
         if shape.ffn_hidden % tensor or shape.layers % pipeline or tensor * pipeline > request.gpus:
             continue
-        replicas = request.gpus > tensor * pipeline
-        parallel = ParallelSettings(
-            tensor=tensor,
-            sequence=tensor > 1,
-            pipeline=pipeline,
-            distributed_optimizer=replicas,
-            overlap_grad_reduce=replicas,
-            overlap_param_gather=replicas,
-        )
+        parallel = gpu_layout(request.gpus > tensor * pipeline, tensor=tensor, pipeline=pipeline)
         layout = replace(layout, parallel=parallel, training=replace(layout.training, recompute=recompute))
         if memory_per_rank(shape, layout, request.gpus).total <= card.usable_memory:
             return layout, True

@@ -126,19 +126,21 @@ def _shared(config: RunConfig, shape: ModelShape, card: Card, world_size: int) -
         for virtual, expert, micro_batch in product(chunks, experts, _MICRO_BATCHES):
             if replicas * context % expert or batch % (micro_batch * replicas):
                 continue
-            divided = replicas * context > 1
-            parallel = ParallelSettings(
-                tensor=tensor,
-                sequence=tensor > 1,
-                pipeline=pipeline,
-                virtual_pipeline=virtual,
-                context=context,
-                expert=expert,
-                distributed_optimizer=divided,
-                overlap_grad_reduce=divided,
-                overlap_param_gather=divided,
-            )
+            sizes = {"pipeline": pipeline, "virtual_pipeline": virtual, "context": context, "expert": expert}
+            parallel = gpu_layout(replicas * context > 1, tensor=tensor, **sizes)
             yield replace(config, parallel=parallel, training=replace(config.training, micro_batch_size=micro_batch))
+
+
+def gpu_layout(has_replicas: bool, tensor: int, **sizes: int) -> ParallelSettings:
+    """Sizes of a layout, with what belongs to them on GPUs: sequence parallelism, a distributed optimizer, overlaps."""
+    return ParallelSettings(
+        tensor=tensor,
+        sequence=tensor > 1,
+        distributed_optimizer=has_replicas,
+        overlap_grad_reduce=has_replicas,
+        overlap_param_gather=has_replicas,
+        **sizes,
+    )
 
 
 def _powers(most: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,9 @@ def test_a_rank_is_simulated_from_a_config_json_alone(
     assert "Rank     3 of 8, pipeline stage 0" in printed
     assert "H200-141GB, 139.8 GiB: fits" in printed
     assert "all_reduce  tensor" in printed
-    assert re.search(r"Waits of the host in a step: [23]\n", printed)  # of Megatron-Core's own 2 in 0.16.1, 1 in 0.19.2
+    # Of Megatron-Core's own, 0.19.2 has one less.
+    waits = 3 if version("megatron-core").startswith("0.16.") else 2
+    assert f"Waits of the host in a step: {waits}\n" in printed
     assert " at 2 per GPU-hour" in printed
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,8 @@ def test_C14_a_killed_writer_of_an_average(
     folder.mkdir()
     place = {"folder": folder, "at": 1, "place": "open .model.partial/shards/__0_*"}
     done = command(*words_of("average", workshop, checkpoint, folder / "model"), limit=60, failpoint=place)
-    if done.code == -signal.SIGKILL:
+    if not version("megatron-core").startswith("0.16."):
+        assert done.code == -signal.SIGKILL
         assert main(words_of("average", workshop, checkpoint, folder / "model")) == 0
         assert [path.name for path in folder.iterdir()] == ["model"]
     else:

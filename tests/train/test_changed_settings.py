@@ -1,6 +1,5 @@
 """What a start changes of a run is told and kept, or refused; nothing changes in silence."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -89,6 +88,11 @@ def test_a_finished_run_is_not_given_other_settings(
     assert {name: (run / name).read_bytes() for name in files} == before
 
 
+def own_lines(run: Path) -> str:
+    """The log without the warnings of libraries."""
+    return "\n".join(line for line in (run / "log.txt").read_text().splitlines() if " warns: " not in line)
+
+
 def test_lengths_that_are_written_in_another_unit_are_no_change(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +108,7 @@ def test_lengths_that_are_written_in_another_unit_are_no_change(
         assert main(["plan", str(path), *KEPT, *words]) == ExitCode.DONE
         assert "Changes" not in capsys.readouterr().out
     assert one_rank.call(train, path=path, overrides=(*KEPT, *in_tokens)) == [ExitCode.DONE]
-    assert told(run) == [] and not re.search("changed (from step|for all)", (run / "log.txt").read_text())
+    assert told(run) == [] and "changed" not in own_lines(run)
     assert main(["plan", str(path), *KEPT, f"schedule.warmup={3 * step + 1}"]) == ExitCode.BAD_INPUT
     assert f"schedule.warmup: 3 steps before, {3 * step + 1} now" in capsys.readouterr().err
 

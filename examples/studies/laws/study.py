@@ -30,7 +30,7 @@ from examples.studies.runs import (
     read_rows,
     run_sections,
     train,
-    train_all,
+    train_missing,
 )
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schedule import learning_rate
@@ -119,14 +119,8 @@ def main() -> None:
     if not names_of(curves):
         add_rows(curves, rows_of(study, "base"))
     refuse_another_base(study, curves)
-    done = names_of(curves)
-    configs = {
-        run_name(arm, seed): run_config(study, arm, seed)
-        for seed in SEEDS
-        for arm in ARMS
-        if run_name(arm, seed) not in done
-    }
-    train_all(study, configs, args.jobs, lambda name: add_rows(curves, rows_of(study, name)))
+    configs = {run_name(arm, seed): run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
+    train_missing(study, curves, configs, args.jobs, rows_of)
 
 
 def refuse_another_base(study: Path, curves: Path) -> None:

@@ -24,13 +24,11 @@ from examples.studies.runs import (
     BATCH,
     SEQUENCE_LENGTH,
     CurveRow,
-    add_rows,
     call,
-    names_of,
     prepare,
     run_sections,
     train,
-    train_all,
+    train_missing,
 )
 from examples.studies.stability_gap.questions import RULES, Question, domain_terms, minimal_pairs, term_questions
 from megatron_cpt.api import open_dataset
@@ -108,14 +106,8 @@ def main() -> None:
     train(study, "base", base_config(study))
     args.results.mkdir(parents=True, exist_ok=True)
     curves = args.results / "curves.csv"
-    done = names_of(curves)
-    configs = {
-        run_name(arm, seed): run_config(study, arm, seed)
-        for seed in SEEDS
-        for arm in ARMS
-        if run_name(arm, seed) not in done
-    }
-    train_all(study, configs, args.jobs, lambda name: add_rows(curves, rows_of(study, name)))
+    configs = {run_name(arm, seed): run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
+    train_missing(study, curves, configs, args.jobs, rows_of)
 
 
 def run_name(arm: Arm, seed: int) -> str:

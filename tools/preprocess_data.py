@@ -29,9 +29,9 @@ from megatron_cpt.tokenizer.formats import (
     Opened,
     open_folder,
     open_gpt2,
-    open_megatron_ranks,
     open_sentencepiece,
 )
+from megatron_cpt.tokenizer.tiktoken_ranks import open_megatron_ranks
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")

@@ -118,7 +118,10 @@ def parser() -> argparse.ArgumentParser:
         " whose tokens stay as they are; - for stdin",
     )
     top.add_argument(
-        "--tokenizer", required=True, metavar="PATH", help="Hugging Face folder, sentencepiece .model, tiktoken ranks"
+        "--tokenizer",
+        required=True,
+        metavar="PATH",
+        help="Hugging Face folder, sentencepiece .model, tiktoken ranks, tekken.json",
     )
     top.add_argument("--output", required=True, metavar="PREFIX")
     top.add_argument(

@@ -4,16 +4,11 @@
 |---|---|
 | tokenizer.json; GPT-2's vocab.json and merges.txt | tokenizers |
 | sentencepiece .model | sentencepiece |
-| tiktoken ranks (Llama 3's tokenizer.model, Megatron-LM's JSON) | tiktoken |
+| tiktoken ranks, tekken.json | tiktoken (tiktoken_ranks.py) |
 
 Texts that are numbers (Megatron-LM's NullTokenizer) are read by tools/preprocess_data.py alone.
-
-tiktoken ranks do not contain the pattern that splits text, nor control tokens. Llama 3's are published with its weights
-(llama-models, tokenizer.py), Megatron-LM's in its TikTokenizer; those of any other ranks are in a file beside them.
 """
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -26,12 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import sentencepiece
-import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.errors import BadInput, Fault
 
 
 @dataclass(frozen=True)
@@ -101,189 +95,6 @@ class Opened:
     """The id that stands for text which it cannot say."""
     says_all: bool
     """Whether there is a token for every byte, so that no text is lost."""
-
-
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_BEGIN, _LLAMA3_END = "<|begin_of_text|>", "<|end_of_text|>"
-_LLAMA3_CONTROL_TOKENS = 256
-_LLAMA3_RANKS = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
-"""SHA-256 of the tokenizer.model of Llama 3 to 3.3."""
-_MEGATRON_PATTERNS = {
-    "v1": r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-    "v2": (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
-_MEGATRON_CONTROL = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
-"""The first of Megatron-LM's control tokens; the rest are numbered."""
-_MEGATRON_CONTROL_TOKENS = 1000
-_MEGATRON_VOCABULARY = 1 << 17
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The library with ranks in it."""
-
-    encoding: tiktoken.Encoding
-    control: dict[str, int]
-    parse_special: bool
-
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        if not self.parse_special:
-            return Encoded.of(self.encoding.encode_ordinary_batch(list(texts), num_threads=1))
-        return Encoded.of(self.encoding.encode_batch(list(texts), num_threads=1, allowed_special="all"))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.encoding.decode(list(ids))
-
-    def number_of(self, token: str) -> int | None:
-        try:
-            return self.encoding.encode_single_token(token)
-        except KeyError:
-            return None
-
-    def token_of(self, number: int) -> str:
-        return self.encoding.decode_single_token_bytes(number).decode(errors="replace")
-
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        lengths = np.zeros(self.encoding.max_token_value + 1, np.int64)
-        for number in set(range(len(lengths))) - set(self.control.values()):
-            try:
-                lengths[number] = len(self.encoding.decode_single_token_bytes(number))
-            except KeyError:  # an id that stands for nothing
-                continue
-        return lengths
-
-
-def is_ranks(path: Path) -> bool:
-    """Whether a file holds ranks: Megatron-LM's JSON, or lines of base64 and a number."""
-    with path.open("rb") as file:
-        line = file.readline(1 << 12)
-    if line.lstrip().startswith(b"["):
-        return True
-    token, _, rank = line.strip().partition(b" ")
-    try:
-        return rank.isdigit() and bool(base64.b64decode(token, validate=True))
-    except binascii.Error:
-        return False
-
-
-def open_ranks(path: Path, parse_special: bool) -> Opened:
-    """Ranks of either kind; JSON as Megatron-LM's TikTokenizer reads it by default. BadInput: they are broken, or of
-    no model that is known, and nothing beside them says what goes with them."""
-    if path.read_bytes()[:64].lstrip().startswith(b"["):
-        return open_megatron_ranks(path, parse_special=parse_special)
-    content = path.read_bytes()
-    try:
-        lines = (line.split() for line in content.splitlines() if line)
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except ValueError as error:
-        raise _broken(path, error) from error
-    rest = path.with_name(f"{path.name}.json")
-    if rest.is_file():
-        pattern, control, bos, eos = _described_ranks(rest, ranks)
-    elif hashlib.sha256(content).hexdigest() == _LLAMA3_RANKS:
-        names = [_LLAMA3_BEGIN, _LLAMA3_END]
-        names += [f"<|reserved_special_token_{number}|>" for number in range(_LLAMA3_CONTROL_TOKENS - len(names))]
-        control = {name: len(ranks) + number for number, name in enumerate(names)}
-        pattern, bos, eos = _LLAMA3_PATTERN, _LLAMA3_BEGIN, _LLAMA3_END
-    else:
-        rule = "holds tiktoken ranks other than Llama 3's: they say neither the pattern nor the control tokens."
-        raise BadInput(Fault(str(path), rule, f"Write them into {rest}: {_DESCRIPTION}."))
-    known = {name: None if name is None else control[name] for name in (bos, eos)}
-    return _opened(path, ranks, pattern, control, known[bos], known[eos], bos is not None, parse_special)
-
-
-_DESCRIPTION = (
-    '{"pat_str": REGULAR_EXPRESSION, "special_tokens": {TOKEN: ID, ...}, "bos_token": TOKEN or null, '
-    '"eos_token": TOKEN or null}, the first two as tiktoken.Encoding takes them'
-)
-Description = tuple[str, dict[str, int], str | None, str | None]
-
-
-def _described_ranks(path: Path, ranks: dict[bytes, int]) -> Description:
-    """Pattern, control tokens, BOS and EOS of ranks, as the file beside them has them. Raises BadInput."""
-    content = json_object(path)
-    pattern, control = content.get("pat_str"), content.get("special_tokens")
-    ends = [content.get(name, False) for name in ("bos_token", "eos_token")]
-    faults = []
-    if not isinstance(pattern, str) or not isinstance(control, dict) or False in ends or len(content) != 4:
-        raise BadInput(Fault(str(path), "does not say what goes with the ranks.", f"Write {_DESCRIPTION}."))
-    taken = set(ranks.values())
-    for token, number in control.items():
-        if type(number) is not int or number < 0 or number in taken:
-            rule = f"gives {token} the id {number}, which is none or a rank's."
-            faults.append(Fault(str(path), rule, "Give each control token an id of its own."))
-    if len(set(control.values())) < len(control):
-        faults.append(Fault(str(path), "gives two control tokens one id.", "Give each an id of its own."))
-    for token in ends:
-        if token is not None and token not in control:
-            faults.append(Fault(str(path), f"names {token}, which is none of its special_tokens.", "Add it there."))
-    refuse(faults)
-    return pattern, control, ends[0], ends[1]
-
-
-def open_megatron_ranks(
-    path: Path,
-    pattern: str = "v2",
-    vocabulary_size: int = _MEGATRON_VOCABULARY,
-    control_tokens: int = _MEGATRON_CONTROL_TOKENS,
-    parse_special: bool = False,
-) -> Opened:
-    """The JSON file of Megatron-LM's TikTokenizer. Raises BadInput where it is broken or too small."""
-    try:
-        entries = orjson.loads(path.read_bytes())
-        tokens = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _broken(path, error) from error
-    names = [*_MEGATRON_CONTROL, *(f"<SPECIAL_{n}>" for n in range(len(_MEGATRON_CONTROL), control_tokens))]
-    inner = tokens[: vocabulary_size - control_tokens]
-    ranks = {token: control_tokens + rank for rank, token in enumerate(inner)}
-    control = {name: number for number, name in enumerate(names)}
-    return _opened(
-        path, ranks, _MEGATRON_PATTERNS[pattern], control, control["<s>"], control["</s>"], False, parse_special
-    )
-
-
-def _opened(
-    path: Path,
-    ranks: dict[bytes, int],
-    pattern: str,
-    control: dict[str, int],
-    bos: int | None,
-    eos: int | None,
-    adds_bos: bool,
-    parse_special: bool,
-) -> Opened:
-    try:
-        encoding = tiktoken.Encoding(name=path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=control)
-    except ValueError as error:  # of the pattern
-        raise BadInput(Fault(f"{path}.json", f"has a pattern that is none ({error}).", "Correct it.")) from error
-    size = encoding.max_token_value + 1
-    is_control = np.zeros(size, np.bool_)
-    is_control[list(control.values())] = True
-    listed = sorted((number, token.hex()) for token, number in ranks.items())
-    determining = orjson.dumps([pattern, listed, sorted(control.items())])
-    return Opened(
-        library=Ranks(encoding, control, parse_special),
-        identity=hashlib.sha256(determining).hexdigest(),
-        vocabulary_size=size,
-        bos=bos,
-        eos=eos,
-        adds_bos=adds_bos,
-        control=is_control,
-        unknown=None,
-        says_all=True,
-    )
-
-
-def _broken(path: Path, error: Exception) -> BadInput:
-    return BadInput(Fault(str(path), f"holds no whole tiktoken ranks ({error}).", "Copy it again."))
 
 
 @dataclass(frozen=True)

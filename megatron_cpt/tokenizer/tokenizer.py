@@ -23,12 +23,11 @@ from megatron_cpt.tokenizer.formats import (
     HuggingFace,
     Library,
     Opened,
-    is_ranks,
     open_folder,
     open_gpt2,
-    open_ranks,
     open_sentencepiece,
 )
+from megatron_cpt.tokenizer.tiktoken_ranks import is_ranks, open_ranks
 
 BosPolicy = Literal["auto", "always", "never"]
 
@@ -60,7 +59,7 @@ class Tokenizer:
 
     @staticmethod
     def load(path: str | Path, eod: str | None = None, parse_special: bool = False) -> "Tokenizer":
-        """Reads a Hugging Face folder, a folder with GPT-2's two files, a sentencepiece .model or tiktoken ranks.
+        """Reads a Hugging Face folder, one with GPT-2's two files, a sentencepiece .model, tiktoken ranks, tekken.json.
 
         `eod` names another token than the one that ends texts. Raises BadInput for anything unusable.
         """
@@ -152,11 +151,12 @@ class Tokenizer:
 
 
 def _opened(path: Path, parse_special: bool) -> Opened:
-    vocabulary, merges, model = path / "vocab.json", path / "merges.txt", path / "tokenizer.model"
+    vocabulary, merges = path / "vocab.json", path / "merges.txt"
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         if vocabulary.is_file() and merges.is_file():
             return open_gpt2(vocabulary, merges, parse_special)
-        path = model if model.is_file() else path
+        files = (path / name for name in ("tekken.json", "tokenizer.model"))
+        path = next((file for file in files if file.is_file()), path)
     if not path.is_file():
         return open_folder(path, parse_special)
     return open_ranks(path, parse_special) if is_ranks(path) else open_sentencepiece(path)

@@ -1,7 +1,5 @@
-import base64
 import json
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.tokenizer import formats
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.texts import SHARED, save_tokenizer, unigram, with_template
 from tests.tokenizer.kinds import KINDS, write_kind
@@ -149,71 +146,6 @@ def test_gpt2_round_trips_real_text(unpack: Callable[[str], Path], tmp_path: Pat
         assert tokenizer.decode(ids) == text
         assert lengths[ids].sum() == len(text.encode())
         assert ids.dtype == np.int32
-
-
-def test_llama_3s_original_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines of its tokenizer.model: base64 and rank; BOS before each document, control tokens behind the ranks.
-
-    A small file in the place of the real one, whose hash is the only one that is known.
-    """
-    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the", b"12", b"123"]
-    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
-    path = tmp_path / "tokenizer.model"
-    path.write_text("\n".join(lines))
-    monkeypatch.setattr(formats, "_LLAMA3_RANKS", sha256(path.read_bytes()).hexdigest())
-    tokenizer = Tokenizer.load(path)
-    assert tokenizer.vocabulary_size == len(tokens) + 256
-    assert (tokenizer.bos_for("auto"), tokenizer.eod) == (len(tokens), len(tokens) + 1)
-    # The pattern parts digits in threes and takes a blank to the word behind it.
-    [ids] = tokenizer.encode_batch(["the the1234"])
-    assert ids.tolist() == [257, 258, 260, ord("4")]
-    assert tokenizer.decode(ids.tolist()) == "the the1234"
-    assert tokenizer.token_bytes()[ids].tolist() == [3, 4, 3, 1]
-    literal = "a<|end_of_text|>"
-    [plain] = tokenizer.encode_batch([literal])
-    assert plain.max() < 256 and tokenizer.decode(plain.tolist()) == literal
-    [meant] = Tokenizer.load(path, parse_special=True).encode_batch([literal])
-    assert meant.tolist() == [ord("a"), tokenizer.eod]
-    folder = Tokenizer.load(tmp_path)
-    assert folder.identity == tokenizer.identity
-    path.write_text(path.read_text() + "\n!")
-    with pytest.raises(BadInput, match="holds no whole tiktoken ranks"):
-        Tokenizer.load(path)
-
-
-def test_other_ranks_are_no_llama_3(tmp_path: Path) -> None:
-    """As of qwen.tiktoken: without pattern and control tokens they are refused, with them they are what they are."""
-    tokens = [bytes([byte]) for byte in range(256)] + [b"12", b"123", b" 1"]
-    path = tmp_path / "qwen.tiktoken"
-    path.write_text("\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)))
-    with pytest.raises(BadInput, match=r"other than Llama 3's.*Write them into .*qwen\.tiktoken\.json: ") as caught:
-        Tokenizer.load(path)
-    assert '"pat_str"' in str(caught.value)
-    beside = tmp_path / "qwen.tiktoken.json"
-    right = {
-        "pat_str": r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
-        "special_tokens": {"<|endoftext|>": 300, "<|im_start|>": 301},
-        "bos_token": None,
-        "eos_token": "<|endoftext|>",
-    }
-    beside.write_text(json.dumps(right))
-    tokenizer = Tokenizer.load(path)
-    assert (tokenizer.bos_for("auto"), tokenizer.eod, tokenizer.vocabulary_size) == (None, 300, 302)
-    # This pattern parts digits one by one.
-    assert tokenizer.encode_batch(["123"])[0].tolist() == [ord("1"), ord("2"), ord("3")]
-    with_bos = right | {"bos_token": "<|im_start|>"}
-    beside.write_text(json.dumps(with_bos))
-    assert Tokenizer.load(path).bos_for("auto") == 301
-    for change, message in (
-        ({"pat_str": None}, "does not say what goes with the ranks"),
-        ({"pat_str": "("}, "has a pattern that is none"),
-        ({"special_tokens": {"<|endoftext|>": 5}}, "the id 5, which is none or a rank's"),
-        ({"special_tokens": {"<|endoftext|>": 300, "<|im_end|>": 300}}, "two control tokens one id"),
-        ({"eos_token": "</s>"}, "names </s>, which is none of its special_tokens"),
-    ):
-        beside.write_text(json.dumps(right | change))
-        with pytest.raises(BadInput, match=message):
-            Tokenizer.load(path)
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))

@@ -1,11 +1,9 @@
 """Whole conversions: a folder to a checkpoint, a checkpoint to a folder, and whether two models agree.
 
-`reference` models are transformers' own. `average` is a weighted mean of weights (arXiv:2203.05482): of checkpoints of
-one run it stands for a decay that was not trained (arXiv:2306.03241); of a run's last checkpoint and its base it is a
-way back towards the base (arXiv:2109.01903).
+`reference` models are transformers' own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -55,8 +53,8 @@ from megatron_cpt.checkpoint.load import (
     seal,
     verify_and_vet,
 )
-from megatron_cpt.checkpoint.model_card import model_card, training_of
-from megatron_cpt.checkpoint.save import make_folder, save_weights
+from megatron_cpt.checkpoint.model_card import averaged_card, model_card, training_of
+from megatron_cpt.checkpoint.save import make_folder
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import Precision, RopeSettings
 from megatron_cpt.families.family import ModelShape
@@ -64,57 +62,8 @@ from megatron_cpt.families.rope import LengthScaling
 from megatron_cpt.families.shape import name_table, read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import first_on_rank_zero
-from megatron_cpt.runs.checkpoint_state import complete_checkpoints, hf_folder_of, is_complete, read_state
-from megatron_cpt.runs.folder import refuse_existing, refuse_without_room, whole_folder
-
-
-def average(sources: Sequence[Path], shares: Sequence[float], output: Path) -> str:
-    """Writes the mean as a checkpoint of weights alone, to be evaluated, exported or started from. Every rank calls it.
-
-    Sums are taken in fp32, one model beside the sum in memory; the shares need not be scaled to 1.
-
-    Args:
-        sources: checkpoints or Hugging Face folders of one model.
-        shares: one for each, not negative.
-    Returns:
-        The dtype that the mean is stored in: bfloat16 where all tensors of the first source are in it, else float32.
-    Raises:
-        BadInput: the sources are not of one model, the shares make no mean, or there is something at `output`.
-        IntegrityFault: a source is not what was written.
-    """
-    folders = [hf_folder_of(source) for source in sources]
-    with first_on_rank_zero():
-        if groups.rank() == 0:
-            refuse_existing(output)
-    if len(shares) != len(sources) or min(shares, default=0) < 0 or not sum(shares) > 0:
-        rule = f"is no list of {len(sources)} shares, not negative and not all 0."
-        raise BadInput(Fault(f"shares {list(shares)}", rule, "Give one for each source."))
-    shape = read_shape(folders[0])
-    for folder in folders[1:]:
-        if read_shape(folder) != shape:
-            raise BadInput(
-                Fault(str(folder), f"is of another model than {folders[0]}.", "Average models of one shape.")
-            )
-    mean = load_model(sources[0], shape, "fp32")
-    with torch.no_grad():
-        for parameter in parameters(mean):
-            parameter.mul_(shares[0] / sum(shares))
-        for source, share in zip(sources[1:], shares[1:], strict=True):
-            other = load_model(source, shape, "fp32")
-            for parameter, addend in zip(parameters(mean), parameters(other), strict=True):
-                parameter.add_(addend, alpha=share / sum(shares))
-    narrow = parent_dtypes(folders[0]).are_all("bfloat16")
-    if narrow:
-        for chunk in mean:
-            chunk.bfloat16()
-    save_weights(output, mean, folders[0])
-    return "bfloat16" if narrow else "float32"
-
-
-def parameters(model: Sequence[LanguageModule]) -> Iterator[torch.nn.Parameter]:
-    """The parameters of all chunks, in one order."""
-    return (parameter for chunk in model for parameter in chunk.parameters())
+from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_complete, read_state
+from megatron_cpt.runs.folder import refuse_existing, refuse_without_room, whole_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -131,6 +80,10 @@ class LogitDifference:
     """Share of positions at which both give the same token the highest logit."""
     divergence: float
     """Kullback-Leibler divergence of the second's distributions from the first's, mean over positions, in nats."""
+
+
+_AVERAGE = "average.json"
+"""In `hf/` of a checkpoint that is an average: what it was made of."""
 
 
 def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
@@ -160,13 +113,37 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
             fill(parameter, *table[name], shape, tensors, rank=0, ranks=1)
             return parameter
 
-        refuse_without_room(output, sum(prod(place.size) for place in places.values()) * dtype.itemsize)
-        with whole_folder(output) as folder:
-            make_folder(folder, hf_folder, parent_dtypes(hf_folder))
-            write_streamed(folder / "shards", places, values, dtype, read)
-            leave_hashes(folder, rank=0)
-            seal(folder)
+        write_checkpoint(output, hf_folder, places, values, dtype, read)
         return roundings(Conversion(word, word_of(dtype)) for word in stored)
+
+
+def write_checkpoint(
+    output: Path,
+    hf_folder: Path,
+    places: Mapping[str, Stored],
+    values: Mapping[str, Any],
+    dtype: torch.dtype,
+    read: Callable[[str], Tensor],
+    averaged: dict[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint of weights alone, absent or whole. One process calls it.
+
+    Args:
+        hf_folder: where config.json, tokenizer and the tensors' dtypes are taken from.
+        places, values, dtype, read: as write_streamed has them.
+        averaged: what models it was made of, for its model card; None: no average.
+    Raises:
+        BadInput: there is something at `output` already.
+        StorageFault: there is no room for it, or it could not be written.
+    """
+    refuse_without_room(output, sum(prod(place.size) for place in places.values()) * dtype.itemsize)
+    with whole_folder(output) as folder:
+        make_folder(folder, hf_folder, parent_dtypes(hf_folder))
+        if averaged is not None:
+            write_json(folder / "hf" / _AVERAGE, averaged)
+        write_streamed(folder / "shards", places, values, dtype, read)
+        leave_hashes(folder, rank=0)
+        seal(folder)
 
 
 def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> str:
@@ -247,6 +224,8 @@ def newest_of_run(source: Path) -> Path:
 
 def _card_of(checkpoint: Path, name: str) -> str:
     """The model card of a checkpoint, by the learning rates and the parent that it states itself."""
+    if (checkpoint / "hf" / _AVERAGE).is_file():
+        return averaged_card(name, orjson.loads((checkpoint / "hf" / _AVERAGE).read_bytes()))
     try:
         history = orjson.loads((checkpoint / "hf" / "lineage.json").read_bytes())
         parent = Path(history["parent"]).name
@@ -262,11 +241,16 @@ def _card_of(checkpoint: Path, name: str) -> str:
 def load_model(source: Path, shape: ModelShape, precision: Precision) -> list[LanguageModule]:
     """The model of a checkpoint or of a Hugging Face folder, without the wrappers of training."""
     model = build_standalone(shape, precision)
+    load_into(model, shape, source)
+    return model
+
+
+def load_into(model: Sequence[LanguageModule], shape: ModelShape, source: Path) -> None:
+    """Fills a model with the weights of a checkpoint or of a Hugging Face folder. Every rank calls it."""
     if is_complete(source):
         load_weights(source, model)
     else:
         load_hf_weights(model, shape, source)
-    return model
 
 
 SHORTEST, LONGEST = 128, 8256
@@ -333,15 +317,18 @@ def _refuse_another_shape(source: Path, hf_folder: Path, shape: ModelShape) -> N
     folder = source if (source / "config.json").is_file() else source / "hf"
     if not (folder / "config.json").is_file():
         return
-    own = read_shape(folder)
-    other = [
-        f"{field.name} is {getattr(own, field.name)!r} and {getattr(shape, field.name)!r}"
-        for field in fields(ModelShape)
-        if getattr(own, field.name) != getattr(shape, field.name)
-    ]
-    if other:
-        rule = f"describes another model than {hf_folder / 'config.json'}: {'; '.join(other)}."
+    if other := differing_fields(read_shape(folder), shape):
+        rule = f"describes another model than {hf_folder / 'config.json'}: {other}."
         raise BadInput(Fault(str(folder / "config.json"), rule, "Compare a folder with the model it was made from."))
+
+
+def differing_fields(one: ModelShape, other: ModelShape) -> str:
+    """The fields in which two shapes differ, with both values; empty where they are the same."""
+    return "; ".join(
+        f"{field.name} is {getattr(one, field.name)!r} and {getattr(other, field.name)!r}"
+        for field in fields(ModelShape)
+        if getattr(one, field.name) != getattr(other, field.name)
+    )
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -375,8 +375,14 @@ def _global_name(model: LanguageModule, name: str) -> str:
     return f"decoder.layers.{layer.layer_number - 1}.{rest}"
 
 
+class ReadsTensors(Protocol):
+    """Hugging Face tensors that are read by rows or columns, as HFTensors reads them."""
+
+    def read(self, name: str, axis: int, start: int, length: int) -> Tensor: ...
+
+
 def fill(
-    parameter: Tensor, rule: Rule, place: Place, shape: ModelShape, tensors: HFTensors, rank: int, ranks: int
+    parameter: Tensor, rule: Rule, place: Place, shape: ModelShape, tensors: ReadsTensors, rank: int, ranks: int
 ) -> None:
     """Copies the rank's pieces into a parameter, one slice in memory at a time."""
     filled = 0

@@ -1,6 +1,8 @@
 """The README.md of an exported model: what it came from and what it was trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -57,11 +59,55 @@ def model_card(parent: str, name: str, training: Training | None, lineage: dict[
         training: None for weights that were converted and not trained.
         lineage: content of lineage.json, for the learning rates.
     """
+    lines = [f"Base model: `{parent}`."]
+    if training:
+        lines += ["", "## Training", "", *_training_lines(training, lineage or {})]
+    return _card(name, ["continual-pretraining"] if training else [], lines)
+
+
+_METHODS = {
+    "linear": "Weighted mean of models (arXiv:2203.05482).",
+    "task_arithmetic": "Sum of weighted differences from a base (task arithmetic, arXiv:2212.04089).",
+    "ties": "TIES: differences from a base, trimmed, and averaged where they have the elected sign (arXiv:2306.01708).",
+}
+
+
+def averaged_card(name: str, averaged: dict[str, Any]) -> str:
+    """The card of a model that was made of several, by what `average` left of it (Averaging.described)."""
+    settings = {
+        "Base model": f"`{_shown(averaged['base'])}`" if averaged["base"] else None,
+        "Density": averaged["density"],
+        "Scale of the whole difference": averaged["scale"],
+    }
     lines = [
+        "## Average",
+        "",
+        _METHODS[averaged["method"]],
+        *(f"{title}: {value}." for title, value in settings.items() if value is not None),
+        "",
+        "| model | weight |",
+        "|---|---|",
+        *(
+            f"| {_shown(source)} | {weight:g} |"
+            for source, weight in zip(averaged["sources"], averaged["weights"], strict=True)
+        ),
+    ]
+    return _card(name, ["merge"], lines)
+
+
+def _shown(source: str) -> str:
+    """A model without the place where it was: its folder's name, a checkpoint's with that of its run."""
+    path = Path(source)
+    return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "checkpoints" else path.name
+
+
+def _card(name: str, tags: Sequence[str], lines: Sequence[str]) -> str:
+    """A card with what every one has around the lines that tell of its model."""
+    head = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        *(["tags:", "- continual-pretraining"] if training else []),
+        *(["tags:", *(f"- {tag}" for tag in tags)] if tags else []),
         "---",
         "",
         f"# {name}",
@@ -69,11 +115,8 @@ def model_card(parent: str, name: str, training: Training | None, lineage: dict[
         "Before you publish this model, add above its `license` (that of the base model holds for it) and `base_model`",
         "(the base model's name on the Hub), and below what it is for and what it should not be used for.",
         "",
-        f"Base model: `{parent}`.",
     ]
-    if training:
-        lines += ["", "## Training", "", *_training_lines(training, lineage or {})]
-    return "\n".join([*lines, "", "Made with megatron-cpt.", ""])
+    return "\n".join([*head, *lines, "", "Made with megatron-cpt.", ""])
 
 
 def _training_lines(training: Training, lineage: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, write_dtypes
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, write_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
 from megatron_cpt.checkpoint.load import (
     CHECKPOINT_ERRORS,
@@ -41,7 +41,6 @@ from megatron_cpt.checkpoint.load import (
     reason,
     rng_object,
     seal,
-    whole_folder_of_ranks,
 )
 from megatron_cpt.config.errors import StorageFault
 from megatron_cpt.parallel import groups
@@ -185,9 +184,7 @@ _NOTHING_LEFT = 1 << 16
 
 
 @contextmanager
-def _told_if_unwritten(
-    checkpoint: Path, room_of: Callable[[], _Room] | None = None, left: str | None = None
-) -> Iterator[None]:
+def _told_if_unwritten(checkpoint: Path, room_of: Callable[[], _Room]) -> Iterator[None]:
     """Turns the errors of torch's and Megatron-Core's checkpoint code into one message. Raises StorageFault.
 
     torch tells a full disk as positions that it did not expect in a file.
@@ -195,40 +192,20 @@ def _told_if_unwritten(
     try:
         yield
     except StorageFault as error:  # of `seal`
-        raise StorageFault(" ".join([str(error), *([str(room_of())] if room_of is not None else [])])) from error
+        raise StorageFault(f"{error} {room_of()}") from error
     except (*CHECKPOINT_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
         told = error.strerror if isinstance(error, OSError) else reason(error)
-        room = room_of() if room_of is not None else None
-        left = before(checkpoint) if left is None else left
+        room, left = room_of(), before(checkpoint)
         if isinstance(error, OSError):
             why = f"could not be written ({told})."
-        elif room is not None and room.is_full:
+        elif room.is_full:
             why = "could not be written: its disk is full."
             left = f"{left} The error: {told}."
         else:
             why = f"could not be written ({told}: is its disk full?)."
-        raise StorageFault(" ".join([f"{checkpoint}: {why}", *([str(room)] if room else []), left])) from error
-
-
-def save_weights(checkpoint: Path, model: Sequence[LanguageModule], hf_folder: Path) -> None:
-    """Writes a checkpoint of weights alone, absent or whole, which loads into any layout. Every rank calls it.
-
-    Raises:
-        BadInput: there is something of this name already.
-        StorageFault: it could not be written.
-    """
-    keep_results()
-    needed = sum(value.nbytes for chunk in model for value in chunk.parameters())
-    with whole_folder_of_ranks(checkpoint, needed) as folder:
-        if groups.rank() == 0:
-            make_folder(folder, hf_folder, parent_dtypes(hf_folder))
-        barrier()
-        with _told_if_unwritten(folder, left="Nothing is left of it."), _told_of_killed_children(folder):
-            dist_checkpointing.save(model_state(model), str(folder / "shards"))
-        leave_hashes(folder, groups.rank())
-        seal(folder)
+        raise StorageFault(f"{checkpoint}: {why} {room} {left}") from error
 
 
 def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None:
@@ -261,23 +238,6 @@ def _end_with_killed_child(number: int, frame: FrameType | None) -> None:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is not None and ended.si_code != os.CLD_EXITED:
             os._exit(1)
-
-
-@contextmanager
-def _told_of_killed_children(checkpoint: Path) -> Iterator[None]:
-    """Raises StorageFault where a process that this one started is killed, for which Megatron-Core would wait."""
-
-    def heard(number: int, frame: FrameType | None) -> None:
-        for pid in children(os.getpid()):
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None and ended.si_code != os.CLD_EXITED:
-                raise StorageFault(f"{checkpoint}: process {pid}, which wrote it, was killed: is memory short?")
-
-    before = signal.signal(signal.SIGCHLD, heard)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
 
 
 def surplus(steps: list[int], keep_last: int, keep_every: int | None, best: int | None = None) -> list[int]:

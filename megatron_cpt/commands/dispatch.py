@@ -44,7 +44,7 @@ COMMANDS = {
     "law": "laws of the loss: fit, compare, predict; choose peak rate, replay ratio, steps, schedule",
     "sweep": "overrides times seeds of one run: configurations and one resumable script",
     "convert": "Hugging Face in and out: from-hf, to-hf, verify",
-    "average": "weighted mean of models: of several checkpoints, or of a run and its base",
+    "average": "one model of several, by means or task vectors; or the losses between a run and its base",
     "doctor": "what this machine has, and which kernels will be used",
 }
 # (command, word of version 0.1) -> what it is called since.

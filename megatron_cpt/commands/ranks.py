@@ -1,4 +1,4 @@
-"""Processes of this machine for a command: the one launcher of train, evaluate and score.
+"""Processes of this machine for a command: the one launcher of train, evaluate, score and average.
 
 They end with the command, however it ends. One that a signal ended cannot say so itself: `Ranks.death` tells of it.
 """

@@ -380,7 +380,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
         label_masks=label_masks(config.data, plan.inputs.sources, plan.blend.sources),
         ramp=config.batches.ramp,
     )
-    sets = _open_validation_sets(config, plan.inputs)
+    sets = open_validation_sets(config, plan.inputs)
     run = Run(
         config=config,
         plan=plan,
@@ -408,7 +408,7 @@ def _dtypes_before_training(config: RunConfig, checkpoints: Sequence[Path]) -> T
     return parent_dtypes(*(path / "hf" for path in (*checkpoints[-1:], *started)), Path(config.model.hf))
 
 
-def _open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[ValidationSet]:
+def open_validation_sets(config: RunConfig, inputs: RunInputs) -> list[ValidationSet]:
     """The named sets of a config, in its order."""
     token_bytes = Tokenizer.load(config.model.hf).token_bytes()
     return [

@@ -21,7 +21,6 @@ from megatron_cpt.checkpoint.convert import (
     verify,
 )
 from megatron_cpt.checkpoint.hf_folder import SINGLE
-from megatron_cpt.checkpoint.save import save_weights
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings, Precision
@@ -29,6 +28,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama, write_model
+from tests.checkpoint.weights import save_weights
 from tests.families.folders import MODELS, write_fields
 from tests.ranks import Ranks
 from tests.texts import SHARED

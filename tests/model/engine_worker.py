@@ -38,10 +38,10 @@ def describe(folder: Path) -> dict[str, Any]:
     from megatron_cpt.checkpoint.dcp import stored_places  # noqa: PLC0415
     from megatron_cpt.checkpoint.hf_weights import export_hf, load_hf_weights  # noqa: PLC0415
     from megatron_cpt.checkpoint.load import load_weights, model_state  # noqa: PLC0415
-    from megatron_cpt.checkpoint.save import save_weights  # noqa: PLC0415
     from megatron_cpt.families.shape import name_table, read_shape  # noqa: PLC0415
     from megatron_cpt.model.build import ModelOptions, build_model  # noqa: PLC0415
     from megatron_cpt.parallel.groups import seed_everything  # noqa: PLC0415
+    from tests.checkpoint.weights import save_weights  # noqa: PLC0415
 
     shape = read_shape(folder)
     options = ModelOptions(sequence_length=32, transformer_engine=False)

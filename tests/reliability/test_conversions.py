@@ -5,7 +5,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -164,24 +163,3 @@ def test_C6_an_export_that_was_changed_is_refused(
     (output / HASHES).unlink()
     assert main(["convert", "from-hf", str(output), str(tmp_path / "model")]) == 0
     record_property("flips", 4)
-
-
-def test_C14_a_killed_writer_of_an_average(
-    workshop: Workshop, checkpoint: Path, tmp_path: Path, record_property: Record
-) -> None:
-    """Megatron-Core waits for ever for a process of its own that was killed, for memory perhaps.
-
-    Later releases than 0.16.1 write in the process itself, which is killed then.
-    """
-    folder = tmp_path / "out"
-    folder.mkdir()
-    place = {"folder": folder, "at": 1, "place": "open .model.partial/shards/__0_*"}
-    done = command(*words_of("average", workshop, checkpoint, folder / "model"), limit=60, failpoint=place)
-    if not version("megatron-core").startswith("0.16."):
-        assert done.code == -signal.SIGKILL
-        assert main(words_of("average", workshop, checkpoint, folder / "model")) == 0
-        assert [path.name for path in folder.iterdir()] == ["model"]
-    else:
-        assert done.code == 1 and done.err.count("\n") == 1 and "which wrote it, was killed" in done.err
-        assert list(folder.iterdir()) == []
-    record_property("kills", 1)

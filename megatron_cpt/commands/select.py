@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
         temperature=args.temperature,
         overwrite=args.overwrite,
         where=args.where,
+        diverse=args.diverse,
+        embeddings=args.embeddings,
     )
     print(_summary(chosen))
     return 0
@@ -57,7 +59,20 @@ def parser() -> argparse.ArgumentParser:
         choices=KEEPS,
         help="an end of the score, its middle, or a random sample; needed with a budget",
     )
-    top.add_argument("--by", metavar="NAME", help="score to choose by: PREFIX.NAME.npy beside each dataset")
+    top.add_argument(
+        "--by",
+        metavar="NAME",
+        help="score to choose by: PREFIX.NAME.npy beside each dataset; several are multiplied: 'quality*complexity'",
+    )
+    top.add_argument(
+        "--diverse",
+        type=float,
+        metavar="COSINE",
+        help="pass over documents that are more similar than this to one taken before, such as 0.9",
+    )
+    top.add_argument(
+        "--embeddings", metavar="NAME", help="for --diverse: PREFIX.NAME.npy beside each dataset, a row a document"
+    )
     top.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
     top.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
     top.add_argument("--output", required=True, metavar="NAME", help="writes NAME.selection.json and .npy")
@@ -86,6 +101,8 @@ def _summary(chosen: Chosen) -> str:
     ]
     if "where" in how:
         lines.append(f"left out {how['filtered']:,} documents that do not meet --where")
+    if "diverse" in how:
+        lines.append(f"passed over {how['too_similar']:,} documents with a cosine above {how['diverse']:g}")
     if how["by"]:
         lines.append(f"{how['by']} from {how['lowest_score']:.9g} to {how['highest_score']:.9g}")
     for part in selection.datasets:

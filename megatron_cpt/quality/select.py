@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from megatron_cpt.corpus.selection import (
 )
 from megatron_cpt.corpus.stream import expand_paths
 from megatron_cpt.preparation.fields import condition_mask
+from megatron_cpt.quality.diverse import Embeddings, take_diverse
 
 Keep = Literal["lowest", "highest", "middle", "random", "gumbel"]
 KEEPS: tuple[str, ...] = get_args(Keep)
@@ -151,16 +153,19 @@ def select(
     temperature: float = 1.0,
     overwrite: bool = False,
     where: str | None = None,
+    diverse: float | None = None,
+    embeddings: str | None = None,
 ) -> Chosen:
     """Writes OUTPUT.selection.json and .npy.
 
     `where` is a condition on scores and on `tokens`, the length of a document: what does not meet it is not there to
-    choose from. `how_many` may be empty then, for all that is left. `by` names the score PREFIX.BY.npy; every `keep`
-    but `random` needs one. `temperature` divides the score under `gumbel`. Raises BadInput where paths share documents,
-    nothing or more than there is would be taken, scores are missing, stale or not numbers, or another selection has the
-    name and may not be replaced (`overwrite`).
+    choose from. `how_many` may be empty then, for all that is left. `by` names the score PREFIX.BY.npy, or several that
+    are multiplied, as A*B; every `keep` but `random` needs one. `temperature` divides the score under `gumbel`.
+    `diverse` is the largest cosine similarity to a document taken before, by PREFIX.EMBEDDINGS.npy (`embeddings`).
+    Raises BadInput where paths share documents, nothing or more than there is would be taken, scores are missing, stale
+    or not numbers, embeddings are missing, or another selection has the name and may not be replaced (`overwrite`).
     """
-    refuse(_faults(how_many, keep, by, temperature, where))
+    refuse([*_faults(how_many, keep, by, temperature, where), *_diverse_faults(diverse, embeddings)])
     parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
     refuse_overlap(parts)
     filtered = None
@@ -174,11 +179,13 @@ def select(
     by_part = [_scores(part, by) for part in parts] if by else []
     scores = np.concatenate([one.astype(np.float64) for one in by_part]) if by else np.zeros(len(lengths))
     order = ranked(keep, scores, lengths, ties, temperature)
-    if how_many.threshold is None:
-        order = order[: _count(how_many, order, lengths)]
-    else:
+    if how_many.threshold is not None:
         met = np.concatenate([meets_threshold(one, keep, how_many.threshold) for one in by_part])
         order = order[met[order]]
+    ranking = order
+    if diverse is not None and embeddings is not None:
+        order = take_diverse(order, Embeddings(parts, embeddings), diverse, partial(_is_spent, how_many, lengths))
+    order = order[: _count(how_many, order, lengths)]
     if not len(order):
         raise BadInput(_nothing(how_many, scores))
     spaced = order[np.unique(np.linspace(0, len(order) - 1, _EXAMPLES).round().astype(np.int64))]
@@ -194,6 +201,9 @@ def select(
         how |= {"where": where, "filtered": filtered}
     if keep == "gumbel":
         how["temperature"] = temperature
+    if diverse is not None:
+        passed = int(np.flatnonzero(ranking == order[-1])[0]) + 1
+        how |= {"diverse": diverse, "embeddings": embeddings, "too_similar": passed - len(order)}
     if by:
         how |= {"lowest_score": float(scores[order].min()), "highest_score": float(scores[order].max())}
     how["examples"] = [{"prefix": str(e.dataset.prefix), "document": e.document, "score": e.score} for e in examples]
@@ -221,6 +231,16 @@ def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float, w
         rule = "must be above 0 and finite."
         faults.append(Fault(f"--temperature {temperature}", rule, "1 draws in proportion to exp(score)."))
     return faults
+
+
+def _diverse_faults(diverse: float | None, embeddings: str | None) -> list[Fault]:
+    if (diverse is None) != (embeddings is None):
+        given = f"--diverse {diverse}" if embeddings is None else f"--embeddings {embeddings}"
+        rule = "goes with the other: how similar documents may be, and by which embeddings."
+        return [Fault(given, rule, "Give both, as in --diverse 0.9 --embeddings NAME.")]
+    if diverse is not None and not 0 < diverse < 1:
+        return [Fault(f"--diverse {diverse}", "must be above 0 and below 1, a cosine.", "Deita takes 0.9.")]
+    return []
 
 
 def _parts(path: Path) -> tuple[SelectedDataset, ...]:
@@ -263,7 +283,10 @@ def _refuse_too_much(how_many: HowMany, lengths: npt.NDArray[np.int64]) -> None:
 
 
 def _scores(part: SelectedDataset, by: str) -> npt.NDArray[Any]:
-    scores: npt.NDArray[Any] = read_score(part.prefix, by, part.manifest)[part.documents]
+    """A score of the documents of a part, or the product of several: A*B."""
+    names = [name.strip() for name in by.split("*")]
+    factors = [read_score(part.prefix, name, part.manifest)[part.documents] for name in names]
+    scores: npt.NDArray[Any] = factors[0] if len(factors) == 1 else np.prod(factors, axis=0, dtype=np.float64)
     infinite = int(np.isinf(scores).sum())
     if infinite:
         rule = f"is infinite for {infinite:,} documents of {part.prefix}."
@@ -271,14 +294,21 @@ def _scores(part: SelectedDataset, by: str) -> npt.NDArray[Any]:
     return scores
 
 
+def _is_spent(how_many: HowMany, lengths: npt.NDArray[np.int64], taken: npt.NDArray[np.int64]) -> bool:
+    """Whether the documents taken so far are the whole budget, or more."""
+    if how_many.documents is not None:
+        return len(taken) >= how_many.documents
+    return _count(how_many, taken, lengths) < len(taken)
+
+
 def _count(how_many: HowMany, order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
     if how_many.documents is not None:
         return how_many.documents
-    if not how_many.given():
+    if not how_many.given() or how_many.threshold is not None:
         return len(order)
     if how_many.share is not None:
         return within_tokens(order, lengths, int(how_many.share * int(lengths.sum())))
-    assert how_many.tokens is not None, "one of the four is given"
+    assert how_many.tokens is not None, "one of the three is given"
     return within_tokens(order, lengths, how_many.tokens)
 
 

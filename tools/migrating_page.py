@@ -2,13 +2,15 @@
 """Writes the tables of docs/migrating.md: `python tools/migrating_page.py > migrating.md`, then moved to its place.
 
 What stands before the first table of arguments is the page's own and stays. The tables come from
-megatron_cpt/planning/megatron_lm_arguments.tsv, which `megatron-cpt import-args` obeys.
+megatron_cpt/planning/megatron_lm_arguments.tsv and *_keys.tsv, which `megatron-cpt import-args` obeys.
 """
 
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from megatron_cpt.planning.config_file import PROGRAMS
+from megatron_cpt.planning.config_keys import Key, rows_of
 from megatron_cpt.planning.megatron_lm_arguments import Argument, table
 
 PAGE = Path(__file__).parents[1] / "docs/migrating.md"
@@ -30,7 +32,7 @@ def page() -> str:
     before = PAGE.read_text().split(f"## {TITLES['taken']}")[0]
     taken = [each for each in table() if each.treatment in ("key", "steps", "rule")]
     parts = [
-        f"## {TITLES['taken']}\n\nWhere several decide a key together, the second table of this page says how.\n",
+        f"## {TITLES['taken']}\n\nWhere several decide a key together, see what differs in meaning, above.\n",
         rows(
             ["argument", "default", "key"], ((code(one.flags), quoted(one.default), f"`{one.words}`") for one in taken)
         ),
@@ -40,8 +42,47 @@ def page() -> str:
         rows(["argument", "why, and what to do"], grouped(of("refused"))),
         f"\n## {TITLES['equal']}\n",
         rows(["argument", "why"], grouped(of("equal"))),
+        *(section(title, name) for name, title in _key_tables().items()),
     ]
     return before + "\n".join(parts) + "\n"
+
+
+def _key_tables() -> dict[str, str]:
+    """Titles of the tables of keys, each once, by their names."""
+    found: dict[str, str] = {}
+    for program in PROGRAMS.values():
+        found.setdefault(program.tables[0], f"{program.title}, {program.version}")
+    return found
+
+
+def section(title: str, name: str) -> str:
+    """The keys of a program: those that become keys, that are refused, and that change nothing."""
+    keys = rows_of(name)
+    taken = [key for key in keys if key.treatment in ("key", "steps", "rule", "same", "shape")]
+    told = {"same": "as `{}`", "shape": "compared with `{}` of config.json"}
+    return "\n".join(
+        [
+            f"\n## Keys of {title}\n",
+            rows(
+                ["key", "default", "here"],
+                (
+                    (f"`{key.name}`", quoted(key.default), told.get(key.treatment, "`{}`").format(key.words))
+                    for key in taken
+                ),
+            ),
+            "\nRefused, save at the default:\n",
+            rows(["key", "why, and what to do"], by_words(keys, "refused")),
+            "\nWithout a change in what is trained:\n",
+            rows(["key", "why"], by_words(keys, "equal")),
+        ]
+    )
+
+
+def by_words(keys: Sequence[Key], treatment: str) -> list[tuple[str, str]]:
+    """Rows of keys of a treatment, those with the same words together."""
+    chosen = [key for key in keys if key.treatment == treatment]
+    words = dict.fromkeys(key.words for key in chosen)
+    return [(code(key.name for key in chosen if key.words == one), one) for one in words]
 
 
 def of(treatment: str) -> list[Argument]:

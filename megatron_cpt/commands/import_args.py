@@ -1,19 +1,25 @@
-"""`megatron-cpt import-args SCRIPT_OR_CHECKPOINT -- [ARGUMENT...]`: a run.yaml from Megatron-LM's arguments.
+"""`megatron-cpt import-args SOURCE -- [ARGUMENT...]`: a run.yaml from what another program was started with.
 
-They are those of pretrain_gpt.py: in a shell script, which is read and not run; in a file; in the `args` of a
-torch_dist checkpoint; or after `--`. What stands after `--` holds over what a script or checkpoint says.
+That are Megatron-LM's arguments of pretrain_gpt.py: in a shell script, which is read and not run; in a file; in the
+`args` of a torch_dist checkpoint; or after `--`. Or they are a YAML or JSON file of LLaMA-Factory, axolotl, Hugging
+Face's Trainer, Megatron-Bridge, NeMo or OLMo-core, which is recognised by its content. What stands after `--` holds
+over what a source says: arguments, or KEY=VALUE with the keys of the file.
 """
 
 import argparse
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.commands.parsers import assumed_tokens, command_parser
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.planning.import_arguments import Imported, ImportOptions, Outcome, Result, counted, import_arguments
+from megatron_cpt.planning.config_file import PROGRAMS, config_path
+from megatron_cpt.planning.import_arguments import import_arguments
+from megatron_cpt.planning.import_config import import_config
 from megatron_cpt.planning.launch_script import read_script
 from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_checkpoint, read_words
+from megatron_cpt.planning.outcomes import Imported, ImportOptions, Outcome, Result, counted
 from megatron_cpt.planning.run_file import next_lines, run_text
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably
 
@@ -35,12 +41,14 @@ def parser() -> argparse.ArgumentParser:
         "megatron-cpt import-args pretrain.sh --model Llama-3-8B --replay data/general --output imported.yaml",
         "megatron-cpt import-args --model Llama-3-8B --output short.yaml -- --train-iters 1000 --lr 3e-5 "
         "--global-batch-size 64 --micro-batch-size 1 --seq-length 64 --bf16 --data-path data/medicine",
+        "megatron-cpt import-args llama_factory.yaml --model Llama-3-8B --nproc 8 --assume medicine=2B "
+        "--output medicine.yaml -- learning_rate=2e-5",
     )
-    top.add_argument("source", nargs="?", type=Path, metavar="SCRIPT_OR_CHECKPOINT", help="script, file or checkpoint")
+    top.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="script, file, configuration or checkpoint")
     top.add_argument("parameters", nargs="*", metavar="PARAMETER", help="what the script is called with ($1, ...)")
     top.add_argument("--output", type=Path, default=Path("run.yaml"), metavar="FILE", help="default: run.yaml")
-    top.add_argument("--model", metavar="HF_DIR", help="Hugging Face folder (default: --tokenizer-model, if it is one)")
-    top.add_argument("--folder", metavar="RUN", help="run folder (default: that of --save, with -cpt)")
+    top.add_argument("--model", metavar="HF_DIR", help="Hugging Face folder (default: the one that is named, if any)")
+    top.add_argument("--folder", metavar="RUN", help="run folder (default: that of the other program, with -cpt)")
     top.add_argument(
         "--replay",
         action="extend",
@@ -50,22 +58,30 @@ def parser() -> argparse.ArgumentParser:
         help="datasets of the blend with text like pretraining's",
     )
     top.add_argument("--nproc", type=int, metavar="N", help="ranks of the run (default: what torchrun is told)")
+    top.add_argument(
+        "--assume",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=TOKENS",
+        help="tokens of datasets that are not there yet, for a length in epochs: medicine=5B",
+    )
+    top.add_argument(
+        "--from", dest="program", choices=list(PROGRAMS), help="program of a configuration (default: by its content)"
+    )
     return top
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file and prints what became of each argument. Raises BadInput where no run can be made of them."""
+    """Writes the file and prints what became of each argument or key. Raises BadInput where there is no run in them."""
     own, passed = _divided(arguments)
     args = parser().parse_intermixed_args(own)
     refuse_to_replace([args.output])
     if args.source is None and not passed:
-        rule = "there is neither a script, a checkpoint nor an argument after `--`."
+        rule = "there is neither a script, a configuration, a checkpoint nor an argument after `--`."
         raise BadInput(Fault("import-args", rule, "Name one: `megatron-cpt import-args pretrain.sh`."))
-    given, ranks, notes = _read(args, passed)
-    ranks = args.nproc or ranks
-    options = ImportOptions(model=args.model, folder=args.folder, replay=args.replay, ranks=ranks)
-    imported = import_arguments(given, options)
-    write_durably(args.output, run_text([*_header(args, imported)], imported.entries))
+    imported, ranks, notes, origin = _import(args, passed)
+    write_durably(args.output, run_text([*_header(args, origin, imported)], imported.entries))
     print("\n".join(_table(imported.outcomes)))
     numbers = ", ".join(f"{number} {result}" for result, number in counted(imported.outcomes).items())
     print(f"\nwrote {args.output}: {numbers}")
@@ -74,6 +90,18 @@ def main(arguments: list[str]) -> int:
     print("docs/migrating.md tells what differs in meaning.")
     print("\n".join(next_lines(args.output, ranks or 8)))
     return ExitCode.DONE
+
+
+def _import(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Imported, int | None, list[str], str]:
+    """The run, its ranks where they are known, what could not be read, and the program it comes from."""
+    options = ImportOptions(args.model, args.folder, args.replay, args.nproc, assumed_tokens(args.assume))
+    path = config_path(args.source) if args.source is not None else None
+    if path is not None or (args.program is not None and args.source is not None):
+        config, imported, ranks = import_config(path or args.source, passed, options, args.program)
+        return imported, ranks, [], f"{config.program.title} ({config.program.version})"
+    given, told, notes = _read(args, passed)
+    ranks = args.nproc or told
+    return import_arguments(given, replace(options, ranks=ranks)), ranks, notes, f"Megatron-LM ({RELEASE})"
 
 
 def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -120,10 +148,10 @@ def _shards(folder: Path) -> Path:
     return folder / (f"iter_{int(word):07}" if word.isdecimal() else word)
 
 
-def _header(args: argparse.Namespace, imported: Imported) -> Iterator[str]:
+def _header(args: argparse.Namespace, origin: str, imported: Imported) -> Iterator[str]:
     """The comment at the top of the file, with what it does not have."""
     yield f"A run of continual pretraining, written by `megatron-cpt import-args` from {args.source or 'a list'}."
-    yield f"docs/migrating.md tells what differs in meaning from Megatron-LM ({RELEASE})."
+    yield f"docs/migrating.md tells what differs in meaning from {origin}."
     lacking = [outcome for outcome in imported.outcomes if outcome.result in ("refused", "unknown")]
     if lacking:
         yield ""
@@ -135,7 +163,7 @@ def _header(args: argparse.Namespace, imported: Imported) -> Iterator[str]:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """What became of each argument, those that need a look last."""
+    """What became of each argument or key, those that need a look last."""
     for result, title in _TITLES.items():
         rows = [outcome for outcome in outcomes if outcome.result == result]
         if not rows:

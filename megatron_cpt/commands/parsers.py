@@ -4,9 +4,10 @@ import argparse
 import importlib
 import importlib.util
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.units import parse_count
 
 _SHELLS = ("bash", "zsh")
 _WIDTH = 100
@@ -34,6 +35,22 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
+
+
+def assumed_tokens(words: Sequence[str]) -> dict[str, int]:
+    """Tokens by name, of `--assume NAME=TOKENS ...`. Raises BadInput with every word that is not NAME=TOKENS."""
+    found: dict[str, int] = {}
+    faults = []
+    for word in words:
+        name, _, text = word.partition("=")
+        if name in found:
+            faults.append(Fault(f"--assume {word}", f"{name} is given twice.", "Give it once."))
+        try:
+            found[name] = parse_count(text)
+        except ValueError:
+            faults.append(Fault(f"--assume {word}", "is not NAME=TOKENS.", "Write, for example, medicine=5B."))
+    refuse(faults)
+    return found
 
 
 def completion(shell: str, commands: Mapping[str, str]) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 import orjson
 from pydantic import TypeAdapter
 
-from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.commands.parsers import assumed_tokens, command_parser
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
-from megatron_cpt.config.units import parse_count, parse_share
+from megatron_cpt.config.units import parse_share
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import stage_memories
 from megatron_cpt.families.shape import read_shape
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
         raise BadInput(Fault(word, "it says which rank is simulated, and none is.", "Add --simulate, or take it out."))
     if options.search:
         return _ending_as_ranks(_search, config, options)
-    plan = make_plan(config, options.nproc, _assumed(options.assume))
+    plan = make_plan(config, options.nproc, assumed_tokens(options.assume))
     plan = replace(plan, warnings=(*plan.warnings, *memory_warnings(plan, options.gpu)))
     cost = cost_estimate(plan, options.gpu, _share(options.mfu), options.price)
     changed = resume_changes(plan).lines()
@@ -107,22 +107,6 @@ def main(arguments: list[str]) -> int:
         parts.append("\n".join(["Changes", *(f"  - {line}" for line in changed)]))
     print("\n\n".join(parts))
     return 0
-
-
-def _assumed(words: Sequence[str]) -> dict[str, int]:
-    """Tokens by name. Raises BadInput with every word that is not NAME=TOKENS."""
-    found: dict[str, int] = {}
-    faults = []
-    for word in words:
-        name, _, text = word.partition("=")
-        if name in found:
-            faults.append(Fault(f"--assume {word}", f"{name} is given twice.", "Give it once."))
-        try:
-            found[name] = parse_count(text)
-        except ValueError:
-            faults.append(Fault(f"--assume {word}", "is not NAME=TOKENS.", "Write, for example, medicine=5B."))
-    refuse(faults)
-    return found
 
 
 def _share(text: str) -> float:

@@ -6,88 +6,39 @@
 A value that Megatron-LM takes by default and that differs from ours is written too. docs/migrating.md has the table.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from math import cos, isclose, pi
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Batches, ramp_up
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.audit import read_blend
 from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
+from megatron_cpt.planning.outcomes import HOLD_OUT, Imported, ImportOptions, Outcome, Result, imported, short
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, source_name
 
-Result = Literal["taken", "equal", "refused", "unknown"]
 
+def import_arguments(given: Sequence[Given], options: ImportOptions, compare_defaults: bool = True) -> Imported:
+    """Translates an argument list. Raises BadInput for one that no run could be made of.
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an argument."""
-
-    text: str
-    """As it was given; with `(default)` where Megatron-LM's default is meant."""
-    result: Result
-    """`taken`: a key has its value. `equal`: nothing of it changes what is trained. `refused`: it changes what is
-    trained, and the run.yaml does not have it. `unknown`: it is no argument of the release of the table."""
-    words: str
-    """The key and its value, or why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A run.yaml's content, and what became of each argument."""
-
-    entries: tuple[Entry, ...]
-    outcomes: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What arguments of Megatron-LM do not say."""
-
-    model: str | None = None
-    """Hugging Face folder. None: --tokenizer-model, where it is one."""
-    folder: str | None = None
-    """Run folder. None: that of --save, with `-cpt`."""
-    replay: Sequence[str] = ()
-    """Prefixes of --data-path whose role is replay."""
-    ranks: int | None = None
-    """Ranks of the run, for a global batch size that was not given."""
-
-
-def import_arguments(given: Sequence[Given], options: ImportOptions) -> Imported:
-    """Translates an argument list. Raises BadInput for one that no run could be made of."""
-    translation = _Translation(given, options)
+    Args:
+        compare_defaults: whether arguments of the model's shape that are not given have Megatron-LM's defaults.
+    """
+    translation = _Translation(given, options, compare_defaults)
     translation.translate()
-    order = [field.name for field in fields(RunConfig)]
-    entries = sorted(translation.entries, key=lambda entry: order.index(entry.key.split(".")[0]))
-    return Imported(tuple(_grouped(entries)), tuple(translation.outcomes))
-
-
-def _grouped(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries so that those of each section come one after another, sections in their first one's place."""
-    places: dict[tuple[str, ...], int] = {}
-    for entry in entries:
-        parts = tuple(entry.key.split("."))
-        for depth in range(1, len(parts) + 1):
-            places.setdefault(parts[:depth], len(places))
-    return sorted(
-        entries,
-        key=lambda entry: [places[tuple(entry.key.split(".")[:depth])] for depth in range(1, entry.key.count(".") + 2)],
-    )
+    return imported(translation.entries, translation.outcomes)
 
 
 class _Translation:
     """An argument list on its way to a run.yaml."""
 
-    def __init__(self, given: Sequence[Given], options: ImportOptions) -> None:
-        self.options = options
+    def __init__(self, given: Sequence[Given], options: ImportOptions, compare_defaults: bool) -> None:
+        self.options, self.compare_defaults = options, compare_defaults
         self.given = {each.argument.flag: each for each in given if each.argument}
         self.unknown = [each for each in given if each.argument is None]
         self.entries: list[Entry] = []
@@ -122,7 +73,7 @@ class _Translation:
     def take(self, flag: str, key: str, value: Any, remark: str = "", comment: str | None = None) -> None:
         """A key gets the value of an argument, or of its default."""
         self.entries.append(Entry(key, value, comment))
-        self.note(flag, "taken", f"{key}: {_short(value)}{f' ({remark})' if remark else ''}")
+        self.note(flag, "taken", f"{key}: {short(value)}{f' ({remark})' if remark else ''}")
 
     def write(self, key: str, value: Any, comment: str | None = None) -> None:
         """A key gets a value that no argument alone decides."""
@@ -236,7 +187,7 @@ class _Translation:
                 self.take(
                     flag, "model.dropout", hidden, "of hidden states and of attention; continual pretraining uses 0"
                 )
-            self.equal("--attention-dropout", f"model.dropout: {_short(hidden)}")
+            self.equal("--attention-dropout", f"model.dropout: {short(hidden)}")
         else:
             for flag in ("--hidden-dropout", "--attention-dropout"):
                 self.refuse(flag, "There is one rate for both: model.dropout. Set it; continual pretraining uses 0")
@@ -252,7 +203,7 @@ class _Translation:
         said = self.value(flag)
         if isinstance(said, list):
             said = said[0] if said else None
-        if said is None and not self.has(flag):
+        if not self.has(flag) and (said is None or not self.compare_defaults):
             return
         if flag.startswith("--moe") and not self.shape.experts and not self.has(flag):
             return
@@ -262,9 +213,9 @@ class _Translation:
             said = said is not negated
         same = isclose(said, here, rel_tol=1e-9) if isinstance(said, float | int) else said == here
         if same:
-            self.equal(flag, f"model.hf: config.json says so ({name} {_short(here)})")
+            self.equal(flag, f"model.hf: config.json says so ({name} {short(here)})")
         else:
-            words = f"config.json of {self.model} has {name} {_short(here)}. Give the model that is meant with --model"
+            words = f"config.json of {self.model} has {name} {short(here)}. Give the model that is meant with --model"
             self.refuse(flag, words)
 
     def _data(self) -> None:
@@ -330,7 +281,7 @@ class _Translation:
         first = float(shares[0]) / sum(map(float, shares))
         words = (
             f"Megatron-LM trains on the first {first:.2%} of the documents of each dataset; here a source is read "
-            f"whole. Validation sets are datasets of their own: {_HOLD_OUT}"
+            f"whole. Validation sets are datasets of their own: {HOLD_OUT}"
         )
         self.refuse("--split", words)
 
@@ -524,7 +475,7 @@ class _Translation:
             if tokens and (self.has("--eval-iters") or self.has("--eval-interval")):
                 words = (
                     f"Each evaluation reads {sequences:,} other sequences there. Here a set is the same each time: "
-                    f"name it, with validation.sets.NAME.tokens: {_short(count_text(tokens))} for as many. {_HOLD_OUT}"
+                    f"name it, with validation.sets.NAME.tokens: {short(count_text(tokens))} for as many. {HOLD_OUT}"
                 )
                 self.refuse("--eval-iters", words)
             self.equal("--eval-iters", "no evaluations")
@@ -539,7 +490,7 @@ class _Translation:
         if self.has("--valid-data-path"):
             self.note("--valid-data-path", "taken", f"validation.sets: {', '.join(names)} ({remark})")
         if self.has("--eval-iters"):
-            self.note("--eval-iters", "taken", f"tokens of each set: {_short(count_text(tokens))}")
+            self.note("--eval-iters", "taken", f"tokens of each set: {short(count_text(tokens))}")
 
     # --- everything else
 
@@ -564,7 +515,6 @@ class _Translation:
 _DATA = ("--data-path", "--train-data-path", "--data-args-path", "--per-split-data-args-path")
 _SPLIT = "969, 30, 1"
 """Megatron-LM's own, for --data-path."""
-_HOLD_OUT = "`megatron-cpt prepare --holdout` holds documents out"
 
 
 def _read_text(flag: str, path: str) -> str:
@@ -572,18 +522,3 @@ def _read_text(flag: str, path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(Fault(f"{flag} {path}", "cannot be read here.", "Give the blend as --data-path.")) from error
-
-
-def _short(value: Any) -> str:
-    """A value in a line of the table."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def counted(outcomes: Sequence[Outcome]) -> Mapping[Result, int]:
-    """How many arguments were taken, are equal, refused and unknown."""
-    found: dict[Result, int] = {"taken": 0, "equal": 0, "refused": 0, "unknown": 0}
-    for outcome in outcomes:
-        found[outcome.result] += 1
-    return found

@@ -67,11 +67,13 @@ class Given:
     values: tuple[str, ...]
     argument: Argument | None
     """None: it is none of the table."""
+    shown: str | None = None
+    """The key of a configuration that stands for it. None: it was typed."""
 
     @property
     def text(self) -> str:
-        """Flag and values as they were typed."""
-        return " ".join((self.flag, *self.values))
+        """Flag and values as they were typed, or the key of a configuration."""
+        return " ".join((self.flag, *self.values)) if self.shown is None else self.shown
 
 
 @cache

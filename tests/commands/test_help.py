@@ -40,6 +40,15 @@ ARGS=(--num-layers 4 --seq-length 64 --train-iters 20 --lr 3e-5 --global-batch-s
 torchrun --nproc_per_node 8 pretrain_gpt.py ${ARGS[@]} --data-path $DATA
 """
 
+LLAMA_FACTORY = """stage: pt
+finetuning_type: full
+dataset: medicine
+cutoff_len: 64
+per_device_train_batch_size: 1
+num_train_epochs: 1
+bf16: true
+"""
+
 
 @pytest.fixture(scope="module")
 def world(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,6 +70,7 @@ def world(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arms = {"config": "run.yaml", "folder": "sweep", "seeds": [1], "arms": [{"data.replay_ratio": 0.1}]}
     (folder / "arms.yaml").write_text(yaml.safe_dump(arms))
     (folder / "pretrain.sh").write_text(SCRIPT)
+    (folder / "llama_factory.yaml").write_text(LLAMA_FACTORY)
     bash(folder, readme_commands())
     for suffix in ("bin", "idx"):  # as Megatron-LM's script names what it writes
         shutil.copy(folder / f"data/general.{suffix}", folder / f"corpus_text_document.{suffix}")

@@ -11,6 +11,7 @@ from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.megatron_lm_arguments import table
 from tests.planning.megatron_lm_lists import LISTS
+from tests.planning.other_configs import LLAMA_FACTORY
 from tests.planning.small_run import write_dataset, write_model
 
 NEEDED = (
@@ -66,9 +67,27 @@ def test_a_checkpoint_by_its_newest_iteration(here: Path) -> None:
     assert load_config("old.yaml").total_steps == 50
 
 
+def test_a_configuration_of_another_program_goes_over_to_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("llama_factory.yaml").write_text(LLAMA_FACTORY)
+    assumed = ["--nproc", "8", "--assume", "medicine=2M", "general=10M"]
+    words = ["import-args", "llama_factory.yaml", "--replay", "general", *assumed, "--", "learning_rate=3e-5"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "refused: it changes" in printed and "trust_remote_code: true" in printed
+    assert "next: megatron-cpt plan run.yaml --nproc 8" in printed and "to mend first" not in printed
+    text = Path("run.yaml").read_text()
+    assert "differs in meaning from LLaMA-Factory" in text and "# trust_remote_code: true: No code" in text
+    held_out = ["medicine.validation=1M", "general.validation=1M"]
+    assert main(["plan", "run.yaml", *assumed, *held_out]) == 0
+    plan = capsys.readouterr().out
+    assert "697 steps of 128 x 64 = 8,192 tokens" in plan and "3e-05 at the highest" in plan and "30.00 %" in plan
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["training_args.bin"], "training_args.bin: is a pickle"),
+        (["--nproc", "2", "law.json"], "law.json: cannot be read: No such file"),
         ([], "neither a script"),
         (["nothing.sh"], "nothing.sh: cannot be read: No such file"),
         (["base", "--model", "base"], "common.pt"),

@@ -23,8 +23,9 @@ from megatron_cpt.config.load import config_from_dict, section_at
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.planning.import_arguments import Imported, ImportOptions, import_arguments
+from megatron_cpt.planning.import_arguments import import_arguments
 from megatron_cpt.planning.megatron_lm_arguments import by_flag, read_checkpoint, read_words, table
+from megatron_cpt.planning.outcomes import Imported, ImportOptions
 from megatron_cpt.planning.run_file import run_text
 from tests.families.folders import MODELS, write_fields
 from tests.planning.megatron_lm_lists import LISTS, write_config

@@ -99,6 +99,21 @@ def train_missing(
     train_all(study, left, jobs, lambda name: add_rows(curves, rows_of(study, name)))
 
 
+def make_bases(study: Path, config: Mapping[str, Any], steps: Mapping[str, int], results: Path) -> None:
+    """Trains STUDY/runs/base and keeps steps of it as RESULTS/bases/NAME, unless they are there.
+
+    A CPU of another kind rounds otherwise and makes another base; runs are compared that began from the same.
+    """
+    folders = {name: results / "bases" / name for name in steps}
+    if all(folder.exists() for folder in folders.values()):
+        return
+    train(study, "base", dict(config))
+    for name, folder in folders.items():
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            call("convert", "to-hf", str(study / f"runs/base/checkpoints/step-{steps[name]:08}"), str(folder))
+
+
 def call(*words: str) -> None:
     """A megatron-cpt command on one thread. Its failure ends the study."""
     code = subprocess.call([COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})

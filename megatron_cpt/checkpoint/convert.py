@@ -174,8 +174,9 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None,
     stored = StoredTensors(checkpoint / "shards")
     places, _ = stored_places(shape, has_per_layer_keys(read_table(checkpoint / "shards")))
     weights, dtypes = _stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")
-    card = _card_of(checkpoint, output.name)
-    return export_weights(weights, shape, checkpoint / "hf", output, dtypes, card=card, shard_bytes=shard_bytes)
+    history = _history_of(checkpoint)
+    card = _card_of(checkpoint, output.name, history)
+    return export_weights(weights, shape, checkpoint / "hf", output, dtypes, history, card, shard_bytes)
 
 
 def hf_from_megatron(
@@ -222,15 +223,19 @@ def newest_of_run(source: Path) -> Path:
     return complete[-1]
 
 
-def _card_of(checkpoint: Path, name: str) -> str:
-    """The model card of a checkpoint, by the learning rates and the parent that it states itself."""
+def _history_of(checkpoint: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint's lineage.json; None where it came from a model made elsewhere."""
+    try:
+        return orjson.loads((checkpoint / "hf" / "lineage.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _card_of(checkpoint: Path, name: str, history: dict[str, Any] | None) -> str:
+    """The model card of a checkpoint, by the learning rates and the parent of its lineage.json."""
     if (checkpoint / "hf" / _AVERAGE).is_file():
         return averaged_card(name, orjson.loads((checkpoint / "hf" / _AVERAGE).read_bytes()))
-    try:
-        history = orjson.loads((checkpoint / "hf" / "lineage.json").read_bytes())
-        parent = Path(history["parent"]).name
-    except (OSError, ValueError, KeyError, TypeError):
-        history, parent = None, "not known"
+    parent = Path(history["parent"]).name if history is not None else "not known"
     if not (checkpoint / "position.json").is_file():
         return model_card(parent, name, None, None)
     position = read_state(checkpoint)

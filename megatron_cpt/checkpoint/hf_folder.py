@@ -27,7 +27,7 @@ from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
 from megatron_cpt.runs.folder import file_sha256, sync_file, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-HASHES, _LINEAGE = "sha256.json", "lineage.json"
+HASHES, LINEAGE = "sha256.json", "lineage.json"
 """What an export of ours has beside the files of a Hugging Face folder."""
 _OTHER_WEIGHTS = "transformers_weights"
 # What a folder holds beside config.json and weights, by names in lower case: what makes its tokenizer ...
@@ -240,6 +240,12 @@ def copy_tokenizer_files(folder: Path, output: Path) -> None:
     copy_files(folder, output, {*tokenizer_files(folder), *model_files(folder)})
 
 
+def copy_history(folder: Path, output: Path) -> None:
+    """Copies the learning-rate history that an export of ours carries; a folder made elsewhere has none."""
+    if (folder / LINEAGE).is_file():
+        copy_files(folder, output, [Path(LINEAGE)])
+
+
 def copy_files(folder: Path, output: Path, names: Iterable[Path]) -> None:
     """Copies files, given relative to the folder, unchanged."""
     for name in names:
@@ -303,7 +309,7 @@ _OF_SYSTEM = re.compile(r"\(os error (\d+)\)")
 
 def write_hashes(folder: Path) -> None:
     """Leaves the hashes of what makes a folder its model, for whoever reads it later; a card may be changed."""
-    names = [*tokenizer_files(folder), *(Path(name) for name in ("config.json", INDEX, _LINEAGE))]
+    names = [*tokenizer_files(folder), *(Path(name) for name in ("config.json", INDEX, LINEAGE))]
     names += [path.relative_to(folder) for path in folder.glob("*.safetensors")]
     hashes = {str(name): file_sha256(folder / name) for name in sorted(set(names)) if (folder / name).is_file()}
     write_json(folder / HASHES, {"sha256": hashes})

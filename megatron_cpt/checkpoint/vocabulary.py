@@ -29,6 +29,7 @@ from megatron_cpt.checkpoint.hf_dtypes import config_for, parent_dtypes
 from megatron_cpt.checkpoint.hf_folder import (
     INDEX,
     copy_files,
+    copy_history,
     model_files,
     open_hf_tensors,
     refuse_altered,
@@ -130,6 +131,7 @@ def extend_vocabulary(
         changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer else {}
         _write_configs(hf_folder, folder, len(sources), changes)
         _copy_tokenizer_files(hf_folder, tokenizer, folder)
+        copy_history(hf_folder, folder)
         if tokenizer is None:
             new.save(str(folder / "tokenizer.json"))
         check_token_ids(folder, len(sources))

@@ -163,6 +163,9 @@ class SourceSettings:
     """Buckets by score. None: all documents are treated alike."""
     sample_per_epoch: SamplePerEpochSettings | None = None
     """Read a sample of the source in each epoch of a mixture. None: the whole source, in true epochs."""
+    loss_weight: NotNegative = 1.0
+    """Factor on the loss of its tokens in what is trained on. It changes gradients, neither the text that is read nor
+    the losses that are reported. The weighted sum of the losses is divided by the number of tokens that count."""
     loss_mask_column: str | None = None
     """Name of a column `PREFIX.NAME.npy` beside each dataset that says which tokens count in the loss: spans of tokens,
     or one number a document, how many of its first tokens, such as a prompt, do not. None: what each dataset says of

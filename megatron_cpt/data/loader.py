@@ -69,6 +69,8 @@ class Batch:
     """int64 [b, s]: position of each token in its sequence."""
     sources: Tensor
     """int64 [b]: which source each sequence is from."""
+    loss_weights: Tensor | None = None
+    """float32 [b]: factor on the loss of each sequence in what is trained on; None: 1."""
     document_lengths: tuple[int, ...] | None = None
     """Tokens of the documents, or of what a sequence holds of them, over the b sequences laid end to end. None:
     attention crosses documents."""
@@ -81,6 +83,7 @@ def make_batch(
     device: torch.device,
     document_starts: Sequence[np.ndarray] | None = None,
     loss_mask: np.ndarray | None = None,
+    loss_weights: np.ndarray | None = None,
 ) -> Batch:
     """A batch from windows of s + 1 tokens.
 
@@ -90,6 +93,7 @@ def make_batch(
         sources: int64 [b], which source each is from.
         document_starts: for each sequence, where documents begin in it; None lets attention cross documents.
         loss_mask: bool [b, s], which of these labels do count (loader.py); None: all.
+        loss_weights: float32 [b], factors on the loss in training; None: 1.
     """
     length = windows.shape[1] - 1
     places = np.arange(length)
@@ -103,6 +107,7 @@ def make_batch(
         loss_mask=_on(device, mask),
         positions=_on(device, places).expand(len(windows), -1),
         sources=_on(device, np.asarray(sources, dtype=np.int64)),
+        loss_weights=None if loss_weights is None else _on(device, loss_weights),
         document_lengths=None if document_starts is None else lengths_between(document_starts, length),
     )
 
@@ -132,6 +137,12 @@ def label_masks(data: DataSettings, streams: Mapping[str, TokenStream], names: S
     return [label_mask(data, streams[name], data.sources[source_of(name)].loss_mask_column) for name in names]
 
 
+def loss_weights(data: DataSettings, names: Sequence[str]) -> npt.NDArray[np.float32] | None:
+    """The weight of each named stream in what is trained on: float32 [streams]; None where all are 1."""
+    weights = np.array([data.sources[source_of(name)].loss_weight for name in names], dtype=np.float32)
+    return None if (weights == 1).all() else weights
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """All that one rank needs to read its part of any global batch."""
@@ -150,6 +161,8 @@ class TrainingData:
     """Whether attention stays within documents."""
     label_masks: Sequence[LabelMask] = ()
     """Which labels of each stream do not count in the loss; empty: all count."""
+    loss_weights: npt.NDArray[np.float32] | None = None
+    """float32 [sources]: factor on the loss of each stream in what is trained on; None: 1."""
     ramp: Ramp = ()
     """The smaller global batches at the beginning of the run, in sequences."""
 
@@ -169,7 +182,9 @@ class TrainingData:
         ):
             tokens = windows(self.streams, source, sequence, self.sequence_length)
             starts = self._document_starts(source, sequence) if self.within_documents else None
-            yield make_batch(tokens, scored, source, device, starts, self._counted(source, sequence, tokens))
+            counted = self._counted(source, sequence, tokens)
+            weights = None if self.loss_weights is None else self.loss_weights[source]
+            yield make_batch(tokens, scored, source, device, starts, counted, weights)
 
     def _counted(
         self, sources: npt.NDArray[np.int32], sequences: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]

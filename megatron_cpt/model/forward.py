@@ -219,5 +219,7 @@ def _token_loss(batch: Batch, output: Tensor) -> LossOutput:
             on and not reported (add_z_loss).
     """
     nats, objective = (output, output) if output.dim() == 2 else (output[..., 0], output.sum(dim=-1))
-    total = (objective.float() * batch.loss_mask).sum()
-    return total, batch.loss_mask.sum().to(torch.int), _sequence_losses(nats.float(), batch)
+    trained = objective.float() * batch.loss_mask
+    if batch.loss_weights is not None:
+        trained = trained * batch.loss_weights.unsqueeze(1)
+    return trained.sum(), batch.loss_mask.sum().to(torch.int), _sequence_losses(nats.float(), batch)

@@ -252,12 +252,15 @@ class RunPlan:
         return columns([heading, *rows], "llrrrrr")
 
     def _loss_lines(self) -> list[str]:
-        """The sources whose datasets say which tokens count, and how many do."""
+        """The sources whose datasets say which tokens count, and how many do; those whose loss has a weight."""
         rows = [
             [name, f"{percent(stream.loss_share)} of the tokens of its datasets"]
             for name, stream in self.inputs.sources.items()
             if stream.loss_share < 1 and self.config.data.sources[source_of(name)].loss_mask_column is None
         ]
+        for name, source in self.config.data.sources.items():
+            if source.loss_weight != 1:
+                rows.append([name, f"losses times {source.loss_weight:g} in training"])
         return columns(rows, "ll") if rows else []
 
 

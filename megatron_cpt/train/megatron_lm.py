@@ -46,6 +46,11 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
         rule = "Megatron-LM is not told where documents begin, and would let them see each other."
         refuse([Fault(f"data.packing = {config.data.packing}", rule, "Take it out.")])
 
+    for name, source in config.data.sources.items():
+        if source.loss_weight != 1:
+            rule = "Megatron-LM would divide by the sum of the weights in place of the number of tokens."
+            refuse([Fault(f"data.sources.{name}.loss_weight = {source.loss_weight:g}", rule, "Take it out.")])
+
     def provide(train_val_test_num_samples: Sequence[int], vp_stage: int | None = None) -> Datasets:
         train, validation, _ = train_val_test_num_samples
         tokens = Duration(train * config.data.sequence_length)

@@ -28,7 +28,7 @@ from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schedule import Areas
 from megatron_cpt.config.schema import RunConfig, TrainingSettings
 from megatron_cpt.corpus.label_mask import label_mask
-from megatron_cpt.data.loader import Slots, TrainingData, label_masks
+from megatron_cpt.data.loader import Slots, TrainingData, label_masks, loss_weights
 from megatron_cpt.evaluate.scoring import LmEvalTask
 from megatron_cpt.evaluate.validation import ValidationSet, open_set
 from megatron_cpt.families.family import ModelShape
@@ -378,6 +378,7 @@ def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timed
         seed=config.run.seed,
         within_documents=config.data.attention == "within_documents",
         label_masks=label_masks(config.data, plan.inputs.sources, plan.blend.sources),
+        loss_weights=loss_weights(config.data, plan.blend.sources),
         ramp=config.batches.ramp,
     )
     sets = open_validation_sets(config, plan.inputs)

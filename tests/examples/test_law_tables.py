@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from examples.studies.laws import evaluate
+from examples.studies.laws import compare, evaluate
 from examples.studies.laws.study import ARMS, BASE_PEAK, SEEDS, Arm, schedule
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.config.schema import ScheduleSettings
@@ -58,3 +58,9 @@ def test_planted_curves_are_predicted_within_their_noise() -> None:
     for row in choices:
         if row["question"].startswith(("replay", "peak")):
             assert row["off by"] <= max(0.005, row["allowed"]), row
+
+    of_law = {row["set"]: row for row in compare.schedule_rows(curves) if row["law"] == "continual"}
+    assert max(abs(value) for key, value in of_law["general"].items() if key.startswith("end of")) < 0.01
+    runs = compare.table_of(curves, [Arm("cosine", 0), Arm("cosine", 50)], "general")
+    assert runs.rows == ("cosine-replay-0 1", "cosine-replay-0 2", "cosine-replay-50 1", "cosine-replay-50 2")
+    assert runs.column("tokens").tolist() == [800 * 4096.0] * 4

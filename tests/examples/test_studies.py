@@ -4,10 +4,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 
 from examples.studies.laws import study as laws
-from examples.studies.runs import add_rows, names_of, prepare, read_rows, train_missing
+from examples.studies.runs import add_rows, make_bases, names_of, prepare, read_rows, train_missing
 from examples.studies.stability_gap import study as gap
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import config_from_dict
@@ -16,7 +17,7 @@ from megatron_cpt.scaling_law.curves import Curve, read_run
 
 @pytest.mark.parametrize("arm", laws.ARMS, ids=lambda arm: arm.name)
 def test_arms_of_the_study_of_laws(arm: laws.Arm, tmp_path: Path) -> None:
-    config = config_from_dict(laws.run_config(tmp_path, arm, seed=1))
+    config = config_from_dict(laws.run_config(tmp_path, tmp_path / "bases", arm, seed=1))
     assert config_faults(config) == []
     assert config.tokens_per_step == 4096
 
@@ -33,7 +34,7 @@ def test_arms_of_the_study_of_laws_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("arm", gap.ARMS, ids=lambda arm: arm.name)
 def test_arms_of_the_study_of_the_stability_gap(arm: gap.Arm, tmp_path: Path) -> None:
-    config = config_from_dict(gap.run_config(tmp_path, arm, seed=1))
+    config = config_from_dict(gap.run_config(tmp_path, tmp_path / "base", arm, seed=1))
     assert config_faults(config) == []
     assert config.total_tokens == gap.TOKENS
 
@@ -51,16 +52,21 @@ def test_results_are_added_run_by_run(tmp_path: Path) -> None:
     assert curves.read_text().splitlines()[0] == "run,series,step,value"
 
 
+def prepare_three(study: Path) -> None:
+    """Three small corpora, tokenized."""
+    corpora = {name: study / f"{name}.jsonl" for name in ("general", "domain", "other")}
+    for name, path in corpora.items():
+        lines = [f'{{"text": "{name} {number} of many, and more of it {number * 7}."}}' for number in range(3000)]
+        path.write_text("\n".join(lines))
+    prepare(study, corpora, ("general", "domain"), laws.MODEL)
+    (study / "configs").mkdir()
+
+
 @pytest.mark.slow
 def test_a_curve_of_the_results_is_that_of_the_run(tmp_path: Path) -> None:
-    for name in ("general", "domain", "other"):
-        lines = [f'{{"text": "{name} {number} of many, and more of it {number * 7}."}}' for number in range(3000)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    corpora = {name: tmp_path / f"{name}.jsonl" for name in ("general", "domain", "other")}
-    prepare(tmp_path, corpora, ("general", "domain"), laws.MODEL)
-    (tmp_path / "configs").mkdir()
+    prepare_three(tmp_path)
     arm = laws.Arm("two-stages", 25, steps=60)
-    config = laws.run_config(tmp_path, arm, seed=1)
+    config = laws.run_config(tmp_path, tmp_path / "bases", arm, seed=1)
     config["model"] = {"hf": str(tmp_path / "base-config"), "weights": "random"}
     config["training"] |= {"global_batch_size": 2, "micro_batch_size": 2}
     for settings in config["validation"]["sets"].values():
@@ -80,10 +86,19 @@ def test_a_curve_of_the_results_is_that_of_the_run(tmp_path: Path) -> None:
             elif true is not None:
                 np.testing.assert_allclose(said, true, rtol=1e-5, err_msg=field.name)
 
-    (tmp_path / "runs/base").symlink_to(name)
-    add_rows(tmp_path / "curves.csv", laws.rows_of(tmp_path, "base"))
-    laws.refuse_another_base(tmp_path, tmp_path / "curves.csv")
-    with (tmp_path / "curves.csv").open("a") as file:
-        file.write("base,loss general,60,1.5\n")
-    with pytest.raises(SystemExit, match="from another base"):
-        laws.refuse_another_base(tmp_path, tmp_path / "curves.csv")
+
+@pytest.mark.slow
+def test_the_bases_are_kept_with_their_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reason: a run and two exports."""
+    steps = {"BASE_STEPS": 70, "BASE_DECAY": 35}
+    for name, value in steps.items():
+        monkeypatch.setattr(laws, name, value)
+    prepare_three(tmp_path)
+    for _ in range(2):  # what is there is not made again
+        make_bases(tmp_path, laws.base_config(tmp_path), {"decayed": 70, "stable": 35}, tmp_path / "results")
+    rates = {}
+    for name in ("decayed", "stable"):
+        lineage = orjson.loads((tmp_path / "results/bases" / name / "lineage.json").read_bytes())
+        rates[name] = lineage["final_learning_rate"]
+        assert lineage["peak_learning_rate"] == laws.BASE_PEAK
+    assert rates == {"decayed": pytest.approx(0.1 * laws.BASE_PEAK), "stable": laws.BASE_PEAK}

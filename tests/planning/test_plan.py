@@ -231,6 +231,9 @@ def test_what_counts_of_conversations_is_told(sections: dict[str, Any]) -> None:
     np.save(f"{source['paths'][0]}.mine.npy", np.array([(0, 10)], LOSS_SPAN))
     source["loss_mask_column"] = "mine"
     assert "Counted in the loss" not in plan_of(sections).table()
+    source["loss_weight"] = 0.5
+    lines = plan_of(sections).table().splitlines()
+    assert lines[lines.index("Counted in the loss") + 1] == "  law  losses times 0.5 in training"
 
 
 def test_a_limit_thins_evaluations_and_says_so(sections: dict[str, Any]) -> None:

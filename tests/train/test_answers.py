@@ -119,15 +119,17 @@ def by_themselves(batch: dict[str, Any]) -> list[tuple[int, Tensor, Tensor, Tens
     ]
 
 
-def as_one_batch(hf: Path, found: list[dict[str, Any]], scratch: Path) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Plain PyTorch: nats of each source, and gradients of their sum over the count of the whole global batch."""
+def as_one_batch(
+    hf: Path, found: list[dict[str, Any]], scratch: Path, weights: tuple[float, ...]
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Plain PyTorch: nats of each source, gradients of their weighted sum over the count of the global batch."""
     names = ("tokens", "labels", "loss_mask", "sources", "document_lengths")
     batches = [{name: rank[name][number] for name in names} for rank in found for number in range(len(rank["tokens"]))]
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
     each, counted = [0.0, 0.0], 0.0
     for source, tokens, labels, mask in (part for batch in batches for part in by_themselves(batch)):
         nats = torch.nn.functional.cross_entropy(model(tokens).logits.transpose(1, 2), labels, reduction="none") * mask
-        nats.sum().backward()
+        (weights[source] * nats.sum()).backward()
         each[source] += float(nats.detach().sum())
         counted += float(mask.sum())
     for parameter in model.parameters():
@@ -143,6 +145,9 @@ PACKED = {"attention": "within_documents", "packing": "best_fit", "sequence_leng
     ("ranks", "changes"),
     [
         (1, {}),
+        (1, {"weights": (0.25, 2.0)}),
+        (2, {"weights": (0.25, 2.0), "parallel": {"pipeline": 2}}),
+        (2, {"weights": (0.0, 1.0), "data": PACKED, "parallel": {"context": 2}}),
         (1, {"training": {"micro_batch_size": 4}}),
         (2, {}),
         (2, {"parallel": {"pipeline": 2}}),
@@ -157,16 +162,17 @@ PACKED = {"attention": "within_documents", "packing": "best_fit", "sequence_leng
 def test_gradients_are_those_of_one_batch_of_all_answers(
     one_rank: Ranks, two_ranks: Ranks, hf: Path, tmp_path: Path, ranks: int, changes: dict[str, Any]
 ) -> None:
-    values = settings(hf, tmp_path / "run")
-    for section, change in changes.items():
-        values[section] = values.get(section, {}) | change
+    weights = changes.get("weights", (1.0, 1.0))
+    values = settings(hf, tmp_path / "run", **{section: changes[section] for section in changes.keys() - {"weights"}})
+    for source, weight in zip(values["data"]["sources"].values(), weights, strict=True):
+        source["loss_weight"] = weight
     found = {1: one_rank, 2: two_ranks}[ranks].call(first_step, values=values)
     replicas = found[:1] if "parallel" in changes else found
     counts = np.array([mask.sum() for rank in replicas for part in rank["loss_mask"] for mask in part])
     # A mean of means would differ: by sequence, by micro batch and by rank.
     assert len(counts) == SEQUENCES and counts.min() * 2 < counts.max()
     assert len(replicas) == 1 or replicas[0]["counts"][0] > 0
-    nats, expected = as_one_batch(hf, replicas, tmp_path / "gradients")
+    nats, expected = as_one_batch(hf, replicas, tmp_path / "gradients", weights)
     for rank in found:
         assert rank["nats"] == pytest.approx(nats, rel=1e-6)
         assert sum(rank["counts"]) == counts.sum()

@@ -86,6 +86,20 @@ def test_a_run_from_a_run_from_a_run_knows_all_that_came_before(
     assert lineage["parent_tokens"] == (4 + 12) * 8 * 32
 
 
+def test_a_conversion_keeps_the_history(tmp_path: Path, base: Path) -> None:
+    checkpoint = base / "checkpoints/step-00000004"
+    calls = [
+        ("convert", "to-hf", str(checkpoint), str(tmp_path / "export")),
+        ("convert", "from-hf", str(tmp_path / "export"), str(tmp_path / "checkpoint")),
+        ("convert", "extend", str(tmp_path / "export"), str(tmp_path / "extended"), "--new-tokens", "zyxwv"),
+    ]
+    assert [main(call) for call in calls] == [0, 0, 0]
+    history = lineage_of(checkpoint / "hf")
+    assert history["forward_area"] > 0 and history["tokens"] == 4 * 8 * 32
+    for folder in ("export", "checkpoint/hf", "extended"):
+        assert lineage_of(tmp_path / folder) == history, folder
+
+
 def lineage_of(run: Path) -> dict[str, Any]:
     return orjson.loads((run / "lineage.json").read_bytes())
 

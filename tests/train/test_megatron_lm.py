@@ -50,6 +50,14 @@ def test_packed_documents_are_refused(tmp_path: Path) -> None:
         datasets_provider(tmp_path / "run.yaml")
 
 
+def test_weights_of_losses_are_refused(tmp_path: Path) -> None:
+    sections = settings(tmp_path)
+    next(iter(sections["data"]["sources"].values()))["loss_weight"] = 0.5
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    with pytest.raises(BadInput, match="Megatron-LM would divide by the sum of the weights"):
+        datasets_provider(tmp_path / "run.yaml")
+
+
 def test_batches_that_grow_are_refused(tmp_path: Path) -> None:
     sections = settings(tmp_path)
     sections["training"]["batch_size_rampup"] = {"start": 2, "increment": 2, "tokens": 768}

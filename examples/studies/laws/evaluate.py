@@ -2,9 +2,10 @@
 
     python -m examples.studies.laws.evaluate [--results FOLDER]
 
-It reads curves.csv, writes fits.csv, errors.csv (a row for each set, form of the law and unseen arm) and choices.csv
-beside it, and prints means. Errors are predicted minus the mean of two seeds, in nats per token. The noise floor is
-the mean error that a law without fault would have: half of the mean difference of the two seeds.
+It reads curves.csv, writes fits.csv, errors.csv (a row for each set, form of the law and unseen arm) and errors.png
+beside it, and prints means; choices.csv too, once every arm is there. Errors are predicted minus the mean of two seeds,
+in nats per token. The noise floor is the mean error that a law without fault would have: half of the mean difference of
+the two seeds.
 
 `planted` is the same design with losses that the law itself gives, with the constants fitted to the runs and the runs'
 own noise. Its errors are those of the fit; what the measured runs have beyond them is the law's.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from examples.studies.laws.study import ARMS, FITTED, PEAK, RESULTS, SEEDS, STEPS, UNSEEN, Arm, read_curves
 from examples.studies.runs import write_rows
@@ -51,15 +53,20 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     args = parser.parse_args()
     curves = read_curves(args.results)
-    fits = {form: {name: fitted(curves, name, *how) for name in LAW_SETS} for form, how in FORMS.items()}
-    errors = [row for form in FORMS for name in LAW_SETS for row in errors_of(curves, name, form, fits[form][name])]
+    measured = {arm for arm, _, _ in curves}
+    forms = {form: how for form, how in FORMS.items() if measured.issuperset(how[1])}
+    fits = {form: {name: fitted(curves, name, *how) for name in LAW_SETS} for form, how in forms.items()}
+    errors = [row for form in fits for name in LAW_SETS for row in errors_of(curves, name, form, fits[form][name])]
     for name, fit in fits["injection"].items():
         made = planted(curves, name, fit)
         errors += errors_of(made, name, "planted", fitted(made, name, *FORMS["injection"]))
-    choices = [row for form in FORMS for row in choices_of(curves, form, fits[form])]
-    write_rows(args.results / "fits.csv", [row for form in FORMS for row in parameters_of(form, fits[form])])
+    whole = measured.issuperset(ARMS)
+    choices = [row for form in fits if whole for row in choices_of(curves, form, fits[form])]
+    write_rows(args.results / "fits.csv", [row for form in fits for row in parameters_of(form, fits[form])])
     write_rows(args.results / "errors.csv", errors)
-    write_rows(args.results / "choices.csv", choices)
+    if choices:
+        write_rows(args.results / "choices.csv", choices)
+    draw(curves, fits["injection"], args.results / "errors.png")
     print_means(errors)
     for row in choices:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
@@ -95,11 +102,12 @@ def planted(curves: Curves, name: str, fit: Fit[Curve]) -> Curves:
     """
     generator = np.random.default_rng(0)
     differences: dict[int, list[np.ndarray]] = {}
-    for arm in ARMS:
+    arms = dict.fromkeys(arm for arm, _, _ in curves)
+    for arm in arms:
         pair = [curves[arm, seed, name].losses for seed in SEEDS]
         differences.setdefault(len(pair[0]), []).append((pair[0] - pair[1]) / 2**0.5)
     made = {}
-    for arm in ARMS:
+    for arm in arms:
         for seed in SEEDS:
             curve = curves[arm, seed, name]
             noise = generator.choice(np.array(differences[len(curve.losses)])) * generator.choice([-1, 1])
@@ -112,6 +120,8 @@ def errors_of(curves: Curves, name: str, form: str, fit: Fit[Curve]) -> Rows:
     rows = []
     for part, arms in ({"fitted": FITTED} | UNSEEN).items():
         for arm in arms:
+            if (arm, SEEDS[0], name) not in curves:
+                continue
             mean, floor = mean_of_seeds(curves, arm, name)
             predicted = fit.predict(mean)
             ends = [float(curves[arm, seed, name].losses[-1]) for seed in SEEDS]
@@ -148,6 +158,26 @@ def print_means(errors: Rows) -> None:
             f"{', '.join(key)}: end at most {largest:+.4f}, mae {mae:.4f}, noise floor {floor:.4f} "
             f"(ratio {mae / floor:.2f}), {held} of {len(rows) * len(SEEDS)} ends within the band"
         )
+
+
+def draw(curves: Curves, fits: Mapping[str, Fit[Curve]], path: Path) -> None:
+    """Means of the seeds' losses (dots) and the law (lines) for schedules and ratios that it has not seen."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    for row, name in zip(panels, ("general", "domain"), strict=True):
+        for axes, part in zip(row, ("another schedule", "another ratio"), strict=True):
+            for number, arm in enumerate(arm for arm in UNSEEN[part] if (arm, SEEDS[0], name) in curves):
+                mean, _ = mean_of_seeds(curves, arm, name)
+                colour = f"C{number}"
+                axes.plot(mean.steps, mean.losses, ".", color=colour, markersize=4)
+                axes.plot(mean.steps, fits[name].predict(mean), color=colour, linewidth=1.2, label=arm.name)
+            axes.set_title(f"{name}: {part}")
+            axes.set_ylabel("loss, nats per token")
+            axes.legend(fontsize=8)
+            axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xlabel("updates")
+    figure.savefig(path, dpi=80)
 
 
 def choices_of(curves: Curves, form: str, fits: Mapping[str, Fit[Curve]]) -> Rows:

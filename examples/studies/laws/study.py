@@ -8,7 +8,7 @@ no run is trained on. A Llama of 4 layers of 64 (0.18M parameters without embedd
 same order and are equal until their learning rates part.
 
 What a run measured is added to results/curves.csv as soon as it has ended. Called again, also on another machine with
-the same texts, the study goes on with the runs that are not there, if it makes the same base there. evaluate.py reads
+the same texts, the study goes on with the runs that are not there, from the bases in results/bases. evaluate.py reads
 that file.
 """
 
@@ -23,13 +23,10 @@ import numpy as np
 
 from examples.studies.runs import (
     CurveRow,
-    add_rows,
-    call,
-    names_of,
+    make_bases,
     prepare,
     read_rows,
     run_sections,
-    train,
     train_missing,
 )
 from megatron_cpt.config.load import config_from_dict
@@ -111,24 +108,10 @@ def main() -> None:
     (study / "configs").mkdir(parents=True, exist_ok=True)
     corpora = {"general": args.general, "domain": args.domain, "other": args.other}
     prepare(study, corpora, ("general", "domain"), MODEL)
-    train(study, "base", base_config(study))
-    for name, step in BASES.items():
-        export_base(study, name, step)
-    args.results.mkdir(parents=True, exist_ok=True)
-    curves = args.results / "curves.csv"
-    if not names_of(curves):
-        add_rows(curves, rows_of(study, "base"))
-    refuse_another_base(study, curves)
-    configs = {run_name(arm, seed): run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
+    make_bases(study, base_config(study), BASES, args.results)
+    curves, bases = args.results / "curves.csv", args.results / "bases"
+    configs = {run_name(arm, seed): run_config(study, bases, arm, seed) for arm in ARMS for seed in SEEDS}
     train_missing(study, curves, configs, args.jobs, rows_of)
-
-
-def refuse_another_base(study: Path, curves: Path) -> None:
-    """Ends the study where the base is not the one of the runs in the results. Other kinds of CPU round otherwise."""
-    here = {row[:3]: f"{row[3]:.6g}" for row in rows_of(study, "base")}
-    there = {row[:3]: f"{row[3]:.6g}" for row in read_rows(curves) if row[0] == "base"}
-    if here != there:
-        sys.exit(f"{curves} has runs from another base than {study / 'runs/base'}. Give another --results FOLDER.")
 
 
 def run_name(arm: Arm, seed: int) -> str:
@@ -155,13 +138,18 @@ def rows_of(study: Path, name: str) -> Iterator[CurveRow]:
 
 
 def read_curves(results: Path) -> dict[tuple[Arm, int, str], Curve]:
-    """Every loss curve of the study by arm, seed and validation set."""
+    """Every loss curve of the arms that all seeds have run, by arm, seed and validation set.
+
+    Ends the program where an arm is missing that the laws are fitted on; says which others are.
+    """
     values = values_of(results)
-    runs = [(arm, seed) for arm in ARMS for seed in SEEDS]
-    missing = [run_name(*run) for run in runs if (run_name(*run), f"loss {SETS[0]}") not in values]
+    missing = [arm for arm in ARMS for seed in SEEDS if (run_name(arm, seed), f"loss {SETS[0]}") not in values]
     if missing:
-        sys.exit(f"{len(missing)} of {len(runs)} runs are not in {results / 'curves.csv'}, the first {missing[0]}.")
-    return {(arm, seed, name): curve_of(values, arm, seed, name) for arm, seed in runs for name in SETS}
+        print(f"not in {results / 'curves.csv'}: {', '.join(arm.name for arm in dict.fromkeys(missing))}")
+    if any(arm in FITTED for arm in missing):
+        sys.exit("The laws are fitted on some of these: run the study to its end.")
+    arms = [arm for arm in ARMS if arm not in missing]
+    return {(arm, seed, name): curve_of(values, arm, seed, name) for arm in arms for seed in SEEDS for name in SETS}
 
 
 Values = dict[tuple[str, str], dict[int, float]]
@@ -179,7 +167,7 @@ def values_of(results: Path) -> Values:
 def curve_of(values: Values, arm: Arm, seed: int, name: str) -> Curve:
     """A curve as `read_run` reads it from the folder of the run, its losses with six digits."""
     run = run_name(arm, seed)
-    config = config_from_dict(run_config(Path(), arm, seed))
+    config = config_from_dict(run_config(Path(), Path(), arm, seed))
     size = config.tokens_per_step
     rates = [learning_rate(config.schedule, step * size, arm.steps * size, size) for step in range(1, arm.steps + 1)]
     losses = values[run, f"loss {name}"]
@@ -211,21 +199,14 @@ def base_config(study: Path) -> dict[str, Any]:
     return config
 
 
-def export_base(study: Path, name: str, step: int) -> None:
-    """The Hugging Face folder of a step of the base."""
-    folder = study / "bases" / name
-    if not folder.exists():
-        call("convert", "to-hf", str(study / f"runs/base/checkpoints/step-{step:08}"), str(folder))
-
-
-def run_config(study: Path, arm: Arm, seed: int) -> dict[str, Any]:
-    """One continuation."""
+def run_config(study: Path, bases: Path, arm: Arm, seed: int) -> dict[str, Any]:
+    """One continuation of a folder of bases."""
     sources = {
         "domain": {"paths": [str(study / "data/domain")]},
         "general": {"paths": [str(study / "data/general")], "role": "replay"},
     }
     config = common(study, run_name(arm, seed), sources, arm.steps, 100 + seed)
-    config["model"] = {"hf": str(study / "bases" / arm.base)}
+    config["model"] = {"hf": str(bases / arm.base)}
     config["data"]["replay_ratio"] = arm.replay / 100
     config["schedule"] = schedule(arm)
     return config

@@ -8,7 +8,8 @@ without embeddings) is pretrained on GENERAL for 5,000 steps of 4,096 tokens and
 are followed are minimal pairs of general text and terms of the domain (questions.py), made from held-out documents.
 
 What a run measured is added to results/curves.csv as soon as it has ended. Called again, also on another machine with
-the same texts, the study goes on with the runs that are not there. evaluate.py reads that file.
+the same texts, the study goes on with the runs that are not there, from the base in results/bases. evaluate.py reads
+that file.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from examples.studies.runs import (
     SEQUENCE_LENGTH,
     CurveRow,
     call,
+    make_bases,
     prepare,
     run_sections,
-    train,
     train_missing,
 )
 from examples.studies.stability_gap.questions import RULES, Question, domain_terms, minimal_pairs, term_questions
@@ -103,10 +104,9 @@ def main() -> None:
     prepare(study, corpora, ("general", "domain"), MODEL)
     select_parts(study)
     write_questions(study)
-    train(study, "base", base_config(study))
-    args.results.mkdir(parents=True, exist_ok=True)
-    curves = args.results / "curves.csv"
-    configs = {run_name(arm, seed): run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
+    make_bases(study, base_config(study), {"base": BASE_STEPS}, args.results)
+    curves, base = args.results / "curves.csv", args.results / "bases/base"
+    configs = {run_name(arm, seed): run_config(study, base, arm, seed) for seed in SEEDS for arm in ARMS}
     train_missing(study, curves, configs, args.jobs, rows_of)
 
 
@@ -177,16 +177,15 @@ def base_config(study: Path) -> dict[str, Any]:
         "final_lr": 0.1 * BASE_PEAK,
         "warmup": f"{BASE_STEPS // 50} steps",
     }
-    config["checkpoint"] = {"export_hf": {"end": True}}
     config["validation"] |= {"weight_updates": False, "gradient_conflict": []}
     config["validation"]["eval_interval"] = config["tasks"]["eval_interval"] = {"every": f"{BASE_STEPS // 5} steps"}
     return config
 
 
-def run_config(study: Path, arm: Arm, seed: int) -> dict[str, Any]:
-    """One continuation."""
+def run_config(study: Path, base: Path, arm: Arm, seed: int) -> dict[str, Any]:
+    """One continuation of a base."""
     config = common(study, run_name(arm, seed), sources_of(study, arm, seed), STEPS, 100 + seed)
-    config["model"] = {"hf": str(study / "runs/base/hf"), "frozen": {arm.frozen: FROZEN} if arm.frozen else {}}
+    config["model"] = {"hf": str(base), "frozen": {arm.frozen: FROZEN} if arm.frozen else {}}
     if arm.replay and not arm.resample:
         config["data"]["replay_ratio"] = arm.replay
     config["schedule"] = {"kind": "constant", "peak_lr": 0.1 * BASE_PEAK}

@@ -39,6 +39,8 @@ _LLAMA_2_7B = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "Meta-Llama-3-8B": CONFIGS["llama-3-8b"],
+    "Meta-Llama-3-8B-Instruct": CONFIGS["llama-3-8b"],
+    "Llama-3-8B-medical": CONFIGS["llama-3-8b"],
     "Mixtral-8x7B-v0.1": CONFIGS["mixtral-8x7b"],
     "Llama-2-7b-hf": _LLAMA_2_7B,
     "Llama-2-7b-japanese": _LLAMA_2_7B | {"vocab_size": 43176},
@@ -122,8 +124,9 @@ TOKENS = {
     "refinedweb-2021-2022": "100B", "slimpajama": "600B", "pile": "300B", "pile_of_law": "60B", "c4": "150B",
     "general": "600B", "quality": "200B", "questions": "10B", "new": "10B", "web": "600B", "japanese": "100B",
     "english": "600B", "domain": "5B", "repositories": "10B", "short": "100B",
+    "airoboros": "50M",
 }  # fmt: skip
-_SELECTED = re.compile(r"-([0-9]+B)\.selection\.json$")
+_SELECTED = re.compile(r"-([0-9]+[KMB])\.selection\.json$")
 
 
 def assumed(config: RunConfig) -> dict[str, str]:
@@ -176,6 +179,8 @@ RECIPES = (
     Recipe("moe/mixtral_8x7b.yaml", cards={8: "H200-141GB"}),
     Recipe("moe/qwen3_30b_a3b.yaml", cards={8: "H200-141GB"}),
     Recipe("long_context/llama3_8b.yaml"),
+    Recipe("medical_instruct/llama3_8b.yaml", {512: ("parallel.tensor=8", "parallel.pipeline=2")}),
+    Recipe("medical_instruct/llama3_8b_instruct.yaml", {512: ("parallel.tensor=8",)}),
 )
 WORLDS = (8, 64, 512)
 

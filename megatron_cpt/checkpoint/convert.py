@@ -35,7 +35,7 @@ from megatron_cpt.checkpoint.dcp import (
     write_streamed,
 )
 from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
-from megatron_cpt.checkpoint.hf_folder import copy_files, open_hf_tensors, refuse_altered, tokenizer_files
+from megatron_cpt.checkpoint.hf_folder import copy_files, copy_history, open_hf_tensors, refuse_altered, tokenizer_files
 from megatron_cpt.checkpoint.hf_weights import (
     SHARD_BYTES,
     Weight,
@@ -139,7 +139,9 @@ def write_checkpoint(
     refuse_without_room(output, sum(prod(place.size) for place in places.values()) * dtype.itemsize)
     with whole_folder(output) as folder:
         make_folder(folder, hf_folder, parent_dtypes(hf_folder))
-        if averaged is not None:
+        if averaged is None:
+            copy_history(hf_folder, folder / "hf")
+        else:  # a mean of models has no history of one
             write_json(folder / "hf" / _AVERAGE, averaged)
         write_streamed(folder / "shards", places, values, dtype, read)
         leave_hashes(folder, rank=0)

@@ -31,7 +31,7 @@ from megatron.core.models.common.language_module.language_module import Language
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, write_dtypes
-from megatron_cpt.checkpoint.hf_folder import copy_history, copy_tokenizer_files
+from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
 from megatron_cpt.checkpoint.load import (
     CHECKPOINT_ERRORS,
     before,
@@ -214,7 +214,6 @@ def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None
     (checkpoint / "hf").mkdir()
     shutil.copyfile(hf_folder / "config.json", checkpoint / "hf" / "config.json")
     copy_tokenizer_files(hf_folder, checkpoint / "hf")
-    copy_history(hf_folder, checkpoint / "hf")
     write_dtypes(checkpoint / "hf", dtypes)
 
 

@@ -178,6 +178,8 @@ def test_a_step_back_towards_the_base(one_rank: Ranks, workshop: Workshop, tmp_p
     for name, value in mean.items():
         torch.testing.assert_close(value, 0.75 * trained[name] + 0.25 * base[name], rtol=0, atol=1e-7)
     AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    # Its history is that of neither.
+    assert (checkpoint / "hf/lineage.json").exists() and not [*tmp_path.glob("[me]*/**/lineage.json")]
     card = (tmp_path / "exported/README.md").read_text()
     assert "Weighted mean of models" in card and "| run/step-00000004 | 3 |" in card and "| hf | 1 |" in card
     assert str(tmp_path) not in card

@@ -18,6 +18,7 @@ _COUNTS = (
     "bytes",
     "rejected",
     "filtered",
+    "cut",
     "duplicates",
     "near_duplicates",
     "contaminated",

@@ -12,6 +12,7 @@ from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import expand_paths
 from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
 from megatron_cpt.preparation.dry_run import DryRun, dry_run
+from megatron_cpt.preparation.encode_documents import TextCounts
 from megatron_cpt.preparation.inputs import not_read_line
 from megatron_cpt.preparation.job import (
     PrepareSettings,
@@ -23,7 +24,7 @@ from megatron_cpt.preparation.job import (
 )
 from megatron_cpt.preparation.pool import PATIENCE_SECONDS
 from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
-from megatron_cpt.preparation.process_piece import TextCounts
+from megatron_cpt.preparation.text_filters import FILTERS
 from megatron_cpt.tasks.task_files import evaluation_sets
 
 _MOST_PERCENT = 100
@@ -80,6 +81,8 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
         where=args.where,
         document_per_line=args.document_per_line,
         train_on=(args.train_on or "responses") if args.chat else None,
+        filters=list(dict.fromkeys(args.filter)) or None,
+        min_length=args.min_length,
         max_length=args.max_length,
         truncate=args.truncate,
         eod=args.eod,
@@ -139,6 +142,15 @@ def parser() -> argparse.ArgumentParser:
         help="only documents whose fields meet it: \"language == 'en' and metadata.score > 3\"; those without a field "
         "are rejected, unless it says `score is None or ...`",
     )
+    top.add_argument(
+        "--filter",
+        action="extend",
+        nargs="+",
+        choices=[*FILTERS],
+        default=[],
+        metavar="NAME",
+        help=f"leave out English texts by the rules of papers, as datatrove has them: {', '.join(FILTERS)}",
+    )
     top.add_argument("--document-per-line", action="store_true", help="a line of .txt is a document, not the file")
     top.add_argument(
         "--chat",
@@ -151,8 +163,16 @@ def parser() -> argparse.ArgumentParser:
         choices=["responses", "all"],
         help="what of conversations counts in the loss (default responses: what the assistant says)",
     )
-    top.add_argument("--max-length", type=positive, metavar="TOKENS", help="longer conversations are rejected")
-    top.add_argument("--truncate", action="store_true", help="or cut behind the last answer with which they fit")
+    top.add_argument("--min-length", type=positive, metavar="TOKENS", help="shorter documents are left out")
+    top.add_argument(
+        "--max-length",
+        type=positive,
+        metavar="TOKENS",
+        help="longer texts are cut into parts, at a paragraph if they can be; longer conversations are rejected",
+    )
+    top.add_argument(
+        "--truncate", action="store_true", help="or, with --chat, cut behind the last answer with which they fit"
+    )
     top.add_argument("--eod", metavar="TOKEN", help="token that closes each document (default: eos_token)")
     top.add_argument(
         "--bos", choices=["auto", "always", "never"], default=defaults.bos, help="auto: as the tokenizer does"
@@ -265,8 +285,11 @@ def summary(prepared: Prepared, output: Path) -> str:
         lines.append(not_read_line(prepared.training.not_read))
     if prepared.training.rejected:
         lines.append(f"rejected {prepared.training.rejected:,} documents, see {rejected_path(output)}")
-    if prepared.training.filtered:
-        lines.append(f"left out {prepared.training.filtered:,} documents that do not meet --where")
+    lines += [
+        f"left out {count:,} documents by {reason}" for reason, count in (prepared.training.filtered_by or {}).items()
+    ]
+    if prepared.training.cut:
+        lines.append(f"cut {prepared.training.cut:,} documents into parts, to fit --max-length")
     if prepared.training.truncated:
         lines.append(f"cut {prepared.training.truncated:,} conversations behind an answer, to fit --max-length")
     if prepared.training.duplicates:
@@ -324,8 +347,10 @@ def _shown(found: DryRun, settings: PrepareSettings) -> str:
     lines += _not_said(
         counts.unknown / counts.tokens if counts.tokens else None, counts.lost / counts.bytes if counts.bytes else None
     )
-    if settings.where is not None:
-        lines.append(f"left out {found.filtered:,} documents that do not meet --where")
+    if settings.chooses:
+        lines += [f"left out {count:,} documents by {reason}" for reason, count in sorted(found.filtered.items())]
+    if counts.cut:
+        lines.append(f"cut {counts.cut:,} documents into parts, to fit --max-length")
     if found.rejected:
         lines.append(f"rejected {len(found.rejected):,} documents:")
         lines += [f"  {path}, line {line.line:,}: {line.reason}" for path, line in found.rejected[:_SHOWN_REJECTED]]

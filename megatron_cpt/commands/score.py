@@ -5,15 +5,17 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_cpt.commands.parsers import command_parser, positive
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.selection import SelectedDataset
+from megatron_cpt.quality.fasttext_kenlm import fasttext_method, kenlm_method
 from megatron_cpt.quality.learned import Sides, classifier_method, importance_method
 from megatron_cpt.quality.ngram import ngram_method
 from megatron_cpt.quality.score import Method, Scored, open_datasets, open_references, score, score_by_field
 
-_METHODS = ("ngram", "classifier", "importance", "model", "field")
+_METHODS = ("ngram", "classifier", "importance", "model", "fasttext", "kenlm", "field")
 
 
 def main(arguments: list[str]) -> int:
@@ -52,6 +54,10 @@ def _method(args: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Me
     if args.by == "importance":
         references = open_references("--reference", args.reference, manifest)
         return importance_method(datasets, references, args.buckets, text_key, args.workers)
+    if args.by == "fasttext":
+        return fasttext_method(manifest, args.model_file, args.label)
+    if args.by == "kenlm":
+        return kenlm_method(manifest, args.model_file)
     if importlib.util.find_spec("sklearn") is None:
         rule = "needs scikit-learn, which is not installed."
         raise BadInput(Fault("--by classifier", rule, "pip install 'megatron-cpt[quality]'."))
@@ -93,6 +99,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--text-key", help="key of the text in files (default: text, or as prepared)")
     top.add_argument("--order", type=int, default=3, metavar="N", help="ngram: tokens of the longest (default 3)")
     top.add_argument("--buckets", type=positive, default=10_000, help="importance: hashed n-grams (default 10,000)")
+    top.add_argument(
+        "--model-file",
+        type=Path,
+        metavar="FILE",
+        help="fasttext: .bin or .ftz; kenlm: ARPA or binary; trusted ones alone",
+    )
+    top.add_argument("--label", metavar="LABEL", help="fasttext: whose probability is the score, such as __label__en")
     top.add_argument("--checkpoint", metavar="CHECKPOINT_OR_HF", help="model: RUN/checkpoints/step-..., or HF folder")
     top.add_argument("--micro-batch-size", type=positive, default=8, metavar="N", help="model: windows at a time")
     top.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="model: of its weights")

@@ -243,7 +243,11 @@ class Manifest:
     rejected: int | None = None
     """Documents of those files that were left out, listed with reasons in PREFIX.rejected.jsonl."""
     filtered: int | None = None
-    """Documents of those files that do not meet `--where`; None: there was no such condition."""
+    """Documents of those files left out by `--where`, `--filter` or `--min-length`; None: none of these was given."""
+    filtered_by: dict[str, int] | None = None
+    """The same by the reason."""
+    cut: int | None = None
+    """Documents that are in parts, to fit `--max-length`; of all that were read. None: none was to be cut."""
     held_out: bool | None = None
     """Whether these are the documents that were held out of the dataset named without `.validation`."""
     joined: list[str] | None = None

@@ -201,6 +201,7 @@ def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
         largest_id=writer.largest_id,
         data_sha256=writer.data_sha256,
         index_sha256=writer.index_sha256,
+        cut=sum(manifest.cut or 0 for manifest in manifests) or None,
         tool_version=tool_version(),
         joined=[part for manifest in manifests for part in (manifest.joined or [manifest.data_sha256])],
     )

@@ -50,9 +50,12 @@ def tokenizer_of(manifest: Manifest, folder: str | None = None) -> Tokenizer | N
             rule = "is not the tokenizer that the dataset was made with."
             raise BadInput(Fault(f"--tokenizer {folder}", rule, f"It was {manifest.tokenizer_folder}."))
         return tokenizer
-    if manifest.tokenizer_folder is None or not Path(manifest.tokenizer_folder, "tokenizer.json").is_file():
+    if manifest.tokenizer_folder is None or not Path(manifest.tokenizer_folder).exists():
         return None
-    tokenizer = Tokenizer.load(manifest.tokenizer_folder)
+    try:
+        tokenizer = Tokenizer.load(manifest.tokenizer_folder)
+    except BadInput:  # something else is there now
+        return None
     return tokenizer if tokenizer.identity == manifest.tokenizer else None
 
 

@@ -1,6 +1,7 @@
 """Which documents are exact copies or near duplicates of one that stays, with bounded memory.
 
-Exact copies: every run has a table of its documents sorted by content hash (sorted_runs.py), read range by range.
+Exact copies: every run has a table of its documents sorted by content hash (sorted_runs.py), read range by range. The
+parts of a document that was cut have its hash. Those of its first copy stay, one of each number.
 
 Near duplicates:
 1. Range by range of band keys, one stretch of every run's table is read (text_signatures.py). Documents with an equal
@@ -172,7 +173,9 @@ def _ranges(
             part = np.empty(end - begin, _BAND)
             positions = one.band_positions()[begin:end]
             part["key"] = keys[begin:end]
-            part["rank"] = run.records()["holdout_key"][positions]
+            records = run.records()
+            # Parts of a document share its key, and are told apart by their ranks.
+            part["rank"] = records["holdout_key"][positions] + records["part"][positions].astype(np.uint64)
             part["document"] = positions.astype(np.int64) + firsts[owner]
             parts.append(part[~drop_mask.left_out_at(owner, positions)])
         bands = np.concatenate(parts)
@@ -352,6 +355,8 @@ def _copies_between(runs: Sequence[SortedRun], low: int, high: int) -> Iterator[
     hashes = entries["content_hash"][order]
     repeats = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
     firsts = order[np.searchsorted(hashes, hashes[repeats])]
+    stays = _first_of_parts(hashes, entries["part"][order])[repeats] & (entries["part"][firsts] > 0)
+    repeats, firsts = repeats[~stays], firsts[~stays]
     for again, first in zip(order[repeats], firsts, strict=True):
         yield Copy(
             int(entries["content_hash"][again]),
@@ -360,3 +365,13 @@ def _copies_between(runs: Sequence[SortedRun], low: int, high: int) -> Iterator[
             int(owners[first]),
             int(entries["position"][first]),
         )
+
+
+def _first_of_parts(hashes: npt.NDArray[np.uint64], parts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether documents, sorted by hash, are the first of their hash and number of part, above 0: bool[documents]."""
+    numbered = np.flatnonzero(parts)
+    order = numbered[np.lexsort((parts[numbered], hashes[numbered]))]
+    again = (hashes[order][1:] == hashes[order][:-1]) & (parts[order][1:] == parts[order][:-1])
+    first = np.zeros(len(parts), np.bool_)
+    first[order] = np.concatenate([np.ones(min(1, len(order)), np.bool_), ~again])
+    return first

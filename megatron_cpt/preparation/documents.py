@@ -59,6 +59,8 @@ class Document:
     """Hash and UTF-8 bytes of its text, where they are known; the text is empty then unless it is needed."""
     conversation: Conversation | None = None
     """What is said in it by whom (--chat); the text is what is said."""
+    part: int = 0
+    """Its number, from 1, among the parts of a document that was cut; 0: it is whole."""
 
     @property
     def content(self) -> bytes:
@@ -81,6 +83,10 @@ class Rejected:
 @dataclass(frozen=True, slots=True)
 class Blank:
     """A line of blanks alone: no document, and nothing that is wrong."""
+
+
+OUTSIDE = "--where"
+"""Why a document is left out, as a reason that is counted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.preparation.contamination import EvaluationSet
-from megatron_cpt.preparation.documents import Blank, Document, Filtered, Line, Rejected, read_inputs
+from megatron_cpt.preparation.documents import OUTSIDE, Blank, Filtered, Line, Rejected, read_inputs
+from megatron_cpt.preparation.encode_documents import EncodedBatch, TextCounts
 from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.job import Job, PrepareSettings
 from megatron_cpt.preparation.prepare import described_job, document_encoder
-from megatron_cpt.preparation.process_piece import TextCounts, batches
-from megatron_cpt.preparation.sorted_runs import TokenizedDocuments
+from megatron_cpt.preparation.process_piece import batches
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 _EXAMPLES = 3
@@ -47,8 +47,8 @@ class DryRun:
     """BOS and EOD counted."""
     bytes: int
     """UTF-8 bytes of their texts."""
-    filtered: int
-    """Documents that do not meet --where."""
+    filtered: Counter[str]
+    """Documents that are not wanted, by the reason."""
     rejected: list[tuple[str, Rejected]]
     """File, and line of the file with the reason."""
     counts: TextCounts
@@ -75,19 +75,21 @@ def dry_run(
     kinds: Counter[type[Line]] = Counter()
     rejected: list[tuple[str, Rejected]] = []
     examples: list[Example] = []
+    filtered: Counter[str] = Counter()
     parts: list[npt.NDArray[np.int64]] = []
     counts = TextCounts()
     for file, lines in groupby(_first_lines(job, reader, limit, kinds), key=itemgetter(0)):
         path = job.sources[file].path
         unreadable: list[Rejected] = []
         for batch in batches((line for _, line in lines), unreadable):
-            tokenized, unusable, of_batch = encoder.frame(file, batch)
-            unreadable += unusable
-            counts += of_batch
-            records = tokenized.records
+            encoded = encoder.frame(file, batch)
+            unreadable += encoded.rejected
+            filtered += encoded.left_out
+            counts += encoded.counts
+            records = encoded.tokenized.records
             parts.append(np.array([len(records), records["tokens"].sum(), records["bytes"].sum()], np.int64))
             if len(examples) < _EXAMPLES:
-                examples += _examples(path, batch, unusable, tokenized)
+                examples += _examples(path, encoded)
         rejected += ((path, line) for line in sorted(unreadable, key=lambda line: line.line))
     documents, tokens, size = np.sum(parts, axis=0).tolist() if parts else (0, 0, 0)
     return DryRun(
@@ -95,7 +97,7 @@ def dry_run(
         documents=documents,
         tokens=tokens,
         bytes=size,
-        filtered=kinds[Filtered],
+        filtered=filtered + Counter({OUTSIDE: kinds[Filtered]}),
         rejected=rejected,
         counts=counts,
         examples=examples[:_EXAMPLES],
@@ -116,11 +118,8 @@ def _first_lines(job: Job, reader: TokenReader, limit: int, kinds: "Counter[type
             return
 
 
-def _examples(
-    path: str, batch: Sequence[Document], unusable: Sequence[Rejected], tokenized: TokenizedDocuments
-) -> Iterator[Example]:
-    rejected = {line.line for line in unusable}
-    taken = [document for document in batch if document.line not in rejected]
-    ids = np.split(tokenized.tokens, np.cumsum(tokenized.records["tokens"])[:-1])
-    for document, its_ids in islice(zip(taken, ids, strict=False), _EXAMPLES):
+def _examples(path: str, encoded: EncodedBatch) -> Iterator[Example]:
+    ids = np.split(encoded.tokenized.tokens, np.cumsum(encoded.tokenized.records["tokens"])[:-1])
+    # Of no documents there is still one empty split.
+    for document, its_ids in islice(zip(encoded.documents, ids, strict=False), _EXAMPLES):
         yield Example(path, document.line, document.text, its_ids)

@@ -59,6 +59,9 @@ class TokenReader:
         ends = piece.base + np.cumsum(dataset.sequence_lengths[piece.start : piece.end], dtype=np.int64)
         described = _hashes(prefix, manifest)
         hashes = None if described is None else described[piece.start : piece.end].tolist()
+        parts = [0] * (piece.end - piece.start)
+        if manifest is not None and manifest.cut and described is not None:
+            parts = part_numbers(described["content_hash"], piece.start, piece.end)
         for number, (start, end) in enumerate(pairwise([piece.base, *ends.tolist()])):
             ids = np.array(dataset.tokens[start:end], np.int32)
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.vocabulary_size:
@@ -66,7 +69,9 @@ class TokenReader:
             ids = self.without_ends(ids, manifest)
             text = self.tokenizer.decode_all(ids) if hashes is None or self.with_text else ""
             hashed = None if hashes is None else hashes[number]
-            yield Document(text, number + 1, piece.start + number, tokens=ids, hashed=hashed)
+            # Parts are of the place of their first: they stay together.
+            place = piece.start + number - max(parts[number] - 1, 0)
+            yield Document(text, number + 1, place, tokens=ids, hashed=hashed, part=parts[number])
 
     def without_ends(self, ids: npt.NDArray[np.int32], manifest: Manifest | None) -> npt.NDArray[np.int32]:
         """The ids of a document without the BOS and EOD that its manifest names, or else those of the call."""
@@ -75,6 +80,24 @@ class TokenReader:
         if eod is not None and len(ids) and ids[-1] == eod:
             ids = ids[:-1]
         return ids[1:] if bos is not None and len(ids) and ids[0] == bos else ids
+
+
+def part_numbers(hashes: npt.NDArray[np.uint64], first: int, end: int) -> list[int]:
+    """The number of each document from `first` to `end` - 1 among its neighbours of the same hash, from 1; 0: it has
+    none. `hashes` are those of all documents.
+
+    >>> part_numbers(np.array([5, 7, 7, 7, 9, 9], np.uint64), 2, 5)
+    [2, 3, 1]
+    """
+    begin = first
+    while 0 < begin < len(hashes) and hashes[begin - 1] == hashes[begin]:
+        begin -= 1
+    near = np.array(hashes[begin : end + 1])
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(near)), np.bool_), near[1:] != near[:-1]]))
+    lengths = np.diff(starts, append=len(near))
+    numbers = np.arange(len(near)) - np.repeat(starts, lengths) + 1
+    numbers[np.repeat(lengths, lengths) == 1] = 0
+    return numbers[first - begin : end - begin].tolist()
 
 
 def faults_of_pairs(inputs: Sequence[Input], reader: TokenReader, holds_out: bool) -> list[Fault]:

@@ -51,8 +51,15 @@ class PrepareSettings:
     documents are texts."""
     chat_template: str | None = None
     """Hash of the template that conversations are written by (chat_template.py); None for texts."""
+    filters: list[str] | None = None
+    """Rules by which texts are left out (text_filters.py), in their order. None: by none."""
+    filter_libraries: str | None = None
+    """What decides by these rules, with versions, which `prepare` fills in."""
+    min_length: int | None = None
+    """Tokens, BOS and EOD counted, that a document has at least; shorter ones are left out. None: any number."""
     max_length: int | None = None
-    """Tokens that a conversation has at most; longer ones are rejected. None: any number."""
+    """Tokens, BOS and EOD counted, that a document has at most; longer texts are cut into parts
+    (encode_documents.py), longer conversations are rejected. None: any number."""
     truncate: bool = False
     """Whether longer ones are cut behind the last answer with which they fit."""
     eod: str | None = None
@@ -102,6 +109,16 @@ class PrepareSettings:
         """Where text and id stand, and what documents must meet. BadInput: `where` is no condition."""
         where = None if self.where is None else parse_condition(self.where)
         return Keys(self.text_key, self.id_key, where, self.train_on is not None)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether documents may be left out that are not wanted, with nothing wrong in them."""
+        return self.where is not None or self.filters is not None or self.min_length is not None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether texts may be cut into parts."""
+        return self.max_length is not None and self.train_on is None
 
     @property
     def drops_copies(self) -> bool:

@@ -34,6 +34,7 @@ from megatron_cpt.corpus.manifest import (
 )
 from megatron_cpt.preparation.contamination import NGRAM_WORDS, Contamination, SetOverlap, contamination_path
 from megatron_cpt.preparation.dedup import DropMask, Reason, copies, known_copies, near_duplicates
+from megatron_cpt.preparation.encode_documents import TextCounts
 from megatron_cpt.preparation.job import (
     Job,
     contaminated_path,
@@ -45,7 +46,7 @@ from megatron_cpt.preparation.job import (
     rejected_path,
     validation_prefix,
 )
-from megatron_cpt.preparation.process_piece import Finished, TextCounts
+from megatron_cpt.preparation.process_piece import Finished
 from megatron_cpt.preparation.sorted_runs import SortedRun, TokenizedDocuments, below, bound_of_share, bound_of_tokens
 from megatron_cpt.preparation.text_signatures import FoundRun
 from megatron_cpt.runs.folder import durable_file, file_sha256, refuse_without_room, write_checked_json
@@ -75,10 +76,11 @@ class SourceLocator:
         return place | {"id": name} if name else place
 
     def of_document(self, run: int, position: int) -> dict[str, Any]:
-        """The same of a document of a run."""
+        """The same of a document of a run, and its number where it is a part of what stood there."""
         record = self._runs[run].records()[position]
         name = self._runs[run].id_of(position) if record["id_bytes"] else ""
-        return self.of_line(run, int(record["line"]), name)
+        place = self.of_line(run, int(record["line"]), name)
+        return place | {"part": int(record["part"])} if record["part"] else place
 
 
 def _list_rejected(job: Job, pieces: Sequence[Finished], places: SourceLocator) -> int:
@@ -316,7 +318,7 @@ def join(job: Job, pieces: Sequence[Finished]) -> Joined:
     rejected = _list_rejected(job, pieces, places)
     with DropMask(job.path("left_out"), runs) as drop_mask:
         counts = sum((piece.counts for piece in pieces), TextCounts())
-        filtered = None if job.settings.where is None else sum(piece.filtered for piece in pieces)
+        filtered = sum((Counter(piece.filtered) for piece in pieces), Counter()) if job.settings.chooses else None
         left_out = replace(
             _drop(job, runs, found, places, drop_mask), rejected=rejected, filtered=filtered, counts=counts
         )
@@ -342,7 +344,8 @@ class _LeftOut:
     contaminated: int | None
     near_duplicates: int | None
     rejected: int = 0
-    filtered: int | None = None
+    filtered: Counter[str] | None = None
+    """By the reason."""
     counts: TextCounts = TextCounts()  # noqa: RUF009
 
     @property
@@ -353,7 +356,7 @@ class _LeftOut:
             "near duplicates": self.near_duplicates,
             "with words of an evaluation": self.contaminated,
             "rejected": self.rejected,
-            "outside of --where": self.filtered,
+            "not wanted": None if self.filtered is None else self.filtered.total(),
         }
         found = [f"{count:,} {name}" for name, count in kinds.items() if count]
         return f": {', '.join(found)}" if found else ""
@@ -487,8 +490,9 @@ def _bytes_to_write(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask) ->
 
 def _refuse_empty(job: Job, training: _Part, held_out: _Part | None, left_out: _LeftOut) -> None:
     if left_out.filtered and not training.writer.documents and not (held_out and held_out.writer.documents):
-        rule = f"leaves no document: {left_out.filtered:,} do not meet it."
-        raise BadInput(Fault(f"--where {job.settings.where}", rule, "Look at the fields of some, and mend it."))
+        counted = ", ".join(f"{reason} {count:,}" for reason, count in left_out.filtered.most_common())
+        remedy = "Look at some documents with --limit, and ask for less."
+        raise BadInput(Fault(str(job.output), f"would get no document. Left out: {counted}.", remedy))
     for part in filter(None, (held_out, training)):
         if part.writer.documents == 0:
             settings = job.settings
@@ -546,7 +550,9 @@ def _declared(job: Job, part: _Part, left_out: _LeftOut) -> Manifest:
         sources=job.sources,
         not_read=job.not_read,
         rejected=left_out.rejected,
-        filtered=left_out.filtered,
+        filtered=None if left_out.filtered is None else left_out.filtered.total(),
+        filtered_by=None if left_out.filtered is None else dict(sorted(left_out.filtered.items())),
+        cut=left_out.counts.cut if job.settings.cuts or left_out.counts.cut else None,
         duplicates=left_out.duplicates,
         near_duplicates=left_out.near_duplicates,
         contaminated=left_out.contaminated,

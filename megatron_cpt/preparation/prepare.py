@@ -40,6 +40,7 @@ from megatron_cpt.preparation.contamination import (
     read_contamination,
 )
 from megatron_cpt.preparation.documents import Document, Keys, read_piece
+from megatron_cpt.preparation.encode_documents import DocumentEncoder, solid_bytes
 from megatron_cpt.preparation.hashed_words import hashed_words
 from megatron_cpt.preparation.indexed_input import TokenReader, faults_of_pairs
 from megatron_cpt.preparation.inputs import (
@@ -74,13 +75,12 @@ from megatron_cpt.preparation.job import (
 from megatron_cpt.preparation.join import join
 from megatron_cpt.preparation.pool import PATIENCE_SECONDS, Progress, Workers
 from megatron_cpt.preparation.process_piece import (
-    DocumentEncoder,
     Finished,
     completed_pieces,
     pending_pieces,
-    solid_bytes,
     tokenize_piece,
 )
+from megatron_cpt.preparation.text_filters import TextFilters, filter_libraries
 from megatron_cpt.preparation.text_signatures import TextChecks, refuse_without_rensa
 from megatron_cpt.runs.folder import sweep
 from megatron_cpt.tokenizer.gigatoken import Encoder, encoder_for
@@ -261,6 +261,8 @@ def described_job(
     refuse(_settings_faults(settings))
     if not output.name:
         raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
+    if settings.filters is not None:
+        settings = replace(settings, filter_libraries=filter_libraries())
     if settings.dedup_against is not None:
         settings = replace(settings, dedup_against=_with_hashes([*settings.dedup_against], output))
     found = find_inputs(inputs, settings.document_per_line, settings.text_key)
@@ -302,6 +304,8 @@ def _meaningless_faults(settings: PrepareSettings) -> list[Fault]:
         "--where": settings.where is not None,
         "--id-key": settings.id_key is not None,
         "--split-sentences": settings.split_sentences,
+        "--max-length": settings.max_length is not None,
+        "--filter": settings.filters is not None,
     }
     rule = "needs text and fields, and one of the inputs is a dataset of tokens."
     return [Fault(name, rule, "Leave it out, or give the files of text.") for name, there in given.items() if there]
@@ -311,23 +315,19 @@ def _chat_faults(settings: PrepareSettings) -> list[Fault]:
     """What is asked of conversations that are none, and of texts that are conversations."""
     default = PrepareSettings()
     if settings.train_on is None:
-        return [
-            Fault(f"{flag} without --chat", "is of conversations.", f"Give --chat, or leave {flag} out.")
-            for flag, given in (("--max-length", settings.max_length is not None), ("--truncate", settings.truncate))
-            if given
-        ]
+        remedy = "Give --chat, or leave --truncate out."
+        return [Fault("--truncate without --chat", "is of conversations.", remedy)] if settings.truncate else []
     faults = [
         Fault(f"--chat and {flag}", rule, f"Leave {flag} out.")
         for flag, given, rule in (
             ("--text-key", settings.text_key != default.text_key, "contradict: a conversation's keys are known."),
             ("--bos", settings.bos != default.bos, "contradict: the chat template writes BOS, or none."),
             ("--split-sentences", settings.split_sentences, "contradict: the chat template writes one sequence."),
+            ("--filter", settings.filters is not None, "contradict: the filters are for texts of the web."),
             ("--document-per-line", settings.document_per_line, "contradict: conversations are JSON lines."),
         )
         if given
     ]
-    if settings.max_length is not None and settings.max_length < 1:
-        faults.append(Fault(f"--max-length {settings.max_length}", "must be 1 or more.", "4096 is usual."))
     if settings.truncate and settings.max_length is None:
         faults.append(Fault("--truncate", "needs a length.", "Give --max-length TOKENS."))
     return faults
@@ -355,7 +355,7 @@ def _with_hashes(prefixes: Sequence[str], output: Path) -> dict[str, str]:
 
 
 def _settings_faults(settings: PrepareSettings) -> list[Fault]:
-    faults = _chat_faults(settings)
+    faults = [*_chat_faults(settings), *_length_faults(settings)]
     try:
         _ = settings.keys
     except BadInput as no_condition:
@@ -369,6 +369,23 @@ def _settings_faults(settings: PrepareSettings) -> list[Fault]:
     if settings.keep_duplicates:
         rule = "contradict each other: exact copies are near duplicates."
         faults.append(Fault("--keep-duplicates and --dedup minhash", rule, "Give one of them."))
+    return faults
+
+
+_SHORTEST_PART = 16
+"""Tokens that a part of a text may be limited to: any character goes in."""
+
+
+def _length_faults(settings: PrepareSettings) -> list[Fault]:
+    faults = []
+    least = _SHORTEST_PART if settings.cuts else 1
+    if settings.min_length is not None and settings.min_length < 1:
+        faults.append(Fault(f"--min-length {settings.min_length}", "must be 1 or more.", "64 is usual."))
+    if settings.max_length is not None and settings.max_length < least:
+        faults.append(Fault(f"--max-length {settings.max_length}", f"must be {least} or more.", "4096 is usual."))
+    if settings.cuts and settings.split_sentences:
+        rule = "contradict: a document of sentences is not cut."
+        faults.append(Fault("--max-length and --split-sentences", rule, "Give one of them."))
     return faults
 
 
@@ -534,6 +551,9 @@ def document_encoder(job: Job, tokenizer: Tokenizer, encode: Encoder) -> Documen
         split=_splitter(job),
         solid_bytes=solid_bytes(tokenizer),
         conversations=_conversation_encoder(job, tokenizer),
+        filters=TextFilters(settings.filters) if settings.filters else None,
+        min_length=settings.min_length,
+        max_length=settings.max_length,
     )
 
 

@@ -122,6 +122,7 @@ RECORD = np.dtype(
         ("holdout_key", "<u8"),
         ("place", "<i8"),
         ("line", "<i8"),
+        ("part", "<i8"),
         ("bytes", "<i8"),
         ("tokens", "<i8"),
         ("sentences", "<i8"),
@@ -133,8 +134,9 @@ RECORD = np.dtype(
         ("first_span", "<i8"),
     ]
 )
-"""Of each document: its keys; the byte (or row) of the input at which it begins, and its line from 1 within the
-piece; its UTF-8 bytes, tokens, sentences, bytes of its id and spans, and where these four begin in the run."""
+"""Of each document: its keys; the byte (or row) of the input at which it begins, its line from 1 within the piece, and
+its number from 1 where it is part of a document that was cut, else 0; its UTF-8 bytes, tokens, sentences, bytes of its
+id and spans, and where these four begin in the run."""
 _LAID_OUT = (
     ("first_token", "tokens"),
     ("first_sentence", "sentences"),
@@ -142,8 +144,8 @@ _LAID_OUT = (
     ("first_span", "spans"),
 )
 """Where that of which a document has many begins, and how many these are."""
-_BY_HASH = np.dtype([("content_hash", "<u8"), ("place", "<i8"), ("position", "<i8")])
-"""Of each document, sorted by hash and place: its position among the records."""
+_BY_HASH = np.dtype([("content_hash", "<u8"), ("place", "<i8"), ("part", "<i8"), ("position", "<i8")])
+"""Of each document, sorted by hash, place and part: its position among the records."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,10 @@ def _rearranged(values: npt.NDArray[Any], lengths: npt.NDArray[Any], order: npt.
 
 
 def shuffle_keys(seed: int, file: int, places: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """The keys by which documents at places of an input file are sorted: uint64[n]; distinct within a file."""
+    """The keys by which documents at places of an input file are sorted: uint64[n]; distinct within a file.
+
+    Parts of a document are of one place: they stay together, in their order.
+    """
     start = np.array([seed % (1 << 64)], np.uint64)
     stream = mixed(mixed(start) + np.uint64(file + 1))
     return mixed(mixed(places.astype(np.uint64) + stream))
@@ -220,9 +225,10 @@ def write_run(path: Path, documents: TokenizedDocuments, tokens: TokenBuffer) ->
     for first, count in _LAID_OUT:
         records[first] = np.cumsum(records[count]) - records[count]
     by_hash = np.zeros(len(records), _BY_HASH)
-    by_hash["content_hash"], by_hash["place"] = records["content_hash"], records["place"]
+    for name in ("content_hash", "place", "part"):
+        by_hash[name] = records[name]
     by_hash["position"] = np.arange(len(records))
-    by_hash = by_hash[np.lexsort((by_hash["place"], by_hash["content_hash"]))]
+    by_hash = by_hash[np.lexsort((by_hash["part"], by_hash["place"], by_hash["content_hash"]))]
     checksum = 0
     with renamed_file(path) as file:
         stretches = tokens.in_order(documents.records["tokens"], order)

@@ -274,7 +274,6 @@ def test_another_template_is_another_dataset(folder: Path, tmp_path: Path, texts
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["--max-length", "9"], "--max-length without --chat"),
         (["--truncate"], "--truncate without --chat"),
         (["--train-on", "all"], "--train-on: is of conversations"),
         (["--chat", "--truncate"], "--truncate: needs a length"),

@@ -34,7 +34,7 @@ def test_the_first_documents_are_shown_as_they_would_be_taken_and_nothing_is_wri
     assert everything(tmp_path) == before
     told = capsys.readouterr().out
     assert "dry run: 14 documents were read, nothing is written" in told
-    assert "left out 1 documents that do not meet --where" in told and "rejected 2 documents:" in told
+    assert "left out 1 documents by --where" in told and "rejected 2 documents:" in told
     assert f"{first}, line 6: broken JSON" in told
     assert f"{first}, line 7: no score, which --where asks for" in told
     assert f"--- {first}, line 2: {len(texts[1]):,} characters" in told and texts[1][:50] in told

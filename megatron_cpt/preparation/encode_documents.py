@@ -55,6 +55,8 @@ class TextCounts:
     """Conversations that were cut behind an answer."""
     cut: int = 0
     """Documents that are in parts."""
+    parts: int = 0
+    """Their parts."""
 
     def __add__(self, other: "TextCounts") -> "TextCounts":
         return TextCounts(*(own + its for own, its in zip(astuple(self), astuple(other), strict=True)))
@@ -114,7 +116,6 @@ class DocumentEncoder:
     """Tokens, BOS and EOD counted, that a document has at least. None: any number."""
     max_length: int | None = None
     """Tokens, BOS and EOD counted, that a text has at most; longer ones are cut. None: any number."""
-
     filters: TextFilters | None = None
     """Leave texts out. None: none is given."""
 
@@ -122,11 +123,7 @@ class DocumentEncoder:
         """What becomes of a batch of documents of an input file."""
         if self.conversations is not None:
             return self._frame_conversations(self.conversations, file, batch)
-        left_out: Counter[str] = Counter()
-        if self.filters is not None:
-            reasons_to_leave = [self.filters.reason(document.text) for document in batch]
-            left_out.update(reason for reason in reasons_to_leave if reason is not None)
-            batch = [one for one, reason in zip(batch, reasons_to_leave, strict=True) if reason is None]
+        batch, left_out = self._filtered(batch)
         encoded, sentences = self._encoded(batch)
         long_enough = encoded.lengths + self._ends >= (self.min_length or 0)
         long_enough |= encoded.lengths == 0  # which is a reason to reject it
@@ -192,6 +189,14 @@ class DocumentEncoder:
         whole = replace(no_documents(), records=records, tokens=encoded.tokens, ids=ids_of_all, spans=spans)
         return EncodedBatch(documents, whole, rejected, short, counts)
 
+    def _filtered(self, batch: Sequence[Document]) -> tuple[Sequence[Document], Counter[str]]:
+        """The documents that the filters keep, and the others by the reason."""
+        if self.filters is None:
+            return batch, Counter()
+        reasons = [self.filters.reason(document.text) for document in batch]
+        kept = [document for document, reason in zip(batch, reasons, strict=True) if reason is None]
+        return kept, Counter(reason for reason in reasons if reason is not None)
+
     def _cut(
         self, batch: Sequence[Document], encoded: Encoded, rejected: list[Rejected]
     ) -> tuple[list[Document], Encoded]:
@@ -241,13 +246,14 @@ class DocumentEncoder:
             sampled_tokens=int(encoded.lengths[sampled].sum()),
             sampled_words=sum(len(documents[n].text.split()) for n in sampled.tolist()),
             cut=sum(document.part == 1 for document in documents),
+            parts=sum(document.part > 0 for document in documents),
         )
 
     def _encoded(self, batch: Sequence[Document]) -> tuple[Encoded, list[list[int]]]:
         """The ids of each document and, where they are split, the tokens of its sentences that give any."""
         if _tokenized(batch):
             return Encoded.joined([document.tokens for document in batch if document.tokens is not None]), []
-        if self.split is None:
+        if self.split is None or not batch:
             return self.encode([document.text for document in batch]), []
         parts = [self.split(document.text) for document in batch]
         encoded = self.encode([sentence for sentences in parts for sentence in sentences])

@@ -91,7 +91,8 @@ def _list_rejected(job: Job, pieces: Sequence[Finished], places: SourceLocator) 
         for line in piece.rejected
     )
     rejected = _write_list(rejected_path(job.output), entries)
-    read = sum(piece.documents + len(piece.rejected) for piece in pieces)
+    in_parts = sum(piece.counts.parts - piece.counts.cut for piece in pieces)
+    read = sum(piece.documents + len(piece.rejected) for piece in pieces) - in_parts
     if rejected > job.settings.max_rejected * read:
         reasons = Counter(line.reason.partition(":")[0] for piece in pieces for line in piece.rejected)
         reason, count = reasons.most_common(1)[0]

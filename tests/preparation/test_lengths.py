@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import documents_column, load_manifest
+from megatron_cpt.corpus.manifest import documents_column, load_manifest, read_score
 from megatron_cpt.preparation.conversations import Unusable
 from megatron_cpt.preparation.encode_documents import parts_of
 from megatron_cpt.preparation.indexed_input import part_numbers
@@ -74,7 +74,7 @@ def test_parts_are_what_their_texts_are_as_documents(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
 ) -> None:
     tokenizer = Tokenizer.load(tokenizer_folder)
-    documents = [{"text": text, "id": f"d{number}"} for number, text in enumerate(texts[:25])]
+    documents = [{"text": text, "id": f"d{number}", "quality": number / 2} for number, text in enumerate(texts[:25])]
     corpus = tmp_path / "a.jsonl"
     corpus.write_text("".join(json.dumps(one) + "\n" for one in documents))
     parts: list[str] = []
@@ -94,6 +94,8 @@ def test_parts_are_what_their_texts_are_as_documents(
     assert done.cut == len({one for one in ids if ids.count(one) > 1})
     assert done.bytes == sum(len(one["text"].encode()) for one in documents)
     assert [json.loads(line) for line in (tmp_path / "cut.ids.jsonl").read_text().splitlines()] == ids
+    assert main(["score", f"{tmp_path}/cut", "--by", "field", "--field", "quality"]) == 0
+    assert read_score(tmp_path / "cut", "field", done).tolist() == [int(one[1:]) / 2 for one in ids]
     # All parts have the hash of the whole, which is that of the same document where it is not cut.
     prepare([str(corpus)], tokenizer_folder, tmp_path / "whole", PrepareSettings(order="as_read"))
     of_whole = documents_column(tmp_path / "whole", load_manifest(tmp_path / "whole"))["content_hash"]

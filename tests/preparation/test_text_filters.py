@@ -50,6 +50,9 @@ def test_what_the_library_keeps_stays(
     reason = TextFilters([*FILTERS]).reason(BRACKETS)
     assert reason == "--filter gopher-quality: gopher_short_doc"
     capsys.readouterr()
+    sentences = ["--split-sentences", "--filter", "gopher-quality", "--limit", "99"]
+    short = write_jsonl("short.jsonl", ["One. Two.", "Three."])
+    assert main(["prepare", str(short), *words, *sentences, "--output", f"{tmp_path}/b"]) == 0
     looking = ["--filter", *FILTERS, "--output", f"{tmp_path}/b", "--limit", "99"]
     assert main(["prepare", str(corpus), *words, *looking]) == 0
     assert "documents by --filter gopher-quality: gopher_short_doc" in capsys.readouterr().out

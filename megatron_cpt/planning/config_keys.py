@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.units import parse_number
+from megatron_cpt.config.units import LARGEST_COUNT, parse_number
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
@@ -126,10 +126,21 @@ class ConfigTranslation:
             number = None if value is None else parse_number(value)
         except ValueError:
             number = float("nan")
-        if number is not None and not isfinite(number):
-            self.faults.append(Fault(self.text(key), "is no number.", "Write one."))
+        if number is not None and not (isfinite(number) and abs(number) <= LARGEST_COUNT):
+            self.faults.append(Fault(self.text(key), "is no number that a run could have.", "Write one."))
             return None
         return number
+
+    def numbers(self, key: str) -> list[float]:
+        """Its value as numbers, from a list or a text with commas; none where it has none, or a fault was noted."""
+        value = self.value(key)
+        parts = value.split(",") if isinstance(value, str) else [] if value is None else value
+        try:
+            found = [parse_number(part) for part in parts]
+        except (TypeError, ValueError):
+            self.faults.append(Fault(self.text(key), "are no numbers.", "Write a list of them."))
+            return []
+        return found
 
     def whole(self, key: str) -> int | None:
         """Its value as a whole number; None where there is none."""

@@ -117,6 +117,9 @@ class _Translation:
         for flag in ("--seq-length", "--micro-batch-size", "--lr"):
             if self.value(flag) is None:
                 yield Fault(flag, "was not given, and Megatron-LM needs it too.", "Add it.")
+        for flag in ("--seq-length", "--micro-batch-size", "--global-batch-size", "--train-iters", "--train-samples"):
+            if self.has(flag) and self.value(flag) < 1:
+                yield Fault(self.given[flag].text, "is no size of a run.", "Write 1 or more.")
         if not self.has("--train-iters") and not self.has("--train-samples"):
             yield Fault("--train-iters, --train-samples", "neither was given.", "Add one of them.")
         if self.value("--global-batch-size") is None and self.options.ranks is None:
@@ -274,11 +277,16 @@ class _Translation:
 
     def _split(self) -> None:
         split = self.value("--split") or _SPLIT
-        shares = [share for share in split.replace(",", " ").split() if share.strip()]
-        if len(shares) == 1 or all(float(share) == 0 for share in shares[1:]):
+        try:
+            shares = [float(share) for share in split.replace(",", " ").split()]
+        except ValueError:
+            shares = []
+        if not sum(shares) > 0:
+            raise BadInput(Fault(f"--split {split}", "holds no shares.", "Write them as Megatron-LM does: 99,1,0."))
+        if len(shares) == 1 or not any(shares[1:]):
             self.equal("--split", "the whole of every dataset is for training")
             return
-        first = float(shares[0]) / sum(map(float, shares))
+        first = shares[0] / sum(shares)
         words = (
             f"Megatron-LM trains on the first {first:.2%} of the documents of each dataset; here a source is read "
             f"whole. Validation sets are datasets of their own: {HOLD_OUT}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.errors import Fault, refuse
+from megatron_cpt.config.units import LARGEST_COUNT
 from megatron_cpt.planning.config_file import ConfigFile
 from megatron_cpt.planning.config_keys import ConfigTranslation, key_of
 from megatron_cpt.planning.import_arguments import import_arguments
@@ -102,11 +103,12 @@ class _ArgumentsOfConfig(ConfigTranslation):
             words: tuple[str, ...] = ()
         else:
             words = tuple(map(_word, value if isinstance(value, list) else [value]))
-        try:
-            for word in words:
-                typed(argument, word)
-        except ValueError:
-            self.faults.append(Fault(self.text(name), "is not of the type that it has in Megatron-LM.", "Mend it."))
+        if not words and argument.values != "-":
+            self.note(name, "equal", "nothing is set")
+            return
+        if not _fits(argument, words):
+            self.faults.append(Fault(self.text(name), f"is not what {argument.flag} of Megatron-LM takes.", "Mend it."))
+            return
         self.give(argument.flag, words, name)
 
     def give(self, flag: str, words: Sequence[str], name: str) -> None:
@@ -154,7 +156,7 @@ class _ArgumentsOfConfig(ConfigTranslation):
             if self.has(name):
                 self.give("--data-path", _blend_words(self.value(name)), name)
         split = self.value("dataset.blend_per_split")
-        if isinstance(split, list):
+        if isinstance(split, list) and split and split[0]:
             self.give("--train-data-path", _blend_words(split[0]), "dataset.blend_per_split")
             if len(split) > 1 and split[1]:
                 flag, words = "--valid-data-path", tuple(_blend_words(split[1]))
@@ -194,8 +196,8 @@ class _ArgumentsOfConfig(ConfigTranslation):
         elif kind is not None and "distributed" in str(kind):
             self.give("--use-distributed-optimizer", (), "model.optim.name")
         self.equal("model.optim.name", words="AdamW with a state in fp32")
-        betas = self.value("model.optim.betas")
-        if isinstance(betas, list) and len(betas) == 2:
+        betas = self.numbers("model.optim.betas")
+        if len(betas) == 2:
             self.give("--adam-beta1", [_word(betas[0])], "model.optim.betas")
             self.given["--adam-beta2"] = Given(
                 "--adam-beta2", (_word(betas[1]),), by_flag()["--adam-beta2"], f"model.optim.betas[1]: {betas[1]}"
@@ -237,6 +239,17 @@ def _by_dest() -> Mapping[str, Argument]:
     return {argument.dest: argument for argument in reversed(table())}
 
 
+def _fits(argument: Argument, words: Sequence[str]) -> bool:
+    """Whether an argument takes so many words, and of this type."""
+    if argument.values.isdigit() and len(words) != int(argument.values):
+        return False
+    try:
+        values = [typed(argument, word) for word in words]
+    except ValueError:
+        return False
+    return all(isinstance(value, str) or abs(value) <= LARGEST_COUNT for value in values)
+
+
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -247,7 +260,7 @@ def _blend_words(blend: Any) -> list[str]:
         return blend.split()
     if isinstance(blend, list) and blend and isinstance(blend[0], list):
         prefixes, weights = blend[0], blend[1] if len(blend) > 1 else None
-        pairs = zip(weights, prefixes, strict=False) if weights else ((prefix,) for prefix in prefixes)
+        pairs = zip(weights, prefixes, strict=False) if isinstance(weights, list) and weights else zip(prefixes)
         return [_word(word) for pair in pairs for word in pair]
     return [_word(word) for word in blend] if isinstance(blend, list) else []
 

@@ -303,10 +303,13 @@ class _OlmoCoreTranslation(ConfigTranslation):
                 self.take(f"{_OPTIM}.{key}", f"training.{place}", self.whole(f"{_OPTIM}.{key}"))
         if kind and "adamw" not in kind:
             self.refuse(named, "Only AdamW is there. Choose schedule.peak_lr for it")
-        betas = self.value(f"{_OPTIM}.betas") or [0.9, 0.999]
-        for beta, place in zip(betas, ("beta1", "beta2"), strict=False):
-            self.write(f"optimizer.{place}", beta)
-        self.note(f"{_OPTIM}.betas", "taken", f"optimizer.beta1, optimizer.beta2: {betas[0]:g}, {betas[-1]:g}")
+        betas = self.numbers(f"{_OPTIM}.betas")
+        if len(betas) == 2:
+            for beta, place in zip(betas, ("beta1", "beta2"), strict=True):
+                self.write(f"optimizer.{place}", beta)
+            self.note(f"{_OPTIM}.betas", "taken", f"optimizer.beta1, optimizer.beta2: {betas[0]:g}, {betas[1]:g}")
+        else:
+            self.faults.append(Fault(self.text(f"{_OPTIM}.betas"), "are not two numbers.", "Write two."))
         for key, place in (("eps", "epsilon"), ("weight_decay", "weight_decay")):
             self.take(f"{_OPTIM}.{key}", f"optimizer.{place}", self.number(f"{_OPTIM}.{key}"))
         self._no_weight_decay()

@@ -174,7 +174,7 @@ class _TrainerTranslation(ConfigTranslation):
 
     def _weights(self) -> tuple[list[float] | None, str]:
         """Weights of the sources, None where they are read in proportion to their sizes; and a remark."""
-        mix, probabilities = str(self.value("mix_strategy") or "concat"), self.value("interleave_probs")
+        mix = str(self.value("mix_strategy") or "concat")
         if mix == "concat":
             self.equal("mix_strategy", words="sources are read in proportion to their sizes")
             if self.replay and not self.by_epochs:
@@ -184,8 +184,8 @@ class _TrainerTranslation(ConfigTranslation):
                     self.faults.append(Fault("--replay", rule, _assume(self.datasets)))
                 return [float(count or 1) for count in counts], "weights are their tokens"
             return None, ""
-        parts = probabilities.split(",") if isinstance(probabilities, str) else probabilities
-        weights = [float(part) for part in parts] if parts else [1.0] * len(self.datasets)
+        parts = self.numbers("interleave_probs")
+        weights = parts or [1.0] * len(self.datasets)
         if len(weights) != len(self.datasets):
             self.faults.append(Fault(self.text("interleave_probs"), "is not one number for each dataset.", "Mend it."))
             weights = [1.0] * len(self.datasets)

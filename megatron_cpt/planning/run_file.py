@@ -17,7 +17,7 @@ from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.json_schema import meaning_of
 from megatron_cpt.config.load import load_config
-from megatron_cpt.config.units import parse_count, short_count
+from megatron_cpt.config.units import LARGEST_COUNT, parse_count, short_count
 from megatron_cpt.corpus.stream import prefix_of
 
 _COMMENT_COLUMN = 58
@@ -96,7 +96,7 @@ def _yaml(value: Any) -> str:
 def count_text(count: int) -> int | str:
     """A count as users write it, `5B`, where that is the same number; else the number."""
     short = short_count(count, zeros=False)
-    return short if count >= 1000 and parse_count(short) == count else count
+    return short if 1000 <= count <= LARGEST_COUNT and parse_count(short) == count else count
 
 
 def rounded(count: float) -> int:

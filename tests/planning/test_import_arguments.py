@@ -268,6 +268,12 @@ def test_what_is_refused_says_why_and_what_to_do(llama: str, words: str, flag: s
     assert result == "refused" and said in told
 
 
+@pytest.mark.parametrize("words", ["--global-batch-size 0", "--train-iters 0", "--seq-length -1", "--split a,b"])
+def test_sizes_and_shares_that_are_none_are_faults(llama: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        imported(f"{SHORT} {words}", llama)
+
+
 def test_the_wsd_that_is_not_there_is_nowhere_farther_than_said() -> None:
     shares = [number / 10_000 for number in range(10_001)]
     assert max(abs((1 - share) - (2 * 0.5**share - 1)) for share in shares) == pytest.approx(0.0861, abs=1e-4)

@@ -345,7 +345,7 @@ def test_epochs_of_olmo_core_need_the_tokens_of_its_datasets() -> None:
         ("llama-factory", [], {"model": "nowhere"}, "--model nowhere: there is no config.json in it"),
         ("hf-trainer", ["block_size=null"], {}, "block_size"),
         ("olmo-core", ["data_loader.global_batch_size=100"], {}, "not whole sequences of 64"),
-        ("megatron-bridge", ["train.train_iters=many"], {}, "is not of the type"),
+        ("megatron-bridge", ["train.train_iters=many"], {}, "is not what --train-iters of Megatron-LM takes"),
         ("nemo", ["model.optim.lr=null"], {}, "--lr: was not given"),
         ("axolotl", ["nothing"], {}, "is no change of a configuration"),
     ],
@@ -359,6 +359,20 @@ def test_a_model_of_the_hub_is_written_with_the_command_that_fetches_it() -> Non
     config, found = by("llama-factory", "model_name_or_path=Qwen/Qwen3-4B-Base")
     assert config.model.hf == "Qwen/Qwen3-4B-Base"
     assert "hf download Qwen/Qwen3-4B-Base --local-dir Qwen3-4B-Base" in result_of(found, "model_name_or_path")[1]
+
+
+@pytest.mark.parametrize("value", ["x", -1, [[1], 2], 10**30], ids=str)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_whatever_a_value_is_it_is_taken_or_told(program: str, value: Any) -> None:
+    """A value that a key cannot have is a fault, here or of the run.yaml; never a traceback."""
+    path = Path("config.yaml")
+    path.write_text(TEXTS[program])
+    for key in read_config_file(path).values:
+        change = f"{key}={json.dumps(value)}"
+        try:
+            by(program, change)
+        except BadInput as error:
+            assert error.faults, change
 
 
 def test_deepspeed_is_read_for_its_stage() -> None:

@@ -1,7 +1,7 @@
 """From a configuration of OLMo-core (config.json of a run or a checkpoint, or its YAML) to a run.yaml.
 
 OLMo-core counts batches in tokens, decays every weight that no group leaves out, and names the ends of schedules as
-shares of the peak. Its datasets are arrays of token ids without documents: they are prepared again.
+shares of the peak. Its arrays of token ids are not read: documents are prepared again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -122,11 +122,12 @@ class _OlmoCoreTranslation(ConfigTranslation):
         words = f"data.sources: {', '.join(self.names)}; its arrays of ids are not read, first {command}"
         if self.weights is not None:
             words += "; shares of tokens, as there"
-        keys = (_SOURCES, "dataset.mix", "dataset.paths", "dataset")
-        for key in keys:
-            if self.has(key):
-                self.note(key, "taken", words)
-                break
+        keys = (_SOURCES, "dataset.mix", "dataset.paths")
+        named = next(filter(self.has, keys), None)
+        if named is not None:
+            self.note(named, "taken", words)
+        elif self.has("dataset"):
+            self.refuse("dataset", f"Lists of instance sources are not read. In the file there is {words}")
         self.equal(*keys, words="another key names the text")
         kind = str(self.values.get("dataset._CLASS_") or "")
         packed = "Packed" in kind

@@ -326,6 +326,12 @@ def test_schedules_of_olmo_core(changes: list[str], kind: str, final: float) -> 
     assert "train_module.scheduler.type" in refused(found)
 
 
+def test_lists_of_instance_sources_are_told_of() -> None:
+    config, found = by("olmo-core", "dataset=[{sources: [{paths: [a]}]}]")
+    assert list(config.data.sources) == ["text"]
+    assert "not read" in result_of(found, "dataset")[1] and "dataset" in refused(found)
+
+
 def test_epochs_of_olmo_core_need_the_tokens_of_its_datasets() -> None:
     changes = ["trainer.max_duration={value: 2, unit: epochs}"]
     with pytest.raises(BadInput, match="--assume math=1B web=1B"):

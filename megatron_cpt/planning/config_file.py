@@ -172,7 +172,9 @@ _TRAINER = {
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Values by dotted keys. An empty mapping is a value."""
+    """Values by dotted keys. An empty mapping is a value, and so is a name that is not called, such as a dtype."""
+    if isinstance(value, dict) and value.keys() == {"_target_", "_call_"} and value["_call_"] is False:
+        value = value["_target_"]
     if not isinstance(value, dict) or not value:
         yield key, value
         return

@@ -28,6 +28,7 @@ _STYLES = {
     "WarmupPolicyScheduler": "constant",
 }
 """NeMo's schedules that Megatron-LM has too."""
+_DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def import_nemo(config: ConfigFile, options: ImportOptions, later: Sequence[Give
     found = import_arguments(list(translation.given.values()), settled, compare_defaults=False)
     told = {outcome.text for outcome in found.outcomes}
     others = [outcome for outcome in translation.outcomes if outcome.text not in told]
-    return imported(found.entries, [*found.outcomes, *others]), ranks
+    return imported([*found.entries, *translation.entries], [*found.outcomes, *others]), ranks
 
 
 class _ArgumentsOfConfig(ConfigTranslation):
@@ -251,7 +252,8 @@ def _fits(argument: Argument, words: Sequence[str]) -> bool:
 
 
 def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as it is typed; a dtype of torch by Megatron-LM's name."""
+    return str(value).lower() if isinstance(value, bool) else _DTYPES.get(str(value), str(value))
 
 
 def _blend_words(blend: Any) -> list[str]:

@@ -140,6 +140,7 @@ optimizer:
   weight_decay: 0.1
   adam_beta2: 0.95
   use_distributed_optimizer: true
+  exp_avg_dtype: {_target_: torch.float32, _call_: false}
 scheduler:
   lr_decay_style: cosine
   lr_decay_iters: 500
@@ -154,7 +155,7 @@ dataset:
   - [0.7, 0.3]
   split: 99,1,0
   eod_mask_loss: false
-validation: {eval_iters: 32, eval_interval: 100}
+validation: {eval_iters: 32, eval_interval: 100, eval_micro_batch_size: 2}
 ddp: {overlap_grad_reduce: true, grad_reduce_in_fp32: true, average_in_collective: true}
 checkpoint: {save: results/ckpt, save_interval: 100, pretrained_checkpoint: ckpts/llama, async_save: true}
 logger: {log_interval: 10, tensorboard_dir: results/tb}

@@ -253,7 +253,11 @@ def test_megatron_bridge() -> None:
     assert (config.model.dropout, config.run.seed, config.run.folder) == (0.0, 5, "results/ckpt-cpt")
     assert config.schedule.warmup == Duration(50 * 32 * 64)
     assert refused(found) == {"dataset.split", "validation.eval_iters", "checkpoint.pretrained_checkpoint"}
+    assert config.validation.micro_batch_size == 2
+    assert result_of(found, "optimizer.exp_avg_dtype")[0] == "equal"
     assert result_of(found, "dataset.seq_length")[0] == result_of(found, "train.train_samples")[0] == "equal"
+    _, found = by("megatron-bridge", "optimizer.exp_avg_dtype={_target_: torch.bfloat16, _call_: false}")
+    assert "optimizer.exp_avg_dtype" in refused(found)
     _, found = by("megatron-bridge", "model.hidden_size=32", "ddp.grad_reduce_in_fp32=false", "train.some_key=3")
     assert refused(found) >= {"model.hidden_size", "ddp.grad_reduce_in_fp32", "train.some_key"}
 

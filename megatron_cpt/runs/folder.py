@@ -218,7 +218,17 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 _NO_TEXT = "surrogates not allowed"
 """Of what Python and orjson say where a text is none, such as a file name of other bytes than UTF-8."""
-_IN_EXTRAS = {"rensa": "quality", "sklearn": "quality", "lm_eval": "eval", "wandb": "watch", "gigatoken": "fast"}
+_IN_EXTRAS = {
+    "rensa": "quality",
+    "sklearn": "quality",
+    "lm_eval": "eval",
+    "wandb": "watch",
+    "gigatoken": "fast",
+    "datatrove": "filters",
+    "spacy": "filters",
+    "fasttext": "models",
+    "kenlm": "models",
+}
 """Optional libraries by the extra of this package that installs them."""
 
 

@@ -26,7 +26,7 @@ from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, word_
 from megatron_cpt.checkpoint.hf_folder import open_hf_tensors, refuse_altered
 from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, join_shards
 from megatron_cpt.checkpoint.load import has_per_layer_keys, read_table, verify_and_vet
-from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.errors import BadInput, Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.runs.checkpoint_state import hf_folder_of, is_complete
@@ -36,6 +36,8 @@ Method = Literal["linear", "task_arithmetic", "ties"]
 
 TIES_DENSITY = 0.2
 """What the paper keeps where there is no text to choose by."""
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,12 @@ class Averaging:
 
     def faults(self, models: int) -> Iterator[Fault]:
         """What is wrong with it for so many models."""
-        shown, finite = f"weights {list(self.weights)}", all(map(math.isfinite, self.weights))
+        shown = f"weights {list(self.weights)}"
         if self.method == "task_arithmetic":
-            if len(self.weights) != models or not finite:
-                yield Fault(shown, f"is no list of {models} numbers.", "Give one for each source.")
-        elif len(self.weights) != models or not finite or min(self.weights) < 0 or not sum(self.weights) > 0:
+            if len(self.weights) != models or not all(map(_fits, self.weights)):
+                rule = f"is no list of {models} numbers of float32, up to {_LARGEST:.3g}."
+                yield Fault(shown, rule, "Give one for each source.")
+        elif len(self.weights) != models or min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
             rule = f"is no list of {models} shares, not negative and not all 0."
             yield Fault(shown, rule, "Give one for each source.")
         if self.method == "linear":
@@ -75,8 +78,9 @@ class Averaging:
             yield Fault(f"density {self.density}", f"{self.method} trims nothing.", "Use it with --method ties.")
         if self.density is not None and not 0 < self.density <= 1:
             yield Fault(f"density {self.density}", "must be more than 0, and 1 at most.", "Give another part to keep.")
-        if self.scale is not None and not math.isfinite(self.scale):
-            yield Fault(f"scale {self.scale}", "must be a number.", "Give another factor.")
+        if self.scale is not None and not _fits(self.scale):
+            rule = f"must be a number of float32, up to {_LARGEST:.3g}."
+            yield Fault(f"scale {self.scale}", rule, "Give another factor.")
 
     def combine(self, models: Sequence[Tensor], base: Tensor | None = None) -> Tensor:
         """One tensor of the models, and of the base where there is one, made one. All are float32 of one size."""
@@ -87,7 +91,10 @@ class Averaging:
         if self.method == "task_arithmetic":
             return base.add(weighted_sum([model - base for model in models], self.weights), alpha=scale)
         density = TIES_DENSITY if self.density is None else self.density
-        return base.add(ties([trim(model - base, density) for model in models], self.weights), alpha=scale)
+        # Of any size, as those of a mean are: divided by a power of two, which rounds none, so that float32 has them.
+        _, exponent = math.frexp(max(self.weights))
+        shares = [math.ldexp(weight, -exponent) for weight in self.weights]
+        return base.add(ties([trim(model - base, density) for model in models], shares), alpha=scale)
 
     def described(self, sources: Sequence[Path]) -> dict[str, Any]:
         """What was made of which models, for the model card."""
@@ -99,6 +106,11 @@ class Averaging:
             "weights": list(self.weights),
             "scale": 1.0 if self.scale is None and self.method != "linear" else self.scale,
         } | given
+
+
+def _fits(number: float) -> bool:
+    """Whether float32 has it, rounded."""
+    return abs(number) <= _LARGEST
 
 
 def linear(models: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -158,6 +170,7 @@ def average(sources: Sequence[Path], how: Averaging, output: Path) -> str:
     Raises:
         BadInput: the models are not of one shape, the settings fit no such models, or there is something at `output`.
         IntegrityFault: a source is not what was written.
+        NumericsFault: a weight of the model would not be finite. Nothing is left at `output`.
     """
     refuse_existing(output)
     refuse([*how.faults(len(sources))])
@@ -178,6 +191,9 @@ def average(sources: Sequence[Path], how: Averaging, output: Path) -> str:
             }
             parameter = torch.empty(places[name].size, dtype=dtype)
             fill(parameter, *table[name], shape, _Computed(combined), rank=0, ranks=1)
+            if not parameter.isfinite().all():
+                rule = f"{name}: a weight of the result is not finite in {word_of(dtype)}, and nothing was written"
+                raise NumericsFault(f"{rule}: give smaller weights or scale, or sources that are finite")
             return parameter
 
         write_checkpoint(output, first, places, values, dtype, read, how.described(sources))

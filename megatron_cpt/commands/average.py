@@ -8,6 +8,7 @@ from megatron_cpt.checkpoint.average import TIES_DENSITY, Averaging, Method, ave
 from megatron_cpt.checkpoint.convert import newest_of_run
 from megatron_cpt.commands.average_curve import draw_curve
 from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="no model, but the losses of RUN's validation sets at shares 0, 0.1 to 1 of the first source in its mean "
         "with the second: curve.csv and curve.html",
     )
-    top.add_argument("--nproc", type=int, default=1, metavar="N", help="processes for --curve (default 1)")
+    top.add_argument("--nproc", type=int, metavar="N", help="processes for --curve (default: 1)")
     return top
 
 
@@ -64,7 +65,11 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     args.named, args.sources = args.sources, [newest_of_run(source) for source in args.sources]
     if args.curve is not None:
+        args.nproc = 1 if args.nproc is None else args.nproc
         return draw_curve(args, arguments)
+    if args.nproc is not None:
+        rule = "is of --curve: one process writes a model of several."
+        raise BadInput(Fault(f"--nproc {args.nproc}", rule, "Leave it out, or give --curve."))
     how = Averaging(
         weights=args.weights or [1.0] * len(args.sources),
         method=args.method,

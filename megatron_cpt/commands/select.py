@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--embeddings", metavar="NAME", help="for --diverse: PREFIX.NAME.npy beside each dataset, a row a document"
     )
     top.add_argument("--seed", type=int, default=1234, help="of random and gumbel, and of ties")
-    top.add_argument("--temperature", type=float, default=1.0, help="gumbel: draw by exp(score / temperature)")
+    top.add_argument("--temperature", type=float, help="gumbel: draw by exp(score / temperature) (default: 1)")
     top.add_argument("--output", required=True, metavar="NAME", help="writes NAME.selection.json and .npy")
     top.add_argument("--overwrite", action="store_true", help="replace another selection of this name")
     return top

@@ -49,7 +49,7 @@ class WorkerDied(Exception):
 
 
 class NumericsFault(Exception):
-    """A loss or a gradient is not finite."""
+    """A loss, a gradient or a weight is not finite."""
 
 
 class StorageFault(Exception):

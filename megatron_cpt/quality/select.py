@@ -150,7 +150,7 @@ def select(
     keep: Keep,
     by: str | None = None,
     seed: int = 1234,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     overwrite: bool = False,
     where: str | None = None,
     diverse: float | None = None,
@@ -160,12 +160,14 @@ def select(
 
     `where` is a condition on scores and on `tokens`, the length of a document: what does not meet it is not there to
     choose from. `how_many` may be empty then, for all that is left. `by` names the score PREFIX.BY.npy, or several that
-    are multiplied, as A*B; every `keep` but `random` needs one. `temperature` divides the score under `gumbel`.
-    `diverse` is the largest cosine similarity to a document taken before, by PREFIX.EMBEDDINGS.npy (`embeddings`).
+    are multiplied, as A*B; every `keep` but `random` needs one. `temperature` (1) divides the
+    score under `gumbel` alone. `diverse` is the largest cosine similarity to a document taken before, by
+    PREFIX.EMBEDDINGS.npy (`embeddings`).
     Raises BadInput where paths share documents, nothing or more than there is would be taken, scores are missing, stale
     or not numbers, embeddings are missing, or another selection has the name and may not be replaced (`overwrite`).
     """
     refuse([*_faults(how_many, keep, by, temperature, where), *_diverse_faults(diverse, embeddings)])
+    temperature = 1.0 if temperature is None else temperature
     parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
     refuse_overlap(parts)
     filtered = None
@@ -213,7 +215,7 @@ def select(
     return Chosen(written, len(lengths), int(lengths.sum()), examples)
 
 
-def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float, where: str | None) -> list[Fault]:
+def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float | None, where: str | None) -> list[Fault]:
     faults = []
     if len(how_many.given()) != 1 and (how_many.given() or where is None):
         names = ", ".join(f"--{name}" for name in how_many.given()) or "no budget"
@@ -227,7 +229,10 @@ def _faults(how_many: HowMany, keep: Keep, by: str | None, temperature: float, w
         faults.append(Fault(f"--keep {keep}", "has no threshold.", remedy))
     if how_many.threshold is not None and not math.isfinite(how_many.threshold):
         faults.append(Fault(f"--threshold {how_many.threshold}", "is not a finite number.", "Give a score."))
-    if not 0 < temperature < math.inf:
+    if temperature is not None and keep != "gumbel":
+        remedy = "Use --keep gumbel, or leave it out."
+        faults.append(Fault(f"--temperature {temperature}", f"{keep} draws by no temperature.", remedy))
+    if temperature is not None and not 0 < temperature < math.inf:
         rule = "must be above 0 and finite."
         faults.append(Fault(f"--temperature {temperature}", rule, "1 draws in proportion to exp(score)."))
     return faults

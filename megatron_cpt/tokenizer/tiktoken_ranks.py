@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,8 @@ _MEGATRON_CONTROL = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>"
 """The first of Megatron-LM's control tokens; the rest are numbered."""
 _MEGATRON_CONTROL_TOKENS = 1000
 _MEGATRON_VOCABULARY = 1 << 17
+_IDS = 1 << 31
+"""Ids are below: a dataset keeps them in int32."""
 _TEKKEN_CONTROL = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
     *("[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"),
@@ -148,9 +151,10 @@ def open_ranks(path: Path, parse_special: bool) -> Opened:
         return _open_tekken(path, parse_special)
     try:
         lines = (line.split() for line in content.splitlines() if line)
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+        listed = [(base64.b64decode(token, validate=True), int(rank)) for token, rank in lines]
     except ValueError as error:
         raise _broken(path, error) from error
+    ranks = _whole(path, listed)
     rest = path.with_name(f"{path.name}.json")
     found = _described_ranks(rest, ranks) if rest.is_file() else _published(content, len(ranks))
     if found is None:
@@ -166,6 +170,8 @@ _DESCRIPTION = (
     '"eos_token": TOKEN or null}, the first two as tiktoken.Encoding takes them; pat_str may name a published pattern: '
     + ", ".join(_PATTERNS)
 )
+_JSON_TYPES = {str: "a string", float: "a fraction", bool: "a truth value", list: "a list", dict: "an object"}
+_JSON_TYPES[type(None)] = "nothing"
 Description = tuple[str, dict[str, int], str | None, str | None]
 """Pattern, control tokens, BOS and EOS."""
 
@@ -190,18 +196,29 @@ def _described_ranks(path: Path, ranks: dict[bytes, int]) -> Description:
     pattern, control = content.get("pat_str"), content.get("special_tokens")
     ends = [content.get(name, False) for name in ("bos_token", "eos_token")]
     faults = []
-    if not isinstance(pattern, str) or not isinstance(control, dict) or False in ends or len(content) != 4:
+    named = all(token is None or isinstance(token, str) for token in ends)
+    if not isinstance(pattern, str) or not isinstance(control, dict) or not named or len(content) != 4:
         raise BadInput(Fault(str(path), "does not say what goes with the ranks.", f"Write {_DESCRIPTION}."))
     if re.fullmatch(r"\w+", pattern) and pattern not in _PATTERNS:
         rule = f"names the pattern {pattern}, which is not known."
         faults.append(Fault(str(path), rule, f"Name one of {', '.join(_PATTERNS)}, or write the pattern itself."))
-    taken = set(ranks.values())
+    taken: dict[int, str] = {}
+    texts = {rank: token for token, rank in ranks.items()}
     for token, number in control.items():
-        if type(number) is not int or number < 0 or number in taken:
-            rule = f"gives {token} the id {number}, which is none or a rank's."
+        wrong = ""
+        if type(number) is not int:
+            wrong = f"which is {_JSON_TYPES[type(number)]}, not a whole number"
+        elif not 0 <= number < _IDS:
+            wrong = f"which is not from 0 to {_IDS - 1:,}"
+        elif number in texts:
+            wrong = f"which is the rank of {texts[number]!r}"
+        elif number in taken:
+            wrong = f"which is also that of {taken[number]}: two control tokens one id"
+        else:
+            taken[number] = token
+        if wrong:
+            rule = f"gives {token} the id {orjson.dumps(number).decode()}, {wrong}."
             faults.append(Fault(str(path), rule, "Give each control token an id of its own."))
-    if len(set(control.values())) < len(control):
-        faults.append(Fault(str(path), "gives two control tokens one id.", "Give each an id of its own."))
     for token in ends:
         if token is not None and token not in control:
             faults.append(Fault(str(path), f"names {token}, which is none of its special_tokens.", "Add it there."))
@@ -223,7 +240,7 @@ def open_megatron_ranks(
     except (ValueError, KeyError, TypeError) as error:
         raise _broken(path, error) from error
     names = [*_MEGATRON_CONTROL, *(f"<SPECIAL_{n}>" for n in range(len(_MEGATRON_CONTROL), control_tokens))]
-    ranks = _behind(control_tokens, tokens[: vocabulary_size - control_tokens])
+    ranks = _behind(path, control_tokens, tokens[: vocabulary_size - control_tokens])
     control = {name: number for number, name in enumerate(names)}
     return _opened(
         path, ranks, _MEGATRON_PATTERNS[pattern], control, control["<s>"], control["</s>"], False, parse_special
@@ -241,6 +258,8 @@ def _open_tekken(path: Path, parse_special: bool) -> Opened:
         pattern, size, reserved = (
             config[name] for name in ("pattern", "default_vocab_size", "default_num_special_tokens")
         )
+        if not isinstance(pattern, str):
+            raise TypeError(f"the pattern is {pattern}")
         entries = content["vocab"][: size - reserved]
         tokens = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
         named = content.get("special_tokens") or [
@@ -257,12 +276,40 @@ def _open_tekken(path: Path, parse_special: bool) -> Opened:
         rule = f"does not have {size - reserved:,} ranks in order and {reserved:,} special tokens, as it says."
         raise BadInput(Fault(str(path), rule, "Copy it again."))
     bos, eos = control.get("<s>"), control.get("</s>")
-    return _opened(path, _behind(reserved, tokens), pattern, control, bos, eos, bos is not None, parse_special)
+    return _opened(path, _behind(path, reserved, tokens), pattern, control, bos, eos, bos is not None, parse_special)
 
 
-def _behind(control_tokens: int, tokens: Sequence[bytes]) -> dict[bytes, int]:
-    """Ids of tokens in the order of their ranks, behind those of control tokens."""
-    return {token: control_tokens + rank for rank, token in enumerate(tokens)}
+def _behind(path: Path, control_tokens: int, tokens: Sequence[bytes]) -> dict[bytes, int]:
+    """Ids of tokens in the order of their ranks, behind those of control tokens. Raises BadInput as _whole does."""
+    return _whole(path, [(token, control_tokens + rank) for rank, token in enumerate(tokens)])
+
+
+def _whole(path: Path, listed: Sequence[tuple[bytes, int]]) -> dict[bytes, int]:
+    """Ranks by token. Ranks may leave numbers out, as those of p50k_base do.
+
+    Raises BadInput where a byte has no rank, for the library ends at a text with it; where a token or a rank is there
+    twice; or where a rank is no id.
+    """
+    ranks = dict(listed)
+    wrong = [rank for rank in ranks.values() if not 0 <= rank < _IDS]
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    tokens, numbers = (Counter(column) for column in zip(*listed, strict=True)) if listed else (Counter(), Counter())
+    faults = []
+    if missing:
+        shown = ", ".join(f"0x{byte:02x}" for byte in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        rule = f"has no rank for {len(missing)} of the 256 bytes ({shown}): a text with one could not be encoded."
+        faults.append(Fault(str(path), rule, "Copy it again."))
+    for what, counted in (("token", tokens), ("rank", numbers)):
+        [(value, times)] = counted.most_common(1) or [(None, 1)]
+        if times > 1:
+            rule = (
+                f"has the {what} {value!r} {times} times: each stands for one {'rank' if what == 'token' else 'token'}."
+            )
+            faults.append(Fault(str(path), rule, "Copy it again."))
+    if wrong:
+        faults.append(Fault(str(path), f"has the rank {wrong[0]}, not from 0 to {_IDS - 1:,}.", "Copy it again."))
+    refuse(faults)
+    return ranks
 
 
 def _opened(

@@ -18,7 +18,7 @@ from megatron_cpt.checkpoint.average import Averaging, average, linear, ties, tr
 from megatron_cpt.checkpoint.convert import hf_from_checkpoint
 from megatron_cpt.checkpoint.hf_folder import SINGLE
 from megatron_cpt.commands.evaluate import main as evaluate
-from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.errors import BadInput, NumericsFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, write_llama, write_model
@@ -61,6 +61,12 @@ def test_ties_by_hand() -> None:
 
 def test_ties_keeps_a_fifth_of_each_tensor_unless_told_otherwise() -> None:
     assert made("ties", [1, 1]) == [5, 1, -4, 1, 1]
+
+
+def test_shares_of_any_size() -> None:
+    assert made("linear", [3e300, 1e300]) == pytest.approx(made("linear", [3, 1]))
+    for size in (1e-300, 1e300):
+        assert made("ties", [size, 3 * size], density=0.6) == pytest.approx([3.5, 4, -4, 2, 1])
 
 
 def test_trimming() -> None:
@@ -131,6 +137,15 @@ def test_ties_lies_between_the_differences_of_the_elected_sign(models: list[Tens
         ({"density": 0.5}, "density 0.5: linear trims nothing"),
         ({"density": 0.0, "method": "ties", "base": Path("base")}, "density 0.0: must be more than 0"),
         ({"scale": math.inf, "method": "ties", "base": Path("base")}, "scale inf: must be a number"),
+        (
+            {"scale": 1e39, "method": "task_arithmetic", "base": Path("base")},
+            "scale 1e+39: must be a number of float32",
+        ),
+        (
+            {"weights": [1, 1e300], "method": "task_arithmetic", "base": Path("base")},
+            "is no list of 2 numbers of float32",
+        ),
+        ({"weights": [1e308, 1e308]}, "is no list of 2 shares"),
     ],
 )
 def test_settings_that_make_no_model(settings: dict[str, Any], said: str) -> None:
@@ -241,6 +256,27 @@ def test_bfloat16_stays_bfloat16(one_rank: Ranks, tmp_path: Path) -> None:
     for sources, dtype in (([narrow, wide], "bfloat16"), ([wide, narrow], "float32")):
         output = tmp_path / dtype
         assert one_rank.call(averaged, sources=sources, settings={"weights": [1, 1]}, output=output) == [dtype]
+
+
+def overflow(sources: list[Path], settings: dict[str, Any], output: Path) -> str:
+    """Job: what a model with a weight that is not finite says."""
+    with pytest.raises(NumericsFault) as error:
+        averaged(sources, settings, output)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_not_finite_is_refused(one_rank: Ranks, tmp_path: Path, dtype: torch.dtype) -> None:
+    base = write_llama(tmp_path / "base", dtype)
+    model = write_changed(tmp_path / "model", base, 1)
+    word = str(dtype).removeprefix("torch.")
+    far = {name: 100 * value for name, value in all_tensors(model).items()}
+    save_file(far, model / SINGLE, metadata={"format": "pt"})
+    for change in ({"method": "task_arithmetic", "scale": 3e38, "weights": [64]}, {"method": "ties", "scale": 3.4e38}):
+        settings = {"weights": [1], "base": base} | change
+        [said] = one_rank.call(overflow, sources=[model], settings=settings, output=tmp_path / "out")
+        assert f"a weight of the result is not finite in {word}, and nothing was written" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "model"]
 
 
 def test_models_that_are_not_of_one_kind_are_refused(one_rank: Ranks, tmp_path: Path) -> None:

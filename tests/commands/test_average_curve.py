@@ -88,3 +88,10 @@ def test_a_curve_that_cannot_be_drawn(
     named = [run, workshop.hf][:sources]
     assert said in one_rank.call(refusal, words=words(named, run, tmp_path / "curve", *more))[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_are_of_a_curve_alone(tmp_path: Path) -> None:
+    """One process writes a model: more would be asked for in vain."""
+    said = refusal([str(tmp_path), str(tmp_path), "--nproc", "3", "--output", str(tmp_path / "mean")])
+    assert "--nproc 3: is of --curve" in said
+    assert not list(tmp_path.iterdir())

@@ -133,6 +133,7 @@ def test_the_array_holds_documents_starts_and_cumulative_tokens(tmp_path: Path) 
         ({"how_many": HowMany(threshold=-1.0), "keep": "lowest", "by": "ngram"}, "from 0 to 9.5"),
         ({"how_many": HowMany(tokens=50), "keep": "gumbel", "by": "ngram", "temperature": 0.0}, "above 0"),
         ({"how_many": HowMany(tokens=50), "keep": "gumbel", "by": "ngram", "temperature": math.inf}, "finite"),
+        ({"how_many": HowMany(tokens=50), "keep": "random", "temperature": 1.0}, "random draws by no temperature"),
         ({"how_many": HowMany(threshold=math.inf), "keep": "lowest", "by": "ngram"}, "not a finite number"),
         ({"how_many": HowMany(threshold=math.nan), "keep": "highest", "by": "ngram"}, "not a finite number"),
         ({"how_many": HowMany(share=math.nan), "keep": "random"}, "100%"),

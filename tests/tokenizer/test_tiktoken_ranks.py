@@ -112,13 +112,63 @@ def test_other_ranks_are_no_llama_3(tmp_path: Path) -> None:
         ({"pat_str": None}, "does not say what goes with the ranks"),
         ({"pat_str": "("}, "has a pattern that is none"),
         ({"pat_str": "cl100k"}, "names the pattern cl100k, which is not known.*cl100k_base"),
-        ({"special_tokens": {"<|endoftext|>": 5}}, "the id 5, which is none or a rank's"),
+        ({"special_tokens": {"<|endoftext|>": 5}}, r"the id 5, which is the rank of b'\\x05'"),
+        ({"special_tokens": {"<|endoftext|>": "300"}}, 'the id "300", which is a string, not a whole number'),
+        ({"special_tokens": {"<|endoftext|>": [300]}}, r"the id \[300\], which is a list"),
+        ({"special_tokens": {"<|endoftext|>": -1}}, "the id -1, which is not from 0 to 2,147,483,647"),
+        ({"special_tokens": {"<|endoftext|>": 1 << 40}}, "which is not from 0 to 2,147,483,647"),
         ({"special_tokens": {"<|endoftext|>": 300, "<|im_end|>": 300}}, "two control tokens one id"),
+        ({"eos_token": ["<|endoftext|>"]}, "does not say what goes with the ranks"),
         ({"eos_token": "</s>"}, "names </s>, which is none of its special_tokens"),
     ):
         beside.write_text(json.dumps(right | change))
         with pytest.raises(BadInput, match=message):
             Tokenizer.load(path)
+
+
+def line(token: bytes, rank: int) -> str:
+    return f"{base64.b64encode(token).decode()} {rank}"
+
+
+WHOLE = [line(token, rank) for rank, token in enumerate(BYTES)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([line for line in WHOLE if line != "QQ== 65"], r"no rank for 1 of the 256 bytes \(0x41\)"),
+        (WHOLE[:100], r"no rank for 156 of the 256 bytes \(0x64, .*0x6b, \.\.\.\)"),
+        ([*WHOLE, line(b"A", 300)], "has the token b'A' 2 times"),
+        ([*WHOLE, line(b"th", 65)], "has the rank 65 2 times"),
+        ([*WHOLE, line(b"th", -1)], "has the rank -1, not from 0 to"),
+        ([*WHOLE, line(b"th", 1 << 40)], "has the rank 1099511627776, not from 0 to"),
+    ],
+)
+def test_ranks_that_could_not_encode_every_text_are_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "holes.tiktoken"
+    path.write_text("\n".join(lines))
+    description = {"pat_str": "qwen2", "special_tokens": {"</s>": 500}, "bos_token": None, "eos_token": "</s>"}
+    path.with_name(f"{path.name}.json").write_text(json.dumps(description))
+    with pytest.raises(BadInput, match=message):
+        Tokenizer.load(path)
+
+
+def test_numbers_that_no_rank_has(tmp_path: Path) -> None:
+    """As in p50k_base, whose end of text lies among its ranks."""
+    path = tmp_path / "gaps.tiktoken"
+    path.write_text("\n".join([*WHOLE, line(b"th", 300), line(b"the", 302)]))
+    description = {"pat_str": "qwen2", "special_tokens": {"</s>": 301}, "bos_token": None, "eos_token": "</s>"}
+    path.with_name(f"{path.name}.json").write_text(json.dumps(description))
+    tokenizer = Tokenizer.load(path)
+    [ids] = tokenizer.encode_batch(["the th"])
+    assert ids.tolist() == [302, ord(" "), 300] and tokenizer.eod == 301
+
+
+def test_megatron_lms_ranks_without_a_byte(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.json"
+    path.write_text(json.dumps([entry for entry in tekken()["vocab"] if entry["rank"] != 65]))
+    with pytest.raises(BadInput, match=r"no rank for 1 of the 256 bytes \(0x41\)"):
+        Tokenizer.load(path)
 
 
 @pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
@@ -187,6 +237,13 @@ def tekken(control: int = 24, spare: int = 3, **more: object) -> dict[str, Any]:
     return {"config": config, "vocab": vocabulary} | more
 
 
+def with_token(rank: int, token: bytes) -> dict[str, Any]:
+    """A tekken.json with another token at a rank."""
+    content = tekken()
+    content["vocab"][rank]["token_bytes"] = base64.b64encode(token).decode()
+    return content
+
+
 def equal_to_mistral_common(path: Path) -> Tokenizer:
     """The tokenizer of a tekken.json, compared with mistral-common's."""
     theirs = pytest.importorskip("mistral_common.tokens.tokenizers.tekken").Tekkenizer.from_file(path)
@@ -228,6 +285,9 @@ def test_mistrals_published_tekken() -> None:
         ({"model": {}}, "is neither a tekken.json nor other ranks"),
         (tekken() | {"vocab": tekken()["vocab"][:100]}, "does not have 269 ranks in order"),
         (tekken() | {"vocab": tekken()["vocab"][::-1]}, "does not have 269 ranks in order"),
+        (with_token(65, b"AA"), r"no rank for 1 of the 256 bytes \(0x41\)"),
+        (with_token(260, b"th"), "has the token b'th' 2 times"),
+        (tekken() | {"config": tekken()["config"] | {"pattern": 5}}, "is neither a tekken.json nor other ranks"),
         (tekken(special_tokens=[{"rank": 1, "token_str": "<s>"}]), "and 24 special tokens, as it says"),
     ],
 )

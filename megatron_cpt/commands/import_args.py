@@ -94,6 +94,8 @@ def main(arguments: list[str]) -> int:
 
 def _import(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Imported, int | None, list[str], str]:
     """The run, its ranks where they are known, what could not be read, and the program it comes from."""
+    if args.nproc is not None and args.nproc < 1:
+        raise BadInput(Fault(f"--nproc {args.nproc}", "is less than 1.", "Give the ranks of the run."))
     options = ImportOptions(args.model, args.folder, args.replay, args.nproc, assumed_tokens(args.assume))
     path = config_path(args.source) if args.source is not None else None
     if path is not None or (args.program is not None and args.source is not None):

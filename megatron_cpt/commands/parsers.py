@@ -47,6 +47,10 @@ def assumed_tokens(words: Sequence[str]) -> dict[str, int]:
             faults.append(Fault(f"--assume {word}", f"{name} is given twice.", "Give it once."))
         try:
             found[name] = parse_count(text)
+            if not found[name]:
+                faults.append(
+                    Fault(f"--assume {word}", "is a dataset without tokens.", "Give its tokens, or leave it out.")
+                )
         except ValueError:
             faults.append(Fault(f"--assume {word}", "is not NAME=TOKENS.", "Write, for example, medicine=5B."))
     refuse(faults)

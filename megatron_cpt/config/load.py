@@ -117,13 +117,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: no such file, not text, not YAML, not a mapping, or a key given twice.
     """
     try:
-        settings = _parse(_text_of(path))
+        settings = parse_yaml(_text_of(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         fault = Fault(str(path), f"the configuration cannot be read: {reason}.", "Give the path of a YAML file.")
         raise BadInput(fault) from error
     except yaml.YAMLError as error:
-        raise BadInput(Fault(str(path), f"{_where(error)}.", "Mend that line.")) from error
+        raise BadInput(Fault(str(path), f"{yaml_reason(error)}.", "Mend that line.")) from error
     if not isinstance(settings, dict):
         found = "empty" if settings is None else f"a {type(settings).__name__}"
         rule = f"a configuration is a YAML mapping of sections; this one is {found}."
@@ -204,8 +204,8 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-def _parse(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError."""
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises yaml.YAMLError, also for a key given twice."""
     loader = _UniqueKeyLoader(text)
     try:
         return loader.get_single_data()
@@ -216,7 +216,7 @@ def _parse(text: str) -> Any:
         loader.dispose()
 
 
-def _where(error: yaml.YAMLError) -> str:
+def yaml_reason(error: yaml.YAMLError) -> str:
     """A YAML error in one line, with its place where it has one."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
@@ -236,12 +236,12 @@ def _override(settings: dict[str, Any], word: str) -> list[Fault]:
         rule = "a setting on the command line is `section.key=value`."
         return [Fault(word, rule, "Write it as, for example, `schedule.peak_lr=1e-4`.")]
     try:
-        value = _parse(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         return [
             Fault(
                 word,
-                f"the value cannot be read: {_where(error)}.",
+                f"the value cannot be read: {yaml_reason(error)}.",
                 "Put quotes around a text with special characters.",
             )
         ]

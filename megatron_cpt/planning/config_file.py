@@ -3,6 +3,7 @@
 YAML and JSON are read as plain values. A pickle such as training_args.bin is refused, and nothing in a file is run.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,24 @@ import orjson
 import yaml
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.load import parse_yaml, yaml_reason
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _INNER_FILES = ("run_config.yaml", "config.json")
 """Of a checkpoint of Megatron-Bridge, and of a run folder of OLMo-core."""
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_MAPPINGS = (
+    "accelerator_config",
+    "fsdp_config",
+    "deepspeed",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing_kwargs",
+    "lr_scheduler_kwargs",
+)
+"""Arguments of the Trainer that are a mapping, or JSON of one in a text (transformers' training_args.py)."""
+TRAINER_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
+"""Those that may also be the path of a JSON file."""
 _LARGEST = 16 << 20
 """Bytes of a configuration."""
 _MOST_VALUES = 100_000
@@ -112,6 +125,8 @@ def read_config_file(path: Path, changes: Sequence[str] = (), program: str | Non
             raise BadInput(Fault(change, rule, "Write KEY=VALUE, with a key of the file's program."))
         values = {name: value for name, value in values.items() if name != key and not name.startswith(f"{key}.")}
         values |= dict(_flat(_value(text, change), key))
+    if "hf_trainer" in PROGRAMS[found].tables:
+        values = dict(_with_mappings(values, path.parent))
     return ConfigFile(PROGRAMS[found], {key: _resolved(value, key, values) for key, value in values.items()})
 
 
@@ -121,9 +136,10 @@ def _load(path: Path) -> Mapping[str, Any]:
         if path.stat().st_size > _LARGEST:
             raise BadInput(Fault(str(path), "is too large for a configuration.", remedy))
         text = path.read_text(encoding="utf-8")
-        tree = orjson.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        tree = _json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        said = yaml_reason(error) if isinstance(error, yaml.YAMLError) else " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or said
         raise BadInput(Fault(str(path), f"cannot be read: {reason}.", remedy)) from error
     if not isinstance(tree, dict):
         raise BadInput(Fault(str(path), "holds no keys with values.", remedy))
@@ -132,9 +148,64 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 def _value(text: str, change: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise BadInput(Fault(change, "is no value of YAML.", "Quote it.")) from error
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, also for a key given twice."""
+    json.loads(text, object_pairs_hook=_unique)
+    return orjson.loads(text)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of an object's pairs. Raises ValueError for a key given twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key `{key}` is given twice")
+        found[key] = value
+    return found
+
+
+def _with_mappings(values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:
+    """Values, and those in the JSON of a text or of a file that a key names. What has its own key holds over these.
+
+    Args:
+        folder: of the configuration; a file is sought in the working folder, then here.
+    """
+    for key, value in values.items():
+        text = value.strip() if key in _MAPPINGS and isinstance(value, str) else ""
+        tree = _text_mapping(key, text) if text.startswith("{") else None
+        if tree is None:
+            yield key, value
+            tree = _file_mapping(text, folder) if key in TRAINER_FILES and text else None
+        own = [name for name in values if name.startswith(f"{key}.")]
+        for name, inner in _flat(tree, key) if tree is not None else ():
+            if not any(name == each or name.startswith(f"{each}.") for each in own):
+                yield name, inner
+
+
+def _text_mapping(key: str, text: str) -> dict[str, Any]:
+    """The mapping in a JSON text. Raises BadInput where there is none."""
+    try:
+        tree: dict[str, Any] = _json(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(Fault(f"{key}: {text}", f"is no JSON: {error}.", "Mend it, or write a mapping.")) from error
+    return tree
+
+
+def _file_mapping(name: str, folder: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where it cannot be read."""
+    try:
+        path = next((path for path in (Path(name), folder / name) if path.is_file()), None)
+        if path is None or path.stat().st_size > _LARGEST:
+            return None
+        tree = _json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return tree if isinstance(tree, dict) else None
 
 
 def recognise(tree: Mapping[str, Any]) -> str | None:

@@ -150,6 +150,13 @@ class ConfigTranslation:
             return None
         return None if number is None else int(number)
 
+    def positive(self, key: str) -> int:
+        """Its value as a whole number from 1 on; 1 where there is none. A fault is noted for a smaller one."""
+        number = self.whole(key)
+        if number is not None and number < 1:
+            self.faults.append(Fault(self.text(key), "is less than 1.", "Write a whole number from 1 on."))
+        return max(1, number or 1)
+
     def switch(self, key: str) -> bool:
         """Whether its value is true; `auto` is."""
         value = self.value(key)
@@ -264,6 +271,10 @@ def find_model(translation: ConfigTranslation, key: str | None) -> ModelShape | 
     """
     given = translation.options.model
     named = translation.value(key) if key is not None else None
+    if named and not isinstance(named, str) and given is None and key is not None:
+        rule = "is not the name of one Hugging Face folder."
+        translation.faults.append(Fault(translation.text(key), rule, "Name one, or give it with --model."))
+        return None
     model = given or (str(named) if named else None)
     if model is None:
         rule = "is not named, and the configuration has no Hugging Face folder."

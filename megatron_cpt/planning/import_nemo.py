@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.config.units import LARGEST_COUNT
+from megatron_cpt.config.units import LARGEST_COUNT, parse_number
 from megatron_cpt.planning.config_file import ConfigFile
 from megatron_cpt.planning.config_keys import ConfigTranslation, key_of
 from megatron_cpt.planning.import_arguments import import_arguments
@@ -153,19 +153,38 @@ class _ArgumentsOfConfig(ConfigTranslation):
         return next((folder for folder in folders if Path(folder, "config.json").is_file()), None)
 
     def _blend(self) -> None:
-        for name in ("dataset.blend", "dataset.data_path", "model.data.data_prefix", "data.paths"):
+        if self.has("dataset.blend"):
+            self.give("--data-path", self._pair("dataset.blend", self.value("dataset.blend")), "dataset.blend")
+        for name in ("dataset.data_path", "model.data.data_prefix", "data.paths"):
             if self.has(name):
                 self.give("--data-path", _blend_words(self.value(name)), name)
         split = self.value("dataset.blend_per_split")
         if isinstance(split, list) and split and split[0]:
-            self.give("--train-data-path", _blend_words(split[0]), "dataset.blend_per_split")
+            self.give("--train-data-path", self._pair("dataset.blend_per_split", split[0]), "dataset.blend_per_split")
             if len(split) > 1 and split[1]:
-                flag, words = "--valid-data-path", tuple(_blend_words(split[1]))
+                flag, words = "--valid-data-path", tuple(self._pair("dataset.blend_per_split", split[1]))
                 self.given[flag] = Given(flag, words, by_flag()[flag], "dataset.blend_per_split[1]")
         for part, flag in (("train", "--train-data-path"), ("validation", "--valid-data-path")):
             for place in ("model.data.data_prefix", "data.paths"):
                 if self.has(f"{place}.{part}"):
                     self.give(flag, _blend_words(self.value(f"{place}.{part}")), f"{place}.{part}")
+
+    def _pair(self, name: str, blend: Any) -> list[str]:
+        """The words of `--data-path` from Bridge's pair of prefixes and weights. A fault is noted for another value."""
+        if isinstance(blend, str):
+            return blend.split()
+        pair: list[Any] = blend if isinstance(blend, list) and len(blend) in (1, 2) else [None]
+        prefixes, weights = pair if len(pair) == 2 else (*pair, None)
+        rule = None
+        if not isinstance(prefixes, list) or not prefixes or not all(isinstance(one, str) for one in prefixes):
+            rule = "is not a list of prefixes and one of their weights."
+        elif weights is not None and not _are_numbers(weights, len(prefixes)):
+            rule = f"does not have one number for each of its {len(prefixes)} prefixes."
+        if rule is not None:
+            self.faults.append(Fault(self.text(name), rule, "Write [[A, B], [0.7, 0.3]], or null in place of weights."))
+            return []
+        pairs = zip(prefixes, strict=True) if weights is None else zip(weights, prefixes, strict=True)
+        return [_word(word) for pair in pairs for word in pair]
 
     def _precision(self) -> None:
         for name in ("mixed_precision", "trainer.precision", "trainer.plugins.precision"):
@@ -251,19 +270,23 @@ def _fits(argument: Argument, words: Sequence[str]) -> bool:
     return all(isinstance(value, str) or abs(value) <= LARGEST_COUNT for value in values)
 
 
+def _are_numbers(values: Any, count: int) -> bool:
+    """Whether a value is a list of so many numbers."""
+    try:
+        return isinstance(values, list) and len([parse_number(value) for value in values]) == count
+    except (TypeError, ValueError):
+        return False
+
+
 def _word(value: Any) -> str:
     """A value as it is typed; a dtype of torch by Megatron-LM's name."""
     return str(value).lower() if isinstance(value, bool) else _DTYPES.get(str(value), str(value))
 
 
 def _blend_words(blend: Any) -> list[str]:
-    """The words of `--data-path`: from a text, a list of them, or Bridge's pair of prefixes and weights."""
+    """The words of `--data-path`: from a text, or a list of them."""
     if isinstance(blend, str):
         return blend.split()
-    if isinstance(blend, list) and blend and isinstance(blend[0], list):
-        prefixes, weights = blend[0], blend[1] if len(blend) > 1 else None
-        pairs = zip(weights, prefixes, strict=False) if isinstance(weights, list) and weights else zip(prefixes)
-        return [_word(word) for pair in pairs for word in pair]
     return [_word(word) for word in blend] if isinstance(blend, list) else []
 
 

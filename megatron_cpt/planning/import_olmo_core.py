@@ -17,6 +17,7 @@ from megatron_cpt.planning.run_file import count_text, distinct_names, source_na
 _OPTIM, _SCHEDULER = "train_module.optim", "train_module.scheduler"
 _CHECKPOINTER, _EVALUATOR = "trainer.callbacks.checkpointer", "trainer.callbacks.lm_evaluator"
 _SOURCES = "dataset.source_mixture_config.source_list.sources"
+_REQUESTED = "dataset.source_mixture_config.requested_tokens"
 _NO_SCHEDULE = "There is no such schedule. Choose one of docs/schedules.md (schedule.kind); the file has `constant`"
 
 
@@ -84,6 +85,9 @@ class _OlmoCoreTranslation(ConfigTranslation):
             return amount * self.batch * self.length
         if unit == "tokens":
             return amount
+        step = self.batch * self.length
+        if self.weights is not None and (requested := self.whole(_REQUESTED)):
+            return max(1, requested * amount // step) * step
         counts = [self.tokens_of(name, path) for name, path in zip(self.names, self.paths, strict=True)]
         known = [count for count in counts if count is not None]
         if len(known) < len(counts):
@@ -91,7 +95,6 @@ class _OlmoCoreTranslation(ConfigTranslation):
             words = " ".join(f"{name}=1B" for name, count in zip(self.names, counts, strict=True) if count is None)
             remedy = f"Prepare them first, or say how many tokens they have: `--assume {words}`."
             self.faults.append(Fault(self.text("trainer.max_duration.value"), rule, remedy))
-        step = self.batch * self.length
         return max(1, sum(known) * amount // step) * step
 
     # --- data
@@ -169,6 +172,8 @@ class _OlmoCoreTranslation(ConfigTranslation):
             self.take(key, "training.tokens", f"{self.total // step} steps", told, told)
         if unit == "epochs" and self.weights is None:
             self.write(f"data.sources.{self.names[0]}.epochs", amount, "")
+        if unit == "epochs" and self.weights is not None and self.has(_REQUESTED):
+            self.note(_REQUESTED, "taken", f"training.tokens: {told}, the tokens of an epoch times {amount}")
         self.equal("trainer.max_duration.unit", words=f"training.tokens, from {unit}")
         global_key, micro_key = "data_loader.global_batch_size", "train_module.rank_microbatch_size"
         self.take(global_key, "training.global_batch_size", self.batch, f"sequences of {self.length} tokens")

@@ -14,15 +14,17 @@ from pathlib import Path
 import orjson
 
 from megatron_cpt.config.errors import Fault, refuse
-from megatron_cpt.planning.config_file import ConfigFile
-from megatron_cpt.planning.config_keys import ConfigTranslation, find_model, roles
+from megatron_cpt.planning.config_file import TRAINER_FILES, ConfigFile
+from megatron_cpt.planning.config_keys import ConfigTranslation, find_model, key_of, roles
 from megatron_cpt.planning.outcomes import Imported, ImportOptions, Outcome, imported
 from megatron_cpt.planning.run_file import distinct_names, source_name
+from megatron_cpt.planning.trainer_deepspeed import compare_deepspeed, has_scheduler, translate_deepspeed_schedule
 from megatron_cpt.planning.trainer_intervals import Length, dataset_labels, translate_checkpoints, translate_evaluations
 from megatron_cpt.planning.trainer_schedule import translate_optimizer, translate_schedule
 
 _OTHER_STAGES = ("rm", "ppo", "dpo", "kto")
 _MICRO, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+_STAGE = "deepspeed.zero_optimization.stage"
 _LORA = (
     "All weights are trained here. A learning rate for adapters is usually too high for them: choose schedule.peak_lr "
     "anew"
@@ -58,7 +60,7 @@ class _TrainerTranslation(ConfigTranslation):
     def translate(self) -> None:
         """Every entry and every outcome."""
         self.shape = find_model(self, "model_name_or_path")
-        self.length = self.whole("block_size")
+        self.length = self.positive("block_size") if self.value("block_size") is not None else None
         if self.length is None:
             self.need("block_size", "is not there: the Trainer's arguments do not have the length of a sequence.")
         self.key, self.datasets = self._datasets()
@@ -68,11 +70,16 @@ class _TrainerTranslation(ConfigTranslation):
         refuse(self.faults)
         self.steps = self._steps()
         refuse(self.faults)
+        compare_deepspeed(self, self.steps)
+        refuse(self.faults)
         self._run()
         self._documents()
         self._sources()
         self._training()
-        translate_schedule(self, self.steps)
+        if has_scheduler(self):
+            translate_deepspeed_schedule(self, self.steps)
+        else:
+            translate_schedule(self, self.steps)
         translate_optimizer(self)
         self._sharding()
         self._frozen()
@@ -93,7 +100,7 @@ class _TrainerTranslation(ConfigTranslation):
 
     def _batch(self) -> int:
         """Sequences of a step: those of a device, times the accumulation, times the data-parallel ranks."""
-        micro, times, ranks = self.whole(_MICRO), self.whole(_ACCUMULATION), self.options.ranks
+        micro, times, ranks = self.positive(_MICRO), self.positive(_ACCUMULATION), self.options.ranks
         if ranks is None:
             name = self.name(_MICRO)
             rule = "is of one device, and how many there are is not in the configuration."
@@ -102,7 +109,7 @@ class _TrainerTranslation(ConfigTranslation):
         if ranks is not None and ranks % shared:
             rule = f"is no multiple of the {shared} ranks that share a sequence."
             self.faults.append(Fault(f"--nproc {ranks}", rule, "Give the ranks of the run."))
-        return (micro or 1) * (times or 1) * max(1, (ranks or 1) // shared)
+        return micro * times * max(1, (ranks or 1) // shared)
 
     def _tensor(self) -> int:
         return self.whole("parallelism_config.tp_size") or 1
@@ -208,7 +215,12 @@ class _TrainerTranslation(ConfigTranslation):
 
     def _epochs(self) -> float:
         """Passes over the datasets."""
-        epochs = self.number("num_train_epochs") or 1.0
+        epochs = self.number("num_train_epochs")
+        if epochs is None or epochs <= 0:
+            self.faults.append(
+                Fault(self.text("num_train_epochs"), "is no length of a run.", "Give epochs, or max_steps.")
+            )
+            return 1
         return int(epochs) if epochs == int(epochs) else epochs
 
     def _steps(self) -> int:
@@ -314,7 +326,7 @@ class _TrainerTranslation(ConfigTranslation):
         else:
             self.take("max_steps", "training.tokens", f"{self.steps} steps", told, told)
             self.equal("num_train_epochs", words="max_steps holds over it")
-        micro, times = self.whole(_MICRO) or 1, self.whole(_ACCUMULATION) or 1
+        micro, times = self.positive(_MICRO), self.positive(_ACCUMULATION)
         ranks = self.batch // (micro * times)
         sizes = f"{micro} x {times} x {ranks} data-parallel ranks"
         self.take(_ACCUMULATION, "training.global_batch_size", self.batch, sizes)
@@ -335,15 +347,15 @@ class _TrainerTranslation(ConfigTranslation):
         self.equal("bf16", "pure_bf16", words="training.precision says it")
 
     def _recompute(self) -> None:
-        key = next(filter(self.switch, ("gradient_checkpointing", "activation_checkpointing")), None)
+        of_fsdp = ("fsdp_config.activation_checkpointing", "fsdp_config.fsdp_activation_checkpointing")
+        key = next(filter(self.switch, ("gradient_checkpointing", "activation_checkpointing", *of_fsdp)), None)
         off = self.switch("disable_gradient_checkpointing")
         if key is None and self.program.name == "llama-factory" and not off:
             key = "disable_gradient_checkpointing"
         if key is not None:
             self.take(key, "training.recompute", "full", "memory only")
-        self.equal(
-            "gradient_checkpointing", "activation_checkpointing", "disable_gradient_checkpointing", words="memory only"
-        )
+        keys = ("gradient_checkpointing", "activation_checkpointing", "disable_gradient_checkpointing", *of_fsdp)
+        self.equal(*keys, words="memory only")
 
     # --- layout and parts of the model
 
@@ -355,7 +367,9 @@ class _TrainerTranslation(ConfigTranslation):
             keys = ("parallelism_config.cp_size", "parallelism_config.sp_size", "hyper_parallel_cp_size")
             key = max(keys, key=lambda one: self.whole(one) or 1)
             self.take(key, "parallel.context", self._context())
-        named = [key for key in self.values if key.split(".")[0] in ("deepspeed", "fsdp", "fsdp_config")]
+        self._unread_files()
+        parts = [key for key in self.values if key.split(".")[0] in ("deepspeed", "fsdp", "fsdp_config")]
+        named = [key for key in parts if (row := key_of(self.program, key)) is not None and row.treatment == "rule"]
         given = [key for key in named if self.values[key]]
         if not given:
             return
@@ -366,18 +380,24 @@ class _TrainerTranslation(ConfigTranslation):
         remark = "the state of the optimizer is shared, as in ZeRO-1"
         if stage != 1:
             remark += "; if the weights do not fit, raise parallel.tensor or parallel.pipeline"
-        self.take(given[0], "parallel.distributed_optimizer", True, remark)
+        key = next((key for key in ("deepspeed", _STAGE) if self.values.get(key)), given[0])
+        self.take(key, "parallel.distributed_optimizer", True, remark)
         self.equal(*named, words="parallel.distributed_optimizer: true")
+
+    def _unread_files(self) -> None:
+        """Tells of JSON files that are named and could not be read (config_file.py)."""
+        for key in TRAINER_FILES:
+            is_read = any(name.startswith(f"{key}.") for name in self.values)
+            if isinstance(self.values.get(key), str) and self.value(key) and not is_read:
+                words = (
+                    "No JSON could be read there, and what it says of the schedule, the optimizer or batches is not in "
+                    "the file. Bring it beside the configuration, and import again"
+                )
+                self.refuse(key, words)
 
     def _zero_stage(self) -> int | None:
         """The stage that DeepSpeed's configuration names; None where it is not known."""
-        stage = self.values.get("deepspeed.zero_optimization.stage")
-        path = self.values.get("deepspeed")
-        if isinstance(path, str):
-            try:
-                stage = orjson.loads(Path(path).read_bytes())["zero_optimization"]["stage"]
-            except (OSError, ValueError, KeyError, TypeError):
-                return None
+        stage = self.values.get(_STAGE)
         return stage if isinstance(stage, int) else None
 
     def _frozen(self) -> None:

@@ -118,8 +118,10 @@ def _regular(
     in_steps, in_epochs = keys
     key, kind = strategy
     ignores_kind = translation.program.name == "axolotl"
-    if translation.has(in_epochs) and length.epochs and (times := translation.number(in_epochs)):
-        yield in_epochs, max(1, ceil(length.steps / (times * length.epochs)))
+    # axolotl makes a share of the run of them, 1 / (times * num_epochs), where max_steps gives the length too.
+    epochs = length.epochs or translation.number("num_train_epochs")
+    if translation.has(in_epochs) and epochs and (times := translation.number(in_epochs)):
+        yield in_epochs, max(1, ceil(length.steps / (times * epochs)))
     elif translation.has(in_steps) and (kind == "steps" or ignores_kind):
         yield in_steps, length.share(translation.number(in_steps))
     elif kind == "epoch":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any
 
+from megatron_cpt.config.errors import Fault
 from megatron_cpt.planning.config_keys import ConfigTranslation
 
 _KWARGS = "lr_scheduler_kwargs"
@@ -50,7 +51,11 @@ def translate_schedule(translation: ConfigTranslation, steps: int) -> None:
         translation.refuse("lr_scheduler_type", words)
     else:
         rule(translation, steps)
-    _warmup(translation, steps, has_one=name != "constant")
+    translate_warmup(translation, steps, has_one=name != "constant")
+    kwargs = translation.value(_KWARGS)
+    if kwargs and not isinstance(kwargs, dict):
+        reason = "is neither a mapping nor JSON of one."
+        translation.faults.append(Fault(translation.text(_KWARGS), reason, "Write, for example, {min_lr: 1e-6}."))
     for key in _kwargs(translation):
         translation.refuse(f"{_KWARGS}.{key}", "The schedule has no such number here. See docs/schedules.md")
     translation.equal(_KWARGS, words="nothing is set")
@@ -98,7 +103,7 @@ def _cosine(translation: ConfigTranslation, steps: int) -> None:
         translation.refuse(f"{_KWARGS}.num_cycles", words)
         translation.refuse("lr_scheduler_type", words)
     if (share := translation.number("cosine_min_lr_ratio")) is not None:
-        final = _rounded(share * (translation.number("learning_rate") or 0))
+        final = rounded(share * (translation.number("learning_rate") or 0))
         translation.take("cosine_min_lr_ratio", "schedule.final_lr", final, f"{share:g} of the peak")
     else:
         translation.write("schedule.final_lr", 0.0)
@@ -117,12 +122,12 @@ def _stable(translation: ConfigTranslation, steps: int) -> None:
     _kind(translation, "wsd")
     peak, share = translation.number("learning_rate") or 0, _number(translation, "min_lr_ratio", 0.0)
     _final(translation, "min_lr_ratio", share * peak)
-    if share and _warmup_steps(translation, steps)[1]:
-        translation.write("schedule.initial_lr", _rounded(share * peak), "the warm-up begins at the lowest rate")
+    if share and warmup_steps(translation, steps)[1]:
+        translation.write("schedule.initial_lr", rounded(share * peak), "the warm-up begins at the lowest rate")
     decay = int(_number(translation, "num_decay_steps", 0))
     stable = f"{_KWARGS}.num_stable_steps"
     if stable in translation.values:
-        left = steps - _warmup_steps(translation, steps)[1] - int(_number(translation, "num_stable_steps", 0))
+        left = steps - warmup_steps(translation, steps)[1] - int(_number(translation, "num_stable_steps", 0))
         if decay and decay != left:
             translation.refuse(stable, f"The decay ends with the run here: {decay} steps of the {left} that are left")
         translation.equal(stable, words="the decay is the rest of the run")
@@ -137,7 +142,7 @@ def _stable(translation: ConfigTranslation, steps: int) -> None:
 
 
 def _final(translation: ConfigTranslation, key: str, rate: float) -> None:
-    final = _rounded(rate)
+    final = rounded(rate)
     if f"{_KWARGS}.{key}" in translation.values:
         translation.take(f"{_KWARGS}.{key}", "schedule.final_lr", final)
     else:
@@ -149,11 +154,12 @@ def _number(translation: ConfigTranslation, key: str, default: float) -> float:
     return default if number is None else number
 
 
-def _rounded(rate: float) -> float:
+def rounded(rate: float) -> float:
+    """A rate with six digits."""
     return float(f"{rate:.6g}")
 
 
-def _warmup_steps(translation: ConfigTranslation, steps: int) -> tuple[str, int]:
+def warmup_steps(translation: ConfigTranslation, steps: int) -> tuple[str, int]:
     """The key that decides the warm-up, and its steps: a number from 1 on, a share of the run below."""
     for key in ("warmup_steps", "warmup_ratio"):
         if amount := translation.number(key):
@@ -163,8 +169,13 @@ def _warmup_steps(translation: ConfigTranslation, steps: int) -> tuple[str, int]
     return "warmup_steps", 0
 
 
-def _warmup(translation: ConfigTranslation, steps: int, has_one: bool) -> None:
-    key, length = _warmup_steps(translation, steps)
+def translate_warmup(translation: ConfigTranslation, steps: int, has_one: bool) -> None:
+    """`schedule.warmup`, and what becomes of the keys that decide it.
+
+    Args:
+        has_one: whether the schedule has a warm-up.
+    """
+    key, length = warmup_steps(translation, steps)
     if length and has_one:
         share = translation.number(key)
         remark = f"{share:g} of {steps:,} steps" if share and share < 1 else ""
@@ -178,7 +189,9 @@ def _warmup(translation: ConfigTranslation, steps: int, has_one: bool) -> None:
 def translate_optimizer(translation: ConfigTranslation) -> None:
     """Keys of `optimizer`."""
     kind = str(translation.value("optim")).lower()
-    if kind in _ADAMW:
+    if translation.has("deepspeed.optimizer.type"):
+        translation.equal("optim", words="deepspeed.optimizer holds over it")
+    elif kind in _ADAMW:
         translation.equal("optim", words="AdamW with a state in fp32")
     else:
         translation.refuse("optim", "Only AdamW with a state in fp32 is there. Choose schedule.peak_lr for it")
@@ -202,5 +215,5 @@ def _embedding_rate(translation: ConfigTranslation) -> None:
     key = "embedding_lr_scale" if scale else "embedding_lr"
     factor = scale or (rate / peak if rate and peak else None)
     if factor:
-        translation.write("optimizer.lr_multipliers.embedding", _rounded(factor))
-        translation.take(key, "optimizer.lr_multipliers.output", _rounded(factor), "embedding and output layer")
+        translation.write("optimizer.lr_multipliers.embedding", rounded(factor))
+        translation.take(key, "optimizer.lr_multipliers.output", rounded(factor), "embedding and output layer")

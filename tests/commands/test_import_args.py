@@ -89,6 +89,8 @@ def test_a_configuration_of_another_program_goes_over_to_a_plan(here: Path, caps
         (["training_args.bin"], "training_args.bin: is a pickle"),
         (["--nproc", "2", "law.json"], "law.json: cannot be read: No such file"),
         ([], "neither a script"),
+        (["--nproc", "0", "pretrain.sh"], "--nproc 0: is less than 1"),
+        (["pretrain.sh", "--assume", "medicine=0"], "--assume medicine=0: is a dataset without tokens"),
         (["nothing.sh"], "nothing.sh: cannot be read: No such file"),
         (["base", "--model", "base"], "common.pt"),
         (["pretrain.sh"], "no Hugging Face folder is named"),

@@ -110,7 +110,7 @@ def test_llama_factory() -> None:
     assert (config.checkpoint.keep_last, config.run.wandb_project) == (3, "huggingface")
     assert (config.run.folder, config.training.recompute) == ("saves/llama/pt-cpt", "full")
     assert config.parallel.distributed_optimizer
-    assert refused(found) == {"trust_remote_code"}
+    assert refused(found) == {"trust_remote_code", "deepspeed"}  # its JSON file is not there
     assert "prepare FILES --tokenizer base --output data/medicine" in result_of(found, "dataset")[1]
     assert "--holdout 0.5%" in result_of(found, "val_size")[1]
 
@@ -338,6 +338,10 @@ def test_lists_of_instance_sources_are_told_of() -> None:
 
 def test_epochs_of_olmo_core_need_the_tokens_of_its_datasets() -> None:
     changes = ["trainer.max_duration={value: 2, unit: epochs}"]
+    config, found = by("olmo-core", *changes, "dataset.source_mixture_config.requested_tokens=600_000")
+    assert config.total_steps == 2 * 600_000 // 2048
+    assert result_of(found, "dataset.source_mixture_config.requested_tokens")[0] == "taken"
+    changes.append("dataset.source_mixture_config.requested_tokens=null")
     with pytest.raises(BadInput, match="--assume math=1B web=1B"):
         by("olmo-core", *changes)
     config, _ = by("olmo-core", *changes, assumed={"math": 300_000, "web": 700_000})
@@ -354,6 +358,16 @@ def test_epochs_of_olmo_core_need_the_tokens_of_its_datasets() -> None:
         ("llama-factory", ["interleave_probs='1,2,3'"], {}, "is not one number for each dataset"),
         ("llama-factory", [], {"model": "nowhere"}, "--model nowhere: there is no config.json in it"),
         ("hf-trainer", ["block_size=null"], {}, "block_size"),
+        ("hf-trainer", ["per_device_train_batch_size=0"], {}, "per_device_train_batch_size: 0: is less than 1"),
+        ("llama-factory", ["gradient_accumulation_steps=-2"], {}, "gradient_accumulation_steps: -2: is less than 1"),
+        ("axolotl", ["num_epochs=0"], {}, "num_epochs: 0: is no length of a run"),
+        ("hf-trainer", ["model_name_or_path=[a, b]"], {"model": None}, "is not the name of one Hugging Face folder"),
+        ("hf-trainer", ["lr_scheduler_kwargs=min_lr_rate=0.1"], {}, "is neither a mapping nor JSON of one"),
+        ("hf-trainer", ["lr_scheduler_kwargs='{min_lr: 1}'"], {}, "lr_scheduler_kwargs: {min_lr: 1}: is no JSON"),
+        ("megatron-bridge", ["dataset.blend=[[a, b], [0.5]]"], {}, "does not have one number for each of its 2"),
+        ("megatron-bridge", ["dataset.blend=[[a, b], [0.5, 0.2, 0.3]]"], {}, "does not have one number for each"),
+        ("megatron-bridge", ["dataset.blend=[[a, b], [c, d]]"], {}, "does not have one number for each"),
+        ("megatron-bridge", ["dataset.blend=[a, b]"], {}, "is not a list of prefixes and one of their weights"),
         ("olmo-core", ["data_loader.global_batch_size=100"], {}, "not whole sequences of 64"),
         ("megatron-bridge", ["train.train_iters=many"], {}, "is not what --train-iters of Megatron-LM takes"),
         ("nemo", ["model.optim.lr=null"], {}, "--lr: was not given"),
@@ -383,6 +397,55 @@ def test_whatever_a_value_is_it_is_taken_or_told(program: str, value: Any) -> No
             by(program, change)
         except BadInput as error:
             assert error.faults, change
+
+
+def test_mappings_of_the_trainer_may_be_json_in_a_text() -> None:
+    """As TrainingArguments reads them."""
+    kwargs = """lr_scheduler_kwargs='{"min_lr_rate": 0.1}'"""
+    for program, final in (("hf-trainer", 3e-6), ("llama-factory", 1e-6)):
+        config, found = by(program, "lr_scheduler_type=cosine_with_min_lr", kwargs)
+        assert config.schedule.final_lr == final
+        assert result_of(found, "lr_scheduler_kwargs.min_lr_rate")[0] == "taken"
+    config, _ = by("hf-trainer", """lr_scheduler_kwargs='{"num_decay_steps": "30"}'""")
+    assert config.schedule.decay == Duration(30, "steps")
+    config, _ = by("hf-trainer", """deepspeed='{"zero_optimization": {"stage": 0}}'""")
+    assert not config.parallel.distributed_optimizer
+    _, found = by("hf-trainer", """accelerator_config='{"split_batches": true}'""", "optim_args='a=1,b=2'")
+    assert refused(found) == {"accelerator_config.split_batches", "optim_args"}
+
+
+def test_fsdp_may_recompute_activations() -> None:
+    for key in ("activation_checkpointing", "fsdp_activation_checkpointing"):
+        off = ["gradient_checkpointing=false", "fsdp=full_shard"]
+        config, found = by("hf-trainer", *off, f"fsdp_config={{{key}: true}}")
+        assert (config.training.recompute, config.parallel.distributed_optimizer) == ("full", True)
+        assert result_of(found, f"fsdp_config.{key}")[0] == "taken"
+        config, _ = by("hf-trainer", *off, f"fsdp_config={{{key}: false}}")
+        assert config.training.recompute != "full"
+
+
+@pytest.mark.parametrize(("times", "epochs", "steps"), [(2, 4, 250), (1, 4, 500), (2, 1, 1000)])
+def test_saves_per_epoch_are_shares_of_the_run_in_axolotl(times: int, epochs: int, steps: int) -> None:
+    changes = [f"saves_per_epoch={times}", f"evals_per_epoch={times}", f"num_epochs={epochs}", "max_steps=2000"]
+    config, found = by("axolotl", *changes)
+    assert config.total_steps == 2000
+    assert config.checkpoint.save_interval == config.validation.eval_interval.every == Duration(steps, "steps")
+    assert result_of(found, "saves_per_epoch")[0] == "taken"
+
+
+@pytest.mark.parametrize(
+    ("old", "text", "said"),
+    [
+        (".yaml", "max_steps: 5\nmax_steps: 7\n", "the key `max_steps` is given twice"),
+        (".json", '{"max_steps": 5, "max_steps": 7}', "the key `max_steps` is given twice"),
+        (".json", '{"a": {"b": 5, "b": 7}}', "the key `b` is given twice"),
+    ],
+)
+def test_a_key_given_twice_is_refused(old: str, text: str, said: str) -> None:
+    path = Path(f"config{old}")
+    path.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        read_config_file(path, program="hf-trainer")
 
 
 def test_deepspeed_is_read_for_its_stage() -> None:

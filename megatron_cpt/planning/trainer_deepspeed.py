@@ -62,6 +62,9 @@ def _compare_optimizer(translation: ConfigTranslation) -> None:
         ("weight_decay", translation.number("weight_decay"), "weight_decay"),
     ):
         _match(translation, f"optimizer.params.{key}", value, named, needed=True)
+    harmless = ("torch_adam", "adam_w_mode", "fused")
+    translation.equal(*(f"{_OPTIMIZER}.{key}" for key in harmless), words="AdamW with a state in fp32")
+    _refuse_others(translation, _OPTIMIZER)
 
 
 def _compare_scheduler(translation: ConfigTranslation, steps: int) -> None:
@@ -87,7 +90,10 @@ def _match(translation: ConfigTranslation, key: str, value: Any, named: str, nee
     """
     name = f"deepspeed.{key}"
     given = translation.value(name) if needed else translation.values.get(name)
-    if given == "auto" or _same(given, value) or (given is None and not needed):
+    if given is None and not needed:
+        translation.equal(name, words="null: nothing is set")
+        return
+    if given == "auto" or _same(given, value):
         translation.equal(name, words=f"the Trainer's: {named}")
         return
     here = f"{named}: {short(value)}"
@@ -97,6 +103,13 @@ def _match(translation: ConfigTranslation, key: str, value: Any, named: str, nee
         rule = f"holds in DeepSpeed, and not the Trainer's value ({here})."
     remedy = f"Mend one of them, or take the Trainer's: `-- {name}=auto`."
     translation.faults.append(Fault(translation.text(name), rule, remedy))
+
+
+def _refuse_others(translation: ConfigTranslation, section: str) -> None:
+    """Tells of the numbers of a section that nothing here has."""
+    for name in translation.values:
+        if name.startswith(f"{section}."):
+            translation.refuse(name, "There is no such number here. See docs/schedules.md and the keys of optimizer")
 
 
 def _same(given: Any, value: Any) -> bool:
@@ -134,6 +147,7 @@ def translate_deepspeed_schedule(translation: ConfigTranslation, steps: int) -> 
         below = [name for name in translation.values if name.startswith(f"{key}.")]
         translation.equal(key, *below, words="deepspeed.scheduler holds over it")
     translate_warmup(translation, steps, has_one=True)
+    _refuse_others(translation, _SCHEDULER)
 
 
 def _ends(translation: ConfigTranslation, given: str, peak: float, warmup: int) -> None:

@@ -203,9 +203,18 @@ def translate_optimizer(translation: ConfigTranslation) -> None:
         ("max_grad_norm", "clip_grad"),
     ):
         number: Any = translation.number(key)
-        if number is not None:
+        if key == "max_grad_norm" and _does_not_clip(translation):
+            remark = "DeepSpeed clips, and deepspeed.gradient_clipping is not there"
+            translation.take(key, "optimizer.clip_grad", 0.0, remark)
+        elif number is not None:
             translation.take(key, f"optimizer.{place}", number)
     _embedding_rate(translation)
+
+
+def _does_not_clip(translation: ConfigTranslation) -> bool:
+    """Whether DeepSpeed trains and clips no gradients: accelerate leaves it to DeepSpeed, whose default is not to."""
+    is_read = any(name.startswith("deepspeed.") for name in translation.values)
+    return is_read and not translation.has("deepspeed.gradient_clipping")
 
 
 def _embedding_rate(translation: ConfigTranslation) -> None:

@@ -30,7 +30,10 @@ TRAINER = {
     "gradient_accumulation_steps": 4,
 }
 AUTO = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto", "warmup_type": "linear"}
-ADAMW = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}}
+ADAMW: dict[str, Any] = {
+    "type": "AdamW",
+    "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -86,13 +89,14 @@ def test_what_has_no_counterpart_is_refused() -> None:
     logarithmic = {key: value for key, value in AUTO.items() if key != "warmup_type"}
     _, told = imported({"scheduler": {"type": "WarmupLR", "params": logarithmic}})
     assert told["deepspeed.scheduler.params.warmup_type"][0] == "refused"
-    config, told = imported({"scheduler": {"type": "OneCycle", "params": {}}, "curriculum_learning": {"enabled": True}})
+    cycle = {"type": "OneCycle", "params": {"cycle_max_lr": 1e-3}}
+    config, told = imported({"scheduler": cycle, "curriculum_learning": {"enabled": True}})
     assert config.schedule.kind == "constant"
-    assert {"deepspeed.scheduler.type", "deepspeed.curriculum_learning.enabled"} <= {
-        key for key, (result, _) in told.items() if result == "refused"
-    }
-    _, told = imported({"optimizer": {**ADAMW, "type": "OneBitAdam"}})
-    assert told["deepspeed.optimizer.type"][0] == "refused"
+    for key in ("scheduler.type", "scheduler.params.cycle_max_lr", "curriculum_learning.enabled"):
+        assert told[f"deepspeed.{key}"][0] == "refused"
+    one_bit = {"type": "OneBitAdam", "params": ADAMW["params"] | {"freeze_step": 400}}
+    _, told = imported({"optimizer": one_bit})
+    assert told["deepspeed.optimizer.type"][0] == told["deepspeed.optimizer.params.freeze_step"][0] == "refused"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +134,17 @@ def test_auto_and_equal_numbers_are_the_trainers() -> None:
     others = {"gradient_clipping": 1, "bf16": {"enabled": "auto"}, "fp16": {"enabled": False}, "optimizer": ADAMW}
     config, told = imported({**same, **others})
     assert (config.training.global_batch_size, config.optimizer.weight_decay) == (16, 0.1)
+    assert config.optimizer.clip_grad == 1
     assert told["deepspeed.gradient_clipping"] == ("equal", "the Trainer's: max_grad_norm")
     assert not {key for key, (result, _) in told.items() if result in ("refused", "unknown")}
+
+
+def test_gradients_are_not_clipped_where_deepspeed_is_not_told_to() -> None:
+    for deepspeed in ({"zero_optimization": {"stage": 2}}, {"gradient_clipping": None}):
+        config, told = imported(deepspeed)
+        assert config.optimizer.clip_grad == 0
+        assert "deepspeed.gradient_clipping is not there" in told["max_grad_norm"][1]
+    assert imported(None)[0].optimizer.clip_grad == 1
 
 
 def test_a_file_is_read_beside_the_configuration_and_changes_hold_over_it() -> None:

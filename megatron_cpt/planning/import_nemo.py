@@ -157,7 +157,7 @@ class _ArgumentsOfConfig(ConfigTranslation):
             self.give("--data-path", self._pair("dataset.blend", self.value("dataset.blend")), "dataset.blend")
         for name in ("dataset.data_path", "model.data.data_prefix", "data.paths"):
             if self.has(name):
-                self.give("--data-path", _blend_words(self.value(name)), name)
+                self.give("--data-path", self._prefixes(name), name)
         split = self.value("dataset.blend_per_split")
         if isinstance(split, list) and split and split[0]:
             self.give("--train-data-path", self._pair("dataset.blend_per_split", split[0]), "dataset.blend_per_split")
@@ -167,7 +167,14 @@ class _ArgumentsOfConfig(ConfigTranslation):
         for part, flag in (("train", "--train-data-path"), ("validation", "--valid-data-path")):
             for place in ("model.data.data_prefix", "data.paths"):
                 if self.has(f"{place}.{part}"):
-                    self.give(flag, _blend_words(self.value(f"{place}.{part}")), f"{place}.{part}")
+                    self.give(flag, self._prefixes(f"{place}.{part}"), f"{place}.{part}")
+
+    def _prefixes(self, name: str) -> list[str]:
+        """The words of `--data-path` from a text, a list of them, or a pair of lists."""
+        blend = self.value(name)
+        if isinstance(blend, list) and blend and isinstance(blend[0], list):
+            return self._pair(name, blend)
+        return blend.split() if isinstance(blend, str) else list(map(_word, blend)) if isinstance(blend, list) else []
 
     def _pair(self, name: str, blend: Any) -> list[str]:
         """The words of `--data-path` from Bridge's pair of prefixes and weights. A fault is noted for another value."""
@@ -281,13 +288,6 @@ def _are_numbers(values: Any, count: int) -> bool:
 def _word(value: Any) -> str:
     """A value as it is typed; a dtype of torch by Megatron-LM's name."""
     return str(value).lower() if isinstance(value, bool) else _DTYPES.get(str(value), str(value))
-
-
-def _blend_words(blend: Any) -> list[str]:
-    """The words of `--data-path`: from a text, or a list of them."""
-    if isinstance(blend, str):
-        return blend.split()
-    return [_word(word) for word in blend] if isinstance(blend, list) else []
 
 
 def _minutes(text: Any) -> int | None:

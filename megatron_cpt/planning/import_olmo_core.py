@@ -62,7 +62,7 @@ class _OlmoCoreTranslation(ConfigTranslation):
         if key is None:
             self.need(keys[0])
             return 1
-        self.length = max(1, self.whole(key) or 1)
+        self.length = self.positive(key)
         self.take(key, "data.sequence_length", self.length)
         self.equal(*keys, words=f"data.sequence_length: {self.length}")
         return self.length
@@ -80,7 +80,7 @@ class _OlmoCoreTranslation(ConfigTranslation):
 
     def _length(self) -> int:
         """Tokens of the run."""
-        amount, unit = self.whole("trainer.max_duration.value") or 1, self.value("trainer.max_duration.unit")
+        amount, unit = self.positive("trainer.max_duration.value"), self.value("trainer.max_duration.unit")
         if unit == "steps":
             return amount * self.batch * self.length
         if unit == "tokens":
@@ -163,7 +163,7 @@ class _OlmoCoreTranslation(ConfigTranslation):
 
     def _training(self) -> None:
         unit, key = self.value("trainer.max_duration.unit"), "trainer.max_duration.value"
-        amount = self.whole(key) or 1
+        amount = self.positive(key)
         step = self.batch * self.length
         told = f"{self.total:,} tokens"
         if unit == "tokens":

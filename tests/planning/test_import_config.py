@@ -368,6 +368,8 @@ def test_epochs_of_olmo_core_need_the_tokens_of_its_datasets() -> None:
         ("megatron-bridge", ["dataset.blend=[[a, b], [0.5, 0.2, 0.3]]"], {}, "does not have one number for each"),
         ("megatron-bridge", ["dataset.blend=[[a, b], [c, d]]"], {}, "does not have one number for each"),
         ("megatron-bridge", ["dataset.blend=[a, b]"], {}, "is not a list of prefixes and one of their weights"),
+        ("nemo", ["model.data.data_prefix=[[a, b], [0.5]]"], {}, "does not have one number for each of its 2"),
+        ("olmo-core", ["trainer.max_duration.value=0"], {}, "trainer.max_duration.value: 0: is less than 1"),
         ("olmo-core", ["data_loader.global_batch_size=100"], {}, "not whole sequences of 64"),
         ("megatron-bridge", ["train.train_iters=many"], {}, "is not what --train-iters of Megatron-LM takes"),
         ("nemo", ["model.optim.lr=null"], {}, "--lr: was not given"),

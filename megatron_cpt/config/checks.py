@@ -244,10 +244,6 @@ def source_faults(config: RunConfig) -> Iterator[Fault]:
     if config.data.packing is not None and config.data.sequence_length == 1:
         rule = "a sequence of one token holds no label of its document."
         yield Fault("data.sequence_length = 1 with data.packing", rule, "Take longer sequences.")
-    if sources and not any(source.loss_weight for source in sources.values()):
-        yield Fault(
-            "data.sources.*.loss_weight = 0", "nothing would be trained on.", "Give one source a weight above 0."
-        )
     for name, source in sources.items():
         yield from path_faults(f"data.sources.{name}.paths", source.paths)
         yield from _target_faults(f"data.sources.{name}", source)

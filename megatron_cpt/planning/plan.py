@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.checks import best_warnings, phase_faults, schedule_faults, share_faults, source_faults
-from megatron_cpt.config.errors import BadInput, refuse
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import Duration, short_count
@@ -327,7 +327,18 @@ def checked_blend(config: RunConfig, world_size: int | None, inputs: RunInputs) 
         faults += error.faults
     refuse(list(dict.fromkeys(faults)))
     assert blend is not None, "inputs without faults are whole"
+    refuse([*_weight_faults(config, blend)])
     return blend
+
+
+def _weight_faults(config: RunConfig, blend: BlendPlan) -> Iterator[Fault]:
+    """Parts of a run in which no loss counts."""
+    weights = [config.data.sources[source_of(name)].loss_weight for name in blend.sources]
+    for number, phase in enumerate(blend.phases, 1):
+        if not any(share and weight for share, weight in zip(phase.shares, weights, strict=True)):
+            where = f"phase {number}" if len(blend.phases) > 1 else "the run"
+            rule = f"nothing would be trained on in {where}: all that is read there has weight 0."
+            yield Fault("data.sources.*.loss_weight", rule, "Give a source that is read a weight above 0.")
 
 
 def _blend_of(config: RunConfig, inputs: RunInputs) -> BlendPlan | None:

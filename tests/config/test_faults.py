@@ -44,10 +44,6 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"model__hf": ""}, "model.hf = '': a folder needs a name."),
     ({"data__sources": {}}, "data.sources is empty: a run needs text."),
     ({"data__packing": "best_fit"}, "data.packing = best_fit: documents that are packed into a sequence would see"),
-    (
-        {"data__sources": {"code": {**CODE, "loss_weight": 0}, "general": {**GENERAL, "loss_weight": 0}}},
-        "data.sources.*.loss_weight = 0: nothing would be trained on.",
-    ),
     ({"data__sources__code__paths": []}, "data.sources.code.paths is empty: there is nothing to read."),
     ({"data__sources__code__paths": ["a", ""]}, "data.sources.code.paths has an empty path"),
     ({"data__sources": {"a/b": CODE, "general": GENERAL}}, "data.sources: 'a/b': a name holds letters"),

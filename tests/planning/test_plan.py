@@ -236,6 +236,22 @@ def test_what_counts_of_conversations_is_told(sections: dict[str, Any]) -> None:
     assert lines[lines.index("Counted in the loss") + 1] == "  law  losses times 0.5 in training"
 
 
+def test_what_is_read_must_count_in_the_loss(sections: dict[str, Any]) -> None:
+    sources = sections["data"]["sources"]
+    first, *others = sources.values()
+    first["loss_weight"] = 0
+    plan_of(sections)
+    for other in others:
+        other["weight"] = 0
+    sections["data"].pop("replay_ratio", None)
+    with pytest.raises(BadInput, match="nothing would be trained on in the run: all that is read there has weight 0"):
+        plan_of(sections)
+    weights = dict.fromkeys(sources, 1)
+    sections["data"]["phases"] = [{"from_tokens": 0, "weights": weights}, {"from_tokens": "50 steps"}]
+    with pytest.raises(BadInput, match="nothing would be trained on in phase 2"):
+        plan_of(sections)
+
+
 def test_a_limit_thins_evaluations_and_says_so(sections: dict[str, Any]) -> None:
     free = plan_of(sections)
     cost = sum(evaluation.compute_share for evaluation in free.evaluations)

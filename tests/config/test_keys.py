@@ -22,7 +22,7 @@ SECTIONS = [section.name for section in dataclasses.fields(RunConfig)]
 NAMED = re.compile(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})(?:\.\w+)+")
 # Modules, files and fields of other programs whose names begin as a section's do.
 OTHERS = re.compile(
-    r"megatron\.(core|training|bridge)|model\.(layers|norm|embed_tokens|safetensors)|optimizer\.(state|distributed|lr$)"
+    r"megatron\.(core|training|bridge)|model\.(layers|norm|embed_tokens|safetensors)|optimizer\.(state|distributed|params|lr$)"
     r"|model\.tensor_model_parallel_size|checkpoint\.pretrained_checkpoint"
     r"|training\.(steps|sequence_length)$|\.(sh|json|md|py|yaml)$"
 )

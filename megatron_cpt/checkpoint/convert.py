@@ -35,7 +35,14 @@ from megatron_cpt.checkpoint.dcp import (
     write_streamed,
 )
 from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
-from megatron_cpt.checkpoint.hf_folder import copy_files, copy_history, open_hf_tensors, refuse_altered, tokenizer_files
+from megatron_cpt.checkpoint.hf_folder import (
+    copy_files,
+    copy_history,
+    open_hf_tensors,
+    read_history,
+    refuse_altered,
+    tokenizer_files,
+)
 from megatron_cpt.checkpoint.hf_weights import (
     SHARD_BYTES,
     Weight,
@@ -176,7 +183,7 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None,
     stored = StoredTensors(checkpoint / "shards")
     places, _ = stored_places(shape, has_per_layer_keys(read_table(checkpoint / "shards")))
     weights, dtypes = _stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")
-    history = _history_of(checkpoint)
+    history = read_history(checkpoint / "hf") or None
     card = _card_of(checkpoint, output.name, history)
     return export_weights(weights, shape, checkpoint / "hf", output, dtypes, history, card, shard_bytes)
 
@@ -223,14 +230,6 @@ def newest_of_run(source: Path) -> Path:
     if not complete:
         raise BadInput(Fault(str(source), "the run has no complete checkpoint.", "Name another run, or a folder."))
     return complete[-1]
-
-
-def _history_of(checkpoint: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint's lineage.json; None where it came from a model made elsewhere."""
-    try:
-        return orjson.loads((checkpoint / "hf" / "lineage.json").read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def _card_of(checkpoint: Path, name: str, history: dict[str, Any] | None) -> str:

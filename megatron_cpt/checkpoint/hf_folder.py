@@ -240,6 +240,12 @@ def copy_tokenizer_files(folder: Path, output: Path) -> None:
     copy_files(folder, output, {*tokenizer_files(folder), *model_files(folder)})
 
 
+def read_history(folder: Path) -> dict[str, Any]:
+    """The learning-rate history that an export or a checkpoint's `hf` carries, empty for a model made elsewhere."""
+    path = folder / LINEAGE
+    return orjson.loads(path.read_bytes()) if path.is_file() else {}
+
+
 def copy_history(folder: Path, output: Path) -> None:
     """Copies the learning-rate history that an export of ours carries; a folder made elsewhere has none."""
     if (folder / LINEAGE).is_file():

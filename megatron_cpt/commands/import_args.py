@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_cpt.commands.parsers import assumed_tokens, command_parser
+from megatron_cpt.commands.parsers import add_assume, assumed_tokens, command_parser
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.planning.config_file import PROGRAMS, config_path
 from megatron_cpt.planning.import_arguments import import_arguments
@@ -58,14 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="datasets of the blend with text like pretraining's",
     )
     top.add_argument("--nproc", type=int, metavar="N", help="ranks of the run (default: what torchrun is told)")
-    top.add_argument(
-        "--assume",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME=TOKENS",
-        help="tokens of datasets that are not there yet, for a length in epochs: medicine=5B",
-    )
+    add_assume(top, "tokens of datasets that are not there yet, for a length in epochs: medicine=5B")
     top.add_argument(
         "--from", dest="program", choices=list(PROGRAMS), help="program of a configuration (default: by its content)"
     )

@@ -37,6 +37,11 @@ def positive(text: str) -> int:
     return number
 
 
+def add_assume(parser: argparse.ArgumentParser, text: str) -> None:
+    """The option `--assume NAME=TOKENS ...`, which `assumed_tokens` reads; `text` is its help."""
+    parser.add_argument("--assume", action="extend", nargs="+", default=[], metavar="NAME=TOKENS", help=text)
+
+
 def assumed_tokens(words: Sequence[str]) -> dict[str, int]:
     """Tokens by name, of `--assume NAME=TOKENS ...`. Raises BadInput with every word that is not NAME=TOKENS."""
     found: dict[str, int] = {}

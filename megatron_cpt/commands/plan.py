@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 from pydantic import TypeAdapter
 
-from megatron_cpt.commands.parsers import assumed_tokens, command_parser
+from megatron_cpt.commands.parsers import add_assume, assumed_tokens, command_parser
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config
@@ -58,14 +58,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--gpu", default="H100-80GB", metavar="CARD", help="kind of GPU (default H100-80GB), or YAML file")
     top.add_argument("--mfu", default="40%", metavar="SHARE", help="of its peak that training reaches (default 40%%)")
     top.add_argument("--price", type=float, metavar="MONEY", help="of one GPU for an hour")
-    top.add_argument(
-        "--assume",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME=TOKENS",
-        help="sources that are not on this machine: medicine=5B; validation sets: medicine.validation=2M",
-    )
+    add_assume(top, "sources that are not on this machine: medicine=5B; validation sets: medicine.validation=2M")
     top.add_argument("--json", action="store_true", help="print the content of the run folder's plan.json")
     simulated = top.add_argument_group("a simulated rank, in place of the plan: needs a config.json, and no data")
     what = simulated.add_mutually_exclusive_group()

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from megatron_cpt.checkpoint.hf_dtypes import parent_dtypes
+from megatron_cpt.checkpoint.hf_folder import read_history
 from megatron_cpt.checkpoint.hf_weights import hf_sizes
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.model.build import DTYPES
@@ -18,7 +19,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import barrier
 from megatron_cpt.runs.checkpoint_state import step_folders
 from megatron_cpt.runs.folder import sync_folder
-from megatron_cpt.train.provenance import export_dtypes, read_history
+from megatron_cpt.train.provenance import export_dtypes
 from megatron_cpt.train.run import Run
 
 

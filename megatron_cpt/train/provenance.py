@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -22,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cpt import __version__
 from megatron_cpt.checkpoint.distributed_optimizer import chained_optimizers
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
+from megatron_cpt.checkpoint.hf_folder import read_history
 from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.config.load import dump_config, plain
@@ -382,9 +382,3 @@ def _parent_folder(config: RunConfig) -> Path | None:
     if config.init_from.checkpoint is not None:
         return Path(config.init_from.checkpoint) / "hf"
     return Path(config.model.hf) if config.model.weights == "hf" else None
-
-
-def read_history(folder: Path) -> dict[str, Any]:
-    """The learning-rate history that an export carries, empty for a model made elsewhere."""
-    path = folder / "lineage.json"
-    return orjson.loads(path.read_bytes()) if path.is_file() else {}

@@ -530,6 +530,22 @@ class BatchSizeRampupSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossReweightingSettings:
+    """Weights of a step's sequences by their losses: LinUpper (arXiv:2502.06733).
+
+    From the lowest loss of the global batch up to the middle between it and the highest, the weight grows e^(1 / r)
+    times. Above, it stays. Each step takes a forward pass more. Reported losses are not weighted.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    temperature: Positive = 1.0
+    """r: the larger, the more equal the weights. The paper has 1.0 and 0.4."""
+    start: Span = field(default=Duration(1000, "steps"))
+    """Where it begins, counted from where the run begins. All weights are equal before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How much is trained, and in what batches."""
 
@@ -561,6 +577,8 @@ class TrainingSettings:
     z_loss: NotNegative = 0.0
     """Coefficient of (log Z)^2, where Z is the normaliser of the softmax; 1e-4 in arXiv:2204.02311. It is added to the
     training loss, not to the reported one. Above 0 it needs memory for a copy of the logits."""
+    loss_reweighting: LossReweightingSettings | None = None
+    """Weights of sequences by their losses. None: every token counts the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

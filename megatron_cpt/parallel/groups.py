@@ -371,6 +371,19 @@ def sum_over_replicas(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def sum_over_context(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks that share sequences, in place. Shape and dtype as given."""
+    if context_size() > 1:
+        dist.all_reduce(values, group=context_group())
+    return values
+
+
+def largest_over_replicas(values: torch.Tensor) -> torch.Tensor:
+    """The largest at each place of the ranks that see other tokens, in place. Shape and dtype as given."""
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=_token_group())
+    return values
+
+
 def sum_over_world(values: torch.Tensor) -> torch.Tensor:
     """Sum over all ranks, in place. Shape and dtype as given."""
     dist.all_reduce(values)

@@ -89,7 +89,9 @@ def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = Non
     done = plan.resume.step if plan.resume is not None else plan.start.step
     measured = _measured(plan)
     if measured is None:
-        rate = mfu * card.flops * plan.world_size / plan.model.flops_per_token
+        # Weights by losses take a forward pass more: a third of what a step takes, and none of what it is for.
+        passes = 1 if plan.config.training.loss_reweighting is None else 4 / 3
+        rate = mfu * card.flops * plan.world_size / (passes * plan.model.flops_per_token)
         basis = f"{mfu:.0%} of the peak of {gpu}, an assumption (--gpu, --mfu)"
     else:
         rate, basis = measured, f"the median of the last {_MEASURED_STEPS} steps of this run, on as many ranks"

@@ -70,7 +70,17 @@ def simulate_rank(config: RunConfig, rank: int, world_size: int, card: Card) -> 
             limit = math.inf if config.training.on_spike == "ignore" else sys.float_info.max
             decay = config.optimizer.weight_decay
             shape_of_step = StepShape(micro_batches, size, length, 1)
-            outcome = train_step(model, optimizer, batches, shape_of_step, 1e-5, decay, limit)
+            weighted = config.training.loss_reweighting
+            outcome = train_step(
+                model,
+                optimizer,
+                batches,
+                shape_of_step,
+                1e-5,
+                decay,
+                limit,
+                reweighting=None if weighted is None else weighted.temperature,
+            )
             assert outcome.updated, "a simulated step has to update the parameters"
             return _Counted(micro_batches, trace.counts)
 

@@ -83,6 +83,7 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
                     config.optimizer.weight_decay,
                     limit,
                     partial(_stop_code, run, step, request),
+                    run.reweighting_at(step),
                 )
             if outcome.updated:
                 history = history.with_update(outcome.loss, config.training)

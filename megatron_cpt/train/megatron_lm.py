@@ -46,6 +46,10 @@ def datasets_provider(path: str | Path, overrides: Sequence[str] = ()) -> Callab
         rule = "Megatron-LM is not told where documents begin, and would let them see each other."
         refuse([Fault(f"data.packing = {config.data.packing}", rule, "Take it out.")])
 
+    if config.training.loss_reweighting is not None:
+        rule = "Megatron-LM does not weight sequences by their losses."
+        refuse([Fault("training.loss_reweighting", rule, "Take it out.")])
+
     for name, source in config.data.sources.items():
         if source.loss_weight != 1:
             rule = "Megatron-LM would divide by the sum of the weights in place of the number of tokens."

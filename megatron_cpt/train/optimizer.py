@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from megatron_cpt.model.forward import run_micro_batches, source_sums
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import smallest_of_each
 from megatron_cpt.parallel.patches import replace_name
+from megatron_cpt.train.loss_reweighting import reweighted
 from megatron_cpt.train.stop import NOT_ASKED
 
 
@@ -328,6 +330,7 @@ def train_step(
     weight_decay: float,
     loss_limit: float = math.inf,
     stop: Callable[[], int] = lambda: NOT_ASKED,
+    reweighting: float | None = None,
 ) -> StepOutcome:
     """Trains on one global batch, or finds out, on all ranks alike, that the update must not be made.
 
@@ -336,8 +339,13 @@ def train_step(
     Args:
         loss_limit: nats per token above which it must not.
         stop: this rank's reason to stop (StopRequest.code).
+        reweighting: temperature of the weights that sequences get by their losses (loss_reweighting.py); None: they
+            get none.
     """
     clear_gradients(model, optimizer)
+    if reweighting is not None:
+        own = list(islice(batches, shape.micro_batches))
+        batches = iter(reweighted(model, own, shape.micro_batch_size, shape.sequence_length, reweighting))
     losses = run_micro_batches(
         model, batches, shape.micro_batches, shape.micro_batch_size, shape.sequence_length, backward=True
     )

@@ -332,6 +332,14 @@ class Run:
         slots = self.data.slots_at(self.config.sequences_at(step - 1))
         return replace(self.step_shape, micro_batches=slots.micro_batches)
 
+    def reweighting_at(self, step: int) -> float | None:
+        """The temperature of the weights that the sequences of a step get by their losses; None: they get none."""
+        settings = self.config.training.loss_reweighting
+        if settings is None:
+            return None
+        begins = settings.start.whole_steps(self.config.tokens_per_step, self.config.token_batches.ramp)
+        return settings.temperature if step - self.start_state.first_own_step > begins else None
+
 
 def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timedelta = groups.TIMEOUT) -> Run:
     """Builds everything a run needs on this rank. The process groups are up.

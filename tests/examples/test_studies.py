@@ -7,6 +7,8 @@ import numpy as np
 import orjson
 import pytest
 
+from examples.studies.arms import write_tables
+from examples.studies.instruction import study as instruction
 from examples.studies.laws import study as laws
 from examples.studies.runs import add_rows, make_bases, names_of, prepare, read_rows, train_missing
 from examples.studies.stability_gap import study as gap
@@ -41,6 +43,28 @@ def test_arms_of_the_study_of_the_stability_gap(arm: gap.Arm, tmp_path: Path) ->
 
 def test_the_base_of_the_study_of_the_stability_gap(tmp_path: Path) -> None:
     assert config_faults(config_from_dict(gap.base_config(tmp_path))) == []
+
+
+@pytest.mark.parametrize("arm", instruction.ARMS, ids=lambda arm: arm.name)
+def test_arms_of_the_study_of_instruction_data(arm: instruction.Arm, tmp_path: Path) -> None:
+    config = config_from_dict(instruction.run_config(tmp_path, arm, seed=1))
+    assert config_faults(config) == []
+    assert config.total_tokens == instruction.TOKENS
+
+
+def test_arms_are_held_against_one(tmp_path: Path) -> None:
+    """Five seeds of two arms 0.2 apart, and one that has not been run."""
+    values = {"one": 1.0, "other": 1.2}
+    runs = {
+        f"{arm}-seed-{seed}": {"loss general": {0: 2.0, 600: value + 0.001 * seed}}
+        for arm, value in values.items()
+        for seed in range(1, 6)
+    }
+    figures = {"at the end": lambda series: series["loss general"][600]}
+    table = write_tables(tmp_path, runs, ["one", "other", "not run"], figures, "one")
+    assert table.splitlines()[2:] == ["| one | 5 | +1.003 ± 0.002 |", "| other | 5 | +1.203 ± 0.002* |"]
+    [_, row] = (tmp_path / "differences.csv").read_text().splitlines()
+    assert row.startswith("at the end,other,one,0.19999")
 
 
 def test_results_are_added_run_by_run(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.runs.folder import RunFolder
+from megatron_cpt.train.loss_reweighting import reweighted
 from megatron_cpt.train.run import Run, assemble
 from tests.checkpoint.hf_models import all_tensors, write_llama
 from tests.preparation.chats import TEMPLATES, said, unmarked, write_chat_tokenizer, write_conversations
@@ -76,7 +77,7 @@ def opened(values: dict[str, Any]) -> Run:
     return assemble(config, make_plan(config, groups.world_size()), folder)
 
 
-def first_step(values: dict[str, Any]) -> dict[str, Any]:
+def first_step(values: dict[str, Any], temperature: float | None) -> dict[str, Any]:
     """A job: the sequences of the first global batch that this rank reads, with what counts of them; nats and counts of
     each source; gradients under Hugging Face names."""
     run = opened(values)
@@ -84,6 +85,8 @@ def first_step(values: dict[str, Any]) -> dict[str, Any]:
         chunk.zero_grad_buffer()
     batches = list(run.data.global_batch(0, groups.device()))
     slots, length = run.data.slots, run.data.sequence_length
+    if temperature is not None:
+        batches = reweighted(run.model, batches, slots.micro_batch_size, length, temperature)
     losses = run_micro_batches(
         run.model, iter(batches), slots.micro_batches, slots.micro_batch_size, length, backward=True
     )
@@ -120,18 +123,37 @@ def by_themselves(batch: dict[str, Any]) -> list[tuple[int, Tensor, Tensor, Tens
 
 
 def as_one_batch(
-    hf: Path, found: list[dict[str, Any]], scratch: Path, weights: tuple[float, ...]
+    hf: Path, found: list[dict[str, Any]], scratch: Path, weights: tuple[float, ...], temperature: float | None
 ) -> tuple[list[float], dict[str, np.ndarray]]:
     """Plain PyTorch: nats of each source, gradients of their weighted sum over the count of the global batch."""
     names = ("tokens", "labels", "loss_mask", "sources", "document_lengths")
     batches = [{name: rank[name][number] for name in names} for rank in found for number in range(len(rank["tokens"]))]
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
     each, counted = [0.0, 0.0], 0.0
-    for source, tokens, labels, mask in (part for batch in batches for part in by_themselves(batch)):
-        nats = torch.nn.functional.cross_entropy(model(tokens).logits.transpose(1, 2), labels, reduction="none") * mask
-        (weights[source] * nats.sum()).backward()
-        each[source] += float(nats.detach().sum())
-        counted += float(mask.sum())
+    # Of each sequence the source, nats and mask of what attends to each other in it.
+    sequences: list[list[tuple[int, Tensor, Tensor]]] = []
+    for batch in batches:
+        at = 0
+        for source, tokens, labels, mask in by_themselves(batch):
+            if at % batch["tokens"].shape[1] == 0:
+                sequences.append([])
+            at += tokens.shape[1]
+            nats = torch.nn.functional.cross_entropy(model(tokens).logits.transpose(1, 2), labels, reduction="none")
+            sequences[-1].append((source, (nats * mask).sum(), mask.sum()))
+    tokens_of = np.array([float(sum(mask for *_, mask in parts)) for parts in sequences])
+    sums = [float(sum(nats.detach() for _, nats, _ in parts)) for parts in sequences]
+    losses = np.array(sums) / np.maximum(tokens_of, 1)
+    factors = np.ones(len(sequences))
+    if temperature is not None:  # arXiv:2502.06733: h in [-1, 1], f = min(h + 1, 1)
+        low, high = losses[tokens_of > 0].min(), losses[tokens_of > 0].max()
+        factors = np.exp(np.minimum((2 * losses - (high + low)) / (high - low) + 1, 1) / temperature)
+        factors *= tokens_of.sum() / (factors * tokens_of).sum()
+        assert factors[tokens_of > 0].max() > 1.2 * factors[tokens_of > 0].min()
+    for factor, parts in zip(factors, sequences, strict=True):
+        for source, nats, count in parts:
+            (float(factor) * weights[source] * nats).backward()
+            each[source] += float(nats.detach())
+            counted += float(count)
     for parameter in model.parameters():
         parameter.data.copy_(parameter.grad / counted)
     model.save_pretrained(scratch)
@@ -149,6 +171,10 @@ PACKED = {"attention": "within_documents", "packing": "best_fit", "sequence_leng
         (2, {"weights": (0.25, 2.0), "parallel": {"pipeline": 2}}),
         (2, {"weights": (0.0, 1.0), "data": PACKED, "parallel": {"context": 2}}),
         (1, {"training": {"micro_batch_size": 4}}),
+        (1, {"temperature": 0.4}),
+        (2, {"temperature": 0.4, "weights": (0.25, 2.0)}),
+        (2, {"temperature": 1.0, "parallel": {"pipeline": 2}}),
+        (2, {"temperature": 0.4, "data": PACKED, "parallel": {"context": 2}}),
         (2, {}),
         (2, {"parallel": {"pipeline": 2}}),
         (2, {"parallel": {"context": 2}}),
@@ -163,16 +189,18 @@ def test_gradients_are_those_of_one_batch_of_all_answers(
     one_rank: Ranks, two_ranks: Ranks, hf: Path, tmp_path: Path, ranks: int, changes: dict[str, Any]
 ) -> None:
     weights = changes.get("weights", (1.0, 1.0))
-    values = settings(hf, tmp_path / "run", **{section: changes[section] for section in changes.keys() - {"weights"}})
+    temperature = changes.get("temperature")
+    sections = {name: changes[name] for name in changes.keys() - {"weights", "temperature"}}
+    values = settings(hf, tmp_path / "run", **sections)
     for source, weight in zip(values["data"]["sources"].values(), weights, strict=True):
         source["loss_weight"] = weight
-    found = {1: one_rank, 2: two_ranks}[ranks].call(first_step, values=values)
+    found = {1: one_rank, 2: two_ranks}[ranks].call(first_step, values=values, temperature=temperature)
     replicas = found[:1] if "parallel" in changes else found
     counts = np.array([mask.sum() for rank in replicas for part in rank["loss_mask"] for mask in part])
     # A mean of means would differ: by sequence, by micro batch and by rank.
     assert len(counts) == SEQUENCES and counts.min() * 2 < counts.max()
     assert len(replicas) == 1 or replicas[0]["counts"][0] > 0
-    nats, expected = as_one_batch(hf, replicas, tmp_path / "gradients", weights)
+    nats, expected = as_one_batch(hf, replicas, tmp_path / "gradients", weights, temperature)
     for rank in found:
         assert rank["nats"] == pytest.approx(nats, rel=1e-6)
         assert sum(rank["counts"]) == counts.sum()

@@ -58,6 +58,14 @@ def test_weights_of_losses_are_refused(tmp_path: Path) -> None:
         datasets_provider(tmp_path / "run.yaml")
 
 
+def test_weights_by_losses_are_refused(tmp_path: Path) -> None:
+    sections = settings(tmp_path)
+    sections["training"]["loss_reweighting"] = {}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    with pytest.raises(BadInput, match="does not weight sequences by their losses"):
+        datasets_provider(tmp_path / "run.yaml")
+
+
 def test_batches_that_grow_are_refused(tmp_path: Path) -> None:
     sections = settings(tmp_path)
     sections["training"]["batch_size_rampup"] = {"start": 2, "increment": 2, "tokens": 768}

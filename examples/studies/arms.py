@@ -1,0 +1,88 @@
+"""Arms of a study in tables: figures of each over seeds, and every arm against one of them.
+
+Arms are held against one by Welch's test over seeds, with Holm's correction over all arms of a figure.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from examples.studies.runs import read_rows, write_rows
+from megatron_cpt.gap.compare import Spread, holm, spread, welch
+
+Series = Mapping[str, Mapping[int, float]]
+"""Of one run: name of the series to value by step."""
+
+Figures = Mapping[str, Callable[[Series], float]]
+"""What is computed of a run, by name."""
+
+Rows = list[dict[str, Any]]
+
+
+def read_curves(path: Path) -> dict[str, dict[str, dict[int, float]]]:
+    """Run to series to step to value."""
+    runs: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for run, series, step, value in read_rows(path):
+        runs[run][series][step] = value
+    return runs
+
+
+def write_tables(results: Path, runs: Mapping[str, Series], arms: Iterable[str], figures: Figures, against: str) -> str:
+    """Writes arms.csv and differences.csv; the table of both, in Markdown.
+
+    Args:
+        runs: by name, which is ARM-seed-N.
+        against: the arm that the others are held against.
+    """
+    seeds = {arm: [run for seed in range(1, 100) if (run := f"{arm}-seed-{seed}") in runs] for arm in arms}
+    spreads = {
+        arm: {figure: spread([value(runs[run]) for run in names]) for figure, value in figures.items()}
+        for arm, names in seeds.items()
+        if names
+    }
+    differences = compared(spreads, against)
+    write_rows(results / "arms.csv", arm_rows(spreads))
+    write_rows(results / "differences.csv", differences)
+    return table(spreads, differences)
+
+
+def compared(arms: Mapping[str, Mapping[str, Spread]], against: str) -> Rows:
+    """Every other arm against one, in every figure."""
+    rows: Rows = []
+    for figure, one in arms[against].items():
+        of_figure: Rows = []
+        for name, figures in arms.items():
+            other = figures[figure]
+            if name == against or one.mean is None or other.mean is None:
+                continue
+            test = welch(one, other)
+            found = {"figure": figure, "arm": name, "against": against, "difference": other.mean - one.mean}
+            of_figure.append(found | {"standard error": test and test[0], "p": test and test[2]})
+        adjusted = iter(holm([row["p"] for row in of_figure if row["p"] is not None]))
+        rows += [row | {"adjusted p": None if row["p"] is None else next(adjusted)} for row in of_figure]
+    return rows
+
+
+def arm_rows(arms: Mapping[str, Mapping[str, Spread]]) -> Rows:
+    """A row for each arm and figure."""
+    return [
+        {"arm": name, "figure": figure, "mean": one.mean, "sd": one.sd, "seeds": one.runs}
+        for name, figures in arms.items()
+        for figure, one in figures.items()
+    ]
+
+
+def table(arms: Mapping[str, Mapping[str, Spread]], differences: Rows) -> str:
+    """Arms as rows, figures as columns: mean and standard deviation; * where the adjusted p value is at most 5 %."""
+    tested = (row for row in differences if row["adjusted p"] is not None)
+    marked = {(row["arm"], row["figure"]) for row in tested if row["adjusted p"] <= 0.05}
+    names = list(next(iter(arms.values())))
+    lines = [f"| arm | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for name, figures in arms.items():
+        cells = [
+            f"{one.mean:+.3f} ± {one.sd or 0:.3f}{'*' if (name, figure) in marked else ''}"
+            for figure, one in figures.items()
+        ]
+        lines.append(f"| {name} | {max(one.runs for one in figures.values())} | {' | '.join(cells)} |")
+    return "\n".join(lines)

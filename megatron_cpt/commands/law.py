@@ -1,7 +1,7 @@
 """`megatron-cpt law compare|fit|predict|choose|sweep`: laws of the loss, from arguments to files, tables and pages."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +9,17 @@ from typing import Any, get_args
 import numpy as np
 import orjson
 
+from megatron_cpt.commands.law_arguments import (
+    combinations_of,
+    count,
+    curves_of,
+    fixed,
+    named,
+    numbers,
+    share,
+    shares,
+    wholes,
+)
 from megatron_cpt.commands.law_output import (
     calibration_text,
     choice_text,
@@ -19,17 +30,16 @@ from megatron_cpt.commands.law_output import (
     outcome_document,
     repetition_text,
 )
+from megatron_cpt.commands.law_tables import TABLE_LAW_NAMES, choose_tables, fit_tables, predict_tables
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.commands.sweep import sweep_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.inputs import open_sources
 from megatron_cpt.report.law_page import choice_page, fit_page, prediction_page
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_checked_json, write_durably, write_json
-from megatron_cpt.runs.foreign_logs import is_tensorboard
 from megatron_cpt.scaling_law.choose import (
     Kind,
     Laws,
@@ -42,8 +52,8 @@ from megatron_cpt.scaling_law.choose import (
     to_document,
     turning_length,
 )
-from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS, Combination, fit_combination
-from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tensorboard, sets_of
+from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS
+from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import best_method, candidates, end_error, errors_on, fit_law, mean_errors
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method
@@ -55,25 +65,7 @@ from megatron_cpt.scaling_law.sweep import (
     repeat_faults,
     write_sweep,
 )
-from megatron_cpt.scaling_law.table_choice import MixtureOutcome, ranked_mixtures
-from megatron_cpt.scaling_law.tables import (
-    CRITICAL,
-    D_CPT,
-    MIXING,
-    SHARE,
-    TABLE_LAWS,
-    TOLERANCE,
-    Table,
-    TableFits,
-    critical_shares,
-    fitted_tables,
-    is_table_document,
-    left_out_rows,
-    read_table,
-    read_table_fits,
-    table_document,
-    tables_of_runs,
-)
+from megatron_cpt.scaling_law.tables import TOLERANCE, is_table_document
 from megatron_cpt.scaling_law.uncertainty import band, bootstrap, calibrated, profiled
 
 KINDS = ("constant", "linear", "cosine", "wsd")
@@ -118,7 +110,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("curves", nargs="+", metavar="RUN_OR_LOG", help="run folders, CSV files, TensorBoard folders")
     parser.add_argument(
         "--law",
-        choices=[*sorted(LAWS), *_NAMES],
+        choices=[*sorted(LAWS), *TABLE_LAW_NAMES],
         help="default: continual for run folders, else annealing; the last four are of final losses: of run folders, "
         "or of one CSV table (columns tokens, replay_ratio or share:SOURCE, model_size, loss:SET, start:SET)",
     )
@@ -243,144 +235,6 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate-tag", default="lr", help="TensorBoard: tag of the learning rate (default lr)")
 
 
-_NAMES = (*TABLE_LAWS, CRITICAL)
-"""Laws of tables, as users type them."""
-
-
-def _fit_tables(args: argparse.Namespace) -> int:
-    """Fits one law to the final losses of runs, or of a table; law.json."""
-    refuse_to_replace([Path(args.output)])
-    tables = _tables(args)
-    if args.law == CRITICAL:
-        tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
-    _warn_of_annealing(args)
-    fits = fitted_tables(args.law, tables, args.draws)
-    for name, fit in fits.fits.items():
-        print(f"{name}\n{fit_text(fit)}\n  on the fitted rows: {errors_text(errors_on(fit, tables[name]))}")
-        if len(tables[name].losses) > len(fit.standard_errors) + 1:
-            left = np.abs(left_out_rows(args.law, tables[name]))
-            print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
-        else:
-            print("  too few rows to leave one out: the error of the law is unknown")
-    write_checked_json(Path(args.output), table_document(fits))
-    print(f"written: {args.output}")
-    return ExitCode.DONE
-
-
-def _warn_of_annealing(args: argparse.Namespace) -> None:
-    """A line where runs whose rate falls are given to a law that reads their losses before the end."""
-    if args.law != D_CPT:
-        return
-    runs = [path for path in args.curves if Path(path).is_dir()]
-    falling = sum(bool(np.any(np.diff(read_run(path, sets_of(path)[0]).rates) < 0)) for path in runs)
-    if falling:
-        print(
-            f"WARNING: the learning rate falls in {falling} of {len(runs)} runs. {D_CPT} is of tokens alone: it takes "
-            "what annealing gives for what more tokens would give, and what it says of other lengths and schedules is "
-            "not to be trusted. The continual law (--law continual) has a term for annealing."
-        )
-
-
-def _predict_tables(args: argparse.Namespace) -> int:
-    """The losses of the rows of tables, or of one mixture, from a fitted law of tables."""
-    refuse_to_replace([Path(args.output)] if args.output else [])
-    fits = read_table_fits(Path(args.law))
-    if args.curves:
-        tables = [read_table(path, args.sets or list(fits.fits)) for path in args.curves]
-    else:
-        given = _given(args) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay})
-        columns = {name: np.array([value]) for name, value in given.items()}
-        unknown = np.full(1, np.nan)
-        tables = [{name: Table(name, unknown, unknown, columns, ("asked",)) for name in args.sets or fits.fits}]
-        for words in fits.beyond(given):
-            print(f"outside the fitted range: {words}")
-    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in tables[0]
-            if name not in fits.fits])  # fmt: skip
-    lines = ["row,set,loss,predicted,low,high"]
-    for name, table in ((name, table) for by_set in tables for name, table in by_set.items()):
-        predicted = band(fits.fits[name], table)
-        for number, row in enumerate(table.rows):
-            loss = table.losses[number]
-            values = [predicted.middle[number], predicted.low[number], predicted.high[number]]
-            measured = f"; measured {loss:.4f}" if np.isfinite(loss) else ""
-            print(f"{name}, {row}: {values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]{measured}")
-            text = f"{loss:.6g}" if np.isfinite(loss) else ""
-            lines.append(f'"{row}",{name},{text},' + ",".join(f"{value:.6g}" for value in values))
-        if len(table.losses) > 1 and np.isfinite(table.losses).all():
-            print(f"{name}: {errors_text(errors_on(fits.fits[name], table))}")
-    if args.output:
-        write_durably(Path(args.output), "\n".join(lines) + "\n")
-    return ExitCode.DONE
-
-
-def _choose_tables(args: argparse.Namespace) -> int:
-    """The best mixtures for a weighted sum of losses, under bounds; choice.json."""
-    refuse_to_replace([Path(args.output)])
-    fits = read_table_fits(Path(args.law))
-    weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
-    _refuse_unknown(fits, weights, bounds)
-    given = _given(args)
-    if fits.law != MIXING and "tokens" not in given:
-        raise BadInput(Fault("--tokens", "is missing.", f"The {fits.law} law is of tokens: say how many are trained."))
-    unique = count("--domain-tokens", args.domain_tokens)
-    outcomes = ranked_mixtures(fits, given, weights, bounds, unique)
-    for outcome in outcomes[: args.show]:
-        print(_line(outcome))
-    best = outcomes[0]
-    for name in best.broken:
-        print(f"WARNING: no mixture keeps {name} within its bound; the nearest is shown")
-    for name in best.unsure:
-        print(f"WARNING: the upper end of the band breaks the bound on {name}")
-    for words in fits.beyond(best.columns):
-        print(f"WARNING: extrapolates: {words}")
-    if unique is not None and "tokens" in given and "replay_ratio" in best.columns:
-        epochs = given["tokens"] * (1 - best.columns["replay_ratio"]) / unique
-        print(f"the new text is read {epochs:.2g} times; repeated text counts as less (arXiv:2305.16264)")
-    write_json(Path(args.output), {"choice": asdict(best), "others": [asdict(other) for other in outcomes[1:20]]})
-    print(f"written: {args.output}")
-    return ExitCode.DONE
-
-
-def _tables(args: argparse.Namespace) -> dict[str, Table]:
-    """By validation set. Raises BadInput for a mixture of run folders and files, and for a set that is not there."""
-    runs = [path for path in args.curves if Path(path).is_dir()]
-    if runs and len(runs) < len(args.curves):
-        other = next(path for path in args.curves if path not in runs)
-        raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
-    if not runs and len(args.curves) > 1:
-        raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
-    every = args.law in (CRITICAL, D_CPT)
-    tables = tables_of_runs(runs, every, args.from_step, args.sets) if runs else read_table(args.curves[0])
-    names = args.sets or list(tables)
-    refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in names
-            if name not in tables])  # fmt: skip
-    return {name: tables[name] for name in names}
-
-
-def _given(args: argparse.Namespace) -> dict[str, float]:
-    """What was said of tokens and size."""
-    found = {"tokens": count("--tokens", args.tokens), "model_size": count("--model-size", args.model_size)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _refuse_unknown(fits: TableFits, weights: Mapping[str, float], bounds: Mapping[str, float]) -> None:
-    if fits.law == CRITICAL:
-        remedy = "Ask `law predict` for the critical share at --tokens."
-        raise BadInput(Fault(CRITICAL, "is a law of shares, not of losses: there is no loss to minimise.", remedy))
-    faults = [Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in [*weights, *bounds]
-              if name not in fits.fits]  # fmt: skip
-    faults += [Fault(f"--bound {name}", "has no measured start.", f"Give a start:{name} column.") for name in bounds
-               if name in fits.fits and fits.starts[name] is None]  # fmt: skip
-    refuse(faults)
-
-
-def _line(outcome: MixtureOutcome) -> str:
-    shares = [f"{name.removeprefix(SHARE)} {value:.4g}" for name, value in outcome.columns.items()
-              if name.startswith(SHARE) or name == "replay_ratio"]  # fmt: skip
-    losses = [f"{name} {loss:.4f} [{low:.4f}, {high:.4f}]" for name, (loss, low, high) in outcome.losses.items()]
-    return f"{', '.join(shares)}: {'; '.join(losses)}"
-
-
 _TURNING_SEARCH = 20
 """Times the fitted length up to which a turning length is looked for."""
 
@@ -390,8 +244,8 @@ _ROUNDING = 1e-6
 
 def compare(args: argparse.Namespace) -> int:
     """Fits every law of pretraining on some curves and scores it on others."""
-    fitted = [curve for found in _curves_of(args.csv, None, args).values() for curve in found]
-    others = [curve for found in _curves_of(args.predict, None, args).values() for curve in found]
+    fitted = [curve for found in curves_of(args.csv, None, args).values() for curve in found]
+    others = [curve for found in curves_of(args.predict, None, args).values() for curve in found]
     rows = []
     for law in LAWS.values():
         if law is CONTINUAL:  # a law of curves that begin from a base
@@ -416,13 +270,13 @@ def compare(args: argparse.Namespace) -> int:
 
 def fit(args: argparse.Namespace) -> int:
     """Fits one law to each validation set; law.json and a page."""
-    if args.law in _NAMES:
-        return _fit_tables(args)
+    if args.law in TABLE_LAW_NAMES:
+        return fit_tables(args)
     refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
-    curves = _curves_of(args.curves, args.sets, args)
+    curves = curves_of(args.curves, args.sets, args)
     default = CONTINUAL.name if Path(args.curves[0]).is_dir() and "loss" not in curves else "annealing"
     law = LAWS[args.law or default]
-    combinations = _combinations_of(args.combine, curves)
+    combinations = combinations_of(args.combine, curves)
     fits = {}
     for name, found in curves.items():
         if name in combinations:
@@ -459,11 +313,11 @@ def _method(law: Law, curves: Sequence[Curve], args: argparse.Namespace) -> Meth
 def predict(args: argparse.Namespace) -> int:
     """Scores a fitted law on measured curves, or tells the loss of a schedule that nobody has run."""
     if is_table_document(Path(args.law)):
-        return _predict_tables(args)
+        return predict_tables(args)
     refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     laws = read_laws(Path(args.law))
     if args.curves:
-        curves = _curves_of(args.curves, args.sets or list(laws.fits), args)
+        curves = curves_of(args.curves, args.sets or list(laws.fits), args)
     else:
         recipe = _recipe(args)
         planned = recipe.curve(laws.start_of(recipe).base)
@@ -498,7 +352,7 @@ def predict(args: argparse.Namespace) -> int:
 def choose(args: argparse.Namespace) -> int:
     """The best recipes for a weighted sum of losses, under bounds; choice.json and a page."""
     if is_table_document(Path(args.law)):
-        return _choose_tables(args)
+        return choose_tables(args)
     refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     laws = read_laws(Path(args.law))
     weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
@@ -612,7 +466,7 @@ def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
     return recipes(
         kinds,
         peaks or (np.geomspace(slow, fast, 9).tolist() if fast > slow * (1 + _ROUNDING) else [slow]),
-        _wholes(args.steps, "--steps") or [laws.fitted.steps],
+        wholes(args.steps, "--steps") or [laws.fitted.steps],
         ratios or np.unique(np.linspace(low, high, 41)).tolist(),
         args.bases or list(laws.starts),
     )
@@ -627,120 +481,3 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         rule = "is outside its range."
         raise BadInput(Fault("--steps, --peak-lr or --replay", rule, "Give steps >= 1, a rate > 0, a ratio in [0, 1]."))
     return Recipe(args.schedule, args.peak_lr, args.steps, args.replay, start=args.base or "")
-
-
-_LOG_SET = "loss"
-"""What the one curve of a log of another system is called."""
-
-
-def _curves_of(paths: Sequence[str], sets: Sequence[str] | None, args: argparse.Namespace) -> dict[str, list[Curve]]:
-    """The curves by validation set; those of logs of other systems are `loss`.
-
-    Without sets, all that every run folder has. Raises BadInput for what cannot be read and for a mixture of run
-    folders and logs, which no law describes.
-    """
-    runs = [path for path in paths if Path(path).is_dir() and not is_tensorboard(path)]
-    if runs and len(runs) < len(paths):
-        other = next(path for path in paths if path not in runs)
-        raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or logs, not both."))
-    if not runs:
-        return {_LOG_SET: [_usable(path, _log(path, args), args.from_step or 1) for path in paths]}
-    shared = list(sets or [name for name in sets_of(runs[0]) if all(name in sets_of(path) for path in runs)])
-    if not shared:
-        raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
-    read = {name: [(path, read_run(path, name)) for path in runs] for name in shared}
-    return {
-        name: [_usable(path, curve, args.from_step or curve.transient) for path, curve in found]
-        for name, found in read.items()
-    }
-
-
-def _combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]]) -> dict[str, Combination]:
-    """`SET=OLD,NEW` words, each fitted to the curves of the three sets."""
-    found = {}
-    for word in words:
-        name, _, two = word.partition("=")
-        old, comma, new = two.partition(",")
-        if not comma:
-            raise BadInput(Fault(f"--combine {word}", "is not SET=OLD,NEW.", "Write, say, books=general,domain."))
-        unknown = [one for one in (name, old, new) if one not in curves]
-        refuse([Fault(one, "is no set of these runs.", f"They share {', '.join(curves)}.") for one in unknown])
-        if len({name, old, new}) < 3:
-            raise BadInput(Fault(f"--combine {word}", "names a set twice.", "Name three different ones."))
-        found[name] = fit_combination(old, new, curves[name], curves[old], curves[new])
-    chained = [one for combined in found.values() for one in (combined.old, combined.new) if one in found]
-    refuse([Fault(one, "is a combination itself.", "Combine sets that a law is fitted to.") for one in chained])
-    return found
-
-
-def fixed(words: Sequence[str]) -> dict[str, float]:
-    """`NAME=NUMBER` words."""
-    return named(words, None)
-
-
-def named(words: Sequence[str], default: float | None) -> dict[str, float]:
-    """`NAME=NUMBER` words; a name alone has the default, where there is one."""
-    values = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        try:
-            values[name] = default if not equals and default is not None else float(value)
-        except ValueError as error:
-            raise BadInput(Fault(word, "is not NAME=NUMBER.", "Write, say, general=0.02.")) from error
-    return values
-
-
-def numbers(words: str | None, flag: str) -> list[float]:
-    """Numbers between commas; empty where nothing was given."""
-    try:
-        return [float(word) for word in words.split(",")] if words else []
-    except ValueError as error:
-        raise BadInput(Fault(f"{flag} {words}", "is no list of numbers.", "Write, say, 0,0.01,0.05.")) from error
-
-
-def shares(words: str | None, flag: str) -> list[float]:
-    """Numbers or percentages between commas; empty where nothing was given. What is no share is found later."""
-    found = [word.strip().removesuffix("%") for word in (words or "").split(",")]
-    percent = [word.strip().endswith("%") for word in (words or "").split(",")]
-    values = numbers(",".join(found) if words else None, flag)
-    return [value / 100 if is_percent else value for value, is_percent in zip(values, percent, strict=False)]
-
-
-def share(word: str) -> float:
-    """A share, as argparse reads it. Raises ArgumentTypeError."""
-    try:
-        return parse_share(word)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _wholes(words: str | None, flag: str) -> list[int]:
-    """Whole numbers from 1 on, between commas."""
-    values = numbers(words, flag)
-    if any(value < 1 or value != int(value) for value in values):
-        raise BadInput(Fault(f"{flag} {words}", "is no list of whole numbers.", "Write, say, 5000,20000."))
-    return [int(value) for value in values]
-
-
-def count(flag: str, words: str | None) -> float | None:
-    """A count such as 5B; None where nothing was given."""
-    if words is None:
-        return None
-    try:
-        return float(parse_count(words))
-    except ValueError as error:
-        raise BadInput(Fault(f"{flag} {words}", f"{error}.", "Write, say, 5B.")) from error
-
-
-def _log(path: str, args: argparse.Namespace) -> Curve:
-    if is_tensorboard(path):
-        return read_tensorboard(path, args.loss_tag, args.rate_tag, args.warmup)
-    return read_csv(path, args.warmup)
-
-
-def _usable(path: str, curve: Curve, first: int) -> Curve:
-    kept = curve.after(first)
-    if not len(kept.steps):
-        rule = f"has no loss from step {first} on."
-        raise BadInput(Fault(path, rule, "Give a curve with losses, or a lower --from-step."))
-    return kept

@@ -136,6 +136,12 @@ LARGEST_COUNT = 10**18
 """Of tokens, steps, sequences: their sums are held in 64 bits."""
 
 
+def nearest_multiples(number: int, factor: int) -> str:
+    """The multiples of a factor on both sides of a number, in words."""
+    below = number // factor * factor
+    return f"{below} and {below + factor}" if below else f"{factor} and {2 * factor}"
+
+
 def short_count(count: float, zeros: bool = True) -> str:
     """Three significant digits and a suffix: `999`, `1.23K`, `5.00B`; without zeros at the end `5B`."""
     scaled, suffixes = float(count), ["", "K", "M", "B", "T"]

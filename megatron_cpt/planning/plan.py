@@ -1,33 +1,31 @@
 """What `plan` prints and `train` obeys: blend, steps, evaluations, size and cost of a run, and warnings."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.checks import best_warnings, phase_faults, schedule_faults, share_faults, source_faults
+from megatron_cpt.config.checks import best_warnings, schedule_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schedule import phase_steps
-from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
+from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.source_checks import phase_faults, share_faults, source_faults
 from megatron_cpt.config.units import Duration, short_count
-from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import MemoryEstimate, memory_per_rank
-from megatron_cpt.families.shape import unread_fields
 from megatron_cpt.families.size import (
     active_parameter_count,
     flops_per_token,
     non_embedding_parameter_count,
     parameter_count,
 )
-from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan, plan_blend
+from megatron_cpt.mixture.blend import BlendPlan, plan_blend
 from megatron_cpt.mixture.phases import blend_streams, source_of
-from megatron_cpt.planning.checks import init_from_faults, input_faults, shared_warnings
+from megatron_cpt.planning.checks import init_from_faults, input_faults
 from megatron_cpt.planning.disk_space import DiskEstimate, disk_estimate, disk_warnings
 from megatron_cpt.planning.evaluations import EvaluationPlan, evaluation_lines, overhead_warnings, plan_evaluations
 from megatron_cpt.planning.inputs import RunInputs, SourceOverlap, open_inputs, overlap_warnings, source_overlaps
 from megatron_cpt.planning.known_datasets import KnownDataset, recognize_datasets
+from megatron_cpt.planning.plan_warnings import assumption_warnings, plan_warnings
 from megatron_cpt.planning.rates import history_lines, rate_lines, rate_warnings, rates_of
 from megatron_cpt.planning.start_state import (
     RunPosition,
@@ -37,7 +35,6 @@ from megatron_cpt.planning.start_state import (
     verify_checkpoints,
 )
 from megatron_cpt.planning.text_tables import columns, percent, phase_lines, picture_lines, size
-from megatron_cpt.runs.checkpoint_state import find_state
 
 
 @dataclass(frozen=True)
@@ -278,7 +275,7 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
     datasets = recognize_datasets(config, inputs)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
-    warnings = _plan_warnings(config, inputs, blend)
+    warnings = plan_warnings(config, inputs, blend)
     config = _shortened(config, blend)
     start, resume = start_state(config), resume_state(config)
     refuse([*history_faults(config, start)])
@@ -303,7 +300,7 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
         disk=disk,
         overlaps=overlaps,
         warnings=(
-            *_assumption_warnings(assumed or {}),
+            *assumption_warnings(assumed or {}),
             *warnings,
             *rate_warnings(config, start),
             *disk_warnings(config, disk),
@@ -397,195 +394,3 @@ def _model_size(config: RunConfig, shape: ModelShape, world_size: int, steps: in
 
 def _indented(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines]
-
-
-_PASSED_BY = 1.1
-"""A source that gives more than this of its target is warned of: a sequence is long beside the target."""
-_MUCH_PADDING = 0.05
-"""Share of the tokens of packed sequences."""
-_MISSED_BY = 0.99
-"""A source that gives less of its target than this is warned of."""
-
-
-def _plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
-    """Everything that a person should know before the run is paid for, a sentence each."""
-    return (
-        *_blend_warnings(config, blend),
-        *_length_warnings(config, blend),
-        *_target_warnings(blend),
-        *_unread_warnings(config, blend),
-        *_repeated_warnings(config, blend),
-        *_packing_warnings(config, inputs),
-        *shared_warnings(config, inputs),
-        *_evaluation_warnings(config),
-        *_budget_warnings(config, inputs),
-        *_folder_warnings(config),
-        *_origin_warnings(inputs),
-    )
-
-
-def _interval_of(config: RunConfig, name: str) -> EvalIntervalSettings:
-    """The eval interval of a validation set: its own, or those of all."""
-    return config.validation.sets[name].eval_interval or config.validation.eval_interval
-
-
-def _blend_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
-    """Sources read very often, and continual pretraining without replay."""
-    for row in blend.rows:
-        if row.epochs > CHEAP_EPOCHS:
-            yield (
-                f"source {row.name} is read {row.epochs:.1f} times: beyond {CHEAP_EPOCHS} epochs repeated text is "
-                f"worth clearly less than new text (arXiv:2305.16264); its {short_count(row.tokens)} tokens do what "
-                f"{short_count(row.effective_unique_tokens)} new ones would."
-            )
-    replayed = sum(row.sequences for row in blend.rows if row.role == "replay")
-    if config.model.weights == "hf" and not replayed:
-        yield (
-            "no source of role `replay` gives tokens: what the model knew will fade. A share of general text "
-            "holds it (data.replay_ratio)."
-        )
-
-
-def _length_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
-    """A run that ends before its schedule, and phases that it does not reach."""
-    steps = config.batches.whole_steps(blend.total_sequences)
-    if steps < config.total_steps:
-        tokens = config.tokens_at(steps)
-        yield (
-            f"the run stops after {steps:,} of {config.total_steps:,} steps ({short_count(tokens)} tokens), before a "
-            "source passes its max_epochs; schedule and evaluations end there too."
-        )
-    reached = {phase.number for phase in blend.phases}
-    for number, phase in enumerate(config.data.phases):
-        if number not in reached:
-            yield f"phase {number}, {phase.beginning}, is not reached: the run has {steps:,} steps."
-
-
-def _target_warnings(blend: BlendPlan) -> Iterator[str]:
-    """Sources that give clearly less, or more, than their target."""
-    for stream, row in zip(blend.streams, blend.rows, strict=True):
-        if stream.target is not None and row.tokens < _MISSED_BY * stream.target:
-            yield (
-                f"source {row.name} gives {short_count(row.tokens)} of its target of "
-                f"{short_count(float(stream.target))} tokens: the run is shorter than the targets together, or weights "
-                "or ratio leave it less."
-            )
-        elif stream.target is not None and row.tokens > _PASSED_BY * stream.target:
-            yield (
-                f"source {row.name} gives {short_count(row.tokens)} tokens, {row.epochs:.2f} epochs, beyond its "
-                f"target of {short_count(float(stream.target))}: what is given is whole sequences. Join it with "
-                "another source."
-            )
-
-
-def _unread_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
-    """Sources that have a weight and give nothing: their share of a short run is less than a sequence."""
-    start = start_state(config)
-    for row in blend.rows_from(start.sequences):
-        if row.due_share > 0 and not row.sequences:
-            due = row.due_share * (blend.total_sequences - start.sequences)
-            yield (
-                f"source {row.name} has a share of {percent(row.due_share)} and gives no sequence: {due:.2g} of a "
-                "sequence would be its part. Train longer, give it more weight, or take it out."
-            )
-
-
-def _packing_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
-    """Conversations that see each other, and packed sources with much padding."""
-    for name, stream in inputs.sources.items():
-        if stream.has_own_mask and config.data.attention == "across_documents":
-            yield (
-                f"source {name} holds conversations, and a sequence holds several: each sees those before it, and most "
-                "are cut at its end. Set data.attention to within_documents and data.packing to best_fit."
-            )
-        if isinstance(stream, PackedStream) and stream.padding_share > _MUCH_PADDING:
-            yield (
-                f"source {name} is packed into {stream.sequences:,} sequences, and {percent(stream.padding_share)} of "
-                "their tokens are padding: its documents are about as long as a sequence. A longer "
-                "data.sequence_length wastes less; the tokens of the plan are with padding."
-            )
-
-
-def _repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
-    """Text that the run which wrote `init_from.checkpoint` has read, and that `init_from.load_data_position: false`
-    begins again."""
-    if config.init_from.checkpoint is None or config.init_from.load_data_position:
-        return
-    parent = find_state(Path(config.init_from.checkpoint))
-    if parent is None:
-        return
-    read = {
-        known["identity"]: parent.source_sequences.get(name, 0) * parent.order["sequence_length"]
-        for name, known in parent.order["sources"].items()
-    }
-    for stream, row in zip(blend.streams, blend.rows, strict=True):
-        tokens = read.get(stream.identity, 0)
-        if row.sequences and tokens:
-            yield (
-                f"source {row.name} begins anew (init_from.load_data_position is false): the parent has read "
-                f"{short_count(tokens)} tokens of the same text, {tokens / row.source_tokens:.2f} epochs. "
-                "`init_from.load_data_position: true` goes on where that ended."
-            )
-
-
-def _evaluation_warnings(config: RunConfig) -> Iterator[str]:
-    """Gains and gaps that nobody would see."""
-    sets = config.validation.sets
-    if not sets:
-        yield "there are no validation sets: neither gain nor forgetting will be seen (validation.sets)."
-    elif config.model.weights == "hf" and all(settings.role != "general" for settings in sets.values()):
-        yield "no validation set has the role `general`: forgetting will not be seen (validation.sets)."
-    without_baseline = [name for name in sets if not _interval_of(config, name).start]
-    if without_baseline:
-        yield (
-            f"no evaluation before the first update of {', '.join(without_baseline)}: without that baseline there is "
-            "no gap figure (eval_interval.start)."
-        )
-    sparse = [name for name in sets if _interval_of(config, name).log_spaced is None]
-    if sparse:
-        yield (
-            f"no dense early evaluations for {', '.join(sparse)}: the stability gap is deepest in the first steps and "
-            "may fall between them (eval_interval.log_spaced: 8 per decade to 1000 steps)."
-        )
-
-
-def _budget_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
-    """Validation sets that hold less than their budget."""
-    for name, stream in inputs.validation_sets.items():
-        budget = config.validation.sets[name].tokens
-        if budget is not None and stream.tokens < budget:
-            yield (
-                f"validation set {name} has {short_count(stream.tokens)} of the {short_count(budget)} tokens of its "
-                "budget: all of it is read at each evaluation. Hold more out (`megatron-cpt prepare --holdout`) if it "
-                "is too little."
-            )
-
-
-def _assumption_warnings(assumed: Mapping[str, int]) -> Iterator[str]:
-    """What was not looked at."""
-    if assumed:
-        told = ", ".join(f"{name} {short_count(tokens)}" for name, tokens in assumed.items())
-        yield (
-            f"assumed, not read: {told} tokens. Whether files are there and whole, which tokenizer made them, which "
-            "documents sources share and whether a run that has begun read these files is checked where they are."
-        )
-
-
-def _folder_warnings(config: RunConfig) -> Iterator[str]:
-    """Fields of config.json that nobody reads."""
-    if unread := unread_fields(config.model.hf):
-        proof = (
-            "" if config.model.initial_loss_check.enabled else " (the initial loss check, which would prove it, is off)"
-        )
-        yield (
-            f"model.hf: config.json has fields that neither transformers' model of this type nor this program reads: "
-            f"{', '.join(unread)}. They change nothing{proof}, and exports keep them."
-        )
-
-
-def _origin_warnings(inputs: RunInputs) -> Iterator[str]:
-    """Datasets that do not say which tokenizer made them."""
-    unknown = Counter(name for name, manifest in inputs.manifests() if manifest.tokenizer is None)
-    for name, count in unknown.items():
-        datasets = "a dataset" if count == 1 else f"{count} datasets"
-        yield f"{name}: {datasets} made elsewhere; whether the model's tokenizer made them cannot be checked."

@@ -25,8 +25,8 @@ import orjson
 import torch
 
 from megatron_cpt.checkpoint.convert import room_for_reference, transformers_losses
-from megatron_cpt.config.checks import sequence_parts
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
+from megatron_cpt.config.parallel_checks import sequence_parts
 from megatron_cpt.config.schema import ModelSettings, RunConfig
 from megatron_cpt.data.loader import windows
 from megatron_cpt.evaluate.validation import ValidationSet, evaluate

@@ -1,0 +1,170 @@
+"""The actions of `megatron-cpt law` on laws of final losses."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from megatron_cpt.commands.law_arguments import count, named
+from megatron_cpt.commands.law_output import errors_text, fit_text
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_checked_json, write_durably, write_json
+from megatron_cpt.scaling_law.curves import read_run, sets_of
+from megatron_cpt.scaling_law.fit import errors_on
+from megatron_cpt.scaling_law.table_choice import MixtureOutcome, ranked_mixtures
+from megatron_cpt.scaling_law.tables import (
+    CRITICAL,
+    D_CPT,
+    MIXING,
+    SHARE,
+    TABLE_LAWS,
+    Table,
+    TableFits,
+    critical_shares,
+    fitted_tables,
+    left_out_rows,
+    read_table,
+    read_table_fits,
+    table_document,
+    tables_of_runs,
+)
+from megatron_cpt.scaling_law.uncertainty import band
+
+TABLE_LAW_NAMES = (*TABLE_LAWS, CRITICAL)
+"""Laws of tables, as users type them."""
+
+
+def fit_tables(args: argparse.Namespace) -> int:
+    """Fits one law to the final losses of runs, or of a table; law.json."""
+    refuse_to_replace([Path(args.output)])
+    tables = _tables(args)
+    if args.law == CRITICAL:
+        tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
+    _warn_of_annealing(args)
+    fits = fitted_tables(args.law, tables, args.draws)
+    for name, fit in fits.fits.items():
+        print(f"{name}\n{fit_text(fit)}\n  on the fitted rows: {errors_text(errors_on(fit, tables[name]))}")
+        if len(tables[name].losses) > len(fit.standard_errors) + 1:
+            left = np.abs(left_out_rows(args.law, tables[name]))
+            print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
+        else:
+            print("  too few rows to leave one out: the error of the law is unknown")
+    write_checked_json(Path(args.output), table_document(fits))
+    print(f"written: {args.output}")
+    return ExitCode.DONE
+
+
+def _warn_of_annealing(args: argparse.Namespace) -> None:
+    """A line where runs whose rate falls are given to a law that reads their losses before the end."""
+    if args.law != D_CPT:
+        return
+    runs = [path for path in args.curves if Path(path).is_dir()]
+    falling = sum(bool(np.any(np.diff(read_run(path, sets_of(path)[0]).rates) < 0)) for path in runs)
+    if falling:
+        print(
+            f"WARNING: the learning rate falls in {falling} of {len(runs)} runs. {D_CPT} is of tokens alone: it takes "
+            "what annealing gives for what more tokens would give, and what it says of other lengths and schedules is "
+            "not to be trusted. The continual law (--law continual) has a term for annealing."
+        )
+
+
+def predict_tables(args: argparse.Namespace) -> int:
+    """The losses of the rows of tables, or of one mixture, from a fitted law of tables."""
+    refuse_to_replace([Path(args.output)] if args.output else [])
+    fits = read_table_fits(Path(args.law))
+    if args.curves:
+        tables = [read_table(path, args.sets or list(fits.fits)) for path in args.curves]
+    else:
+        given = _given(args) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay})
+        columns = {name: np.array([value]) for name, value in given.items()}
+        unknown = np.full(1, np.nan)
+        tables = [{name: Table(name, unknown, unknown, columns, ("asked",)) for name in args.sets or fits.fits}]
+        for words in fits.beyond(given):
+            print(f"outside the fitted range: {words}")
+    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in tables[0]
+            if name not in fits.fits])  # fmt: skip
+    lines = ["row,set,loss,predicted,low,high"]
+    for name, table in ((name, table) for by_set in tables for name, table in by_set.items()):
+        predicted = band(fits.fits[name], table)
+        for number, row in enumerate(table.rows):
+            loss = table.losses[number]
+            values = [predicted.middle[number], predicted.low[number], predicted.high[number]]
+            measured = f"; measured {loss:.4f}" if np.isfinite(loss) else ""
+            print(f"{name}, {row}: {values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]{measured}")
+            text = f"{loss:.6g}" if np.isfinite(loss) else ""
+            lines.append(f'"{row}",{name},{text},' + ",".join(f"{value:.6g}" for value in values))
+        if len(table.losses) > 1 and np.isfinite(table.losses).all():
+            print(f"{name}: {errors_text(errors_on(fits.fits[name], table))}")
+    if args.output:
+        write_durably(Path(args.output), "\n".join(lines) + "\n")
+    return ExitCode.DONE
+
+
+def choose_tables(args: argparse.Namespace) -> int:
+    """The best mixtures for a weighted sum of losses, under bounds; choice.json."""
+    refuse_to_replace([Path(args.output)])
+    fits = read_table_fits(Path(args.law))
+    weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
+    _refuse_unknown(fits, weights, bounds)
+    given = _given(args)
+    if fits.law != MIXING and "tokens" not in given:
+        raise BadInput(Fault("--tokens", "is missing.", f"The {fits.law} law is of tokens: say how many are trained."))
+    unique = count("--domain-tokens", args.domain_tokens)
+    outcomes = ranked_mixtures(fits, given, weights, bounds, unique)
+    for outcome in outcomes[: args.show]:
+        print(_line(outcome))
+    best = outcomes[0]
+    for name in best.broken:
+        print(f"WARNING: no mixture keeps {name} within its bound; the nearest is shown")
+    for name in best.unsure:
+        print(f"WARNING: the upper end of the band breaks the bound on {name}")
+    for words in fits.beyond(best.columns):
+        print(f"WARNING: extrapolates: {words}")
+    if unique is not None and "tokens" in given and "replay_ratio" in best.columns:
+        epochs = given["tokens"] * (1 - best.columns["replay_ratio"]) / unique
+        print(f"the new text is read {epochs:.2g} times; repeated text counts as less (arXiv:2305.16264)")
+    write_json(Path(args.output), {"choice": asdict(best), "others": [asdict(other) for other in outcomes[1:20]]})
+    print(f"written: {args.output}")
+    return ExitCode.DONE
+
+
+def _tables(args: argparse.Namespace) -> dict[str, Table]:
+    """By validation set. Raises BadInput for a mixture of run folders and files, and for a set that is not there."""
+    runs = [path for path in args.curves if Path(path).is_dir()]
+    if runs and len(runs) < len(args.curves):
+        other = next(path for path in args.curves if path not in runs)
+        raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
+    if not runs and len(args.curves) > 1:
+        raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
+    every = args.law in (CRITICAL, D_CPT)
+    tables = tables_of_runs(runs, every, args.from_step, args.sets) if runs else read_table(args.curves[0])
+    names = args.sets or list(tables)
+    refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in names
+            if name not in tables])  # fmt: skip
+    return {name: tables[name] for name in names}
+
+
+def _given(args: argparse.Namespace) -> dict[str, float]:
+    """What was said of tokens and size."""
+    found = {"tokens": count("--tokens", args.tokens), "model_size": count("--model-size", args.model_size)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _refuse_unknown(fits: TableFits, weights: Mapping[str, float], bounds: Mapping[str, float]) -> None:
+    if fits.law == CRITICAL:
+        remedy = "Ask `law predict` for the critical share at --tokens."
+        raise BadInput(Fault(CRITICAL, "is a law of shares, not of losses: there is no loss to minimise.", remedy))
+    faults = [Fault(name, "is no set of this law.", f"It has {', '.join(fits.fits)}.") for name in [*weights, *bounds]
+              if name not in fits.fits]  # fmt: skip
+    faults += [Fault(f"--bound {name}", "has no measured start.", f"Give a start:{name} column.") for name in bounds
+               if name in fits.fits and fits.starts[name] is None]  # fmt: skip
+    refuse(faults)
+
+
+def _line(outcome: MixtureOutcome) -> str:
+    shares = [f"{name.removeprefix(SHARE)} {value:.4g}" for name, value in outcome.columns.items()
+              if name.startswith(SHARE) or name == "replay_ratio"]  # fmt: skip
+    losses = [f"{name} {loss:.4f} [{low:.4f}, {high:.4f}]" for name, (loss, low, high) in outcome.losses.items()]
+    return f"{', '.join(shares)}: {'; '.join(losses)}"

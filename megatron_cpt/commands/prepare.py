@@ -100,6 +100,7 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
         near_duplicates=_share("--similarity", args.similarity) if args.dedup == "minhash" else None,
         contaminated=args.decontaminate_action,
         max_rejected=_share("--max-rejected", args.max_rejected),
+        parts=args.parts,
     )
 
 
@@ -220,6 +221,13 @@ def parser() -> argparse.ArgumentParser:
         help="count: only list and count such documents (default remove)",
     )
     top.add_argument("--max-rejected", default="1%", metavar="SHARE", help="documents that may be rejected")
+    top.add_argument(
+        "--parts",
+        type=positive,
+        default=defaults.parts,
+        metavar="N",
+        help="divide the order into N datasets, PREFIX-00001-of-N and so on, which PREFIX names together",
+    )
     top.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: the cores)")
     top.add_argument(
         "--worker-timeout",
@@ -277,9 +285,10 @@ def _share(name: str, text: str) -> float:
 
 def summary(prepared: Prepared, output: Path) -> str:
     """What was done, in a few lines."""
-    lines = [_line(output, prepared.training)]
+    lines = [_line(output, [part.training for part in prepared.parts])]
     if prepared.validation is not None:
-        lines.append(_line(validation_prefix(output), prepared.validation))
+        held_out = [part.validation for part in prepared.parts if part.validation is not None]
+        lines.append(_line(validation_prefix(output), held_out))
     lines += _not_said(prepared.training.unknown_share, prepared.training.lost_share)
     if prepared.training.not_read:
         lines.append(not_read_line(prepared.training.not_read))
@@ -377,9 +386,20 @@ def _ratio(counts: TextCounts) -> float | None:
     return counts.sampled_tokens / counts.sampled_words if counts.sampled_words else None
 
 
-def _line(prefix: Path, manifest: Manifest) -> str:
-    return f"{prefix}: " + _counted(
-        manifest.documents, manifest.tokens, manifest.bytes, manifest.tokens_per_word, manifest.loss_tokens
+def _line(prefix: Path, manifests: Sequence[Manifest]) -> str:
+    """Of a dataset, or of all or one of its parts."""
+    first = manifests[0]
+    shown = str(prefix)
+    if first.part is not None:
+        of = first.part.of
+        shown += f", {of} parts" if len(manifests) == of else f", part {first.part.number} of {of}"
+    loss_tokens = None if first.loss_tokens is None else sum(one.loss_tokens or 0 for one in manifests)
+    return f"{shown}: " + _counted(
+        sum(one.documents for one in manifests),
+        sum(one.tokens for one in manifests),
+        None if first.bytes is None else sum(one.bytes or 0 for one in manifests),
+        first.tokens_per_word,
+        loss_tokens,
     )
 
 

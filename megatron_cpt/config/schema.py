@@ -145,7 +145,7 @@ class SourceSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     paths: list[str]
-    """Dataset prefixes, selections (`NAME.selection.json`) or globs of either."""
+    """Dataset prefixes, selections (`NAME.selection.json`) or globs of either. A prefix stands for all its parts."""
     role: Literal["domain", "replay"] = "domain"
     """`domain`: new text; `replay`: text like that of pretraining. `data.replay_ratio` divides the run among them."""
     weight: NotNegative = 1.0

@@ -183,6 +183,18 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which range of the order of one dataset these documents are, where it is in parts (parts.py)."""
+
+    number: int
+    """From 1."""
+    of: int
+    """Parts in all."""
+    job: str
+    """Hash of what decided the documents and their order: equal for all parts of one dataset."""
+
+
+@dataclass(frozen=True)
 class Content:
     """What the tokens of a dataset are known by."""
 
@@ -250,6 +262,8 @@ class Manifest:
     """Documents that are in parts, to fit `--max-length`; of all that were read. None: none was to be cut."""
     held_out: bool | None = None
     """Whether these are the documents that were held out of the dataset named without `.validation`."""
+    part: Part | None = None
+    """Which part of a dataset this is; counts of what was left out are of all parts. None: it is whole."""
     joined: list[str] | None = None
     """SHA-256 of the .bin of each dataset that this one was joined of; None where it was not joined."""
     duplicates: int | None = None
@@ -469,6 +483,8 @@ def read_manifest(prefix: str | Path) -> Manifest:
         values = {name: value for name, value in content.items() if name in known}
         if values.get("sources") is not None:
             values["sources"] = [SourceFile(**source) for source in values["sources"]]
+        if values.get("part") is not None:
+            values["part"] = Part(**values["part"])
         return Manifest(**values)
     except (ValueError, TypeError, AttributeError) as error:
         raise IntegrityFault(f"{path}: is not a manifest ({error}). Prepare the dataset again.") from error

@@ -41,6 +41,7 @@ from megatron_cpt.corpus.manifest import (
     tool_version,
     write_manifest,
 )
+from megatron_cpt.corpus.parts import HELD_OUT
 from megatron_cpt.runs.folder import (
     durable_file,
     file_sha256,
@@ -206,10 +207,6 @@ def _joined(manifests: Sequence[Manifest], writer: IndexedWriter) -> Manifest:
         joined=[part for manifest in manifests for part in (manifest.joined or [manifest.data_sha256])],
     )
     return replace(joined, **{name: same(name) for name in SHARED})
-
-
-HELD_OUT = ".validation"
-"""Ending of the prefixes that `prepare --holdout` writes."""
 
 
 def datasets_in(folder: Path) -> tuple[list[Path], list[Path]]:

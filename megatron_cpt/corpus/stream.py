@@ -27,8 +27,8 @@ from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printabl
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
 from megatron_cpt.corpus.loss_mask import LossMask, open_loss_mask
 from megatron_cpt.corpus.manifest import Manifest, compare_samples, data_names, open_dataset
+from megatron_cpt.corpus.parts import HELD_OUT, named_by
 from megatron_cpt.corpus.selection import (
-    HELD_OUT,
     SUFFIX,
     SelectedDataset,
     Selection,
@@ -122,6 +122,8 @@ def dataset_chunks(part: SelectedDataset) -> Iterator[DocumentChunk]:
 def expand_paths(paths: Sequence[str]) -> list[Path]:
     """Prefixes and selections named by paths and globs, those of one glob sorted by name.
 
+    A prefix stands for all parts of a dataset that `prepare --parts` divided.
+
     A glob that ends in `.selection.json` names selections, any other names datasets by their prefix
     (held-out `*.validation` ones only if it ends so). Raises BadInput for a glob that matches nothing;
     whether a plain path is there is seen when it is opened.
@@ -137,7 +139,7 @@ def prefix_of(path: str) -> str:
 def _expand(path: str) -> list[Path]:
     text = prefix_of(path)
     if not glob.has_magic(text):
-        return [Path(text)]
+        return [Path(name) for name in named_by(text)]
     if text.endswith(SUFFIX):
         found = sorted(glob.glob(text, recursive=True))
     else:

@@ -14,7 +14,9 @@ from typing import Literal, TypeVar
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig, SourceSettings
 from megatron_cpt.corpus.manifest import Manifest
-from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.corpus.parts import part_faults
+from megatron_cpt.corpus.selection import SUFFIX
+from megatron_cpt.corpus.stream import TokenStream, expand_paths
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.phases import source_of
@@ -122,10 +124,11 @@ def open_sources(
 def _open_source(
     name: str, settings: SourceSettings, packed_length: int | None
 ) -> tuple[dict[str, TokenStream], dict[str, Fraction], list[Fault]]:
+    setting = f"data.sources.{name}.paths"
     try:
-        return *open_source(name, settings, packed_length), []
+        return *open_source(name, settings, packed_length), _division_faults(setting, settings.paths)
     except BadInput as error:
-        return {}, {}, _path_faults(f"data.sources.{name}.paths", settings.paths, error)
+        return {}, {}, _path_faults(setting, settings.paths, error)
 
 
 def _assumption_faults(config: RunConfig, assumed: Mapping[str, int]) -> Iterator[Fault]:
@@ -148,12 +151,19 @@ def _open_validation_sets(config: RunConfig, assumed: Mapping[str, int], faults:
             continue
         try:
             streams[name] = TokenStream(settings.paths)
+            faults += _division_faults(f"validation.sets.{name}.paths", settings.paths)
         except BadInput as error:
             if assumed and settings.tokens is not None:
                 streams[name] = TokenStream.assumed(settings.tokens + 1)  # the label of the last token
             else:
                 faults += _path_faults(f"validation.sets.{name}.paths", settings.paths, error)
     return streams
+
+
+def _division_faults(setting: str, paths: Sequence[str]) -> list[Fault]:
+    """Parts of a dataset that are named without the others. A selection may be of any part."""
+    prefixes = [path for path in expand_paths(paths) if not str(path).endswith(SUFFIX)]
+    return [Fault(f"{setting}: {fault.value}", fault.rule, fault.remedy) for fault in part_faults(prefixes)]
 
 
 def _path_faults(setting: str, paths: Sequence[str], error: BadInput) -> list[Fault]:

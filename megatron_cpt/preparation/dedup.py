@@ -14,6 +14,7 @@ pair by pair, never through a chain of documents.
 """
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from megatron_cpt.preparation.sorted_runs import SortedRun
 from megatron_cpt.preparation.text_signatures import SLOTS, FoundRun, similarity
-from megatron_cpt.runs.folder import named_errors
+from megatron_cpt.runs.folder import named_errors, sync_file
 
 
 class Reason(IntEnum):
@@ -42,11 +43,18 @@ class Reason(IntEnum):
 
 
 class DropMask:
-    """A reason for each document of some runs; the file goes with the block."""
+    """A reason for each document of some runs. The file is made for a block, and goes with it unless it is kept."""
 
     def __init__(self, path: Path, runs: Sequence[SortedRun]) -> None:
         self._path = path
         self._first = np.cumsum([0, *(run.documents for run in runs)])
+
+    @staticmethod
+    def kept(path: Path, runs: Sequence[SortedRun]) -> "DropMask":
+        """The reasons that `keep` left, of the same runs, to be read."""
+        mask = DropMask(path, runs)
+        mask._reasons = np.memmap(path, np.uint8, mode="r")
+        return mask
 
     def __enter__(self) -> Self:
         count = max(1, int(self._first[-1]))
@@ -57,7 +65,14 @@ class DropMask:
 
     def __exit__(self, *error: object) -> None:
         del self._reasons
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
+
+    def keep(self, path: Path) -> tuple[int, int]:
+        """Leaves the file under another name, on disk, and returns its bytes and the checksum that `holds` compares."""
+        self._reasons.flush()
+        sync_file(self._path)
+        self._path.rename(path)
+        return len(self._reasons), zlib.crc32(np.asarray(self._reasons).data)
 
     def set(self, run: int, position: int, reason: Reason) -> None:
         """Leaves a document of a run out."""

@@ -25,7 +25,7 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import dtype_for
 from megatron_cpt.corpus.manifest import Manifest, SourceFile, tool_version
-from megatron_cpt.corpus.selection import HELD_OUT
+from megatron_cpt.corpus.parts import HELD_OUT, part_prefixes
 from megatron_cpt.preparation.documents import Keys
 from megatron_cpt.preparation.fields import parse_condition
 from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input, piece_size
@@ -98,6 +98,8 @@ class PrepareSettings:
     """What becomes of documents that overlap evaluation items."""
     max_rejected: float = 0.01
     """Share of documents, 0 to 1, that may be rejected before the whole call fails."""
+    parts: int = 1
+    """Datasets that the order is divided into, by ranges (corpus/parts.py)."""
 
     @property
     def holds_out(self) -> bool:
@@ -131,7 +133,7 @@ class PrepareSettings:
         return self.near_duplicates is not None or self.decontaminate is not None
 
 
-_JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "dedup_against", "contaminated", "max_rejected")
+_JOINING = ("holdout", "holdout_tokens", "keep_duplicates", "dedup_against", "contaminated", "max_rejected", "parts")
 """Settings that decide nothing about the pieces."""
 _NOTHING_OF_PIECES = ("tokenizer_folder", "not_read")
 """Of a job, beside settings: the same tokenizer may be in another folder on another machine."""
@@ -197,9 +199,9 @@ class Job:
         return dtype_for(self.vocabulary_size)
 
     @property
-    def parts(self) -> list[Path]:
-        """The prefixes to be written, the one that declares all of them whole last."""
-        return [*([validation_prefix(self.output)] if self.settings.holds_out else []), self.output]
+    def datasets(self) -> list[Path]:
+        """The prefixes of the training documents, one for each part; beside each, its held-out ones."""
+        return part_prefixes(self.output, self.settings.parts)
 
     @property
     def reads_standard_input(self) -> bool:

@@ -4,8 +4,9 @@
 2. A worker takes a piece: it reads the documents and rejects broken lines with a reason (documents.py), tokenizes them,
    adds BOS and EOD, hashes them, and leaves the finished piece, sorted, in PREFIX.pieces (process_piece.py). A killed
    run resumes with the pieces that are not finished.
-3. The pieces are joined (join.py): copies and rejected lines are listed, documents are held out, and everything is
-   written in its order to PREFIX and PREFIX.validation. Shards do step 2 for some of the pieces; `merge` is step 3.
+3. What becomes of each document is decided once: copies and rejected lines are listed, documents are held out
+   (decisions.py). Then the pieces are joined (join.py): everything is written in its order to PREFIX and
+   PREFIX.validation, or to those of each part. Shards do step 2 for some of the pieces; `merge` is step 3.
 
 Memory holds one piece per worker, later one range of the order. The bytes are the same for any number of workers and
 shards. What stood under PREFIX stays whole until the end of step 3.
@@ -13,34 +14,36 @@ shards. What stood under PREFIX stays whole until the end of step 3.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.corpus.indexed import idx_path, manifest_path
-from megatron_cpt.corpus.manifest import (
-    Manifest,
-    SourceFile,
-    documents_column,
-    load_manifest,
-    loss_spans,
-    read_manifest,
-)
-from megatron_cpt.corpus.selection import HELD_OUT
+from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.corpus.indexed import manifest_path
+from megatron_cpt.corpus.manifest import Manifest, documents_column, load_manifest
+from megatron_cpt.corpus.parts import part_prefixes
 from megatron_cpt.preparation.chat_template import ChatTemplate, ConversationEncoder
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
     evaluation_ngrams,
     identity_of,
     item_names,
-    read_contamination,
 )
+from megatron_cpt.preparation.decisions import Decisions, decided
 from megatron_cpt.preparation.documents import Document, Keys, read_piece
 from megatron_cpt.preparation.encode_documents import DocumentEncoder, solid_bytes
+from megatron_cpt.preparation.existing import (
+    are_joined,
+    files_of,
+    refuse_others_files,
+    refuse_to_replace,
+    sweep_files,
+    whole_part,
+    whole_result,
+)
 from megatron_cpt.preparation.hashed_words import hashed_words
 from megatron_cpt.preparation.indexed_input import TokenReader, faults_of_pairs
 from megatron_cpt.preparation.inputs import (
@@ -63,8 +66,6 @@ from megatron_cpt.preparation.job import (
     begin,
     clear,
     forget,
-    holds_out,
-    is_held_out,
     load_job,
     note,
     owned,
@@ -72,7 +73,7 @@ from megatron_cpt.preparation.job import (
     validation_prefix,
     workspace_of,
 )
-from megatron_cpt.preparation.join import join
+from megatron_cpt.preparation.join import Joined, join
 from megatron_cpt.preparation.pool import PATIENCE_SECONDS, Progress, Workers
 from megatron_cpt.preparation.process_piece import (
     Finished,
@@ -82,24 +83,9 @@ from megatron_cpt.preparation.process_piece import (
 )
 from megatron_cpt.preparation.text_filters import TextFilters, filter_libraries
 from megatron_cpt.preparation.text_signatures import TextChecks, refuse_without_rensa
-from megatron_cpt.runs.folder import sweep
+from megatron_cpt.runs.folder import only_writer
 from megatron_cpt.tokenizer.gigatoken import Encoder, encoder_for
 from megatron_cpt.tokenizer.tokenizer import SentenceSplitter, Tokenizer, sentence_splitter
-
-_WRITTEN = (
-    "bin",
-    "idx",
-    "manifest.json",
-    "documents.npy",
-    "loss_spans.npy",
-    "ids.jsonl",
-    "rejected.jsonl",
-    "duplicates.jsonl",
-    "near_duplicates.jsonl",
-    "contaminated.jsonl",
-    "contamination.json",
-)
-"""Endings of the files of a dataset and of the lists beside it."""
 
 _WORKERS_BYTES, _SMALLEST_SHARE = 512 << 20, 32 << 20
 """Memory of all workers together between two pieces, as long as none has less than the smallest share."""
@@ -109,12 +95,20 @@ _WORKERS_BYTES, _SMALLEST_SHARE = 512 << 20, 32 << 20
 class Prepared:
     """What prepare did."""
 
-    training: Manifest
-    """Manifest of PREFIX."""
-    validation: Manifest | None
-    """Manifest of PREFIX.validation. None: nothing was held out."""
+    parts: tuple[Joined, ...]
+    """The datasets: one, or one for each part that this call was for."""
     reused: bool
     """Everything was there already, made from the same inputs with the same settings."""
+
+    @property
+    def training(self) -> Manifest:
+        """Manifest of PREFIX, or of its first part."""
+        return self.parts[0].training
+
+    @property
+    def validation(self) -> Manifest | None:
+        """Manifest of PREFIX.validation, or of that of the first part. None: nothing was held out."""
+        return self.parts[0].validation
 
 
 @dataclass(frozen=True)
@@ -172,23 +166,23 @@ def prepare(
         WorkerDied: a worker was killed, or stands still.
     """
     job, opened = described_job(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
-    there = _reusable(job)
+    there = whole_result(job)
     if there is not None:
         forget(job)
-        return there
+        return Prepared(tuple(there), reused=True)
     with owned(job.output):
-        _sweep(job.output)
-        there = _reusable(job)  # another call may have finished meanwhile
+        sweep_files(job)
+        there = whole_result(job)  # another call may have finished meanwhile
         if there is not None:
-            return there
-        _refuse_others_files(job)
+            return Prepared(tuple(there), reused=True)
+        refuse_others_files(job)
         if not overwrite:
-            _refuse_to_replace(job)
+            refuse_to_replace(job, job.datasets)
         begin(job, shared=False)
         found = spans(job.inputs, job.piece_size, job.settings.text_key)
         _tokenize(job, opened, evaluation, found, workers, progress, fast, patience)
         # What was found completed was checked then.
-        return _join(job, check=False)
+        return _join(job, workers, patience, check=False)
 
 
 def prepare_shard(
@@ -222,31 +216,86 @@ def prepare_shard(
     )
 
 
-def merge(output: str | Path, overwrite: bool = False) -> Prepared:
+def merge(
+    output: str | Path,
+    overwrite: bool = False,
+    *,
+    parts: int | None = None,
+    part: int | None = None,
+    workers: int | None = None,
+) -> Prepared:
     """Joins the pieces of all shards.
 
-    Raises BadInput where there are none, some are missing, or a finished dataset that was made otherwise would be
-    replaced without `overwrite`.
+    Args:
+        output: PREFIX.
+        overwrite: whether a finished dataset that was made otherwise is replaced.
+        parts: datasets that the order is divided into. None: as the shards were told.
+        part: from 1, the only one that is joined by this call; others may be at the same time. None: all.
+        workers: processes, where there are several parts. None: one a core.
+    Raises:
+        BadInput: there are no pieces, some are missing, or as `prepare` does.
+        WorkerDied: a process was killed.
     """
-    workspace = workspace_of(Path(output))
-    none = BadInput(
-        Fault(
-            str(workspace),
-            "holds no shards.",
-            "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N.",
-        )
-    )
-    if not workspace.is_dir():
-        raise none
-    with owned(Path(output)):
-        job = load_job(Path(output))
-        if job is None:
-            raise none
-        _sweep(job.output)
-        _refuse_others_files(job)
+    output = Path(output)
+    if not workspace_of(output).is_dir():
+        return _merged_before(output, parts, part)
+    with owned(output, shared=part is not None):
+        job = _merged_job(output, parts)
+        if part is None:
+            sweep_files(job)
+            refuse_others_files(job)
+            if not overwrite:
+                refuse_to_replace(job, job.datasets)
+            return _join(job, workers, PATIENCE_SECONDS, check=True)
+        if not 1 <= part <= job.settings.parts:
+            rule = f"is none of the parts, which are 1 to {job.settings.parts}."
+            raise BadInput(Fault(f"--part {part}", rule, "Give --parts N with each --part."))
+        joined = join_alone(job, part, overwrite)
+    if are_joined(job, joined):
+        with suppress(BadInput), owned(output):  # whoever joins another part yet does it
+            clear(output)
+    return Prepared((joined,), reused=False)
+
+
+def _merged_job(output: Path, parts: int | None) -> Job:
+    job = load_job(output)
+    if job is None:
+        raise _no_shards(output)
+    return job if parts is None else replace(job, settings=replace(job.settings, parts=parts))
+
+
+def _merged_before(output: Path, parts: int | None, part: int | None) -> Prepared:
+    """The part that an earlier call joined, where the pieces are gone as all parts are there. BadInput: it is not."""
+    if parts is not None and part is not None and 1 <= part <= parts:
+        prefix = part_prefixes(output, parts)[part - 1]
+        if manifest_path(prefix).is_file():
+            held_out = validation_prefix(prefix)
+            validation = load_manifest(held_out) if manifest_path(held_out).is_file() else None
+            return Prepared((Joined(load_manifest(prefix), validation),), reused=True)
+    raise _no_shards(output)
+
+
+def _no_shards(output: Path) -> BadInput:
+    remedy = "Prepare its shards first: megatron-cpt prepare ... --output PREFIX --shard I/N."
+    return BadInput(Fault(str(workspace_of(output)), "holds no shards.", remedy))
+
+
+def join_alone(job: Job, part: int, overwrite: bool) -> Joined:
+    """Joins one part, from 1, while others may be joined elsewhere; what is there of it, whole, is left.
+
+    Raises BadInput as `merge` does, and where another process writes the same part.
+    """
+    prefix = job.datasets[part - 1]
+    with only_writer(prefix, files_of(prefix)):
+        refuse_others_files(job)
+        pieces = _pieces(job, check=False)
+        decisions = decided(job, pieces, check=True)
+        there = whole_part(job, decisions, part)
+        if there is not None:
+            return there
         if not overwrite:
-            _refuse_to_replace(job)
-        return _join(job, check=True)
+            refuse_to_replace(job, [prefix])
+        return join(job, pieces, decisions, part)
 
 
 def described_job(
@@ -389,122 +438,6 @@ def _length_faults(settings: PrepareSettings) -> list[Fault]:
     return faults
 
 
-def _sweep(output: Path) -> None:
-    """Removes what a killed call left beside the dataset."""
-    sweep(output.with_name(f"{output.name}{part}.{ending}") for ending in _WRITTEN for part in ("", HELD_OUT))
-
-
-def _reusable(job: Job) -> Prepared | None:
-    """The result of an earlier call that is whole and was made from the same things."""
-    if job.reads_standard_input:
-        return None
-    manifests: list[Manifest] = []
-    for prefix in job.parts:
-        if not manifest_path(prefix).is_file():
-            return None
-        try:
-            manifest = load_manifest(prefix)
-            documents_column(prefix, manifest)
-            if manifest.loss_spans_sha256 is not None:
-                loss_spans(prefix, manifest)
-        except (BadInput, IntegrityFault):
-            return None
-        if _differences(job, manifest):
-            return None
-        manifests.append(manifest)
-    if job.settings.decontaminate and read_contamination(job.output, manifests[-1]) is None:
-        return None
-    return Prepared(manifests[-1], manifests[0] if job.settings.holds_out else None, reused=True)
-
-
-def _refuse_others_files(job: Job) -> None:
-    """Raises BadInput where a file would go that no call of this prefix made: one of the inputs, or the dataset of
-    another call that has the name of the held-out part."""
-    faults = []
-    names = {f"{job.output.name}{part}.{ending}" for part in ("", HELD_OUT) for ending in _WRITTEN}
-    written = {(job.output.parent / name).resolve() for name in names}
-    for source in job.sources:
-        if Path(source.path) in written:
-            rule = f"is an input, and a file that --output {job.output} writes."
-            faults.append(Fault(source.path, rule, "Give another --output, or rename the input."))
-    held_out = validation_prefix(job.output)
-    if job.settings.holds_out and (manifest_path(held_out).is_file() or idx_path(held_out).is_file()):
-        manifest, made = _manifest_of(held_out), _manifest_of(job.output)
-        if manifest is None:
-            # Its own manifest is missing, or damaged: then this prefix made it, or a killed call of this very job.
-            its_own = job.replacing.exists() or (made is not None and holds_out(made))
-        else:
-            its_own = is_held_out(manifest)
-        if not its_own:
-            rule = f"is a dataset that --output {job.output} did not make, and would be replaced by its held-out part."
-            faults.append(Fault(str(held_out), rule, "Give another --output, or rename that dataset."))
-    refuse(faults)
-
-
-def _manifest_of(prefix: Path) -> Manifest | None:
-    """What a manifest says; None where there is no readable one."""
-    try:
-        return read_manifest(prefix) if manifest_path(prefix).is_file() else None
-    except IntegrityFault:
-        return None
-
-
-def _refuse_to_replace(job: Job) -> None:
-    """Raises BadInput where a finished dataset that was made otherwise would go, or its held-out part."""
-    if job.replacing.exists():
-        return  # What stands there is what a killed call had written of this very job.
-    faults = []
-    held_out = validation_prefix(job.output)
-    for prefix in (job.output, held_out):
-        if not (manifest_path(prefix).is_file() or idx_path(prefix).is_file()):
-            continue
-        manifest = _manifest_of(prefix)
-        if prefix == held_out and (manifest is None or not is_held_out(manifest)):
-            continue  # It is left alone: what replaces none of it was made sure before.
-        foreign = manifest is None or manifest.settings is None
-        differing = [] if manifest is None else _differences(job, manifest)
-        if foreign:
-            rule = "is a dataset that was made elsewhere."
-        elif job.reads_standard_input:
-            rule = "is a finished dataset, and whether it was made from the same text cannot be known."
-        elif differing:
-            rule = f"is a finished dataset that was made otherwise (other {', '.join(differing)})."
-        elif prefix == job.output:
-            return  # This job's own, damaged or with a damaged part beside it.
-        else:
-            continue
-        remedy = "Give another --output, or --overwrite to replace it with its held-out part and its lists."
-        faults.append(Fault(str(prefix), rule, remedy))
-    refuse(faults)
-
-
-def _differences(job: Job, manifest: Manifest) -> list[str]:
-    """What a dataset was made of that is other in this job, in words; none: it is this job's."""
-    sources = manifest.sources or []
-    differing = []
-    if sources != job.sources:
-        differing.append(f"input: {_first_other(sources, job.sources)}")
-    made_by = {"tokenizer": manifest.tokenizer, "bos": manifest.bos, "eod": manifest.eod}
-    differing += [name for name, value in made_by.items() if value != getattr(job, name)]
-    if manifest.settings is None:
-        return [*differing, "settings"]
-    # A dataset of an earlier version does not know of settings that came later: they were at their defaults.
-    before, now = asdict(PrepareSettings()) | manifest.settings, asdict(job.settings)
-    return differing + [name for name in before | now if before.get(name) != now.get(name) and name not in differing]
-
-
-def _first_other(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> str:
-    """The first file in which two inputs differ."""
-    known = {source.path: source for source in before}
-    for source in now:
-        if source.path not in known:
-            return f"{source.path} was not in it"
-        if known[source.path] != source:
-            return f"{source.path} has changed since"
-    gone = [path for path in known if path not in {source.path for source in now}]
-    return f"{gone[0]} was in it" if gone else "in another order"
-
-
 def _tokenize(
     job: Job,
     tokenizer: Tokenizer,
@@ -625,11 +558,30 @@ def _work(
     return tokenize_piece(job, framing, looked_for, piece, bar.counters(worker))
 
 
-def _join(job: Job, check: bool) -> Prepared:
-    found = spans(job.inputs, job.piece_size, job.settings.text_key)
-    joined = join(job, completed_pieces(job, found, check))
+def _pieces(job: Job, check: bool) -> list[Finished]:
+    return completed_pieces(job, spans(job.inputs, job.piece_size, job.settings.text_key), check)
+
+
+def _join(job: Job, workers: int | None, patience: float, check: bool) -> Prepared:
+    """Joins all parts, several at a time, each by a process of its own."""
+    pieces = _pieces(job, check)
+    decisions = decided(job, pieces, check=False)
+    of = job.settings.parts
+    if of == 1:
+        joined = {1: join(job, pieces, decisions, 1)}
+    else:
+        there = {number: whole_part(job, decisions, number) for number in range(1, of + 1)}
+        joined = {number: part for number, part in there.items() if part is not None}
+        count = min(workers or os.cpu_count() or 1, of - len(joined))
+        work = partial(_join_part, job, pieces, decisions)
+        with Workers(count, work, _share_of_memory(count), patience) as pool:
+            joined |= pool.map((number for number in there if number not in joined), lambda: None)
     clear(job.output)
-    return Prepared(joined.training, joined.validation, reused=False)
+    return Prepared(tuple(joined[number] for number in sorted(joined)), reused=False)
+
+
+def _join_part(job: Job, pieces: Sequence[Finished], decisions: Decisions, worker: int, number: int) -> Joined:
+    return join(job, pieces, decisions, number)
 
 
 _SAMPLED_FILES = 16

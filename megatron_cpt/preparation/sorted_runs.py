@@ -281,6 +281,11 @@ class SortedRun:
         )
         return [0, *np.cumsum(sizes).tolist()]
 
+    @property
+    def bytes(self) -> int:
+        """Of all documents in memory, as `read` gives them."""
+        return self._offsets[-1] - self.documents * _BY_HASH.itemsize
+
     def records(self) -> npt.NDArray[np.void]:
         """RECORD[documents], sorted by key, mapped from disk."""
         return self._mapped(RECORD, 0, self.documents)

@@ -159,8 +159,8 @@ def only_job(folder: Path, launcher: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def held(lock: Path, taken: Callable[[str], Fault], shared: bool = False) -> Iterator[None]:
-    """Holds a lock file during the block, alone or `shared` with those that share it too.
+def held(lock: Path, taken: Callable[[str], Fault], shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Holds a lock file during the block, alone or `shared` with those that share it too; on `wait`, once it is free.
 
     It is the process's, not its children's, and ends with it, however it ends. The holder may remove the file.
 
@@ -170,7 +170,7 @@ def held(lock: Path, taken: Callable[[str], Fault], shared: bool = False) -> Ite
     while True:
         with open(lock, "a+", opener=no_link) as file:
             try:
-                fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
             except (BlockingIOError, PermissionError):
                 file.seek(0)
                 raise BadInput(taken(file.read().strip() or "another job")) from None
@@ -406,13 +406,18 @@ def only_writer(result: Path, files: Iterable[Path] = ()) -> Iterator[None]:
         return Fault(str(result), f"is being written by {holder}.", "Wait for it, end it, or give another name.")
 
     result.parent.mkdir(parents=True, exist_ok=True)
-    lock = result.with_name(f".{result.name}.lock")
+    lock = lock_of(result)
     with held(lock, taken):
         try:
             sweep(files)
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def lock_of(result: Path) -> Path:
+    """The file that `only_writer` holds; a killed writer leaves it."""
+    return result.with_name(f".{result.name}.lock")
 
 
 def sweep(files: Iterable[Path]) -> None:

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_cpt.corpus.indexed import bin_path
+from megatron_cpt.corpus.manifest import load_manifest
+from megatron_cpt.corpus.parts import part_prefixes
+from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.runs.folder import ExitCode, read_status
 from megatron_cpt.scaling_law.sweep import script_text
 from tests.train.runs import column, records_of
 from tests.workshop import Workshop
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPT, ELASTIC, CHAIN = (EXAMPLES / "slurm" / name for name in ("train.sbatch", "elastic.sbatch", "chain.sh"))
+SCRIPT, ELASTIC, CHAIN, PREPARE = (
+    EXAMPLES / "slurm" / name for name in ("train.sbatch", "elastic.sbatch", "chain.sh", "prepare.sh")
+)
 
 # Two tasks on one machine; the highest of their codes, as srun returns it.
 SRUN = """#!/bin/bash
@@ -105,6 +111,22 @@ def test_a_job_of_torchruns_agents_is_queued_again_until_the_run_is_done(worksho
 def test_a_job_of_torchruns_agents_that_cannot_go_on_is_not(workshop: Workshop, tmp_path: Path) -> None:
     path = str(workshop.write_config(tmp_path / "run"))
     assert submit(tmp_path, path, "parallel.tensor=3", script=ELASTIC) == (ExitCode.BAD_INPUT, [])
+
+
+def test_two_arrays_prepare_the_parts_of_a_dataset(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b").mkdir()
+    shutil.copyfile(workshop.folder / "domain.jsonl", tmp_path / "a b" / "domain.jsonl")
+    corpus = [str(tmp_path / "a b"), "--tokenizer", str(workshop.hf)]
+    assert submit(tmp_path, "2", "2", str(tmp_path / "data" / "x"), *corpus, script=PREPARE)[0] == 0
+    whole = prepare(corpus[:1], workshop.hf, tmp_path / "whole")
+    parts = part_prefixes(tmp_path / "data" / "x", 2)
+    assert b"".join(bin_path(prefix).read_bytes() for prefix in parts) == bin_path(tmp_path / "whole").read_bytes()
+    assert sum(load_manifest(prefix).documents for prefix in parts) == whole.training.documents
+    assert not (tmp_path / "data" / "x.pieces").exists()
 
 
 @pytest.mark.slow

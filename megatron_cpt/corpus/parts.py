@@ -1,0 +1,77 @@
+"""Datasets that are the parts of one: PREFIX-00001-of-00007 to PREFIX-00007-of-00007.
+
+`prepare --parts N` divides the order of a dataset into N ranges. Their documents, laid end to end by the number of the
+part, are those of the one dataset in its order. PREFIX names all of them where no dataset has that name itself, and
+PREFIX.validation their held-out documents.
+"""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_cpt.config.errors import Fault
+from megatron_cpt.corpus.indexed import idx_path, manifest_path
+from megatron_cpt.corpus.manifest import read_manifest
+
+HELD_OUT = ".validation"
+"""Ending of the prefixes that `prepare --holdout` writes."""
+
+
+def part_prefixes(prefix: Path, of: int) -> list[Path]:
+    """The prefixes of so many parts, in their order; of one, the prefix itself."""
+    if of == 1:
+        return [prefix]
+    return [prefix.with_name(f"{prefix.name}-{number:05d}-of-{of:05d}") for number in range(1, of + 1)]
+
+
+def parts_there(prefix: str) -> list[str]:
+    """The prefixes of all parts of a dataset that are on disk, in their order; none where it is not in parts.
+
+    Args:
+        prefix: PREFIX, or PREFIX.validation for their held-out documents.
+    """
+    held_out = HELD_OUT if prefix.endswith(HELD_OUT) else ""
+    digits = "[0-9]" * 5
+    stem = glob.escape(prefix.removesuffix(HELD_OUT))
+    return sorted(name.removesuffix(".idx") for name in glob.glob(f"{stem}-{digits}-of-{digits}{held_out}.idx"))
+
+
+def named_by(prefix: str) -> list[str]:
+    """The prefixes that a name without wildcards stands for: itself, or the parts that it is in."""
+    return [prefix] if idx_path(prefix).is_file() else parts_there(prefix) or [prefix]
+
+
+def part_faults(prefixes: Sequence[Path]) -> list[Fault]:
+    """What is wrong where some of these datasets are parts of one: others are missing, or it is there in two divisions.
+
+    Raises IntegrityFault where a manifest is damaged.
+    """
+    found: dict[tuple[str, bool], dict[int, dict[int, Path]]] = {}
+    for prefix in prefixes:
+        manifest = read_manifest(prefix) if manifest_path(prefix).is_file() else None
+        if manifest is not None and manifest.part is not None:
+            part = manifest.part
+            of_job = found.setdefault((part.job, bool(manifest.held_out)), {})
+            of_job.setdefault(part.of, {})[part.number] = prefix
+    faults = []
+    for divisions in found.values():
+        for of, named in divisions.items():
+            missing = [str(number) for number in range(1, of + 1) if number not in named]
+            number, prefix = next(iter(named.items()))
+            if missing:
+                rule = f"is part {number} of {of}, and part {_listed(missing)} of that dataset is not among the paths."
+                remedy = "Name PREFIX, which stands for all parts, and put all of them there; or name a selection."
+                faults.append(Fault(str(prefix), rule, remedy))
+        if len(divisions) > 1:
+            first, second = (next(iter(named.values())) for named in list(divisions.values())[:2])
+            rule = f"is part of the same dataset as {second}, in another number of parts."
+            faults.append(Fault(str(first), rule, "Name one division alone."))
+    return faults
+
+
+_MOST_LISTED = 8
+
+
+def _listed(numbers: Sequence[str]) -> str:
+    more = f" and {len(numbers) - _MOST_LISTED:,} more" if len(numbers) > _MOST_LISTED else ""
+    return ", ".join(numbers[:_MOST_LISTED]) + more

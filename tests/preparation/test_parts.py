@@ -1,0 +1,213 @@
+"""A dataset in parts: the same documents in the same order, decided once, each part joined by itself."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.config.errors import BadInput
+from megatron_cpt.corpus.indexed import IndexedDataset, idx_path
+from megatron_cpt.corpus.manifest import Manifest, documents_column, load_manifest, verify_dataset
+from megatron_cpt.corpus.parts import part_faults, part_prefixes
+from megatron_cpt.corpus.stream import TokenStream, expand_paths
+from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, read_contamination
+from megatron_cpt.preparation.job import PrepareSettings
+from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
+from tests.planning.small_run import faults_of, settings
+from tests.preparation.test_interruptions import SETTINGS, corpus, digests
+
+WriteJsonl = Callable[..., Path]
+__all__ = ["corpus"]
+LISTS = ("rejected.jsonl", "duplicates.jsonl", "near_duplicates.jsonl", "contaminated.jsonl")
+
+
+def read(folder: Path, ending: str = "") -> tuple[list[bytes], list[bytes], str, list[int]]:
+    """Documents, their records and ids in the order of the dataset `x`, and how many each of its parts has."""
+    documents, records, ids, counts = [], [], "", []
+    for prefix in expand_paths([str(folder / f"x{ending}")]):
+        manifest = verify_dataset(prefix)
+        dataset = IndexedDataset(prefix)
+        documents += [dataset.document(number).tobytes() for number in range(dataset.documents)]
+        records += [record.tobytes() for record in documents_column(prefix, manifest)]
+        ids += Path(f"{prefix}.ids.jsonl").read_text()
+        counts.append(dataset.documents)
+    return documents, records, ids, counts
+
+
+def lists(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in digests(folder).items() if name.removeprefix("x.") in LISTS}
+
+
+def manifests(folder: Path, ending: str = "") -> list[Manifest]:
+    return [load_manifest(prefix) for prefix in expand_paths([str(folder / f"x{ending}")])]
+
+
+@pytest.mark.parametrize("order", ["shuffled", "as_read"])
+def test_any_number_of_parts_is_the_same_dataset(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path, texts: list[str], order: Literal["shuffled", "as_read"]
+) -> None:
+    """Of one process, of shards, and of parts that are joined one by one: the same bytes for each number of parts."""
+    near = 0.6 if importlib.util.find_spec("rensa") else None
+    asked_for = replace(SETTINGS, order=order, holdout=0.0, holdout_tokens=3000, near_duplicates=near)
+    items = tuple(EvaluationItem(f"q{number}", (text[200:600],)) for number, text in enumerate(texts[::9]))
+    evaluation = [EvaluationSet("planted", "planted.jsonl", "0", items)]
+    whole = tmp_path / "1"
+    single = prepare(corpus, tokenizer_folder, whole / "x", asked_for, evaluation=evaluation, workers=1)
+    assert single.training.part is None and single.training.contaminated
+    overlap = read_contamination(whole / "x", single.training)
+    assert overlap is not None and overlap.sets[0].documents_left_out
+    for of in (2, 7):
+        folder, asked = tmp_path / str(of), replace(asked_for, parts=of)
+        parts = prepare(corpus, tokenizer_folder, folder / "x", asked, evaluation=evaluation, workers=3)
+        assert len(parts.parts) == of and not parts.reused
+        for ending in ("", ".validation"):
+            assert read(folder, ending)[:3] == read(whole, ending)[:3]
+        assert len(lists(folder)) == (3 if near is None else 4) and lists(folder) == lists(whole)
+        of_parts = manifests(folder)
+        assert [one.part and (one.part.number, one.part.of) for one in of_parts] == [(n + 1, of) for n in range(of)]
+        assert len({one.part and one.part.job for one in [*of_parts, *manifests(folder, ".validation")]}) == 1
+        assert sum(one.tokens for one in of_parts) == single.training.tokens
+        assert {one.duplicates for one in of_parts} == {single.training.duplicates}
+        found = [read_contamination(p, m) for p, m in zip(part_prefixes(folder / "x", of), of_parts, strict=True)]
+        left_out = [one.sets[0].documents_left_out for one in found if one is not None]
+        assert len(left_out) == of and sum(left_out) == overlap.sets[0].documents_left_out
+        assert not (folder / "x.pieces").exists()
+        assert prepare(corpus, tokenizer_folder, folder / "x", asked, evaluation=evaluation).reused
+
+        shards = tmp_path / f"{of}-shards"
+        for number in (2, 1):
+            shard = Shard(number, 2)
+            prepare_shard(corpus, tokenizer_folder, shards / "x", asked_for, shard, evaluation=evaluation, workers=1)
+        for number in [*range(of, 0, -1)]:
+            assert (shards / "x.pieces").exists()
+            assert not merge(shards / "x", parts=of, part=number).reused
+        assert digests(shards) == digests(folder)
+        # Slurm starts a task again whose node was lost at its end.
+        assert merge(shards / "x", parts=of, part=1).reused
+
+
+def test_a_source_of_parts_reads_as_the_single_dataset(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path
+) -> None:
+    for of in (1, 7):
+        prepare(corpus, tokenizer_folder, tmp_path / str(of) / "x", replace(SETTINGS, parts=of), workers=2)
+    for ending in ("", ".validation"):
+        one, seven = (TokenStream([tmp_path / of / f"x{ending}"]) for of in ("1", "7"))
+        assert one.tokens == seven.tokens > 0
+        assert (one.read(0, one.tokens) == seven.read(0, one.tokens)).all()
+        assert (one.document_starts(0, one.tokens) == seven.document_starts(0, one.tokens)).all()
+    by_glob = TokenStream([str(tmp_path / "7" / "x-*")])
+    assert by_glob.identity == TokenStream([tmp_path / "7" / "x"]).identity
+
+
+def test_parts_without_the_others_are_refused(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    for name, of, seed in (("a", 3, 1), ("b", 3, 2), ("c", 2, 1)):
+        asked = replace(SETTINGS, parts=of, seed=seed)
+        prepare(corpus, tokenizer_folder, tmp_path / name / "x", asked, workers=2)
+    a, b, c = (part_prefixes(tmp_path / name / "x", of) for name, of in (("a", 3), ("b", 3), ("c", 2)))
+    assert part_faults([*a, *b]) == []
+    assert part_faults([Path(f"{prefix}.validation") for prefix in a]) == []
+    (fault,) = part_faults([a[0], a[2]])
+    assert fault.rule == "is part 1 of 3, and part 2 of that dataset is not among the paths."
+    assert [fault.value for fault in part_faults([a[0], b[1], a[2]])] == [str(a[0]), str(b[1])]
+    (fault,) = part_faults([*a, *c])
+    assert "in another number of parts" in fault.rule
+
+
+def test_a_plan_refuses_a_source_of_some_parts(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    prepare(corpus, tokenizer_folder, tmp_path / "x", replace(SETTINGS, parts=3), workers=2)
+    sections = settings(tmp_path / "run")
+    sections["data"]["sources"]["law"]["paths"] = [str(tmp_path / "x")]
+    sections["validation"]["sets"]["law"]["paths"] = [str(tmp_path / "x.validation")]
+    assert not any("of that dataset" in fault for fault in faults_of(sections))
+    sections["validation"]["sets"]["law"]["paths"] = [str(tmp_path / "x-00002-of-00003.validation")]
+    for path in tmp_path.glob("x-00002-of-00003.*"):
+        if ".validation" not in path.name:
+            path.unlink()
+    told = "\n".join(faults_of(sections))
+    assert f"data.sources.law.paths: {tmp_path}/x-00001-of-00003: is part 1 of 3, and part 2 of that dataset" in told
+    assert f"validation.sets.law.paths: {tmp_path}/x-00002-of-00003.validation: is part 2 of 3, and part 1, 3" in told
+
+
+def test_a_dataset_is_not_there_in_two_divisions(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    for first, second in ((1, 2), (2, 1), (2, 3)):
+        output = tmp_path / f"{first}-{second}" / "x"
+        prepare(corpus, tokenizer_folder, output, replace(SETTINGS, parts=first), workers=2)
+        before = digests(output.parent)
+        with pytest.raises(BadInput, match="in different numbers of parts"):
+            prepare(corpus, tokenizer_folder, output, replace(SETTINGS, parts=second), overwrite=True)
+        assert digests(output.parent) == before
+    with pytest.raises(BadInput, match=r"x-00001-of-00002: is a finished dataset that was made otherwise \(other seed"):
+        prepare(corpus, tokenizer_folder, tmp_path / "2-3" / "x", replace(SETTINGS, parts=2, seed=7))
+
+
+JOIN_SLOWLY = (
+    "import sys, time; from megatron_cpt.preparation import join; from megatron_cpt.commands.dispatch import main; "
+    "join.PORTION_BYTES = 4000; written = join._Writer.add; "
+    "join._Writer.add = lambda *words: (time.sleep(0.05), written(*words)); sys.exit(main(sys.argv[1:]))"
+)
+
+
+def test_a_part_that_is_killed_costs_that_part_alone(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    """Three processes at a time, one of them killed; the dataset is that of a single call."""
+    prepare(corpus, tokenizer_folder, tmp_path / "right" / "x", replace(SETTINGS, parts=3), workers=2)
+    output = tmp_path / "out" / "x"
+    prepare_shard(corpus, tokenizer_folder, output, SETTINGS, Shard(1, 1), workers=1)
+    command = [sys.executable, "-c", JOIN_SLOWLY, "merge", str(output), "--parts", "3", "--part"]
+    processes = [subprocess.Popen([*command, str(part)], stdout=subprocess.DEVNULL) for part in (1, 2, 3)]
+    deadline = time.monotonic() + 120
+    unfinished = f".{output.name}-00002-of-00003.bin.partial-*"
+    while not list(output.parent.glob(unfinished)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGKILL)
+    assert [process.wait(120) for process in processes] == [0, -signal.SIGKILL, 0]
+    first, second, third = part_prefixes(output, 3)
+    assert not idx_path(second).exists() and list(output.parent.glob(unfinished))
+    times = [idx_path(prefix).stat().st_mtime_ns for prefix in (first, third)]
+    decided = [path.stat().st_mtime_ns for path in output.parent.glob("x.pieces/*-decided.json")]
+    with pytest.raises(BadInput, match="--part 4: is none of the parts, which are 1 to 3"):
+        merge(output, parts=3, part=4)
+    assert [path.stat().st_mtime_ns for path in output.parent.glob("x.pieces/*-decided.json")] == decided != []
+    merge(output, parts=3)
+    assert [idx_path(prefix).stat().st_mtime_ns for prefix in (first, third)] == times
+    assert digests(output.parent) == digests(tmp_path / "right")
+
+
+def test_more_parts_than_documents(tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path) -> None:
+    """Parts may be empty; they are datasets all the same."""
+    text = str(write_jsonl("a.jsonl", ["one", "two", "three"]))
+    prepared = prepare([text], tokenizer_folder, tmp_path / "x", PrepareSettings(parts=9), workers=2)
+    assert sum(part.training.documents for part in prepared.parts) == 3
+    assert {part.training.documents for part in prepared.parts} >= {0}
+    prepare([text], tokenizer_folder, tmp_path / "y")
+    parts, whole = TokenStream([tmp_path / "x"]), TokenStream([tmp_path / "y"])
+    assert np.array_equal(parts.read(0, 20), whole.read(0, 20))
+    for prefix in part_prefixes(tmp_path / "x", 9):
+        verify_dataset(prefix)
+
+
+def test_the_command_lines(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--holdout", "20%"]
+    words += ["--max-rejected", "50%", "--workers", "2"]
+    assert main([*words, "--output", str(tmp_path / "x"), "--parts", "2"]) == 0
+    told = capsys.readouterr().out
+    assert f"{tmp_path}/x, 2 parts: " in told and f"{tmp_path}/x.validation, 2 parts: " in told
+    assert main([*words, "--output", str(tmp_path / "y"), "--shard", "1/1"]) == 0
+    assert main(["merge", str(tmp_path / "y"), "--parts", "2", "--part", "2"]) == 0
+    assert f"{tmp_path}/y, part 2 of 2: " in capsys.readouterr().out
+    assert main(["merge", str(tmp_path / "y"), "--parts", "2"]) == 0
+    for number in (1, 2):
+        x, y = (tmp_path / f"{name}-0000{number}-of-00002.bin" for name in "xy")
+        assert x.read_bytes() == y.read_bytes()

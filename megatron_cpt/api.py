@@ -119,7 +119,8 @@ def convert_to_hf(
             or Megatron-Bridge.
         dtype: of the weights: `float32`, `bfloat16` or `float16`. None: each tensor's in the folder that the model
             came from.
-        hf_config: the folder whose config.json and tokenizer a foreign checkpoint has.
+        hf_config: the folder whose config.json and tokenizer a foreign checkpoint has; of a model that reads more than
+            text, the folder that has the tensors beside its language model now.
     Returns:
         How many tensors were rounded, and from which dtype to which; empty where none was.
     Raises:
@@ -127,11 +128,12 @@ def convert_to_hf(
             `output`.
         IntegrityFault: its bytes are not those that were written.
     """
-    from megatron_cpt.checkpoint.convert import hf_from_checkpoint, hf_from_megatron
+    from megatron_cpt.checkpoint.convert import hf_from_checkpoint, hf_from_megatron, is_own_multimodal
 
     with _one_process():
-        if hf_config is None:
-            return hf_from_checkpoint(Path(checkpoint), Path(output), dtype)
+        if hf_config is None or is_own_multimodal(Path(checkpoint)):
+            others = None if hf_config is None else Path(hf_config)
+            return hf_from_checkpoint(Path(checkpoint), Path(output), dtype, others=others)
         return hf_from_megatron(Path(checkpoint), Path(hf_config), Path(output), dtype)
 
 

@@ -24,6 +24,7 @@ from megatron_cpt.checkpoint.convert import differing_fields, write_checkpoint
 from megatron_cpt.checkpoint.dcp import StoredTensors, match_places, stored_places
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, word_of
 from megatron_cpt.checkpoint.hf_folder import open_hf_tensors, refuse_altered
+from megatron_cpt.checkpoint.hf_others import hashed_others, refuse_unlike
 from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, join_shards
 from megatron_cpt.checkpoint.load import has_per_layer_keys, read_table, verify_and_vet
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault, refuse
@@ -179,6 +180,9 @@ def average(sources: Sequence[Path], how: Averaging, output: Path) -> str:
     first = hf_folder_of(sources[0])
     dtype = torch.bfloat16 if parent_dtypes(first).are_all("bfloat16") else torch.float32
     table, (places, values) = name_table(shape), stored_places(shape)
+    others = hashed_others(first)
+    for model in map(hf_folder_of, everyone[1:]):
+        refuse_unlike(hashed_others(model), others, sources[0])
     with ExitStack() as opened:
         readers = [opened.enter_context(_opened(source, shape)) for source in everyone]
 

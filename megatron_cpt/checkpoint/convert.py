@@ -20,7 +20,7 @@ import torch.distributed as dist
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging
 
 from megatron_cpt.checkpoint.dcp import (
@@ -43,6 +43,7 @@ from megatron_cpt.checkpoint.hf_folder import (
     refuse_altered,
     tokenizer_files,
 )
+from megatron_cpt.checkpoint.hf_others import OtherTensors, find_others
 from megatron_cpt.checkpoint.hf_weights import (
     SHARD_BYTES,
     Weight,
@@ -65,6 +66,7 @@ from megatron_cpt.checkpoint.save import make_folder
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import Precision, RopeSettings
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.multimodal import multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.rope import LengthScaling
 from megatron_cpt.families.shape import name_table, read_config, read_shape
 from megatron_cpt.families.size import parameter_count
@@ -155,7 +157,13 @@ def write_checkpoint(
         seal(folder)
 
 
-def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> str:
+def hf_from_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    others: Path | None = None,
+) -> str:
     """Writes the model of a checkpoint as a Hugging Face folder. One process calls it.
 
     One file's tensors stand in memory at once, never the model.
@@ -164,6 +172,7 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None,
         checkpoint: one, or a run folder: its newest.
         dtype: of the weights; None: each tensor's in the folder that the checkpoint's model came from.
         shard_bytes: bytes of tensors in one file, about.
+        others: of a model that reads more than text, the folder with its other tensors; None: that which it came from.
     Returns:
         How many tensors were rounded, and from what to what; empty where none was.
     Raises:
@@ -185,7 +194,10 @@ def hf_from_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None,
     weights, dtypes = _stored_weights(stored, places, shape), chosen_dtypes(dtype, checkpoint / "hf")
     history = read_history(checkpoint / "hf") or None
     card = _card_of(checkpoint, output.name, history)
-    return export_weights(weights, shape, checkpoint / "hf", output, dtypes, history, card, shard_bytes)
+    known = find_others(checkpoint / "hf")
+    if others is not None:
+        known = OtherTensors(str(others.absolute()), known.sha256 if known is not None else "")
+    return export_weights(weights, shape, checkpoint / "hf", output, dtypes, history, card, shard_bytes, known)
 
 
 def hf_from_megatron(
@@ -210,6 +222,12 @@ def hf_from_megatron(
     weights, dtypes = _stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
     card = model_card(folder.name, output.name, None, None)
     return export_weights(weights, shape, hf_config, output, dtypes, card=card, shard_bytes=shard_bytes)
+
+
+def is_own_multimodal(checkpoint: Path) -> bool:
+    """Whether a checkpoint is one of ours, or a run, of a model that reads more than text."""
+    checkpoint = newest_of_run(checkpoint)
+    return is_complete(checkpoint) and multimodal_of(read_config(checkpoint / "hf")) is not None
 
 
 def _stored_weights(stored: StoredTensors, places: Mapping[str, Stored], shape: ModelShape) -> list[Weight]:
@@ -405,7 +423,8 @@ def _reference_model(
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    multimodal = multimodal_of(read_config(hf_folder)) is not None
+    model = (AutoModelForImageTextToText if multimodal else AutoModelForCausalLM).from_pretrained(
         hf_folder,
         config=_transformers_config(hf_folder, rope),
         dtype=dtype,
@@ -441,7 +460,11 @@ def transformers_tokenizer(hf_folder: Path) -> Any:
 
 def _write_readable_config(hf_folder: Path, output: Path, rope: RopeSettings | None = None) -> None:
     """Writes config.json without the dtype: transformers fails over words such as "auto" and "torch.bfloat16"."""
-    fields = {name: value for name, value in read_config(hf_folder, rope).items() if name not in _DTYPE_FIELDS}
+    config = read_config(hf_folder, rope)
+    text = {name: value for name, value in text_fields(config).items() if name not in _DTYPE_FIELDS}
+    fields = with_text_fields(config, text)
+    for name in _DTYPE_FIELDS:
+        fields.pop(name, None)
     (output / "config.json").write_bytes(orjson.dumps(fields))
 
 

@@ -16,6 +16,7 @@ import torch
 
 from megatron_cpt.checkpoint.hf_folder import has_safetensors, open_hf_tensors
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.families.multimodal import text_fields, with_text_fields
 from megatron_cpt.families.shape import read_config, stated_dtype
 from megatron_cpt.runs.folder import write_json
 
@@ -125,16 +126,21 @@ def write_dtypes(folder: Path, dtypes: TensorDtypes) -> None:
     write_json(folder / _FILE, {"common": dtypes.common, "others": dict(dtypes.others)})
 
 
-def config_for(hf_folder: Path, words: Collection[str]) -> dict[str, Any]:
+def config_for(hf_folder: Path, words: Collection[str], others: Collection[str] = ()) -> dict[str, Any]:
     """A folder's config.json for tensors in some dtypes: it names one that holds them all.
 
     transformers loads them in it, and fails over words such as `auto` and `torch.bfloat16`. What the folder itself
     states stays where some of the tensors have it.
+
+    Args:
+        others: dtypes of tensors beside the language model, for which alone what is stated does not stay.
     """
     config, stated = read_config(hf_folder), stated_dtype(hf_folder)
-    word = stated if stated in words else _widest(words)
+    word = stated if stated in words else _widest({*words, *others})
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
-    return config | dict.fromkeys(names, word)
+    text = text_fields(config)
+    within = {name: word for name in ("dtype", "torch_dtype") if name in text}
+    return with_text_fields(config, text | within) | dict.fromkeys(names, word)
 
 
 def word_of(dtype: torch.dtype) -> str:

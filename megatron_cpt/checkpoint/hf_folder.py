@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.families.multimodal import Multimodal, multimodal_of
 from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
 from megatron_cpt.runs.folder import file_sha256, sync_file, write_json
 
@@ -49,33 +50,63 @@ _TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 # ... and what belongs to the model.
-_MODEL_FILES = ("generation_config.json", "licen[cs]e*", "copying*", "notice*", "*use_policy*")
+_MODEL_FILES = (
+    "generation_config.json",
+    "*processor_config.json",
+    "licen[cs]e*",
+    "copying*",
+    "notice*",
+    "*use_policy*",
+)
 _COMPARED_ELEMENTS = 1 << 24
 """Elements of two tensors that are compared at a time."""
 READABLE = ("F32", "BF16", "F16", "F64")
 
 
 class HFTensors:
-    """The tensors of an open folder, by name."""
+    """The tensors of an open folder, by the names that a language model's have in the name table of its family.
 
-    def __init__(self, folder: Path, files: Mapping[Path, Any]) -> None:
+    In a model that reads more than text these are not the names in the files; its other tensors are kept apart.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[Path, Any], kind: Multimodal | None = None) -> None:
         self.folder = folder
-        self._file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
         self.files = tuple(files)
         """The files that hold the tensors; a folder may have others beside them."""
+        file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        self._others = {
+            name: file for name, file in sorted(file_of.items()) if kind is not None and kind.is_other(name)
+        }
+        self._stored: dict[str, str] = {}
+        for name in sorted(file_of.keys() - self._others.keys()):
+            text = name if kind is None else kind.text_name(name)
+            self._stored[name if text in self._stored else text] = name  # the second of two is surplus
+        self._file_of = {name: file_of[stored] for name, stored in self._stored.items()}
 
     @property
     def names(self) -> set[str]:
-        """All tensors in the folder."""
+        """All tensors of the language model."""
         return set(self._file_of)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """All other tensors, in order, by their names in the files."""
+        return tuple(self._others)
+
+    def stored_name(self, name: str) -> str:
+        """The name of a tensor in the files; for one that they lack, such as a tied output layer, its own."""
+        return self._stored.get(name, name)
 
     def size(self, name: str) -> tuple[int, ...]:
         """Dimensions of a tensor."""
-        return tuple(self._file_of[name].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """dtype of a tensor, in safetensors' words: F32, BF16, ..."""
-        return str(self._file_of[name].get_slice(name).get_dtype())
+        return str(self._slice(name).get_dtype())
+
+    def _slice(self, name: str) -> Any:
+        return self._file_of[name].get_slice(self._stored[name])
 
     def read(self, name: str, axis: int, start: int, length: int) -> Tensor:
         """Rows (axis 0) or columns (axis 1) start to start + length of a tensor, on the CPU.
@@ -83,18 +114,32 @@ class HFTensors:
         Raises:
             BadInput: they hold a NaN or an infinity.
         """
-        whole = self._file_of[name].get_slice(name)
+        whole = self._slice(name)
         part = whole[start : start + length] if axis == 0 else whole[:, start : start + length]
         if not is_finite(part):
             rule = "the tensor holds a NaN or an infinity."
             raise BadInput(Fault(f"{self.folder}: {name}", rule, "Fetch the folder again, or use another model."))
         return part
 
+    def read_other(self, name: str) -> Tensor:
+        """One of the other tensors, whatever it holds."""
+        tensor: Tensor = self._others[name].get_tensor(name)
+        return tensor
+
+    def dtype_of_other(self, name: str) -> str:
+        """dtype of one of the other tensors, in safetensors' words."""
+        return str(self._others[name].get_slice(name).get_dtype())
+
+    def bytes_of_other(self, name: str) -> int:
+        """Bytes of one of the other tensors."""
+        bits = re.search(r"\d+", self.dtype_of_other(name))  # BF16, I64, F8_E4M3; BOOL is a byte
+        return prod(self._others[name].get_slice(name).get_shape()) * (int(bits[0]) if bits else 8) // 8
+
     def are_equal(self, first: str, second: str) -> bool:
         """Whether two tensors have the same dtype, size and bytes, read some rows at a time."""
         if (self.dtype(first), self.size(first)) != (self.dtype(second), self.size(second)):
             return False
-        one, other = (self._file_of[name].get_slice(name) for name in (first, second))
+        one, other = (self._slice(name) for name in (first, second))
         rows = max(1, _COMPARED_ELEMENTS // prod(self.size(first)[1:]))
         return all(
             torch.equal(one[start : start + rows].view(torch.uint8), other[start : start + rows].view(torch.uint8))
@@ -128,7 +173,8 @@ def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
             except (SafetensorError, OSError) as error:
                 raise IntegrityFault(f"{path}: not a whole safetensors file ({error})") from error
         _check_index(folder, places, files)
-        yield HFTensors(folder, files)
+        described = (folder / "config.json").is_file()
+        yield HFTensors(folder, files, multimodal_of(read_config(folder)) if described else None)
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,8 @@ An export is written by all ranks together:
 1. Every rank sizes its files and tells all, so that all know the final names (`model-00002-of-00005.safetensors`)
    before a byte is written. Of the ranks that share a parameter the first one writes it, on the first replica.
 2. Each gathers one parameter at a time over the tensor-parallel ranks and writes a file as soon as it is full.
-3. Rank 0 writes index, config and lineage, copies tokenizer and model files, and renames the folder.
+3. Of a model that reads more than text, rank 0 copies all other tensors into files of their own (hf_others.py).
+4. Rank 0 writes index, config and lineage, copies tokenizer and model files, and renames the folder.
 The folder must be on a file system that all ranks share.
 """
 
@@ -47,13 +48,14 @@ from megatron_cpt.checkpoint.hf_folder import (
     write_shard,
 )
 from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
+from megatron_cpt.checkpoint.hf_others import OpenOthers, OtherTensors, opened_others
 from megatron_cpt.checkpoint.load import whole_folder_of_ranks
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, NumericsFault, RankFailed, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import all_agree, barrier
+from megatron_cpt.parallel.groups import all_agree, barrier, first_on_rank_zero
 from megatron_cpt.runs.folder import write_durably, write_json
 
 SHARD_BYTES = 4 * 1024**3
@@ -124,6 +126,7 @@ def export_weights(
     lineage: dict[str, Any] | None = None,
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    others: OtherTensors | None = None,
 ) -> str:
     """Writes weights as a Hugging Face folder that is absent or whole. Every rank calls it.
 
@@ -134,36 +137,48 @@ def export_weights(
         lineage: content of lineage.json; None writes none.
         card: README.md (model_card.py); None writes none.
         shard_bytes: bytes of tensors in one file, about; a single parameter is never divided.
+        others: of a model that reads more than text, its other tensors; None: those that hf_folder has or tells of.
     Returns:
         How many tensors were rounded, and from what to what; empty where none was.
     Raises:
-        BadInput: there is something at `output` already.
+        BadInput: there is something at `output` already, or the model's other tensors are not to be had.
+        IntegrityFault: the other tensors are not those that the model came with.
         NumericsFault: a weight is too large for float16.
     """
     on_rank_zero = groups.rank() == 0
-    needed = sum(weight.bytes(dtypes, shape) for weight in weights)
-    with whole_folder_of_ranks(output, needed) as folder:
-        files = _write_weights(weights, shape, folder, dtypes, shard_bytes)
-        written = {name: conversion for tensors in files.values() for name, conversion in tensors.items()}
-        barrier()
-        if on_rank_zero:
-            assert set(written) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(written))}"
-            if set(files) != {SINGLE}:
-                _write_index(folder, files, shape)
-            write_json(folder / "config.json", config_for(hf_folder, {each.target for each in written.values()}))
-            copy_tokenizer_files(hf_folder, folder)
-            if lineage is not None:
-                write_json(folder / "lineage.json", lineage)
-            if card is not None:
-                write_durably(folder / "README.md", card)
-            write_hashes(folder)
+    with opened_others(hf_folder, others) as kept:
+        needed = sum(weight.bytes(dtypes, shape) for weight in weights) + kept.bytes
+        with whole_folder_of_ranks(output, needed) as folder:
+            files = _write_weights(weights, shape, folder, dtypes, shard_bytes, kept)
+            written = {name: conversion for tensors in files.values() for name, conversion in tensors.items()}
+            barrier()
+            if on_rank_zero:
+                assert set(written) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(written))}"
+                if set(files) != {SINGLE}:
+                    _write_index(folder, files, shape, kept, shard_bytes)
+                targets = {each.target for each in written.values()}
+                write_json(folder / "config.json", config_for(hf_folder, targets, kept.dtypes))
+                copy_tokenizer_files(hf_folder, folder)
+                if lineage is not None:
+                    write_json(folder / "lineage.json", lineage)
+                if card is not None:
+                    write_durably(folder / "README.md", card)
+                write_hashes(folder)
     return roundings(written.values())
 
 
 def _write_weights(
-    weights: Sequence[Weight], shape: ModelShape, folder: Path, dtypes: TensorDtypes, shard_bytes: int
+    weights: Sequence[Weight],
+    shape: ModelShape,
+    folder: Path,
+    dtypes: TensorDtypes,
+    shard_bytes: int,
+    others: OpenOthers,
 ) -> dict[str, dict[str, Conversion]]:
-    """Writes all safetensors; every rank calls it. Returns the tensors of every file, and what became of each."""
+    """Writes all safetensors; every rank calls it.
+
+    Returns the language model's tensors of every file, and what became of each. Files of other tensors come after them.
+    """
     # Experts have replicas of their own, and files of their own: other ranks share them.
     shards: list[list[Weight]] = []
     if groups.token_rank() == 0:
@@ -183,14 +198,21 @@ def _write_weights(
     dist.all_gather_object(of_ranks, conversions)
     contents = [shard for of_rank in of_ranks for shard in of_rank]
     number = sum(len(of_rank) for of_rank in of_ranks[: groups.rank()])
+    files_of_others = others.divided(shard_bytes)
+    count = len(contents) + len(files_of_others)
+    with first_on_rank_zero():
+        if groups.rank() == 0:  # before anything else: they may not be those that are expected
+            for after, tensors in enumerate(others.read(files_of_others), len(contents)):
+                write_shard(folder / _file_name(after, count), tensors)
     for shard in shards:
-        tensors: dict[str, Tensor] = {}
+        gathered: dict[str, Tensor] = {}
         for weight in shard:
-            tensors |= gather_hf_tensors(weight.read(), weight.rule, weight.place, shape, dtypes)
-        if tensors:
-            write_shard(folder / _file_name(number, len(contents)), tensors)
+            gathered |= gather_hf_tensors(weight.read(), weight.rule, weight.place, shape, dtypes)
+        if gathered:
+            stored = {others.stored_name(name): tensor for name, tensor in gathered.items()}
+            write_shard(folder / _file_name(number, count), stored)
             number += 1
-    return {_file_name(number, len(contents)): content for number, content in enumerate(contents)}
+    return {_file_name(number, count): content for number, content in enumerate(contents)}
 
 
 def _fill_shards(
@@ -214,16 +236,22 @@ def _file_name(number: int, files: int) -> str:
     return SINGLE if files == 1 else f"model-{number + 1:05}-of-{files:05}.safetensors"
 
 
-def _write_index(folder: Path, files: dict[str, dict[str, Conversion]], shape: ModelShape) -> None:
+def _write_index(
+    folder: Path, files: dict[str, dict[str, Conversion]], shape: ModelShape, others: OpenOthers, shard_bytes: int
+) -> None:
     """Writes which file holds which tensor, and their bytes together."""
-    sizes = hf_sizes(shape)
-    weight_map = {name: file for file, names in files.items() for name in names}
+    sizes, files_of_others = hf_sizes(shape), others.divided(shard_bytes)
+    weight_map = {others.stored_name(name): file for file, names in files.items() for name in names}
+    count = len(files) + len(files_of_others)
+    weight_map |= {
+        name: _file_name(after, count) for after, names in enumerate(files_of_others, len(files)) for name in names
+    }
     total = sum(
         prod(sizes[name]) * DTYPES[conversion.target].itemsize
         for names in files.values()
         for name, conversion in names.items()
     )
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / INDEX, {"metadata": {"total_size": total + others.bytes}, "weight_map": weight_map})
 
 
 def load_hf_weights(

@@ -32,6 +32,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, write_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
+from megatron_cpt.checkpoint.hf_others import hashed_others, write_others
 from megatron_cpt.checkpoint.load import (
     CHECKPOINT_ERRORS,
     before,
@@ -215,6 +216,7 @@ def make_folder(checkpoint: Path, hf_folder: Path, dtypes: TensorDtypes) -> None
     shutil.copyfile(hf_folder / "config.json", checkpoint / "hf" / "config.json")
     copy_tokenizer_files(hf_folder, checkpoint / "hf")
     write_dtypes(checkpoint / "hf", dtypes)
+    write_others(checkpoint / "hf", hashed_others(hf_folder))
 
 
 def _write_and_hash(write: Callable[..., None], checkpoint: Path, rank: int, *arguments: Any) -> None:

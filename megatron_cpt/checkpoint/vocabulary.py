@@ -13,7 +13,7 @@ the new folder is proved before the folder gets its name (new_tokenizer.py).
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,8 +47,9 @@ from megatron_cpt.checkpoint.new_tokenizer import (
     token_id_changes,
     words_faults,
 )
-from megatron_cpt.config.errors import refuse
-from megatron_cpt.families.shape import read_shape
+from megatron_cpt.config.errors import Fault, refuse
+from megatron_cpt.families.multimodal import multimodal_of, text_fields, with_text_fields
+from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.runs.folder import refuse_without_room, whole_folder, write_json
 from megatron_cpt.tokenizer.formats import token_contents, unknown_token
 
@@ -115,20 +116,23 @@ def extend_vocabulary(
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
         files = tensors.files
+        embedding, output_layer = map(tensors.stored_name, vocabulary_tensors(shape))
     old = read_tokenizer(hf_folder)
     new = read_tokenizer(tokenizer) if tokenizer else add_tokens(old, new_tokens)
     words = added_words(old, new)
     refuse(words_faults(new, words))
+    multimodal = multimodal_of(read_config(hf_folder)) is not None
+    if multimodal:
+        refuse([*_moved_tokens(tokenizer, old, new)])
     sources = row_sources(old, new, new_rows, shape.vocabulary)
     refuse_without_room(output, sum(file.stat().st_size for file in files))
     with whole_folder(output) as folder:
-        embedding, output_layer = vocabulary_tensors(shape)
         matrices = (embedding,) if shape.tied_embeddings else (embedding, output_layer)
         # A tied output layer that is stored all the same is the embedding once more.
         left_out = {output_layer} if shape.tied_embeddings else set()
         drawn = [_write_file(file, folder / file.name, matrices, left_out, sources, seed) for file in files]
         _write_index(hf_folder, folder, left_out)
-        changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer else {}
+        changes = token_id_changes(hf_folder, tokenizer, old, new) if tokenizer and not multimodal else {}
         _write_configs(hf_folder, folder, len(sources), changes)
         _copy_tokenizer_files(hf_folder, tokenizer, folder)
         copy_history(hf_folder, folder)
@@ -139,6 +143,18 @@ def extend_vocabulary(
         write_hashes(folder)
     kept = sum(source.kept for source in sources)
     return NewVocabulary(len(sources), kept, len(sources) - kept - max(drawn), max(drawn))
+
+
+def _moved_tokens(tokenizer: Path | None, old: Tokenizer, new: Tokenizer) -> Iterator[Fault]:
+    """Why another tokenizer is not for a model that reads more than text."""
+    after = new.get_vocab(with_added_tokens=True)
+    moved = [token for token, place in old.get_vocab(with_added_tokens=True).items() if after.get(token) != place]
+    if moved:
+        rule = (
+            f"{len(moved):,} tokens have other ids in it or none, such as {moved[0]!r}, and config.json and the "
+            "processor's files name tokens that stand for pictures by their ids."
+        )
+        yield Fault(f"--tokenizer {tokenizer}", rule, "Add words to the model's own tokenizer: --new-tokens.")
 
 
 def row_sources(old: Tokenizer, new: Tokenizer, new_rows: NewRows, rows: int) -> list[RowSource]:
@@ -261,7 +277,8 @@ def _write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
 def _write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, dict[str, Any]]) -> None:
     """Writes config.json and the generation config with the changed fields of each, by the file's name."""
     config = config_for(hf_folder, parent_dtypes(hf_folder).words)
-    write_json(output / "config.json", config | {"vocab_size": rows} | changes.get("config.json", {}))
+    config = with_text_fields(config, text_fields(config) | {"vocab_size": rows})
+    write_json(output / "config.json", config | changes.get("config.json", {}))
     path = hf_folder / "generation_config.json"
     if path.is_file():
         write_json(output / path.name, orjson.loads(path.read_bytes()) | changes.get(path.name, {}))

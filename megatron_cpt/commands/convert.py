@@ -9,6 +9,7 @@ from megatron_cpt.checkpoint.convert import (
     checkpoint_from_hf,
     hf_from_checkpoint,
     hf_from_megatron,
+    is_own_multimodal,
     length_beyond_edges,
     verify,
 )
@@ -47,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
         "--hf-config",
         type=Path,
         metavar="DIR",
-        help="for a torch_dist checkpoint of Megatron-LM or Megatron-Bridge: config.json and tokenizer of its model",
+        help="for a torch_dist checkpoint of Megatron-LM or Megatron-Bridge: config.json and tokenizer of its model; "
+        "of a model that reads pictures: the folder with its other tensors, where it is in another place now",
     )
     to_hf.add_argument(
         "--dtype",
@@ -141,8 +143,8 @@ def _write_hf(args: argparse.Namespace) -> str:
     Returns how many tensors were rounded, and from what to what; empty where none was.
     """
     shard_bytes = int(args.shard_gib * 1024**3)
-    if args.hf_config is None:
-        return hf_from_checkpoint(args.checkpoint, args.output, args.dtype, shard_bytes)
+    if args.hf_config is None or is_own_multimodal(args.checkpoint):
+        return hf_from_checkpoint(args.checkpoint, args.output, args.dtype, shard_bytes, args.hf_config)
     return hf_from_megatron(args.checkpoint, args.hf_config, args.output, args.dtype, shard_bytes)
 
 

@@ -12,6 +12,7 @@ from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.llama import LLAMA, MINISTRAL, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
+from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
 from megatron_cpt.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -74,17 +75,22 @@ def unread_fields(folder: str | Path) -> list[str]:
 
 
 def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, ConfigFields]:
-    path = Path(folder) / "config.json"
-    given = read_config(folder, rope)
+    config, path = read_config(folder, rope), str(Path(folder) / "config.json")
+    kind, given = multimodal_of(config), text_fields(config)
     model_type = given.get("model_type")
     # Code that comes with the folder may read anything.
     own = None if given.get("auto_map") or not isinstance(model_type, str) else READ_BY.get(model_type)
-    fields = ConfigFields(str(path), given, None if own is None else READ_BY_ALL | own)
+    inner = path if kind is None else f"{path}: text_config"
+    fields = ConfigFields(inner, given, None if own is None else READ_BY_ALL | own)
     fields.take("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        fields.fault("model_type", model_type, *_unknown_family(given))
+        fields.fault("model_type", model_type, *_unknown_family(config))
         raise BadInput(*fields.faults)
     shape = FAMILIES[model_type].read(fields)
+    if kind is not None and shape.tied_embeddings and config.get("tie_word_embeddings") is False:
+        # transformers 4 went by text_config, and 5 goes by config.json; 5 ties no output layer that is stored.
+        rule = "config.json itself says that it is not."
+        fields.fault("tie_word_embeddings", True, rule, "State the same in both.")
     for name in ("dtype", "torch_dtype"):
         if not isinstance(word := fields.take(name), str | None):
             fields.fault(name, word, "must be a word.", "Mend config.json.")
@@ -115,7 +121,7 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
 
 def _unknown_family(given: dict[str, Any]) -> tuple[str, str]:
     """Why a model of a type that is not known cannot be read, and what to do instead."""
-    known = f"Known families: {', '.join(sorted(FAMILIES))}."
+    known = f"Known families: {', '.join(sorted({**FAMILIES, **MULTIMODAL}))}."
     parts = {name: value for name, value in given.items() if name.endswith("_config") and isinstance(value, dict)}
     text = next((parts[name] for name in _TEXT_PARTS if name in parts), None)
     if text is None and not {"vision_config", "audio_config"} & set(parts):
@@ -132,7 +138,7 @@ def _unknown_family(given: dict[str, Any]) -> tuple[str, str]:
 def read_config(folder: str | Path, rope: RopeSettings | None = None) -> dict[str, Any]:
     """The fields of config.json, with other rotary positions if there are any. Raises BadInput."""
     fields = _read_object(Path(folder) / "config.json")
-    return fields if rope is None else with_positions(fields, rope)
+    return fields if rope is None else with_text_fields(fields, with_positions(text_fields(fields), rope))
 
 
 def stated_dtype(folder: str | Path) -> str | None:
@@ -140,8 +146,9 @@ def stated_dtype(folder: str | Path) -> str | None:
 
     Tensors may have another one. Where `dtype` and `torch_dtype` differ, transformers follows the first.
     """
-    fields = read_config(folder)
-    word = fields.get("dtype") or fields.get("torch_dtype")
+    config = read_config(folder)
+    words = [fields.get(name) for fields in (config, text_fields(config)) for name in ("dtype", "torch_dtype")]
+    word = next(filter(None, words), None)
     return word.removeprefix("torch.") if isinstance(word, str) and word != "auto" else None
 
 

@@ -22,9 +22,17 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes
 from megatron_cpt.checkpoint.hf_folder import copy_tokenizer_files
+from megatron_cpt.checkpoint.hf_others import (
+    OtherTensors,
+    find_others,
+    hashed_others,
+    refuse_unlike,
+    source_of_others,
+    write_others,
+)
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.checkpoint.load import load, load_weights
-from megatron_cpt.config.errors import Fault, refuse
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schedule import Areas
 from megatron_cpt.config.schema import RunConfig, TrainingSettings
 from megatron_cpt.corpus.label_mask import label_mask
@@ -32,6 +40,7 @@ from megatron_cpt.data.loader import Slots, TrainingData, label_masks, loss_weig
 from megatron_cpt.evaluate.scoring import LmEvalTask
 from megatron_cpt.evaluate.validation import ValidationSet, open_set
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.multimodal import multimodal_of
 from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.model.build import ModelOptions, build_model, freeze, unwrap, wrap_for_training
 from megatron_cpt.parallel import groups
@@ -212,19 +221,48 @@ def layout(config: RunConfig) -> Layout:
 
 
 def _hf_config_dir(config: RunConfig, folder: RunFolder) -> Path:
-    """The folder with the model's config.json and tokenizer: `model.hf`, or RUN/model where `model.rope` changes it."""
-    return Path(config.model.hf) if config.model.rope is None else folder.model
+    """The folder with the model's config.json and tokenizer: `model.hf`, or RUN/model where that has been written."""
+    return folder.model if _has_own_config(config) else Path(config.model.hf)
+
+
+def _has_own_config(config: RunConfig) -> bool:
+    """Whether RUN/model describes the model: `model.rope` changes it, or it has tensors beside its language model."""
+    return config.model.rope is not None or multimodal_of(read_config(config.model.hf)) is not None
 
 
 def write_hf_config_dir(config: RunConfig, folder: RunFolder) -> None:
-    """Writes config.json and tokenizer to RUN/model where `model.rope` changes them. Every rank calls it."""
+    """Writes RUN/model where it describes the model. Every rank calls it.
+
+    Raises:
+        BadInput: the tensors beside the language model are not those that the run, or the checkpoint that it starts
+            from, had before; or an export will need them and they are not there.
+    """
     with first_on_rank_zero():
-        if groups.rank() != 0 or config.model.rope is None:
+        if groups.rank() != 0 or not _has_own_config(config):
             return
-        folder.model.mkdir(exist_ok=True)
         base = Path(config.model.hf)
+        others = _others_of_run(config, folder)
+        folder.model.mkdir(exist_ok=True)
         copy_tokenizer_files(base, folder.model)
         write_json(folder.model / "config.json", read_config(base, config.model.rope))
+        write_others(folder.model, others)
+
+
+def _others_of_run(config: RunConfig, folder: RunFolder) -> OtherTensors | None:
+    """The tensors beside the language model; None where there are none. Raises BadInput as write_hf_config_dir does."""
+    base, exports = Path(config.model.hf), config.checkpoint.export_hf is not None
+    others = hashed_others(base)
+    if others is None and multimodal_of(read_config(base)) is not None and exports:
+        rule = "holds no weights, and an export is to have those beside the language model."
+        remedy = "Name the whole folder of the model, or take checkpoint.export_hf out."
+        raise BadInput(Fault(f"model.hf = {base}", rule, remedy))
+    start = config.init_from.checkpoint
+    for known in (folder.model, *([] if start is None else [Path(start) / "hf"])):
+        if (known / "config.json").is_file():
+            refuse_unlike(others, find_others(known), known)
+    if others is not None and exports:
+        refuse_unlike(hashed_others(source_of_others(others)), others, base)
+    return others
 
 
 LmEvalTasks = Mapping[str, Sequence[LmEvalTask]]

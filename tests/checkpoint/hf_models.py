@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from megatron_cpt.checkpoint.convert import load_model, megatron_logits
 from megatron_cpt.checkpoint.hf_weights import export_hf
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
-from tests.families.folders import SMALL
+from tests.families.folders import SMALL, text_of
 
 # Families whose norms multiply by 1 + their weight.
 ZERO_CENTERED = ("gemma", "gemma2", "gemma3_text", "nemotron")
@@ -29,14 +29,19 @@ def write_llama(folder: Path, dtype: torch.dtype = torch.float32, shards: str = 
 def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch.float32, shards: str = "5GB") -> Path:
     """A random model as transformers saves it. Norms and biases are random too, or a mix-up would not show."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-    mean = 0.0 if fields["model_type"] in ZERO_CENTERED else 1.0
+    model = auto_model(fields).from_config(AutoConfig.for_model(**fields))
+    mean = 0.0 if text_of(fields)["model_type"] in ZERO_CENTERED else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(mean=mean if name.endswith("norm.weight") else 0.0, std=0.2)
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder
+
+
+def auto_model(fields: dict[str, Any]) -> Any:
+    """transformers' class that loads and makes a model of a config.json."""
+    return AutoModelForImageTextToText if "text_config" in fields else AutoModelForCausalLM
 
 
 def all_tensors(folder: Path) -> dict[str, Tensor]:

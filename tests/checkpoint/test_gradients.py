@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
+from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
 from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.loader import make_batch
@@ -18,7 +19,7 @@ from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import seed_everything
-from tests.checkpoint.hf_models import all_tensors, write_model
+from tests.checkpoint.hf_models import auto_model, write_model
 from tests.families.folders import DIVIDED, MODELS
 from tests.params import quick_among
 from tests.ranks import Ranks
@@ -71,14 +72,16 @@ def divides_sequences(folder: Path, tensor: int) -> bool:
 
 def transformers_gradients(folder: Path, scratch: Path) -> Gradients:
     """The gradients of the mean loss by transformers' own model, under the names in its folders."""
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    config = orjson.loads((folder / "config.json").read_bytes())
+    reference = auto_model(config).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     logits = reference(WINDOWS[:, :-1]).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), WINDOWS[:, 1:].flatten()).backward()
     # transformers renames and joins tensors as it loads; saved in the weights' place, gradients have the first names.
     for parameter in reference.parameters():
-        parameter.data.copy_(parameter.grad)
+        parameter.data.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     reference.save_pretrained(scratch)
-    return {name: gradient.numpy() for name, gradient in all_tensors(scratch).items()}
+    with open_hf_tensors(scratch) as tensors:  # those of a language model alone, by the names of its family
+        return {name: tensors.read(name, 0, 0, tensors.size(name)[0]).numpy() for name in tensors.names}
 
 
 def check_gradients(

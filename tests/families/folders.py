@@ -58,6 +58,15 @@ QWEN3_MOE = SMALL | {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 12,
 }
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+SIGLIP, PIXTRAL = VISION | {"model_type": "siglip_vision_model"}, VISION | {"model_type": "pixtral", "head_dim": 8}
 # A model of every family, and of every kind that differs in its mathematics or its weights.
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
@@ -203,6 +212,29 @@ MODELS: dict[str, dict[str, Any]] = {
     "nemotron_biased": UNGATED | TIED | {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
     "starcoder2": UNGATED | {"model_type": "starcoder2", "sliding_window": 7},
     "starcoder2_tied": UNGATED | TIED | {"model_type": "starcoder2", "use_bias": False},
+    # Models that read pictures too.
+    "gemma3_vision": {
+        "model_type": "gemma3",
+        "text_config": SMALL
+        | TIED
+        | {
+            "model_type": "gemma3_text",
+            "sliding_window": 7,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "sliding_window_pattern": 2,
+            "pad_token_id": None,
+        },
+        "vision_config": SIGLIP,
+        "image_token_index": 99,
+        "mm_tokens_per_image": 4,
+    },
+    "mistral3": {
+        "model_type": "mistral3",
+        "text_config": SMALL | {"model_type": "mistral", "sliding_window": None},
+        "vision_config": PIXTRAL,
+        "image_token_index": 10,
+        "tie_word_embeddings": False,
+    },
     "gpt_neox_yarn": NEOX | {"rope_parameters": YARN | {"partial_rotary_factor": 0.375}},
     "gpt_neox": NEOX,
     "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
@@ -223,6 +255,8 @@ DIVIDED = (
         "gemma",
         "gemma2",
         "gemma3_tied",
+        "gemma3_vision",
+        "mistral3",
     ),
 )
 
@@ -230,6 +264,17 @@ DIVIDED = (
 def write_config(folder: Path, **changes: Any) -> Path:
     """A folder whose config.json is the small Llama's with changes; None removes a field."""
     return write_fields(folder, {name: value for name, value in (SMALL | changes).items() if value is not None})
+
+
+def text_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the language model: of `text_config` where it is a part of another model."""
+    return fields.get("text_config", fields)
+
+
+def with_vocabulary(fields: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The fields of a model with so many rows."""
+    text = text_of(fields) | {"vocab_size": rows}
+    return fields | ({"text_config": text} if "text_config" in fields else text)
 
 
 def write_fields(folder: Path, fields: dict[str, Any]) -> Path:

@@ -7,7 +7,9 @@ import pytest
 from transformers import AutoConfig
 
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.families.shape import FAMILIES, read_shape
+from megatron_cpt.config.schema import RopeSettings
+from megatron_cpt.families.multimodal import MULTIMODAL
+from megatron_cpt.families.shape import FAMILIES, read_config, read_shape
 from tests.families.folders import DYNAMIC, LONG_ROPE, MODELS, NEOX, SMALL, YARN, write_fields
 from tests.families.folders import LLAMA3_ROPE as LLAMA3
 
@@ -17,7 +19,7 @@ EPSILONS = {"gpt_neox": "layer_norm_eps", "nemotron": "norm_eps", "starcoder2": 
 
 
 def test_every_family_has_a_model_in_the_tests() -> None:
-    assert {fields["model_type"] for fields in MODELS.values()} == set(FAMILIES)
+    assert {fields["model_type"] for fields in MODELS.values()} == {*FAMILIES, *MULTIMODAL}
 
 
 def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
@@ -115,9 +117,42 @@ def test_both_forms_of_the_rotary_fields_of_a_gemma_3(tmp_path: Path) -> None:
 
 
 def test_a_model_that_also_sees_is_refused_as_such(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"'gemma3'.*reads more than text") as error:
-        read_shape(write_fields(tmp_path, {"model_type": "gemma3", "text_config": GEMMA3}))
+    with pytest.raises(BadInput, match=r"'paligemma'.*reads more than text") as error:
+        read_shape(write_fields(tmp_path, {"model_type": "paligemma", "text_config": MODELS["gemma"]}))
     assert len(error.value.faults) == 1
+
+
+def test_the_language_model_of_one_that_also_sees(tmp_path: Path) -> None:
+    fields = MODELS["gemma3_vision"]
+    shape = read_shape(write_fields(tmp_path, fields))
+    assert shape == read_shape(write_fields(tmp_path, fields["text_config"]))
+    # As gemma-3-4b-pt, which leaves out what transformers has as defaults.
+    few = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    shape = read_shape(write_fields(tmp_path, {"model_type": "gemma3", "text_config": few}))
+    assert (shape.heads, shape.query_groups, shape.vocabulary, shape.tied_embeddings) == (8, 4, 262_208, True)
+    wide = RopeSettings(max_position_embeddings=96, rope_theta=2e6)
+    assert read_config(write_fields(tmp_path, fields), wide)["text_config"]["rope_theta"] == 2e6
+    shape = read_shape(tmp_path, wide)
+    assert (shape.max_positions, shape.rope_base) == (96, 2e6)
+
+
+@pytest.mark.parametrize(
+    ("outer", "text", "named"),
+    [
+        ({"text_config": {"model_type": "bamba"}}, {}, "model_type = 'bamba'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, "quantization_config = 'fp8'"),
+        ({}, {"tie_word_embeddings": True}, "config.json itself says that it is not"),
+        ({}, {"rms_norm_eps": -1}, "config.json: text_config: rms_norm_eps = -1"),
+        ({"auto_map": {"AutoModel": "own.Own"}}, {"is_llama_config": True}, "auto_map names"),
+    ],
+)
+def test_a_language_model_that_cannot_be_read(
+    tmp_path: Path, outer: dict[str, Any], text: dict[str, Any], named: str
+) -> None:
+    fields = MODELS["mistral3"]
+    with pytest.raises(BadInput) as error:
+        read_shape(write_fields(tmp_path, fields | {"text_config": fields["text_config"] | text} | outer))
+    assert named in str(error.value)
 
 
 @pytest.mark.parametrize(

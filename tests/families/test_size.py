@@ -13,7 +13,7 @@ from megatron_cpt.families.size import (
     palm_flops_per_token,
     parameter_count,
 )
-from tests.families.folders import MODELS, write_fields
+from tests.families.folders import MODELS, text_of, write_fields
 
 LLAMA_3_8B = ModelShape(
     family="llama",
@@ -33,7 +33,7 @@ LLAMA_3_8B = ModelShape(
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_the_count_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
     fields = MODELS[kind]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_of(fields)))
     shape = read_shape(write_fields(tmp_path, fields))
     assert parameter_count(shape) == model.num_parameters()
     embeddings = 101 * 32 * (1 if shape.tied_embeddings else 2)

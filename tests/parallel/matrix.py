@@ -27,7 +27,7 @@ import numpy as np
 
 from tests.checkpoint import hf_models
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors
-from tests.families.folders import MODELS
+from tests.families.folders import MODELS, with_vocabulary
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train, train_without_gpt_model
 from tests.workshop import VOCABULARY, Workshop, build, write_model, write_tokenizer_of
@@ -336,7 +336,7 @@ def family_folder(workshop: Workshop, model: str) -> Path:
     """The Hugging Face folder of a small model of MODELS with the workshop's tokenizer."""
     folder = workshop.folder / f"hf-{model}"
     if not folder.exists():
-        hf_models.write_model(folder, MODELS[model] | {"vocab_size": VOCABULARY})
+        hf_models.write_model(folder, with_vocabulary(MODELS[model], VOCABULARY))
         write_tokenizer_of(workshop, folder)
     return folder
 

@@ -1,0 +1,100 @@
+"""Models that read more than text: where config.json has their language model, and what its tensors are called.
+
+transformers builds the language model of such a model from `text_config` alone, so that it is one of a known family.
+Its tensors stand among those of what sees or hears, which stay as they are. A kind of model is one row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_TEXT = "text_config"
+_OF_ALL_TENSORS = ("quantization_config", "auto_map")
+# The published folders of Gemma 3, Mistral Small 3.1 and LLaVA, and what transformers saves; then its own names.
+_OUTER, _INNER, _OUTPUT = "model.", "language_model.", "lm_head."
+_NAMES = (
+    (_INNER + _OUTER, "model."),
+    (_INNER + _OUTPUT, "lm_head."),
+    (_OUTER + _INNER, "model."),
+    (_OUTPUT, "lm_head."),
+)
+_SEES = ("vision_tower.", "multi_modal_projector.")
+_OTHERS = (*_SEES, *(_OUTER + name for name in _SEES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multimodal:
+    """One kind of model that reads more than text."""
+
+    model_type: str
+    """`model_type` in config.json."""
+    text_type: str
+    """`model_type` of `text_config` where it states none."""
+    names: tuple[tuple[str, str], ...] = _NAMES
+    """How names of the language model's tensors begin, in folders and in the name table of its family."""
+    others: tuple[str, ...] = _OTHERS
+    """How names of all other tensors begin."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """transformers' defaults of fields of `text_config` that every family else states."""
+
+    def text_name(self, stored: str) -> str:
+        """A tensor's name in the name table of its family; its own where it is none of the language model."""
+        for prefix, text in self.names:
+            if stored.startswith(prefix):
+                return text + stored.removeprefix(prefix)
+        return stored
+
+    def is_other(self, stored: str) -> bool:
+        """Whether a tensor is none of the language model."""
+        return stored.startswith(self.others)
+
+
+MULTIMODAL: dict[str, Multimodal] = {
+    kind.model_type: kind
+    for kind in (
+        Multimodal(
+            model_type="gemma3",
+            text_type="gemma3_text",
+            defaults={
+                "vocab_size": 262_208,
+                "hidden_size": 2304,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 26,
+                "num_attention_heads": 8,
+            },
+        ),
+        Multimodal(model_type="mistral3", text_type="mistral"),
+    )
+}
+
+
+def multimodal_of(config: Mapping[str, Any]) -> Multimodal | None:
+    """What kind of model a config.json describes that reads more than text; None: a language model, or none known."""
+    model_type = config.get("model_type")
+    return MULTIMODAL.get(model_type) if isinstance(model_type, str) else None
+
+
+def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the language model: those of config.json itself, or of its `text_config`.
+
+    What decides about all tensors of a folder (quantization, code of its own) is taken from config.json.
+    """
+    kind = multimodal_of(config)
+    if kind is None:
+        return dict(config)
+    of_all = {name: config[name] for name in _OF_ALL_TENSORS if config.get(name)}
+    return {"model_type": kind.text_type, **kind.defaults, **_stated(config), **of_all}
+
+
+def with_text_fields(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with other fields of the language model, as text_fields gives them."""
+    if multimodal_of(config) is None:
+        return dict(text)
+    stated = _stated(config)
+    own = {name: value for name, value in text.items() if name not in _OF_ALL_TENSORS or name in stated}
+    return {**config, _TEXT: own}
+
+
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    stated = config.get(_TEXT)
+    return stated if isinstance(stated, dict) else {}

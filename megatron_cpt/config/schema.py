@@ -506,6 +506,9 @@ class RunSettings:
     wandb_project: str | None = None
     """Project of Weights & Biases that gets the scalars of TensorBoard too (needs the package `wandb`). Its environment
     variables hold: `WANDB_MODE=offline` writes into RUN/wandb for a later `wandb sync`. None: not used."""
+    mlflow_experiment: str | None = None
+    """Experiment of MLflow that gets the same scalars (needs the package `mlflow` or `mlflow-skinny`). Its environment
+    variables hold: `MLFLOW_TRACKING_URI` names the server or a local store. None: not used."""
     allow_loss_changes: bool = False
     """Go on from a checkpoint although `data.attention`, the labels that count, a validation set or a task has changed.
     Losses before and after are then not comparable. The report keeps the baseline and shows the break."""

@@ -35,7 +35,7 @@ def input_faults(config: RunConfig, world_size: int | None, inputs: RunInputs) -
     faults += init_from_faults(config, inputs.shape)
     faults += base_history_faults(config)
     faults += folder_faults(config)
-    faults += _watch_faults(config)
+    faults += _tracker_faults(config)
     faults += _tokenizer_faults(config, inputs)
     faults += _label_faults(config, inputs)
     faults += _validation_faults(config, inputs.validation_sets)
@@ -168,14 +168,19 @@ def _validation_faults(config: RunConfig, streams: Mapping[str, TokenStream]) ->
     return faults
 
 
-def _watch_faults(config: RunConfig) -> list[Fault]:
-    """Weights & Biases where it is asked for and not installed."""
-    found = importlib.util.find_spec("wandb")
-    # A folder wandb/, which its runs leave, is found as a package without an origin.
-    if config.run.wandb_project is None or (found is not None and found.origin is not None):
-        return []
-    remedy = "Run `pip install wandb`, or take it out."
-    return [Fault("run.wandb_project", "the package wandb is not installed.", remedy)]
+def _tracker_faults(config: RunConfig) -> list[Fault]:
+    """Trackers that are asked for and not installed."""
+    faults = []
+    for name, asked, package in (
+        ("run.wandb_project", config.run.wandb_project, "wandb"),
+        ("run.mlflow_experiment", config.run.mlflow_experiment, "mlflow"),
+    ):
+        found = importlib.util.find_spec(package)
+        # A folder of this name, which wandb's runs leave, is found as a package without an origin.
+        if asked is not None and (found is None or found.origin is None):
+            remedy = f"Run `pip install {package}`, or take it out."
+            faults.append(Fault(name, f"the package {package} is not installed.", remedy))
+    return faults
 
 
 def _label_faults(config: RunConfig, inputs: RunInputs) -> list[Fault]:

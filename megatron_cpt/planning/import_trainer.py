@@ -264,7 +264,10 @@ class _TrainerTranslation(ConfigTranslation):
             self.take("wandb_project", "run.wandb_project", str(project))
         elif "wandb" in str(self.value("report_to")) or self.value("report_to") == "all":
             self.take("report_to", "run.wandb_project", str(self.value("project") or "huggingface"))
-        self.equal("report_to", "wandb_project", words="RUN/tensorboard is always written")
+        experiment = self.value("mlflow_experiment_name")
+        if experiment:
+            self.take("mlflow_experiment_name", "run.mlflow_experiment", str(experiment))
+        self.equal("report_to", "wandb_project", "mlflow_experiment_name", words="RUN/tensorboard is always written")
         self.write("data.sequence_length", self.length)
         remark = "; one less there, with packing: true" if self.values.get("packing") is True else ""
         shown = f"data.sequence_length: {self.length} tokens, each with a label"

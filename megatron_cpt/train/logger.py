@@ -1,18 +1,13 @@
-"""What a run reports while it trains: records, TensorBoard, Weights & Biases, the log. Rank 0 writes."""
+"""What a run reports while it trains: records, trackers, the log. Rank 0 writes."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, Literal
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import Duration
 from megatron_cpt.families.size import flops_per_token, palm_flops_per_token
 from megatron_cpt.gap.figures import RunningGap
@@ -20,7 +15,7 @@ from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
 from megatron_cpt.planning.cards import card_of_device
 from megatron_cpt.runs.checkpoint_state import newest_checkpoint, read_state, step_of
-from megatron_cpt.runs.folder import RunFolder, Status, named_errors, write_status
+from megatron_cpt.runs.folder import Status, write_status
 from megatron_cpt.runs.records import (
     Record,
     RecordsDigest,
@@ -35,6 +30,7 @@ from megatron_cpt.runs.records import (
 )
 from megatron_cpt.train.optimizer import StepOutcome
 from megatron_cpt.train.run import Run
+from megatron_cpt.train.trackers import Trackers
 
 _MEGATRON_LM_TAGS = {
     "lm loss": "loss",
@@ -53,6 +49,7 @@ class RunLogger:
         """Opens the files of the run folder, dropping what a killed run wrote after the step it resumes from."""
         self._run = run
         self._writes = groups.rank() == 0
+        self._done = False
         self._flops_per_token = flops_per_token(run.shape, run.config.data.sequence_length)
         self._peak = run.config.run.peak_flops or peak_flops()
         with first_on_rank_zero():
@@ -63,7 +60,8 @@ class RunLogger:
         """Opens the files. Raises IntegrityFault where the records are not those that the checkpoint knows."""
         self._gap = RunningGap()
         newest = newest_checkpoint(run.folder.checkpoints)
-        if run.first_step > run.start_state.first_own_step and newest is not None:
+        resumed = run.first_step > run.start_state.first_own_step
+        if resumed and newest is not None:
             if (known := read_state(newest).records) is not None:
                 verify_records(run.folder.records, known, newest)
             drop_records_after(run.folder.records, run.first_step)
@@ -73,8 +71,10 @@ class RunLogger:
         else:
             run.folder.records.unlink(missing_ok=True)
         self._records = RecordWriter(run.folder.records)
-        self._trackers = _Trackers(run.config, run.folder, run.first_step)
         self._log = RunLog(run.folder.log)
+        self._trackers = Trackers(
+            run.config, run.folder, run.first_step, resumed, lambda line: self._log.write(line, logging.WARNING)
+        )
         self._remaining = RemainingTime()
         self._bar = progress_bar(run.plan.steps, "step", initial=run.first_step)
 
@@ -169,6 +169,7 @@ class RunLogger:
     def status(self, state: str, step: int, **details: Any) -> None:
         """Replaces status.json."""
         if self._writes:
+            self._done = state == "done"
             tokens = self._run.config.tokens_at(step)
             write_status(self._run.folder.status, Status(state=state, step=step, tokens=tokens, **details))
 
@@ -189,7 +190,7 @@ class RunLogger:
             self.sync()
             self._bar.close()
             self._records.close()
-            self._trackers.close()
+            self._trackers.close(self._done)
             self._log.close()
 
 
@@ -245,64 +246,3 @@ def peak_flops() -> float | None:
         return None
     card = card_of_device(torch.cuda.get_device_name())
     return None if card is None else card.flops
-
-
-class _Trackers:
-    """Takes each scalar once and shows it wherever it is to be seen."""
-
-    def __init__(self, config: RunConfig, folder: RunFolder, last_step: int) -> None:
-        """Opens them; what a killed run wrote after a step is taken back where the tracker can.
-
-        Raises:
-            BadInput: Weights & Biases is asked for and not installed.
-        """
-        self._folder = folder
-        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=last_step + 1)
-        self._wandb = _open_wandb(config, folder) if config.run.wandb_project is not None else None
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Shows a number of a step."""
-        with named_errors(self._folder.tensorboard):
-            self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            # A step of its own: theirs may not go back, and a resume does.
-            self._wandb.log({name: value, "step": step})
-
-    def go_back(self, step: int) -> None:
-        """Takes back what was shown of later steps. Weights & Biases keeps it."""
-        with named_errors(self._folder.tensorboard):
-            self._tensorboard.close()
-            self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=step + 1)
-
-    def flush(self) -> None:
-        """Hands over what is held back."""
-        with named_errors(self._folder.tensorboard):
-            self._tensorboard.flush()
-
-    def close(self) -> None:
-        """Closes them."""
-        with named_errors(self._folder.tensorboard):
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-
-def _open_wandb(config: RunConfig, folder: RunFolder) -> Any:
-    """The run on Weights & Biases that belongs to a run folder: the same one at every resume."""
-    assert config.run.wandb_project is not None
-    try:
-        import wandb  # noqa: PLC0415  (optional)
-    except ImportError:
-        remedy = "Run `pip install wandb`, or take it out."
-        raise BadInput(Fault("run.wandb_project", "the package wandb is not installed.", remedy)) from None
-    run = wandb.init(
-        project=config.run.wandb_project,
-        name=folder.path.name,
-        id=sha256(str(folder.path.resolve()).encode()).hexdigest()[:16],
-        dir=str(folder.path),
-        resume="allow",
-        config=asdict(config),
-    )
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run

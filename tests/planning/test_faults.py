@@ -236,11 +236,13 @@ def test_a_rate_that_is_no_rate_and_a_missing_library_are_refused(
     sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])  # where nothing is installed, and an earlier run has left wandb/
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    for package in ("wandb", "mlflow"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
     (tmp_path / "wandb").mkdir()
     sections["schedule"]["peak_lr"] = 1e5
-    sections["run"]["wandb_project"] = "x"
+    sections["run"] |= {"wandb_project": "x", "mlflow_experiment": "x"}
     assert {fault.partition(":")[0] for fault in faults_of(sections)} == {
         "schedule.peak_lr = 100000",
         "run.wandb_project",
+        "run.mlflow_experiment",
     }

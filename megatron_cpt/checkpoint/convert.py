@@ -406,7 +406,7 @@ HEADROOM = 1.25
 
 
 @contextmanager
-def _reference_model(
+def reference_model(
     hf_folder: Path, dtype: torch.dtype, device: torch.device, rope: RopeSettings | None = None
 ) -> Iterator[Any]:
     """transformers' model, whole, on one device, given up at the end. No code of the folder is executed.
@@ -471,7 +471,7 @@ def _write_readable_config(hf_folder: Path, output: Path, rope: RopeSettings | N
 @torch.no_grad()
 def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """transformers' logits on the CPU: tokens int64 [b, s] to float32 [b, s, vocabulary]."""
-    with _reference_model(hf_folder, dtype, torch.device("cpu")) as model:
+    with reference_model(hf_folder, dtype, torch.device("cpu")) as model:
         logits: Tensor = model(tokens).logits
         return logits.float()
 
@@ -481,7 +481,7 @@ def transformers_losses(
     hf_folder: Path, windows: Tensor, dtype: torch.dtype, device: torch.device, rope: RopeSettings | None = None
 ) -> list[float]:
     """transformers' mean loss of each sequence, in nats per token: windows int64 [b, s + 1]."""
-    with _reference_model(hf_folder, dtype, device, rope) as model:
+    with reference_model(hf_folder, dtype, device, rope) as model:
         return [
             # The last token is read too: angles can depend on how long a sequence is (LongRoPE), and Megatron reads it.
             float(cross_entropy(model(window[None]).logits[0, :-1].float(), window[1:]))

@@ -10,7 +10,7 @@ import orjson
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count
-from megatron_cpt.gap.curves import ForeignSettings, MappedSet
+from megatron_cpt.gap.curves import ForeignSettings, MappedSet, is_foreign
 from megatron_cpt.gap.summary import MeasuredFolder, gap_document, summary_line
 from megatron_cpt.report.figures import write_headline
 from megatron_cpt.report.page import export_figures, report_page
@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
             Fault(f"--control {options.control}", rule, "Name another run, of the same schedule on old text.")
         )
     _refuse_to_replace(options)
+    if options.samples is not None:
+        _write_samples(options)
     if options.watch is not None:
         _wait_for_records(options)
     while _write_report(options, foreign):
@@ -58,6 +60,20 @@ def _refuse_to_replace(args: argparse.Namespace) -> None:
         return
     figures = [args.figures] if args.figures is not None and any(args.figures.glob("*.png")) else []
     refuse_to_replace([output / name for name in ("report.html", "gap.json")] + figures)
+
+
+def _write_samples(args: argparse.Namespace) -> None:
+    """Writes samples.json of each run that has a folder of its own. Raises BadInput where none has, or with --watch."""
+    paths = map(Path, [*args.runs, *([args.control] if args.control else [])])
+    runs = [path for path in paths if not is_foreign(path)]
+    if not runs or args.watch is not None:
+        what = "--samples --watch" if args.watch is not None else "--samples"
+        rule = "samples are made from run folders, at the end of their runs."
+        raise BadInput(Fault(what, rule, "Name run folders, and leave --watch out."))
+    # Imported here: no other report needs torch and transformers.
+    from megatron_cpt.evaluate.samples import PROMPTS, read_prompts, sample_runs  # noqa: PLC0415
+
+    sample_runs(runs, PROMPTS if args.samples == Path() else read_prompts(args.samples))
 
 
 def _wait_for_records(args: argparse.Namespace) -> None:
@@ -112,6 +128,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--output", help="folder to write into (default: the run folder; of several runs, here)")
     top.add_argument("--png", action="store_true", help="write the first figure as report.png too")
     top.add_argument("--figures", type=Path, metavar="DIR", help="write every figure into DIR, as SVG, PNG and CSV")
+    top.add_argument(
+        "--samples",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="PROMPTS.txt",
+        help="have each run's model, before and after, continue prompts, one a line (default: eight of ours); later "
+        "reports show the texts again",
+    )
     top.add_argument(
         "--watch",
         type=int,

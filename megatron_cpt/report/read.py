@@ -30,6 +30,7 @@ from megatron_cpt.gap.curves import (
 from megatron_cpt.gap.figures import GapFigures, gap_figures
 from megatron_cpt.runs.folder import RunFolder, Status, read_json_object, read_status
 from megatron_cpt.runs.records import Record, log_times, read_records
+from megatron_cpt.runs.samples import Samples, read_samples
 
 MEASURES = ("mean_relative", "norm_ratio")
 """The two forms of the relative weight update (docs/gap.md)."""
@@ -217,6 +218,8 @@ class ReportedRun:
     """Content of versions.json."""
     log_times: tuple[str, str] | None
     """When the first and the last line of log.txt were written."""
+    samples: Samples | None
+    """Content of samples.json."""
 
     @property
     def ended(self) -> bool:
@@ -325,6 +328,7 @@ def _read_run(name: str, path: Path) -> ReportedRun:
         plan=read_json_object(folder.plan),
         versions=read_json_object(folder.versions),
         log_times=log_times(folder.log),
+        samples=read_samples(folder.samples),
     )
 
 
@@ -359,6 +363,7 @@ def _read_log(name: str, path: Path, settings: ForeignSettings) -> ReportedRun:
         plan=None,
         versions=None,
         log_times=None,
+        samples=None,
     )
 
 

@@ -1,5 +1,6 @@
-"""Sections of the page beside the losses: tasks, signals, time, events, contamination, forecasts."""
+"""Sections of the page beside the losses: tasks, samples, signals, time, events, contamination, forecasts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,7 +12,16 @@ from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import ContinualMeasures, GapFigures, continual_measures
 from megatron_cpt.gap.summary import count_words, recovery_words
 from megatron_cpt.report.figures import RunCurve, curves_by_set, loss_figure, set_title
-from megatron_cpt.report.html import Section, figure, missing_section, panels, run_heading, run_legend, section
+from megatron_cpt.report.html import (
+    Section,
+    figure,
+    missing_section,
+    panels,
+    run_heading,
+    run_legend,
+    run_swatch,
+    section,
+)
 from megatron_cpt.report.law_page import forecast_figure
 from megatron_cpt.report.read import ReportedRun
 from megatron_cpt.report.tables import group_row, number, table, with_error
@@ -51,6 +61,42 @@ def tasks_section(runs: Sequence[ReportedRun]) -> Section:
         "change is tested question by question against the start.",
         run_legend([run.name for run in runs]) + panels(figures) + _task_table(by_task, runs) + _continual(runs),
     )
+
+
+def samples_section(runs: Sequence[ReportedRun]) -> Section | None:
+    """What the models wrote after each prompt; a model that several runs began with is shown once."""
+    made = [(index, run, run.samples) for index, run in enumerate(runs) if run.samples is not None]
+    if not made:
+        return None
+    texts: dict[str, dict[str, str]] = {}
+    for index, run, samples in made:
+        for model in samples.models:
+            when = f"step {model.step:,}, {count_words(model.tokens)} tokens"
+            label = f"{run_swatch(index)} {escape(run.name)}<small>{when}</small>"
+            if model.step == 0:
+                label = f"{escape(model.folder)}<small>before the first step</small>"
+            for prompt, text in zip(samples.prompts, model.texts, strict=True):
+                texts.setdefault(prompt, {})[label] = text
+    rows = []
+    for prompt, by_label in texts.items():
+        rows.append(f'<tr><th colspan="2" class="sample">{_visible(prompt)}</th></tr>')
+        rows += [f"<tr><td class='words'>{label}</td>{_sample_cell(text)}</tr>" for label, text in by_label.items()]
+    length = max(samples.length for _, _, samples in made)
+    note = (
+        f"The most likely token, again and again, {length} at most, by transformers from the Hugging Face folders. A "
+        "few texts show the manner of a model, not how good it is."
+    )
+    return section("Samples", note, table("<th class='words'>Model</th><th class='words'>Text</th>", rows))
+
+
+def _sample_cell(text: str) -> str:
+    shown = _visible(text) if text.strip() else '<span class="missing">nothing: the model ended the text</span>'
+    return f"<td class='sample'>{shown}</td>"
+
+
+def _visible(text: str) -> str:
+    """Text as HTML in which no control character, of writing direction neither, stays."""
+    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", text))
 
 
 def signals_section(runs: Sequence[ReportedRun]) -> Section:

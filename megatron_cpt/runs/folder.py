@@ -115,6 +115,11 @@ class RunFolder:
         return self.path / "hf_steps" / f"step-{step:08}"
 
     @property
+    def samples(self) -> Path:
+        """Text of the model before and after, after the same prompts (samples.py)."""
+        return self.path / "samples.json"
+
+    @property
     def report(self) -> Path:
         """The page that `megatron-cpt report` writes."""
         return self.path / "report.html"
@@ -223,6 +228,7 @@ _IN_EXTRAS = {
     "sklearn": "quality",
     "lm_eval": "eval",
     "wandb": "watch",
+    "mlflow": "mlflow",
     "gigatoken": "fast",
     "datatrove": "filters",
     "spacy": "filters",

@@ -24,6 +24,7 @@ from megatron_cpt.preparation.job import (
 )
 from megatron_cpt.preparation.pool import PATIENCE_SECONDS
 from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_shard
+from megatron_cpt.preparation.ray_engine import prepare_on_ray
 from megatron_cpt.preparation.text_filters import FILTERS
 from megatron_cpt.tasks.task_files import evaluation_sets
 
@@ -48,6 +49,11 @@ def main(arguments: list[str]) -> int:
     if args.limit and args.shard:
         rule = "shows the first documents of the whole input."
         raise BadInput(Fault("--limit with --shard", rule, "Leave --shard out to look, and --limit to prepare."))
+    if args.engine == "ray" and (args.shard or args.limit):
+        rule = f"contradict: --{'shard' if args.shard else 'limit'} is of this machine."
+        raise BadInput(Fault(f"--engine ray and --{'shard' if args.shard else 'limit'}", rule, "Give one of them."))
+    if args.address and args.engine != "ray":
+        raise BadInput(Fault("--address", "is of a Ray cluster.", "Give --engine ray, or leave --address out."))
     evaluation = evaluation_sets(args.decontaminate)
     for key in text_keys:
         if args.limit:
@@ -62,8 +68,11 @@ def main(arguments: list[str]) -> int:
 def _prepare(
     args: argparse.Namespace, settings: PrepareSettings, evaluation: Sequence[EvaluationSet], output: Path
 ) -> str:
-    how = {"evaluation": evaluation, "workers": args.workers, "progress": not args.quiet, "fast": args.fast}
-    how["patience"] = args.worker_timeout
+    how = {"evaluation": evaluation, "progress": not args.quiet, "fast": args.fast}
+    if args.engine == "ray":
+        how |= {"address": args.address, "overwrite": args.overwrite}
+        return summary(prepare_on_ray(args.corpus, args.tokenizer, output, settings, **how), output)
+    how |= {"workers": args.workers, "patience": args.worker_timeout}
     if args.shard is None:
         return summary(prepare(args.corpus, args.tokenizer, output, settings, overwrite=args.overwrite, **how), output)
     done = prepare_shard(args.corpus, args.tokenizer, output, settings, args.shard, **how)
@@ -239,6 +248,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--shard", type=_shard, metavar="I/N", help="tokenize part I (from 1) of N; `megatron-cpt merge` joins them"
     )
+    top.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="ray: on the machines of a Ray cluster, which share a file system (default local: --workers of this one)",
+    )
+    top.add_argument("--address", help="of the Ray cluster, HOST:PORT (default: $RAY_ADDRESS, or one of this machine)")
     top.add_argument(
         "--fast",
         action=argparse.BooleanOptionalAction,

@@ -147,8 +147,10 @@ def refuse_to_replace(job: Job, prefixes: Sequence[Path]) -> None:
     Args:
         prefixes: of the datasets that are to be written.
     """
-    if not job.replacing.exists():  # What stands there is what a killed call had written of this very job.
-        refuse([fault for prefix in prefixes for fault in _replaced(job, prefix)])
+    if job.replacing.exists():
+        return  # What stands there is what a killed call had written of this very job.
+    for prefix in prefixes:
+        refuse(_replaced(job, prefix))
 
 
 def _replaced(job: Job, output: Path) -> list[Fault]:

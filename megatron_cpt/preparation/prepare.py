@@ -171,18 +171,29 @@ def prepare(
         forget(job)
         return Prepared(tuple(there), reused=True)
     with owned(job.output):
-        sweep_files(job)
-        there = whole_result(job)  # another call may have finished meanwhile
+        there = begun(job, overwrite)  # another call may have finished meanwhile
         if there is not None:
             return Prepared(tuple(there), reused=True)
-        refuse_others_files(job)
-        if not overwrite:
-            refuse_to_replace(job, job.datasets)
-        begin(job, shared=False)
         found = spans(job.inputs, job.piece_size, job.settings.text_key)
         _tokenize(job, opened, evaluation, found, workers, progress, fast, patience)
         # What was found completed was checked then.
         return _join(job, workers, patience, check=False)
+
+
+def begun(job: Job, overwrite: bool) -> list[Joined] | None:
+    """Makes the workspace, which the caller owns, this job's; or what is there already, made from the same things.
+
+    Raises BadInput where files of others, or without `overwrite` a finished dataset, would be replaced.
+    """
+    sweep_files(job)
+    there = whole_result(job)
+    if there is not None:
+        return there
+    refuse_others_files(job)
+    if not overwrite:
+        refuse_to_replace(job, job.datasets)
+    begin(job, shared=False)
+    return None
 
 
 def prepare_shard(
@@ -198,8 +209,11 @@ def prepare_shard(
     fast: bool = True,
     patience: float = PATIENCE_SECONDS,
 ) -> ShardDone:
-    """Tokenizes the pieces of one shard into PREFIX.pieces, for `merge`. Raises as `prepare` does, and BadInput
-    where PREFIX.pieces is about other inputs or settings, or standard input is to be shared."""
+    """Tokenizes the pieces of one shard into PREFIX.pieces, for `merge`; by no `workers`, in this process alone.
+
+    Raises as `prepare` does, and BadInput where PREFIX.pieces is about other inputs or settings, or standard input is
+    to be shared.
+    """
     if str(STANDARD_INPUT) in inputs:
         raise BadInput(Fault("-", "cannot be shared among shards.", "Give files, or leave --shard out."))
     job, opened = described_job(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
@@ -283,10 +297,11 @@ def _no_shards(output: Path) -> BadInput:
 def join_alone(job: Job, part: int, overwrite: bool) -> Joined:
     """Joins one part, from 1, while others may be joined elsewhere; what is there of it, whole, is left.
 
-    Raises BadInput as `merge` does, and where another process writes the same part.
+    It waits for another process that writes the same part, such as one whose machine is being given up. Raises BadInput
+    as `merge` does.
     """
     prefix = job.datasets[part - 1]
-    with only_writer(prefix, files_of(prefix)):
+    with only_writer(prefix, files_of(prefix), wait=True):
         refuse_others_files(job)
         pieces = _pieces(job, check=False)
         decisions = decided(job, pieces, check=True)
@@ -449,12 +464,12 @@ def _tokenize(
     patience: float,
 ) -> None:
     """Completes every piece of the spans that is not completed yet."""
-    count = workers or os.cpu_count() or 1
+    count = (os.cpu_count() or 1) if workers is None else workers
     with (
         _one_thread(),
         # Its own: another process, or one that was killed, may have unpacked the same piece.
         TemporaryDirectory(prefix="unpacked-", dir=job.workspace) as folder,
-        Progress(job.output.name, count, sum(span.size for span in found), progress) as bar,
+        Progress(job.output.name, max(1, count), sum(span.size for span in found), progress) as bar,
     ):
         looked_for = _looked_for(job, evaluation)
         pieces = pending_pieces(job, found, Path(folder), bar)
@@ -465,6 +480,11 @@ def _tokenize(
         fast = fast and len(_tokenized(job)) < len(job.inputs) and job.settings.train_on is None
         framing = document_encoder(job, tokenizer, encoder_for(tokenizer, text, fast))
         work = partial(_work, job, framing, looked_for, bar)
+        if not count:
+            for piece in chain([first], pieces):
+                work(0, piece)
+            unchanged(job)
+            return
         with Workers(count, work, _share_of_memory(count), patience) as pool:
             for _ in pool.map(chain([first], pieces), bar.look):
                 pass

@@ -397,15 +397,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_writer(result: Path, files: Iterable[Path] = ()) -> Iterator[None]:
+def only_writer(result: Path, files: Iterable[Path] = (), wait: bool = False) -> Iterator[None]:
     """Holds the lock of a result during the block, beside it as `.NAME.lock`, and sweeps what the dead left.
 
     Two that write under one name would leave files of both.
 
     Args:
         files: what the result consists of, where it is several files.
+        wait: whether another process that holds it is waited for.
     Raises:
-        BadInput: another process holds it.
+        BadInput: another process holds it, and is not waited for.
     """
 
     def taken(holder: str) -> Fault:
@@ -413,7 +414,7 @@ def only_writer(result: Path, files: Iterable[Path] = ()) -> Iterator[None]:
 
     result.parent.mkdir(parents=True, exist_ok=True)
     lock = lock_of(result)
-    with held(lock, taken):
+    with held(lock, taken, wait=wait):
         try:
             sweep(files)
             yield

@@ -35,6 +35,7 @@ from megatron_cpt.checkpoint.dcp import (
     write_streamed,
 )
 from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
+from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, Weight, export_weights
 from megatron_cpt.checkpoint.hf_folder import (
     copy_files,
     copy_history,
@@ -44,15 +45,7 @@ from megatron_cpt.checkpoint.hf_folder import (
     tokenizer_files,
 )
 from megatron_cpt.checkpoint.hf_others import OtherTensors, find_others
-from megatron_cpt.checkpoint.hf_weights import (
-    SHARD_BYTES,
-    Weight,
-    check_tensors,
-    export_weights,
-    fill,
-    hf_sizes,
-    load_hf_weights,
-)
+from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, hf_sizes, load_hf_weights
 from megatron_cpt.checkpoint.load import (
     has_per_layer_keys,
     leave_hashes,

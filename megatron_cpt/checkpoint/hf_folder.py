@@ -359,12 +359,18 @@ _OF_SYSTEM = re.compile(r"\(os error (\d+)\)")
 """How safetensors tells of an error of the system: by its number."""
 
 
-def write_hashes(folder: Path) -> None:
-    """Leaves the hashes of what makes a folder its model, for whoever reads it later; a card may be changed."""
+def write_hashes(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Leaves the hashes of what makes a folder its model, for whoever reads it later; a card may be changed.
+
+    Args:
+        known: those of files that whoever wrote them has hashed.
+    """
+    hashes = dict(known or {})
     names = [*tokenizer_files(folder), *(Path(name) for name in ("config.json", INDEX, LINEAGE))]
     names += [path.relative_to(folder) for path in folder.glob("*.safetensors")]
-    hashes = {str(name): file_sha256(folder / name) for name in sorted(set(names)) if (folder / name).is_file()}
-    write_json(folder / HASHES, {"sha256": hashes})
+    for name in {str(name) for name in names if (folder / name).is_file()} - set(hashes):
+        hashes[name] = file_sha256(folder / name)
+    write_json(folder / HASHES, {"sha256": dict(sorted(hashes.items()))})
 
 
 def altered_files(folder: Path, rank: int = 0, ranks: int = 1) -> list[str]:

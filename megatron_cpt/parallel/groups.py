@@ -211,11 +211,6 @@ def expert_tensor_size() -> int:
     return parallel_state.get_expert_tensor_parallel_world_size()
 
 
-def expert_tensor_group() -> dist.ProcessGroup:
-    """The tensor-parallel group of experts."""
-    return parallel_state.get_expert_tensor_parallel_group()
-
-
 def expert_data_rank() -> int:
     """Data-parallel rank of experts: among the replicas of this rank's experts."""
     return parallel_state.get_expert_data_parallel_rank()

@@ -21,8 +21,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cpt import __version__
 from megatron_cpt.checkpoint.distributed_optimizer import chained_optimizers
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
+from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.checkpoint.hf_folder import read_history
-from megatron_cpt.checkpoint.hf_weights import export_hf, hf_sizes
+from megatron_cpt.checkpoint.hf_weights import hf_sizes
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.config.load import dump_config, plain
 from megatron_cpt.config.schedule import Areas, known_history, learning_rate

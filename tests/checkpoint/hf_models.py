@@ -5,14 +5,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from megatron_cpt.checkpoint.convert import load_model, megatron_logits
-from megatron_cpt.checkpoint.hf_weights import export_hf
+from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
+from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.checkpoint.hf_weights import join_shards
 from megatron_cpt.config.schema import ParallelSettings
+from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.families.weights import Place, Rule
 from megatron_cpt.parallel import groups
 from tests.families.folders import SMALL, text_of
 
@@ -69,3 +75,15 @@ def load_and_export(
     logits = megatron_logits(model, shape, tokens)
     export_hf(model, shape, folder, output, shard_bytes=shard_bytes, lineage={"parent": "base"})
     return None if logits is None else logits.numpy()
+
+
+def gather_hf_tensors(parameter: Tensor, rule: Rule, place: Place, shape: ModelShape) -> dict[str, Tensor]:
+    """The whole Hugging Face tensors of a parameter, in float32, on the first rank that shares it; {} on the others.
+
+    Every rank that shares it calls this with the same parameter.
+    """
+    group = parallel_state.get_expert_tensor_parallel_group() if rule.of_expert else groups.tensor_group()
+    first = dist.get_rank(group) == 0
+    shards = [torch.empty_like(parameter) for _ in range(dist.get_world_size(group))] if first else None
+    dist.gather(parameter.contiguous(), shards, group=group, group_dst=0)
+    return join_shards(shards, rule, place, shape, TensorDtypes("float32")) if shards else {}

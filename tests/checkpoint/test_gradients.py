@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
-from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
@@ -19,7 +18,7 @@ from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import seed_everything
-from tests.checkpoint.hf_models import auto_model, write_model
+from tests.checkpoint.hf_models import auto_model, gather_hf_tensors, write_model
 from tests.families.folders import DIVIDED, MODELS
 from tests.params import quick_among
 from tests.ranks import Ranks
@@ -61,7 +60,7 @@ def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int, transfo
     found: dict[str, Tensor] = {}
     for parameter, rule, place in weights_of(unwrap(model), shape):
         if rule.exported:
-            found |= gather_hf_tensors(parameter, rule, place, shape, TensorDtypes("float32"))
+            found |= gather_hf_tensors(parameter, rule, place, shape)
     return {name: gradient.numpy() for name, gradient in found.items()}
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from megatron_cpt.checkpoint.convert import checkpoint_from_hf, hf_from_checkpoint, load_model
 from megatron_cpt.checkpoint.dcp import Stored, StoredTensors, write_streamed
+from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.checkpoint.hf_folder import SINGLE
-from megatron_cpt.checkpoint.hf_weights import export_hf
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape

@@ -36,7 +36,8 @@ def describe(folder: Path) -> dict[str, Any]:
     from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: PLC0415
 
     from megatron_cpt.checkpoint.dcp import stored_places  # noqa: PLC0415
-    from megatron_cpt.checkpoint.hf_weights import export_hf, load_hf_weights  # noqa: PLC0415
+    from megatron_cpt.checkpoint.hf_export import export_hf  # noqa: PLC0415
+    from megatron_cpt.checkpoint.hf_weights import load_hf_weights  # noqa: PLC0415
     from megatron_cpt.checkpoint.load import load_weights, model_state  # noqa: PLC0415
     from megatron_cpt.families.shape import name_table, read_shape  # noqa: PLC0415
     from megatron_cpt.model.build import ModelOptions, build_model  # noqa: PLC0415

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
-from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, load_hf_weights, weights_of
+from megatron_cpt.checkpoint.hf_weights import load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import ModelOptions, build_model, unwrap, wrap_for_training
 from megatron_cpt.model.forward import run_micro_batches
 from megatron_cpt.parallel import groups
-from tests.checkpoint.hf_models import all_tensors, write_llama
+from tests.checkpoint.hf_models import all_tensors, gather_hf_tensors, write_llama
 from tests.ranks import Ranks
 from tests.train.runs import LAYOUTS, column, records_of, train
 from tests.workshop import Workshop
@@ -67,7 +66,7 @@ def losses_and_gradients(
     found: dict[str, Tensor] = {}
     for parameter, rule, place in weights_of(unwrap(model), shape):
         if rule.exported:
-            found |= gather_hf_tensors(parameter, rule, place, shape, TensorDtypes("float32"))
+            found |= gather_hf_tensors(parameter, rule, place, shape)
     return losses and float(losses.nats.sum()), {name: gradient.numpy() for name, gradient in found.items()}
 
 

@@ -62,6 +62,7 @@ _ALTERED = "train/test_run_folder_altered.py"
 _VETTING = "checkpoint/test_vetting.py"
 _HF = "checkpoint/test_hf_folder.py"
 _WEIGHTS = "checkpoint/test_hf_weights.py"
+_EXPORT = "checkpoint/test_hf_export.py"
 
 ROWS = {
     "P1": Row(
@@ -386,12 +387,16 @@ ROWS = {
             f"{_WEIGHTS}::test_one_process",
             f"{_WEIGHTS}::test_two_processes",
             f"{_WEIGHTS}::test_four_processes",
+            f"{_EXPORT}::test_two_ranks_write_the_bytes_of_one",
         ),
     ),
     "C14": Row(
         "An export killed at any moment or on a full disk: the folder is absent or whole.",
         "safetensors: one file at a time, temporary name, then renamed (code); nothing for a folder.",
-        ("checkpoint/test_streamed.py::test_a_number_that_is_none_is_named_and_nothing_is_left",),
+        (
+            "checkpoint/test_streamed.py::test_a_number_that_is_none_is_named_and_nothing_is_left",
+            f"{_EXPORT}::test_the_error_of_one_rank_ends_all_and_leaves_no_folder",
+        ),
     ),
     "C15": Row(
         "The model that is loaded gives the numbers of the model that was saved.",

@@ -49,7 +49,7 @@ def test_C14_two_exports_into_one_folder(
     assert any(place.startswith("fsync .alone.partial/") for place in passed)
     output = tmp_path / "hf"
     first = started([*DISPATCH, *words_of("to-hf", workshop, checkpoint, output)])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(tmp_path.glob(".hf.partial/*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(first.pid, signal.SIGSTOP)

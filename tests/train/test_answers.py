@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
-from megatron_cpt.checkpoint.hf_weights import gather_hf_tensors, weights_of
+from megatron_cpt.checkpoint.hf_weights import weights_of
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import load_manifest, loss_spans
@@ -25,7 +24,7 @@ from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.runs.folder import RunFolder
 from megatron_cpt.train.loss_reweighting import reweighted
 from megatron_cpt.train.run import Run, assemble
-from tests.checkpoint.hf_models import all_tensors, write_llama
+from tests.checkpoint.hf_models import all_tensors, gather_hf_tensors, write_llama
 from tests.preparation.chats import TEMPLATES, said, unmarked, write_chat_tokenizer, write_conversations
 from tests.ranks import Ranks
 from tests.train.runs import records_of, refusal, train
@@ -97,7 +96,7 @@ def first_step(values: dict[str, Any], temperature: float | None) -> dict[str, A
     gradients: dict[str, Tensor] = {}
     for parameter, rule, place in weights_of(bare, run.shape):
         if rule.exported:
-            gradients |= gather_hf_tensors(parameter, rule, place, run.shape, TensorDtypes("float32"))
+            gradients |= gather_hf_tensors(parameter, rule, place, run.shape)
     return {
         "labels": [batch.labels.numpy() for batch in batches],
         "tokens": [batch.tokens.numpy() for batch in batches],

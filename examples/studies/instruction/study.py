@@ -88,7 +88,7 @@ def main() -> None:
     for name, path in (("general", args.general), ("reference", args.reference)):
         call("prepare", str(path), "--tokenizer", str(BASE), "--output", str(study / "data" / name), "--holdout", "4%")
     select_parts(study)
-    configs = {run_name(arm, seed): run_config(study, arm, seed) for arm in ARMS for seed in SEEDS}
+    configs = {run_name(arm, seed): run_config(study, arm, seed) for seed in SEEDS for arm in ARMS}
     train_missing(study, args.results / "curves.csv", configs, args.jobs, rows_of)
 
 

@@ -30,6 +30,7 @@ from megatron_cpt.checkpoint.load import has_per_layer_keys, read_table, verify_
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import name_table, read_shape
+from megatron_cpt.families.weights import parameters_of
 from megatron_cpt.runs.checkpoint_state import hf_folder_of, is_complete
 from megatron_cpt.runs.folder import refuse_existing
 
@@ -254,7 +255,7 @@ def _opened(source: Path, shape: ModelShape) -> Iterator[Callable[[str], dict[st
 
         def read(name: str) -> dict[str, Tensor]:
             rule, place = table[name]
-            names = [place.name(tensor.name) for tensor in rule.tensors]
+            names = [place.name(tensor.name) for tensor in parameters_of(rule)]
             return {one: tensors.read(one, 0, 0, tensors.size(one)[0]).float() for one in names}
 
         yield read

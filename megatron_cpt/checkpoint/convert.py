@@ -281,6 +281,8 @@ def length_beyond_edges(shape: ModelShape) -> int:
         edges.append(shape.local_window)
     if isinstance(shape.rope_scaling, LengthScaling):
         edges.append(shape.rope_scaling.original_positions)
+    if shape.temperature_beta:
+        edges.append(shape.temperature_positions)
     return min(max(edge for edge in edges if edge < shape.max_positions) + 64, shape.max_positions)
 
 

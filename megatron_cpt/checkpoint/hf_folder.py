@@ -135,6 +135,13 @@ class HFTensors:
         bits = re.search(r"\d+", self.dtype_of_other(name))  # BF16, I64, F8_E4M3; BOOL is a byte
         return prod(self._others[name].get_slice(name).get_shape()) * (int(bits[0]) if bits else 8) // 8
 
+    def holds(self, name: str, number: float) -> bool:
+        """Whether a tensor is a number, in its own dtype."""
+        if name not in self._file_of:
+            return False
+        found: Tensor = self._file_of[name].get_tensor(self._stored[name])
+        return found.numel() == 1 and bool((found == torch.tensor(number, dtype=found.dtype)).all())
+
     def are_equal(self, first: str, second: str) -> bool:
         """Whether two tensors have the same dtype, size and bytes, read some rows at a time."""
         if (self.dtype(first), self.size(first)) != (self.dtype(second), self.size(second)):

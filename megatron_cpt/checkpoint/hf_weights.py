@@ -103,7 +103,20 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
         sizes = some([f"{name} is {tensors.size(name)} and not {expected[name]}" for name in odd])
         rule = f"config.json calls for tensors of other sizes ({len(odd)})."
         faults.append(Fault(f"{tensors.folder}: {sizes}", rule, "Check config.json against the weights."))
+    elif other := [name for name, constant in constants(shape).items() if not tensors.holds(name, constant)]:
+        rule = f"a {shape.family} whose numbers are others is not supported ({len(other)})."
+        faults.append(Fault(f"{tensors.folder}: {some(other)}", rule, "Use a model that has transformers' own."))
     refuse(faults)
+
+
+def constants(shape: ModelShape) -> dict[str, float]:
+    """What the tensors that hold no parameter hold, by name."""
+    return {
+        place.name(tensor.name): tensor.constant
+        for rule, place in name_table(shape).values()
+        for tensor in rule.tensors
+        if tensor.constant is not None
+    }
 
 
 def _redundant_tensors(tensors: HFTensors, shape: ModelShape) -> set[str]:
@@ -200,7 +213,9 @@ def join_shards(
     """The Hugging Face tensors of a parameter from the parts of all tensor-parallel ranks."""
     names = [place.name(tensor.name) for tensor in rule.tensors]
     whole = [
-        torch.empty(tensor_size(tensor, shape), dtype=dtypes.of(name, shards[0].dtype))
+        torch.full(tensor_size(tensor, shape), tensor.constant, dtype=dtypes.of(name, shards[0].dtype))
+        if tensor.constant is not None
+        else torch.empty(tensor_size(tensor, shape), dtype=dtypes.of(name, shards[0].dtype))
         for name, tensor in zip(names, rule.tensors, strict=True)
     ]
     for rank, shard in enumerate(shards):

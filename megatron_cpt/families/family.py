@@ -162,8 +162,17 @@ class ModelShape:
     """None, or c of c * tanh(score / c)."""
     logit_soft_cap: float | None = None
     """None, or c of c * tanh(logit / c)."""
+    logit_divisor: float = 1.0
+    """What the logits are divided by."""
     embedding_scale: float = 1.0
     """Factor of the embeddings as the first layer reads them."""
+    residual_scale: float = 1.0
+    """Factor of what attention and MLP add to the residual stream."""
+    temperature_beta: float = 0.0
+    """b of 1 + b ln(1 + floor(position / temperature_positions)), the factor of queries after their rotation; 0: it is
+    always 1."""
+    temperature_positions: int = 1
+    """Positions from which on it grows, once more for each further so many."""
     local_window: int | None = None
     """Tokens that a position sees in a local layer, itself included."""
     local_layers: frozenset[int] = frozenset()
@@ -215,6 +224,11 @@ class ModelShape:
     def squared_relu(self) -> bool:
         """Whether the MLP's activation is the square of ReLU."""
         return self.activation == "relu2"
+
+    @property
+    def one(self) -> int:
+        """The size of a parameter that is one number."""
+        return 1
 
     @property
     def gate_and_up(self) -> int:

@@ -52,6 +52,11 @@ class ConfigFields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
+    def assume(self, name: str, value: Any) -> None:
+        """Gives a field that is missing or null a value."""
+        if not self.has(name):
+            self._left[name] = value
+
     def has(self, name: str) -> bool:
         """Whether the field is there, not null, and was not taken yet."""
         return self._left.get(name) is not None
@@ -146,8 +151,9 @@ class ConfigFields:
         return True
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
-"""`gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415); `relu2` is ReLU squared."""
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
+"""`gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415); `relu2` is ReLU squared; `xielu` has two
+parameters of its own in each layer (arXiv:2411.13010)."""
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",

@@ -1,7 +1,8 @@
-"""Llama, and what is a Llama but for a few fields: Mistral, Ministral, Mixtral, Seed-OSS, SmolLM3.
+"""Llama, and what is a Llama but for a few fields: Mistral, Ministral, Ministral 3, Mixtral, Seed-OSS, SmolLM3.
 
 Llama: RMSNorm before attention and MLP, rotary positions, grouped queries, gated SiLU MLP, no biases.
-Mistral: a Llama with sliding-window attention (arXiv:2310.06825); Ministral: with windows in some layers.
+Mistral: a Llama with sliding-window attention (arXiv:2310.06825); Ministral: with windows in some layers; Ministral 3:
+with YaRN, and queries that grow with their position beyond the original ones, as in Llama 4.
 Mixtral: a Mistral whose MLPs are eight experts, two for each token (arXiv:2401.04088).
 Seed-OSS: a Llama with biases on queries, keys and values.
 SmolLM3: a Llama without rotary positions in every fourth layer (arXiv:2501.18795).
@@ -288,6 +289,38 @@ def with_layer_types(fields: ConfigFields, shape: ModelShape, unmarked: frozense
 
 
 MINISTRAL = Family(model_type="ministral", read=_read_ministral, weights=llama_weights)
+
+
+def _read_ministral3(fields: ConfigFields) -> ModelShape:
+    """The shape of a Ministral 3 from its config.json; defaults are transformers' own (Ministral3Config)."""
+    if not fields.has("rope_scaling"):
+        fields.assume("rope_parameters", _MINISTRAL3_ROPE)
+    window = fields.optional_integer("sliding_window", None)
+    rope = read_rope(fields, "ministral3", 262_144, base=1e6, grows_queries=True)
+    shape = read_llama_like(
+        fields, "ministral3", 262_144, key_value_heads=8, head_dim=128, norm_epsilon=1e-5, rope=rope
+    )
+    return replace(
+        shape,
+        local_window=window,
+        local_layers=every_layer(window, shape.layers),
+        temperature_beta=rope.temperature_beta,
+        temperature_positions=rope.temperature_positions,
+    )
+
+
+_MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+MINISTRAL3 = Family(model_type="ministral3", read=_read_ministral3, weights=llama_weights)
 
 
 def _read_seed_oss(fields: ConfigFields) -> ModelShape:

@@ -10,8 +10,8 @@ from typing import Any
 from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.fields import KINDS, ConfigFields
 
-# What stays where the kind of scaling changes: the base, and the part of a head that is turned.
-_OF_NO_KIND = ("rope_theta", "partial_rotary_factor")
+# What stays where the kind of scaling changes: the base, the part of a head that is turned, how queries grow.
+_OF_NO_KIND = ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta")
 # Where positions are told by kind of layer: those that see the whole sequence; local ones see no further than before.
 _WIDE_LAYERS = "full_attention"
 _BASE_NAMES = ("rotary_emb_base", "rope_theta")
@@ -152,6 +152,10 @@ class Rope:
     """Part of each head that is turned."""
     positions: int
     """Longest sequence that the model was made for, in tokens."""
+    temperature_beta: float = 0.0
+    """How much queries grow beyond the original positions (ModelShape.temperature_beta)."""
+    temperature_positions: int = 1
+    """The original positions, for this."""
 
 
 def read_rope(
@@ -163,6 +167,7 @@ def read_rope(
     share: float = 1.0,
     base: float = 10_000.0,
     original_positions: int | None = None,
+    grows_queries: bool = False,
 ) -> Rope:
     """The rotary positions as transformers 5 (`rope_parameters`) or 4 (fields of their own) writes them.
 
@@ -174,6 +179,7 @@ def read_rope(
         share: that part where nothing states it.
         base: the base where nothing states it.
         original_positions: `original_max_position_embeddings` where nothing states it; None: the family needs it.
+        grows_queries: whether queries grow beyond the original positions.
     """
     stated = fields.integer("max_position_embeddings", max_positions)
     outer_base = fields.positive(base_name, base)
@@ -198,11 +204,21 @@ def read_rope(
         inner.require("partial_rotary_factor", [1, 1.0], 1.0)
     else:
         outer_share = inner.positive("partial_rotary_factor", outer_share)
+    beta, begin = 0.0, 1
+    if grows_queries:  # transformers computes with both, whatever the kind of scaling
+        inner.take("max_position_embeddings")  # the outer one once more
+        if not inner.has("llama_4_scaling_beta"):
+            inner.fault("llama_4_scaling_beta", None, "transformers needs it in this family.", "State it, 0 for none.")
+        beta = inner.not_negative("llama_4_scaling_beta", 0.0)
+        original = given.get("original_max_position_embeddings")
+        if kind in ("default", "linear", "dynamic"):  # which do not read it
+            original = inner.integer("original_max_position_embeddings")
+        begin = original if type(original) is int else 1
     scaling = _read_scaling(inner, kind, stated)
     if not inner.faults:  # the fields of a kind that is refused need no faults of their own
         inner.refuse_left(family)
     fields.faults += inner.faults
-    return Rope(base, scaling, outer_share, _longest(stated, scaling))
+    return Rope(base, scaling, outer_share, _longest(stated, scaling), beta, begin)
 
 
 def _longest(stated: int, scaling: RopeScaling | None) -> int:
@@ -293,8 +309,8 @@ def _read_longrope(fields: ConfigFields, stated: int) -> LongRopeScaling:
 
 def _read_yarn(fields: ConfigFields) -> YarnScaling:
     factor = fields.positive("factor", 1.0)
-    numerator = fields.optional_positive("mscale", None)
-    denominator = fields.optional_positive("mscale_all_dim", None)
+    numerator = fields.not_negative("mscale", 0.0)
+    denominator = fields.not_negative("mscale_all_dim", 0.0)
     implied = _yarn_attention_factor(factor)
     if numerator and denominator:
         implied = _yarn_attention_factor(factor, numerator) / _yarn_attention_factor(factor, denominator)

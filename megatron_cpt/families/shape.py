@@ -11,14 +11,15 @@ from megatron_cpt.families.family import Family, ModelShape
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
-from megatron_cpt.families.llama import LLAMA, MINISTRAL, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
+from megatron_cpt.families.granite import GRANITE, GRANITE4
+from megatron_cpt.families.llama import LLAMA, MINISTRAL, MINISTRAL3, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
 from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
 from megatron_cpt.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
-from megatron_cpt.families.ungated import NEMOTRON, STARCODER2
+from megatron_cpt.families.ungated import APERTUS, NEMOTRON, STARCODER2
 from megatron_cpt.families.weights import Place, Rule, places
 
 FAMILIES: dict[str, Family] = {
@@ -27,14 +28,18 @@ FAMILIES: dict[str, Family] = {
         LLAMA,
         MISTRAL,
         MINISTRAL,
+        MINISTRAL3,
         QWEN2,
         QWEN3,
         PHI3,
         SMOLLM3,
         SEED_OSS,
+        GRANITE,
+        GRANITE4,
         GPT_NEOX,
         NEMOTRON,
         STARCODER2,
+        APERTUS,
         MIXTRAL,
         QWEN2_MOE,
         QWEN3_MOE,

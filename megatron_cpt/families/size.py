@@ -5,7 +5,7 @@ from math import prod
 
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of
-from megatron_cpt.families.weights import Rule, VocabularyParallel, places, tensor_size
+from megatron_cpt.families.weights import Rule, VocabularyParallel, parameters_of, places, tensor_size
 
 
 def parameter_count(shape: ModelShape) -> int:
@@ -83,4 +83,4 @@ def _active_copies(rule: Rule, shape: ModelShape) -> int:
 
 
 def _parameters(rule: Rule, shape: ModelShape) -> int:
-    return sum(prod(tensor_size(tensor, shape)) for tensor in rule.tensors)
+    return sum(prod(tensor_size(tensor, shape)) for tensor in parameters_of(rule))

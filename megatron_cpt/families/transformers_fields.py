@@ -31,6 +31,9 @@ READ_BY_ALL = frozenset({
     "unpadded_vocab_size", "use_cache", "use_kernels", "variant", "vocab_size", "weight_mapping", "weights_only",
 })
 READ_BY: dict[str, frozenset[str]] = {
+"apertus": frozenset({
+    "attention_bias", "intermediate_size",
+}),
 "exaone4": frozenset({
     "intermediate_size", "sliding_window_pattern",
 }),
@@ -50,10 +53,24 @@ READ_BY: dict[str, frozenset[str]] = {
     "attention_bias", "intermediate_size", "is_decoder", "layer_norm_eps", "rotary_emb_base", "rotary_pct",
     "use_parallel_residual",
 }),
+"granite": frozenset({
+    "attention_bias", "attention_multiplier", "embedding_multiplier", "intermediate_size", "logits_scaling", "mlp_bias",
+    "residual_multiplier",
+}),
+"granitemoehybrid": frozenset({
+    "attention_bias", "attention_multiplier", "embedding_multiplier", "intermediate_size", "layers_block_type",
+    "logits_scaling", "mamba_chunk_size", "mamba_conv_bias", "mamba_d_conv", "mamba_d_head", "mamba_d_state",
+    "mamba_expand", "mamba_n_groups", "mamba_n_heads", "mamba_proj_bias", "num_experts_per_tok", "num_local_experts",
+    "output_router_logits", "position_embedding_type", "residual_multiplier", "router_aux_loss_coef",
+    "shared_intermediate_size", "time_step_limit",
+}),
 "llama": frozenset({
     "attention_bias", "intermediate_size", "mlp_bias", "pretraining_tp",
 }),
 "ministral": frozenset({
+    "intermediate_size",
+}),
+"ministral3": frozenset({
     "intermediate_size",
 }),
 "mistral": frozenset({

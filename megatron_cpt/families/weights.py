@@ -43,7 +43,9 @@ class Tensor:
     name: str
     """Its name in the safetensors; `{layer}` and `{expert}` stand for global numbers."""
     size: tuple[str, ...]
-    """Its dimensions, as fields of ModelShape."""
+    """Its dimensions, as fields of ModelShape; none for a number alone."""
+    constant: float | None = None
+    """Of a number that is no parameter, but stands in folders: what it always is."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,11 @@ def places(rule: Rule, shape: Sizes) -> list[Place]:
     ]
     experts = range(shape.experts) if rule.of_expert else [None]
     return [Place(layer, expert) for layer in layers for expert in experts]
+
+
+def parameters_of(rule: Rule) -> tuple[Tensor, ...]:
+    """The tensors of a rule without those that hold a constant."""
+    return tuple(tensor for tensor in rule.tensors if tensor.constant is None)
 
 
 def tensor_size(tensor: Tensor, shape: Sizes) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ from torch.nn.attention import bias
 from megatron_cpt.data.loader import Batch
 from megatron_cpt.families.memory import SCORED_AT_ONCE
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.context_parallel import own_numbers, whole_row, with_keys_before
+from megatron_cpt.parallel.context_parallel import own_numbers, own_part, whole_row, with_keys_before
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,15 @@ class ScaledDotProductAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        temperature: tuple[float, int] | None = None,
     ) -> None:
+        """Takes what Megatron-Core gives a core attention, and more.
+
+        Args:
+            temperature: b and n of 1 + b ln(1 + floor(position / n)), the factor of queries; None: there is none.
+        """
         super().__init__(config=config)
+        self.temperature = temperature
         if attn_mask_type is not AttnMaskType.causal:
             raise ValueError(f"ScaledDotProductAttention is causal; the layer asks for {attn_mask_type}")
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -166,6 +173,8 @@ class ScaledDotProductAttention(MegatronModule):
         """
         if attention_mask is not None or attention_bias is not None:
             raise ValueError("ScaledDotProductAttention takes no mask and no bias: it is causal")
+        if self.temperature is not None:
+            query = self.sharpened(query, packed_seq_params)
         dropout = self.dropout if self.training else 0.0
         # Heads are split over tensor-parallel ranks, so each rank draws from its own random state, as Megatron does.
         random_state = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
@@ -180,6 +189,23 @@ class ScaledDotProductAttention(MegatronModule):
                     ]
                 )
             return self.attend(query, key, value, dropout)
+
+    def sharpened(self, query: Tensor, packed_seq_params: PackedSeqParams | None) -> Tensor:
+        """The queries times their factors, which grow with their positions (arXiv:2501.19399).
+
+        query: [s, b, heads, d].
+        """
+        assert self.temperature is not None
+        beta, unscaled = self.temperature
+        if isinstance(packed_seq_params, DocumentPieces):
+            longest, positions = packed_seq_params.max_seqlen_q, packed_seq_params.positions
+        else:
+            longest = len(query) * self.config.context_parallel_size
+            positions = own_part(torch.arange(longest, device=query.device), axis=0)
+        if longest is not None and longest <= unscaled:
+            return query
+        factors = 1 + beta * torch.log(1 + torch.floor(positions / unscaled))
+        return query * factors.to(query.dtype)[:, None, None, None]
 
     def attend_pieces(
         self, query: Tensor, key: Tensor, value: Tensor, documents: DocumentPieces, dropout: float

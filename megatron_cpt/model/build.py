@@ -35,11 +35,13 @@ from megatron_cpt.model.layers import (
     engine_has,
     no_rope_freq,
     norms_queries,
+    own_activations,
     transformer_engine_usable,
     window_fields,
 )
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
+    divide_logits,
     install_router_losses,
     mark_expert_weights,
     mask_vocab_padding,
@@ -51,11 +53,18 @@ from megatron_cpt.model.rope import own_rotary, score_scale
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.mcore_compat import gpt_model_class, known_fields
 
+
+def _of_layers(states: torch.Tensor) -> torch.Tensor:
+    """Stands for an activation with parameters, which each layer has as a module (layers.py)."""
+    raise AssertionError("a layer has its own activation")
+
+
 _ACTIVATIONS = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu2": squared_relu,
+    "xielu": _of_layers,
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MegatronConfig = TypeVar("MegatronConfig")
@@ -313,9 +322,11 @@ def _build_chunk(
             from megatron_cpt.model.hybrid import hybrid_model
 
             model = hybrid_model(transformer, block, **settings)
+    own_activations(model, shape)
     own_rotary(model, shape)
     restart_positions(model)
     scale_embeddings(model, shape)
+    divide_logits(model, shape)
     cap_logits(model, shape)
     mask_vocab_padding(model, shape)
     mark_expert_weights(model)

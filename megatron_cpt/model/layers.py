@@ -9,6 +9,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -19,6 +20,7 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     LayerNormImpl,
@@ -50,7 +52,7 @@ def transformer_engine_usable() -> bool:
 def engine_has(shape: ModelShape) -> bool:
     """Whether Transformer Engine's spec has all parts of a model's layers; it has windows (window_fields)."""
     own_norms = shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms
-    return not own_norms and shape.attention_soft_cap is None
+    return not own_norms and shape.attention_soft_cap is None and not shape.temperature_beta
 
 
 def block_spec(
@@ -103,6 +105,8 @@ def layer_spec(
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
     _put_biases(spec, shape)
+    if shape.residual_scale != 1.0:
+        _scale_outputs(spec, shape.residual_scale)
     if scales_turned_parts(shape) and layer not in shape.unturned_layers:
         assert not (shape.query_key_norm or shape.all_heads_norm), "families/llama.py refuses it"
         attention = spec.submodules.self_attention.submodules
@@ -152,6 +156,26 @@ def _with_bias(linear: type[torch.nn.Module], biased: bool) -> type[torch.nn.Mod
     return WithBias
 
 
+def _scale_outputs(spec: ModuleSpec, factor: float) -> None:
+    """Has the last projections of attention and of a dense MLP multiply what they give, before it is added."""
+    attention, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
+    attention.linear_proj = _scaled(attention.linear_proj, factor)
+    mlp.linear_fc2 = _scaled(mlp.linear_fc2, factor)
+
+
+def _scaled(linear: type[torch.nn.Module], factor: float) -> type[torch.nn.Module]:
+    """The class of projection whose outputs, and biases, are multiplied."""
+
+    class Scaled(linear):  # type: ignore[misc, valid-type]
+        def forward(self, *given: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
+            """Returns what is to be added to the residual stream, and the bias."""
+            output, bias = super().forward(*given, **named)
+            return output * factor, None if bias is None else bias * factor
+
+    Scaled.__name__ = linear.__name__
+    return Scaled
+
+
 def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
     """Puts norms and attention of this package into Megatron-Core's local spec of a layer."""
     norm = _norm_of(shape, False) if shape.pre_norm else IdentityOp
@@ -175,11 +199,15 @@ def _core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAtten
     """Our core attention of a layer: with a soft cap or a window if it has one."""
     is_local = layer in shape.local_layers
     window = shape.local_window if is_local else None
+    temperature = (
+        {"temperature": (shape.temperature_beta, shape.temperature_positions)} if shape.temperature_beta else {}
+    )
     if shape.attention_soft_cap is not None:
         return ModuleSpec(SoftCappedAttention, params={"soft_cap": shape.attention_soft_cap, "window": window})
     if window is not None:
-        return ModuleSpec(WindowedAttention, params={"window": window, "scale": score_scale(shape, is_local)})
-    return ScaledDotProductAttention
+        scale = score_scale(shape, is_local)
+        return ModuleSpec(WindowedAttention, params={"window": window, "scale": scale, **temperature})
+    return ModuleSpec(ScaledDotProductAttention, params=temperature) if temperature else ScaledDotProductAttention
 
 
 def _norm_of(shape: ModelShape, by_engine: bool) -> Any:
@@ -291,6 +319,62 @@ def _refuse_context(named: dict[str, Any], layer: str) -> None:
     for name in ("context", "context_mask", "padding_mask", "dynamic_inference_decode_only"):
         if named.pop(name, None) is not None:
             raise ValueError(f"{layer} takes no {name}")
+
+
+class Xielu(MegatronModule):
+    """x -> a x^2 + b x where x > 0, else c (exp(min(x, e)) - 1 - x) + b x (xIELU, arXiv:2411.13010, section 3).
+
+    a = softplus(alpha_p) and c = b + softplus(alpha_n) are learnt, b and e are not.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        begin = torch.tensor([0.8, 0.8 - _SLOPE]).expm1().log().to(config.params_dtype)
+        self.alpha_p, self.alpha_n = (torch.nn.Parameter(number.clone()) for number in begin.split(1))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states: [..., this rank's part of the MLP's width], any shape before."""
+        # Each rank has a part of the gradient, and the sum of all is that of the whole.
+        alpha_p, alpha_n = map(copy_to_tensor_model_parallel_region, (self.alpha_p, self.alpha_n))
+        output: Tensor = _XieluFunction.apply(
+            states, functional.softplus(alpha_p), _SLOPE + functional.softplus(alpha_n)
+        )
+        return output
+
+
+_SLOPE, _LARGEST = 0.5, -1e-6
+"""b and e of xIELU, as transformers has them."""
+
+
+class _XieluFunction(torch.autograd.Function):
+    """xIELU, which keeps its input alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        """states: [...]; above and below, a and c: [1]."""
+        ctx.save_for_backward(states, above, below)
+        negative = (torch.expm1(states.clamp(max=_LARGEST)) - states) * below
+        return torch.where(states > 0, above * states * states, negative) + _SLOPE * states
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states, above, below = ctx.saved_tensors
+        positive = states > 0
+        growth = torch.expm1(states.clamp(max=_LARGEST))
+        # d exp(min(x, e)) / dx is 0 between e and 0.
+        slope = torch.where(states > _LARGEST, -1.0, growth) * below
+        of_states = gradient * (torch.where(positive, 2 * above * states, slope) + _SLOPE)
+        of_above = gradient * torch.where(positive, states * states, 0.0)
+        of_below = gradient * torch.where(positive, 0.0, growth - states)
+        first, second = (each.sum(dtype=torch.float32).to(above.dtype).view(1) for each in (of_above, of_below))
+        return of_states, first, second
+
+
+def own_activations(model: LanguageModule, shape: ModelShape) -> None:
+    """Gives each layer of a chunk of the model its activation where that has parameters."""
+    if shape.activation == "xielu":
+        for layer in model.decoder.layers:
+            layer.mlp.activation_func = Xielu(model.config)
 
 
 class ZeroCenteredRMSNorm(torch.nn.Module):

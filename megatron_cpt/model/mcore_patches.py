@@ -8,7 +8,7 @@
   0.19. Here they are those of the micro batch.
 - Marks of experts' weights, by which the gradient norm counts them on each tensor-parallel rank: set in every version.
 - Vocabulary padding: rows that fill up an uneven vocabulary take part in the softmax; they are masked.
-- Embedding scaling and logit caps of some families are not in Megatron-Core's models.
+- Embedding scaling, division and caps of logits of some families are not in Megatron-Core's models.
 """
 
 import functools
@@ -34,6 +34,17 @@ def scale_embeddings(model: LanguageModule, shape: ModelShape) -> None:
             return output * torch.tensor(shape.embedding_scale, dtype=output.dtype, device=output.device)
 
         model.embedding.register_forward_hook(scale)
+
+
+def divide_logits(model: LanguageModule, shape: ModelShape) -> None:
+    """Divides the logits by the shape's divisor."""
+    if model.post_process and shape.logit_divisor != 1.0:
+
+        def divide(layer: torch.nn.Module, given: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+            logits, bias = output  # [s, b, this rank's part of the vocabulary]
+            return logits / shape.logit_divisor, bias
+
+        model.output_layer.register_forward_hook(divide)
 
 
 def cap_logits(model: LanguageModule, shape: ModelShape) -> None:

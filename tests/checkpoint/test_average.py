@@ -21,7 +21,7 @@ from megatron_cpt.commands.evaluate import main as evaluate
 from megatron_cpt.config.errors import BadInput, NumericsFault
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
-from tests.checkpoint.hf_models import all_tensors, write_llama, write_model
+from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_llama, write_model
 from tests.families.folders import MODELS
 from tests.ranks import Ranks
 from tests.train.runs import train
@@ -236,6 +236,13 @@ def test_ties_of_folders_is_that_of_each_of_their_tensors(one_rank: Ranks, tmp_p
         assert 0.4 <= float((value != start[name]).float().mean()) < 0.9, name
     card = (tmp_path / "exported/README.md").read_text()
     assert "TIES" in card and "Base model: `base`." in card and "Density: 0.4." in card and "| model2 | 2 |" in card
+
+
+def test_what_is_no_parameter_stays(one_rank: Ranks, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", MODELS["apertus"], torch.bfloat16)
+    one_rank.call(averaged, sources=[base, base], settings={"weights": [1.0, 3.0]}, output=tmp_path / "mean")
+    one_rank.call(exported, checkpoint=tmp_path / "mean", output=tmp_path / "exported")
+    assert_same_tensors(tmp_path / "exported", base)
 
 
 def test_a_checkpoint_is_the_model_that_it_was_made_from(one_rank: Ranks, tmp_path: Path) -> None:

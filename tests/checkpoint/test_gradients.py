@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_cpt.checkpoint.hf_folder import open_hf_tensors
-from megatron_cpt.checkpoint.hf_weights import load_hf_weights, weights_of
+from megatron_cpt.checkpoint.hf_weights import constants, load_hf_weights, weights_of
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.data.loader import make_batch
 from megatron_cpt.families.shape import read_shape
@@ -61,7 +61,7 @@ def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int, transfo
     for parameter, rule, place in weights_of(unwrap(model), shape):
         if rule.exported:
             found |= gather_hf_tensors(parameter, rule, place, shape)
-    return {name: gradient.numpy() for name, gradient in found.items()}
+    return {name: gradient.numpy() for name, gradient in found.items() if name not in constants(shape)}
 
 
 def divides_sequences(folder: Path, tensor: int) -> bool:
@@ -80,7 +80,8 @@ def transformers_gradients(folder: Path, scratch: Path) -> Gradients:
         parameter.data.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     reference.save_pretrained(scratch)
     with open_hf_tensors(scratch) as tensors:  # those of a language model alone, by the names of its family
-        return {name: tensors.read(name, 0, 0, tensors.size(name)[0]).numpy() for name in tensors.names}
+        names = tensors.names - set(constants(read_shape(folder)))
+        return {name: tensors.read(name, 0, 0, tensors.size(name)[0]).numpy() for name in names}
 
 
 def check_gradients(

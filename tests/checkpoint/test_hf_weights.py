@@ -137,6 +137,17 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, to
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize("change", [{"beta": torch.tensor(0.6)}, {"eps": None}])
+def test_a_constant_of_the_activation_is_no_other(tmp_path: Path, change: dict[str, torch.Tensor | None]) -> None:
+    folder = write_model(tmp_path / "hf", MODELS["apertus"], torch.bfloat16)
+    change_tensors(folder, {f"model.layers.2.mlp.act_fn.{name}": value for name, value in change.items()})
+    with (
+        pytest.raises(BadInput, match=rf"layers\.2\.mlp\.act_fn\.{next(iter(change))}: "),
+        open_hf_tensors(folder) as opened,
+    ):
+        check_tensors(opened, read_shape(folder))
+
+
 def test_frequencies_kept_by_old_folders_are_no_surplus(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf")
     change_tensors(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)})

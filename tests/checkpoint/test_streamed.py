@@ -21,7 +21,7 @@ from tests.families.folders import MODELS
 from tests.ranks import Ranks
 
 # One of each kind of layer, and experts in all layers and in some.
-KINDS = ["llama_tied", "qwen2", "gpt_neox", "mixtral", "qwen3_moe_mixed", "olmo2", "gemma2", "gemma3"]
+KINDS = ["llama_tied", "qwen2", "gpt_neox", "mixtral", "qwen3_moe_mixed", "olmo2", "gemma2", "gemma3", "apertus"]
 
 
 def there_and_back(hf: Path, checkpoint: Path, output: Path) -> str | None:

@@ -212,6 +212,65 @@ MODELS: dict[str, dict[str, Any]] = {
     "nemotron_biased": UNGATED | TIED | {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
     "starcoder2": UNGATED | {"model_type": "starcoder2", "sliding_window": 7},
     "starcoder2_tied": UNGATED | TIED | {"model_type": "starcoder2", "use_bias": False},
+    "granite": SMALL_BY_WIDTH
+    | {
+        "model_type": "granite",
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.3,
+        "logits_scaling": 0.25,
+    },
+    "granite_tied": SMALL_BY_WIDTH
+    | TIED
+    | {"model_type": "granite", "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.4},
+    "granite4": SMALL_BY_WIDTH
+    | {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "shared_intermediate_size": 44,
+        "layer_types": ["attention"] * 4,
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.3,
+        "logits_scaling": 0.25,
+        "mamba_n_heads": 4,
+    },
+    "granite4_unturned": SMALL_BY_WIDTH
+    | TIED
+    | {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "shared_intermediate_size": 44,
+        "layer_types": ["attention"] * 4,
+        "attention_multiplier": 0.4,
+        "mamba_n_heads": 4,
+    },
+    # Of another width: there the sums that are the gradients of xIELU's numbers do not cancel each other.
+    "apertus": SMALL | {"model_type": "apertus", "intermediate_size": 52, "pad_token_id": None},
+    "apertus_tied": SMALL_BY_WIDTH
+    | TIED
+    | {"model_type": "apertus", "pad_token_id": None, "rope_parameters": YARN, "attention_bias": True},
+    # The tests' sequences are beyond the original positions: all queries grow, more and more.
+    "ministral3": SMALL
+    | {
+        "model_type": "ministral3",
+        "pad_token_id": None,
+        "rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "ministral3_window": SMALL
+    | TIED
+    | {
+        "model_type": "ministral3",
+        "pad_token_id": None,
+        "sliding_window": 7,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "llama_4_scaling_beta": 0.5,
+            "original_max_position_embeddings": 5,
+        },
+    },
     # Models that read pictures too.
     "gemma3_vision": {
         "model_type": "gemma3",
@@ -231,6 +290,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral3": {
         "model_type": "mistral3",
         "text_config": SMALL | {"model_type": "mistral", "sliding_window": None},
+        "vision_config": PIXTRAL,
+        "image_token_index": 10,
+        "tie_word_embeddings": False,
+    },
+    "mistral3_ministral3": {
+        "model_type": "mistral3",
+        "text_config": SMALL
+        | {
+            "model_type": "ministral3",
+            "pad_token_id": None,
+            "rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
         "vision_config": PIXTRAL,
         "image_token_index": 10,
         "tie_word_embeddings": False,
@@ -257,6 +328,10 @@ DIVIDED = (
         "gemma3_tied",
         "gemma3_vision",
         "mistral3",
+        "granite",
+        "granite4",
+        "apertus",
+        "ministral3",
     ),
 )
 

@@ -14,7 +14,8 @@ from tests.families.folders import DYNAMIC, LONG_ROPE, MODELS, NEOX, SMALL, YARN
 from tests.families.folders import LLAMA3_ROPE as LLAMA3
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-HEAD_DIMS = {"qwen3": 128, "seed_oss": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+HEAD_DIMS = {"ministral3": 128, "qwen3": 128, "seed_oss": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+DENSE = {"num_local_experts": 0, "layer_types": ["attention"] * 3}
 EPSILONS = {"gpt_neox": "layer_norm_eps", "nemotron": "norm_eps", "starcoder2": "norm_epsilon"}
 
 
@@ -29,7 +30,7 @@ def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family: str) -> None:
     sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    sizes |= {"head_dim": 16} if family == "ministral" else {}
+    sizes |= {"head_dim": 16} if family == "ministral" else DENSE if family == "granitemoehybrid" else {}
     fields = {name: size for name, size in sizes.items() if family != "gpt_neox" or name != "num_key_value_heads"}
     config = AutoConfig.for_model(family, **fields)
     config.save_pretrained(tmp_path)
@@ -50,7 +51,7 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
     needed = {"num_hidden_layers": 3, "hidden_size": 256, "num_attention_heads": 32}
-    needed |= {"head_dim": 8} if family == "ministral" else {}
+    needed |= {"head_dim": 8} if family == "ministral" else DENSE if family == "granitemoehybrid" else {}
     shape = read_shape(
         write_fields(tmp_path, {"model_type": family, "vocab_size": 7, "intermediate_size": 8, **needed})
     )
@@ -209,6 +210,17 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (MODELS["olmo3_plain"] | {"rope_theta": 1e4}, "differ in whether local layers"),
         (MODELS["exaone4"] | {"sliding_window_pattern": 0}, "must be a period such as 4 or LLLG"),
         (MODELS["gemma"] | {"hidden_act": "silu"}, "hidden_act = 'silu'"),
+        (MODELS["granite"] | {"logits_scaling": 0}, "logits_scaling = 0"),
+        (MODELS["granite4"] | {"num_local_experts": 62}, "a Granite 4 with experts"),
+        (MODELS["granite4"] | {"layer_types": ["mamba", *["attention"] * 3]}, "Mamba's are not supported"),
+        (without(MODELS["granite4"], "layer_types"), "layer_types = ['mamba']"),
+        (MODELS["apertus"] | {"hidden_act": "silu"}, "hidden_act = 'silu'"),
+        (MODELS["apertus"] | {"rope_theta": 5e5}, "differ in what positions these are"),
+        (MODELS["ministral3"] | {"rope_parameters": YARN}, "llama_4_scaling_beta = None"),
+        (
+            MODELS["ministral3"] | {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+            "original_max_position_embeddings = None",
+        ),
         (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (GEMMA3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "full_attention and sliding"),

@@ -18,6 +18,7 @@ UNREAD = {
     "SmolLM3-3B": ["max_window_layers"],
     "Minitron-4B-Base": ["kv_channels"],
     "StarCoder2-3B": ["norm_type", "mlp_type"],
+    "Apertus-8B-2509": ["qk_norm", "post_norm"],
 }
 
 

@@ -92,6 +92,9 @@ SLOW = (
             "olmo3",
             "exaone4",
             "gemma",
+            "granite",
+            "apertus",
+            "ministral3",
         )
     ),
     Case("llama", {"pipeline": 2}, 2, {}),

@@ -230,7 +230,7 @@ th:first-child, td:first-child, td.words, th.words { text-align: left; }
 td.words { white-space: normal; overflow-wrap: break-word; min-width: 8em; }
 .sample { white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; }
 td.sample { width: 75%; }
-td small { display: block; color: var(--muted); }
+td.words small { display: block; color: var(--muted); }
 tbody th[colspan] { color: var(--ink); font-weight: 600; padding-top: 18px; }
 td .error { color: var(--muted); }
 .time { white-space: nowrap; }

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import orjson
+import psutil
 import pytest
 
 from megatron_cpt.commands.ranks import launch_environment, launcher
@@ -46,12 +48,8 @@ def test_a_run_whose_ranks_are_killed_twice_ends_like_one_that_was_not(
     assert "(restart 2 of 2: a rank died)" in (killed / "log.txt").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
-    """As on two machines that may become one: `--nnodes 1:2`."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    path = workshop.write_config(killed)
+def start_agents(path: Path) -> tuple[list[subprocess.Popen[bytes]], int]:
+    """Two agents of torchrun, as on two machines that may become one (`--nnodes 1:2`), and the port where they meet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,10 +57,24 @@ def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop:
     rendezvous += ["--rdzv-conf=last_call_timeout=5", "--local-addr=127.0.0.1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", *rendezvous]
     environment = launch_environment(os.environ | {"OMP_NUM_THREADS": "1"}, 2)
-    agents = [
-        subprocess.Popen([*command, "-m", "--", "megatron_cpt.train", str(path), LENGTH], env=environment)
-        for _ in range(2)
-    ]
+    words = [*command, "-m", "--", "megatron_cpt.train", str(path), LENGTH]
+    return [subprocess.Popen(words, env=environment) for _ in range(2)], port
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process keeps the store of a rendezvous."""
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for connection in psutil.Process(pid).net_connections("tcp")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """As on two machines that may become one: `--nnodes 1:2`."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    agents, _ = start_agents(workshop.write_config(killed))
     try:
         for step, rank in KILLS:
             wait_for_checkpoint(killed, step)
@@ -72,6 +84,30 @@ def test_two_agents_of_a_c10d_rendezvous_do_the_same(two_ranks: Ranks, workshop:
         end_all([agent.pid for agent in agents])
     two_ranks.call(train, path=workshop.write_config(whole), overrides=(LENGTH,))
     assert records_of(killed, "train", "validation") == records_of(whole, "train", "validation")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_machine_that_is_lost_leaves_the_run_to_the_other(
+    two_ranks: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """An agent and its rank are killed; the other agent, which keeps the store, goes on with one rank."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    agents, port = start_agents(workshop.write_config(killed))
+    try:
+        wait_for_checkpoint(killed, 4)
+        [keeper] = [agent for agent in agents if listens(agent.pid, port)]
+        [lost] = [agent for agent in agents if agent is not keeper]
+        end_all([lost.pid, *children(lost.pid)])
+        assert keeper.wait(600) == 0
+    finally:
+        end_all([agent.pid for agent in agents])
+    two_ranks.call(train, path=workshop.write_config(whole), overrides=(LENGTH,))
+    assert column(records_of(killed, "train"), "step") == list(range(1, 41))
+    losses = [column(records_of(run, "train"), "loss") for run in (killed, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # one rank adds in another order than two
+    assert orjson.loads((killed / "plan.json").read_bytes())["world_size"] == 1
+    assert "a rank died" in (killed / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ class Multimodal:
     others: tuple[str, ...] = _OTHERS
     """How names of all other tensors begin."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """transformers' defaults of fields of `text_config` that every family else states."""
+    """transformers' defaults of fields of a `text_config` of this type that every family else states."""
 
     def text_name(self, stored: str) -> str:
         """A tensor's name in the name table of its family; its own where it is none of the language model."""
@@ -64,6 +64,17 @@ MULTIMODAL: dict[str, Multimodal] = {
             },
         ),
         Multimodal(model_type="mistral3", text_type="mistral"),
+        Multimodal(
+            model_type="llava",
+            text_type="llama",
+            defaults={
+                "vocab_size": 32_000,
+                "hidden_size": 4096,
+                "intermediate_size": 11_008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+            },
+        ),
     )
 }
 
@@ -83,7 +94,9 @@ def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind is None:
         return dict(config)
     of_all = {name: config[name] for name in _OF_ALL_TENSORS if config.get(name)}
-    return {"model_type": kind.text_type, **kind.defaults, **_stated(config), **of_all}
+    stated = {"model_type": kind.text_type, **_stated(config)}
+    defaults = kind.defaults if stated["model_type"] == kind.text_type else {}
+    return {**defaults, **stated, **of_all}
 
 
 def with_text_fields(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:

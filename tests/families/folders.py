@@ -294,6 +294,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "image_token_index": 10,
         "tie_word_embeddings": False,
     },
+    "llava": {
+        "model_type": "llava",
+        "text_config": SMALL | {"model_type": "qwen2"},
+        "vision_config": VISION | {"model_type": "clip_vision_model"},
+        "image_token_index": 99,
+    },
     "mistral3_ministral3": {
         "model_type": "mistral3",
         "text_config": SMALL

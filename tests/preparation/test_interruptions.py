@@ -138,6 +138,12 @@ def run(words: list[str]) -> "subprocess.Popen[bytes]":
     )
 
 
+def pieces_done(output: Path) -> set[str]:
+    """The pieces that have a record, each with the time when it was written."""
+    runs = (run for run in output.glob("x.pieces/*.run") if run.with_suffix(".json").exists())
+    return {f"{run.name} {run.stat().st_mtime_ns}" for run in runs}
+
+
 def test_any_kill_loses_no_more_than_a_piece(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
 ) -> None:
@@ -161,11 +167,11 @@ def test_any_kill_loses_no_more_than_a_piece(
     for wanted in (2, 5):
         process = run([*words, "--workers", "2"])
         deadline = time.monotonic() + 60
-        while len(list(output.glob("x.pieces/*.run"))) < wanted and time.monotonic() < deadline:
+        while len(pieces_done(output)) < wanted and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-        done = {f"{p.name} {p.stat().st_mtime_ns}" for p in output.glob("x.pieces/*.run")}
+        done = pieces_done(output)
         assert kept <= done
         kept = done
         assert not idx_path(output / "x").exists()

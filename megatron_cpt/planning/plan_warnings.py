@@ -7,7 +7,8 @@ from pathlib import Path
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.packing import PackedStream
-from megatron_cpt.families.shape import unread_fields
+from megatron_cpt.families.multimodal import multimodal_of
+from megatron_cpt.families.shape import read_config, unread_fields
 from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan
 from megatron_cpt.planning.checks import shared_warnings
 from megatron_cpt.planning.inputs import RunInputs
@@ -188,7 +189,12 @@ def assumption_warnings(assumed: Mapping[str, int]) -> Iterator[str]:
 
 
 def _folder_warnings(config: RunConfig) -> Iterator[str]:
-    """Fields of config.json that nobody reads."""
+    """A model of which a part is trained, and fields of config.json that nobody reads."""
+    if kind := multimodal_of(read_config(config.model.hf)):
+        yield (
+            f"model.hf holds a {kind.model_type}: its language model is trained, and sizes and costs are of that. All "
+            "other tensors stay as they are, and exports have them."
+        )
     if unread := unread_fields(config.model.hf):
         proof = (
             "" if config.model.initial_loss_check.enabled else " (the initial loss check, which would prove it, is off)"

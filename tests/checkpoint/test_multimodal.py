@@ -153,9 +153,13 @@ def test_a_tensor_of_neither_part_is_named(folder: Path, name: str, named: str) 
 
 
 @pytest.mark.parametrize("kind", SEES)
-def test_a_run_trains_the_language_model_alone(one_rank: Ranks, workshop: Workshop, tmp_path: Path, kind: str) -> None:
+def test_a_run_trains_the_language_model_alone(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, run = shutil.copytree(family_folder(workshop, kind), tmp_path / "hf"), tmp_path / "run"
     path = workshop.write_config(run, model={"hf": str(folder)})
+    assert main(["plan", str(path)]) == 0
+    assert f"holds a {kind.removesuffix('_vision')}: its language model is trained" in capsys.readouterr().out
     settings = (*SETTINGS, "checkpoint.save_interval=1 steps")
     assert one_rank.call(train, path=path, overrides=settings) == [0]
     assert orjson.loads((run / "initial_loss_check.json").read_bytes())["losses"]

@@ -183,9 +183,9 @@ def run_config(study: Path, arm: Arm, seed: int) -> dict[str, Any]:
         "schedule": {"kind": "cosine", "peak_lr": PEAK, "final_lr": 0.1 * PEAK, "warmup": f"{STEPS // 10} steps"},
         "validation": {
             "sets": {
-                "answers": {"paths": [str(data / "answers.validation")], "role": "domain", "tokens": "64K"},
-                "other-answers": {"paths": [str(data / "other")], "role": "domain", "tokens": "32K"},
-                "general": {"paths": [str(data / "general.validation")], "role": "general", "tokens": "32K"},
+                "answers": {"paths": [str(data / "answers.validation")], "role": "domain", "tokens": "32K"},
+                "other-answers": {"paths": [str(data / "other")], "role": "domain", "tokens": "16K"},
+                "general": {"paths": [str(data / "general.validation")], "role": "general", "tokens": "16K"},
             },
             "eval_interval": {"log_spaced": f"6 per decade to {STEPS // 5} steps", "every": f"{STEPS // 20} steps"},
         },

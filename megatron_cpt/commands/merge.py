@@ -17,7 +17,6 @@ def parser() -> argparse.ArgumentParser:
         "megatron-cpt prepare web/*.jsonl.zst --tokenizer Llama-3-8B --output data/web --shard 1/2",
         "megatron-cpt prepare web/*.jsonl.zst --tokenizer Llama-3-8B --output data/web --shard 2/2",
         "megatron-cpt merge data/web",
-        "megatron-cpt merge data/web --parts 4 --part $SLURM_ARRAY_TASK_ID",
     )
     top.add_argument("prefix", metavar="PREFIX", help="the --output of the shards")
     top.add_argument("--parts", type=positive, metavar="N", help="write N datasets, PREFIX-00001-of-N and so on")

@@ -321,8 +321,10 @@ class _Translation:
             "selective" if self.value("--recompute-activations") else None
         )
         flag = "--recompute-granularity" if self.has("--recompute-granularity") else "--recompute-activations"
-        if granularity is not None:
+        if granularity in ("selective", "full"):
             self.take(flag, "training.recompute", granularity)
+        elif granularity is not None:
+            self.refuse(flag, "Megatron-LM knows `full` and `selective`. Choose `training.recompute`")
         for other in ("--recompute-activations", "--recompute-method", "--recompute-num-layers", "--recompute-modules"):
             self.equal(other, "memory only: `full` computes all layers again, `selective` the MLP or the experts")
 

@@ -152,16 +152,26 @@ def test_fields_that_are_passed_on_are_megatron_cores_and_not_ours() -> None:
             assert not config_faults(config_from_dict(base | passed)), argument.flag
 
 
+def test_each_argument_alone_with_a_value_of_its_type_is_told_of(llama: str) -> None:
+    needed = {word for word in SHORT.split() if word.startswith("--")}
+    for argument in table():
+        if argument.flag not in needed | APART:
+            _, found = imported(f"{SHORT} {with_value(argument.flag)}", llama)
+            assert argument.flag in [one.text.split()[0] for one in found.outcomes]
+
+
+def with_value(flag: str) -> str:
+    """An argument with its default, or a value of its type that Megatron-LM may not know."""
+    argument = by_flag()[flag]
+    count = {"-": 0, "1": 1, "+": 1, "*": 1, "3": 3}[argument.values]
+    return " ".join([flag, *([{"int": "1", "float": "0.5", "text": "x"}.get(argument.type, "")] * count)])
+
+
 @given(st.lists(st.sampled_from([argument.flag for argument in table()]), max_size=30, unique=True))
 def test_no_argument_is_lost(llama: str, flags: list[str]) -> None:
     """Any flags with their defaults (or a small number) beside a short list: each is told of exactly once."""
-    values = {"int": "1", "float": "0.5", "text": "x"}
     needed = {word for word in SHORT.split() if word.startswith("--")}
-    words = SHORT
-    for flag in sorted(set(flags) - needed - APART):
-        argument = by_flag()[flag]
-        count = {"-": 0, "1": 1, "+": 1, "*": 1, "3": 3}[argument.values]
-        words += " " + " ".join([flag, *([values.get(argument.type, "")] * count)])
+    words = " ".join([SHORT, *map(with_value, sorted(set(flags) - needed - APART))])
     _, found = imported(words, llama)
     told = [one.text.split()[0] for one in found.outcomes]
     assert len(told) == len(set(told))

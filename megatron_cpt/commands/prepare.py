@@ -325,7 +325,7 @@ def summary(prepared: Prepared, output: Path) -> str:
         )
     lines += _overlap(prepared.training, output)
     if prepared.reused:
-        lines.append("already complete, from the same inputs and settings: nothing was done")
+        lines.append("already complete: nothing was done")
     return "\n".join(lines)
 
 

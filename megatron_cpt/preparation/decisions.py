@@ -486,10 +486,10 @@ def _refuse_empty(job: Job, runs: Sequence[SortedRun], drop_mask: DropMask, boun
         counted = ", ".join(f"{reason} {count:,}" for reason, count in Counter(left_out.filtered).most_common())
         remedy = "Look at some documents with --limit, and ask for less."
         raise BadInput(Fault(str(job.output), f"would get no document. Left out: {counted}.", remedy))
+    if not training and not held_out:
+        raise BadInput(Fault(str(job.output), f"would get no document{left_out.causes}.", "Give others."))
     settings = job.settings
     if not settings.holds_out:
-        if not training:
-            raise BadInput(Fault(str(job.output), f"would get no document{left_out.causes}.", "Give others."))
         return
     asked = f"{settings.holdout_tokens:,} tokens" if settings.holdout_tokens else f"{settings.holdout:.2%}"
     for count, prefix, remedy in (

@@ -1,7 +1,7 @@
 """What is there already under the names that a call writes: used again, replaced, or a reason to refuse the call."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
@@ -14,7 +14,7 @@ from megatron_cpt.corpus.manifest import (
     loss_spans,
     read_manifest,
 )
-from megatron_cpt.corpus.parts import HELD_OUT, parts_there
+from megatron_cpt.corpus.parts import HELD_OUT, part_prefixes, parts_there
 from megatron_cpt.preparation.contamination import read_contamination
 from megatron_cpt.preparation.decisions import Decisions
 from megatron_cpt.preparation.job import Job, PrepareSettings, holds_out, is_held_out, validation_prefix
@@ -43,7 +43,7 @@ def whole_result(job: Job) -> list[Joined] | None:
     """The datasets of an earlier call, if all are whole and were made from the same things."""
     if job.reads_standard_input:
         return None
-    found = [_whole_dataset(job, prefix) for prefix in job.datasets]
+    found = [_whole_dataset(job.settings, prefix) for prefix in job.datasets]
     there = [one for one in found if one is not None]
     return there if len(there) == len(found) and not any(_all_differences(job, one) for one in there) else None
 
@@ -52,7 +52,7 @@ def whole_part(job: Job, decisions: Decisions, number: int) -> Joined | None:
     """Part `number`, from 1, if it is there, whole, and was written by these decisions."""
     if job.settings.parts == 1:
         return None
-    found = _whole_dataset(job, job.datasets[number - 1])
+    found = _whole_dataset(job.settings, job.datasets[number - 1])
     return found if found and _job_of(found.training) == (decisions.identity, job.settings.parts) else None
 
 
@@ -72,10 +72,36 @@ def _all_differences(job: Job, joined: Joined) -> list[str]:
     return [difference for manifest in manifests for difference in _differences(job, manifest)]
 
 
-def _whole_dataset(job: Job, prefix: Path) -> Joined | None:
-    """A dataset that is whole, with its held-out part where the job holds documents out."""
+def finished(output: Path, parts: int | None) -> list[Joined] | None:
+    """The whole datasets of a call of which nothing is known but its output, and of how many parts; None: of any.
+
+    None where they are not there, or one is damaged.
+    """
+    there = [output] if _is_there(output) else [Path(name) for name in parts_there(str(output))]
+    first = _manifest_of(there[0]) if there else None
+    if first is None or first.settings is None or is_held_out(first):
+        return None
+    of = 1 if first.part is None else first.part.of
+    if parts not in (None, of) or there != part_prefixes(output, of):
+        return None
+    found = [joined for prefix in there if (joined := _finished_dataset(prefix)) is not None]
+    of_one_job = {_job_of(joined.training) for joined in found} == {_job_of(first)}
+    return found if len(found) == of and of_one_job else None
+
+
+def _finished_dataset(prefix: Path) -> Joined | None:
+    manifest = _manifest_of(prefix)
+    if manifest is None or manifest.settings is None:
+        return None
+    known = {field.name for field in fields(PrepareSettings)}
+    settings = PrepareSettings(**{name: value for name, value in manifest.settings.items() if name in known})
+    return _whole_dataset(settings, prefix)
+
+
+def _whole_dataset(settings: PrepareSettings, prefix: Path) -> Joined | None:
+    """A dataset that is whole, with its held-out part where documents are held out."""
     manifests: list[Manifest] = []
-    for one in (prefix, *([validation_prefix(prefix)] if job.settings.holds_out else [])):
+    for one in (prefix, *([validation_prefix(prefix)] if settings.holds_out else [])):
         if not manifest_path(one).is_file():
             return None
         try:
@@ -86,9 +112,9 @@ def _whole_dataset(job: Job, prefix: Path) -> Joined | None:
         except (BadInput, IntegrityFault):
             return None
         manifests.append(manifest)
-    if job.settings.decontaminate and read_contamination(prefix, manifests[0]) is None:
+    if settings.decontaminate and read_contamination(prefix, manifests[0]) is None:
         return None
-    return Joined(manifests[0], manifests[1] if job.settings.holds_out else None)
+    return Joined(manifests[0], manifests[1] if settings.holds_out else None)
 
 
 def refuse_others_files(job: Job) -> None:

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -251,7 +251,8 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
 
     Folders are read at every depth; names that begin with a point are left out. Warns of the files of a folder that are
     not read, CSV files without a column `text_key` among others too. `document_per_line` takes each line of a text file
-    for a document. Raises BadInput listing each path that is missing, of an unknown kind, or named twice.
+    for a document. Raises BadInput listing each path that is missing, unreadable, of an unknown kind, or named twice,
+    and for a folder that may not be looked into.
     """
     faults: list[Fault] = []
     inputs: list[Input] = []
@@ -268,6 +269,8 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
                 continue
             if isinstance(known, Fault):
                 faults.append(known)
+            elif known.path == STANDARD_INPUT and known.kind == "text" and _is_table(_beginning(file)[1], text_key):
+                faults.append(_TABLE_ON_STANDARD_INPUT)
             elif file.resolve() in seen:
                 faults.append(Fault(str(file), "is named twice.", "Name each input once."))
             else:
@@ -298,8 +301,14 @@ def _all_described(
     """What each file is, as `_described` says it."""
 
     def described(file: Path | RemoteFile, of_folder: bool) -> Input | Fault | None:
-        side_file = of_folder and _SIDE_FILES.fullmatch(file.name.lower())
-        return None if side_file else _described(file, document_per_line, of_folder)
+        if of_folder and _SIDE_FILES.fullmatch(file.name.lower()):
+            return None
+        try:
+            return _described(file, document_per_line, of_folder)
+        except PermissionError as error:
+            if isinstance(file, RemoteFile):
+                raise
+            return _unreadable(str(file), error)
 
     if any(isinstance(file, RemoteFile) for file, _ in found):
         with ThreadPoolExecutor(_REQUESTS) as pool:
@@ -311,7 +320,14 @@ def _files(text: str) -> list[tuple[Path | RemoteFile, bool]]:
     """The files that a path, folder, glob or URL names, and which are of a folder."""
     if is_remote(text):
         return [*remote_files(text)]
-    return [(file, folder) for path, folder in _named(text) for file in (_files_under(path) if folder else [path])]
+    try:
+        return [(file, folder) for path, folder in _named(text) for file in (_files_under(path) if folder else [path])]
+    except PermissionError as error:
+        raise BadInput(_unreadable(str(error.filename), error)) from error
+
+
+def _unreadable(name: str, error: PermissionError) -> Fault:
+    return Fault(name, f"cannot be read: {error.strerror}.", "Allow reading it, or leave it out.")
 
 
 def _no_input(text: str, there: Sequence[Path | RemoteFile]) -> Fault:
@@ -344,17 +360,49 @@ def _named(text: str) -> list[tuple[Path, bool]]:
         return [(bin_path(prefix_of(text)), False)]
     if path.is_file():
         return [(path, False)]
+    _refuse_closed_on_the_way(text)
     matched = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
     matched = [found for found in matched if not (found.suffix == ".idx" and found.with_suffix(".bin") in matched)]
     # `**` names the files of its folders itself.
     return [(found, found.is_dir()) for found in matched if found.is_file() or (found.is_dir() and "**" not in text)]
 
 
+def _refuse_closed(error: OSError) -> None:
+    """Raises BadInput for a folder that may not be looked into, and the error itself for any other reason."""
+    folder = str(error.filename)
+    if not isinstance(error, PermissionError):
+        raise error
+    if os.path.basename(os.path.normpath(folder)) != _LOST_AND_FOUND:
+        rule = f"is a folder that cannot be read: {error.strerror}."
+        raise BadInput(Fault(folder, rule, "Allow reading it, or name the other folders and files."))
+
+
+_LOST_AND_FOUND = "lost+found"
+"""A folder of the file system itself, of no user."""
+
+
+def _refuse_closed_on_the_way(pattern: str) -> None:
+    """Raises BadInput for a folder that a glob passes and that may not be looked into: globs leave it out silently."""
+    parts = Path(pattern).parts
+    wild = [number for number, part in enumerate(parts) if glob.has_magic(part)]
+    # `**` at the end lists the folders that it matches too.
+    for number in range(wild[0], len(parts) + (parts[-1] == "**")) if wild else ():
+        passed = os.path.join(*parts[:number], "") if number else os.path.join(os.curdir, "")
+        for folder in glob.glob(passed, recursive=True):
+            try:
+                os.stat(os.path.join(folder, os.curdir))  # which needs what looking up a name in it needs
+                if number == len(parts) or glob.has_magic(parts[number]):
+                    os.scandir(folder).close()
+            except OSError as error:
+                error.filename = os.path.normpath(folder)
+                _refuse_closed(error)
+
+
 def _files_under(folder: Path) -> list[Path]:
     """Every file of a folder and of the folders in it, also of linked ones, by name."""
     files: list[Path] = []
     visited: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse_closed, followlinks=True):
         visited.add(os.path.realpath(place))
         folders[:] = [
             name
@@ -458,6 +506,26 @@ def _has_object(content: bytes) -> bool:
             with suppress(orjson.JSONDecodeError):
                 if orjson.loads(line):
                     return True
+    return False
+
+
+_TABLE_ON_STANDARD_INPUT = Fault(
+    "-", "is a table (CSV), which is told by the name of a file.", "Give the file itself, named .csv or .tsv."
+)
+
+
+def _is_table(plain: bytes, text_key: str | None) -> bool:
+    """Whether a text without a name begins as CSV does: with the names of columns, the text's among them or as many as
+    there are cells in the next row."""
+    for delimiter in DELIMITERS.values():
+        try:
+            header, *row = islice(csv_rows(io.BytesIO(plain.lstrip()), delimiter), 2)
+        except (csv.Error, ValueError):
+            continue
+        # Behind a comma of prose there is a blank.
+        named = all(name and name == name.strip() for name in header) and len(set(header)) == len(header)
+        if named and row and (text_key in header or len(row[0]) == len(header) > 1):
+            return True
     return False
 
 

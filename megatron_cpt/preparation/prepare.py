@@ -22,9 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.corpus.indexed import manifest_path
 from megatron_cpt.corpus.manifest import Manifest, documents_column, load_manifest
-from megatron_cpt.corpus.parts import part_prefixes
 from megatron_cpt.preparation.chat_template import ChatTemplate, ConversationEncoder
 from megatron_cpt.preparation.contamination import (
     EvaluationSet,
@@ -38,6 +36,7 @@ from megatron_cpt.preparation.encode_documents import DocumentEncoder, solid_byt
 from megatron_cpt.preparation.existing import (
     are_joined,
     files_of,
+    finished,
     refuse_others_files,
     refuse_to_replace,
     sweep_files,
@@ -247,7 +246,7 @@ def merge(
         part: from 1, the only one that is joined by this call; others may be at the same time. None: all.
         workers: processes, where there are several parts. None: one a core.
     Raises:
-        BadInput: there are no pieces, some are missing, or as `prepare` does.
+        BadInput: there are neither pieces nor the whole dataset, pieces are missing, or as `prepare` does.
         WorkerDied: a process was killed.
     """
     output = Path(output)
@@ -261,9 +260,9 @@ def merge(
             if not overwrite:
                 refuse_to_replace(job, job.datasets)
             return _join(job, workers, PATIENCE_SECONDS, check=True)
-        if not 1 <= part <= job.settings.parts:
-            rule = f"is none of the parts, which are 1 to {job.settings.parts}."
-            raise BadInput(Fault(f"--part {part}", rule, "Give --parts N with each --part."))
+        if parts is None and job.settings.parts == 1:
+            raise _part_needs_parts(part)
+        _refuse_other_part(part, job.settings.parts)
         joined = join_alone(job, part, overwrite)
     if are_joined(job, joined):
         with suppress(BadInput), owned(output):  # whoever joins another part yet does it
@@ -279,14 +278,26 @@ def _merged_job(output: Path, parts: int | None) -> Job:
 
 
 def _merged_before(output: Path, parts: int | None, part: int | None) -> Prepared:
-    """The part that an earlier call joined, where the pieces are gone as all parts are there. BadInput: it is not."""
-    if parts is not None and part is not None and 1 <= part <= parts:
-        prefix = part_prefixes(output, parts)[part - 1]
-        if manifest_path(prefix).is_file():
-            held_out = validation_prefix(prefix)
-            validation = load_manifest(held_out) if manifest_path(held_out).is_file() else None
-            return Prepared((Joined(load_manifest(prefix), validation),), reused=True)
-    raise _no_shards(output)
+    """What earlier calls joined, where the pieces are gone as all of it is there. BadInput: it is not."""
+    there = finished(output, parts)
+    if there is None:
+        raise _no_shards(output)
+    if part is None:
+        return Prepared(tuple(there), reused=True)
+    if parts is None and len(there) == 1:
+        raise _part_needs_parts(part)
+    _refuse_other_part(part, len(there))
+    return Prepared((there[part - 1],), reused=True)
+
+
+def _part_needs_parts(part: int) -> BadInput:
+    return BadInput(Fault(f"--part {part}", "needs --parts: the shards were told of no parts.", "Give --parts N too."))
+
+
+def _refuse_other_part(part: int, parts: int) -> None:
+    if not 1 <= part <= parts:
+        rule = f"is none of the parts, which are 1 to {parts}."
+        raise BadInput(Fault(f"--part {part}", rule, "Give --parts N with each --part."))
 
 
 def _no_shards(output: Path) -> BadInput:

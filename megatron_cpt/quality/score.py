@@ -151,11 +151,13 @@ def score_by_field(
 
     `paths` are the files it was prepared from, by default those that its manifest names; `text_key` is by
     default the key it was prepared with; `missing` is the score of a document without a number. Raises BadInput where
-    files are unknown, gone or changed, or a document has no number and `missing` is None, or a dataset has another
-    score of this name and it may not be replaced (`overwrite`).
+    files are unknown, gone or changed, or a document has no number and `missing` is None, or no document of all the
+    datasets has one, or a dataset has another score of this name and it may not be replaced (`overwrite`).
     """
     check_name(name)
-    results = []
+    results: dict[Path, Scored] = {}
+    # Written last, when another dataset is known to have numbers: where none has, the field is the wrong one.
+    without_any: list[tuple[SelectedDataset, dict[str, Any]]] = []
     for part in datasets:
         inputs = input_files(paths) if paths else _sources(part)
         state = [[str(source.path.resolve()), *_state(source.path)] for source in inputs]
@@ -167,10 +169,33 @@ def score_by_field(
             how["missing"] = missing
         reused, without = already([part], name, how, overwrite)[part.prefix], 0
         if not reused:
-            scores, without = _scores(part, inputs, keys, missing)
+            scores, without = _scores(part, inputs, keys)
+            if without and missing is None:
+                raise _no_number(field, without, [part], len(datasets) > 1 or without < part.manifest.documents)
+            if without == part.manifest.documents > 0:
+                without_any.append((part, how))
+                continue
+            if missing is not None:
+                scores[np.isnan(scores)] = missing
             write_score(part.prefix, name, part.manifest, [scores], how)
-        results.append(Scored(part.prefix, whole_record(part.prefix, name), reused, without))
-    return results
+        results[part.prefix] = Scored(part.prefix, whole_record(part.prefix, name), reused, without)
+    if without_any and not any(one.record.documents for one in results.values()):
+        parts = [part for part, _ in without_any]
+        raise _no_number(field, sum(part.manifest.documents for part in parts), parts, False)
+    for part, how in without_any:
+        count = part.manifest.documents
+        write_score(part.prefix, name, part.manifest, [np.full(count, missing, np.float32)], how)
+        results[part.prefix] = Scored(part.prefix, whole_record(part.prefix, name), False, count)
+    return [results[part.prefix] for part in datasets]
+
+
+def _no_number(field: str, without: int, datasets: Sequence[SelectedDataset], may_be_missing: bool) -> BadInput:
+    of = str(datasets[0].prefix) + (f" and {len(datasets) - 1:,} more datasets" if len(datasets) > 1 else "")
+    documents = sum(part.manifest.documents for part in datasets)
+    rule = f"gives no number for {without:,} of the {documents:,} documents of {of}."
+    remedy = "Name another field, or --input with the files as prepared"
+    remedy += ", or give those documents a --missing number." if may_be_missing else "."
+    return BadInput(Fault(f"--field {field}", rule, remedy))
 
 
 def _sources(part: SelectedDataset) -> list[Input]:
@@ -192,10 +217,9 @@ def _state(path: Path | RemoteFile) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _scores(
-    part: SelectedDataset, inputs: Sequence[Input], keys: Keys, missing: float | None
-) -> tuple[npt.NDArray[np.float32], int]:
-    """The number under keys.id of each document, of copies the first that has one, and how many have none."""
+def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> tuple[npt.NDArray[np.float32], int]:
+    """The number under keys.id of each document, of copies the first that has one, NaN where there is none; and how
+    many have none."""
     prefix, manifest = part.prefix, part.manifest
     hashes = documents_column(prefix, manifest)["content_hash"]
     order = np.argsort(hashes, kind="stable")
@@ -208,15 +232,7 @@ def _scores(
         for number, begin, behind in zip(numbers, first, end, strict=True):
             same = order[begin:behind]
             scores[same[np.isnan(scores[same])]] = number
-    without = int(np.isnan(scores).sum())
-    if without and (missing is None or without == manifest.documents):
-        rule = f"gives no number for {without:,} of the {manifest.documents:,} documents of {prefix}."
-        remedy = "Name another field, or --input with the files as prepared"
-        remedy += "." if without == manifest.documents else ", or give those documents a --missing number."
-        raise BadInput(Fault(f"--field {keys.id}", rule, remedy))
-    if missing is not None:
-        scores[np.isnan(scores)] = missing
-    return scores, without
+    return scores, int(np.isnan(scores).sum())
 
 
 def _number(text: str) -> float:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.manifest import load_manifest, read_score
+from megatron_cpt.corpus.parts import part_prefixes
 from megatron_cpt.preparation import inputs
 from megatron_cpt.preparation.fields import Unanswerable, field_of, parse_condition
 
@@ -98,6 +99,27 @@ def test_a_nested_text_that_is_half_a_character_is_rejected(tmp_path: Path, toke
     assert main(["prepare", str(path), *words, "--output", f"{tmp_path}/out"]) == 0
     assert load_manifest(tmp_path / "out").documents == 1
     assert "broken JSON" in (tmp_path / "out.rejected.jsonl").read_text()
+
+
+def test_a_dataset_of_a_set_may_have_no_number_where_another_has(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [{"text": "one"}, {"text": "two"}, {"text": "three", "score": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["prepare", str(path), "--tokenizer", str(tokenizer_folder), "--order", "as_read", "--quiet"]
+    assert main([*words, "--output", f"{tmp_path}/out", "--parts", "3"]) == 0
+    words = ["score", f"{tmp_path}/out", "--by", "field", "--name", "quality", "--field"]
+    capsys.readouterr()
+    assert main([*words, "scor", "--missing", "-1"]) == 2
+    assert "gives no number for 3 of the 3 documents of" in capsys.readouterr().err
+    assert main([*words, "score"]) == 2
+    assert "or give those documents a --missing number" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.score.json"))
+    for _ in range(2):
+        assert main([*words, "score", "--missing", "-1"]) == 0
+    prefixes = part_prefixes(tmp_path / "out", 3)
+    assert [read_score(one, "quality", load_manifest(one)).tolist() for one in prefixes] == [[-1], [-1], [2]]
 
 
 def test_documents_without_a_number_are_refused_or_get_the_one_given(

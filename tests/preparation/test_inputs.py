@@ -1,6 +1,9 @@
 import bz2
 import gzip
+import json
 import lzma
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -226,3 +229,129 @@ def test_standard_input_that_is_no_json_lines_is_refused(tmp_path: Path, tokeniz
     done = slowly([b"[", b'{"text": "x"}, {"text": "y"}]'], words)
     assert done.returncode == 2 and "-: is one JSON array, not JSON lines." in done.stderr
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"id,text\n1,one\n2,two\n", []),
+        (b"id\ttext\n1\tone, two\n", []),
+        (b'id,body\n1,"one, two"\n2,three\n', []),
+        (gzip.compress(b"text\none\ntwo\n", mtime=0), []),
+        (b"id,body\n1\n", ["--text-key", "body"]),
+    ],
+)
+def test_a_table_on_standard_input_is_refused(
+    tmp_path: Path, tokenizer_folder: Path, content: bytes, words: list[str]
+) -> None:
+    done = slowly([content], [*words, "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")])
+    assert done.returncode == 2 and "-: is a table (CSV)" in done.stderr and ".csv" in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "documents"),
+    [
+        (b"Roses are red, violets\nare blue, sugar\n", [], 1),
+        (b"In the end, text, and more\nof it\n", [], 1),
+        (b"text", [], 1),
+        (b"cat,dog\nbird,fish\n", ["--document-per-line"], 2),
+    ],
+)
+def test_a_text_with_commas_on_standard_input_is_no_table(
+    tmp_path: Path, tokenizer_folder: Path, content: bytes, words: list[str], documents: int
+) -> None:
+    done = slowly([content], [*words, "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")])
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "out").documents == documents
+
+
+SUPERUSER = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+"""Drops what lets a superuser read whatever its mode says."""
+
+
+def by_modes(words: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    """`prepare` as a user whom the modes of files bind; skips where there is none to be had."""
+    before = [*SUPERUSER] if os.geteuid() == 0 else []
+    if before and shutil.which(before[0]) is None:
+        pytest.skip("setpriv is not installed, and modes do not bind the superuser")
+    closed = folder / "closed"
+    closed.mkdir(mode=0)
+    listed = subprocess.run([*before, "ls", str(closed)], capture_output=True, text=True, check=False)
+    closed.rmdir()
+    if "Permission denied" not in listed.stderr:
+        pytest.skip(f"modes do not bind this user: {listed.stderr}")
+    command = [*before, sys.executable, "-m", "megatron_cpt.commands.dispatch", "prepare", *words, "--quiet"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("named", "mode"),
+    [
+        ("mixd", 0o000),
+        ("mixd", 0o311),
+        ("mixd/*", 0o000),
+        ("mixd/*/*.jsonl", 0o000),
+        ("mixd/*/*.jsonl", 0o311),
+        ("mixd/*/a.jsonl", 0o000),
+        ("mixd/**", 0o311),
+        ("mixd/**/*.jsonl", 0o000),
+        ("mixd/[n]o/*.jsonl", 0o000),
+        ("mixd/*/*.jsonl", 0o444),
+    ],
+)
+def test_a_folder_that_may_not_be_read_is_refused_by_name(
+    tmp_path: Path, tokenizer_folder: Path, named: str, mode: int
+) -> None:
+    for name in ("ok", "no"):
+        (tmp_path / "mixd" / name).mkdir(parents=True)
+        (tmp_path / "mixd" / name / "a.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    words = [str(tmp_path / named), "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")]
+    closed = tmp_path / "mixd" / "no"
+    closed.chmod(mode)
+    try:
+        done = by_modes(words, tmp_path)
+    finally:
+        closed.chmod(0o755)
+    assert done.returncode == 2, done.stdout
+    assert f"{closed}: is a folder that cannot be read: Permission denied. Allow reading it" in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_that_only_passes_and_lost_and_found_are_no_reason_to_refuse(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    """A folder is listed only where a wildcard stands in it; `lost+found` is no user's."""
+    folder = tmp_path / "passes" / "all"
+    (folder / "lost+found").mkdir(parents=True)
+    (folder / "some").mkdir()
+    (folder / "some" / "a.jsonl").write_bytes(LINE)
+    words = ["--tokenizer", str(tokenizer_folder), "--output"]
+    (folder / "lost+found").chmod(0)
+    folder.parent.chmod(0o311)
+    try:
+        for number, named in enumerate((folder, folder / "*" / "*.jsonl")):
+            done = by_modes([str(named), *words, str(tmp_path / f"out-{number}")], tmp_path)
+            assert done.returncode == 0, done.stderr
+    finally:
+        folder.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize(("closed", "named"), [("a.jsonl", "a.jsonl"), ("a.jsonl", ""), (".", "*.jsonl")])
+def test_a_file_that_may_not_be_read_is_refused_by_name(
+    tmp_path: Path, tokenizer_folder: Path, closed: str, named: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(LINE)
+    (folder / closed).chmod(0)
+    words = [str(folder / named), "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")]
+    try:
+        done = by_modes(words, tmp_path)
+    finally:
+        (folder if closed == "." else folder / closed).chmod(0o755)
+    assert done.returncode == 2
+    assert (
+        f"{folder / (named or closed)}: cannot be read: Permission denied. Allow reading it, or leave it out."
+        in done.stderr
+    )

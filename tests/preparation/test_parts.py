@@ -211,3 +211,58 @@ def test_the_command_lines(
     for number in (1, 2):
         x, y = (tmp_path / f"{name}-0000{number}-of-00002.bin" for name in "xy")
         assert x.read_bytes() == y.read_bytes()
+
+
+def test_a_merge_of_what_is_complete_says_so_and_a_part_needs_its_parts(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--holdout", "20%"]
+    words += ["--max-rejected", "50%", "--shard", "1/1", "--output"]
+    folder = tmp_path / "out"
+    one, some = str(folder / "one"), str(folder / "some")
+    for prefix in (one, some):
+        assert main([*words, prefix]) == 0
+    before = digests(folder / "one.pieces")
+    assert main(["merge", one, "--part", "1"]) == 2
+    assert "--part 1: needs --parts" in capsys.readouterr().err
+    assert digests(folder / "one.pieces") == before and not idx_path(one).exists()
+    assert main(["merge", one]) == main(["merge", some, "--parts", "2"]) == 0
+    before = digests(folder)
+    for complete in (
+        [one],
+        [one, "--parts", "1"],
+        [some, "--parts", "2"],
+        [some],
+        [some, "--parts", "2", "--part", "2"],
+    ):
+        capsys.readouterr()
+        assert main(["merge", *complete]) == 0
+        assert "already complete: nothing was done" in capsys.readouterr().out
+    for other, told in (
+        ([one, "--part", "1"], "--part 1: needs --parts"),
+        ([one, "--parts", "2"], "holds no shards"),
+        ([some, "--parts", "3"], "holds no shards"),
+        ([some, "--parts", "2", "--part", "3"], "is none of the parts, which are 1 to 2"),
+    ):
+        assert main(["merge", *other]) == 2
+        assert told in capsys.readouterr().err
+    assert digests(folder) == before
+    held_out = part_prefixes(folder / "some", 2)[1].with_name("some-00002-of-00002.validation.idx")
+    held_out.unlink()
+    assert main(["merge", some]) == 2
+    assert "holds no shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("holdout", [[], ["--holdout", "50%"], ["--holdout", "1k"]])
+def test_without_a_document_the_causes_are_told(
+    tmp_path: Path,
+    corpus: list[str],
+    tokenizer_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    holdout: list[str],
+) -> None:
+    words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--max-rejected", "50%", "--output"]
+    assert main([*words, str(tmp_path / "x")]) == 0
+    assert main([*words, str(tmp_path / "y"), "--dedup-against", str(tmp_path / "x"), *holdout]) == 2
+    told = capsys.readouterr().err
+    assert "y: would get no document: " in told and " copies, 2 rejected. Give others." in told

@@ -9,6 +9,7 @@ from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
 from megatron_cpt.corpus.manifest import Manifest, load_manifest, read_score, scores_beside, verify_dataset
+from megatron_cpt.corpus.parts import named_by
 from megatron_cpt.corpus.stream import preview, tokenizer_of
 from megatron_cpt.quality.score import histogram_lines
 
@@ -41,17 +42,29 @@ _SHOWN_TOKENS = 400
 
 def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
-    manifest = verify_dataset(args.prefix) if args.verify else load_manifest(args.prefix)
-    dataset = IndexedDataset(args.prefix)
+    left = args.show
+    prefixes = named_by(args.prefix)
+    for number, prefix in enumerate(prefixes, 1):
+        if len(prefixes) > 1:
+            print(f"{'' if number == 1 else chr(10)}=== {prefix}, part {number} of {len(prefixes)}")
+        left -= _inspect(prefix, left, args)
+    return 0
+
+
+def _inspect(prefix: str, show: int, args: argparse.Namespace) -> int:
+    """Prints what is to be told of one dataset, and up to `show` of its documents; returns how many."""
+    manifest = verify_dataset(prefix) if args.verify else load_manifest(prefix)
+    dataset = IndexedDataset(prefix)
     print(_counts(manifest, dataset))
     if args.histograms:
-        print(_histograms(args.prefix, manifest, dataset))
+        print(_histograms(prefix, manifest, dataset))
     tokenizer = tokenizer_of(manifest, args.tokenizer)
-    for number in range(min(args.show, dataset.documents)):
+    shown = max(0, min(show, dataset.documents))
+    for number in range(shown):
         print(f"\n--- document {number}\n{preview(dataset.document(number), tokenizer, _SHOWN_TOKENS)}")
     if args.verify:
         print("\nverified: index and data hashes, ids, document ends")
-    return 0
+    return shown
 
 
 def parser() -> argparse.ArgumentParser:

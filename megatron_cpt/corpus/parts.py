@@ -9,7 +9,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.config.errors import Fault
+from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.corpus.indexed import idx_path, manifest_path
 from megatron_cpt.corpus.manifest import read_manifest
 
@@ -37,8 +37,38 @@ def parts_there(prefix: str) -> list[str]:
 
 
 def named_by(prefix: str) -> list[str]:
-    """The prefixes that a name without wildcards stands for: itself, or the parts that it is in."""
-    return [prefix] if idx_path(prefix).is_file() else parts_there(prefix) or [prefix]
+    """The prefixes that a name without wildcards stands for: itself, or all the parts that it is in.
+
+    Raises BadInput where parts are missing, of another dataset, or there in two divisions; IntegrityFault where a
+    manifest is damaged.
+    """
+    if idx_path(prefix).is_file():
+        return [prefix]
+    there = parts_there(prefix)
+    refuse(part_faults([Path(name) for name in there]) or _name_faults(prefix, there))
+    return there or [prefix]
+
+
+def _name_faults(prefix: str, there: Sequence[str]) -> list[Fault]:
+    """What is wrong with parts that their manifests, each for itself, do not tell."""
+    if not there:
+        return []
+    numbers = [tuple(map(int, name.removesuffix(HELD_OUT).rsplit("-", 3)[1::2])) for name in there]
+    divisions = {of for _, of in numbers}
+    if len(divisions) > 1:
+        rule = f"is there in different numbers of parts: {_listed([f'{of:,}' for of in sorted(divisions)])}."
+        return [Fault(prefix, rule, "Take the files of the other divisions away.")]
+    (of,) = divisions
+    missing = [str(number) for number in range(1, of + 1) if (number, of) not in numbers]
+    if missing or len(there) != of:
+        found = f"part {_listed(missing)} is not there" if missing else "there are others"
+        return [Fault(prefix, f"is in {of:,} parts, and {found}.", "Put all of them there.")]
+    manifests = [read_manifest(name) if manifest_path(name).is_file() else None for name in there]
+    jobs = [None if manifest is None or manifest.part is None else manifest.part.job for manifest in manifests]
+    for name, job in zip(there, jobs, strict=True):
+        if job != jobs[0]:
+            return [Fault(name, f"is no part of the dataset that {there[0]} is of.", "Put the parts of one there.")]
+    return []
 
 
 def part_faults(prefixes: Sequence[Path]) -> list[Fault]:
@@ -60,7 +90,7 @@ def part_faults(prefixes: Sequence[Path]) -> list[Fault]:
             number, prefix = next(iter(named.items()))
             if missing:
                 rule = f"is part {number} of {of}, and part {_listed(missing)} of that dataset is not among the paths."
-                remedy = "Name PREFIX, which stands for all parts, and put all of them there; or name a selection."
+                remedy = "Name PREFIX, which stands for all parts, and put all of them there."
                 faults.append(Fault(str(prefix), rule, remedy))
         if len(divisions) > 1:
             first, second = (next(iter(named.values())) for named in list(divisions.values())[:2])

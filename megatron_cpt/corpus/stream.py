@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable
+from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable, refuse
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
 from megatron_cpt.corpus.loss_mask import LossMask, open_loss_mask
 from megatron_cpt.corpus.manifest import Manifest, compare_samples, data_names, open_dataset
-from megatron_cpt.corpus.parts import HELD_OUT, named_by
+from megatron_cpt.corpus.parts import HELD_OUT, named_by, part_faults
 from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,
@@ -125,8 +125,9 @@ def expand_paths(paths: Sequence[str]) -> list[Path]:
     A prefix stands for all parts of a dataset that `prepare --parts` divided.
 
     A glob that ends in `.selection.json` names selections, any other names datasets by their prefix
-    (held-out `*.validation` ones only if it ends so). Raises BadInput for a glob that matches nothing;
-    whether a plain path is there is seen when it is opened.
+    (held-out `*.validation` ones only if it ends so). Raises BadInput for a glob that matches nothing, and for a
+    prefix or a glob that stands for some parts of a dataset without the others; whether a plain path is there is seen
+    when it is opened.
     """
     return [path for text in paths for path in _expand(text)]
 
@@ -150,6 +151,8 @@ def _expand(path: str) -> list[Path]:
         if not text.endswith(SUFFIX) and (selections := sorted(glob.glob(f"{text}{SUFFIX}", recursive=True))):
             remedy = f"It would match {', '.join(selections)}: a glob of selections ends in `{SUFFIX}`."
         raise BadInput(Fault(text, "matches no dataset.", remedy))
+    if not text.endswith(SUFFIX):
+        refuse(part_faults([Path(name) for name in found]))
     return [Path(name) for name in found]
 
 

@@ -14,6 +14,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schema import Recompute, RunConfig, name_faults
 from megatron_cpt.config.units import short_count
+from megatron_cpt.corpus.parts import named_by
 from megatron_cpt.corpus.selection import SUFFIX
 from megatron_cpt.corpus.stream import TokenStream, expand_paths, prefix_of
 from megatron_cpt.families.family import ModelShape
@@ -159,7 +160,8 @@ def _source(name: str, role: Role, path: str) -> _Source:
             raise BadInput(Fault(f"--{role} {path}", rule, remedy))
         return _Source(name, role, path, None, (f"{path}.validation",), None)
     stream = TokenStream([path])
-    prefixes = dict.fromkeys(str(one.prefix) for one in stream.document_sets)
+    in_parts = named_by(path) != [path]
+    prefixes = [path] if in_parts else dict.fromkeys(str(one.prefix) for one in stream.document_sets)
     held_out = tuple(part for part in (f"{prefix}.validation" for prefix in prefixes) if _is_there(part))
     return _Source(name, role, path, stream.tokens, held_out, TokenStream(held_out).tokens, stream)
 
@@ -170,7 +172,9 @@ def _folder(request: FirstRun, sources: Sequence[_Source]) -> str:
 
 def _is_there(path: str) -> bool:
     """Whether a path names something: globs are asked when they are opened."""
-    return any(mark in path for mark in "*?[") or Path(path).is_file() or Path(f"{path}.idx").is_file()
+    if any(mark in path for mark in "*?[") or Path(path).is_file() or Path(f"{path}.idx").is_file():
+        return True
+    return named_by(path) != [path]
 
 
 def _one_pass(sources: Sequence[_Source], ratio: float) -> int | None:

@@ -163,7 +163,10 @@ def _open_validation_sets(config: RunConfig, assumed: Mapping[str, int], faults:
 def _division_faults(setting: str, paths: Sequence[str]) -> list[Fault]:
     """Parts of a dataset that are named without the others. A selection may be of any part."""
     prefixes = [path for path in expand_paths(paths) if not str(path).endswith(SUFFIX)]
-    return [Fault(f"{setting}: {fault.value}", fault.rule, fault.remedy) for fault in part_faults(prefixes)]
+    remedy = "For a part alone, name a selection of it."
+    return [
+        Fault(f"{setting}: {fault.value}", fault.rule, f"{fault.remedy} {remedy}") for fault in part_faults(prefixes)
+    ]
 
 
 def _path_faults(setting: str, paths: Sequence[str], error: BadInput) -> list[Fault]:

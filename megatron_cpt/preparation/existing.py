@@ -32,6 +32,13 @@ def files_of(output: Path) -> list[Path]:
     return [output.with_name(f"{output.name}{part}.{name}") for name in (*_WRITTEN, *_LISTS) for part in ("", HELD_OUT)]
 
 
+def prefixes_of(output: Path, parts: int) -> set[Path]:
+    """Every dataset that a call writes or could replace, resolved: of one and of all parts, held-out ones too."""
+    prefixes = [name for prefix in (output, *part_prefixes(output, parts)) for name in _names(prefix)]
+    prefixes += [Path(name) for prefix in _names(output) for name in parts_there(str(prefix))]
+    return {prefix.resolve() for prefix in prefixes}
+
+
 def sweep_files(job: Job) -> None:
     """Removes what killed calls left beside the datasets, of which the caller is the only writer."""
     sweep(file for prefix in dict.fromkeys([job.output, *job.datasets]) for file in files_of(prefix))

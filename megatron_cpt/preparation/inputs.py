@@ -35,6 +35,7 @@ import zstandard
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path
+from megatron_cpt.corpus.parts import HELD_OUT, named_by, part_faults
 from megatron_cpt.corpus.stream import prefix_of
 from megatron_cpt.preparation.remote_file import RemoteFile, is_remote, remote_files
 from megatron_cpt.runs.folder import named_errors
@@ -250,16 +251,21 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
     """What paths, folders and globs name, in the order given, files of one folder or glob by name.
 
     Folders are read at every depth; names that begin with a point are left out. Warns of the files of a folder that are
-    not read, CSV files without a column `text_key` among others too. `document_per_line` takes each line of a text file
-    for a document. Raises BadInput listing each path that is missing, unreadable, of an unknown kind, or named twice,
-    and for a folder that may not be looked into.
+    not read, CSV files without a column `text_key` among others too, and of held-out datasets that a glob leaves out.
+    `document_per_line` takes each line of a text file for a document. Raises BadInput listing each path that is
+    missing, unreadable, of an unknown kind, or named twice, parts of a dataset without the others, and a dataset beside
+    its held-out part; and for a folder that may not be looked into.
     """
     faults: list[Fault] = []
     inputs: list[Input] = []
     not_read: list[Path | RemoteFile] = []
     seen: set[Path | RemoteFile] = set()
     for text in paths:
-        found = _files(text)
+        try:
+            found = _files(text)
+        except BadInput as error:
+            faults += error.faults
+            continue
         before = len(inputs), len(faults)
         described = _all_described(found, document_per_line)
         of_folders: list[Input] = []
@@ -284,11 +290,23 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
             not_read += [source.path for source in beside]
         if (len(inputs), len(faults)) == before:
             faults.append(_no_input(text, [file for file, _ in found]))
+    faults += _pair_faults([source.local.with_suffix("") for source in inputs if source.kind == "indexed"])
     if faults:
         raise BadInput(*faults)
     if not_read:
         warnings.warn(not_read_line(not_read), stacklevel=2)
     return FoundInputs(inputs, not_read)
+
+
+def _pair_faults(prefixes: Sequence[Path]) -> list[Fault]:
+    """Datasets among the inputs that are not to be read without others, or not with them."""
+    faults = part_faults(prefixes)
+    remedy = "Leave it out: what validates is not to be trained on."
+    named = set(prefixes)
+    for prefix in prefixes:
+        if prefix.with_name(prefix.name + HELD_OUT) in named:
+            faults.append(Fault(f"{prefix}{HELD_OUT}", f"is held out from {prefix}, which is read too.", remedy))
+    return faults
 
 
 _REQUESTS = 16
@@ -360,8 +378,10 @@ def _named(text: str) -> list[tuple[Path, bool]]:
         return [(bin_path(prefix_of(text)), False)]
     if path.is_file():
         return [(path, False)]
+    if (parts := named_by(prefix_of(text))) != [prefix_of(text)]:
+        return [(bin_path(part), False) for part in parts]
     _refuse_closed_on_the_way(text)
-    matched = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+    matched = _without_held_out([Path(name) for name in sorted(glob.glob(text, recursive=True))])
     matched = [found for found in matched if not (found.suffix == ".idx" and found.with_suffix(".bin") in matched)]
     # `**` names the files of its folders itself.
     return [(found, found.is_dir()) for found in matched if found.is_file() or (found.is_dir() and "**" not in text)]
@@ -396,6 +416,19 @@ def _refuse_closed_on_the_way(pattern: str) -> None:
             except OSError as error:
                 error.filename = os.path.normpath(folder)
                 _refuse_closed(error)
+
+
+def _without_held_out(matched: Sequence[Path]) -> list[Path]:
+    """What a glob matches, without held-out datasets where it matches others too. It warns of them."""
+    pairs = [found for found in matched if found.suffix == ".bin" and found.with_suffix(".idx").is_file()]
+    held_out = [found for found in pairs if found.stem.endswith(HELD_OUT)]
+    if len(held_out) == len(pairs):
+        return [*matched]
+    for found in held_out:
+        rule = "is held out, and left out. A glob of such datasets alone is read."
+        warnings.warn(f"{found.with_suffix('')}: {rule}", stacklevel=2)
+    left_out = {found.with_suffix("") for found in held_out}
+    return [found for found in matched if not (found.suffix in (".bin", ".idx") and found.with_suffix("") in left_out)]
 
 
 def _files_under(folder: Path) -> list[Path]:

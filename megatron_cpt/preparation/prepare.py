@@ -37,6 +37,7 @@ from megatron_cpt.preparation.existing import (
     are_joined,
     files_of,
     finished,
+    prefixes_of,
     refuse_others_files,
     refuse_to_replace,
     sweep_files,
@@ -69,7 +70,6 @@ from megatron_cpt.preparation.job import (
     note,
     owned,
     unchanged,
-    validation_prefix,
     workspace_of,
 )
 from megatron_cpt.preparation.join import Joined, join
@@ -338,8 +338,16 @@ def described_job(
         raise BadInput(Fault(f"--output {output}", "is a folder.", "Give a prefix in it, such as data/corpus."))
     if settings.filters is not None:
         settings = replace(settings, filter_libraries=filter_libraries())
+    written = prefixes_of(output, settings.parts)
+    refuse(
+        [
+            Fault(f"--decontaminate {one.source}", _WRITTEN, "Name others.")
+            for one in evaluation
+            if Path(one.source).resolve() in written
+        ]
+    )
     if settings.dedup_against is not None:
-        settings = replace(settings, dedup_against=_with_hashes([*settings.dedup_against], output))
+        settings = replace(settings, dedup_against=_with_hashes([*settings.dedup_against], written))
     found = find_inputs(inputs, settings.document_per_line, settings.text_key)
     chat = settings.train_on is not None
     if chat:
@@ -408,7 +416,10 @@ def _chat_faults(settings: PrepareSettings) -> list[Fault]:
     return faults
 
 
-def _with_hashes(prefixes: Sequence[str], output: Path) -> dict[str, str]:
+_WRITTEN = "is the dataset that is written."
+
+
+def _with_hashes(prefixes: Sequence[str], written: set[Path]) -> dict[str, str]:
     """Datasets whose documents are left out, by their absolute prefixes, with the hash of their documents' hashes."""
     found: dict[str, str] = {}
     faults = []
@@ -416,8 +427,8 @@ def _with_hashes(prefixes: Sequence[str], output: Path) -> dict[str, str]:
         prefix = Path(text).absolute()
         manifest = load_manifest(prefix)
         name = f"--dedup-against {text}"
-        if prefix.resolve() in (output.resolve(), validation_prefix(output).resolve()):
-            faults.append(Fault(name, "is the dataset that is written.", "Name others."))
+        if prefix.resolve() in written:
+            faults.append(Fault(name, _WRITTEN, "Name others."))
         elif manifest.documents_sha256 is None:
             rule = "has no hashes of its documents' texts (documents.npy)."
             remedy = "Make them once: megatron-cpt prepare PREFIX --tokenizer PATH --output ANOTHER."

@@ -30,6 +30,7 @@ from megatron_cpt.corpus.manifest import (
     whole_record,
     write_score,
 )
+from megatron_cpt.corpus.parts import named_by
 from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, load_selection, whole_dataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks, expand_paths, tokenizer_of
 from megatron_cpt.preparation.documents import Keys, read_inputs
@@ -299,19 +300,22 @@ def tokenized(
 
 
 def _open(option: str, path: str, manifest: Manifest) -> Reference:
+    prefixes = [path] if idx_path(path).is_file() or Path(path).exists() else named_by(path)
     if path.endswith(SUFFIX):
         selection = load_selection(path)
         reference = Reference(path, selection.sha256, selection.datasets)
-    elif idx_path(path).is_file():
-        whole = whole_dataset(path)
-        reference = Reference(path, whole.manifest.data_sha256, (whole,))
+    elif idx_path(prefixes[0]).is_file():
+        wholes = tuple(whole_dataset(prefix) for prefix in prefixes)
+        hashes = [whole.manifest.data_sha256 for whole in wholes]
+        of_all = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        reference = Reference(path, of_all, wholes)
     else:
         files = [source.path for source in input_files([path])]
         if tokenizer_of(manifest) is None:
             rule = "is text, and the tokenizer of the dataset is unknown or no longer where it was."
             raise BadInput(Fault(f"{option} {path}", rule, "Give a dataset made with the same tokenizer."))
-        hashes = "\n".join(file_sha256(file) if isinstance(file, Path) else repr(file) for file in files)
-        return Reference(path, hashlib.sha256(hashes.encode()).hexdigest(), ())
+        contents = "\n".join(file_sha256(file) if isinstance(file, Path) else repr(file) for file in files)
+        return Reference(path, hashlib.sha256(contents.encode()).hexdigest(), ())
     for part in reference.parts:
         if None not in (manifest.tokenizer, part.manifest.tokenizer) and manifest.tokenizer != part.manifest.tokenizer:
             rule = f"is made with another tokenizer ({part.manifest.tokenizer_folder})."

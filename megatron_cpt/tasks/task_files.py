@@ -21,6 +21,7 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import TaskSettings
 from megatron_cpt.corpus.indexed import idx_path
+from megatron_cpt.corpus.parts import named_by
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, dataset_items
 from megatron_cpt.preparation.inputs import MAGIC_BYTES, compression_of, decompressed
 from megatron_cpt.runs.folder import file_sha256
@@ -119,7 +120,8 @@ def _prompt(context: Any, question: Any) -> str:
 
 
 def evaluation_sets(paths: Sequence[str]) -> list[EvaluationSet]:
-    """A set for each task of the files, and one for each dataset, of which the prefix is given.
+    """A set for each task of the files, and one for each dataset, of which the prefix is given, or for each of its
+    parts.
 
     Raises BadInput listing every path that is neither, and as read_items does.
     """
@@ -127,7 +129,9 @@ def evaluation_sets(paths: Sequence[str]) -> list[EvaluationSet]:
     faults: list[Fault] = []
     for path in paths:
         try:
-            sets += [dataset_items(path)] if idx_path(path).is_file() else _tasks(Path(path))
+            prefixes = [path] if Path(path).is_file() else named_by(path)
+            datasets = [dataset_items(prefix) for prefix in prefixes if idx_path(prefix).is_file()]
+            sets += datasets or _tasks(Path(path))
         except BadInput as error:
             faults += error.faults
     if faults:

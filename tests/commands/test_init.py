@@ -55,6 +55,21 @@ def test_values_follow_from_model_and_data(here: Path) -> None:
     assert content["validation"]["sets"]["web"]["role"] == "general"
 
 
+def test_a_dataset_in_parts_is_named_by_its_prefix(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        for ending, tokens in (("", 30_000), (".validation", 900)):
+            write_dataset(here / f"med-0000{number}-of-00002{ending}", tokens + number, here / "base")
+    content = init("--model", "base", "--domain", "med", "--replay", "web")
+    assert content["data"]["sources"]["med"]["paths"] == ["med"]
+    assert content["validation"]["sets"]["med"]["paths"] == ["med.validation"]
+    assert content["training"]["tokens"] == int(60_003 / 0.7)
+    assert main(["plan", "run.yaml", "--nproc", "1"]) == 0
+    Path("med-00002-of-00002.idx").unlink()
+    capsys.readouterr()
+    assert main(["init", "other.yaml", "--model", "base", "--domain", "med"]) != 0
+    assert "med: is in 2 parts, and part 2 is not there" in capsys.readouterr().err
+
+
 def test_every_line_of_the_file_has_a_comment_or_opens_a_section(here: Path) -> None:
     init("--model", "base", "--domain", "law", "--replay", "web")
     lines = Path("run.yaml").read_text().splitlines()

@@ -18,11 +18,14 @@ from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset, idx_path
 from megatron_cpt.corpus.manifest import Manifest, documents_column, load_manifest, verify_dataset
-from megatron_cpt.corpus.parts import part_faults, part_prefixes
+from megatron_cpt.corpus.parts import named_by, part_faults, part_prefixes
 from megatron_cpt.corpus.stream import TokenStream, expand_paths
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, read_contamination
+from megatron_cpt.preparation.inputs import find_inputs
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
+from megatron_cpt.quality.score import open_datasets, open_references
+from megatron_cpt.tasks.task_files import evaluation_sets
 from tests.planning.small_run import faults_of, settings
 from tests.preparation.test_interruptions import SETTINGS, corpus, digests
 
@@ -194,6 +197,11 @@ def test_more_parts_than_documents(tmp_path: Path, write_jsonl: WriteJsonl, toke
     assert np.array_equal(parts.read(0, 20), whole.read(0, 20))
     for prefix in part_prefixes(tmp_path / "x", 9):
         verify_dataset(prefix)
+    again = prepare([str(tmp_path / "x")], tokenizer_folder, tmp_path / "z")
+    assert again.training.documents == 3
+    assert sum(len(part.items) for part in evaluation_sets([str(tmp_path / "x")])) == 3
+    assert main(["inspect", str(tmp_path / "x")]) == 0
+    assert main(["score", str(tmp_path / "x"), "--by", "ngram", "--reference", str(tmp_path / "x"), "--quiet"]) == 0
 
 
 def test_the_command_lines(
@@ -266,3 +274,110 @@ def test_without_a_document_the_causes_are_told(
     assert main([*words, str(tmp_path / "y"), "--dedup-against", str(tmp_path / "x"), *holdout]) == 2
     told = capsys.readouterr().err
     assert "y: would get no document: " in told and " copies, 2 rejected. Give others." in told
+
+
+def moved(folder: Path, prefix: Path, to: Path) -> None:
+    """Gives a dataset of the folder, with its held-out part, another prefix."""
+    for path in [*folder.glob(f"{prefix.name}.*")]:
+        path.rename(to.with_name(to.name + path.name.removeprefix(prefix.name)))
+
+
+def test_a_prefix_stands_for_all_parts_of_one_dataset(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever names datasets refuses what some of a dataset's parts are, and two datasets of one name."""
+    for name, of, seed in (("a", 3, 1), ("b", 3, 2), ("c", 2, 2)):
+        prepare(corpus, tokenizer_folder, tmp_path / name / "x", replace(SETTINGS, parts=of, seed=seed), workers=2)
+    (a, b, c), x = (tmp_path / name for name in "abc"), str(tmp_path / "a" / "x")
+    assert [Path(name) for name in named_by(x)] == part_prefixes(a / "x", 3)
+
+    def refused(rule: str) -> None:
+        for named in (x, f"{x}-*", f"{x}.validation"):
+            with pytest.raises(BadInput, match=rule):
+                expand_paths([named])
+        for named in (x, f"{x}-*.bin"):
+            with pytest.raises(BadInput, match=rule):
+                find_inputs([named])
+        words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--output", str(tmp_path / "o")]
+        for line in (
+            ["score", x, "--by", "ngram", "--reference", corpus[0]],
+            ["score", str(b / "x"), "--by", "ngram", "--reference", x],
+            ["select", x, "--share", "50%", "--keep", "random", "--output", str(tmp_path / "s")],
+            ["inspect", x],
+            [*words, "--dedup-against", x],
+            [*words, "--decontaminate", f"{x}.validation"],
+        ):
+            capsys.readouterr()
+            assert main(line) != 0
+            assert "of that dataset" in capsys.readouterr().err
+        assert not list(tmp_path.glob("o.*")) and not list(tmp_path.glob("s.*"))
+
+    second = part_prefixes(a / "x", 3)[1]
+    moved(a, second, a / "away")
+    refused("is part 1 of 3, and part 2 of that dataset")
+    moved(b, part_prefixes(b / "x", 3)[1], second)
+    refused("is part 1 of 3, and part 2 of that dataset")
+    moved(a, second, part_prefixes(b / "x", 3)[1])
+    moved(a, a / "away", second)
+    assert len(open_datasets([x])) == 3
+    for one in part_prefixes(c / "x", 2):
+        moved(c, one, a / one.name)
+    with pytest.raises(BadInput, match="x: is there in different numbers of parts: 2, 3"):
+        named_by(x)
+
+
+def test_parts_without_manifests_are_known_by_their_names(tmp_path: Path) -> None:
+    for name in ("00001-of-00002", "00002-of-00002"):
+        idx_path(tmp_path / f"x-{name}").touch()
+    assert len(named_by(str(tmp_path / "x"))) == 2
+    idx_path(tmp_path / "x-00001-of-00002").unlink()
+    with pytest.raises(BadInput, match="is in 2 parts, and part 1 is not there"):
+        named_by(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("of", [1, 2])
+def test_the_dataset_that_is_written_is_not_what_is_compared_with(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], of: int
+) -> None:
+    output = tmp_path / "out" / "x"
+    prepare(corpus, tokenizer_folder, output, replace(SETTINGS, parts=of), workers=2)
+    before = digests(output.parent)
+    named = [output, *part_prefixes(output, of)]
+    named += [Path(f"{prefix}.validation") for prefix in named]
+    words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--overwrite", "--output"]
+    for option in ("--dedup-against", "--decontaminate"):
+        for prefix in dict.fromkeys(named):
+            for parts in ("1", "2"):
+                assert main([*words, str(output), "--parts", parts, option, str(prefix)]) != 0
+                assert "is the dataset that is written. Name others." in capsys.readouterr().err
+    assert digests(output.parent) == before
+
+
+def test_the_parts_of_a_prefix_are_read_as_one_input(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the input of prepare, as items, as a reference, and of inspect; held-out parts never beside others."""
+    for of in (1, 2):
+        prepare(corpus, tokenizer_folder, tmp_path / str(of) / "x", replace(SETTINGS, parts=of), workers=2)
+    one, two = str(tmp_path / "1" / "x"), str(tmp_path / "2" / "x")
+    whole = load_manifest(one)
+    for name, named in (("p", two), ("q", one)):
+        prepare([named], tokenizer_folder, tmp_path / name, PrepareSettings(order="as_read"))
+    assert (tmp_path / "p.bin").read_bytes() == (tmp_path / "q.bin").read_bytes()
+    with pytest.warns(UserWarning, match=r"x-0000[12]-of-00002.validation: is held out, and left out"):
+        by_glob = find_inputs([f"{two}-*.bin"])
+    assert by_glob.inputs == find_inputs([two]).inputs and len(by_glob.inputs) == 2
+    assert len(find_inputs([f"{two}-*.validation.bin"]).inputs) == 2
+    with pytest.raises(BadInput, match=r"x.validation: is held out from .*x, which is read too"):
+        find_inputs([one, f"{one}.validation"])
+
+    for ending in ("", ".validation"):
+        sets = evaluation_sets([f"{two}{ending}"])
+        (single,) = evaluation_sets([f"{one}{ending}"])
+        assert [item.texts for part in sets for item in part.items] == [item.texts for item in single.items]
+        (reference,) = open_references("--reference", [f"{two}{ending}"], whole)
+        (other,) = open_references("--reference", [f"{one}{ending}"], whole)
+        assert sum(part.tokens for part in reference.parts) == other.parts[0].tokens > 0
+        assert main(["inspect", f"{two}{ending}", "--show", "2", "--verify"]) == 0
+        told = capsys.readouterr().out
+        assert f"=== {two}-00002-of-00002{ending}, part 2 of 2" in told and told.count("--- document") == 2

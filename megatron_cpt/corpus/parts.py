@@ -50,7 +50,7 @@ def named_by(prefix: str) -> list[str]:
 
 
 def _name_faults(prefix: str, there: Sequence[str]) -> list[Fault]:
-    """What is wrong with parts that their manifests, each for itself, do not tell."""
+    """What is wrong with the parts of a prefix by their names: of some there may be no manifest, or another's."""
     if not there:
         return []
     numbers = [tuple(map(int, name.removesuffix(HELD_OUT).rsplit("-", 3)[1::2])) for name in there]
@@ -64,10 +64,13 @@ def _name_faults(prefix: str, there: Sequence[str]) -> list[Fault]:
         found = f"part {_listed(missing)} is not there" if missing else "there are others"
         return [Fault(prefix, f"is in {of:,} parts, and {found}.", "Put all of them there.")]
     manifests = [read_manifest(name) if manifest_path(name).is_file() else None for name in there]
-    jobs = [None if manifest is None or manifest.part is None else manifest.part.job for manifest in manifests]
-    for name, job in zip(there, jobs, strict=True):
-        if job != jobs[0]:
+    parts = [None if manifest is None else manifest.part for manifest in manifests]
+    first = next((part for part in parts if part is not None), None)
+    for name, place, part in zip(there, numbers, parts, strict=True):
+        if first is not None and (part is None or part.job != first.job):
             return [Fault(name, f"is no part of the dataset that {there[0]} is of.", "Put the parts of one there.")]
+        if part is not None and (part.number, part.of) != place:
+            return [Fault(name, f"is part {part.number} of {part.of} by its manifest.", "Give it its own name again.")]
     return []
 
 

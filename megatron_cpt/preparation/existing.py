@@ -133,6 +133,9 @@ def refuse_others_files(job: Job) -> None:
         if Path(source.path) in written:
             rule = f"is an input, and a file that --output {job.output} writes."
             faults.append(Fault(source.path, rule, "Give another --output, or rename the input."))
+    if job.settings.parts > 1 and job.output.name.endswith(HELD_OUT):
+        rule = f"would name the held-out documents of the parts of {job.output.name.removesuffix(HELD_OUT)} too."
+        faults.append(Fault(f"--output {job.output}", rule, "Give a name without this ending."))
     for prefix in job.datasets:
         held_out = validation_prefix(prefix)
         if job.settings.holds_out and _is_there(held_out) and not _is_own_held_out_part(job, prefix):

@@ -320,10 +320,25 @@ def test_a_prefix_stands_for_all_parts_of_one_dataset(
     moved(a, second, part_prefixes(b / "x", 3)[1])
     moved(a, a / "away", second)
     assert len(open_datasets([x])) == 3
+    first = part_prefixes(a / "x", 3)[0]
+    for old, new in ((first, a / "away"), (second, first), (a / "away", second)):  # they change names
+        moved(a, old, new)
+    with pytest.raises(BadInput, match="is part 2 of 3 by its manifest"):
+        named_by(x)
+    for old, new in ((first, a / "away"), (second, first), (a / "away", second)):
+        moved(a, old, new)
     for one in part_prefixes(c / "x", 2):
         moved(c, one, a / one.name)
     with pytest.raises(BadInput, match="x: is there in different numbers of parts: 2, 3"):
         named_by(x)
+
+
+def test_parts_do_not_have_the_name_of_held_out_documents(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path
+) -> None:
+    with pytest.raises(BadInput, match="would name the held-out documents of the parts of x too"):
+        prepare(corpus, tokenizer_folder, tmp_path / "x.validation", replace(SETTINGS, parts=2), workers=1)
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_parts_without_manifests_are_known_by_their_names(tmp_path: Path) -> None:

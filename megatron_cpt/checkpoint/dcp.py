@@ -144,10 +144,9 @@ class StoredTensors:
         """One chunk as it was written, in a file of its own or among others."""
         try:
             where = self._table.storage_data[MetadataIndex(key, chunk.offsets)]
-            with inside(self.shards, where.relative_path).open("rb") as file:
-                file.seek(where.offset)
-                content = io.BytesIO(file.read(where.length))
-            tensor = torch.load(content, map_location="cpu", weights_only=True)
+            with inside(self.shards, where.relative_path).open("rb", buffering=0) as file:
+                part: Any = _PartOfFile(file, where.offset, where.length)
+                tensor = torch.load(part, map_location="cpu", weights_only=True)
         except Exception as error:
             raise IntegrityFault(f"{self.shards}: {key} cannot be read ({error})") from error
         if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes or not tensor.is_floating_point():
@@ -155,6 +154,31 @@ class StoredTensors:
         if not is_finite(tensor):
             raise IntegrityFault(f"{self.shards}: {key} holds a NaN or an infinity")
         return tensor
+
+
+class _PartOfFile(io.RawIOBase):
+    """Some bytes of a file as a file: torch reads a tensor from there to where it stays, without a copy between."""
+
+    def __init__(self, file: io.RawIOBase, begin: int, length: int) -> None:
+        super().__init__()
+        self._file, self._begin, self._length, self._position = file, begin, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        left = memoryview(buffer)[: max(0, self._length - self._position)]
+        self._file.seek(self._begin + self._position)
+        count = self._file.readinto(left) or 0
+        self._position += count
+        return count
 
 
 TRACKER = "latest_checkpointed_iteration.txt"

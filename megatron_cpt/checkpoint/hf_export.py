@@ -81,9 +81,13 @@ class _Parameter:
 
     def bytes(self, dtypes: TensorDtypes, shape: ModelShape) -> int:
         """Bytes of its tensors."""
-        sizes = [prod(tensor_size(tensor, shape)) for tensor in self.rule.tensors]
+        return sum(self.sizes(dtypes, shape))
+
+    def sizes(self, dtypes: TensorDtypes, shape: ModelShape) -> list[int]:
+        """Bytes of each of its tensors."""
+        numbers = [prod(tensor_size(tensor, shape)) for tensor in self.rule.tensors]
         kinds = self.dtypes(dtypes).values()
-        return sum(size * dtype.itemsize for size, dtype in zip(sizes, kinds, strict=True))
+        return [number * dtype.itemsize for number, dtype in zip(numbers, kinds, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,33 @@ class _File:
     parameters: tuple[_Parameter, ...]
     writer: int
     """The rank that writes it."""
+
+    def memory(self, dtypes: TensorDtypes, shape: ModelShape) -> int:
+        """Bytes of a _FileMemory that holds its tensors."""
+        return sum(_aligned(size) for parameter in self.parameters for size in parameter.sizes(dtypes, shape))
+
+
+class _FileMemory:
+    """The memory of the tensors of one file, taken again for each file: fresh pages cost more than what fills them."""
+
+    def __init__(self, size: int) -> None:
+        """Takes the bytes of the largest file."""
+        self._content, self._filled = torch.empty(size, dtype=torch.uint8), 0
+
+    def clear(self) -> None:
+        """The next file begins: what was taken before is no longer needed."""
+        self._filled = 0
+
+    def empty(self, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor behind those that were taken."""
+        begin, length = self._filled, _aligned(prod(size) * dtype.itemsize)
+        self._filled += length
+        return self._content[begin : begin + length].view(dtype)[: prod(size)].view(size)
+
+
+def _aligned(size: int) -> int:
+    """Bytes that a tensor takes of the memory of a file: the next one begins where any dtype may."""
+    return -(-size // 16) * 16
 
 
 def export_hf(
@@ -289,7 +320,9 @@ def _write_files(
     for file in files:
         by_writer.setdefault(file.writer, []).append(file)
     hashes: dict[str, str] = {}
+    memory = _FileMemory(max((file.memory(dtypes, shape) for file in by_writer.get(groups.rank(), ())), default=0))
     for of_writers in zip_longest(*by_writer.values()):
+        memory.clear()
         fault: Exception | None = None
         written: dict[str, str] = {}
         tensors: dict[str, Tensor] = {}
@@ -299,7 +332,7 @@ def _write_files(
                 parts = _bring(parameter, own, file.writer, nodes, shape)
                 if parts and fault is None:
                     try:
-                        tensors |= join_shards(parts, parameter.rule, parameter.place, shape, dtypes)
+                        tensors |= join_shards(parts, parameter.rule, parameter.place, shape, dtypes, memory.empty)
                     except Exception as error:  # told below: the other ranks go on sending
                         fault = error
         mine = [file for file in of_writers if file is not None and file.writer == groups.rank()]

@@ -6,7 +6,7 @@ bit-identical. `hf_export.py` writes folders.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -208,18 +208,27 @@ def fill(
 
 
 def join_shards(
-    shards: list[Tensor], rule: Rule, place: Place, shape: ModelShape, dtypes: TensorDtypes
+    shards: list[Tensor],
+    rule: Rule,
+    place: Place,
+    shape: ModelShape,
+    dtypes: TensorDtypes,
+    empty: Callable[[tuple[int, ...], torch.dtype], Tensor] = lambda size, dtype: torch.empty(size, dtype=dtype),
 ) -> dict[str, Tensor]:
-    """The Hugging Face tensors of a parameter from the parts of all tensor-parallel ranks."""
-    names = [place.name(tensor.name) for tensor in rule.tensors]
-    whole = [
-        torch.full(tensor_size(tensor, shape), tensor.constant, dtype=dtypes.of(name, shards[0].dtype))
-        if tensor.constant is not None
-        else torch.empty(tensor_size(tensor, shape), dtype=dtypes.of(name, shards[0].dtype))
-        for name, tensor in zip(names, rule.tensors, strict=True)
-    ]
+    """The Hugging Face tensors of a parameter from the parts of all tensor-parallel ranks.
+
+    Args:
+        empty: gives the memory of a tensor of some dimensions and dtype, on the CPU.
+    """
+    whole: dict[str, Tensor] = {}
+    for tensor in rule.tensors:
+        name = place.name(tensor.name)
+        whole[name] = empty(tensor_size(tensor, shape), dtypes.of(name, shards[0].dtype))
+        if tensor.constant is not None:
+            whole[name].fill_(tensor.constant)
+    targets = list(whole.values())
     for rank, shard in enumerate(shards):
         for piece in pieces(rule, shape, rank, len(shards)):
-            target = whole[piece.tensor].narrow(piece.axis, piece.start, piece.length)
+            target = targets[piece.tensor].narrow(piece.axis, piece.start, piece.length)
             target.copy_(shard.narrow(piece.axis, piece.local, piece.length))
-    return dict(zip(names, whole, strict=True))
+    return whole

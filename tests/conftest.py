@@ -1,5 +1,6 @@
 """Fixtures that several packages share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from megatron_cpt.runs.processes import children, end_all
 from tests.evaluate.harness_folder import write_harness_tasks
 from tests.ranks import Ranks
+from tests.train.runs import descendants
 from tests.workshop import Workshop, build
 
 # Texts, tokenizers trained on them, and the way to shared data.
@@ -26,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; this machine has none"))
+
+
+def pytest_runtest_teardown() -> None:
+    """Ends the commands that a test has started and left, as one that fails or meets its time limit may do."""
+    for child in children(os.getpid()):
+        if b"megatron_cpt.commands.dispatch" in Path(f"/proc/{child}/cmdline").read_bytes():
+            end_all([child, *descendants(child)])
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,9 @@ def run(names: list[str]) -> int:
     rows = {name: tests for name, tests in rows_with_tests().items() if name in names and tests}
     recorder = _Recorder(rows)
     tests = dict.fromkeys(f"tests/{test}" for found in rows.values() for test in found)
-    code = int(pytest.main(["-m", "", "-p", "no:cacheprovider", *tests], plugins=[recorder]))
+    # Fifteen kills take longer than the suite gives to a test.
+    options = ["-m", "", "-p", "no:cacheprovider", "-o", "timeout=1800"]
+    code = int(pytest.main([*options, *tests], plugins=[recorder]))
     kept = read_results()
     for name, result in recorder.results.items():
         result.date, result.commit = f"{datetime.now(UTC):%Y-%m-%d}", _commit()

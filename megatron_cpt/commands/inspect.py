@@ -8,8 +8,9 @@ import numpy as np
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import Manifest, load_manifest, read_score, scores_beside, verify_dataset
+from megatron_cpt.corpus.manifest import Manifest, load_manifest, verify_dataset
 from megatron_cpt.corpus.parts import named_by
+from megatron_cpt.corpus.scores import read_score, scores_beside
 from megatron_cpt.corpus.stream import preview, tokenizer_of
 from megatron_cpt.quality.score import histogram_lines
 

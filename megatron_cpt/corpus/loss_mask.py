@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
+from megatron_cpt.corpus.columns import LOSS_SPAN, check_spans, column_path, load_column
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import LOSS_SPAN, Manifest, check_spans, column_path, load_column, loss_spans
+from megatron_cpt.corpus.manifest import Manifest, loss_spans
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,10 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, LOSS_SPAN, LOSS_SPANS, ColumnWriter, column_path
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path, manifest_path
 from megatron_cpt.corpus.manifest import (
-    DOCUMENT_RECORD,
-    DOCUMENTS,
-    LOSS_SPAN,
-    LOSS_SPANS,
-    ColumnWriter,
     Manifest,
-    column_path,
     data_names,
     documents_column,
     loss_spans,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common.language_module.language_module import LanguageModule
 
-from megatron_cpt.corpus.manifest import whole_record, write_score
+from megatron_cpt.corpus.scores import whole_record, write_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks
 from megatron_cpt.evaluate.likelihood import log_likelihoods

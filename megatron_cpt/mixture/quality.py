@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import QualitySettings, SourceSettings
-from megatron_cpt.corpus.manifest import column_path, read_score
+from megatron_cpt.corpus.columns import column_path
 from megatron_cpt.corpus.packing import PackedStream
+from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.phases import decimal

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.corpus.columns import LOSS_SPANS
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import LOSS_SPANS, MANIFEST_GONE, Content, Manifest, samples_sha256
+from megatron_cpt.corpus.manifest import MANIFEST_GONE, Content, Manifest, samples_sha256
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.mixture.phases import source_of
 from megatron_cpt.planning.inputs import RunInputs

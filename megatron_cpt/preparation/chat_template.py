@@ -27,7 +27,7 @@ import numpy.typing as npt
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
-from megatron_cpt.corpus.manifest import LOSS_SPAN
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.preparation.conversations import Conversation, Unusable
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 

@@ -22,7 +22,6 @@ from megatron_cpt.corpus.manifest import documents_column, load_manifest
 from megatron_cpt.preparation.contamination import NGRAM_WORDS, SetOverlap
 from megatron_cpt.preparation.dedup import DropMask, Reason, copies, known_copies, near_duplicates
 from megatron_cpt.preparation.encode_documents import TextCounts
-from megatron_cpt.preparation.inputs import spans
 from megatron_cpt.preparation.job import (
     Job,
     contaminated_path,
@@ -33,6 +32,7 @@ from megatron_cpt.preparation.job import (
     rejected_path,
     validation_prefix,
 )
+from megatron_cpt.preparation.pieces import spans
 from megatron_cpt.preparation.process_piece import Finished, completed_pieces
 from megatron_cpt.preparation.sorted_runs import SortedRun, below, bound_of_share, bound_of_tokens, holds
 from megatron_cpt.preparation.text_signatures import FoundRun

@@ -20,20 +20,8 @@ import orjson
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.conversations import Conversation, Unusable, read_conversation
 from megatron_cpt.preparation.fields import Cell, Condition, Unanswerable, field_of
-from megatron_cpt.preparation.inputs import (
-    DELIMITERS,
-    TABLES,
-    WHOLE,
-    Input,
-    Kind,
-    Piece,
-    csv_rows,
-    lines_of,
-    piece_size,
-    plain_stream,
-    spans,
-    unpacked,
-)
+from megatron_cpt.preparation.input_kinds import DELIMITERS, TABLES, WHOLE, Input, Kind, csv_rows, plain_stream
+from megatron_cpt.preparation.pieces import Piece, lines_of, piece_size, spans, unpacked
 
 LONGEST_DOCUMENT = 128 << 20
 """Bytes of a line, or of a .txt file, that are taken for one document: bounds memory."""

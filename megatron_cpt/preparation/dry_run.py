@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.preparation.contamination import EvaluationSet
+from megatron_cpt.preparation.describe_job import described_job
 from megatron_cpt.preparation.documents import OUTSIDE, Blank, Filtered, Line, Rejected, read_inputs
 from megatron_cpt.preparation.encode_documents import EncodedBatch, TextCounts
 from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.job import Job, PrepareSettings
-from megatron_cpt.preparation.prepare import described_job, document_encoder
 from megatron_cpt.preparation.process_piece import batches
+from megatron_cpt.preparation.tokenize_pieces import document_encoder
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 _EXAMPLES = 3

@@ -14,17 +14,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from megatron_cpt.corpus.manifest import LOSS_SPAN
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.preparation.chat_template import ConversationEncoder, TokenizedConversation
 from megatron_cpt.preparation.conversations import Unusable
 from megatron_cpt.preparation.documents import Document, Rejected
-from megatron_cpt.preparation.sorted_runs import (
-    RECORD,
-    TokenizedDocuments,
-    content_hash,
-    holdout_keys,
-    shuffle_keys,
-)
+from megatron_cpt.preparation.sorted_runs import RECORD, TokenizedDocuments, content_hash, holdout_keys, shuffle_keys
 from megatron_cpt.preparation.text_filters import TextFilters
 from megatron_cpt.tokenizer.formats import Encoded
 from megatron_cpt.tokenizer.tokenizer import Tokenizer

@@ -17,18 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.corpus.columns import DOCUMENTS, column_path, read_column
 from megatron_cpt.corpus.indexed import IndexedDataset, manifest_path
-from megatron_cpt.corpus.manifest import (
-    DOCUMENTS,
-    Manifest,
-    column_path,
-    documents_column,
-    open_dataset,
-    read_column,
-    read_manifest,
-)
+from megatron_cpt.corpus.manifest import Manifest, documents_column, open_dataset, read_manifest
 from megatron_cpt.preparation.documents import Document
-from megatron_cpt.preparation.inputs import Input, Piece
+from megatron_cpt.preparation.input_kinds import Input
+from megatron_cpt.preparation.pieces import Piece
 from megatron_cpt.tokenizer.formats import Encoded
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 

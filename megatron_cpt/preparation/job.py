@@ -28,7 +28,8 @@ from megatron_cpt.corpus.manifest import Manifest, SourceFile, tool_version
 from megatron_cpt.corpus.parts import HELD_OUT, part_prefixes
 from megatron_cpt.preparation.documents import Keys
 from megatron_cpt.preparation.fields import parse_condition
-from megatron_cpt.preparation.inputs import STANDARD_INPUT, Input, piece_size
+from megatron_cpt.preparation.input_kinds import STANDARD_INPUT, Input
+from megatron_cpt.preparation.pieces import piece_size
 from megatron_cpt.preparation.remote_file import RemoteFile, is_remote
 from megatron_cpt.runs.folder import durable_file, held, renamed_file
 from megatron_cpt.tokenizer.tokenizer import BosPolicy, Tokenizer
@@ -150,7 +151,7 @@ class Job:
     sources: list[SourceFile]
     """The inputs as they were when the call began."""
     piece_size: int
-    """Bytes of text of a piece (inputs.py)."""
+    """Bytes of text of a piece (pieces.py)."""
     tokenizer: str
     """Tokenizer identity."""
     tokenizer_folder: str
@@ -202,6 +203,11 @@ class Job:
     def datasets(self) -> list[Path]:
         """The prefixes of the training documents, one for each part; beside each, its held-out ones."""
         return part_prefixes(self.output, self.settings.parts)
+
+    @property
+    def datasets_read(self) -> list[Input]:
+        """The inputs that are datasets: tokens, and no text."""
+        return [source for source in self.inputs if source.kind == "indexed"]
 
     @property
     def reads_standard_input(self) -> bool:

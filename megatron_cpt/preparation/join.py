@@ -13,20 +13,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, LOSS_SPAN, LOSS_SPANS, ColumnWriter, column_path
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, invalidate, manifest_path
-from megatron_cpt.corpus.manifest import (
-    DOCUMENT_RECORD,
-    DOCUMENTS,
-    LOSS_SPAN,
-    LOSS_SPANS,
-    ColumnWriter,
-    Manifest,
-    Part,
-    column_path,
-    read_manifest,
-    samples_of,
-    write_manifest,
-)
+from megatron_cpt.corpus.manifest import Manifest, Part, read_manifest, samples_of, write_manifest
 from megatron_cpt.preparation.contamination import NGRAM_WORDS, Contamination, contamination_path
 from megatron_cpt.preparation.decisions import Decisions, LeftOut, count_overlaps
 from megatron_cpt.preparation.dedup import DropMask

@@ -12,23 +12,11 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.documents import OUTSIDE, Document, Filtered, Line, Rejected, read_piece
 from megatron_cpt.preparation.encode_documents import DocumentEncoder, TextCounts, no_documents
 from megatron_cpt.preparation.indexed_input import TokenReader
-from megatron_cpt.preparation.inputs import (
-    STANDARD_INPUT,
-    WHOLE,
-    Piece,
-    Span,
-    piece_name,
-    plain_stream,
-    unpacked,
-)
+from megatron_cpt.preparation.input_kinds import STANDARD_INPUT, WHOLE, plain_stream
 from megatron_cpt.preparation.job import Job, note, noted
+from megatron_cpt.preparation.pieces import Piece, Span, piece_name, unpacked
 from megatron_cpt.preparation.pool import Progress
-from megatron_cpt.preparation.sorted_runs import (
-    SortedRun,
-    TokenBuffer,
-    TokenizedDocuments,
-    write_run,
-)
+from megatron_cpt.preparation.sorted_runs import SortedRun, TokenBuffer, TokenizedDocuments, write_run
 from megatron_cpt.preparation.text_signatures import (
     BANDS,
     FoundRun,

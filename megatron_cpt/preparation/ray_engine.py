@@ -15,19 +15,13 @@ from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
 from megatron_cpt.preparation.contamination import EvaluationSet
+from megatron_cpt.preparation.describe_job import described_job
 from megatron_cpt.preparation.existing import whole_result
-from megatron_cpt.preparation.inputs import STANDARD_INPUT, spans
+from megatron_cpt.preparation.input_kinds import STANDARD_INPUT
 from megatron_cpt.preparation.job import Job, PrepareSettings, clear, forget, owned
 from megatron_cpt.preparation.join import Joined
-from megatron_cpt.preparation.prepare import (
-    Prepared,
-    Shard,
-    ShardDone,
-    begun,
-    described_job,
-    join_alone,
-    prepare_shard,
-)
+from megatron_cpt.preparation.pieces import spans
+from megatron_cpt.preparation.prepare import Prepared, Shard, ShardDone, begun, join_alone, prepare_shard
 from megatron_cpt.preparation.remote_file import is_remote
 
 _SHARDS_PER_CPU = 4

@@ -27,8 +27,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.hashing import mixed
-from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.runs.folder import named_errors, renamed_file
 
 MEMORY_BYTES = 4 << 20

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.corpus.manifest import check_name, column_path, load_column
+from megatron_cpt.corpus.columns import column_path, load_column
+from megatron_cpt.corpus.scores import check_name
 from megatron_cpt.corpus.selection import SelectedDataset
 
 _CANDIDATES = 1024

@@ -1,4 +1,4 @@
-"""Scores of documents: PREFIX.NAME.npy beside each dataset (corpus/manifest.py).
+"""Scores of documents: PREFIX.NAME.npy beside each dataset (corpus/scores.py).
 
 A score comes from a method (ngram.py, learned.py, a model) or from a number that stands in the JSON already, matched by
 the hash of each document's text. References are texts that a method learns from.
@@ -20,21 +20,14 @@ from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.indexed import idx_path
-from megatron_cpt.corpus.manifest import (
-    Manifest,
-    ScoreRecord,
-    check_name,
-    documents_column,
-    is_scored,
-    refuse_other_score,
-    whole_record,
-    write_score,
-)
+from megatron_cpt.corpus.manifest import Manifest, documents_column
 from megatron_cpt.corpus.parts import named_by
+from megatron_cpt.corpus.scores import ScoreRecord, check_name, is_scored, refuse_other_score, whole_record, write_score
 from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, load_selection, whole_dataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks, expand_paths, tokenizer_of
 from megatron_cpt.preparation.documents import Keys, read_inputs
-from megatron_cpt.preparation.inputs import Input, input_files
+from megatron_cpt.preparation.input_kinds import Input
+from megatron_cpt.preparation.inputs import input_files
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.preparation.process_piece import batches

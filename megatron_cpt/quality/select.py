@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.corpus.hashing import mixed
-from megatron_cpt.corpus.manifest import read_score
+from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.corpus.selection import (
     SUFFIX,
     SelectedDataset,

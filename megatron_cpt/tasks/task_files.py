@@ -22,8 +22,8 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import TaskSettings
 from megatron_cpt.corpus.indexed import idx_path
 from megatron_cpt.corpus.parts import named_by
+from megatron_cpt.preparation.compression import MAGIC_BYTES, compression_of, decompressed
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, dataset_items
-from megatron_cpt.preparation.inputs import MAGIC_BYTES, compression_of, decompressed
 from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 

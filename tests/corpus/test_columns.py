@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.corpus.manifest import DOCUMENT_RECORD, ColumnWriter, column_path, read_column
+from megatron_cpt.corpus.columns import DOCUMENT_RECORD, ColumnWriter, column_path, read_column
 
 
 @pytest.mark.parametrize("sizes", [[3], [1, 0, 12_345], [9, 1]])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.label_mask import LabelMask
-from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.corpus.packing import PADDING, PackedStream, best_fit, pieces_of
 from megatron_cpt.corpus.stream import TokenStream
 from tests.corpus.datasets import write_dataset

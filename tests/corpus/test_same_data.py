@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.indexed import bin_path, manifest_path
-from megatron_cpt.corpus.manifest import (
-    data_names,
-    open_dataset,
-    read_manifest,
-    read_score,
-    verify_dataset,
-    write_manifest,
-    write_score,
-)
+from megatron_cpt.corpus.manifest import data_names, open_dataset, read_manifest, verify_dataset, write_manifest
+from megatron_cpt.corpus.scores import read_score, write_score
 from megatron_cpt.corpus.selection import concatenate, load_selection
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.quality.select import HowMany, select

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.corpus.manifest import (
-    Manifest,
-    column_path,
-    is_scored,
-    load_manifest,
-    read_score,
-    record_path,
-    write_score,
-)
+from megatron_cpt.corpus.columns import column_path
+from megatron_cpt.corpus.manifest import Manifest, load_manifest
+from megatron_cpt.corpus.scores import is_scored, read_score, record_path, write_score
 from tests.corpus.datasets import write_dataset
 
 HOW = {"by": "ngram", "order": 3}

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.label_mask import LabelMask, label_mask
-from megatron_cpt.corpus.manifest import LOSS_SPAN, load_manifest, open_dataset, write_manifest
+from megatron_cpt.corpus.manifest import load_manifest, open_dataset, write_manifest
 from megatron_cpt.corpus.selection import all_documents
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.loader import make_batch

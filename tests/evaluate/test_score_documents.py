@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from megatron_cpt.checkpoint.convert import load_model
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.manifest import read_record, read_score
+from megatron_cpt.corpus.scores import read_record, read_score
 from megatron_cpt.evaluate.score_documents import ScoringModel, score_documents, windows
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups

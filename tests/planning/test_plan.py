@@ -14,7 +14,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schedule import learning_rate
-from megatron_cpt.corpus.manifest import LOSS_SPAN
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from tests.planning.small_run import settings, write_dataset

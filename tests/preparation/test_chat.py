@@ -11,8 +11,9 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
+from megatron_cpt.corpus.columns import LOSS_SPAN, column_path
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import LOSS_SPAN, column_path, load_manifest, loss_spans, verify_dataset
+from megatron_cpt.corpus.manifest import load_manifest, loss_spans, verify_dataset
 from megatron_cpt.corpus.selection import concatenate
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.preparation.conversations import Unusable, read_conversation

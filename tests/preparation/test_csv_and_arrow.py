@@ -15,7 +15,7 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.manifest import load_manifest
-from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation import pieces
 from megatron_cpt.preparation.inputs import find_inputs
 from megatron_cpt.preparation.table import row_spans, rows_of
 
@@ -114,7 +114,7 @@ def test_a_folder_of_hugging_faces_datasets_is_read_as_it_is(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 5000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 5000)
     dataset = datasets.Dataset.from_list(rows([*texts, *TRICKY]))
     dataset.save_to_disk(tmp_path / "saved", num_shards=3)
     found = find_inputs([str(tmp_path / "saved")])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.hashing import mixed
-from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.preparation import dedup
 from megatron_cpt.preparation.dedup import copies
 from megatron_cpt.preparation.sorted_runs import RECORD, SortedRun, TokenBuffer, TokenizedDocuments, write_run

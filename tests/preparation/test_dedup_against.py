@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.indexed import IndexedWriter
 from megatron_cpt.corpus.manifest import load_manifest
-from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation import pieces
 from megatron_cpt.preparation.dedup import known_copies
 from tests.preparation.test_dedup import HASHES, runs_of
 
@@ -40,7 +40,7 @@ def test_documents_of_other_datasets_are_left_out_and_only_the_last_pass_is_repe
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 4000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 4000)
     words = ["--tokenizer", str(tokenizer_folder), "--order", "as_read", "--quiet"]
     replay, corpus = write_jsonl("replay.jsonl", texts[:20]), write_jsonl("b.jsonl", [*texts[10:30], *texts[25:40]])
     fresh = write_jsonl("fresh.jsonl", [*texts[20:30], *texts[30:40]])

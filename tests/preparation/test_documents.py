@@ -5,7 +5,8 @@ import pytest
 
 from megatron_cpt.preparation import documents
 from megatron_cpt.preparation.documents import Blank, Document, Keys, Line, Rejected, read_piece
-from megatron_cpt.preparation.inputs import Kind, Piece
+from megatron_cpt.preparation.input_kinds import Kind
+from megatron_cpt.preparation.pieces import Piece
 
 BAD = [
     (b'{"text": "no end}', "broken JSON"),

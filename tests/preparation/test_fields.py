@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.corpus.manifest import load_manifest, read_score
+from megatron_cpt.corpus.manifest import load_manifest
 from megatron_cpt.corpus.parts import part_prefixes
-from megatron_cpt.preparation import inputs
+from megatron_cpt.corpus.scores import read_score
+from megatron_cpt.preparation import pieces
 from megatron_cpt.preparation.fields import Unanswerable, field_of, parse_condition
 
 NAMES = st.text("ab", min_size=1, max_size=2)
@@ -253,7 +254,7 @@ def test_where_takes_the_same_documents_of_lines_and_tables_whatever_the_pieces(
     words = ["--tokenizer", str(tokenizer_folder), "--order", "as_read", "--quiet", "--max-rejected", "5%"]
     assert main(["prepare", str(chosen), *words, "--output", f"{tmp_path}/expected"]) == 0
     where = ["--where", "language == 'de' and meta.score > 2"]
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 2000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 2000)
     for path in (lines, table):
         prefix = tmp_path / path.suffix[1:]
         assert main(["prepare", str(path), *words, *where, "--output", str(prefix), "--workers", "2"]) == 0

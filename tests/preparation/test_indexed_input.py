@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path, manifest_path
 from megatron_cpt.corpus.manifest import load_manifest, verify_dataset
-from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation import pieces
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 from tests.texts import save_tokenizer, unigram
 
@@ -62,7 +62,7 @@ def test_the_same_documents_are_held_out_as_of_the_text(
         found = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
         by_megatron(pair, [[*ids.tolist(), tokenizer.eod] for ids in tokenizer.encode_batch(found)])
     before = {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 3000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 3000)
     assert main(["prepare", str(pair), *held_out, "--output", f"{tmp_path}/split"]) == 0
     same(tmp_path / "split", tmp_path / "expected")
     assert {name for name in before if name.startswith("pair")} == {
@@ -81,7 +81,7 @@ def test_pairs_and_text_together_in_shards(
 ) -> None:
     words = ["--tokenizer", str(tokenizer_folder), "--quiet"]
     assert main(["prepare", str(corpus), *words, "--output", f"{tmp_path}/old"]) == 0
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 3000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 3000)
     more = tmp_path / "more.jsonl"
     more.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts[:4], "new text, not there yet"]))
     both = ["prepare", f"{tmp_path}/old", str(more), *words]

@@ -15,7 +15,8 @@ import zstandard
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.manifest import load_manifest
-from megatron_cpt.preparation.inputs import Input, input_files
+from megatron_cpt.preparation.input_kinds import Input
+from megatron_cpt.preparation.inputs import input_files
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 

@@ -18,7 +18,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import bin_path, idx_path
-from megatron_cpt.preparation import inputs, join
+from megatron_cpt.preparation import join, pieces
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
@@ -34,7 +34,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def corpus(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two plain files, a compressed one and a text, with copies among them and bad lines, in pieces of 3,000 bytes."""
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 3000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 3000)
     folder = tmp_path / "corpus"
     folder.mkdir()
     lines = [json.dumps({"text": text, "id": f"n{number}"}) for number, text in enumerate(texts)]
@@ -80,7 +80,7 @@ def test_workers_and_shards_and_cuts_make_no_difference(
     assert merged.training == prepared.training
 
     # A piece that holds everything, and portions of a few documents.
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 1 << 20)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 1 << 20)
     monkeypatch.setattr(join, "PORTION_BYTES", 4000)
     prepare(corpus, tokenizer_folder, tmp_path / "whole" / "x", settings, evaluation=evaluation)
     assert digests(tmp_path / "whole") == expected
@@ -123,8 +123,8 @@ def test_settings_of_the_last_pass_may_change_between_calls(
 
 
 SMALL_PIECES = (
-    "import sys; from megatron_cpt.preparation import inputs; from megatron_cpt.commands.dispatch import main; "
-    "inputs.SMALLEST_PIECE = 200_000; inputs.BLOCK = 50_000; "
+    "import sys; from megatron_cpt.preparation import pieces; from megatron_cpt.commands.dispatch import main; "
+    "pieces.SMALLEST_PIECE = 200_000; pieces.BLOCK = 50_000; "
     "sys.exit(main(['prepare', *sys.argv[1:], '--quiet', '--no-fast']))"
 )
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import documents_column, load_manifest, read_score
+from megatron_cpt.corpus.manifest import documents_column, load_manifest
+from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.preparation.conversations import Unusable
 from megatron_cpt.preparation.encode_documents import parts_of
 from megatron_cpt.preparation.indexed_input import part_numbers

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.preparation import dedup, text_signatures
 from megatron_cpt.preparation.contamination import OVERLAP
 from megatron_cpt.preparation.dedup import DropMask, Reason, near_duplicates

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_cpt.config.errors import IntegrityFault
-from megatron_cpt.preparation import inputs
-from megatron_cpt.preparation.inputs import Compression, Input, Piece, Span, decompressed, of_shard, spans, unpacked
+from megatron_cpt.preparation import pieces
+from megatron_cpt.preparation.compression import Compression, decompressed
+from megatron_cpt.preparation.input_kinds import Input
+from megatron_cpt.preparation.pieces import Piece, Span, of_shard, spans, unpacked
 
 LINES = b"".join(b'{"body": "%d"}\n' % number for number in range(5000))
 
@@ -25,7 +27,7 @@ def zstd(content: bytes) -> bytes:
 def test_a_stream_is_cut_behind_line_ends(
     tmp_path: Path, compression: Compression, packed: bytes, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "BLOCK", block)
+    monkeypatch.setattr(pieces, "BLOCK", block)
     with decompressed(io.BytesIO(packed), "a", compression) as stream:
         found = list(unpacked(stream, 3, False, True, tmp_path, 9000))
     contents = [piece.path.read_bytes() for piece in found]
@@ -58,7 +60,7 @@ def test_a_broken_stream_is_an_integrity_fault(
 def test_a_stream_that_expands_a_thousandfold_is_never_held(
     tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "BLOCK", block)
+    monkeypatch.setattr(pieces, "BLOCK", block)
     packed = zstandard.compress(b"x" * 50_000_000)
     with decompressed(io.BytesIO(packed), "a", "Zstandard") as stream:
         (piece,) = unpacked(stream, 0, False, False, tmp_path, 1000)

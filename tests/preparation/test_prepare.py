@@ -11,8 +11,9 @@ import pytest
 import zstandard
 
 from megatron_cpt.config.errors import BadInput
+from megatron_cpt.corpus.columns import read_column
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path, manifest_path
-from megatron_cpt.corpus.manifest import load_manifest, read_column, verify_dataset
+from megatron_cpt.corpus.manifest import load_manifest, verify_dataset
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
 from megatron_cpt.tokenizer.tokenizer import Tokenizer

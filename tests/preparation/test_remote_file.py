@@ -14,7 +14,7 @@ import pytest
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.manifest import load_manifest
-from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation import pieces
 from megatron_cpt.preparation.inputs import find_inputs
 
 fsspec = pytest.importorskip("fsspec")
@@ -42,7 +42,7 @@ def prepared(prefix: Path) -> tuple[bytes, ...]:
 def test_a_folder_of_a_store_gives_the_bytes_that_local_files_give(
     tmp_path: Path, tokenizer_folder: Path, texts: list[str], store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 4000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 4000)
     local = tmp_path / "corpus"
     (local / "more").mkdir(parents=True)
     (local / "a.jsonl").write_bytes(lines(texts[:30]))
@@ -139,8 +139,8 @@ def test_a_connection_that_fails_ends_in_one_message_and_the_pieces_before_it_ar
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 20_000)
-    monkeypatch.setattr(inputs, "BLOCK", 10_000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 20_000)
+    monkeypatch.setattr(pieces, "BLOCK", 10_000)
     many = [f"{number} {text}" for number in range(40) for text in texts]
     assert len(lines(many)) > 2 << 20
     store.pipe("/corpus/a.jsonl", lines(many))

@@ -2,9 +2,10 @@ import gzip
 import json
 from pathlib import Path
 
-from megatron_cpt.preparation.inputs import input_files, spans
+from megatron_cpt.preparation.inputs import input_files
 from megatron_cpt.preparation.job import Job, PrepareSettings
-from megatron_cpt.preparation.prepare import SAMPLED_CHARACTERS, sample
+from megatron_cpt.preparation.pieces import spans
+from megatron_cpt.preparation.tokenize_pieces import SAMPLED_CHARACTERS, sample
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 

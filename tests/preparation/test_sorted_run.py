@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.hashing import mixed
-from megatron_cpt.corpus.manifest import LOSS_SPAN
 from megatron_cpt.preparation import sorted_runs
 from megatron_cpt.preparation.sorted_runs import (
     RECORD,

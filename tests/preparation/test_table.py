@@ -10,7 +10,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.indexed import IndexedDataset
-from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation import pieces
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.preparation.table import row_spans, rows_of
@@ -46,7 +46,7 @@ def test_a_table_gives_the_bytes_that_json_lines_give(
 ) -> None:
     settings = PrepareSettings(order="as_read")
     prepare([str(write_jsonl("a.jsonl", texts))], tokenizer_folder, tmp_path / "lines", settings)
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 4000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 4000)
     path = write_table(tmp_path / "a.parquet", [*texts], 9, kind)
     settings = PrepareSettings(order="as_read", text_key="body", id_key="number")
     prepare([str(path)], tokenizer_folder, tmp_path / "rows", settings, workers=2)

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.manifest import verify_dataset
-from megatron_cpt.preparation import inputs
+from megatron_cpt.preparation import pieces
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import Shard, merge, prepare, prepare_shard
@@ -109,7 +109,7 @@ def test_a_changed_bit_in_a_description_costs_no_document(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each of its bytes in turn, some at a time: merge refuses, and the shard run again brings the same dataset."""
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 20_000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 20_000)
     folder = tmp_path / "corpus"
     folder.mkdir()
     lines = [json.dumps({"text": text}) for text in texts]
@@ -150,7 +150,7 @@ def test_the_checks_of_a_folder_are_of_this_very_file(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record of one piece under the name of another: a copy that went wrong."""
-    monkeypatch.setattr(inputs, "SMALLEST_PIECE", 20_000)
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 20_000)
     corpus = [str(write_jsonl("a.jsonl", texts))]
     prepare_shard(corpus, tokenizer_folder, tmp_path / "z", None, Shard(1, 1))
     records = sorted((tmp_path / "z.pieces").glob("*-0*.json"))

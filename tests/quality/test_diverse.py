@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_cpt.commands.select import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.corpus.manifest import column_path
+from megatron_cpt.corpus.columns import column_path
 from megatron_cpt.corpus.selection import load_selection
 from megatron_cpt.quality import diverse
 from megatron_cpt.quality.diverse import take_diverse

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from megatron_cpt.commands.dispatch import main
-from megatron_cpt.corpus.manifest import load_manifest, read_score
+from megatron_cpt.corpus.manifest import load_manifest
+from megatron_cpt.corpus.scores import read_score
 
 WriteJsonl = Callable[..., Path]
 TEXTS = ["the heart", "heart the\nthe heart", "liver\n\n  the", "so it is"]

@@ -9,7 +9,9 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
-from megatron_cpt.corpus.manifest import column_path, load_manifest, read_record, read_score, write_manifest
+from megatron_cpt.corpus.columns import column_path
+from megatron_cpt.corpus.manifest import load_manifest, write_manifest
+from megatron_cpt.corpus.scores import read_record, read_score
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import DocumentChunk
 from megatron_cpt.preparation.job import PrepareSettings

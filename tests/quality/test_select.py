@@ -8,7 +8,7 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
-from megatron_cpt.corpus.manifest import column_path
+from megatron_cpt.corpus.columns import column_path
 from megatron_cpt.corpus.selection import Selection, array_path, load_selection
 from megatron_cpt.quality.select import HowMany, Keep, select
 from tests.corpus.datasets import write_dataset

@@ -16,8 +16,9 @@ import pytest
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import IntegrityFault
+from megatron_cpt.corpus.columns import column_path
 from megatron_cpt.corpus.indexed import IndexedWriter, bin_path, manifest_path
-from megatron_cpt.corpus.manifest import column_path, load_manifest, verify_dataset
+from megatron_cpt.corpus.manifest import load_manifest, verify_dataset
 from megatron_cpt.corpus.stream import scored_tokens
 from megatron_cpt.mixture.order import Phase, SampleOrder, SourceStream
 from tests.workshop import Workshop

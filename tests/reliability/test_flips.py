@@ -22,7 +22,8 @@ from megatron_cpt.checkpoint.load import verify_and_vet
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.manifest import Manifest, read_score, verify_dataset, whole_record
+from megatron_cpt.corpus.manifest import Manifest, verify_dataset
+from megatron_cpt.corpus.scores import read_score, whole_record
 from megatron_cpt.corpus.selection import load_selection
 from megatron_cpt.parallel import groups
 from megatron_cpt.preparation.contamination import read_contamination

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
-from megatron_cpt.runs.folder import durable_file, sync_folder
+from megatron_cpt.runs.folder import named_errors, renamed_file, sync_folder
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -76,9 +76,12 @@ def dtype_for(vocabulary_size: int) -> np.dtype[Any]:
 
 def invalidate(prefix: str | Path) -> None:
     """Removes what makes an old dataset openable, so that it is never mixed with new tokens."""
-    manifest_path(prefix).unlink(missing_ok=True)
-    idx_path(prefix).unlink(missing_ok=True)
-    sync_folder(idx_path(prefix).parent)
+    # A pair without its manifest would be taken for one that was made elsewhere.
+    paths = [path for path in (idx_path(prefix), manifest_path(prefix)) if path.exists()]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    if paths:
+        sync_folder(paths[0].parent)
 
 
 class IndexedDataset:
@@ -313,7 +316,7 @@ class IndexedWriter:
     def __enter__(self) -> Self:
         folder = bin_path(self.prefix).parent
         folder.mkdir(parents=True, exist_ok=True)
-        self._data = self._open_files.enter_context(durable_file(bin_path(self.prefix)))
+        self._data = self._open_files.enter_context(renamed_file(bin_path(self.prefix)))
         self._data_hash = _HashBeside(self._open_files.enter_context(ThreadPoolExecutor(1)))
         # What the index will hold waits in files without a name.
         self._lengths = self._open_files.enter_context(TemporaryFile(dir=folder))
@@ -330,14 +333,17 @@ class IndexedWriter:
         with self._open_files:  # An error here, too, leaves no file.
             self.data_sha256 = self._data_hash.hexdigest()
             # The index is written aside first, and all of both is on disk before anything older goes.
-            with durable_file(idx_path(self.prefix)) as file:
+            with renamed_file(idx_path(self.prefix)) as file:
                 self._write_index(file)
-                for written in (self._data, file):
-                    written.flush()
-                    os.fsync(written.fileno())
+                for written, path in ((self._data, bin_path(self.prefix)), (file, idx_path(self.prefix))):
+                    with named_errors(path):
+                        written.flush()
+                        os.fsync(written.fileno())
                 invalidate(self.prefix)
                 # The index gets its name behind the data.
                 self._open_files.close()
+                sync_folder(self.prefix.parent)
+            sync_folder(self.prefix.parent)
 
     def add(self, tokens: npt.NDArray[Any], sequence_lengths: npt.NDArray[Any] | None = None) -> None:
         """Writes one document: int[n] ids, in one sequence or, for split sentences, in several."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.corpus.indexed import idx_path, manifest_path
+from megatron_cpt.corpus.indexed import idx_path, invalidate, manifest_path
 from megatron_cpt.corpus.manifest import (
     Manifest,
     SourceFile,
@@ -17,7 +17,14 @@ from megatron_cpt.corpus.manifest import (
 from megatron_cpt.corpus.parts import HELD_OUT, part_prefixes, parts_there
 from megatron_cpt.preparation.contamination import read_contamination
 from megatron_cpt.preparation.decisions import Decisions
-from megatron_cpt.preparation.job import Job, PrepareSettings, holds_out, is_held_out, validation_prefix
+from megatron_cpt.preparation.job import (
+    Job,
+    PrepareSettings,
+    holds_out,
+    is_held_out,
+    unfinished_settings,
+    validation_prefix,
+)
 from megatron_cpt.preparation.join import Joined
 from megatron_cpt.runs.folder import lock_of, sweep
 
@@ -40,10 +47,45 @@ def prefixes_of(output: Path, parts: int) -> set[Path]:
 
 
 def sweep_files(job: Job) -> None:
-    """Removes what killed calls left beside the datasets, of which the caller is the only writer."""
-    sweep(file for prefix in dict.fromkeys([job.output, *job.datasets]) for file in files_of(prefix))
-    for prefix in job.datasets:
+    """Removes what killed calls left under the names of the datasets, of which the caller is the only writer."""
+    _sweep_partial([job.output, *job.datasets])
+    for settings in unfinished_settings(job.output):
+        _sweep_unfinished(job.output, settings)
+
+
+def _sweep_partial(prefixes: Sequence[Path]) -> None:
+    """Removes files under temporary names, and locks, that killed calls left beside datasets."""
+    sweep(file for prefix in prefixes for file in files_of(prefix))
+    for prefix in prefixes:
         lock_of(prefix).unlink(missing_ok=True)
+
+
+def sweep_other_divisions(job: Job) -> None:
+    """Removes what killed calls left of the datasets in other numbers of parts, which nobody joins now."""
+    for settings in unfinished_settings(job.output):
+        if settings.parts != job.settings.parts:
+            _sweep_unfinished(job.output, settings)
+
+
+def _sweep_unfinished(output: Path, settings: PrepareSettings) -> None:
+    """Removes the datasets that a killed call with these settings was putting in place and that have no manifest, with
+    their held-out parts. They are no use to anyone: what that call finished is in its pieces."""
+    _sweep_partial(part_prefixes(output, settings.parts))
+    for prefix in part_prefixes(output, settings.parts):
+        if manifest_path(prefix).is_file():
+            continue
+        held_out = validation_prefix(prefix)
+        manifest = _manifest_of(held_out)
+        if settings.holds_out and (manifest is None or is_held_out(manifest)):
+            _remove_dataset(held_out)
+        _remove_dataset(prefix)
+
+
+def _remove_dataset(prefix: Path) -> None:
+    """Removes the files of a dataset, those first without which it does not open; not its lists, nor scores."""
+    invalidate(prefix)
+    for ending in _WRITTEN:
+        prefix.with_name(f"{prefix.name}.{ending}").unlink(missing_ok=True)
 
 
 def whole_result(job: Job) -> list[Joined] | None:
@@ -66,6 +108,8 @@ def whole_part(job: Job, decisions: Decisions, number: int) -> Joined | None:
 def are_joined(job: Job, joined: Joined) -> bool:
     """Whether all parts are there, given one of them. Their manifests are read, as one is written of a part that is
     whole."""
+    if not all(manifest_path(prefix).is_file() for prefix in job.datasets):
+        return False  # Each task asks: most need not read those of all others.
     manifests = [_manifest_of(prefix) for prefix in job.datasets]
     return all(manifest is not None and _job_of(manifest) == _job_of(joined.training) for manifest in manifests)
 
@@ -124,11 +168,15 @@ def _whole_dataset(settings: PrepareSettings, prefix: Path) -> Joined | None:
     return Joined(manifests[0], manifests[1] if settings.holds_out else None)
 
 
-def refuse_others_files(job: Job) -> None:
+def refuse_others_files(job: Job, prefixes: Sequence[Path]) -> None:
     """Raises BadInput where a file would go that no call of this prefix made: one of the inputs, or the dataset of
-    another call that has the name of the held-out part. Also where the dataset is there in another number of parts."""
+    another call that has the name of the held-out part. Also where the dataset is there in another number of parts.
+
+    Args:
+        prefixes: of the datasets that are to be written, of all that are the job's.
+    """
     faults = []
-    written = {path.resolve() for prefix in (job.output, *job.datasets) for path in files_of(prefix)}
+    written = {path.resolve() for prefix in (job.output, *prefixes) for path in files_of(prefix) if path.exists()}
     for source in job.sources:
         if Path(source.path) in written:
             rule = f"is an input, and a file that --output {job.output} writes."
@@ -136,7 +184,7 @@ def refuse_others_files(job: Job) -> None:
     if job.settings.parts > 1 and job.output.name.endswith(HELD_OUT):
         rule = f"would name the held-out documents of the parts of {job.output.name.removesuffix(HELD_OUT)} too."
         faults.append(Fault(f"--output {job.output}", rule, "Give a name without this ending."))
-    for prefix in job.datasets:
+    for prefix in prefixes:
         held_out = validation_prefix(prefix)
         if job.settings.holds_out and _is_there(held_out) and not _is_own_held_out_part(job, prefix):
             rule = f"is a dataset that --output {job.output} did not make, and would be replaced by its held-out part."
@@ -165,7 +213,7 @@ def _is_own_held_out_part(job: Job, prefix: Path) -> bool:
     manifest, made = _manifest_of(validation_prefix(prefix)), _manifest_of(prefix)
     if manifest is None:
         # Its own manifest is missing, or damaged: then this prefix made it, or a killed call of this very job.
-        return job.replacing.exists() or (made is not None and holds_out(made))
+        return job.is_replacing or (made is not None and holds_out(made))
     return is_held_out(manifest)
 
 
@@ -183,7 +231,7 @@ def refuse_to_replace(job: Job, prefixes: Sequence[Path]) -> None:
     Args:
         prefixes: of the datasets that are to be written.
     """
-    if job.replacing.exists():
+    if job.is_replacing:
         return  # What stands there is what a killed call had written of this very job.
     for prefix in prefixes:
         refuse(_replaced(job, prefix))
@@ -199,7 +247,11 @@ def _replaced(job: Job, output: Path) -> list[Fault]:
             continue  # It is left alone: what replaces none of it was made sure before.
         foreign = manifest is None or manifest.settings is None
         differing = [] if manifest is None else _differences(job, manifest)
-        if foreign:
+        if foreign and output in _unfinished(job):
+            rule = (
+                "may be what a killed call was writing, and was given a manifest since, as one that was made elsewhere."
+            )
+        elif foreign:
             rule = "is a dataset that was made elsewhere."
         elif job.reads_standard_input:
             rule = "is a finished dataset, and whether it was made from the same text cannot be known."
@@ -227,6 +279,12 @@ def _differences(job: Job, manifest: Manifest) -> list[str]:
     # A dataset of an earlier version does not know of settings that came later: they were at their defaults.
     before, now = asdict(PrepareSettings()) | manifest.settings, asdict(job.settings)
     return differing + [name for name in before | now if before.get(name) != now.get(name) and name not in differing]
+
+
+def _unfinished(job: Job) -> set[Path]:
+    """The datasets that killed calls were putting in place."""
+    found = unfinished_settings(job.output)
+    return {prefix for settings in found for prefix in part_prefixes(job.output, settings.parts)}
 
 
 def _first_other(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> str:

@@ -12,9 +12,9 @@ Whatever describes pieces carries a checksum over its content and its own name.
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -199,7 +199,7 @@ class Job:
         """Of the ids on disk."""
         return dtype_for(self.vocabulary_size)
 
-    @property
+    @cached_property
     def datasets(self) -> list[Path]:
         """The prefixes of the training documents, one for each part; beside each, its held-out ones."""
         return part_prefixes(self.output, self.settings.parts)
@@ -242,9 +242,19 @@ class Job:
         note(self.workspace / _JOB, _content(self), durable=True)
 
     @property
-    def replacing(self) -> Path:
-        """Is there once the datasets are being written: from then on what stands under their names is this job's."""
-        return self.path("replacing")
+    def is_replacing(self) -> bool:
+        """Whether a call of this very job that did not come to its end has begun to put its datasets in place."""
+        return noted(self._replacing) is not None
+
+    def note_replacing(self) -> None:
+        """Says that the datasets are put in place from now on, and what is older goes (`unfinished_settings`)."""
+        if not self.is_replacing:
+            note(self._replacing, asdict(self.settings), durable=True)
+
+    @property
+    def _replacing(self) -> Path:
+        settings = orjson.dumps(asdict(self.settings), option=orjson.OPT_SORT_KEYS)
+        return self.path(f"{sha256(settings).hexdigest()[:16]}{_REPLACING}")
 
     @property
     def evaluation(self) -> Path:
@@ -285,9 +295,9 @@ def _checksum(path: Path, content: Any) -> str:
     return sha256(path.name.encode() + orjson.dumps(content)).hexdigest()
 
 
-_JOB, _LOCK = "job.json", "lock"
+_JOB, _LOCK, _BEGINNING, _REPLACING = "job.json", "lock", "beginning", ".replacing.json"
 _OF_WORKSPACE = re.compile(
-    r"lock|job\.json|\.nfs\w+|[0-9a-f]{16}-.+|unpacked-\w+|tmp\w+|\..+\.partial-.+"
+    r"lock|beginning|job\.json|\.nfs\w+|[0-9a-f]{16}-.+|unpacked-\w+|tmp\w+|\..+\.partial-.+"
     r"|evaluation\.json|replacing|left_out|pairs|\d{6}.*\.(run|found|json|input)"  # as version 0.1 named them
 )
 """Names of what a workspace holds."""
@@ -313,8 +323,9 @@ def owned(output: Path, shared: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            if not shared and [path.name for path in workspace.iterdir()] == [_LOCK]:
-                (workspace / _LOCK).unlink()
+            if not shared and {path.name for path in workspace.iterdir()} <= {_LOCK, _BEGINNING}:
+                for name in (_BEGINNING, _LOCK):
+                    (workspace / name).unlink(missing_ok=True)
                 with suppress(OSError):  # another call has come in between
                     workspace.rmdir()
 
@@ -324,7 +335,7 @@ def clear(output: Path, keep: Job | None = None) -> None:
     for path in workspace_of(output).iterdir():
         # What NFS keeps of files that are open and have no name goes with their process.
         if (
-            path.name == _LOCK
+            path.name in (_LOCK, _BEGINNING)
             or path.name.startswith(".nfs")
             or (keep is not None and path.name.startswith(f"{keep.digest}-"))
         ):
@@ -342,7 +353,7 @@ def forget(job: Job) -> None:
     with suppress(BadInput), owned(job.output):  # whoever holds it removes it
         for path in job.workspace.glob(f"{job.digest}-*"):
             path.unlink()
-        if {path.name for path in job.workspace.iterdir()} <= {_LOCK, _JOB}:
+        if {path.name for path in job.workspace.iterdir()} <= {_LOCK, _BEGINNING, _JOB}:
             (job.workspace / _JOB).unlink(missing_ok=True)
 
 
@@ -371,6 +382,16 @@ def begin(job: Job, shared: bool) -> None:
 
     Raises BadInput where the workspace is `shared` with other shards and they are about something else.
     """
+
+    def taken(holder: str) -> Fault:
+        return Fault(str(job.output), f"is being begun by {holder}.", "Wait for it.")
+
+    # Shards begin at once: without it, two calls would both find that nobody has begun.
+    with held(job.workspace / _BEGINNING, taken, wait=True):
+        _begin(job, shared)
+
+
+def _begin(job: Job, shared: bool) -> None:
     try:
         there = load_job(job.output)
     except IntegrityFault:
@@ -388,6 +409,48 @@ def begin(job: Job, shared: bool) -> None:
         clear(job.output, keep=job)
     if there is None or difference or not shared:
         job.save()
+
+
+def unfinished_settings(output: Path) -> list[PrepareSettings]:
+    """Of the calls that were ended while they put their datasets in place, of this job or another."""
+    found = [noted(path) for path in workspace_of(output).glob(f"*{_REPLACING}")]
+    known = {field.name for field in fields(PrepareSettings)}
+    return [
+        PrepareSettings(**{name: value for name, value in settings.items() if name in known})
+        for settings in found
+        if settings is not None
+    ]
+
+
+@contextmanager
+def one_division(job: Job) -> Iterator[None]:
+    """Holds during the block that a dataset is joined in so many parts as this job's, with others that join them too.
+
+    Raises BadInput where a process joins it in another number of parts.
+    """
+
+    def lock(parts: int) -> Path:
+        return job.path(f"{_IN_PARTS}{parts}")
+
+    def elsewhere(parts: int, holder: str) -> Fault:
+        rule = f"is not the {parts:,} parts in which {holder} is joining {job.output}."
+        return Fault(
+            f"--parts {job.settings.parts}", rule, "Wait for it, or end it, and give all tasks the same --parts."
+        )
+
+    own = lock(job.settings.parts)
+    with ExitStack() as stack:
+        with held(job.path("dividing"), partial(elsewhere, job.settings.parts), wait=True):
+            for other in job.workspace.glob(f"{job.digest}-{_IN_PARTS}*"):
+                if other != own:
+                    with held(other, partial(elsewhere, int(other.name.rpartition("-")[2]))):
+                        other.unlink()
+            stack.enter_context(held(own, partial(elsewhere, job.settings.parts), shared=True))
+        yield
+
+
+_IN_PARTS = "in-parts-"
+"""Beginning of the names of locks, behind which the number of parts stands: each is held by those that join these."""
 
 
 def unchanged(job: Job) -> None:

@@ -40,9 +40,8 @@ class Joined:
     """Manifest of PREFIX.validation. None: nothing was held out."""
 
 
-def join(job: Job, pieces: Sequence[Finished], decisions: Decisions, number: int) -> Joined:
-    """Writes part `number`, from 1, of the datasets, from all pieces in the order read."""
-    runs = [piece.run(job) for piece in pieces]
+def join(job: Job, pieces: Sequence[Finished], runs: Sequence[SortedRun], decisions: Decisions, number: int) -> Joined:
+    """Writes part `number`, from 1, of the datasets, from all pieces in the order read and their runs."""
     prefix = job.datasets[number - 1]
     drop_mask = DropMask.kept(decisions.drops, runs)
     stretches = _stretches(job, runs, number - 1)
@@ -58,9 +57,10 @@ def join(job: Job, pieces: Sequence[Finished], decisions: Decisions, number: int
             which = below(chunk.records["holdout_key"], decisions.bound)
             held_out.add(chunk.chosen(which))
             training.add(chunk.chosen(~which))
-        job.replacing.touch()
         # No moment has the new training part beside an old held-out one, or the reverse.
         invalidate(prefix)
+        # Whoever finds the note may take what has no manifest for this job's: not before what is older is gone.
+        job.note_replacing()
         _remove_stale(prefix, ids=not job.settings.id_key)
     of = job.settings.parts
     part = None if of == 1 else Part(number, of, decisions.identity)
@@ -114,10 +114,11 @@ def _chunks(
     ranges, of = size // _RANGE_BYTES + 1, job.settings.parts
     for place in range(part * ranges, (part + 1) * ranges):
         bounds = ALL * place // (of * ranges), ALL * (place + 1) // (of * ranges)
+        between = stretches if ranges == 1 else _between(runs, *bounds)
         whole = TokenizedDocuments.joined(
             [
                 _stretch(run, number, first, end, drop_mask)
-                for number, (run, (first, end)) in enumerate(zip(runs, _between(runs, *bounds), strict=True))
+                for number, (run, (first, end)) in enumerate(zip(runs, between, strict=True))
             ]
         )
         order = np.argsort(whole.records["key"], kind="stable")

@@ -137,15 +137,19 @@ def _document_spans(file: int, path: Path, size: int) -> list[Span]:
 
 def of_shard(found: Sequence[Span], shard: int, shards: int) -> list[Span]:
     """The spans of shard 1 to `shards`: neighbours, about as much text as every other shard has."""
+    return [span for span, its in zip(found, shard_numbers(found, shards), strict=True) if its == shard]
+
+
+def shard_numbers(found: Sequence[Span], shards: int) -> list[int]:
+    """Which of so many shards, from 1, each span is of."""
     total = sum(span.size for span in found)
-    taken: list[Span] = []
+    numbers: list[int] = []
     before = 0
     for number, span in enumerate(found):
         middle = (before + span.size / 2) / total if total else (number + 0.5) / len(found)
         before += span.size
-        if min(shards, math.floor(middle * shards) + 1) == shard:
-            taken.append(span)
-    return taken
+        numbers.append(min(shards, math.floor(middle * shards) + 1))
+    return numbers
 
 
 def unpacked(stream: BinaryIO, file: int, whole: bool, hashed: bool, folder: Path, size: int) -> Iterator[Piece]:

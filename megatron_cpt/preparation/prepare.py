@@ -31,15 +31,27 @@ from megatron_cpt.preparation.existing import (
     refuse_others_files,
     refuse_to_replace,
     sweep_files,
+    sweep_other_divisions,
     whole_part,
     whole_result,
 )
 from megatron_cpt.preparation.input_kinds import STANDARD_INPUT
-from megatron_cpt.preparation.job import Job, PrepareSettings, begin, clear, forget, load_job, owned, workspace_of
+from megatron_cpt.preparation.job import (
+    Job,
+    PrepareSettings,
+    begin,
+    clear,
+    forget,
+    load_job,
+    one_division,
+    owned,
+    workspace_of,
+)
 from megatron_cpt.preparation.join import Joined, join
 from megatron_cpt.preparation.pieces import of_shard, spans
 from megatron_cpt.preparation.pool import PATIENCE_SECONDS, Workers
-from megatron_cpt.preparation.process_piece import Finished, completed_pieces
+from megatron_cpt.preparation.process_piece import Finished, completed_pieces, note_shards
+from megatron_cpt.preparation.sorted_runs import SortedRun
 from megatron_cpt.preparation.tokenize_pieces import share_of_memory, tokenize
 from megatron_cpt.runs.folder import only_writer
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
@@ -143,7 +155,7 @@ def begun(job: Job, overwrite: bool) -> list[Joined] | None:
     there = whole_result(job)
     if there is not None:
         return there
-    refuse_others_files(job)
+    refuse_others_files(job, job.datasets)
     if not overwrite:
         refuse_to_replace(job, job.datasets)
     begin(job, shared=False)
@@ -173,6 +185,7 @@ def prepare_shard(
     job, opened = described_job(inputs, tokenizer, Path(output), settings or PrepareSettings(), evaluation)
     with owned(job.output, shared=True):
         begin(job, shared=True)
+        note_shards(job, shard.of)
         found = of_shard(spans(job.inputs, job.piece_size, job.settings.text_key), shard.number, shard.of)
         tokenize(job, opened, evaluation, found, workers, progress, fast, patience)
         pieces = completed_pieces(job, found, check=False)
@@ -211,7 +224,7 @@ def merge(
         job = _merged_job(output, parts)
         if part is None:
             sweep_files(job)
-            refuse_others_files(job)
+            refuse_others_files(job, job.datasets)
             if not overwrite:
                 refuse_to_replace(job, job.datasets)
             return _join(job, workers, PATIENCE_SECONDS, check=True)
@@ -267,8 +280,9 @@ def join_alone(job: Job, part: int, overwrite: bool) -> Joined:
     as `merge` does.
     """
     prefix = job.datasets[part - 1]
-    with only_writer(prefix, files_of(prefix), wait=True):
-        refuse_others_files(job)
+    with one_division(job), only_writer(prefix, files_of(prefix), wait=True):
+        sweep_other_divisions(job)
+        refuse_others_files(job, [prefix])
         pieces = _pieces(job, check=False)
         decisions = decided(job, pieces, check=True)
         there = whole_part(job, decisions, part)
@@ -276,7 +290,7 @@ def join_alone(job: Job, part: int, overwrite: bool) -> Joined:
             return there
         if not overwrite:
             refuse_to_replace(job, [prefix])
-        return join(job, pieces, decisions, part)
+        return join(job, pieces, [piece.run(job) for piece in pieces], decisions, part)
 
 
 def _pieces(job: Job, check: bool) -> list[Finished]:
@@ -287,19 +301,22 @@ def _join(job: Job, workers: int | None, patience: float, check: bool) -> Prepar
     """Joins all parts, several at a time, each by a process of its own."""
     pieces = _pieces(job, check)
     decisions = decided(job, pieces, check=False)
+    runs = [piece.run(job) for piece in pieces]
     of = job.settings.parts
     if of == 1:
-        joined = {1: join(job, pieces, decisions, 1)}
+        joined = {1: join(job, pieces, runs, decisions, 1)}
     else:
         there = {number: whole_part(job, decisions, number) for number in range(1, of + 1)}
         joined = {number: part for number, part in there.items() if part is not None}
         count = min(workers or os.cpu_count() or 1, of - len(joined))
-        work = partial(_join_part, job, pieces, decisions)
+        work = partial(_join_part, job, pieces, runs, decisions)
         with Workers(count, work, share_of_memory(count), patience) as pool:
             joined |= pool.map((number for number in there if number not in joined), lambda: None)
     clear(job.output)
     return Prepared(tuple(joined[number] for number in sorted(joined)), reused=False)
 
 
-def _join_part(job: Job, pieces: Sequence[Finished], decisions: Decisions, worker: int, number: int) -> Joined:
-    return join(job, pieces, decisions, number)
+def _join_part(
+    job: Job, pieces: Sequence[Finished], runs: Sequence[SortedRun], decisions: Decisions, worker: int, number: int
+) -> Joined:
+    return join(job, pieces, runs, decisions, number)

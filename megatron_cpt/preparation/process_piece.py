@@ -14,7 +14,7 @@ from megatron_cpt.preparation.encode_documents import DocumentEncoder, TextCount
 from megatron_cpt.preparation.indexed_input import TokenReader
 from megatron_cpt.preparation.input_kinds import STANDARD_INPUT, WHOLE, plain_stream
 from megatron_cpt.preparation.job import Job, note, noted
-from megatron_cpt.preparation.pieces import Piece, Span, piece_name, unpacked
+from megatron_cpt.preparation.pieces import Piece, Span, piece_name, shard_numbers, spans, unpacked
 from megatron_cpt.preparation.pool import Progress
 from megatron_cpt.preparation.sorted_runs import SortedRun, TokenBuffer, TokenizedDocuments, write_run
 from megatron_cpt.preparation.text_signatures import (
@@ -120,13 +120,15 @@ def _read_finished(job: Job, file: int, number: int, check: bool) -> Finished | 
     content["rejected"] = [Rejected(**line) for line in content["rejected"]]
     content["counts"] = TextCounts(**content["counts"])
     done = Finished(**content)
-    return done if not check or _is_whole(job, done) else None
+    return done if not check or _damaged(job, done) is None else None
 
 
-def _is_whole(job: Job, done: Finished) -> bool:
-    if job.settings.looks_at_text and not done.found(job).is_whole(done.found_checksum):
-        return False
-    return done.run(job).is_whole(done.checksum)
+def _damaged(job: Job, done: Finished) -> Path | None:
+    """The file of a piece that is not what was written."""
+    found, run = done.found(job), done.run(job)
+    if job.settings.looks_at_text and not found.is_whole(done.found_checksum):
+        return found.path
+    return None if run.is_whole(done.checksum) else run.path
 
 
 def tokenize_piece(
@@ -266,7 +268,7 @@ def _streamed(job: Job, file: int, check: bool) -> list[Finished] | None:
 def completed_pieces(job: Job, found: Sequence[Span], check: bool) -> list[Finished]:
     """Every piece of the spans, in the order read. Raises BadInput where some are missing or, on a `check`, damaged."""
     pieces: list[Finished] = []
-    missing: list[str] = []
+    missing: list[Span] = []
     for span in found:
         file = span.piece.file
         if span.streamed:
@@ -275,14 +277,60 @@ def completed_pieces(job: Job, found: Sequence[Span], check: bool) -> list[Finis
             piece = _read_finished(job, file, span.piece.number, check)
             there = None if piece is None else [piece]
         if there is None:
-            missing.append(job.sources[file].path)
+            missing.append(span)
         pieces += there or []
     if missing:
+        listed = "; ".join(_state(job, span) for span in missing[:_MOST_LISTED])
+        more = f"; and {len(missing) - _MOST_LISTED:,} more" if len(missing) > _MOST_LISTED else ""
         raise BadInput(
             Fault(
                 f"{len(missing):,} of {len(found):,} parts of the input",
-                f"are not tokenized yet or damaged, the first of {missing[0]}, the last of {missing[-1]}.",
-                "Run the same command again; of shards, those of these parts, then merge.",
+                f"are not tokenized yet or damaged: {listed}{more}.",
+                f"Run the same command again, which does these alone{_shards_of(job, missing)}.",
             )
         )
     return pieces
+
+
+_MOST_LISTED = 8
+
+
+def _state(job: Job, span: Span) -> str:
+    """What is wrong with a part of the input, and with which of its files."""
+    file, path = span.piece.file, job.sources[span.piece.file].path
+    if not span.streamed:
+        numbers = [span.piece.number]
+    elif (count := _pieces_of_stream(job, file)) is not None:
+        numbers = list(range(count))
+    else:
+        return f"{path} was not read to its end"
+    for number in numbers:
+        record = _path(job, piece_name(file, number), "json")
+        if not record.exists():
+            return f"piece {number + 1:,} of {path} is not tokenized"
+        done = _read_finished(job, file, number, check=False)
+        damaged = record if done is None else _damaged(job, done)
+        if damaged is not None:
+            return f"piece {number + 1:,} of {path}: {damaged} is {'damaged' if damaged.exists() else 'not there'}"
+    return path  # Another process has done it meanwhile.
+
+
+def note_shards(job: Job, shards: int) -> None:
+    """Says how many shards there are, so that a piece can be traced to its shard."""
+    note(job.path(_SHARDS), shards)
+
+
+_SHARDS = "shards.json"
+
+
+def _shards_of(job: Job, missing: Sequence[Span]) -> str:
+    """The shards that do some parts of the input, as commands; nothing where there are none."""
+    shards: int | None = noted(job.path(_SHARDS))
+    if shards is None:
+        return ""
+    found = spans(job.inputs, job.piece_size, job.settings.text_key)
+    numbers = dict(zip(found, shard_numbers(found, shards), strict=True))
+    of_these = sorted({numbers[span] for span in missing if span in numbers})
+    listed = ", ".join(f"--shard {number}/{shards}" for number in of_these[:_MOST_LISTED])
+    more = f" and {len(of_these) - _MOST_LISTED:,} more" if len(of_these) > _MOST_LISTED else ""
+    return f". Of shards that is: megatron-cpt prepare ... --output {job.output} {listed}{more}; then merge"

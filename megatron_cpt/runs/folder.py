@@ -14,11 +14,11 @@ import os
 import re
 import secrets
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -429,9 +429,13 @@ def lock_of(result: Path) -> Path:
 
 def sweep(files: Iterable[Path]) -> None:
     """Removes what killed processes left of files under temporary names. Whoever calls it is their only writer."""
+    names: dict[Path, set[str]] = defaultdict(set)
     for file in files:
-        for left in file.parent.glob(f".{escape(file.name)}.partial-*"):
-            left.unlink(missing_ok=True)
+        names[file.parent].add(file.name)
+    for folder, of_folder in names.items():  # each is listed once: a dataset in parts has thousands of files
+        for left in folder.glob(".*.partial-*"):
+            if left.name.rpartition(".partial-")[0].removeprefix(".") in of_folder:
+                left.unlink(missing_ok=True)
 
 
 @contextmanager

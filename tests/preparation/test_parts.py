@@ -28,6 +28,7 @@ from megatron_cpt.quality.score import open_datasets, open_references
 from megatron_cpt.tasks.task_files import evaluation_sets
 from tests.planning.small_run import faults_of, settings
 from tests.preparation.test_interruptions import SETTINGS, corpus, digests
+from tests.reliability.running import DISPATCH, run
 
 WriteJsonl = Callable[..., Path]
 __all__ = ["corpus"]
@@ -186,6 +187,72 @@ def test_a_part_that_is_killed_costs_that_part_alone(tmp_path: Path, corpus: lis
     assert digests(output.parent) == digests(tmp_path / "right")
 
 
+def test_two_divisions_begun_at_once_are_never_mixed(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    """Tasks of two arrays: those of the division that began first join it, the others are refused."""
+    output = tmp_path / "out" / "x"
+    prepare_shard(corpus, tokenizer_folder, output, SETTINGS, Shard(1, 1), workers=1)
+    command = [sys.executable, "-c", JOIN_SLOWLY, "merge", str(output), "--parts"]
+    tasks = [(of, part) for part in (1, 2) for of in (2, 3)]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen([*command, str(of), "--part", str(part)], stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+        for of, part in tasks
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    ended = {task: (process.returncode, error) for task, process, error in zip(tasks, processes, told, strict=True)}
+    (first,) = {of for (of, _), (code, _) in ended.items() if code == 0}
+    for (of, _), (code, error) in ended.items():
+        assert code == (0 if of == first else 2), ended
+        # The last of them find it complete.
+        refusals = ("in which process", "would be there twice", "holds no shards")
+        assert of == first or any(refusal in error for refusal in refusals), ended
+    assert not list(output.parent.glob(f"x-0000?-of-0000{5 - first}.*"))
+    if first == 3:
+        merge(output, parts=3)
+    prepare(corpus, tokenizer_folder, tmp_path / "right" / "x", replace(SETTINGS, parts=first), workers=2)
+    assert digests(output.parent) == digests(tmp_path / "right")
+
+
+BEGIN_SLOWLY = (
+    "import sys, time; from megatron_cpt.preparation import job; from megatron_cpt.commands.dispatch import main; "
+    "read = job.load_job; job.load_job = lambda output: (read(output), time.sleep(2))[0]; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def test_shards_of_two_divisions_begun_at_once(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    """Neither finds pieces of the other: one of them is refused all the same."""
+    words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--max-rejected", "50%", "--shard"]
+    command = [sys.executable, "-c", BEGIN_SLOWLY, *words, "1/1", "--output", str(tmp_path / "x"), "--parts"]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen([*command, str(of)], stdout=subprocess.DEVNULL, stderr=pipe, text=True) for of in (2, 3)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 2]
+    assert "x.pieces: holds shards of another call (other parts)" in "".join(told)
+    (parts,) = [of for of, process in zip((2, 3), processes, strict=True) if process.returncode == 0]
+    assert len(merge(tmp_path / "x").parts) == parts
+
+
+def test_what_a_killed_division_left_half_is_no_obstacle_to_another(
+    tmp_path: Path, corpus: list[str], tokenizer_folder: Path
+) -> None:
+    """A part without its manifest goes, a finished one is named."""
+    prepare(corpus, tokenizer_folder, tmp_path / "right" / "x", replace(SETTINGS, parts=2), workers=2)
+    output = tmp_path / "out" / "x"
+    prepare_shard(corpus, tokenizer_folder, output, SETTINGS, Shard(1, 1), workers=1)
+    merging = [*DISPATCH, "merge", output, "--parts"]
+    killed = {"folder": output.parent, "place": "rename x-00001-of-00003.manifest.json", "at": 1}
+    assert run([*merging, "3", "--part", "1"], failpoint=killed).code == -signal.SIGKILL
+    assert idx_path(part_prefixes(output, 3)[0]).exists()
+    assert run([*merging, "2", "--part", "2"]).code == 0
+    assert not list(output.parent.glob("x-0000?-of-00003*"))
+    refused = run([*merging, "3", "--part", "2"])
+    assert refused.code == 2 and "x-00002-of-00002: is there, and " in refused.err
+    assert run([*merging, "2", "--part", "1"]).code == 0
+    assert digests(output.parent) == digests(tmp_path / "right")
+
+
 def test_more_parts_than_documents(tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path) -> None:
     """Parts may be empty; they are datasets all the same."""
     text = str(write_jsonl("a.jsonl", ["one", "two", "three"]))
@@ -202,6 +269,28 @@ def test_more_parts_than_documents(tmp_path: Path, write_jsonl: WriteJsonl, toke
     assert sum(len(part.items) for part in evaluation_sets([str(tmp_path / "x")])) == 3
     assert main(["inspect", str(tmp_path / "x")]) == 0
     assert main(["score", str(tmp_path / "x"), "--by", "ngram", "--reference", str(tmp_path / "x"), "--quiet"]) == 0
+
+
+def test_what_a_call_does_to_the_folder_does_not_grow_with_the_parts_squared(
+    tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path
+) -> None:
+    """Listing it for each file of each part took a second for 100 parts, and would take 100 for 1,000."""
+    text = str(write_jsonl("a.jsonl", ["one", "two", "three"]))
+    listed: list[int] = []
+    counts = {"os.scandir": 0, "os.listdir": 0}
+
+    def heard(event: str, arguments: tuple[object, ...]) -> None:
+        if event in counts:
+            counts[event] += 1
+
+    sys.addaudithook(heard)
+    for of in (4, 8):
+        output = tmp_path / str(of) / "x"
+        prepare([text], tokenizer_folder, output, PrepareSettings(parts=of), workers=1)
+        before = sum(counts.values())
+        prepare([text], tokenizer_folder, output, PrepareSettings(parts=of, seed=2), workers=1, overwrite=True)
+        listed.append(sum(counts.values()) - before)
+    assert listed[0] == listed[1] < 60
 
 
 def test_the_command_lines(

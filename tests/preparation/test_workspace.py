@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
 from megatron_cpt.corpus.manifest import verify_dataset
 from megatron_cpt.preparation import pieces
@@ -144,6 +146,47 @@ def test_a_changed_bit_in_a_description_costs_no_document(
             shard()
             assert merge(tmp_path / "z").training == right
     assert refused > 5
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "c.jsonl.gz"])
+@pytest.mark.parametrize("ending", ["run", "found", "json"])
+def test_a_damaged_piece_is_traced_to_its_shard(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    texts: list[str],
+    name: str,
+    ending: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The message names input, piece and the shard's command, and that command is all that it takes."""
+    monkeypatch.setattr(pieces, "SMALLEST_PIECE", 20_000)
+    lines = [json.dumps({"text": text}) for text in texts]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number, file in enumerate("abc"):
+        (folder / f"{file}.jsonl").write_text("\n".join([*lines[number::3], ""]))
+    subprocess.run(["gzip", "-n", "c.jsonl"], cwd=folder, check=True)
+    items = tmp_path / "items.jsonl"
+    # Of each file a document.
+    items.write_text("".join(json.dumps({"text": text[:600]}) + "\n" for text in texts[3:6]))
+    words = ["prepare", str(folder), "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "z"), "--quiet"]
+    words += ["--decontaminate", str(items), "--workers", "1", "--no-fast"]
+    for shard in ("1/3", "2/3", "3/3"):
+        assert main([*words, "--shard", shard]) == 0
+    (digest,) = {path.name.partition("-")[0] for path in (tmp_path / "z.pieces").glob("*-*.run")}
+    damaged = tmp_path / "z.pieces" / f"{digest}-00000{'abc'.index(name[0])}-000000.{ending}"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert main(["merge", str(tmp_path / "z")]) == 2
+    told = capsys.readouterr().err
+    assert "1 of " in told and f"piece 1 of {folder / name}: {damaged} is damaged." in told
+    again = re.search(r"megatron-cpt prepare \.\.\. --output (\S+) --shard (\d/3); then merge", told)
+    assert again and again[1] == str(tmp_path / "z")
+    assert main([*words, "--shard", again[2]]) == main(["merge", str(tmp_path / "z")]) == 0
+    assert main([*words[:5], str(tmp_path / "y"), *words[6:]]) == 0
+    assert (tmp_path / "z.bin").read_bytes() == (tmp_path / "y.bin").read_bytes()
 
 
 def test_the_checks_of_a_folder_are_of_this_very_file(

@@ -139,6 +139,61 @@ def test_P2_killed_at_random_moments_over_an_older_dataset(
     record_property("kills", kills)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "remove x.documents.npy",
+        "rename x.validation.manifest.json",
+        "rename x.manifest.json",
+        *(
+            pytest.param(place, marks=pytest.mark.slow)
+            for place in (
+                "remove x.manifest.json",
+                "remove x.validation.manifest.json",
+                "remove x.validation.bin",
+                "rename x.validation.idx",
+                "rename x.bin",
+                "rename x.idx",
+                "rename x.documents.npy",
+                "remove x.pieces/*-decided.json",
+            )
+        ),
+    ],
+)
+def test_P2_the_old_command_after_a_killed_overwrite(
+    tmp_path: Path, corpus: Path, tokenizer_folder: Path, place: str, record_property: Record
+) -> None:
+    """What is half there is no reason to refuse it: the old dataset comes back. A whole one is not replaced unasked."""
+    prefix = tmp_path / "out" / "x"
+    old = preparing(corpus, tokenizer_folder, prefix, "--holdout", "20%", workers=1)
+    new = [*old, "--seed", "7", "--overwrite"]
+    assert run(old).code == 0
+    right = digests(prefix.parent)
+    assert run(new, failpoint={"folder": prefix.parent, "place": place, "at": 1}).code == -signal.SIGKILL
+    done = run(old)
+    if place == "remove x.pieces/*-decided.json":
+        assert done.code == 2 and "x: is a finished dataset that was made otherwise (other seed)." in done.err
+    else:
+        assert (done.code, done.err) == (0, "")
+        assert digests(prefix.parent) == right
+    record_property("kills", 1)
+
+
+def test_P2_what_a_killed_call_wrote_and_another_program_described(
+    tmp_path: Path, corpus: Path, tokenizer_folder: Path, record_property: Record
+) -> None:
+    """Whoever opens a pair without a manifest gives it one: it may be in use, and is not replaced unasked."""
+    prefix = tmp_path / "out" / "x"
+    words = preparing(corpus, tokenizer_folder, prefix, workers=1)
+    killed = {"folder": prefix.parent, "place": "rename x.manifest.json", "at": 1}
+    assert run(words, failpoint=killed).code == -signal.SIGKILL
+    verify_dataset(prefix)
+    done = run([*words, "--seed", "7"])
+    assert done.code == 2 and "x: may be what a killed call was writing, and was given a manifest since" in done.err
+    assert run([*words, "--seed", "7", "--overwrite"]).code == 0
+    record_property("kills", 1)
+
+
 def test_P1_a_killed_merge_leaves_nothing_that_stays(
     workshop: Workshop, tmp_path: Path, record_property: Record
 ) -> None:

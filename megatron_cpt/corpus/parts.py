@@ -102,6 +102,17 @@ def part_faults(prefixes: Sequence[Path]) -> list[Fault]:
     return faults
 
 
+def held_out_faults(prefixes: Sequence[Path]) -> list[Fault]:
+    """The datasets among these that are the held-out documents of another one of them."""
+    remedy = "Leave it out: what validates is not to be trained on."
+    named = set(prefixes)
+    return [
+        Fault(f"{prefix}{HELD_OUT}", f"is held out from {prefix}, which is read too.", remedy)
+        for prefix in prefixes
+        if prefix.with_name(prefix.name + HELD_OUT) in named
+    ]
+
+
 _MOST_LISTED = 8
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable, refuse
-from megatron_cpt.corpus.indexed import IndexedDataset, bin_path
+from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path
 from megatron_cpt.corpus.loss_mask import LossMask, open_loss_mask
 from megatron_cpt.corpus.manifest import Manifest, compare_samples, data_names, open_dataset
 from megatron_cpt.corpus.parts import HELD_OUT, named_by, part_faults
@@ -122,14 +122,31 @@ def dataset_chunks(part: SelectedDataset) -> Iterator[DocumentChunk]:
 def expand_paths(paths: Sequence[str]) -> list[Path]:
     """Prefixes and selections named by paths and globs, those of one glob sorted by name.
 
-    A prefix stands for all parts of a dataset that `prepare --parts` divided.
+    A prefix stands for all parts of a dataset that `prepare --parts` divided. PREFIX.bin and PREFIX.idx, which shells
+    make of their globs, name the dataset, both of them once.
 
     A glob that ends in `.selection.json` names selections, any other names datasets by their prefix
-    (held-out `*.validation` ones only if it ends so). Raises BadInput for a glob that matches nothing, and for a
-    prefix or a glob that stands for some parts of a dataset without the others; whether a plain path is there is seen
-    when it is opened.
+    (held-out `*.validation` ones only if it ends so). Raises BadInput for a glob that matches nothing, for a
+    prefix or a glob that stands for some parts of a dataset without the others, and for another file of a dataset;
+    whether a plain path is there is seen when it is opened.
     """
-    return [path for text in paths for path in _expand(text)]
+    refuse([fault for text in paths if (fault := _side_file_fault(text))][:1])
+    named = set(paths)
+    once = [text for text in paths if not (text.endswith(".idx") and f"{text.removesuffix('.idx')}.bin" in named)]
+    return [path for text in once for path in _expand(text)]
+
+
+def _side_file_fault(text: str) -> Fault | None:
+    """What is wrong with a file that lies beside a dataset: shells make globs of prefixes into all files."""
+    if text.endswith((".bin", ".idx", SUFFIX)) or not Path(text).is_file() or idx_path(text).is_file():
+        return None
+    prefix = Path(text)
+    while prefix.suffix:
+        prefix = prefix.with_suffix("")
+        if idx_path(prefix).is_file():
+            remedy = f"Name {prefix}; for several datasets PREFIX*.bin, or a glob in quotes: 'PREFIX*'."
+            return Fault(text, f"is a file beside the dataset {prefix}, not one itself.", remedy)
+    return None
 
 
 def prefix_of(path: str) -> str:

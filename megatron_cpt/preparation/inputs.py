@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.indexed import bin_path, idx_path
-from megatron_cpt.corpus.parts import HELD_OUT, named_by, part_faults
+from megatron_cpt.corpus.parts import HELD_OUT, held_out_faults, named_by, part_faults
 from megatron_cpt.corpus.stream import prefix_of
 from megatron_cpt.preparation.input_kinds import (
     FILES_READ,
@@ -102,13 +102,7 @@ def find_inputs(paths: Sequence[str], document_per_line: bool = False, text_key:
 
 def _pair_faults(prefixes: Sequence[Path]) -> list[Fault]:
     """Datasets among the inputs that are not to be read without others, or not with them."""
-    faults = part_faults(prefixes)
-    remedy = "Leave it out: what validates is not to be trained on."
-    named = set(prefixes)
-    for prefix in prefixes:
-        if prefix.with_name(prefix.name + HELD_OUT) in named:
-            faults.append(Fault(f"{prefix}{HELD_OUT}", f"is held out from {prefix}, which is read too.", remedy))
-    return faults
+    return [*part_faults(prefixes), *held_out_faults(prefixes)]
 
 
 _REQUESTS = 16

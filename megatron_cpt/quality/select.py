@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.corpus.hashing import mixed
+from megatron_cpt.corpus.parts import held_out_faults
 from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.corpus.selection import (
     SUFFIX,
@@ -163,12 +164,15 @@ def select(
     are multiplied, as A*B; every `keep` but `random` needs one. `temperature` (1) divides the
     score under `gumbel` alone. `diverse` is the largest cosine similarity to a document taken before, by
     PREFIX.EMBEDDINGS.npy (`embeddings`).
-    Raises BadInput where paths share documents, nothing or more than there is would be taken, scores are missing, stale
-    or not numbers, embeddings are missing, or another selection has the name and may not be replaced (`overwrite`).
+    Raises BadInput where paths share documents or one is held out from another, nothing or more than there is would be
+    taken, scores are missing, stale or not numbers, embeddings are missing, or another selection has the name and may
+    not be replaced (`overwrite`).
     """
     refuse([*_faults(how_many, keep, by, temperature, where), *_diverse_faults(diverse, embeddings)])
     temperature = 1.0 if temperature is None else temperature
-    parts = [part for path in expand_paths(paths) for part in _parts(path) if len(part.documents)]
+    named = expand_paths(paths)
+    refuse(held_out_faults(named))
+    parts = [part for path in named for part in _parts(path) if len(part.documents)]
     refuse_overlap(parts)
     filtered = None
     if where is not None:

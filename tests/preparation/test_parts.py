@@ -422,6 +422,44 @@ def test_a_prefix_stands_for_all_parts_of_one_dataset(
         named_by(x)
 
 
+def test_a_glob_that_the_shell_expands_names_the_datasets(
+    tmp_path: Path,
+    corpus: list[str],
+    tokenizer_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """.bin and .idx as PREFIX, which stands for all parts; another file of a dataset is told what it is."""
+    prepare(corpus, tokenizer_folder, tmp_path / "x", replace(SETTINGS, parts=3), workers=2)
+    monkeypatch.chdir(tmp_path)
+
+    def expanded(*patterns: str) -> list[str]:
+        return sorted(path.name for pattern in patterns for path in tmp_path.glob(pattern))
+
+    def selected(*named: str) -> bytes:
+        words = ["select", *named, "--share", "50%", "--keep", "lowest", "--by", "ngram", "--output", "s"]
+        assert main([*words, "--overwrite"]) == 0
+        return (tmp_path / "s.selection.npy").read_bytes()
+
+    scoring = ["--by", "ngram", "--reference", "x.validation", "--quiet"]
+    assert main(["score", *expanded("x-*-of-00003.bin", "x-*-of-00003.idx"), *scoring]) == 0
+    assert capsys.readouterr().out.count("already there") == 0
+    assert main(["score", "x", *scoring]) == 0
+    assert capsys.readouterr().out.count("already there") == 3
+    right = selected("x")
+    for patterns in (["x-*-of-00003.bin"], ["x-*-of-00003.idx"], ["x-*-of-00003.bin", "x-*-of-00003.idx"]):
+        assert selected(*expanded(*patterns)) == right
+    for words in (["score", *scoring], ["select", "--share", "50%", "--keep", "random", "--output", "t"]):
+        capsys.readouterr()
+        assert main([words[0], *expanded("x-0000[12]*"), *words[1:]]) == 2
+        told = capsys.readouterr().err
+        assert "is a file beside the dataset x-00001-of-00003, not one itself." in told and told.count("\n") == 1
+    assert main(["select", *expanded("x-*.bin"), "--share", "50%", "--keep", "random", "--output", "t"]) == 2
+    assert (
+        "x-00001-of-00003.validation: is held out from x-00001-of-00003, which is read too" in capsys.readouterr().err
+    )
+
+
 def test_parts_do_not_have_the_name_of_held_out_documents(
     tmp_path: Path, corpus: list[str], tokenizer_folder: Path
 ) -> None:

@@ -128,10 +128,10 @@ def convert_to_hf(
             `output`.
         IntegrityFault: its bytes are not those that were written.
     """
-    from megatron_cpt.checkpoint.convert import hf_from_checkpoint, hf_from_megatron, is_own_multimodal
+    from megatron_cpt.checkpoint.convert import hf_from_checkpoint, hf_from_megatron, is_own_with_others
 
     with _one_process():
-        if hf_config is None or is_own_multimodal(Path(checkpoint)):
+        if hf_config is None or is_own_with_others(Path(checkpoint)):
             others = None if hf_config is None else Path(hf_config)
             return hf_from_checkpoint(Path(checkpoint), Path(output), dtype, others=others)
         return hf_from_megatron(Path(checkpoint), Path(hf_config), Path(output), dtype)

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megatron_cpt.checkpoint.convert import differing_fields, write_checkpoint
+from megatron_cpt.checkpoint.convert import differing_fields, dtypes_of, exact_precision, write_checkpoint
 from megatron_cpt.checkpoint.dcp import StoredTensors, match_places, stored_places
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes, parent_dtypes, word_of
 from megatron_cpt.checkpoint.hf_folder import open_hf_tensors, refuse_altered
 from megatron_cpt.checkpoint.hf_others import hashed_others, refuse_unlike
-from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, join_shards
+from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, hf_sizes, join_shards
 from megatron_cpt.checkpoint.load import has_per_layer_keys, read_table, verify_and_vet
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault, refuse
 from megatron_cpt.families.family import ModelShape
@@ -179,7 +179,9 @@ def average(sources: Sequence[Path], how: Averaging, output: Path) -> str:
     everyone = [*sources, *([] if how.base is None else [how.base])]
     shape = _shape_of_all(everyone)
     first = hf_folder_of(sources[0])
-    dtype = torch.bfloat16 if parent_dtypes(first).are_all("bfloat16") else torch.float32
+    stored = parent_dtypes(first)
+    dtype = exact_precision(shape, {name: word_of(stored.of(name, torch.float32)) for name in hf_sizes(shape)})
+    dtypes = dtypes_of(shape, dtype)
     table, (places, values) = name_table(shape), stored_places(shape)
     others = hashed_others(first)
     for model in map(hf_folder_of, everyone[1:]):
@@ -194,14 +196,16 @@ def average(sources: Sequence[Path], how: Averaging, output: Path) -> str:
                 tensor: how.combine([model[tensor] for model in models], *(base[tensor] for base in bases))
                 for tensor in models[0]
             }
-            parameter = torch.empty(places[name].size, dtype=dtype)
+            parameter = torch.empty(places[name].size, dtype=dtypes[name])
             fill(parameter, *table[name], shape, _Computed(combined), rank=0, ranks=1)
             if not parameter.isfinite().all():
-                rule = f"{name}: a weight of the result is not finite in {word_of(dtype)}, and nothing was written"
+                rule = (
+                    f"{name}: a weight of the result is not finite in {word_of(dtypes[name])}, and nothing was written"
+                )
                 raise NumericsFault(f"{rule}: give smaller weights or scale, or sources that are finite")
             return parameter
 
-        write_checkpoint(output, first, places, values, dtype, read, how.described(sources))
+        write_checkpoint(output, first, places, values, dtypes, read, how.described(sources))
     return word_of(dtype)
 
 

@@ -45,7 +45,7 @@ from megatron_cpt.checkpoint.hf_folder import (
     tokenizer_files,
 )
 from megatron_cpt.checkpoint.hf_others import OtherTensors, find_others
-from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, hf_sizes, load_hf_weights
+from megatron_cpt.checkpoint.hf_weights import check_tensors, fill, hf_sizes, load_hf_weights, trained_dtypes
 from megatron_cpt.checkpoint.load import (
     has_per_layer_keys,
     leave_hashes,
@@ -106,17 +106,35 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
     places, values = stored_places(shape)
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
-        stored = [STORED[tensors.dtype(name)] for name in hf_sizes(shape)]
-        # The precision that holds the weights exactly; fp16 does not fit into bf16.
-        dtype = torch.bfloat16 if set(stored) == {"bfloat16"} else torch.float32
+        stored = {name: STORED[tensors.dtype(name)] for name in hf_sizes(shape)}
+        dtype = exact_precision(shape, stored)
+        dtypes = dtypes_of(shape, dtype)
 
         def read(name: str) -> Tensor:
-            parameter = torch.empty(places[name].size, dtype=dtype)
+            parameter = torch.empty(places[name].size, dtype=dtypes[name])
             fill(parameter, *table[name], shape, tensors, rank=0, ranks=1)
             return parameter
 
-        write_checkpoint(output, hf_folder, places, values, dtype, read)
-        return roundings(Conversion(word, word_of(dtype)) for word in stored)
+        write_checkpoint(output, hf_folder, places, values, dtypes, read)
+        own = trained_dtypes(shape, dtype)
+        rounded = roundings(Conversion(word, word_of(own[name])) for name, word in stored.items())
+        from_fp8 = f"{tensors.dequantized:,} tensors from fp8 to bfloat16" if tensors.dequantized else ""
+        return ", ".join(filter(None, (from_fp8, rounded)))
+
+
+def exact_precision(shape: ModelShape, stored: Mapping[str, str]) -> torch.dtype:
+    """The precision that holds all parameters exactly; fp16 does not fit into bf16.
+
+    Args:
+        stored: the dtype of each tensor in its folder, by name.
+    """
+    parameters = [name for name, own in trained_dtypes(shape, torch.bfloat16).items() if own is torch.bfloat16]
+    return torch.bfloat16 if all(stored[name] == "bfloat16" for name in parameters) else torch.float32
+
+
+def dtypes_of(shape: ModelShape, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each parameter of a model in this precision, by name; buffers are in fp32."""
+    return {name: torch.float32 if rule.buffer else dtype for name, (rule, _) in name_table(shape).items()}
 
 
 def write_checkpoint(
@@ -124,7 +142,7 @@ def write_checkpoint(
     hf_folder: Path,
     places: Mapping[str, Stored],
     values: Mapping[str, Any],
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     read: Callable[[str], Tensor],
     averaged: dict[str, Any] | None = None,
 ) -> None:
@@ -132,20 +150,20 @@ def write_checkpoint(
 
     Args:
         hf_folder: where config.json, tokenizer and the tensors' dtypes are taken from.
-        places, values, dtype, read: as write_streamed has them.
+        places, values, dtypes, read: as write_streamed has them.
         averaged: what models it was made of, for its model card; None: no average.
     Raises:
         BadInput: there is something at `output` already.
         StorageFault: there is no room for it, or it could not be written.
     """
-    refuse_without_room(output, sum(prod(place.size) for place in places.values()) * dtype.itemsize)
+    refuse_without_room(output, sum(prod(place.size) * dtypes[name].itemsize for name, place in places.items()))
     with whole_folder(output) as folder:
         make_folder(folder, hf_folder, parent_dtypes(hf_folder))
         if averaged is None:
             copy_history(hf_folder, folder / "hf")
         else:  # a mean of models has no history of one
             write_json(folder / "hf" / _AVERAGE, averaged)
-        write_streamed(folder / "shards", places, values, dtype, read)
+        write_streamed(folder / "shards", places, values, dtypes, read)
         leave_hashes(folder, rank=0)
         seal(folder)
 
@@ -165,7 +183,7 @@ def hf_from_checkpoint(
         checkpoint: one, or a run folder: its newest.
         dtype: of the weights; None: each tensor's in the folder that the checkpoint's model came from.
         shard_bytes: bytes of tensors in one file, about.
-        others: of a model that reads more than text, the folder with its other tensors; None: that which it came from.
+        others: the folder with the tensors that the checkpoint does not hold; None: that which the model came from.
     Returns:
         How many tensors were rounded, and from what to what; empty where none was.
     Raises:
@@ -217,10 +235,12 @@ def hf_from_megatron(
     return export_weights(weights, shape, hf_config, output, dtypes, card=card, shard_bytes=shard_bytes)
 
 
-def is_own_multimodal(checkpoint: Path) -> bool:
-    """Whether a checkpoint is one of ours, or a run, of a model that reads more than text."""
+def is_own_with_others(checkpoint: Path) -> bool:
+    """Whether a checkpoint is one of ours, or a run, of a model with tensors that it does not hold."""
     checkpoint = newest_of_run(checkpoint)
-    return is_complete(checkpoint) and multimodal_of(read_config(checkpoint / "hf")) is not None
+    return is_complete(checkpoint) and (
+        multimodal_of(read_config(checkpoint / "hf")) is not None or find_others(checkpoint / "hf") is not None
+    )
 
 
 def _stored_weights(stored: StoredTensors, places: Mapping[str, Stored], shape: ModelShape) -> list[Weight]:
@@ -415,13 +435,23 @@ def reference_model(
         BadInput, IntegrityFault: as load_hf_weights does.
     """
     shape = read_shape(hf_folder, rope)
+    weights: dict[str, Any] = {"pretrained_model_name_or_path": hf_folder}
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
+        if tensors.dequantized:  # transformers cannot where blocks at the ends are smaller
+            sizes = {name: tensors.size(name) for name in hf_sizes(shape) if name in tensors.names}
+            state = {tensors.stored_name(name): tensors.read(name, 0, 0, size[0]) for name, size in sizes.items()}
+            weights = {"pretrained_model_name_or_path": None, "state_dict": state}
     logging.disable_progress_bar()
     multimodal = multimodal_of(read_config(hf_folder)) is not None
-    model = (AutoModelForImageTextToText if multimodal else AutoModelForCausalLM).from_pretrained(
-        hf_folder,
-        config=_transformers_config(hf_folder, rope),
+    loader: Any = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    config = _transformers_config(hf_folder, rope)
+    if "state_dict" in weights:  # which the model's own class takes alone
+        with torch.device("meta"):
+            loader = type(loader.from_config(config))
+    model = loader.from_pretrained(
+        **weights,
+        config=config,
         dtype=dtype,
         attn_implementation="eager",  # the one that knows every family's mathematics: others leave out soft caps
         use_safetensors=True,
@@ -454,11 +484,12 @@ def transformers_tokenizer(hf_folder: Path) -> Any:
 
 
 def _write_readable_config(hf_folder: Path, output: Path, rope: RopeSettings | None = None) -> None:
-    """Writes config.json without the dtype: transformers fails over words such as "auto" and "torch.bfloat16"."""
+    """Writes config.json without dtypes: transformers fails over words such as "auto" and "torch.bfloat16"."""
     config = read_config(hf_folder, rope)
-    text = {name: value for name, value in text_fields(config).items() if name not in _DTYPE_FIELDS}
+    unread = (*_DTYPE_FIELDS, "quantization_config")
+    text = {name: value for name, value in text_fields(config).items() if name not in unread}
     fields = with_text_fields(config, text)
-    for name in _DTYPE_FIELDS:
+    for name in unread:
         fields.pop(name, None)
     (output / "config.json").write_bytes(orjson.dumps(fields))
 

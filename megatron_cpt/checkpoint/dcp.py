@@ -62,7 +62,7 @@ class Stored:
 
 
 def stored_places(shape: ModelShape, per_layer_keys: bool = False) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """Where the parameters of a model stand, by their names in the whole model, and what is stored beside them.
+    """Where parameters and buffers of a model stand, by their names in the whole model, and what is stored beside them.
 
     Args:
         per_layer_keys: each layer under keys of its own (sharded.model_state).
@@ -71,7 +71,9 @@ def stored_places(shape: ModelShape, per_layer_keys: bool = False) -> tuple[dict
     """
     model = _meta_model(shape)
     content = model_state([model], per_layer_keys)["model"]
-    places = {name: _place_of(content[name], tuple(value.shape)) for name, value in model.named_parameters()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    table = name_table(shape)  # which has none of the buffers that are of the moment
+    places = {name: _place_of(content[name], tuple(value.shape)) for name, value in tensors if name in table}
     values = {value.unique_key: value.data for value in content.values() if isinstance(value, ShardedObject)}
     return places, values
 
@@ -187,6 +189,8 @@ TRACKER = "latest_checkpointed_iteration.txt"
 _NORM_KEYS = (
     ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
     ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
+    ("self_attention.linear_q_up_proj.layer_norm_", "self_attention.q_layernorm."),
+    ("self_attention.linear_kv_up_proj.layer_norm_", "self_attention.kv_layernorm."),
 )
 
 
@@ -336,13 +340,13 @@ class _ReadAsWritten(DefaultSavePlanner):
         self,
         places: Mapping[str, Stored],
         values: Mapping[str, Any],
-        dtype: torch.dtype,
+        dtypes: Mapping[str, torch.dtype],
         read: Callable[[str], Tensor],
     ) -> None:
-        """Takes what write_weights takes."""
+        """Takes what write_streamed takes."""
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._names = {(place.key, place.offset): name for name, place in places.items()}
-        self._places, self._values, self._dtype, self._read = places, values, dtype, read
+        self._places, self._values, self._dtypes, self._read = places, values, dtypes, read
         self.failures: list[Exception] = []
 
     def create_local_plan(self) -> SavePlan:
@@ -353,11 +357,11 @@ class _ReadAsWritten(DefaultSavePlanner):
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=ChunkStorageMetadata(torch.Size(place.offset), torch.Size(place.own)),
-                    properties=TensorProperties(dtype=self._dtype),
+                    properties=TensorProperties(dtype=self._dtypes[name]),
                     size=torch.Size(place.whole),
                 ),
             )
-            for place in self._places.values()
+            for name, place in self._places.items()
         ]
         values = [WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO) for key in self._values]
         self.plan = SavePlan([*tensors, *values])
@@ -378,14 +382,14 @@ class _ReadAsWritten(DefaultSavePlanner):
                 return self._read(name).view(own)
             except Exception as error:
                 self.failures.append(error)
-        return torch.empty(own, dtype=self._dtype)
+        return torch.empty(own, dtype=self._dtypes[name])
 
 
 def write_streamed(
     shards: Path,
     places: Mapping[str, Stored],
     values: Mapping[str, Any],
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     read: Callable[[str], Tensor],
 ) -> None:
     """Writes a torch_dist folder in this process alone.
@@ -393,13 +397,13 @@ def write_streamed(
     Args:
         places: of all parameters, by name (stored_places).
         values: what is stored beside them, by key.
-        dtype: that all parameters are stored in.
+        dtypes: that each parameter is stored in, by name.
         read: gives a parameter by its name, in this dtype; called by several threads.
     Raises:
         StorageFault: not all could be written.
         Exception: what `read` raises.
     """
-    planner, writer = _ReadAsWritten(places, values, dtype, read), FileSystemWriter(shards, thread_count=FILES)
+    planner, writer = _ReadAsWritten(places, values, dtypes, read), FileSystemWriter(shards, thread_count=FILES)
     try:
         table = write({}, storage_writer=writer, planner=planner, no_dist=True)
     except CHECKPOINT_ERRORS as error:

@@ -50,10 +50,6 @@ class TensorDtypes:
         """All that are named."""
         return {*self.others.values(), *([] if self.common is None else [self.common])}
 
-    def are_all(self, word: str) -> bool:
-        """Whether every tensor has this dtype."""
-        return self.common == word and not self.others
-
     def __str__(self) -> str:
         further = "".join(f", {word} in {count}" for word, count in sorted(Counter(self.others.values()).items()))
         return f"{self.common}{further}"
@@ -136,6 +132,7 @@ def config_for(hf_folder: Path, words: Collection[str], others: Collection[str] 
         others: dtypes of tensors beside the language model, for which alone what is stated does not stay.
     """
     config, stated = read_config(hf_folder), stated_dtype(hf_folder)
+    config.pop("quantization_config", None)  # what was in fp8 was read as bf16
     word = stated if stated in words else _widest({*words, *others})
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
     text = text_fields(config)

@@ -6,7 +6,7 @@
    them to the writer of its file, which joins them (families/weights.py). Then all writers write at once.
 3. Rank 0 writes index, config and lineage, copies tokenizer and model files, and renames the folder.
 
-Of a model that reads more than text, rank 0 first copies the tensors beside the language model into files of their own.
+Rank 0 first copies the tensors that are none of what is trained (families/others.py) into files of their own.
 
 Which files there are, and their bytes, depends on the model and on `shard_bytes` alone: on no layout, and not on who
 writes them. The folder must be on a file system that all ranks share.
@@ -180,7 +180,7 @@ def export_weights(
         lineage: content of lineage.json; None writes none.
         card: README.md (model_card.py); None writes none.
         shard_bytes: bytes of tensors in one file, about; a single parameter is never divided.
-        others: of a model that reads more than text, its other tensors; None: those that hf_folder has or tells of.
+        others: the tensors that are none of what is trained; None: those that hf_folder has or tells of.
     Returns:
         How many tensors were rounded, and from what to what; empty where none was.
     Raises:

@@ -22,8 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_cpt.checkpoint.fp8_blocks import READ_AS, dequantized, scales_of
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.families.multimodal import Multimodal, multimodal_of
+from megatron_cpt.families.fields import fp8_block
+from megatron_cpt.families.multimodal import text_fields
+from megatron_cpt.families.others import OtherNames, other_names
 from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
 from megatron_cpt.runs.folder import file_sha256, sync_file, write_json
 
@@ -66,20 +69,36 @@ READABLE = ("F32", "BF16", "F16", "F64")
 class HFTensors:
     """The tensors of an open folder, by the names that a language model's have in the name table of its family.
 
-    In a model that reads more than text these are not the names in the files; its other tensors are kept apart.
+    In a model that reads more than text these are not the names in the files. Tensors that are none of the model that
+    is trained (families/others.py) are kept apart. Matrices in fp8 with scales of blocks are read as bf16
+    (fp8_blocks.py).
     """
 
-    def __init__(self, folder: Path, files: Mapping[Path, Any], kind: Multimodal | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        files: Mapping[Path, Any],
+        names: OtherNames | None = None,
+        block: tuple[int, int] | None = None,
+    ) -> None:
+        """Takes the open files.
+
+        Args:
+            block: rows and columns of the blocks of matrices in fp8; None: there are none.
+        """
+        names = names or OtherNames()
         self.folder = folder
         self.files = tuple(files)
         """The files that hold the tensors; a folder may have others beside them."""
         file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-        self._others = {
-            name: file for name, file in sorted(file_of.items()) if kind is not None and kind.is_other(name)
-        }
+        self._block, self._scales = block, {}
+        if block is not None:
+            self._scales = {name: file_of[scales].get_tensor(scales) for name, scales in scales_of(file_of).items()}
+            file_of = {name: file for name, file in file_of.items() if name not in set(scales_of(file_of).values())}
+        self._others = {name: file for name, file in sorted(file_of.items()) if names.is_other(name)}
         self._stored: dict[str, str] = {}
         for name in sorted(file_of.keys() - self._others.keys()):
-            text = name if kind is None else kind.text_name(name)
+            text = names.text_name(name)
             self._stored[name if text in self._stored else text] = name  # the second of two is surplus
         self._file_of = {name: file_of[stored] for name, stored in self._stored.items()}
 
@@ -102,8 +121,13 @@ class HFTensors:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """dtype of a tensor, in safetensors' words: F32, BF16, ..."""
-        return str(self._slice(name).get_dtype())
+        """dtype of a tensor as it is read, in safetensors' words: F32, BF16, ..."""
+        return READ_AS if self._stored[name] in self._scales else str(self._slice(name).get_dtype())
+
+    @property
+    def dequantized(self) -> int:
+        """How many tensors of the language model are in fp8 in the files."""
+        return len(self._scales.keys() & set(self._stored.values()))
 
     def _slice(self, name: str) -> Any:
         return self._file_of[name].get_slice(self._stored[name])
@@ -116,6 +140,8 @@ class HFTensors:
         """
         whole = self._slice(name)
         part = whole[start : start + length] if axis == 0 else whole[:, start : start + length]
+        if self._stored[name] in self._scales:
+            part = self._wide(self._stored[name], part, *((start, 0) if axis == 0 else (0, start)))
         if not is_finite(part):
             rule = "the tensor holds a NaN or an infinity."
             raise BadInput(Fault(f"{self.folder}: {name}", rule, "Fetch the folder again, or use another model."))
@@ -124,11 +150,15 @@ class HFTensors:
     def read_other(self, name: str) -> Tensor:
         """One of the other tensors, whatever it holds."""
         tensor: Tensor = self._others[name].get_tensor(name)
-        return tensor
+        return self._wide(name, tensor, 0, 0) if name in self._scales else tensor
+
+    def _wide(self, stored: str, part: Tensor, row: int, column: int) -> Tensor:
+        assert self._block is not None
+        return dequantized(part, self._scales[stored], self._block, row, column)
 
     def dtype_of_other(self, name: str) -> str:
-        """dtype of one of the other tensors, in safetensors' words."""
-        return str(self._others[name].get_slice(name).get_dtype())
+        """dtype of one of the other tensors as it is read, in safetensors' words."""
+        return READ_AS if name in self._scales else str(self._others[name].get_slice(name).get_dtype())
 
     def bytes_of_other(self, name: str) -> int:
         """Bytes of one of the other tensors."""
@@ -180,8 +210,12 @@ def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
             except (SafetensorError, OSError) as error:
                 raise IntegrityFault(f"{path}: not a whole safetensors file ({error})") from error
         _check_index(folder, places, files)
-        described = (folder / "config.json").is_file()
-        yield HFTensors(folder, files, multimodal_of(read_config(folder)) if described else None)
+        if not (folder / "config.json").is_file():
+            yield HFTensors(folder, files)
+            return
+        config = read_config(folder)
+        block = fp8_block(text_fields(config).get("quantization_config"))
+        yield HFTensors(folder, files, other_names(config), block)
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The tensors of a folder beside its language model: what sees or hears in a model that reads more than text.
+"""The tensors of a folder that are none of the model that is trained (families/others.py).
 
 They are never loaded into the model. An export copies them, bit for bit, out of the folder that the model came from.
 Checkpoints hold none of them; a small file in `hf/` tells that folder, and the hash of these tensors in it, so that no
@@ -19,6 +19,7 @@ from megatron_cpt.checkpoint.hf_dtypes import STORED
 from megatron_cpt.checkpoint.hf_folder import HFTensors, has_safetensors, open_hf_tensors
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.families.multimodal import multimodal_of
+from megatron_cpt.families.others import OtherNames, other_names
 from megatron_cpt.families.shape import read_config
 from megatron_cpt.runs.folder import write_json
 
@@ -36,16 +37,21 @@ class OtherTensors:
 
 
 def find_others(hf_folder: Path) -> OtherTensors | None:
-    """The other tensors of a model that a folder holds or describes; None for a language model. Nothing is hashed.
+    """The other tensors of a model that a folder holds or describes; None where it has none. Nothing is hashed.
 
     Args:
         hf_folder: one with weights, or a checkpoint's `hf`, which tells where they are.
     Raises:
         IntegrityFault: what the folder says of them cannot be read.
     """
-    if multimodal_of(read_config(hf_folder)) is None:
+    names = other_names(read_config(hf_folder))
+    if names == OtherNames():
         return None
     if has_safetensors(hf_folder):
+        if names.kind is None:
+            with open_hf_tensors(hf_folder) as tensors:
+                if not tensors.others:  # transformers writes none of the layers that it leaves out
+                    return None
         return OtherTensors(str(hf_folder.absolute()), "")
     path = hf_folder / _FILE
     if not path.is_file():
@@ -186,10 +192,11 @@ def opened_others(hf_folder: Path, others: OtherTensors | None = None) -> Iterat
     Raises:
         BadInput: they are not to be had.
     """
-    if multimodal_of(read_config(hf_folder)) is None:
+    others = others or find_others(hf_folder)
+    multimodal = multimodal_of(read_config(hf_folder)) is not None
+    if others is None and not multimodal:
         yield OpenOthers()
         return
-    others = others or find_others(hf_folder)
     if others is None:
         rule = "holds no weights and does not tell where those beside the language model are."
         raise BadInput(Fault(str(hf_folder), rule, "Name the whole folder that the model came from."))

@@ -55,7 +55,8 @@ def load_hf_weights(
                 expected = local_size(rule, shape, rank, ranks)
                 assert tuple(parameter.shape) == expected, f"{rule.names[0]}: {tuple(parameter.shape)}, not {expected}"
                 replica = groups.expert_data_rank() if rule.of_expert else groups.token_rank()
-                if not by_one_replica or replica == 0:
+                # Wrapping sends parameters alone to the other replicas.
+                if rule.buffer or not by_one_replica or replica == 0:
                     fill(parameter, rule, place, shape, tensors, rank, ranks)
         except (BadInput, IntegrityFault) as error:
             fault = error
@@ -158,14 +159,27 @@ def hf_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     }
 
 
+def trained_dtypes(shape: ModelShape, precision: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype that each tensor of a folder is trained in, by name: a buffer's is fp32, whatever the precision."""
+    return {
+        place.name(tensor.name): torch.float32 if rule.buffer else precision
+        for rule, place in name_table(shape).values()
+        for tensor in rule.tensors
+    }
+
+
 def weights_of(model: Sequence[LanguageModule], shape: ModelShape) -> Iterator[tuple[Tensor, Rule, Place]]:
-    """The parameters of this rank, each with its rule and its place in the whole model, in their order."""
+    """The parameters and buffers of this rank, each with its rule and its place in the whole model, in their order."""
     table = name_table(shape)
     for chunk in model:
         for name, parameter in chunk.named_parameters():
             whole_name = _global_name(chunk, name)
             assert whole_name in table, f"the name table of {shape.family} has no {whole_name}"
             yield parameter.data, *table[whole_name]
+        for name, buffer in chunk.named_buffers():
+            whole_name = _global_name(chunk, name)
+            if whole_name in table:  # others are of the moment: angles, counts of a step
+                yield buffer, *table[whole_name]
 
 
 def _global_name(model: LanguageModule, name: str) -> str:

@@ -49,6 +49,7 @@ from megatron_cpt.checkpoint.new_tokenizer import (
 )
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.families.multimodal import multimodal_of, text_fields, with_text_fields
+from megatron_cpt.families.others import other_names
 from megatron_cpt.families.shape import read_config, read_shape
 from megatron_cpt.runs.folder import refuse_without_room, whole_folder, write_json
 from megatron_cpt.tokenizer.formats import token_contents, unknown_token
@@ -117,6 +118,8 @@ def extend_vocabulary(
         check_tensors(tensors, shape)
         files = tensors.files
         embedding, output_layer = map(tensors.stored_name, vocabulary_tensors(shape))
+        names = other_names(read_config(hf_folder))
+        further = tuple(filter(names.has_row_of_each_token, tensors.others))
     old = read_tokenizer(hf_folder)
     new = read_tokenizer(tokenizer) if tokenizer else add_tokens(old, new_tokens)
     words = added_words(old, new)
@@ -127,7 +130,7 @@ def extend_vocabulary(
     sources = row_sources(old, new, new_rows, shape.vocabulary)
     refuse_without_room(output, sum(file.stat().st_size for file in files))
     with whole_folder(output) as folder:
-        matrices = (embedding,) if shape.tied_embeddings else (embedding, output_layer)
+        matrices = (embedding, *further) if shape.tied_embeddings else (embedding, output_layer, *further)
         # A tied output layer that is stored all the same is the embedding once more.
         left_out = {output_layer} if shape.tied_embeddings else set()
         drawn = [_write_file(file, folder / file.name, matrices, left_out, sources, seed) for file in files]
@@ -277,6 +280,8 @@ def _write_index(hf_folder: Path, output: Path, left_out: set[str]) -> None:
 def _write_configs(hf_folder: Path, output: Path, rows: int, changes: dict[str, dict[str, Any]]) -> None:
     """Writes config.json and the generation config with the changed fields of each, by the file's name."""
     config = config_for(hf_folder, parent_dtypes(hf_folder).words)
+    if quantization := read_config(hf_folder).get("quantization_config"):  # matrices in fp8 are copied
+        config["quantization_config"] = quantization
     config = with_text_fields(config, text_fields(config) | {"vocab_size": rows})
     write_json(output / "config.json", config | changes.get("config.json", {}))
     path = hf_folder / "generation_config.json"

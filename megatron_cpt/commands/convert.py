@@ -9,7 +9,7 @@ from megatron_cpt.checkpoint.convert import (
     checkpoint_from_hf,
     hf_from_checkpoint,
     hf_from_megatron,
-    is_own_multimodal,
+    is_own_with_others,
     length_beyond_edges,
     verify,
 )
@@ -143,7 +143,7 @@ def _write_hf(args: argparse.Namespace) -> str:
     Returns how many tensors were rounded, and from what to what; empty where none was.
     """
     shard_bytes = int(args.shard_gib * 1024**3)
-    if args.hf_config is None or is_own_multimodal(args.checkpoint):
+    if args.hf_config is None or is_own_with_others(args.checkpoint):
         return hf_from_checkpoint(args.checkpoint, args.output, args.dtype, shard_bytes, args.hf_config)
     return hf_from_megatron(args.checkpoint, args.hf_config, args.output, args.dtype, shard_bytes)
 

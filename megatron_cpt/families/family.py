@@ -47,8 +47,8 @@ def expert_weights(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...
     )
 
 
-def shared_expert_weights(block: str, expert: str, gate: str) -> tuple[Rule, ...]:
-    """The name table of the expert that every token of a layer is sent to, and of the gate that weighs it.
+def shared_expert_weights(block: str, expert: str, gate: str | None = None) -> tuple[Rule, ...]:
+    """The name table of the expert that every token of a layer is sent to, and of the gate that weighs it if there is.
 
     Args:
         block: Hugging Face's name of the part of a layer that holds them.
@@ -56,17 +56,16 @@ def shared_expert_weights(block: str, expert: str, gate: str) -> tuple[Rule, ...
     """
     ours, theirs, width = "mlp.shared_experts", f"model.layers.{{layer}}.{block}", "shared_expert_ffn_hidden"
     up = [(f"{theirs}.{expert}.{name}", width) for name in ("gate_proj", "up_proj")]
-    return (
+    rules = (
         *linear_rules(GatedUp, f"{ours}.linear_fc1", up, "hidden", layers="sparse"),
         *linear_rules(
             RowParallel, f"{ours}.linear_fc2", [(f"{theirs}.{expert}.down_proj", "hidden")], width, layers="sparse"
         ),
-        Replicated(
-            (f"decoder.layers.{{layer}}.{ours}.gate_weight",),
-            (Tensor(f"{theirs}.{gate}.weight", ("shared_experts", "hidden")),),
-            layers="sparse",
-        ),
     )
+    if gate is None:
+        return rules
+    weight = (Tensor(f"{theirs}.{gate}.weight", ("one", "hidden")),)
+    return (*rules, Replicated((f"decoder.layers.{{layer}}.{ours}.gate_weight",), weight, layers="sparse"))
 
 
 def with_experts(
@@ -96,7 +95,7 @@ def with_experts(
     )
 
 
-def read_chosen(fields: ConfigFields, experts: int, default: int) -> int:
+def read_chosen(fields: ConfigFields, experts: int, default: int | None) -> int:
     """`num_experts_per_tok`. Notes a fault where a token could not be sent to so many."""
     chosen = fields.integer("num_experts_per_tok", default)
     if chosen > experts:
@@ -183,6 +182,15 @@ class ModelShape:
     """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
     unturned_layers: frozenset[int] = frozenset()
     """Layers, counted from 0, without rotary positions (NoPE, arXiv:2501.18795)."""
+    key_value_latent: int = 0
+    """Width of the latent vector from which keys and values come (MLA, arXiv:2405.04434, section 2.1); 0: from hidden
+    states."""
+    query_latent: int = 0
+    """Width of that from which queries come; 0: from hidden states."""
+    value_head_dim: int = 0
+    """Width of one value head; 0: head_dim."""
+    shared_key_dim: int = 0
+    """Dimensions at the end of each key that are the same in all heads and turned by their position; 0: none."""
     parallel_residual: bool = False
     """Whether attention and MLP both read the layer's input and are added to it together."""
     experts: int = 0
@@ -192,13 +200,27 @@ class ModelShape:
     expert_ffn_hidden: int = 0
     """Width inside one expert."""
     shared_expert_ffn_hidden: int = 0
-    """Width inside the expert that every token is sent to, weighted by a gate of its own; 0: there is none."""
+    """Width inside the expert that every token is sent to; 0: there is none."""
+    shared_expert_gate: bool = False
+    """Whether a gate of its own weighs that expert."""
     dense_layers: frozenset[int] = frozenset()
     """Layers, counted from 0, whose MLP is dense although the others have experts."""
     router_shares_sum_to_one: bool = True
     """Whether the chosen experts are weighted among themselves, or by their share among all experts."""
     router_balance: float = 0.0
     """Weight of the loss that keeps experts equally busy in training, as config.json states it."""
+    router_balance_in_sequences: bool = False
+    """Whether that loss is of each sequence by itself, and not of all of a micro batch."""
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    """What gives the shares of the experts from the router's logits."""
+    router_bias: bool = False
+    """Whether a bias, which no gradient changes, is added to the shares where experts are chosen (arXiv:2408.15664)."""
+    router_scale: float = 1.0
+    """Factor of the chosen experts' shares."""
+    router_groups: int = 1
+    """Equal parts of the experts, of which a token is sent to experts of some (arXiv:2405.04434, section 2.2.2)."""
+    router_groups_chosen: int = 1
+    """How many of these parts."""
 
     @property
     def query_width(self) -> int:
@@ -236,14 +258,34 @@ class ModelShape:
         return 2 * self.ffn_hidden
 
     @property
-    def shared_experts(self) -> int:
-        """Experts of a layer that every token is sent to."""
-        return int(self.shared_expert_ffn_hidden > 0)
-
-    @property
     def turned_width(self) -> int:
         """Dimensions of a head that the rotary embedding turns."""
-        return int(self.head_dim * self.rotary_share)
+        return self.shared_key_dim or int(self.head_dim * self.rotary_share)
+
+    @property
+    def own_key_dim(self) -> int:
+        """Dimensions of each key that are its head's own."""
+        return self.head_dim - self.shared_key_dim
+
+    @property
+    def latent_attention(self) -> bool:
+        """Whether keys and values come from a latent vector."""
+        return self.key_value_latent > 0
+
+    @property
+    def value_width(self) -> int:
+        """Width of what all query heads give."""
+        return self.heads * (self.value_head_dim or self.head_dim)
+
+    @property
+    def latent_and_shared_key(self) -> int:
+        """Width of the latent vector of keys and values, and of what all keys share."""
+        return self.key_value_latent + self.shared_key_dim
+
+    @property
+    def own_key_and_value_width(self) -> int:
+        """Width of what heads have of their own of all keys, and of all values."""
+        return self.heads * self.own_key_dim + self.value_width
 
     @property
     def turned_factor(self) -> float:

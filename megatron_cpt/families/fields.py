@@ -151,6 +151,20 @@ class ConfigFields:
         return True
 
 
+def fp8_block(quantization: Any) -> tuple[int, int] | None:
+    """Rows and columns of the blocks of weights in fp8 that have a scale each; None where weights are not so.
+
+    Args:
+        quantization: `quantization_config`.
+    """
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "fp8":
+        return None
+    block = quantization.get("weight_block_size")
+    if quantization.get("fmt", "e4m3") != "e4m3" or not isinstance(block, list) or len(block) != 2:
+        return None
+    return (block[0], block[1]) if all(type(size) is int and size > 0 for size in block) else None
+
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
 """`gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415); `relu2` is ReLU squared; `xielu` has two
 parameters of its own in each layer (arXiv:2411.13010)."""

@@ -211,6 +211,8 @@ def _norms(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
 
 def _attention(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
     """The projections of attention."""
+    if shape.latent_attention:
+        return _latent_attention(shape)
     layer = "model.layers.{layer}"
     widths = (("q_proj", "query_width"), ("k_proj", "key_value_width"), ("v_proj", "key_value_width"))
     kind: type[Rule] = QueryKeyValue
@@ -221,6 +223,32 @@ def _attention(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
     return (
         *linear_rules(kind, "self_attention.linear_qkv", matrices, "hidden", shape.query_key_value_bias),
         *linear_rules(RowParallel, "self_attention.linear_proj", output, "query_width", shape.attention_output_bias),
+    )
+
+
+def _latent_attention(shape: ModelShape) -> tuple[Rule, ...]:
+    """The projections of latent attention, and the norms of the latent vectors."""
+    ours, theirs = "self_attention", "model.layers.{layer}.self_attn"
+
+    def matrix(name: str, linear: str, rows: str, columns: str, kind: type[Rule] = ColumnParallel) -> tuple[Rule, ...]:
+        return linear_rules(kind, f"{ours}.{linear}", [(f"{theirs}.{name}", rows)], columns)
+
+    def norm(name: str, of: str, size: str) -> tuple[Rule, ...]:
+        return norm_rules(f"{theirs}.{name}", f"decoder.layers.{{layer}}.{ours}.{of}.", size=size)
+
+    queries = matrix("q_proj", "linear_q_proj", "query_width", "hidden")
+    if shape.query_latent:
+        queries = (
+            *matrix("q_a_proj", "linear_q_down_proj", "query_latent", "hidden"),
+            *norm("q_a_layernorm", "q_layernorm", "query_latent"),
+            *matrix("q_b_proj", "linear_q_up_proj", "query_width", "query_latent"),
+        )
+    return (
+        *queries,
+        *matrix("kv_a_proj_with_mqa", "linear_kv_down_proj", "latent_and_shared_key", "hidden"),
+        *norm("kv_a_layernorm", "kv_layernorm", "key_value_latent"),
+        *matrix("kv_b_proj", "linear_kv_up_proj", "own_key_and_value_width", "key_value_latent"),
+        *matrix("o_proj", "linear_proj", "hidden", "value_width", RowParallel),
     )
 
 

@@ -130,6 +130,8 @@ def _in_fp32(shape: ModelShape) -> bool:
 def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     """Queries, keys and values as projected and as rotated, the angles, the output, and what its kernel keeps."""
     weight, parallel, length = BYTES[config.training.precision], config.parallel, config.data.sequence_length
+    if shape.latent_attention:
+        return _latent_attention_bytes(shape, config)
     query, key = shape.query_width, shape.key_value_width
     turned = 4 * weight * shape.head_dim * shape.rotary_share
     if shape.all_heads_norm or (shape.query_key_norm and shape.zero_centered_norms):
@@ -147,6 +149,17 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     elif layer in shape.local_layers and shape.local_window is not None and shape.local_window < length:
         kept += weight * query  # the outputs of blocks
     return kept / parallel.tensor + turned
+
+
+def _latent_attention_bytes(shape: ModelShape, config: RunConfig) -> float:
+    """Latent vectors before and after their norms, queries, keys and values as they are scored, output and angles."""
+    weight, parallel = BYTES[config.training.precision], config.parallel
+    sequence = parallel.tensor if parallel.sequence else 1
+    latent = 2 * (shape.query_latent + shape.key_value_latent) + shape.shared_key_dim
+    # Values as wide as keys, and so what is made of them; keys and values of all ranks.
+    scored = 2 * shape.query_width * (1 + parallel.context) + shape.value_width
+    heads = weight * scored + 4 * shape.heads
+    return heads / parallel.tensor + weight * (latent / sequence + 4 * shape.shared_key_dim)
 
 
 SCORED_AT_ONCE = 1024
@@ -167,8 +180,9 @@ def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     chosen, sequence = shape.experts_per_token, tensor if config.parallel.sequence else 1
     routing = 20 * shape.experts + 24 * chosen
     kept = weight * chosen * (shape.hidden + 3 * shape.expert_ffn_hidden / tensor) + routing / sequence
-    if shape.shared_experts:  # what it computes, before its gate
-        kept += weight * (3 * shape.shared_expert_ffn_hidden / tensor + shape.hidden / sequence)
+    kept += weight * 3 * shape.shared_expert_ffn_hidden / tensor
+    if shape.shared_expert_gate:  # what it computes, before its gate
+        kept += weight * shape.hidden / sequence
     return kept
 
 
@@ -226,7 +240,7 @@ def stage_parameters(shape: ModelShape, config: RunConfig, stage: int) -> tuple[
         return int(last and (rule.exported or not first))
 
     def count(of_expert: bool) -> int:
-        rules = [rule for rule in weight_rules(shape) if rule.of_expert == of_expert]
+        rules = [rule for rule in weight_rules(shape) if rule.of_expert == of_expert and not rule.buffer]
         return sum(prod(local_size(rule, shape, 0, tensor)) * copies(rule) for rule in rules)
 
     return count(of_expert=False), count(of_expert=True) // config.parallel.expert

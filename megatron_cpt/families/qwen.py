@@ -71,6 +71,7 @@ def _read_qwen2_moe(fields: ConfigFields) -> ModelShape:
         shape,
         query_key_value_bias=fields.boolean("qkv_bias", True),
         shared_expert_ffn_hidden=fields.integer("shared_expert_intermediate_size", 5632),
+        shared_expert_gate=True,
     )
 
 

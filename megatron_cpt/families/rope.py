@@ -100,6 +100,8 @@ class YarnScaling:
     """Factor of what is turned of queries and of keys."""
     whole_dimensions: bool
     """Whether the dimensions of `fast` and `slow` are rounded to whole ones, away from each other."""
+    all_dimensions: float = 0.0
+    """w of 0.1 w ln(factor) + 1, whose square is a factor of all scores of latent attention (`mscale_all_dim`)."""
 
     @property
     def positions(self) -> int:
@@ -311,9 +313,9 @@ def _read_yarn(fields: ConfigFields) -> YarnScaling:
     factor = fields.positive("factor", 1.0)
     numerator = fields.not_negative("mscale", 0.0)
     denominator = fields.not_negative("mscale_all_dim", 0.0)
-    implied = _yarn_attention_factor(factor)
+    implied = yarn_attention_factor(factor)
     if numerator and denominator:
-        implied = _yarn_attention_factor(factor, numerator) / _yarn_attention_factor(factor, denominator)
+        implied = yarn_attention_factor(factor, numerator) / yarn_attention_factor(factor, denominator)
     return YarnScaling(
         factor=factor,
         original_positions=fields.integer("original_max_position_embeddings"),
@@ -321,9 +323,10 @@ def _read_yarn(fields: ConfigFields) -> YarnScaling:
         slow=fields.positive("beta_slow", 1.0),
         attention_factor=fields.optional_positive("attention_factor", None) or implied,
         whole_dimensions=fields.boolean("truncate", True),
+        all_dimensions=denominator,
     )
 
 
-def _yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
+def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
     """What queries and keys are multiplied by (arXiv:2309.00071, section 3.4), 1 where nothing is scaled."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -7,8 +7,9 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import RopeSettings
+from megatron_cpt.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE
 from megatron_cpt.families.family import Family, ModelShape
-from megatron_cpt.families.fields import ConfigFields
+from megatron_cpt.families.fields import ConfigFields, fp8_block
 from megatron_cpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.granite import GRANITE, GRANITE4
@@ -44,6 +45,9 @@ FAMILIES: dict[str, Family] = {
         QWEN2_MOE,
         QWEN3_MOE,
         OLMOE,
+        GLM4_MOE,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
         OLMO2,
         OLMO3,
         EXAONE4,
@@ -114,7 +118,7 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
         if count > most:
             fields.fault(name, count, f"no model has more than {most:,}.", "Mend config.json.")
     quantized = fields.take("quantization_config")
-    if quantized:
+    if quantized and fp8_block(quantized) is None:
         method = quantized.get("quant_method", "...") if isinstance(quantized, dict) else quantized
         rule = "the weights are quantized, and quantized weights cannot be trained."
         remedy = "Use the model that was quantized. If its weights were dequantized since, take the field out."
@@ -126,6 +130,9 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
 
 def _unknown_family(given: dict[str, Any]) -> tuple[str, str]:
     """Why a model of a type that is not known cannot be read, and what to do instead."""
+    if given.get("model_type") == "kimi_k2":
+        rule = "transformers knows it by code of the folder alone, which is not executed; it has a DeepSeek-V3's shape."
+        return rule, "Set model_type to deepseek_v3 and take auto_map out of config.json."
     known = f"Known families: {', '.join(sorted({**FAMILIES, **MULTIMODAL}))}."
     parts = {name: value for name, value in given.items() if name.endswith("_config") and isinstance(value, dict)}
     text = next((parts[name] for name in _TEXT_PARTS if name in parts), None)

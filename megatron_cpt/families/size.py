@@ -35,15 +35,15 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     """Floating-point operations of one training token, forward and backward.
 
     6 per weight of every matrix that multiplies a token (the output layer does, the embedding and experts
-    that it is not sent to do not), plus 12 q for each key that a query sees, with query width q: scores and values
-    take 2 x 2 q, backward twice that again. Of s tokens a query sees s / 2 in the mean, and w - w^2 / 2 s in a layer
-    with a window of w.
+    that it is not sent to do not), plus 6 (q + v) for each key that a query sees, with the width q of all queries and v
+    of what they give, mostly q too: scores and values take 2 q + 2 v, backward twice that again. Of s tokens a query
+    sees s / 2 in the mean, and w - w^2 / 2 s in a layer with a window of w.
     """
     matrices = _multiplying_parameters(shape)
     window = min(shape.local_window or sequence_length, sequence_length)
     local, whole = len(shape.local_layers), shape.layers - len(shape.local_layers)
     keys = whole * sequence_length / 2 + local * (window - window**2 / (2 * sequence_length))
-    return 6.0 * matrices + 12.0 * shape.query_width * keys
+    return 6.0 * matrices + 6.0 * (shape.query_width + shape.value_width) * keys
 
 
 def palm_flops_per_token(shape: ModelShape, sequence_length: int) -> float:
@@ -51,7 +51,8 @@ def palm_flops_per_token(shape: ModelShape, sequence_length: int) -> float:
 
     Every query is counted with every key, also with those after it and outside of its window.
     """
-    return 6.0 * _multiplying_parameters(shape) + 12.0 * shape.query_width * shape.layers * sequence_length
+    widths = shape.query_width + shape.value_width
+    return 6.0 * _multiplying_parameters(shape) + 6.0 * widths * shape.layers * sequence_length
 
 
 def _multiplying_parameters(shape: ModelShape) -> int:
@@ -83,4 +84,4 @@ def _active_copies(rule: Rule, shape: ModelShape) -> int:
 
 
 def _parameters(rule: Rule, shape: ModelShape) -> int:
-    return sum(prod(tensor_size(tensor, shape)) for tensor in parameters_of(rule))
+    return 0 if rule.buffer else sum(prod(tensor_size(tensor, shape)) for tensor in parameters_of(rule))

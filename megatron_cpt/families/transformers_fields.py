@@ -34,6 +34,17 @@ READ_BY: dict[str, frozenset[str]] = {
 "apertus": frozenset({
     "attention_bias", "intermediate_size",
 }),
+"deepseek_v2": frozenset({
+    "attention_bias", "intermediate_size", "kv_lora_rank", "mlp_bias", "n_group", "n_shared_experts", "norm_topk_prob",
+    "num_experts", "num_experts_per_tok", "output_router_logits", "pretraining_tp", "q_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "routed_scaling_factor", "topk_group", "topk_method", "v_head_dim",
+}),
+"deepseek_v3": frozenset({
+    "attention_bias", "intermediate_size", "kv_lora_rank", "n_group", "n_shared_experts", "norm_topk_prob",
+    "num_experts_per_tok", "num_local_experts", "num_nextn_predict_layers", "output_router_logits", "pretraining_tp",
+    "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "rope_interleave", "routed_scaling_factor", "topk_group",
+    "v_head_dim",
+}),
 "exaone4": frozenset({
     "intermediate_size", "sliding_window_pattern",
 }),
@@ -48,6 +59,11 @@ READ_BY: dict[str, frozenset[str]] = {
     "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "image_token_id",
     "intermediate_size", "mm_tokens_per_image", "or_mask_function", "query_pre_attn_scalar", "rope_local_base_freq",
     "sliding_window_pattern", "text_config", "token_type_ids", "use_bidirectional_attention", "vision_config",
+}),
+"glm4_moe": frozenset({
+    "attention_bias", "intermediate_size", "n_group", "n_shared_experts", "norm_topk_prob", "num_experts_per_tok",
+    "num_local_experts", "num_nextn_predict_layers", "output_router_logits", "routed_scaling_factor", "topk_group",
+    "use_qk_norm",
 }),
 "gpt_neox": frozenset({
     "attention_bias", "intermediate_size", "is_decoder", "layer_norm_eps", "rotary_emb_base", "rotary_pct",

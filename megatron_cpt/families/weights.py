@@ -60,6 +60,8 @@ class Rule:
     """False for the last stage's copy of a tied embedding, which the first stage exports."""
     layers: Layers = "all"
     """Which layers have it: all, those with a dense MLP, or those with experts."""
+    buffer: bool = False
+    """Whether it is no parameter but a buffer, which no gradient changes, and in fp32 whatever the precision."""
 
     @property
     def of_layer(self) -> bool:

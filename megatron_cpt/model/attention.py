@@ -113,6 +113,8 @@ def pieces_of(
 
 def restart_positions(model: LanguageModule) -> None:
     """Has a chunk of the model turn pieces of documents by positions that begin anew with each, as packed ones do."""
+    if model.config.multi_latent_attention:  # whose layers have the angles of their own
+        return
     embedding = model.rotary_pos_emb
     model.decoder.register_forward_pre_hook(partial(_with_angles_in_documents, embedding), with_kwargs=True)
 
@@ -167,9 +169,10 @@ class ScaledDotProductAttention(MegatronModule):
     ) -> Tensor:
         """Attends each position to itself and those before it.
 
-        query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d]. Where ranks share
-        sequences, s is this rank's part (parallel/context_parallel.py). With documents apart they are [t, 1, heads, d]:
-        documents of any length, or this rank's pieces of them, end to end.
+        query: [s, b, heads, d]; key and value: [s, b, groups, d]. Returns [s, b, heads * d]. Values may have a width of
+        their own, which is then that of what is returned. Where ranks share sequences, s is this rank's part
+        (parallel/context_parallel.py). With documents apart they are [t, 1, heads, d]: documents of any length, or this
+        rank's pieces of them, end to end.
         """
         if attention_mask is not None or attention_bias is not None:
             raise ValueError("ScaledDotProductAttention takes no mask and no bias: it is causal")
@@ -227,7 +230,9 @@ class ScaledDotProductAttention(MegatronModule):
 
         query: [q, b, heads, d]; key and value: [k, b, groups, d], k >= q. Returns [q, b, heads * d].
         """
-        whole = len(query) == len(key)
+        whole, width = len(query) == len(key), value.size(-1)
+        if width < key.size(-1):  # kernels take values as wide as keys; for others all scores would stand in memory
+            value = functional.pad(value, (0, key.size(-1) - width))
         context = functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),  # [b, heads, q, d]
             key.permute(1, 2, 0, 3),
@@ -238,7 +243,7 @@ class ScaledDotProductAttention(MegatronModule):
             scale=self.scale,
             enable_gqa=key.size(2) != query.size(2),
         )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        return context[..., :width].permute(2, 0, 1, 3).flatten(2)
 
 
 class SoftCappedAttention(ScaledDotProductAttention):

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from megatron.core.activations import squared_relu
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import layers
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.nn import functional
 
 from megatron_cpt.config.errors import Fault, refuse
@@ -42,6 +42,7 @@ from megatron_cpt.model.layers import (
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
     divide_logits,
+    finalize_gradients,
     install_router_losses,
     mark_expert_weights,
     mask_vocab_padding,
@@ -181,6 +182,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "qk_layernorm": shape.query_key_norm,
         "softmax_scale": score_scale(shape),
         **window_fields(shape),
+        **_latent_fields(shape),
         "no_rope_freq": no_rope_freq(shape),
         "gated_linear_unit": shape.gated_mlp,
         "activation_func": _ACTIVATIONS[shape.activation],
@@ -203,7 +205,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "perform_initialization": True,
         # The loss of a step is the sum of nats over the sum of tokens, whatever the ranks and micro batches.
         "calculate_per_token_loss": True,
-        "finalize_model_grads_func": finalize_model_grads,
+        "finalize_model_grads_func": finalize_gradients,
     }
     # Kernels that need CUDA or apex are off where they would fail.
     defaults: dict[str, Any] = {
@@ -221,12 +223,31 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
     }
     if shape.experts:
         defaults |= {
-            "moe_router_load_balancing_type": "aux_loss",
+            "moe_router_load_balancing_type": "seq_aux_loss" if shape.router_balance_in_sequences else "aux_loss",
             "moe_aux_loss_coeff": shape.router_balance,
             "moe_router_dtype": "fp32",  # of shares and the choice: in bf16 many experts tie
             "moe_token_dispatcher_type": "alltoall",
+            # Published models ended with a bias that was not moved any more (arXiv:2412.19437, section 4.2).
+            "moe_router_bias_update_rate": 0.0,
         }
-    return megatron_config(TransformerConfig, ours, options.transformer, "megatron.transformer", defaults)
+    kind = MLATransformerConfig if shape.latent_attention else TransformerConfig
+    return megatron_config(kind, ours, options.transformer, "megatron.transformer", defaults)
+
+
+def _latent_fields(shape: ModelShape) -> dict[str, Any]:
+    """The fields of MLATransformerConfig for latent attention."""
+    if not shape.latent_attention:
+        return {}
+    return {
+        "multi_latent_attention": True,
+        "q_lora_rank": shape.query_latent or None,
+        "kv_lora_rank": shape.key_value_latent,
+        "qk_head_dim": shape.own_key_dim,
+        "qk_pos_emb_head_dim": shape.shared_key_dim,
+        "v_head_dim": shape.value_head_dim,
+        "rope_type": "rope",  # angles are of our own (rope.py)
+        "rotary_base": shape.rope_base,
+    }
 
 
 def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
@@ -236,13 +257,29 @@ def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
         "moe_router_topk": shape.experts_per_token,
         "moe_ffn_hidden_size": shape.expert_ffn_hidden,
         "moe_shared_expert_intermediate_size": shape.shared_expert_ffn_hidden or None,
-        "moe_shared_expert_gate": shape.shared_experts > 0,
+        "moe_shared_expert_gate": shape.shared_expert_gate,
         "moe_layer_freq": [int(layer in shape.sparse_layers) for layer in range(shape.layers)],
         # Shares among all experts are computed before the choice, shares among the chosen after it.
         "moe_router_pre_softmax": not shape.router_shares_sum_to_one,
         # Experts of a rank in one call; without Transformer Engine one after the other.
         "moe_grouped_gemm": by_engine,
+        **_router_fields(shape),
     }
+
+
+def _router_fields(shape: ModelShape) -> dict[str, Any]:
+    """The fields of TransformerConfig for routers that are none of a Mixtral."""
+    fields: dict[str, Any] = {}
+    if shape.router_score != "softmax":
+        fields["moe_router_score_function"] = shape.router_score
+    if shape.router_bias:
+        fields["moe_router_enable_expert_bias"] = True
+    if shape.router_scale != 1.0:
+        fields["moe_router_topk_scaling_factor"] = shape.router_scale
+    if shape.router_groups > 1:
+        fields["moe_router_num_groups"] = shape.router_groups
+        fields["moe_router_group_topk"] = shape.router_groups_chosen
+    return fields
 
 
 def _pipeline_fields(parallel: ParallelSettings) -> dict[str, Any]:
@@ -350,7 +387,7 @@ def wrap_for_training(model: Sequence[LanguageModule], options: ModelOptions) ->
         DistributedDataParallel(
             transformer,
             settings,
-            Float16Module(transformer, chunk) if transformer.bf16 else chunk,
+            _in_bf16(transformer, chunk) if transformer.bf16 else chunk,
             disable_bucketing=number > 0,
         )
         for number, chunk in enumerate(model)
@@ -364,6 +401,15 @@ def wrap_for_training(model: Sequence[LanguageModule], options: ModelOptions) ->
         hold_back = [replica.no_sync for replica in replicas]
         transformer.no_sync_func = hold_back if len(hold_back) > 1 else hold_back[0]
     return replicas
+
+
+def _in_bf16(transformer: TransformerConfig, chunk: LanguageModule) -> Float16Module:
+    """A chunk whose parameters are in bf16. Buffers, which Megatron-Core would round too, keep their bits."""
+    buffers = [(module, name, buffer) for module in chunk.modules() for name, buffer in module._buffers.items()]
+    wrapped = Float16Module(transformer, chunk)
+    for module, name, buffer in buffers:
+        module._buffers[name] = buffer
+    return wrapped
 
 
 def gather_parameters(model: Sequence[DistributedDataParallel]) -> None:

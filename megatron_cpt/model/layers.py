@@ -40,6 +40,7 @@ from torch.nn import functional
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
+from megatron_cpt.model.latent_attention import LatentAttention
 from megatron_cpt.model.rope import own_angles, scales_turned_parts, score_scale
 from megatron_cpt.parallel import groups
 
@@ -52,7 +53,8 @@ def transformer_engine_usable() -> bool:
 def engine_has(shape: ModelShape) -> bool:
     """Whether Transformer Engine's spec has all parts of a model's layers; it has windows (window_fields)."""
     own_norms = shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms
-    return not own_norms and shape.attention_soft_cap is None and not shape.temperature_beta
+    own_attention = shape.attention_soft_cap is not None or shape.temperature_beta or shape.latent_attention
+    return not own_norms and not own_attention
 
 
 def block_spec(
@@ -90,7 +92,9 @@ def layer_spec(
             spec.submodules.self_attention.submodules.core_attention = _core_attention(shape, layer)
     else:
         local = get_gpt_layer_local_spec(
-            num_experts=experts, normalization=shape.normalization, qk_layernorm=shape.query_key_norm
+            num_experts=experts,
+            normalization=shape.normalization,
+            qk_layernorm=shape.query_key_norm,
         )
         spec = copy.deepcopy(local)
         attention = spec.submodules.self_attention.submodules
@@ -102,9 +106,12 @@ def layer_spec(
             # The norm before experts is never fused with them: its name in a checkpoint is its own, as it is in
             # Transformer Engine's spec.
             spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
+    if shape.latent_attention:
+        _put_latent_attention(spec, shape)
     if shape.parallel_residual:
         spec.module = ParallelResidualLayer
-    _put_biases(spec, shape)
+    if not shape.latent_attention:
+        _put_biases(spec, shape)
     if shape.residual_scale != 1.0:
         _scale_outputs(spec, shape.residual_scale)
     if scales_turned_parts(shape) and layer not in shape.unturned_layers:
@@ -114,6 +121,14 @@ def layer_spec(
     if not by_engine and (shape.local_layers or not engine_has(shape)):
         _put_own_parts(spec, shape, layer)
     return spec
+
+
+def _put_latent_attention(spec: ModuleSpec, shape: ModelShape) -> None:
+    """Puts latent attention into a layer. The norm before it is fused with no projection, whatever the layer."""
+    scale = shape.attention_scale or shape.head_dim**-0.5
+    params = {"norm": _LatentNorm, "scale": scale, "turned_factor": shape.turned_factor}
+    spec.submodules.self_attention = ModuleSpec(LatentAttention, params=params)
+    spec.submodules.sharded_state_dict_keys_map.pop("input_layernorm.", None)
 
 
 def window_fields(shape: ModelShape) -> dict[str, Any]:
@@ -485,6 +500,16 @@ class _Norm:
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         return norm
+
+
+class _LatentNorm(_Norm):
+    """The same for latent vectors: transformers adds 1e-6 whatever config.json says of other norms."""
+
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6
+    ) -> torch.nn.Module:
+        """A norm over the last dimension, of width `hidden_size`."""
+        return super().__new__(cls, config, hidden_size, 1e-6)
 
 
 def kind(config: TransformerConfig) -> type[torch.nn.Module]:

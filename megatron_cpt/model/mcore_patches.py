@@ -7,18 +7,22 @@
 - Balance of each sequence (`seq_aux_loss`): the tokens of one sequence are taken for those of the micro batch before
   0.19. Here they are those of the micro batch.
 - Marks of experts' weights, by which the gradient norm counts them on each tensor-parallel rank: set in every version.
+- Biases of routers: Megatron-Core moves them, by what tokens chose, wherever gradients are summed. Here a gradient that
+  is only measured moves none.
 - Vocabulary padding: rows that fill up an uneven vocabulary take part in the softmax; they are masked.
 - Embedding scaling, division and caps of logits of some families are not in Megatron-Core's models.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from megatron_cpt.families.family import ModelShape
@@ -95,6 +99,14 @@ def mark_expert_weights(model: LanguageModule) -> None:
                 # weight, or weight0, weight1, ... of grouped layers; a bias after a product of parts is whole.
                 if ".linear_fc1." in f".{name}" or ".weight" in name:
                     parameter.tensor_model_parallel = True
+
+
+def finalize_gradients(model: Sequence[torch.nn.Module], *given: Any, **named: Any) -> None:
+    """Megatron-Core's finalize_model_grads, which moves no bias of a router where the model is in evaluation mode."""
+    config = get_model_config(model[0])
+    rate = config.moe_router_bias_update_rate if model[0].training else 0.0
+    with temporary_attributes(config, moe_router_bias_update_rate=rate):
+        finalize_model_grads(model, *given, **named)
 
 
 def install_router_losses() -> None:

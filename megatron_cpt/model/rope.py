@@ -36,7 +36,8 @@ class _OwnRotaryEmbedding(RotaryEmbedding):
 
     def __init__(self, shape: ModelShape, **named: Any) -> None:
         """Takes what RotaryEmbedding takes, besides a base and a share."""
-        super().__init__(rotary_percent=shape.rotary_share, rotary_base=shape.rope_base, **named)
+        share = 1.0 if shape.latent_attention else shape.rotary_share
+        super().__init__(rotary_percent=share, rotary_base=shape.rope_base, **named)
         self.shape, self.local = shape, None
         if shape.local_rope_base is not None:
             self.local = RotaryEmbedding(rotary_percent=shape.rotary_share, rotary_base=shape.local_rope_base, **named)
@@ -57,7 +58,16 @@ class _OwnRotaryEmbedding(RotaryEmbedding):
 
 def own_rotary(model: LanguageModule, shape: ModelShape) -> None:
     """Gives a chunk of the model the angles of its shape where they are not Megatron-Core's."""
-    if shape.rope_scaling is not None or shape.local_rope_base is not None:
+    if shape.latent_attention:
+        angles = _OwnRotaryEmbedding(
+            shape,
+            kv_channels=shape.turned_width,
+            use_cpu_initialization=model.config.use_cpu_initialization,
+            cp_group=model.pg_collection.cp,
+        )
+        for layer in model.decoder.layers:
+            layer.self_attention.rotary_pos_emb = angles
+    elif shape.rope_scaling is not None or shape.local_rope_base is not None:
         model.rotary_pos_emb = _OwnRotaryEmbedding(
             shape,
             kv_channels=shape.head_dim,
@@ -73,7 +83,8 @@ def own_angles(both: Tensor, is_local: bool) -> Tensor:
 
 def scales_turned_parts(shape: ModelShape) -> bool:
     """Whether what is turned has a factor that is none of all scores: a part of each head, or some layers, are not."""
-    return shape.turned_factor != 1 and (shape.rotary_share < 1 or bool(shape.unturned_layers))
+    in_part = shape.rotary_share < 1 or bool(shape.unturned_layers)
+    return shape.turned_factor != 1 and in_part and not shape.latent_attention
 
 
 def score_scale(shape: ModelShape, is_local: bool = False) -> float | None:
@@ -86,7 +97,8 @@ def score_scale(shape: ModelShape, is_local: bool = False) -> float | None:
         is_local: whether the layer is a local one; those with a base of their own are not scaled.
     """
     unscaled = is_local and shape.local_rope_base is not None
-    factor = 1.0 if unscaled or scales_turned_parts(shape) else shape.turned_factor
+    apart = scales_turned_parts(shape) or shape.latent_attention
+    factor = 1.0 if unscaled or apart else shape.turned_factor
     return shape.attention_scale if factor == 1 else (shape.attention_scale or shape.head_dim**-0.5) * factor**2
 
 

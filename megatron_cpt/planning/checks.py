@@ -81,7 +81,9 @@ def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Faul
         "key-value heads": shape.query_groups,
         "units of the MLP": shape.ffn_hidden,
     } | ({"units of an expert": shape.expert_ffn_hidden} if shape.experts else {})
-    if shape.shared_experts:
+    if shape.latent_attention:
+        divided["dimensions of latent vectors"] = gcd(shape.query_latent, shape.latent_and_shared_key)
+    if shape.shared_expert_ffn_hidden:
         divided["units of the shared expert"] = shape.shared_expert_ffn_hidden
     faults = [
         Fault(

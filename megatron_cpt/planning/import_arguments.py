@@ -34,6 +34,9 @@ def import_arguments(given: Sequence[Given], options: ImportOptions, compare_def
     return imported(translation.entries, translation.outcomes)
 
 
+_OF_LATENT_ATTENTION = ("--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--qk-pos-emb-head-dim", "--v-head-dim")
+
+
 class _Translation:
     """An argument list on its way to a run.yaml."""
 
@@ -198,6 +201,9 @@ class _Translation:
             for name, argument in by_flag().items():
                 if argument.treatment == "shape" and name == argument.flag:
                     self._compare(name, argument.words)
+        rate = "--moe-router-bias-update-rate"
+        if self.has("--moe-router-enable-expert-bias") and not self.has(rate):
+            self.take(rate, "megatron.transformer.moe_router_bias_update_rate", self.value(rate), "Megatron-LM's")
 
     def _compare(self, flag: str, field: str) -> None:
         """What the arguments say of the model beside its config.json. A default counts where it is not the model's."""
@@ -209,6 +215,9 @@ class _Translation:
         if not self.has(flag) and (said is None or not self.compare_defaults):
             return
         if flag.startswith("--moe") and not self.shape.experts and not self.has(flag):
+            return
+        if flag in _OF_LATENT_ATTENTION and not self.shape.latent_attention:
+            self.equal(flag, "it belongs to latent attention, which the model does not have")
             return
         if flag in ("--num-query-groups", "--moe-router-topk", "--num-experts") and not self.has(flag):
             return

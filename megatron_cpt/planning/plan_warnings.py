@@ -7,7 +7,9 @@ from pathlib import Path
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.packing import PackedStream
-from megatron_cpt.families.multimodal import multimodal_of
+from megatron_cpt.families.fields import fp8_block
+from megatron_cpt.families.multimodal import multimodal_of, text_fields
+from megatron_cpt.families.others import other_names
 from megatron_cpt.families.shape import read_config, unread_fields
 from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan
 from megatron_cpt.planning.checks import shared_warnings
@@ -194,6 +196,16 @@ def _folder_warnings(config: RunConfig) -> Iterator[str]:
         yield (
             f"model.hf holds a {kind.model_type}: its language model is trained, and sizes and costs are of that. All "
             "other tensors stay as they are, and exports have them."
+        )
+    if fp8_block(text_fields(read_config(config.model.hf)).get("quantization_config")):
+        yield (
+            "model.hf holds weights in fp8: they are read as bf16, each times the scale of its block, and exports hold "
+            "bf16."
+        )
+    if layers := other_names(read_config(config.model.hf)).predictors:
+        yield (
+            f"model.hf: config.json tells of layers that predict further tokens (model.layers.{layers[0]}). They are "
+            "not trained. Where the folder has them, exports have them as they are, and their drafts get worse."
         )
     if unread := unread_fields(config.model.hf):
         proof = (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_cpt.checkpoint.hf_dtypes import parent_dtypes
 from megatron_cpt.checkpoint.hf_folder import read_history
-from megatron_cpt.checkpoint.hf_weights import hf_sizes
+from megatron_cpt.checkpoint.hf_weights import trained_dtypes
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
@@ -61,8 +61,8 @@ def _dtype_faults(run: Run) -> list[Fault]:
     if settings is None or not settings.end:
         return []
     asked, found = export_dtypes(run), parent_dtypes(run.folder.hf)
-    trained = DTYPES[run.config.training.precision]
-    if all(asked.of(name, trained) == found.of(name, trained) for name in hf_sizes(run.shape)):
+    trained = trained_dtypes(run.shape, DTYPES[run.config.training.precision])
+    if all(asked.of(name, own) == found.of(name, own) for name, own in trained.items()):
         return []
     by = f"checkpoint.export_hf.dtype = {settings.dtype}" if settings.dtype else "the parent's tensors"
     rule = f"it is there already, in {found}; {by} would make it {asked}, and a finished model is not replaced."

@@ -23,7 +23,7 @@ from megatron_cpt.checkpoint.distributed_optimizer import chained_optimizers
 from megatron_cpt.checkpoint.hf_dtypes import Conversion, TensorDtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.checkpoint.hf_folder import read_history
-from megatron_cpt.checkpoint.hf_weights import hf_sizes
+from megatron_cpt.checkpoint.hf_weights import trained_dtypes
 from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.config.load import dump_config, plain
 from megatron_cpt.config.schedule import Areas, known_history, learning_rate
@@ -63,11 +63,11 @@ def export_end(run: Run) -> None:
 def dtype_notes(run: Run) -> list[str]:
     """What is rounded on the way from the parent into the model and from there into exports, a sentence each."""
     config, hf_folder, notes = run.config, Path(run.config.model.hf), []
-    trained = DTYPES[config.training.precision]
+    trained = trained_dtypes(run.shape, DTYPES[config.training.precision])
     from_folder = config.model.weights == "hf" and config.init_from.checkpoint is None and not run.first_step
     if from_folder:
         rounded = roundings(
-            Conversion(word_of(run.dtypes.of(name, trained)), word_of(trained)) for name in hf_sizes(run.shape)
+            Conversion(word_of(run.dtypes.of(name, own)), word_of(own)) for name, own in trained.items()
         )
         if rounded:
             notes.append(f"weights: read from model.hf in the dtype of training.precision; rounded: {rounded}")
@@ -78,9 +78,7 @@ def dtype_notes(run: Run) -> list[str]:
             )
     if config.checkpoint.export_hf is not None:
         dtypes = export_dtypes(run)
-        written = roundings(
-            Conversion(word_of(trained), word_of(dtypes.of(name, trained))) for name in hf_sizes(run.shape)
-        )
+        written = roundings(Conversion(word_of(own), word_of(dtypes.of(name, own))) for name, own in trained.items())
         if written:
             by = "checkpoint.export_hf.dtype" if config.checkpoint.export_hf.dtype else "the parent's tensors"
             notes.append(f"exports: in the dtype of {by}; rounded from what is trained: {written}")
@@ -219,7 +217,10 @@ def _rope_of(model: LanguageModule) -> str:
     """What turns queries and keys."""
     if model.config.apply_rope_fusion:
         return "Transformer Engine (fused)"
-    whole_heads = 2 * len(model.rotary_pos_emb.inv_freq) == model.config.kv_channels
+    # Latent attention turns all of what it gives the kernel.
+    whole_heads = model.config.multi_latent_attention or (
+        2 * len(model.rotary_pos_emb.inv_freq) == model.config.kv_channels
+    )
     ours = cpu_kernels.are_installed()
     return "megatron-cpt (CPU kernel)" if ours and whole_heads else "Megatron-Core"
 

@@ -226,8 +226,11 @@ def _hf_config_dir(config: RunConfig, folder: RunFolder) -> Path:
 
 
 def _has_own_config(config: RunConfig) -> bool:
-    """Whether RUN/model describes the model: `model.rope` changes it, or it has tensors beside its language model."""
-    return config.model.rope is not None or multimodal_of(read_config(config.model.hf)) is not None
+    """Whether RUN/model describes the model: `model.rope` changes it, or it has tensors that are not trained."""
+    base = Path(config.model.hf)
+    return (
+        config.model.rope is not None or multimodal_of(read_config(base)) is not None or find_others(base) is not None
+    )
 
 
 def write_hf_config_dir(config: RunConfig, folder: RunFolder) -> None:

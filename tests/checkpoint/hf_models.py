@@ -40,6 +40,9 @@ def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(mean=mean if name.endswith("norm.weight") else 0.0, std=0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.05)
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder

@@ -59,7 +59,7 @@ def gradients(folder: Path, windows: Tensor, tensor: int, pipeline: int, transfo
         parameter.data.copy_(parameter.main_grad)
     found: dict[str, Tensor] = {}
     for parameter, rule, place in weights_of(unwrap(model), shape):
-        if rule.exported:
+        if rule.exported and not rule.buffer:
             found |= gather_hf_tensors(parameter, rule, place, shape)
     return {name: gradient.numpy() for name, gradient in found.items() if name not in constants(shape)}
 
@@ -81,6 +81,7 @@ def transformers_gradients(folder: Path, scratch: Path) -> Gradients:
     reference.save_pretrained(scratch)
     with open_hf_tensors(scratch) as tensors:  # those of a language model alone, by the names of its family
         names = tensors.names - set(constants(read_shape(folder)))
+        names = {name for name in names if not name.endswith("e_score_correction_bias")}
         return {name: tensors.read(name, 0, 0, tensors.size(name)[0]).numpy() for name in names}
 
 

@@ -21,7 +21,10 @@ from tests.params import quick_among
 from tests.ranks import Ranks
 
 # One of each kind of layer, where what is tried does not hang on the family.
-KINDS = ["llama_tied", "gpt_neox", "qwen2_moe", "qwen3_moe_mixed", "olmo2", "olmo3", "gemma2", "gemma3", "phi3_long"]
+KINDS = [
+    *("llama_tied", "gpt_neox", "qwen2_moe", "qwen3_moe_mixed", "olmo2", "olmo3", "gemma2", "gemma3", "phi3_long"),
+    "deepseek_v3",
+]
 TOKENS = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
 
 

@@ -88,7 +88,7 @@ def write_halves(shards: Path, places: Mapping[str, Stored]) -> StoredTensors:
     def read(name: str) -> Tensor:
         return ROWS[:2] if name == "upper" else ROWS[2:]
 
-    write_streamed(shards, places, {"note/shard_0_1": 3}, torch.float32, read)
+    write_streamed(shards, places, {"note/shard_0_1": 3}, dict.fromkeys(places, torch.float32), read)
     return StoredTensors(shards)
 
 
@@ -105,7 +105,7 @@ def test_any_part_of_a_tensor_is_read_across_its_chunks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_a_stored_number_that_is_none_is_told(tmp_path: Path, wrong: float) -> None:
     place = Stored("rows", (1, 2), (0, 0), (1, 2), (1, 2))
-    write_streamed(tmp_path, {"rows": place}, {}, torch.float32, lambda name: torch.tensor([[1.0, wrong]]))
+    write_streamed(tmp_path, {"rows": place}, {}, {"rows": torch.float32}, lambda name: torch.tensor([[1.0, wrong]]))
     with pytest.raises(IntegrityFault, match="rows holds a NaN or an infinity"):
         StoredTensors(tmp_path).read(place)
 

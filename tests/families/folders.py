@@ -317,6 +317,58 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_neox_serial": NEOX | TIED | {"use_parallel_residual": False, "hidden_act": "gelu_fast", "rotary_pct": 1.0},
 }
 
+GLM4_MOE = SMALL | {
+    "model_type": "glm4_moe",
+    "pad_token_id": None,
+    "head_dim": 12,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 1,
+}
+LATENT = SMALL_BY_WIDTH | {
+    "num_key_value_heads": 4,
+    "pad_token_id": None,
+    "kv_lora_rank": 14,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 8,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+LATENT_YARN = YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
+MODELS |= {
+    "deepseek_v2": LATENT | {"model_type": "deepseek_v2", "rope_parameters": LATENT_YARN},
+    "deepseek_v2_tied": LATENT | TIED | {"model_type": "deepseek_v2", "q_lora_rank": 18, "n_shared_experts": 1},
+    "deepseek_v3": LATENT
+    | {
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 18,
+        "n_group": 3,
+        "topk_group": 2,
+        "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
+    },
+    "deepseek_v3_tied": LATENT | TIED | {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1},
+    # As GLM-4.5, and as GLM-4.5-Air.
+    "glm4_moe": GLM4_MOE | {"use_qk_norm": True, "attention_bias": True},
+    "glm4_moe_groups": GLM4_MOE
+    | TIED
+    | {
+        "attention_bias": True,
+        "n_group": 3,
+        "topk_group": 2,
+        "num_experts_per_tok": 4,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 2,
+    },
+}
+
 # What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
@@ -326,6 +378,9 @@ DIVIDED = (
         "qwen2_moe",
         "qwen3_moe_mixed",
         "olmoe",
+        "glm4_moe",
+        "deepseek_v2",
+        "deepseek_v3",
         "olmo2",
         "olmo3",
         "exaone4",

@@ -14,7 +14,17 @@ from tests.families.folders import DYNAMIC, LONG_ROPE, MODELS, NEOX, SMALL, YARN
 from tests.families.folders import LLAMA3_ROPE as LLAMA3
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-HEAD_DIMS = {"ministral3": 128, "qwen3": 128, "seed_oss": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+HEAD_DIMS = {
+    "deepseek_v2": 192,
+    "deepseek_v3": 192,
+    "ministral3": 128,
+    "qwen3": 128,
+    "seed_oss": 128,
+    "gemma": 256,
+    "gemma2": 256,
+    "gemma3_text": 256,
+}
+LATENT = {"num_key_value_heads": 32, "first_k_dense_replace": 1, "num_experts_per_tok": 8}
 DENSE = {"num_local_experts": 0, "layer_types": ["attention"] * 3}
 EPSILONS = {"gpt_neox": "layer_norm_eps", "nemotron": "norm_eps", "starcoder2": "norm_epsilon"}
 
@@ -31,12 +41,15 @@ def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
 def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family: str) -> None:
     sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"head_dim": 16} if family == "ministral" else DENSE if family == "granitemoehybrid" else {}
-    fields = {name: size for name, size in sizes.items() if family != "gpt_neox" or name != "num_key_value_heads"}
+    grouped = family not in ("gpt_neox", "deepseek_v2", "deepseek_v3")
+    fields = {name: size for name, size in sizes.items() if grouped or name != "num_key_value_heads"}
+    if family.startswith("deepseek"):
+        fields |= LATENT | {"num_key_value_heads": 4}
     config = AutoConfig.for_model(family, **fields)
     config.save_pretrained(tmp_path)
     shape = read_shape(tmp_path)
     assert (shape.family, shape.layers, shape.hidden, shape.heads) == (family, 3, 64, 4)
-    assert shape.query_groups == (4 if family == "gpt_neox" else 2)
+    assert shape.query_groups == (2 if grouped else 4)
     assert shape.vocabulary == config.vocab_size
     assert shape.max_positions == config.max_position_embeddings
     assert shape.head_dim == HEAD_DIMS.get(family, 16)
@@ -52,12 +65,13 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
 def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
     needed = {"num_hidden_layers": 3, "hidden_size": 256, "num_attention_heads": 32}
     needed |= {"head_dim": 8} if family == "ministral" else DENSE if family == "granitemoehybrid" else {}
+    needed |= LATENT if family.startswith("deepseek") else {}
     shape = read_shape(
         write_fields(tmp_path, {"model_type": family, "vocab_size": 7, "intermediate_size": 8, **needed})
     )
     config = AutoConfig.for_model(family, **needed)
     assert shape.query_groups == (getattr(config, "num_key_value_heads", None) or 32)
-    assert shape.head_dim == (getattr(config, "head_dim", None) or 8)
+    assert shape.head_dim == getattr(config, "qk_head_dim", getattr(config, "head_dim", None) or 8)
     assert shape.max_positions == config.max_position_embeddings
     assert shape.norm_epsilon == getattr(config, EPSILONS.get(family, "rms_norm_eps"))
     assert shape.local_window == (getattr(config, "sliding_window", None) or None)
@@ -168,6 +182,7 @@ def test_a_language_model_that_cannot_be_read(
         ({"llm_config": {"model_type": ["llama"]}}, "only a language model", "of a known family"),
         ({"vision_config": {}}, "only a language model is trained here.", "of a known family"),
         ({"rope_config": {}}, "is not a family known here.", "Known families"),
+        ({"model_type": "kimi_k2"}, "has a DeepSeek-V3's shape", "Set model_type to deepseek_v3"),
     ],
 )
 def test_what_to_do_with_a_model_of_an_unknown_type(
@@ -207,6 +222,16 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (MODELS["qwen2_moe"] | {"use_sliding_window": True}, "use_sliding_window"),
         (MODELS["qwen2_moe"] | {"num_experts_per_tok": 7}, "there are 6 experts"),
         (MODELS["olmoe"] | {"clip_qkv": 8.0}, "clip_qkv = 8.0"),
+        (MODELS["glm4_moe"] | {"norm_topk_prob": False}, "norm_topk_prob = False"),
+        (MODELS["glm4_moe"] | {"num_experts_per_tok": 1}, "must be sent to at least two"),
+        (MODELS["glm4_moe"] | {"first_k_dense_replace": 4}, "first_k_dense_replace = 4"),
+        (MODELS["glm4_moe"] | {"n_group": 4}, "n_group = 4"),
+        (MODELS["glm4_moe_groups"] | {"num_experts_per_tok": 2}, "by its best 1, transformers by two"),
+        (MODELS["glm4_moe_groups"] | {"topk_group": 1}, "are not in so many groups"),
+        (MODELS["deepseek_v3"] | {"rope_interleave": False}, "rope_interleave = False"),
+        (MODELS["deepseek_v3"] | {"num_key_value_heads": 2}, "each head has keys of its own"),
+        (MODELS["deepseek_v3"] | {"attention_bias": True}, "attention_bias = True"),
+        (MODELS["deepseek_v2"] | {"topk_method": "group_limited_greedy"}, "topk_method = 'group_limited_greedy'"),
         (MODELS["olmo3_plain"] | {"rope_theta": 1e4}, "differ in whether local layers"),
         (MODELS["exaone4"] | {"sliding_window_pattern": 0}, "must be a period such as 4 or LLLG"),
         (MODELS["gemma"] | {"hidden_act": "silu"}, "hidden_act = 'silu'"),

@@ -100,6 +100,21 @@ def test_an_mlp_without_a_gate_keeps_two_of_three() -> None:
     assert spared == 8192 * 32 * 2 * 14336
 
 
+def test_latent_attention_keeps_values_as_wide_as_keys() -> None:
+    latent = replace(
+        LLAMA_3_8B,
+        query_groups=32,
+        head_dim=192,
+        key_value_latent=512,
+        query_latent=1536,
+        value_head_dim=128,
+        shared_key_dim=64,
+    )
+    # Norms; queries, keys, values and what is made of them; the output; latent vectors, the shared key, angles; MLP.
+    numbers = 4 * 4096 + 4 * 32 * 192 + 32 * 128 + 2 * (1536 + 512) + 64 + 4 * 64 + 3 * 14336
+    assert layer_bytes(latent, run_of({}), 0) == 2 * numbers + 4 * 32
+
+
 def test_sequence_and_context_parallelism_divide_activations() -> None:
     plain = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4}), world_size=4)
     divided = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4, "sequence": True}), world_size=4)

@@ -79,7 +79,7 @@ def test_llama3_scaling_is_read_in_both_places(tmp_path: Path, fields: dict[str,
         # (0.1 ln 4 + 1) / (0.05 ln 4 + 1)
         (
             {"factor": 4, "mscale": 1, "mscale_all_dim": 0.5, "beta_fast": 16, "beta_slow": 2},
-            YarnScaling(4.0, 32, 16.0, 2.0, 1.0648216253695715, True),
+            YarnScaling(4.0, 32, 16.0, 2.0, 1.0648216253695715, True, 0.5),
         ),
     ],
 )

@@ -37,7 +37,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
     from megatron_cpt.checkpoint.dcp import stored_places  # noqa: PLC0415
     from megatron_cpt.checkpoint.hf_export import export_hf  # noqa: PLC0415
-    from megatron_cpt.checkpoint.hf_weights import load_hf_weights  # noqa: PLC0415
+    from megatron_cpt.checkpoint.hf_weights import load_hf_weights, weights_of  # noqa: PLC0415
     from megatron_cpt.checkpoint.load import load_weights, model_state  # noqa: PLC0415
     from megatron_cpt.families.shape import name_table, read_shape  # noqa: PLC0415
     from megatron_cpt.model.build import ModelOptions, build_model  # noqa: PLC0415
@@ -73,7 +73,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "keys": keys,
         "loads": loads,
         "outline": len(stored_places(shape)[0]),
-        "parameters": len(list(models["local"].parameters())),
+        "parameters": len(list(weights_of([models["local"]], shape))),
         "undivided": sorted(
             name
             for name, parameter in layer.named_parameters()

@@ -93,6 +93,7 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
         ("ministral3", "none"),
         ("smollm3", "none"),
         ("gpt_neox_yarn", "none"),
+        ("deepseek_v3", "none"),
     ],
 )
 def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:

@@ -12,9 +12,9 @@ from tests.families.folders import MODELS, write_fields
 from tests.model import engine_stub
 
 pytestmark = pytest.mark.skipif(engine_stub.missing() is not None, reason=str(engine_stub.missing()))
-OWN_LAYERS = ("nemotron", "olmoe", "olmo2", "olmo3", "exaone4", "gemma", "gemma2", "gemma3_tied")
+OWN_LAYERS = ("deepseek_v3", "nemotron", "olmoe", "olmo2", "olmo3", "exaone4", "gemma", "gemma2", "gemma3_tied")
 """Families with parts that Transformer Engine lacks."""
-EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe_mixed")
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe_mixed", "glm4_moe")
 KINDS = (
     *("llama_tied", "llama_biased", "mistral", "qwen2", "qwen3", "phi3_long", "smollm3", "gpt_neox", "starcoder2"),
     *EXPERTS,

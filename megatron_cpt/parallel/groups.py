@@ -60,8 +60,11 @@ def init_process_group(timeout: timedelta = TIMEOUT, store: dist.Store | None = 
     elif "MASTER_PORT" not in os.environ:
         place |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     if device().type == "cuda":
+        # Not as `device_id`: with that, each of Megatron-Core's groups would be an ncclCommSplit of its own at once, of
+        # which all ranks together make thousands. Without it NCCL makes a communicator at a group's first collective,
+        # on the current GPU.
         torch.cuda.set_device(device())
-        dist.init_process_group("nccl", device_id=device(), **place)
+        dist.init_process_group("nccl", **place)
     else:
         share_devices()
         dist.init_process_group("gloo", **place)
@@ -422,7 +425,8 @@ def any_rank(condition: bool) -> bool:
 
 def barrier() -> None:
     """Waits for every rank."""
-    dist.barrier()
+    own = device()
+    dist.barrier(device_ids=[own.index] if own.type == "cuda" else None)
 
 
 @contextmanager

@@ -223,7 +223,7 @@ def _kept_without_recomputation(config: RunConfig, shape: ModelShape) -> float:
 
 
 def _within_step(config: RunConfig, shape: ModelShape, micro_batches: int, world_size: int) -> Iterator[TransferCount]:
-    """Collectives and messages of every micro batch."""
+    """Collectives and messages of every micro batch, at the last stage."""
     parallel, training = config.parallel, config.training
     weight, tensor, context = BYTES[training.precision], parallel.tensor, parallel.context
     layers = shape.layers // parallel.pipeline
@@ -255,9 +255,9 @@ def _within_step(config: RunConfig, shape: ModelShape, micro_batches: int, world
             "all_to_all", "expert", parallel.expert, tensor * parallel.expert, (4 + 2 * again) * sparse, sent
         )
     if parallel.pipeline > 1:
-        yield transfer(
-            "recv", "pipeline", 2, world_size // parallel.pipeline + 1, 2 * parallel.virtual_pipeline, states / tensor
-        )
+        # The last stage gets states for each of its chunks, and gradients for each but the last, which has the loss.
+        received = 2 * parallel.virtual_pipeline - 1
+        yield transfer("recv", "pipeline", 2, world_size // parallel.pipeline + 1, received, states / tensor)
 
 
 def _of_gradients(

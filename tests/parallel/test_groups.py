@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import psutil
+import pytest
+import torch
 import torch.distributed as dist
 
 from megatron_cpt.config.errors import RankFailed
@@ -54,6 +56,23 @@ def test_without_a_place_to_meet_a_process_is_a_world_of_one() -> None:
 def test_a_process_takes_the_gpu_of_its_rank_or_the_one_that_it_is_shown() -> None:
     assert [groups.own_gpu(rank, visible=4) for rank in range(4)] == [0, 1, 2, 3]
     assert [groups.own_gpu(rank, visible=1) for rank in range(4)] == [0, 0, 0, 0]
+
+
+def test_a_communicator_is_made_when_its_group_is_first_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch splits the world's communicator for every new group at once if the world has a `device_id`."""
+    calls: list[tuple[str, object]] = []
+    place = {"LOCAL_RANK": "3", "RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device.index)))
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **given: calls.append((backend, given.get("device_id")))
+    )
+    groups.init_process_group()
+    assert calls == [("device", 3), ("nccl", None)]
 
 
 def wait_for_rank_zero(fails: bool) -> str:

@@ -72,6 +72,7 @@ QUICK = (
     GUARD,
     EXPERTS,
     Case("gemma2", {}, 1, {}),
+    Case("llama", {"pipeline": 2}, 2, {}, stage=1),
     Case("llama", {"pipeline": 2, "virtual_pipeline": 2}, 2, {}),
     Case("olmo2", {"context": 2}, 2, {"recompute": "full"}),
 )
@@ -98,7 +99,7 @@ SLOW = (
         )
     ),
     Case("llama", {"pipeline": 2}, 2, {}),
-    Case("llama", {"pipeline": 2}, 2, {}, stage=1),
+    Case("llama", {"pipeline": 2, "virtual_pipeline": 2}, 2, {}, stage=1),
     Case("llama", {"context": 2}, 2, {}),
     Case("llama", {}, 1, {"recompute": "full"}),
     Case("llama", {}, 1, {"recompute": "selective"}),

@@ -157,7 +157,8 @@ class Result:
 
 
 def session(options: argparse.Namespace, parts: list[Part]) -> None:
-    """All parts, one after the other, with a page that is written after each."""
+    """All parts, one after the other, with a page that is written after each. A SIGTERM ends the part at hand too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     began, results = time.monotonic(), list[Result]()
     for part in parts:
         left = 60 * options.minutes - (time.monotonic() - began)
@@ -191,9 +192,10 @@ def run_part(part: Part, limit: float, options: argparse.Namespace) -> Result:
             state = "done" if process.wait(limit) == 0 else f"failed with code {process.returncode}"
         except subprocess.TimeoutExpired:
             state = f"ended at its limit of {limit:.0f} s"
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     lines = log.read_text().splitlines() or [""]
     try:
         figures = json.loads(lines[-1]) if command[1] == __file__ and state == "done" else {"last line": lines[-1]}

@@ -27,6 +27,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from megatron_cpt.checkpoint.distributed_optimizer import STATE_SETTER, chained_optimizers
 from megatron_cpt.config.schema import LrMultiplierSettings, OptimizerSettings, Part
@@ -119,14 +120,21 @@ def gather_gradients(optimizer: MegatronOptimizer) -> tuple[float, Tensor]:
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     alike = [
-        parameter.grad
+        gradient
         for part in chained_optimizers(optimizer)
         for parameter in part.get_parameters()
-        if parameter.grad is not None and not getattr(parameter, "tensor_model_parallel", False)
+        if not getattr(parameter, "tensor_model_parallel", False)
+        and (gradient := _gradient_of(parameter)) is not None
+        and gradient.numel()
     ]
-    finite = [torch.isfinite(gradient).all() for gradient in alike]
-    finite.append(torch.tensor(math.isfinite(norm), device=groups.device()))
-    return norm, torch.stack(finite).all()
+    # On a GPU a few kernels over all of them together. The largest is infinite or NaN where one number is.
+    largest = get_total_norm(alike, math.inf).to(groups.device())
+    return norm, torch.isfinite(largest) & math.isfinite(norm)
+
+
+def _gradient_of(parameter: Tensor) -> Tensor | None:
+    """The gradient that an update reads: the precision-aware optimizer's is kept in an attribute of its own."""
+    return parameter.grad if parameter.grad is not None else getattr(parameter, "decoupled_grad", None)
 
 
 def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:

@@ -429,6 +429,16 @@ def barrier() -> None:
     dist.barrier(device_ids=[own.index] if own.type == "cuda" else None)
 
 
+def recorded_collectives() -> bytes:
+    """This rank's last collectives with the stacks that began them, as torch's flight recorder writes them.
+
+    Nothing where this torch has none.
+    """
+    name = "_dump_nccl_trace" if device().type == "cuda" else "_dump_fr_trace"
+    record: bytes = getattr(torch._C._distributed_c10d, name, bytes)()
+    return record
+
+
 @contextmanager
 def first_on_rank_zero() -> Iterator[None]:
     """Runs the block on rank 0 before the others: for what one rank may have to make and all read.

@@ -96,6 +96,11 @@ class RunFolder:
         return self.path / "profile"
 
     @property
+    def flight_records(self) -> Path:
+        """The last collectives of each rank of a run that hung, for `torchfrtrace`: its rank follows the name."""
+        return self.path / "flight_recorder" / "rank_"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints to resume from."""
         return self.path / "checkpoints"

@@ -20,6 +20,10 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Unless the environment says otherwise. The libraries read it at their import."""
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """torch's names for the settings of its allocator; the second is the older one."""
+_RECORDED = ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE")
+"""torch's names for how many collectives its flight recorder keeps: that of every release, and the newer one."""
+_RECORD_FILES = ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE")
+"""Likewise for the files that it writes: each rank's is this, followed by its number."""
 
 
 def gpu_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -27,18 +31,35 @@ def gpu_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
     One queue of work keeps kernels and collectives in the order in which they were started, so that those which are to
     overlap do (Megatron-Core asks for it with tensor or context parallelism). Segments of memory that grow leave less
-    of it unusable. NCCL is left as it is.
+    of it unusable. torch keeps a record of the last collectives, and writes it where one of them takes too long. NCCL
+    is left as it is.
     """
-    settings = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if "CUDA_DEVICE_MAX_CONNECTIONS" not in environment else {}
+    ours = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+    settings = {name: value for name, value in ours.items() if name not in environment}
+    if not any(name in environment for name in _RECORDED):
+        settings[_RECORDED[0]] = "2000"
     if not any(name in environment for name in _ALLOCATOR):
         settings["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return settings
 
 
+def flight_recorder_settings(environment: Mapping[str, str], files: str) -> dict[str, str]:
+    """Where torch's flight recorder writes, unless the environment says otherwise. It is read when groups are made.
+
+    Args:
+        files: the path of each rank's file, but for the rank.
+    """
+    return {} if any(name in environment for name in _RECORD_FILES) else {_RECORD_FILES[0]: files}
+
+
 def gpu_settings_line(environment: Mapping[str, str]) -> str:
     """The variables that decide how GPUs are used, for the log."""
     own = ("CUDA_DEVICE_MAX_CONNECTIONS", *_ALLOCATOR)
-    told = [name for name in sorted(environment) if name in own or name.startswith(("NCCL_", "TORCH_NCCL_", "NVTE_"))]
+    told = [
+        name
+        for name in sorted(environment)
+        if name in own or name.startswith(("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "NVTE_"))
+    ]
     return ", ".join(f"{name}={environment[name]}" for name in told)
 
 

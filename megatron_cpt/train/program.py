@@ -48,7 +48,7 @@ from megatron_cpt.runs.folder import (
     write_status,
 )
 from megatron_cpt.runs.permissions import keep_others_from_writing, writable_warnings
-from megatron_cpt.runs.processes import LAUNCHER, die_with_parent, gpu_settings_line
+from megatron_cpt.runs.processes import LAUNCHER, die_with_parent, flight_recorder_settings, gpu_settings_line
 from megatron_cpt.train import initial_loss_check
 from megatron_cpt.train.earlier_exports import settle_exports
 from megatron_cpt.train.logger import RunLogger, mfu_formula
@@ -150,6 +150,9 @@ def _run_watched(
 ) -> ExitCode:
     """What `run_to_end` does after planning, with the watchdog watching."""
     config = plan.config
+    if groups.device().type == "cuda":
+        folder.flight_records.parent.mkdir(exist_ok=True)
+        os.environ |= flight_recorder_settings(os.environ, str(folder.flight_records.absolute()))
     groups.init_process_group(watchdog.group_timeout)
     watchdog.join_ranks()
     if groups.device().type == "cpu":

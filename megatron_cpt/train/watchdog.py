@@ -6,7 +6,8 @@ Each rank tells its watchdog, a thread, what it is about to do. A part of the pr
 1. the rank that finds it asks the others through the ranks' store, on a connection of the thread's own;
 2. every rank that can answer says where it is, and writes the stacks of its threads to the log and standard error;
 3. the first one writes the status: ranks without an answer, or those that are behind the others, and where they were;
-4. it ends its silent neighbours on the same machine, and every rank ends.
+4. it ends its silent neighbours on the same machine, and every rank that can answer writes its last collectives
+   (torch's flight recorder) and ends.
 
 A signal to stop is handled by the main thread, between two steps; in a step that hangs it never is. The thread hears of
 it too (StopRequest.wakeup), and from then on a part may take three times as long as the longest before; a start, which
@@ -30,6 +31,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -221,6 +223,7 @@ class Watchdog:
                 why = f"No answer from {holder}, which holds the store of the ranks: stopped, stuck or gone ({error})."
                 self._write_status(f"{self._too_long(place, seconds)} {why} {self._ways_out(place.part)}")
                 _end_neighbours([self._store_process] if self._store_process else [])
+            self._write_collectives(rank)
         os._exit(ExitCode.OTHER)
 
     def _end_together(self, store: StoreConnection, rank: int, place: Place, seconds: float) -> None:
@@ -272,6 +275,14 @@ class Watchdog:
             if number != own
         ]
         self._write_log("".join([f"at {self._place}\n", *stacks]), rank)
+
+    def _write_collectives(self, rank: int) -> None:
+        """The last collectives of this rank, as torch's flight recorder knows them."""
+        files, record = self._folder.flight_records, groups.recorded_collectives()
+        with suppress(OSError):
+            if record:
+                files.parent.mkdir(exist_ok=True)
+                Path(f"{files}{rank}").write_bytes(record)
 
     def _write_log(self, text: str, rank: int) -> None:
         """Past Python's logging, whose lock the main thread may hold."""

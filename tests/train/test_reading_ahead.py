@@ -11,7 +11,7 @@ import torch
 
 from megatron_cpt.corpus.stream import TokenStream
 from megatron_cpt.data.loader import BatchReader, Slots, TrainingData
-from megatron_cpt.runs.processes import gpu_settings, gpu_settings_line
+from megatron_cpt.runs.processes import flight_recorder_settings, gpu_settings, gpu_settings_line
 from tests.corpus.datasets import write_dataset
 
 CPU = torch.device("cpu")
@@ -69,8 +69,17 @@ def test_a_reader_that_nobody_asks_ends(data: TrainingData) -> None:
 
 
 def test_what_the_environment_says_is_kept() -> None:
-    ours = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    ours = {
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    }
     assert gpu_settings({}) == ours
-    assert gpu_settings({"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_ALLOC_CONF": "a:b"}) == {}
+    theirs = {"TORCH_FR_BUFFER_SIZE": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    assert gpu_settings({"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_ALLOC_CONF": "a:b"} | theirs) == {}
+    files = {"TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "RUN/flight_recorder/rank_"}
+    assert flight_recorder_settings({}, "RUN/flight_recorder/rank_") == files
+    assert flight_recorder_settings({"TORCH_FR_DUMP_TEMP_FILE": "/local/rank_"}, "RUN/flight_recorder/rank_") == {}
     told = gpu_settings_line({"PATH": "x", "NCCL_DEBUG": "INFO"} | ours)
     assert told.startswith("CUDA_DEVICE_MAX_CONNECTIONS=1, NCCL_DEBUG=INFO, PYTORCH_CUDA_ALLOC_CONF=")

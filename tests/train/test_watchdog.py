@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.flight_recorder.components.loader import read_dump
 
 from megatron_cpt.config.schema import TimeoutSettings
 from megatron_cpt.runs.folder import RunFolder, Status, only_job, read_status, write_status
@@ -101,6 +102,10 @@ def test_a_rank_that_waits_for_its_data_is_named_and_all_stacks_are_in_the_log(
     assert "[rank1] at step 4, reading a micro batch" in log
     assert "time.sleep(600)" in log
     assert "train_step" in log
+    for rank in range(2):
+        record = run / "flight_recorder" / f"rank_{rank}"
+        entries = read_dump("rank_", str(record))["entries"]
+        assert any("gloo:" in entry["profiling_name"] for entry in entries), entries
 
 
 @pytest.mark.slow  # a run and its limit; two ranks are tried above

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.schema import ParallelSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +128,15 @@ def card_of_device(device: str) -> Card | None:
         if all(word in device for word in words.split()):
             return CARDS[name]
     return None
+
+
+def gpu_layout(has_replicas: bool, tensor: int, **sizes: int) -> ParallelSettings:
+    """Sizes of a layout, with what belongs to them on GPUs: sequence parallelism, a distributed optimizer, overlaps."""
+    return ParallelSettings(
+        tensor=tensor,
+        sequence=tensor > 1,
+        distributed_optimizer=has_replicas,
+        overlap_grad_reduce=has_replicas,
+        overlap_param_gather=has_replicas,
+        **sizes,
+    )

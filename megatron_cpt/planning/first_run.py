@@ -21,9 +21,8 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import memory_per_rank
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import parameter_count
-from megatron_cpt.planning.cards import Card, card_of
+from megatron_cpt.planning.cards import Card, card_of, gpu_layout
 from megatron_cpt.planning.checks import shared_by_sources
-from megatron_cpt.planning.layout_search import gpu_layout
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded, source_name
 
 REPLAY_RATIO = 0.3

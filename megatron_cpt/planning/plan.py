@@ -275,7 +275,7 @@ def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int]
     datasets = recognize_datasets(config, inputs)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"
-    warnings = plan_warnings(config, inputs, blend)
+    warnings = plan_warnings(config, inputs, blend, world_size)
     config = _shortened(config, blend)
     start, resume = start_state(config), resume_state(config)
     refuse([*history_faults(config, start)])

@@ -12,6 +12,7 @@ from megatron_cpt.families.multimodal import multimodal_of, text_fields
 from megatron_cpt.families.others import other_names
 from megatron_cpt.families.shape import read_config, unread_fields
 from megatron_cpt.mixture.blend import CHEAP_EPOCHS, BlendPlan
+from megatron_cpt.planning.cards import gpu_layout
 from megatron_cpt.planning.checks import shared_warnings
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.start_state import start_state
@@ -26,8 +27,12 @@ _MISSED_BY = 0.99
 """A source that gives less of its target than this is warned of."""
 
 
-def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tuple[str, ...]:
-    """Everything that a person should know before the run is paid for, a sentence each."""
+def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan, world_size: int) -> tuple[str, ...]:
+    """Everything that a person should know before the run is paid for, a sentence each.
+
+    Args:
+        world_size: ranks of the run.
+    """
     return (
         *_blend_warnings(config, blend),
         *_length_warnings(config, blend),
@@ -40,6 +45,7 @@ def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan) -> tup
         *_budget_warnings(config, inputs),
         *_folder_warnings(config),
         *_origin_warnings(inputs),
+        *_layout_warnings(config, world_size),
     )
 
 
@@ -214,6 +220,20 @@ def _folder_warnings(config: RunConfig) -> Iterator[str]:
         yield (
             f"model.hf: config.json has fields that neither transformers' model of this type nor this program reads: "
             f"{', '.join(unread)}. They change nothing{proof}, and exports keep them."
+        )
+
+
+def _layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
+    """What several GPUs would want, and is off. Processors, which train in fp32, gain nothing by it."""
+    parallel = config.parallel
+    if config.training.precision != "bf16":
+        return
+    on = gpu_layout(world_size > parallel.tensor * parallel.pipeline, parallel.tensor)
+    names = ("sequence", "distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather")
+    if off := [f"parallel.{name}" for name in names if getattr(on, name) and not getattr(parallel, name)]:
+        yield (
+            f"off, though GPUs in this layout want it for memory or speed: {', '.join(off)} (`megatron-cpt init` sets "
+            "what fits; `plan --search` compares)."
         )
 
 

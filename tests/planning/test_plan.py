@@ -312,6 +312,20 @@ def test_a_source_whose_share_is_less_than_a_sequence_is_named(tmp_path: Path) -
     assert "gives no sequence" not in str(make_plan(config_from_dict(settings(tmp_path / "other"))).warnings)
 
 
+def test_what_several_gpus_would_want_is_named_once_where_it_is_off(tmp_path: Path) -> None:
+    sections = settings(tmp_path)
+
+    def off(ranks: int, **others: dict[str, Any]) -> list[str]:
+        plan = make_plan(config_from_dict({**sections, **others}), ranks)
+        return [line for line in plan.warnings if line.startswith("off, ")]
+
+    sharded = {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+    (said,) = off(4, parallel={"tensor": 2, "distributed_optimizer": True})
+    assert "parallel.sequence, parallel.overlap_grad_reduce, parallel.overlap_param_gather (" in said
+    assert off(4, parallel={"tensor": 2, "sequence": True, **sharded}) == off(1) == []
+    assert off(2, training=sections["training"] | {"precision": "fp32"}) == []  # as on processors
+
+
 def test_a_budget_that_a_validation_set_does_not_hold_and_a_high_rate_are_named(sections: dict[str, Any]) -> None:
     before = plan_of(sections).warnings
     sections["validation"]["sets"]["law"]["tokens"] = 10**6

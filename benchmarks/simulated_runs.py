@@ -2,8 +2,8 @@
 
     python benchmarks/simulated_runs.py [NAME ...]
 
-Each row is `megatron-cpt plan RUN.yaml --simulate --nproc N` of the fullest stage, on a config.json alone. The ratio is
-the closed estimate of memory in `plan` over the simulated peak, of the run where they differ most.
+Each row is `megatron-cpt plan RUN.yaml --simulate --nproc N` on a config.json alone. The ratio is the closed estimate
+of memory in `plan` over the simulated peak, of the run where they differ most.
 """
 
 import argparse
@@ -133,8 +133,8 @@ def simulate(run: Run, folder: Path, gpu: str) -> dict[str, Any]:
 
 
 def row(name: str, run: Run, found: dict[str, Any]) -> list[str]:
-    """A line of the table."""
-    (rank,) = found["ranks"]
+    """A line of the table: counts of the fullest rank, time of the slowest."""
+    rank = max(found["ranks"], key=lambda one: sum(one["memory"].values()))
     layout = ", ".join(f"{key} {value}" for key, value in run.parallel.items() if value is not True)
     return [
         name,

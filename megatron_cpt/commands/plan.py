@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import orjson
@@ -22,13 +23,15 @@ from megatron_cpt.config.load import dump_config, load_config
 from megatron_cpt.config.schema import ParallelSettings, RunConfig
 from megatron_cpt.config.units import parse_share
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.memory import stage_memories
+from megatron_cpt.families.memory import memory_per_rank, stage_memories
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.checks import model_faults
 from megatron_cpt.planning.cost import cost_estimate, memory_warnings, price_faults
 from megatron_cpt.planning.layout_search import (
+    Layout,
     TriedLayout,
+    closed_step,
     distinct_layouts,
     ranked_layouts,
     search_layouts,
@@ -36,7 +39,9 @@ from megatron_cpt.planning.layout_search import (
 )
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.planning.resume_changes import resume_changes
-from megatron_cpt.planning.simulated import SimulatedRank, Simulation
+from megatron_cpt.planning.simulated import SimulatedRank, Simulation, without_left_out
+from megatron_cpt.planning.start_state import resume_state, start_state
+from megatron_cpt.planning.text_tables import size
 from megatron_cpt.runs.folder import ExitCode
 
 
@@ -56,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of RUN.yaml")
     top.add_argument("--nproc", type=int, default=1, metavar="N", help="ranks of the run (default 1)")
     top.add_argument("--gpu", default="H100-80GB", metavar="CARD", help="kind of GPU (default H100-80GB), or YAML file")
-    top.add_argument("--mfu", default="40%", metavar="SHARE", help="of its peak that training reaches (default 40%%)")
+    top.add_argument("--mfu", metavar="SHARE", help="of its peak that training reaches (default 40%%)")
     top.add_argument("--price", type=float, metavar="MONEY", help="of one GPU for an hour")
     add_assume(top, "sources that are not on this machine: medicine=5B; validation sets: medicine.validation=2M")
     top.add_argument("--json", action="store_true", help="print the content of the run folder's plan.json")
@@ -72,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "prints three to try",
     )
     which = simulated.add_mutually_exclusive_group()
-    which.add_argument("--rank", type=int, metavar="R", help="which (default: the first of the fullest stage)")
+    which.add_argument(
+        "--rank", type=int, metavar="R", help="which (default: the first of the fullest stage and of the last)"
+    )
     which.add_argument("--worst", action="store_true", help="simulate a first, a middle and a last stage")
     return top
 
@@ -80,17 +87,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Prints the plan of a run. Raises BadInput with every fault of the run."""
     options = parser().parse_intermixed_args(arguments)
+    refuse(_contradictions(options))
     config = load_config(options.config, options.overrides)
     if options.simulate:
         return _ending_as_ranks(_simulate, config, options)
-    if options.rank is not None or options.worst:
-        word = "--worst" if options.worst else f"--rank {options.rank}"
-        raise BadInput(Fault(word, "it says which rank is simulated, and none is.", "Add --simulate, or take it out."))
     if options.search:
         return _ending_as_ranks(_search, config, options)
     plan = make_plan(config, options.nproc, assumed_tokens(options.assume))
     plan = replace(plan, warnings=(*plan.warnings, *memory_warnings(plan, options.gpu)))
-    cost = cost_estimate(plan, options.gpu, _share(options.mfu), options.price)
+    cost = cost_estimate(plan, options.gpu, _share(options.mfu or "40%"), options.price)
     changed = resume_changes(plan).lines()
     if options.json:
         print(orjson.dumps(plan.to_dict() | {"cost": cost.to_dict()}, option=orjson.OPT_INDENT_2).decode())
@@ -100,6 +105,26 @@ def main(arguments: list[str]) -> int:
         parts.append("\n".join(["Changes", *(f"  - {line}" for line in changed)]))
     print("\n\n".join(parts))
     return 0
+
+
+def _contradictions(options: argparse.Namespace) -> list[Fault]:
+    """Options of one kind of plan that were given to another."""
+    simulated = "--simulate" if options.simulate else "--search" if options.search else None
+    which = "--worst" if options.worst else None if options.rank is None else f"--rank {options.rank}"
+    faults = []
+    if which and options.search:
+        rule = "a search simulates the first rank of the fullest stage and of the last, of each layout."
+        faults.append(Fault(which, rule, "Take it out, or simulate one layout with --simulate in place of --search."))
+    elif which and not simulated:
+        rule = "it says which rank is simulated, and none is."
+        faults.append(Fault(which, rule, "Add --simulate, or take it out."))
+    if simulated and options.mfu is not None:
+        rule = f"{simulated} estimates the speed from what the ranks do, and takes no share."
+        faults.append(Fault(f"--mfu {options.mfu}", rule, "Take it out; --gpu names a file with other shares."))
+    if simulated and options.assume:
+        shown = f"--assume {' '.join(options.assume)}"
+        faults.append(Fault(shown, f"{simulated} reads no data, and plans none.", "Take it out."))
+    return faults
 
 
 def _share(text: str) -> float:
@@ -117,13 +142,19 @@ def _ending_as_ranks(
     try:
         return work(config, options)
     except subprocess.CalledProcessError as ended:
-        print(ended.stderr.decode(errors="replace"), file=sys.stderr, end="")
+        told = ended.stderr.decode(errors="replace")
+        passed = [f"megatron.{section}.{name}" for section, given in asdict(config.megatron).items() for name in given]
+        if ended.returncode != ExitCode.BAD_INPUT and passed and told:
+            rule = f"a simulated rank ended with {told.splitlines()[-1]}"
+            raise BadInput(Fault(", ".join(passed), rule, "Take out what needs a GPU.")) from ended
+        print(told, file=sys.stderr, end="")
         return ended.returncode if ended.returncode == ExitCode.BAD_INPUT else ExitCode.OTHER
 
 
 def _simulate(config: RunConfig, options: argparse.Namespace) -> int:
-    """Simulates ranks one after the other, and prints what they show."""
-    shape, card, world = read_shape(config.model.hf, config.model.rope), card_of(options.gpu), options.nproc
+    """Simulates ranks, and prints what they show."""
+    shape, world = read_shape(config.model.hf, config.model.rope), options.nproc
+    card_of(options.gpu)
     refuse([*config_faults(config, world), *model_faults(config, shape), *price_faults(options.price)])
     stages = config.parallel.pipeline
     if options.rank is not None:
@@ -133,9 +164,8 @@ def _simulate(config: RunConfig, options: argparse.Namespace) -> int:
     elif options.worst:
         ranks = [stage * (world // stages) for stage in sorted({0, min(1, stages - 1), stages - 1})]
     else:
-        ranks = [_fullest_rank(config, shape, world)]
-    found = tuple(_simulated_rank(config, rank, world, options.gpu) for rank in ranks)
-    simulation = Simulation(config, shape, card, options.gpu, found, options.price)
+        ranks = _decisive_ranks(config, shape, world)
+    simulation = _simulation(config, shape, ranks, options)
     if options.json:
         print(orjson.dumps(simulation.to_dict(), option=orjson.OPT_INDENT_2).decode())
     else:
@@ -154,16 +184,19 @@ def _search(config: RunConfig, options: argparse.Namespace) -> int:
     refuse(
         [*config_faults(bare, world if world < 1 else None), *model_faults(bare, shape), *price_faults(options.price)]
     )
+    own = _own_layout(config, shape, options)
     layouts = search_layouts(config, shape, card, world)
     if not layouts:
         rule = f"no layout of the model fits {world} GPUs {options.gpu} by the estimate with this batch and length."
         remedy = "Give more GPUs or a larger one (--gpu), or a training.global_batch_size that they can share evenly."
         raise BadInput(Fault(f"--nproc {world}", rule, remedy))
+    chosen = distinct_layouts(layouts, _SIMULATED_LAYOUTS)
+    chosen += [own] if own is not None and own not in chosen else []
     tried = []
-    for number, layout in enumerate(chosen := distinct_layouts(layouts, _SIMULATED_LAYOUTS), 1):
+    for number, layout in enumerate(chosen, 1):
         print(f"simulating {number} of {len(chosen)}: {' '.join(layout.overrides)}", file=sys.stderr, flush=True)
-        rank = _simulated_rank(layout.config, _fullest_rank(layout.config, shape, world), world, options.gpu)
-        tried.append(TriedLayout(layout, Simulation(layout.config, shape, card, options.gpu, (rank,), options.price)))
+        ranks = _decisive_ranks(layout.config, shape, world)
+        tried.append(TriedLayout(layout, _simulation(layout.config, shape, ranks, options), layout == own))
     if options.json:
         content = {"gpu": options.gpu, "world_size": world, "layouts_that_fit": len(layouts)}
         content["simulated"] = [one.to_dict() for one in ranked_layouts(tried)]
@@ -173,10 +206,44 @@ def _search(config: RunConfig, options: argparse.Namespace) -> int:
     return 0
 
 
-def _fullest_rank(config: RunConfig, shape: ModelShape, world: int) -> int:
-    """The first rank of the pipeline stage with the most memory by the estimate."""
-    totals = [memory.total for memory in stage_memories(shape, config, world)]
-    return totals.index(max(totals)) * (world // config.parallel.pipeline)
+def _own_layout(config: RunConfig, shape: ModelShape, options: argparse.Namespace) -> Layout | None:
+    """The layout of RUN.yaml; None where it is none for so many ranks, or does not fit the card by the estimate.
+
+    Raises BadInput where it is none and overrides are part of it.
+    """
+    world, card, why = options.nproc, card_of(options.gpu), None
+    faults = [*config_faults(config, world), *model_faults(config, shape)]
+    if any(word.startswith(_LAYOUT_WORDS) for word in options.overrides):
+        refuse(faults)
+    if faults:
+        why = str(faults[0])
+    elif (memory := memory_per_rank(shape, config, world)).total > card.usable_memory:
+        why = f"{size(memory.total)} are estimated for a rank, more than fits {options.gpu}."
+    if why is not None:
+        print(f"the layout of {options.config} is not simulated: {why}", file=sys.stderr, flush=True)
+        return None
+    return Layout(config, memory, closed_step(config, shape, card, world))
+
+
+_LAYOUT_WORDS = ("parallel.", "training.micro_batch_size=", "training.recompute=")
+
+
+def _decisive_ranks(config: RunConfig, shape: ModelShape, world: int) -> list[int]:
+    """The first rank of the stage with the most memory by the estimate, and of the last, whose output layer takes time.
+
+    One where they are the same.
+    """
+    totals, stages = [memory.total for memory in stage_memories(shape, config, world)], config.parallel.pipeline
+    return [stage * (world // stages) for stage in sorted({totals.index(max(totals)), stages - 1})]
+
+
+def _simulation(config: RunConfig, shape: ModelShape, ranks: Sequence[int], options: argparse.Namespace) -> Simulation:
+    """Simulates ranks of a run, at once. Raises CalledProcessError where one of them ends with a fault."""
+    simulated, left_out = without_left_out(config)
+    with ThreadPoolExecutor() as threads:
+        found = tuple(threads.map(lambda rank: _simulated_rank(simulated, rank, options.nproc, options.gpu), ranks))
+    position = resume_state(config) or start_state(config)
+    return Simulation(config, shape, card_of(options.gpu), options.gpu, found, options.price, left_out, position.step)
 
 
 def _simulated_rank(config: RunConfig, rank: int, world: int, gpu: str) -> SimulatedRank:

@@ -112,6 +112,29 @@ _DDP = {
 }
 
 
+# Fields of TransformerConfig that only Transformer Engine's modules obey. Megatron-Core's local layers would leave
+# most of them out without a word.
+_ENGINE_ONLY = (
+    "fp8",
+    "fp4",
+    "moe_grouped_gemm",
+    "apply_rope_fusion",
+    "use_te_activation_func",
+    "use_te_rng_tracker",
+    "cp_comm_type",
+    "softmax_type",
+)
+
+
+def engine_only_fields(passed: MegatronSettings) -> dict[str, Any]:
+    """The passed fields of TransformerConfig that only Transformer Engine's layers obey, and ask for something."""
+    return {
+        name: passed.transformer[name]
+        for name in _ENGINE_ONLY
+        if passed.transformer.get(name) not in (None, False, "vanilla")
+    }
+
+
 def passed_field_faults(passed: MegatronSettings) -> Iterator[Fault]:
     """A fault for each field in the section `megatron` that a setting of ours decides."""
     yield from _contradictions("megatron.transformer", passed.transformer, _TRANSFORMER)

@@ -294,6 +294,13 @@ class ModelShape:
         return scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
 
     @property
+    def has_engine_layers(self) -> bool:
+        """Whether Transformer Engine's layers have all parts of this model's; they have windows."""
+        own_norms = self.post_norm or self.all_heads_norm or self.zero_centered_norms
+        own_attention = self.attention_soft_cap is not None or self.temperature_beta or self.latent_attention
+        return not own_norms and not own_attention
+
+    @property
     def sparse_layers(self) -> tuple[int, ...]:
         """The layers that have experts, counted from 0."""
         return tuple(layer for layer in range(self.layers) if self.experts and layer not in self.dense_layers)

@@ -32,7 +32,6 @@ from megatron_cpt.model.cpu_kernels import add_weight_gradients_in_products, ins
 from megatron_cpt.model.forward import add_z_loss
 from megatron_cpt.model.layers import (
     block_spec,
-    engine_has,
     no_rope_freq,
     norms_queries,
     own_activations,
@@ -116,7 +115,7 @@ class ModelOptions:
 
     def by_engine(self, shape: ModelShape) -> bool:
         """Whether the layers of a model of this shape are Transformer Engine's."""
-        return self.transformer_engine and engine_has(shape)
+        return self.transformer_engine and shape.has_engine_layers
 
     @property
     def shares_documents(self) -> bool:
@@ -157,7 +156,7 @@ def megatron_config(
             "Take it out and use the setting of ours that it follows from.",
         )
         for name, value in passed.items()
-        if name in ours
+        if name in ours and value != ours[name]
     ]
     refuse(faults)
     chosen = {**(defaults or {}), **ours}

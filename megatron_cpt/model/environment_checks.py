@@ -6,39 +6,24 @@ from collections.abc import Iterator
 import torch
 
 from megatron_cpt.config.errors import Fault
+from megatron_cpt.config.passed_fields import engine_only_fields
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.model.layers import engine_has, transformer_engine_usable
-
-# Fields of TransformerConfig that only Transformer Engine's modules obey. Megatron-Core's local layers would leave
-# most of them out without a word.
-_ENGINE_ONLY = (
-    "fp8",
-    "fp4",
-    "moe_grouped_gemm",
-    "apply_rope_fusion",
-    "use_te_activation_func",
-    "use_te_rng_tracker",
-    "cp_comm_type",
-    "softmax_type",
-)
+from megatron_cpt.model.layers import transformer_engine_usable
 
 
 def machine_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
-    """More processes than GPUs; settings that only Transformer Engine's layers obey, where layers are not its own."""
+    """More processes than GPUs; settings that only Transformer Engine's layers obey, where it is not usable."""
     if torch.cuda.is_available():
         yield from crowding_faults(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
-    if transformer_engine_usable() and engine_has(shape):
+    if transformer_engine_usable() or not shape.has_engine_layers:
         return
-    rule = "only Transformer Engine's layers have it, and it is not usable here (`megatron-cpt doctor` says why)."
-    remedy = "Install transformer_engine on a machine with a GPU, or take this out."
-    if not engine_has(shape):
-        rule = f"only Transformer Engine's layers have it, and it has no layers of family {shape.family}."
-        remedy = "Take this out."
-    for name in _ENGINE_ONLY:
-        value = config.megatron.transformer.get(name)
-        if value not in (None, False, "vanilla"):
-            yield Fault(f"megatron.transformer.{name} = {value!r}", rule, remedy)
+    for name, value in engine_only_fields(config.megatron).items():
+        yield Fault(
+            f"megatron.transformer.{name} = {value!r}",
+            "only Transformer Engine's layers have it, and it is not usable here (`megatron-cpt doctor` says why).",
+            "Install transformer_engine on a machine with a GPU, or take this out.",
+        )
 
 
 def crowding_faults(processes: int, gpus: int) -> Iterator[Fault]:

@@ -50,13 +50,6 @@ def transformer_engine_usable() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-def engine_has(shape: ModelShape) -> bool:
-    """Whether Transformer Engine's spec has all parts of a model's layers; it has windows (window_fields)."""
-    own_norms = shape.post_norm or shape.all_heads_norm or shape.zero_centered_norms
-    own_attention = shape.attention_soft_cap is not None or shape.temperature_beta or shape.latent_attention
-    return not own_norms and not own_attention
-
-
 def block_spec(
     shape: ModelShape,
     config: TransformerConfig,
@@ -68,7 +61,7 @@ def block_spec(
 
     Args:
         shares_documents: whether ranks share sequences whose documents are kept apart.
-        by_engine: whether the layers are Transformer Engine's; it has all their parts (engine_has).
+        by_engine: whether the layers are Transformer Engine's; it has all their parts (ModelShape.has_engine_layers).
     """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     count = get_num_layers_to_build(config, vp_stage=virtual_stage)
@@ -118,7 +111,7 @@ def layer_spec(
         assert not (shape.query_key_norm or shape.all_heads_norm), "families/llama.py refuses it"
         attention = spec.submodules.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = _scaled_part(shape.turned_width, shape.turned_factor)
-    if not by_engine and (shape.local_layers or not engine_has(shape)):
+    if not by_engine and (shape.local_layers or not shape.has_engine_layers):
         _put_own_parts(spec, shape, layer)
     return spec
 

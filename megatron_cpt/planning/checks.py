@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_cpt.config.checks import best_faults, config_faults
 from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.passed_fields import engine_only_fields
 from megatron_cpt.config.schema import DataSettings, ParallelSettings, RunConfig
 from megatron_cpt.corpus.manifest import Manifest, data_names
 from megatron_cpt.corpus.stream import DocumentSet, TokenStream
@@ -51,6 +52,7 @@ def model_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
         *_division_faults(config.parallel, shape),
         *_frozen_faults(config, shape),
         *_part_faults(config, shape),
+        *_engine_faults(config, shape),
     ]
 
 
@@ -72,6 +74,14 @@ def _shape_faults(config: RunConfig, shape: ModelShape) -> list[Fault]:
     )
     remedy = f"Use {original} or fewer, or set data.attention to across_documents."
     return [Fault(shown, rule, remedy)]
+
+
+def _engine_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
+    """Settings that only Transformer Engine's layers obey, where it has none for the model."""
+    if not shape.has_engine_layers:
+        rule = f"only Transformer Engine's layers have it, and it has no layers of family {shape.family}."
+        for name, value in engine_only_fields(config.megatron).items():
+            yield Fault(f"megatron.transformer.{name} = {value!r}", rule, "Take this out.")
 
 
 def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Fault]:

@@ -14,7 +14,7 @@ from megatron_cpt.config.schema import ParallelSettings, Recompute, RunConfig
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import BYTES, MemoryEstimate, layer_bytes, memory_per_rank, stage_parameters
 from megatron_cpt.families.size import flops_per_token
-from megatron_cpt.planning.cards import Card
+from megatron_cpt.planning.cards import Card, gpu_layout
 from megatron_cpt.planning.checks import model_faults
 from megatron_cpt.planning.simulated import (
     GIB,
@@ -55,6 +55,12 @@ class Layout:
     """Of the fullest rank."""
     step: StepEstimate
     """Of the slowest stage."""
+
+    @property
+    def way(self) -> tuple[int, ...]:
+        """The sizes by which ranks share the model."""
+        parallel = self.config.parallel
+        return parallel.tensor, parallel.pipeline, parallel.context, parallel.expert
 
     @property
     def overrides(self) -> list[str]:
@@ -129,18 +135,6 @@ def _shared(config: RunConfig, shape: ModelShape, card: Card, world_size: int) -
             sizes = {"pipeline": pipeline, "virtual_pipeline": virtual, "context": context, "expert": expert}
             parallel = gpu_layout(replicas * context > 1, tensor=tensor, **sizes)
             yield replace(config, parallel=parallel, training=replace(config.training, micro_batch_size=micro_batch))
-
-
-def gpu_layout(has_replicas: bool, tensor: int, **sizes: int) -> ParallelSettings:
-    """Sizes of a layout, with what belongs to them on GPUs: sequence parallelism, a distributed optimizer, overlaps."""
-    return ParallelSettings(
-        tensor=tensor,
-        sequence=tensor > 1,
-        distributed_optimizer=has_replicas,
-        overlap_grad_reduce=has_replicas,
-        overlap_param_gather=has_replicas,
-        **sizes,
-    )
 
 
 def _powers(most: int) -> list[int]:
@@ -289,11 +283,14 @@ class TriedLayout:
 
     layout: Layout
     simulation: Simulation
+    is_own: bool = False
+    """Whether it is that of RUN.yaml."""
 
     def to_dict(self) -> dict[str, object]:
         """For machines."""
         return {
             "overrides": self.layout.overrides,
+            "is_own": self.is_own,
             "estimated_bytes": self.layout.memory.total,
             "estimated_step_seconds": self.layout.step.seconds,
             "peak_bytes": self.simulation.fullest.peak,
@@ -310,8 +307,7 @@ def distinct_layouts(layouts: Sequence[Layout], count: int) -> list[Layout]:
     """The first few that share the model in different ways: not in micro batch, chunks or recomputation alone."""
     first: dict[tuple[int, ...], Layout] = {}
     for layout in layouts:
-        parallel = layout.config.parallel
-        first.setdefault((parallel.tensor, parallel.pipeline, parallel.context, parallel.expert), layout)
+        first.setdefault(layout.way, layout)
     return list(first.values())[:count]
 
 
@@ -324,14 +320,15 @@ def search_lines(found: int, tried: Sequence[TriedLayout], shown: int = 3) -> li
     ranked = ranked_layouts(tried)
     priced = any(one.simulation.price is not None for one in tried)
     rows = [["tensor", "pipeline", "chunks", "context", "expert", "micro batch", "recompute", "GiB", "step s",
-             "tokens/s", "MFU", "GPU-hours", *["cost"] * priced, "closed: GiB", "step s"]]  # fmt: skip
+             "tokens/s", "MFU", "GPU-hours", *["cost"] * priced, "closed: GiB", "step s", ""]]  # fmt: skip
     rows += [_row(one) for one in ranked]
+    own = ", and RUN.yaml's own" if any(one.is_own for one in tried) else ""
     best = [f"  {' '.join(one.layout.overrides)}" for one in ranked[:shown] if one.simulation.fits]
     return [
-        f"{found:,} layouts fit by the closed estimate. Simulated were the fastest of {len(tried)} ways to share the "
-        "model, a rank of the fullest stage of each:",
+        f"{found:,} layouts fit by the closed estimate. Simulated were {len(tried)}, the fastest of each way to share "
+        f"the model{own}; of each a rank of the fullest stage and one of the last:",
         "",
-        *(f"  {line}" for line in columns(rows, "rrrrrrl" + "r" * (7 + priced))),
+        *(f"  {line}" for line in columns(rows, "rrrrrrl" + "r" * (7 + priced) + "l")),
         "",
         "To try" if best else "None of them fits the card with what is not simulated.",
         *best,
@@ -358,6 +355,7 @@ def _row(tried: TriedLayout) -> list[str]:
         *([] if simulation.cost.money is None else [_three_digits(simulation.cost.money)]),
         f"{tried.layout.memory.total / GIB:.1f}",
         f"{tried.layout.step.seconds:.3g}",
+        "RUN.yaml's own" if tried.is_own else "",
     ]
 
 

@@ -6,9 +6,11 @@ that. What the schedule cannot hide is added. The shares of the peaks that are r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.passed_fields import engine_only_fields
+from megatron_cpt.config.schema import MegatronSettings, RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.size import flops_per_token, palm_flops_per_token
@@ -17,10 +19,45 @@ from megatron_cpt.planning.cost import CostEstimate
 from megatron_cpt.planning.text_tables import columns, percent, size
 
 GIB = 2**30
+# Passed fields of Megatron-Core's configurations that a simulated rank is built without: what they ask for is
+# Transformer Engine's, or a recorded graph or a copy on the host, of which fake tensors have none.
+_NOT_SIMULATED = {
+    "transformer": (
+        "activation_func_fp8_input_store",
+        "cpu_offloading",
+        "cpu_offloading_num_layers",
+        "cross_entropy_fusion_impl",
+        "cuda_graph_impl",
+        "delay_wgrad_compute",
+        "enable_cuda_graph",
+        "external_cuda_graph",
+        "fine_grained_activation_offloading",
+        "fp8_dot_product_attention",
+        "moe_enable_deepep",
+        "moe_permute_fusion",
+        "moe_router_fusion",
+        "moe_router_padding_for_fp8",
+        "moe_router_padding_for_quantization",
+        "moe_token_dispatcher_type",
+        "offload_modules",
+    ),
+    "optimizer": (
+        "exp_avg_dtype",
+        "exp_avg_sq_dtype",
+        "main_grads_dtype",
+        "main_params_dtype",
+        "optimizer_cpu_offload",
+        "store_param_remainders",
+        "use_precision_aware_optimizer",
+    ),
+    "ddp": ("nccl_ub",),
+}
 # What is not simulated, GiB: CUDA's context, kernels and cuBLAS's workspaces; buffers of NCCL for each group.
 _CONTEXT, _NCCL_GROUP = 1.2, 0.1
 # Of what is allocated, what the allocator cannot use.
 _FRAGMENTATION = 0.04
+# Values with which all of these are simulated.
+_SIMULATED_VALUES: tuple[Any, ...] = (None, False, 0, [], "none", "native", "alltoall", "allgather")
 
 
 @dataclass(frozen=True)
@@ -169,6 +206,20 @@ def transfer_seconds(transfer: TransferCount, card: Card) -> float:
     return factor * transfer.bytes / bandwidth if transfer.ranks > 1 else 0.0
 
 
+def without_left_out(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
+    """The run as its ranks are simulated, and the settings that it is simulated without, as on the command line."""
+    passed = config.megatron
+    of_engine = engine_only_fields(passed)
+    kept, words = {}, []
+    for section, names in _NOT_SIMULATED.items():
+        given = getattr(passed, section)
+        asked = [name for name in names if given.get(name) not in _SIMULATED_VALUES]
+        left_out = [name for name in given if name in asked or (section == "transformer" and name in of_engine)]
+        words += [f"megatron.{section}.{name}={given[name]}" for name in left_out]
+        kept[section] = {name: value for name, value in given.items() if name not in left_out}
+    return replace(config, megatron=MegatronSettings(**kept)), tuple(words)
+
+
 @dataclass(frozen=True)
 class Simulation:
     """Simulated ranks of a run, and what follows from them."""
@@ -180,6 +231,10 @@ class Simulation:
     ranks: tuple[SimulatedRank, ...]
     price: float | None = None
     """Money for one GPU-hour."""
+    left_out: tuple[str, ...] = ()
+    """Settings that the ranks were simulated without, as on the command line."""
+    done: int = 0
+    """Steps of the run that are done."""
 
     @property
     def fullest(self) -> SimulatedRank:
@@ -187,9 +242,14 @@ class Simulation:
         return max(self.ranks, key=lambda rank: rank.peak)
 
     @property
+    def slowest(self) -> SimulatedRank:
+        """The rank whose step takes longest."""
+        return max(self.ranks, key=lambda rank: estimate_step(self.config, rank, self.card).seconds)
+
+    @property
     def estimate(self) -> StepEstimate:
         """Of the slowest rank."""
-        return max((estimate_step(self.config, rank, self.card) for rank in self.ranks), key=lambda one: one.seconds)
+        return estimate_step(self.config, self.slowest, self.card)
 
     @property
     def tokens_per_second(self) -> float:
@@ -215,10 +275,10 @@ class Simulation:
 
     @property
     def cost(self) -> CostEstimate:
-        """Of all steps, evaluations and checkpoints apart."""
+        """Of the steps that are left, evaluations and checkpoints apart."""
         return CostEstimate(
-            steps=self.config.total_steps,
-            tokens=self.config.total_tokens,
+            steps=self.config.total_steps - self.done,
+            tokens=self.config.total_tokens - self.config.tokens_at(self.done),
             tokens_per_second=self.tokens_per_second,
             basis="an estimate from simulated ranks; evaluations and checkpoints apart",
             evaluation_share=0.0,
@@ -240,6 +300,7 @@ class Simulation:
             "tokens_per_second": self.tokens_per_second,
             "mfu": self.mfu,
             "cost": self.cost.to_dict(),
+            "left_out": self.left_out,
         }
 
     def text(self) -> str:
@@ -288,6 +349,7 @@ class Simulation:
             f"of NCCL {_NCCL_GROUP} GiB each, fragmentation {_FRAGMENTATION:.0%})",
             f"Card     {self.card_name}, {self.card.memory:g} GiB: {verdict}",
             *(["Documents  simulated as if attention crossed them"] if self._keeps_documents_apart else []),
+            *([f"Settings  simulated as if not set: {', '.join(self.left_out)}"] if self.left_out else []),
         ]
 
     @property
@@ -297,8 +359,9 @@ class Simulation:
     def _time_lines(self) -> list[str]:
         estimate, card = self.estimate, self.card
         total = estimate.seconds
+        of_rank = f" of rank {self.slowest.rank}" if len(self.ranks) > 1 else ""
         return [
-            f"Step     {total:.3g} s, an estimate: kernels {estimate.work:.3g} s, exposed collectives "
+            f"Step     {total:.3g} s{of_rank}, an estimate: kernels {estimate.work:.3g} s, exposed collectives "
             f"{estimate.exposed:.3g} s, pipeline bubble {estimate.bubble:.3g} s ({percent(estimate.bubble / total)})",
             f"Speed    {self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.1%} (causal attention at half; in PaLM's "
             f"sense {self._palm_mfu:.1%}; assumed: {card.product_share:.0%} "

@@ -88,10 +88,27 @@ def test_what_cannot_be_simulated_is_told(
     assert printed.out == ""
 
 
+def test_a_pipeline_is_simulated_to_its_last_stage_and_what_needs_a_gpu_is_told(
+    bare: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = ["parallel.tensor=1", "parallel.pipeline=2", "parallel.distributed_optimizer=true"]
+    engine = ["megatron.transformer.fp8=hybrid", "megatron.transformer.moe_grouped_gemm=true"]
+    optimizer = "megatron.optimizer.use_precision_aware_optimizer=true"
+    assert main(["plan", bare, "--simulate", "--nproc", "2", *layout, *engine, optimizer]) == 0
+    printed = capsys.readouterr().out
+    assert "(simulated too: rank 1: " in printed or "(simulated too: rank 0: " in printed
+    assert " s of rank 1, an estimate" in printed  # it has the output layer
+    without = [word.replace("true", "True") for word in (*engine, optimizer)]
+    assert f"Settings  simulated as if not set: {', '.join(without)}" in printed
+
+
 def test_layouts_are_searched(bare: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", bare, "--search", "--json", "parallel.tensor=1"]) == 0
     found = json.loads(capsys.readouterr().out)
-    (best,) = found["simulated"]  # of one rank there is one way to share a model
+    best, own = found["simulated"]  # of one rank there is one way to share a model
+    assert (best["is_own"], own["is_own"]) == (False, True)
+    assert own["overrides"] == ["training.micro_batch_size=1", "training.recompute=none"]
+    assert own["step_seconds"] > best["step_seconds"]
     assert best["overrides"][-2:] == ["training.micro_batch_size=8", "training.recompute=none"]
     assert best["fits"]
     assert best["peak_bytes"] < 2**30
@@ -121,6 +138,12 @@ CARD = {"flops": 1e15, "memory": 80, "bandwidth": 3e12, "link": 4e11}
         (["--price", "inf"], "--price inf: is below 0, or no number."),
         (["--rank", "3"], "--rank 3: it says which rank is simulated, and none is."),
         (["--worst"], "--worst: it says which rank is simulated, and none is."),
+        (["--simulate", "--mfu", "200%"], "--mfu 200%: --simulate estimates the speed from what the ranks do"),
+        (["--search", "--mfu", "40%"], "--mfu 40%: --search estimates the speed from what the ranks do"),
+        (["--simulate", "--assume", "law=5B"], "--assume law=5B: --simulate reads no data"),
+        (["--search", "--rank", "1"], "--rank 1: a search simulates the first rank of the fullest stage"),
+        (["--search", "--worst"], "--worst: a search simulates the first rank of the fullest stage"),
+        (["--search", "--nproc", "2", "parallel.pipeline=3"], "parallel.pipeline = 3"),
         (["--assume", "law=5B", "law=6B"], "--assume law=6B: law is given twice."),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_cpt.model.environment_checks import crowding_faults, machine_faults
 from megatron_cpt.model.layers import transformer_engine_usable
+from megatron_cpt.planning.checks import model_faults
 from tests.config.examples import config_with
 from tests.families.test_size import LLAMA_3_8B
 
@@ -33,10 +34,12 @@ def test_what_any_layer_has_is_left_alone() -> None:
     assert list(machine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)) == []
 
 
-def test_what_the_familys_layers_do_not_have_is_refused_on_any_machine() -> None:
+def test_what_the_familys_layers_do_not_have_is_refused_by_the_plan() -> None:
     gemma = replace(LLAMA_3_8B, family="gemma2", post_norm=True, zero_centered_norms=True)
-    (fault,) = machine_faults(config_with(megatron={"transformer": {"fp8": "hybrid"}}), gemma)
+    config = config_with(megatron={"transformer": {"fp8": "hybrid"}})
+    (fault,) = model_faults(config, gemma)
     assert "no layers of family gemma2" in fault.rule
+    assert list(machine_faults(config, gemma)) == []  # once is enough
 
 
 def test_a_process_has_a_gpu_of_its_own() -> None:

@@ -154,7 +154,10 @@ def test_the_best_are_shown_as_overrides_with_their_cost(tmp_path: Path) -> None
     ]
     assert ranked_layouts(tried) == [tried[0], tried[2], tried[3], tried[1]]
     lines = search_lines(71, tried, shown=2)
-    assert lines[0].startswith("71 layouts fit by the closed estimate. Simulated were the fastest of 4 ways")
+    assert lines[0].startswith("71 layouts fit by the closed estimate. Simulated were 4, the fastest of each way")
     assert "100.0 too much" in lines[6]
     assert "cost" in lines[2]
+    assert "own" not in "".join(lines)
+    told = search_lines(71, [*tried[:3], replace(tried[3], is_own=True)])
+    assert [line.endswith("RUN.yaml's own") for line in told[2:7]] == [False, False, False, True, False]
     assert lines[-3:] == ["To try", *(f"  {' '.join(one.layout.overrides)}" for one in (tried[0], tried[2]))]

@@ -12,6 +12,7 @@ from megatron_cpt.planning.simulated import (
     TransferCount,
     estimate_step,
     transfer_seconds,
+    without_left_out,
 )
 from tests.config.examples import config_with
 from tests.families.test_size import LLAMA_3_8B
@@ -85,6 +86,31 @@ def test_overlap_hides_gradients_behind_a_backward_pass() -> None:
     assert estimate_step(overlapped, rank, CARD).exposed == pytest.approx(1.5 - 2 * 2 / 3)
 
 
+def test_a_step_takes_as_long_as_its_slowest_stage() -> None:
+    last = replace(RANK, rank=4, stage=1, memory={"parameters": 1 << 30}, step=replace(STEP, seconds=12.0))
+    both = Simulation(config_with(), LLAMA_3_8B, CARD, "a card", (RANK, last))
+    assert (both.fullest, both.slowest) == (RANK, last)
+    assert both.estimate.seconds == 12.0
+    assert "12 s of rank 4" in both.text()
+
+
+def test_what_no_fake_tensor_follows_is_left_out_and_told() -> None:
+    transformer = {"fp8": "hybrid", "moe_grouped_gemm": True, "moe_token_dispatcher_type": "flex"}
+    quiet = {"fp4": None, "moe_permute_fusion": False, "moe_aux_loss_coeff": 0.1, "cuda_graph_scope": []}
+    optimizer = {"use_precision_aware_optimizer": True, "log_num_zeros_in_grad": False}
+    given = config_with(megatron={"transformer": transformer | quiet, "optimizer": optimizer})
+    simulated, left_out = without_left_out(given)
+    assert left_out == (
+        "megatron.transformer.fp8=hybrid",
+        "megatron.transformer.moe_grouped_gemm=True",
+        "megatron.transformer.moe_token_dispatcher_type=flex",
+        "megatron.optimizer.use_precision_aware_optimizer=True",
+    )
+    assert simulated.megatron.transformer == quiet
+    assert simulated.megatron.optimizer == {"log_num_zeros_in_grad": False}
+    assert replace(simulated, megatron=given.megatron) == given
+
+
 def test_what_is_not_simulated_has_room_too() -> None:
     whole = Simulation(config_with(), LLAMA_3_8B, CARD, "a card", (RANK,), price=2.0)
     assert whole.fullest.peak == 50 << 30
@@ -94,4 +120,7 @@ def test_what_is_not_simulated_has_room_too() -> None:
     assert whole.tokens_per_second == pytest.approx(whole.config.tokens_per_step / 9.0)
     money = whole.config.total_tokens / whole.tokens_per_second / 3600 * 8 * 2.0
     assert whole.cost.money == pytest.approx(money)
+    half = replace(whole, done=whole.config.total_steps // 2).cost
+    assert half.steps == whole.config.total_steps - whole.config.total_steps // 2
+    assert half.money == pytest.approx(money * half.steps / whole.config.total_steps)
     assert "DOES NOT FIT" in replace(whole, card=replace(CARD, memory=53)).text()

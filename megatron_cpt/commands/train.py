@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     """
     args = parser().parse_intermixed_args(arguments)
     if args.profile is not None:
-        args.overrides.append(f"run.profile={args.profile}")
+        args.overrides.append(f"run.profile={args.profile!r}")
     keep_others_from_writing()
     config = load_config(args.config, args.overrides)
     folder = RunFolder(config.run.folder)

@@ -16,6 +16,9 @@ def rank_faults(config: RunConfig, world_size: int | None) -> Iterator[Fault]:
     if world_size is not None and world_size < 1:
         yield Fault(f"{world_size} ranks", "a run has at least one.", "Give `--nproc` a number from 1 on.")
         return
+    traced = config.run.profile_ranks if config.run.profile is not None else []
+    if world_size is not None and any(rank >= world_size for rank in traced):
+        yield Fault(f"run.profile_ranks = {traced}", f"the ranks are 0 to {world_size - 1}.", "Name some of them.")
     model_ranks = prod(sizes.values())
     if world_size is not None and world_size % model_ranks:
         factors = " * ".join(f"parallel.{name}" for name, size in sizes.items() if name != "context" or size > 1)

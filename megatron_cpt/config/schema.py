@@ -500,7 +500,9 @@ class RunSettings:
     log_interval: Span = field(default=Duration(10, "steps"))
     """How often the progress line is written to the log, in tokens or steps."""
     profile: str | None = None
-    """Steps for a torch profiler trace in RUN/profile, one file a rank: `10` or `10-12`."""
+    """Steps for a torch profiler trace in RUN/profile: `10` or `10-12`."""
+    profile_ranks: list[CountOrZero] = field(default_factory=lambda: [0])
+    """Ranks that write a trace of these steps, a file each."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of one rank's device, for MFU. None: the dense bf16 peak, if the GPU is a known one."""
     wandb_project: str | None = None

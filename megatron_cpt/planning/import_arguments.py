@@ -173,7 +173,9 @@ class _Translation:
         if self.value("--profile"):
             steps = f"{self.value('--profile-step-start')}-{self.value('--profile-step-end')}"
             self.take("--profile", "run.profile", steps)
-        for flag in ("--profile-step-start", "--profile-step-end"):
+            if self.has("--profile-ranks"):
+                self.take("--profile-ranks", "run.profile_ranks", self.value("--profile-ranks"))
+        for flag in ("--profile-step-start", "--profile-step-end", "--profile-ranks"):
             self.equal(flag, "it belongs to --profile")
         minutes = self.value("--exit-duration-in-mins")
         if minutes is not None:

@@ -33,7 +33,8 @@ from megatron_cpt.runs.folder import RunFolder
 
 # How a run is computed and what is kept of it, not what is computed: a finished run may be started again with others.
 NOT_THE_RESULT = (
-    *("run.log_interval", "run.profile", "run.peak_flops", "run.wandb_project", "run.allow_loss_changes"),
+    *("run.log_interval", "run.profile", "run.profile_ranks"),
+    *("run.peak_flops", "run.wandb_project", "run.allow_loss_changes"),
     *("parallel", "checkpoint", "stop", "timeout", "model.initial_loss_check"),
     *("training.micro_batch_size", "training.recompute"),
     *("validation.micro_batch_size", "tasks.micro_batch_size", "data.sources.*.paths", "validation.sets.*.paths"),

@@ -340,9 +340,9 @@ def _event(run: Run, event: str, step: int, rate: float, outcome: StepOutcome) -
 
 @contextmanager
 def profiled(run: Run, step: int) -> Iterator[None]:
-    """Writes a profiler trace of the block on every rank if `run.profile` names the step."""
+    """Writes a profiler trace of the block if `run.profile` names the step and `run.profile_ranks` this rank."""
     chosen = run.config.run.profile
-    if chosen is None or step not in profiled_steps(chosen):
+    if chosen is None or step not in profiled_steps(chosen) or groups.rank() not in run.config.run.profile_ranks:
         yield
         return
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]

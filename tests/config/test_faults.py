@@ -268,6 +268,15 @@ def test_the_same_fields_are_passed_where_they_are_right() -> None:
     assert complaints(megatron__transformer={"cp_comm_type": "p2p", "fp8": "hybrid"}) == []
 
 
+def test_traces_are_those_of_ranks_that_there_are() -> None:
+    chosen = {"run__profile": "10", "run__profile_ranks": [0, 4]}
+    assert complaints(world_size=4, **chosen) == [
+        "run.profile_ranks = [0, 4]: the ranks are 0 to 3. Name some of them."
+    ]
+    assert complaints(world_size=4, **{**chosen, "run__profile_ranks": [0, 3]}) == complaints(**chosen) == []
+    assert complaints(world_size=4, **{**chosen, "run__profile": None}) == []
+
+
 def test_what_megatron_core_alone_decides_may_be_passed() -> None:
     assert complaints(megatron={"transformer": {"recompute_modules": ["core_attn"]}, "ddp": {"bucket_size": 10}}) == []
 

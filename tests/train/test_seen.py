@@ -37,6 +37,16 @@ def test_a_trace_of_chosen_steps_and_the_best_checkpoint(one_rank: Ranks, worksh
     assert kept == sorted({best, 12})
 
 
+@pytest.mark.parametrize(("words", "rank"), [((), 0), (("run.profile_ranks=[1]",), 1)])
+def test_one_rank_writes_the_trace(
+    two_ranks: Ranks, workshop: Workshop, tmp_path: Path, words: tuple[str, ...], rank: int
+) -> None:
+    run = tmp_path / "run"
+    short = ("run.profile=1-1", "training.tokens=4 steps", "validation={}", *words)
+    two_ranks.call(train, path=workshop.write_config(run), overrides=short)
+    assert [path.name for path in (run / "profile").iterdir()] == [f"step-00000001-rank-0000{rank}.json.gz"]
+
+
 def test_steps_to_profile() -> None:
     assert list(profiled_steps("7")) == [7]
     assert list(profiled_steps("10-12")) == [10, 11, 12]

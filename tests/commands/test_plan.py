@@ -76,6 +76,7 @@ def test_a_rank_is_simulated_from_a_config_json_alone(
         (["--gpu", "H100"], "Did you mean H100-80GB"),
         (["parallel.tensor=3"], "parallel.tensor = 3"),
         (["megatron.transformer.no_such_field=1"], "no_such_field"),
+        (["megatron.transformer.init_method=5"], "megatron.transformer.init_method: a simulated rank ended with TypeE"),
     ],
 )
 def test_what_cannot_be_simulated_is_told(

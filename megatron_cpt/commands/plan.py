@@ -145,8 +145,10 @@ def _ending_as_ranks(
         told = ended.stderr.decode(errors="replace")
         passed = [f"megatron.{section}.{name}" for section, given in asdict(config.megatron).items() for name in given]
         if ended.returncode != ExitCode.BAD_INPUT and passed and told:
-            rule = f"a simulated rank ended with {told.splitlines()[-1]}"
-            raise BadInput(Fault(", ".join(passed), rule, "Take out what needs a GPU.")) from ended
+            # torch names the rank before each line.
+            said = told.rstrip().rpartition("\n")[2].rpartition("]: ")[2].rstrip(".")
+            rule = f"a simulated rank ended with {said}."
+            raise BadInput(Fault(", ".join(passed), rule, "Mend it, or take out what needs a GPU.")) from ended
         print(told, file=sys.stderr, end="")
         return ended.returncode if ended.returncode == ExitCode.BAD_INPUT else ExitCode.OTHER
 

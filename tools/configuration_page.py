@@ -28,6 +28,7 @@ names the nearest known key, and all faults of a run are listed at once. The res
 | `ShareOfPeak` | `0.2 of peak` or `20% of peak` |
 | `EpochsOfSource` | `2 of NAME` |
 | `WallTime` | a duration such as `3h50m` |
+| `StepNumbers` | a step, or the first and last of several: `10`, `10-12` |
 """
 
 

@@ -332,6 +332,8 @@ def _fault(details: ErrorDetails) -> Fault:
             return Fault(shown, f"it is called `{new}` since version 0.2.", f"Write `{place[-1]}: {new}`.")
         case "literal_error":
             return Fault(shown, f"should be one of {context['expected'].replace(' or ', ', ')}.", "Write one of them.")
+        case "greater_than" | "greater_than_equal" | "less_than_equal" if found != found:
+            return Fault(shown, "should be a finite number.", "Write a number such as 0.1 or 1e-4.")
         case "greater_than":
             return Fault(shown, f"should be greater than {context['gt']:g}.", "Raise it.")
         case "greater_than_equal":

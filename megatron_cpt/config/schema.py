@@ -26,6 +26,7 @@ from megatron_cpt.config.units import (
     ShareOfPeak,
     Span,
     SpanOrZero,
+    StepNumbers,
     WallTime,
     ramp_up,
     wall_seconds,
@@ -118,7 +119,8 @@ class LossMaskSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     eod: bool = True
-    """Whether the end-of-document token counts; the manifest of a dataset names it."""
+    """Whether the end-of-document token counts; the manifest of a dataset names it. In conversations it may be the end
+    of every answer too, and always counts there: which of their tokens count was decided when they were prepared."""
     document_starts: bool = True
     """Whether the first token of a document counts. Nothing before it in the document predicts it; Megatron-LM's
     --eod-mask-loss leaves it out."""
@@ -499,7 +501,7 @@ class RunSettings:
     """Seed of the data order, of dropout and of random weights."""
     log_interval: Span = field(default=Duration(10, "steps"))
     """How often the progress line is written to the log, in tokens or steps."""
-    profile: str | None = None
+    profile: StepNumbers | None = None
     """Steps for a torch profiler trace in RUN/profile: `10` or `10-12`."""
     profile_ranks: list[CountOrZero] = field(default_factory=lambda: [0])
     """Ranks that write a trace of these steps, a file each."""
@@ -891,6 +893,17 @@ class RunConfig:
     def tokens_at(self, step: int) -> int:
         """Tokens of the model's input read by the first `step` optimizer steps together."""
         return self.sequences_at(step) * self.data.sequence_length
+
+    def reweighted_after(self, first_own_step: int) -> int | None:
+        """The step after which sequences are weighted by their losses; None: they never are.
+
+        Args:
+            first_own_step: step at which the run begins, above 0 where it goes on with the data of another.
+        """
+        settings = self.training.loss_reweighting
+        if settings is None:
+            return None
+        return first_own_step + settings.start.whole_steps(self.tokens_per_step, self.token_batches.ramp)
 
     @property
     def total_steps(self) -> int:

@@ -32,11 +32,23 @@ def source_faults(config: RunConfig) -> Iterator[Fault]:
     for name, source in sources.items():
         yield from path_faults(f"data.sources.{name}.paths", source.paths)
         yield from _target_faults(f"data.sources.{name}", source)
+        yield from _loss_weight_faults(f"data.sources.{name}", source)
         if source.quality is not None:
             yield from _quality_faults(f"data.sources.{name}.quality", source.quality)
         if source.sample_per_epoch is not None:
             yield from _draw_faults(f"data.sources.{name}.sample_per_epoch", source, config.data.sequence_length)
     yield from _mixed_target_faults(config.data)
+
+
+_LARGEST_LOSS_WEIGHT = 1e6
+"""A larger one is a mistake: near 1e30 the norm of fp32 gradients becomes infinite."""
+
+
+def _loss_weight_faults(where: str, source: SourceSettings) -> Iterator[Fault]:
+    if source.loss_weight > _LARGEST_LOSS_WEIGHT:
+        rule = f"is a factor of losses, at most {_LARGEST_LOSS_WEIGHT:,.0f}."
+        remedy = "Give the other sources less: weights count against each other."
+        yield Fault(f"{where}.loss_weight = {source.loss_weight:g}", rule, remedy)
 
 
 def phase_faults(config: RunConfig) -> Iterator[Fault]:

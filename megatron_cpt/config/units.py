@@ -346,6 +346,12 @@ Share = Annotated[
     _typed({"type": "number", "minimum": 0, "maximum": 1}, f"{_DECIMAL}%?\\s*$"),
 ]
 WallTime = Annotated[str, BeforeValidator(parse_wall_time)]
+StepNumbers = Annotated[
+    str,
+    Field(coerce_numbers_to_str=True),
+    _typed({"type": "integer", "exclusiveMinimum": 0}, r"^\d+(-\d+)?$"),
+]
+"""A step or steps from one to another: `10`, `10-12`."""
 Span = Annotated[
     Duration,
     BeforeValidator(parse_duration),

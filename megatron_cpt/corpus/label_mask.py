@@ -62,7 +62,9 @@ def label_mask(data: DataSettings, stream: TokenStream, column: str | None) -> L
     """
     tokens = set(data.loss_mask.ignored_token_ids)
     if not data.loss_mask.eod:
-        tokens |= {manifest.eod for manifest in stream.manifests if manifest.eod is not None}
+        # Conversations say themselves what counts: where their turns end with this token, answers would have no end.
+        texts = [manifest for manifest in stream.manifests if manifest.loss_spans_sha256 is None]
+        tokens |= {manifest.eod for manifest in texts if manifest.eod is not None}
     return LabelMask(tuple(sorted(tokens)), data.loss_mask.document_starts, column, stream.has_own_mask)
 
 

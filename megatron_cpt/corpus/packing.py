@@ -100,6 +100,8 @@ class PackedStream(TokenStream):
         self.unpacked_tokens = self.tokens
         """Tokens of all documents."""
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in self.documents())])
+        self.cut_documents = sum(int((part.lengths > sequence_length).sum()) for part in self.documents())
+        """Documents that are longer than a sequence."""
         documents, offsets, self._lengths = pieces_of(np.maximum(lengths, 1), sequence_length)
         bins = best_fit(self._lengths, sequence_length)
         order = np.argsort(bins, kind="stable")

@@ -90,7 +90,9 @@ def cost_estimate(plan: RunPlan, gpu: str, mfu: float, price: float | None = Non
     measured = _measured(plan)
     if measured is None:
         # Weights by losses take a forward pass more: a third of what a step takes, and none of what it is for.
-        passes = 1 if plan.config.training.loss_reweighting is None else 4 / 3
+        after = plan.config.reweighted_after(plan.start.step)
+        reweighted = 0 if after is None else max(0, plan.steps - max(after, done))
+        passes = 1 + reweighted / max(1, plan.steps - done) / 3
         rate = mfu * card.flops * plan.world_size / (passes * plan.model.flops_per_token)
         basis = f"{mfu:.0%} of the peak of {gpu}, an assumption (--gpu, --mfu)"
     else:

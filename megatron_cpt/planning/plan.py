@@ -258,6 +258,10 @@ class RunPlan:
         for name, source in self.config.data.sources.items():
             if source.loss_weight != 1:
                 rows.append([name, f"losses times {source.loss_weight:g} in training"])
+        after, settings = self.config.reweighted_after(self.start.step), self.config.training.loss_reweighting
+        if settings is not None and after is not None and after < self.steps:
+            words = f"sequences weighted by their losses from step {after + 1:,} on"
+            rows.append(["all sources", f"{words}, temperature {settings.temperature:g}"])
         return columns(rows, "ll") if rows else []
 
 

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import orjson
+
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.packing import PackedStream
@@ -43,6 +45,7 @@ def plan_warnings(config: RunConfig, inputs: RunInputs, blend: BlendPlan, world_
         *shared_warnings(config, inputs),
         *_evaluation_warnings(config),
         *_budget_warnings(config, inputs),
+        *_reweighting_warnings(config),
         *_folder_warnings(config),
         *_origin_warnings(inputs),
         *_layout_warnings(config, world_size),
@@ -116,12 +119,24 @@ def _unread_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:
 
 
 def _packing_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
-    """Conversations that see each other, and packed sources with much padding."""
+    """Conversations that see each other, are cut or lose their template, and packed sources with much padding."""
     for name, stream in inputs.sources.items():
         if stream.has_own_mask and config.data.attention == "across_documents":
             yield (
                 f"source {name} holds conversations, and a sequence holds several: each sees those before it, and most "
                 "are cut at its end. Set data.attention to within_documents and data.packing to best_fit."
+            )
+        conversations = any(manifest.loss_spans_sha256 is not None for manifest in stream.manifests)
+        if conversations and not _has_chat_template(Path(config.model.hf)):
+            yield (
+                f"source {name} holds conversations, and {config.model.hf} has no chat template: the exports of the "
+                "run will have none. Copy the one that they were prepared with there (chat_template.jinja)."
+            )
+        if isinstance(stream, PackedStream) and conversations and stream.cut_documents:
+            yield (
+                f"{stream.cut_documents:,} of the conversations of source {name} are longer than a sequence of "
+                f"{stream.sequence_length:,} tokens and are cut: answers in their later parts are trained without what "
+                "came before. Take a longer data.sequence_length, or prepare them with --max-length."
             )
         if isinstance(stream, PackedStream) and stream.padding_share > _MUCH_PADDING:
             yield (
@@ -129,6 +144,26 @@ def _packing_warnings(config: RunConfig, inputs: RunInputs) -> Iterator[str]:
                 "their tokens are padding: its documents are about as long as a sequence. A longer "
                 "data.sequence_length wastes less; the tokens of the plan are with padding."
             )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether transformers finds a chat template in a model's folder."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return "chat_template" in orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def _reweighting_warnings(config: RunConfig) -> Iterator[str]:
+    """Weights by losses that begin behind the end of the run."""
+    after = config.reweighted_after(start_state(config).step)
+    if after is not None and after >= config.total_steps:
+        yield (
+            f"training.loss_reweighting begins after step {after:,}, and the run has {config.total_steps:,} steps: no "
+            "sequence gets a weight. Set training.loss_reweighting.start lower."
+        )
 
 
 def _repeated_warnings(config: RunConfig, blend: BlendPlan) -> Iterator[str]:

@@ -57,7 +57,9 @@ def loss_factors(losses: SequenceLosses, temperature: float) -> Tensor:
 
 
 def linupper(losses: Tensor, lowest: Tensor, highest: Tensor, temperature: float) -> Tensor:
-    """exp(f / r), where f rises linearly from 0 at the lowest loss to 1 halfway to the highest, and is 1 above.
+    """exp((f - 1) / r), where f rises linearly from 0 at the lowest loss to 1 halfway to the highest, and is 1 above.
+
+    These are the paper's exp(f / r) by a factor of all, which no small r makes infinite.
 
     Args:
         losses: of sequences, nats per token, float [n].
@@ -67,4 +69,4 @@ def linupper(losses: Tensor, lowest: Tensor, highest: Tensor, temperature: float
     """
     spread = highest - lowest
     place = torch.where(spread > 0, (losses - lowest) / spread, 1.0)
-    return torch.exp((2 * place).clamp(max=1) / temperature)
+    return torch.exp(((2 * place).clamp(max=1) - 1) / temperature)

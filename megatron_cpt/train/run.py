@@ -376,10 +376,8 @@ class Run:
     def reweighting_at(self, step: int) -> float | None:
         """The temperature of the weights that the sequences of a step get by their losses; None: they get none."""
         settings = self.config.training.loss_reweighting
-        if settings is None:
-            return None
-        begins = settings.start.whole_steps(self.config.tokens_per_step, self.config.token_batches.ramp)
-        return settings.temperature if step - self.start_state.first_own_step > begins else None
+        after = self.config.reweighted_after(self.start_state.first_own_step)
+        return settings.temperature if settings is not None and after is not None and step > after else None
 
 
 def assemble(config: RunConfig, plan: RunPlan, folder: RunFolder, timeout: timedelta = groups.TIMEOUT) -> Run:

@@ -121,6 +121,13 @@ def test_the_eod_is_the_one_that_the_manifest_names(prefix: Path) -> None:
     assert label_mask(without, stream, "prompt") == LabelMask((2, 4, 8), True, "prompt")
 
 
+def test_ends_of_turns_count_in_conversations_whose_eod_is_the_same(prefix: Path) -> None:
+    """The EOD of Qwen's chat models ends every answer."""
+    write_manifest(prefix, replace(load_manifest(prefix), eod=8, loss_spans_sha256="0" * 64))
+    without = config_with(data__loss_mask={"eod": False}).data
+    assert label_mask(without, TokenStream([prefix]), None) == LabelMask(own_mask=True)
+
+
 def test_a_batch_counts_what_is_there_and_not_left_out(prefix: Path) -> None:
     windows = np.arange(10).reshape(2, 5)
     counts = np.array([[True, False, True, True], [True, True, False, True]])

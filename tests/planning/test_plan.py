@@ -16,6 +16,7 @@ from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.config.schedule import learning_rate
 from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.corpus.packing import PackedStream
+from megatron_cpt.planning.cost import cost_estimate
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from tests.planning.small_run import settings, write_dataset
 
@@ -234,6 +235,41 @@ def test_what_counts_of_conversations_is_told(sections: dict[str, Any]) -> None:
     source["loss_weight"] = 0.5
     lines = plan_of(sections).table().splitlines()
     assert lines[lines.index("Counted in the loss") + 1] == "  law  losses times 0.5 in training"
+
+
+def test_weights_by_losses_are_told_and_that_they_never_begin(sections: dict[str, Any]) -> None:
+    sections["training"]["loss_reweighting"] = {"start": "60 steps", "temperature": 0.4}
+    plan = plan_of(sections)
+    words = "  all sources  sequences weighted by their losses from step 61 on, temperature 0.4"
+    assert words in plan.table().splitlines()
+    early, late = (cost_estimate(one, "H100-80GB", 0.4) for one in (plan, plan_with_start(sections, "1000 steps")))
+    assert late.tokens_per_second / early.tokens_per_second == pytest.approx(1 + 0.4 / 3)
+    [warning] = plan_with_start(sections, "1000 steps").warnings
+    assert warning.startswith("training.loss_reweighting begins after step 1,000, and the run has 100 steps")
+
+
+def plan_with_start(sections: dict[str, Any], start: str) -> RunPlan:
+    sections["training"]["loss_reweighting"]["start"] = start
+    return plan_of(sections)
+
+
+def test_a_loss_weight_that_overflows_is_refused(sections: dict[str, Any]) -> None:
+    sections["data"]["sources"]["law"]["loss_weight"] = 1e30
+    with pytest.raises(BadInput, match=r"law\.loss_weight = 1e\+30: is a factor of losses, at most 1,000,000"):
+        plan_of(sections)
+
+
+def test_conversations_that_are_cut_and_exports_without_their_template_are_told(sections: dict[str, Any]) -> None:
+    sections["data"] |= {"packing": "best_fit", "attention": "within_documents"}
+    [path] = sections["data"]["sources"]["law"]["paths"]
+    np.save(f"{path}.loss_spans.npy", np.array([(0, 2_500)], LOSS_SPAN))
+    Path(f"{path}.manifest.json").unlink()
+    cut = "1 of the conversations of source law are longer than a sequence of 32 tokens and are cut"
+    without = f"source law holds conversations, and {sections['model']['hf']} has no chat template"
+    warnings = plan_of(sections).warnings
+    assert [sum(one.startswith(start) for one in warnings) for start in (cut, without)] == [1, 1]
+    (Path(sections["model"]["hf"]) / "chat_template.jinja").write_text("{{ messages }}")
+    assert not any("chat template" in warning for warning in plan_of(sections).warnings)
 
 
 def test_what_is_read_must_count_in_the_loss(sections: dict[str, Any]) -> None:

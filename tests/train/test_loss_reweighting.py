@@ -19,9 +19,14 @@ def test_weights_rise_up_to_the_middle() -> None:
     """h = -1, -0.5, 0, 1 of arXiv:2502.06733: f = min(h + 1, 1) = 0, 0.5, 1, 1."""
     losses = torch.tensor([2.0, 2.5, 3.0, 4.0])
     weights = linupper(losses, losses.min(), losses.max(), temperature=1.0)
-    np.testing.assert_allclose(weights, [1, math.e**0.5, math.e, math.e], rtol=1e-6)
+    np.testing.assert_allclose(math.e * weights, [1, math.e**0.5, math.e, math.e], rtol=1e-6)
     sharper = linupper(losses, losses.min(), losses.max(), temperature=0.5)
     np.testing.assert_allclose(sharper, weights**2, rtol=1e-6)
+
+
+def test_no_temperature_makes_a_weight_infinite() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64)
+    assert linupper(losses, losses.min(), losses.max(), temperature=1e-4).tolist() == [0, 0, 1, 1]
 
 
 def test_equal_losses_have_equal_weights() -> None:

@@ -42,7 +42,7 @@ def test_one_rank_writes_the_trace(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, words: tuple[str, ...], rank: int
 ) -> None:
     run = tmp_path / "run"
-    short = ("run.profile=1-1", "training.tokens=4 steps", "validation={}", *words)
+    short = ("run.profile=1", "training.tokens=4 steps", "validation={}", *words)
     two_ranks.call(train, path=workshop.write_config(run), overrides=short)
     assert [path.name for path in (run / "profile").iterdir()] == [f"step-00000001-rank-0000{rank}.json.gz"]
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -80,13 +81,20 @@ class _Recorder:
             result = self.results[name]
             if report.passed:
                 result.passed += 1
-                counted = Counter(result.tried) + Counter({key: int(str(n)) for key, n in report.user_properties})
-                result.tried = dict(counted)
+                result.tried = _summed([result.tried, {key: int(str(n)) for key, n in report.user_properties}])
             elif report.skipped:
                 reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
                 result.skipped.append(reason.removeprefix("Skipped: "))
             else:
                 result.failed.append(report.nodeid.removeprefix("tests/"))
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """All counts together; what was counted and never seen stays, as 0."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 def run(names: list[str]) -> int:
@@ -140,7 +148,7 @@ def page() -> str:
     passed = sum(state.startswith("passed") for state in states.values())
     absent = sum(state.startswith("not to be had") for state in states.values())
     waiting = sum(state == "not run yet" for state in states.values())
-    totals = sum((Counter(result.tried) for result in results.values()), Counter())
+    totals = _summed(result.tried for result in results.values())
     lines = [
         _HEAD.format(
             rows=len(ROWS),

@@ -49,6 +49,7 @@ def test_D2_turned_bits_of_tokens(workshop: Workshop, tmp_path: Path, flips: int
     bin_path(prefix).write_bytes(content)
     verify_dataset(prefix)
     record_property("flips", flips)
+    record_property("flips refused", flips)
 
 
 @pytest.mark.parametrize("name", ["eod", "vocabulary_size", "bytes", "tokenizer", "documents_sha256", "largest_id"])

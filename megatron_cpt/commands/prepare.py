@@ -36,6 +36,13 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     if args.train_on and not args.chat:
         raise BadInput(Fault("--train-on", "is of conversations.", "Give --chat, or leave --train-on out."))
+    if args.chat and args.text_key:
+        rule = "contradict: a conversation's keys are known."
+        raise BadInput(Fault("--chat and --text-key", rule, "Leave --text-key out."))
+    for flag, given in (("--keep-newlines", args.keep_newlines), ("--lang", args.lang is not None)):
+        if given and not args.split_sentences:
+            remedy = f"Give --split-sentences, or leave {flag} out."
+            raise BadInput(Fault(flag, "is of sentences, and the text is not split into them.", remedy))
     text_keys = args.text_key or [PrepareSettings().text_key]
     if len(text_keys) > 1 and "-" in args.corpus:
         rule = "cannot be read once for each of several --text-key."
@@ -99,7 +106,7 @@ def _settings(args: argparse.Namespace, key: str) -> PrepareSettings:
         parse_special=args.parse_special,
         split_sentences=args.split_sentences,
         keep_newlines=args.keep_newlines,
-        language=args.lang,
+        language=args.lang or PrepareSettings().language,
         order=args.order,
         seed=args.seed,
         holdout=share,
@@ -190,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--parse-special", action="store_true", help="control tokens in the text become such tokens")
     top.add_argument("--split-sentences", action="store_true", help="a sequence for each sentence, by nltk's Punkt")
     top.add_argument("--keep-newlines", action="store_true", help="blanks between sentences stay")
-    top.add_argument("--lang", default=defaults.language, help="of the sentences (default english)")
+    top.add_argument("--lang", help="of the sentences (default english)")
     top.add_argument("--order", choices=["shuffled", "as_read"], default=defaults.order)
     top.add_argument("--seed", type=int, default=defaults.seed, help="of the shuffled order")
     top.add_argument("--holdout", default="0%", metavar="HOW_MUCH", help="to PREFIX.validation: 0.5%%, or tokens: 2M")
@@ -376,6 +383,8 @@ def _shown(found: DryRun, settings: PrepareSettings) -> str:
         lines += [f"left out {count:,} documents by {reason}" for reason, count in sorted(found.filtered.items())]
     if counts.cut:
         lines.append(f"cut {counts.cut:,} documents into parts, to fit --max-length")
+    if settings.id_key is not None and found.documents and not found.with_id:
+        lines.append(f"warning: none of the documents has the key {settings.id_key!r} of --id-key")
     if found.rejected:
         lines.append(f"rejected {len(found.rejected):,} documents:")
         lines += [f"  {path}, line {line.line:,}: {line.reason}" for path, line in found.rejected[:_SHOWN_REJECTED]]

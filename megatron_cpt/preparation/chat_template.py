@@ -28,6 +28,7 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.columns import LOSS_SPAN
+from megatron_cpt.preparation.chat_probe import THINKING_TAGS, Probe, plain_probe, probe_of
 from megatron_cpt.preparation.conversations import Conversation, Unusable
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
@@ -81,12 +82,67 @@ class ChatTemplate:
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def ids(self, conversation: Conversation) -> Ids:
-        """The tokens of a conversation. Raises Unusable where the template refuses it, or leaves its tools out."""
+        """The tokens of a conversation. Raises Unusable where the template refuses it, or leaves some of it out."""
         text = self._text(conversation)
-        for name in conversation.tool_names():
-            if name not in text:
-                raise Unusable(f"the chat template does not write tools: {name}")
+        # All of a conversation that is left out without a word depends on its probe, which most have in common.
+        probe = probe_of(conversation)
+        key = hashlib.sha256(orjson.dumps([probe.messages, probe.tools])).digest()
+        if key not in self._written:
+            if len(self._written) >= _PROBES_KEPT:
+                self._written.clear()
+            self._written[key] = self._left_out(conversation, probe)
+        left_out = self._written[key]
+        if left_out is not None:
+            raise Unusable(f"the chat template does not write {probe.parts[left_out].name}")
         return self._ids(text)
+
+    @cached_property
+    def control_names(self) -> list[str]:
+        """The tokens that no message may have: the tokenizer's control tokens, and those around plain messages.
+
+        A token that was added to a vocabulary (`convert extend`, transformers' add_tokens) is no control token by its
+        entry in tokenizer.json. Words (`user`) are none, and <think> and </think> may be said: templates write them
+        around no thinking.
+        """
+        around = "\n".join(self._around(plain_probe(system)) for system in (False, True))
+        added = (name for name in self.renderer.get_added_vocab() if _IN_BRACKETS.fullmatch(name.strip()))
+        added = (name for name in added if name in around and name not in THINKING_TAGS)
+        return sorted({*self.tokenizer.control_names(), *added})
+
+    @cached_property
+    def _control_ids(self) -> Ids:
+        numbers = (self.tokenizer.library.number_of(name) for name in self.control_names)
+        return np.array([number for number in numbers if number is not None], np.int32)
+
+    @cached_property
+    def _written(self) -> dict[bytes, int | None]:
+        """By the hash of a probe, which part the template leaves out of such conversations, as `_left_out` tells."""
+        return {}
+
+    def _left_out(self, conversation: Conversation, probe: Probe) -> int | None:
+        """The number of the first part of a conversation that the template does not write. None: it writes all."""
+        text = self._text(_conversation(conversation, probe))
+        for number, part in enumerate(probe.parts):
+            if any(word in text for word in part.words):
+                continue
+            if part.message is not None:
+                last = self._text(_conversation(conversation, probe), part.message + 1)
+                if any(word in last for word in part.words):
+                    continue
+            return number
+        return None
+
+    def _around(self, probe: Probe) -> str:
+        """What the template writes around plain messages, up to the last question and behind its answer.
+
+        Between them a template may open an answer with thinking that is none.
+        """
+        try:
+            text = self._text(Conversation(probe.messages, None, {}, [], b""))
+        except Unusable:  # it takes no system message
+            return ""
+        question, answer = (probe.parts[place].words[0] for place in (-2, -1))
+        return text.partition(question)[0] + text.rpartition(answer)[2]
 
     def answers(self, conversation: Conversation, ids: Ids) -> list[list[int]]:
         """Where the answers that count begin and end among the `ids` of a conversation, ascending.
@@ -153,7 +209,7 @@ class ChatTemplate:
         They are all of it, or its end. That has to have the control token that closes it, which is there once, since
         none is in a text: so no shorter end is taken for it. None: they are neither.
         """
-        closing = np.flatnonzero(np.isin(written, self.tokenizer.control_ids))
+        closing = np.flatnonzero(np.isin(written, self._control_ids))
         last = int(closing[-1]) if len(closing) else 0
         for dropped in (0, *(np.flatnonzero(written[1 : last + 1] == whole[:1]) + 1).tolist()):
             if len(written) > dropped and _begins(whole, written[dropped:]):
@@ -177,9 +233,17 @@ class ChatTemplate:
         return text
 
 
+_IN_BRACKETS = re.compile(r"[^\w\s].*\w.*[^\w\s]")
+"""Names of tokens that are no words: <|im_start|>, [INST]."""
+_PROBES_KEPT = 4096
+"""Results of probes that are kept: conversations that each have tools of their own have probes of their own."""
 _NOT_A_PREFIX = (
     "the chat template writes tokens otherwise in the whole conversation, and marks no answers with {% generation %}"
 )
+
+
+def _conversation(conversation: Conversation, probe: Probe) -> Conversation:
+    return replace(conversation, messages=probe.messages, tools=probe.tools)
 
 
 def _begins(whole: Ids, prefix: Ids) -> bool:
@@ -244,7 +308,7 @@ class ConversationEncoder:
 
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
-        names = sorted(self.template.tokenizer.control_names(), key=len, reverse=True)
+        names = sorted(self.template.control_names, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def _refuse_control_tokens(self, conversation: Conversation) -> None:

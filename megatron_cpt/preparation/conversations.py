@@ -8,7 +8,11 @@
 | `prompt`, `response` or `completion` | one question, one answer; or a list of messages each (TRL) |
 
 `history` beside the last two, `[[question, answer], ...]`, holds the turns before (LLaMA-Factory). `system` and `tools`
-beside them are the system message and the tools' JSON schemas, as a list or as its JSON.
+beside them are the system message and the tools' JSON schemas, as a list or as its JSON. A key with null is not there.
+
+A line may have the keys of several forms, as merged tables do. The first form of the table is read. What its messages
+do not say again of the other keys would be lost, and is a reason to reject the line; but for a question without an
+answer, which is no conversation and often the whole one, formatted.
 
 `weight` (OpenAI), `train` (axolotl) and `loss` (ms-swift) of a message say whether it counts in the loss. What else the
 forms do not know of a message (`tool_calls`, `reasoning_content`, `name`) is handed on to the chat template as it is.
@@ -16,7 +20,6 @@ forms do not know of a message (`tool_calls`, `reasoning_content`, `name`) is ha
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import orjson
@@ -28,6 +31,17 @@ _LOSS_MARKS = ("weight", "train", "loss")
 """Keys of a message that say whether it counts in the loss: 0 or 1, false or true."""
 _FINER_MARKS = ("train_detail", "loss_scale")
 """Those of axolotl and ms-swift for parts of a message, and for weights."""
+_FORMS = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "instruction": ("instruction", "input", "output", "history"),
+    "prompt": ("prompt", "response", "completion", "history"),
+}
+"""By the key that tells a form, all keys that are read of it. The first form that is there is read."""
+_OF_OTHERS = ("conversations", "input", "output", "response", "completion", "history", "system_prompt")
+"""Keys whose texts belong to a conversation, whatever its form."""
+_OLDER = {"function_call": "tool_calls", "functions": "tools"}
+"""OpenAI's older keys, by which no chat template of today is written, and what stands for them."""
 
 
 class Unusable(Exception):
@@ -64,27 +78,27 @@ class Conversation:
         """Numbers of those that count in the loss."""
         return [number for number in self.answers if number not in self.untrained]
 
-    def tool_names(self) -> Iterator[str]:
-        """Names of the tools that it has and calls."""
-        calls = (message.get("tool_calls") or [] for message in self.messages)
-        for tool in [*(self.tools or []), *chain.from_iterable(calls)]:
-            name = tool.get("function", tool).get("name")
-            if isinstance(name, str):
-                yield name
-
     def strings(self) -> Iterator[str]:
         """Every string that the template may write, roles aside: those of messages and tools, keys too."""
         return _strings([*_without_roles(self.messages), self.tools])
 
 
 def read_conversation(value: Mapping[str, Any]) -> Conversation:
-    """The conversation of a JSON object. Raises Unusable: its form is not known, a role is missing, an answer empty."""
-    said, in_prompt = _messages(value)
-    messages = [{key: one for key, one in message.items() if one is not None} for message in said]
-    system = value.get("system")
-    if isinstance(system, str) and system.strip() and not (messages and messages[0].get("role") == "system"):
-        messages, in_prompt = [{"role": "system", "content": system}, *messages], in_prompt + 1
+    """The conversation of a JSON object.
+
+    Raises Unusable: its form is not known, a role is missing, an answer empty, or something of it would be lost.
+    """
+    value = _there(value)
+    form = next((key for key in _FORMS if key in value), None)
+    if form is None:
+        raise Unusable("no key 'messages', 'conversations', 'instruction' or 'prompt'")
+    said, in_prompt = _messages(value, form)
+    messages = [_there(message) for message in said]
+    if system := _system(value, messages):
+        messages, in_prompt = [system, *messages], in_prompt + 1
+    _refuse_older(value, messages)
     _check(messages)
+    _refuse_losses(value, form, messages)
     marked = _marked(messages)
     messages = [{key: one for key, one in message.items() if key not in _LOSS_MARKS} for message in messages]
     tools = _tools(value.get("tools"))
@@ -99,25 +113,76 @@ def read_conversation(value: Mapping[str, Any]) -> Conversation:
     return Conversation(messages, tools, marked, untrained, canonical)
 
 
-def _messages(value: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+def _there(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object without the keys that hold null: tables have every column in every row."""
+    return {key: one for key, one in value.items() if one is not None}
+
+
+def _messages(value: Mapping[str, Any], form: str) -> tuple[list[dict[str, Any]], int]:
     """The messages, and how many of them are a prompt, whose answers count only where they say so (TRL)."""
-    if "messages" in value or "conversations" in value:
-        key = "messages" if "messages" in value else "conversations"
-        said = value[key]
+    if form in ("messages", "conversations"):
+        said = value[form]
         if not isinstance(said, list) or not all(isinstance(message, dict) for message in said):
-            raise Unusable(f"{key!r} is not a list of messages")
+            raise Unusable(f"{form!r} is not a list of messages")
         return [_of_sharegpt(message) if "from" in message else message for message in said], 0
-    if "instruction" in value:
-        asked = [value["instruction"], *([value["input"]] if value.get("input") else [])]
+    if form == "instruction":
+        asked = [value["instruction"], value.get("input") or ""]
         if not all(isinstance(part, str) for part in asked):
             raise Unusable("the question is not a string")
-        return [*_history(value), *_said("user", "\n\n".join(asked)), *_answer(value, "output")], 0
-    if "prompt" in value:
-        prompt = value["prompt"]
-        before = [*_history(value), *_listed(prompt, "prompt", "user")]
-        in_prompt = 0 if isinstance(prompt, str) else len(before)
-        return [*before, *_answer(value, "response", "completion")], in_prompt
-    raise Unusable("no key 'messages', 'conversations', 'instruction' or 'prompt'")
+        question = "\n\n".join(part for part in asked if part.strip())
+        return [*_history(value), *_said("user", question), *_answer(value, "output")], 0
+    prompt = value["prompt"]
+    before, history = _listed(prompt, "prompt", "user"), _history(value)
+    if history and not isinstance(prompt, str):
+        raise Unusable("'history' and a 'prompt' that is a list both hold the turns before")
+    in_prompt = 0 if isinstance(prompt, str) else len(before)
+    return [*history, *before, *_answer(value, "response", "completion")], in_prompt
+
+
+def _system(value: Mapping[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The system message beside the messages, where it is not the first of them."""
+    system = value.get("system", "")
+    if not isinstance(system, str):
+        raise Unusable("'system' is not a string")
+    first = messages[0] if messages else {}
+    if not system.strip():
+        return None
+    if first.get("role") != "system":
+        return {"role": "system", "content": system}
+    if str(first.get("content")).strip() != system.strip():
+        raise Unusable("two system messages: 'system' and message 1")
+    return None
+
+
+def _refuse_losses(value: Mapping[str, Any], form: str, messages: list[dict[str, Any]]) -> None:
+    """Raises Unusable where an object says something of a conversation beside its messages, and they do not."""
+    contents = [text for message in messages for text in _strings(_without_roles([message]))]
+    for key in (key for key in _OF_OTHERS if key not in _FORMS[form]):
+        if not all(any(text.strip() in content for content in contents) for text in _texts(value.get(key))):
+            raise Unusable(f"{key!r} stands beside {form!r}, and its text is in no message")
+    for key in _LOSS_MARKS:
+        mark = value.get(key, 1)
+        if mark in (0, False) or (key == "weight" and mark != 1):
+            raise Unusable(f"{key!r} stands beside the messages, and is known only in them: {mark!r}")
+    if finer := next((key for key in _FINER_MARKS if value.get(key)), None):
+        raise Unusable(f"{finer!r} is not known, an answer counts as a whole or not at all")
+
+
+def _refuse_older(value: Mapping[str, Any], messages: list[dict[str, Any]]) -> None:
+    for number, part in ((0, value), *enumerate(messages, start=1)):
+        where = f": message {number}" if number else ""
+        if older := next((key for key in _OLDER if part.get(key)), None):
+            raise Unusable(f"{older!r} is OpenAI's older form of {_OLDER[older]!r}, and not known{where}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a key, a string or a list of messages or turns."""
+    if isinstance(value, dict):
+        yield from (text for name in ("content", "value") for text in _texts(value.get(name)))
+    elif isinstance(value, list):
+        yield from (text for one in value for text in _texts(one))
+    elif isinstance(value, str):
+        yield value
 
 
 def _answer(value: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:

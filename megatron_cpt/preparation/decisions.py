@@ -96,6 +96,14 @@ def _list_rejected(job: Job, pieces: Sequence[Finished], places: SourceLocator) 
     return rejected
 
 
+def _refuse_without_ids(job: Job, pieces: Sequence[Finished]) -> None:
+    """Refuses an --id-key that no document has: every id would be empty. Raises BadInput."""
+    key = job.settings.id_key
+    if key is not None and any(piece.documents for piece in pieces) and not any(piece.id_bytes for piece in pieces):
+        rule = "none of the documents has such a key, or it holds nothing."
+        raise BadInput(Fault(f"--id-key {key}", rule, "Name a key of theirs, or leave --id-key out."))
+
+
 def _drop_copies(job: Job, runs: Sequence[SortedRun], places: SourceLocator, drop_mask: DropMask) -> int:
     """Drops and lists every exact copy, of a dataset of --dedup-against or of a document before it, with what it
     repeats, and returns how many there are."""
@@ -419,6 +427,7 @@ def _decide(job: Job, pieces: Sequence[Finished]) -> Decisions:
     found = [piece.found(job) for piece in pieces]
     places = SourceLocator(job, pieces, runs)
     rejected = _list_rejected(job, pieces, places)
+    _refuse_without_ids(job, pieces)
     with DropMask(_scratch(job, _DROPS), runs) as drop_mask:
         counts = sum((piece.counts for piece in pieces), TextCounts())
         filtered = dict(sum((Counter(piece.filtered) for piece in pieces), Counter())) if job.settings.chooses else None

@@ -48,6 +48,8 @@ class DryRun:
     """BOS and EOD counted."""
     bytes: int
     """UTF-8 bytes of their texts."""
+    with_id: int
+    """Documents with an id, by --id-key."""
     filtered: Counter[str]
     """Documents that are not wanted, by the reason."""
     rejected: list[tuple[str, Rejected]]
@@ -88,16 +90,18 @@ def dry_run(
             filtered += encoded.left_out
             counts += encoded.counts
             records = encoded.tokenized.records
-            parts.append(np.array([len(records), records["tokens"].sum(), records["bytes"].sum()], np.int64))
+            named = int(np.count_nonzero(records["id_bytes"]))
+            parts.append(np.array([len(records), records["tokens"].sum(), records["bytes"].sum(), named], np.int64))
             if len(examples) < _EXAMPLES:
                 examples += _examples(path, encoded)
         rejected += ((path, line) for line in sorted(unreadable, key=lambda line: line.line))
-    documents, tokens, size = np.sum(parts, axis=0).tolist() if parts else (0, 0, 0)
+    documents, tokens, size, with_id = np.sum(parts, axis=0).tolist() if parts else (0, 0, 0, 0)
     return DryRun(
         read=kinds.total(),
         documents=documents,
         tokens=tokens,
         bytes=size,
+        with_id=with_id,
         filtered=filtered + Counter({OUTSIDE: kinds[Filtered]}),
         rejected=rejected,
         counts=counts,

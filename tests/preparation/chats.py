@@ -72,7 +72,9 @@ _BRACKETS = """
 {%- endfor -%}
 """
 BRACKETS = _BRACKETS.replace("SYSTEM", "loop.first")
-SYSTEM_LAST = _BRACKETS.replace("SYSTEM", "loop.last")
+SYSTEM_LAST = _BRACKETS.replace("SYSTEM", "m == (messages | selectattr('role', 'equalto', 'user') | list)[-1]")
+# Where an answer follows the last question, it has none.
+SYSTEM_LOST = _BRACKETS.replace("SYSTEM", "loop.last")
 
 # As Gemma's: no system message, another name for the assistant, turns that alternate.
 ALTERNATING = """

@@ -193,6 +193,61 @@ def test_a_longer_conversation_is_cut_behind_an_answer_that_counts(folder: Path,
         ({"prompt": ["a"], "response": "b"}, "'prompt' is neither a string nor a list of messages"),
         ({"prompt": "a", "chosen": "b"}, "a question without an answer: no key 'response' or 'completion'"),
         ({"prompt": "a", "response": "b", "completion": "c"}, "two answers: 'response' and 'completion'"),
+        ({"prompt": "a", "response": "b", "system": {"content": "s"}}, "'system' is not a string"),
+        ({"prompt": "a", "response": "b", "system": 0}, "'system' is not a string"),
+        (said("a", "b", system="s") | {"system": "t"}, "two system messages: 'system' and message 1"),
+        (
+            said("a", "b") | {"history": [["c", "d"]]},
+            "'history' stands beside 'messages', and its text is in no message",
+        ),
+        (
+            said("a", "b") | {"prompt": "a", "response": "c"},
+            "'response' stands beside 'messages', and its text is in no message",
+        ),
+        (
+            said("a", "b") | {"conversations": [{"from": "human", "value": "c"}]},
+            "'conversations' stands beside 'messages', and its text is in no message",
+        ),
+        (
+            {"instruction": "a", "output": "b", "prompt": "a", "completion": "c"},
+            "'completion' stands beside 'instruction', and its text is in no message",
+        ),
+        (
+            {"prompt": "a", "input": "c", "response": "b"},
+            "'input' stands beside 'prompt', and its text is in no message",
+        ),
+        (
+            {"prompt": "a", "response": "b", "system_prompt": "s"},
+            "'system_prompt' stands beside 'prompt', and its text is in no message",
+        ),
+        (said("a", "b") | {"weight": 0}, "'weight' stands beside the messages, and is known only in them: 0"),
+        (said("a", "b") | {"weight": 0.5}, "'weight' stands beside the messages, and is known only in them: 0.5"),
+        (said("a", "b") | {"train": False}, "'train' stands beside the messages, and is known only in them: False"),
+        (
+            {"instruction": "a", "output": "b", "loss": False},
+            "'loss' stands beside the messages, and is known only in them: False",
+        ),
+        (
+            said("a", "b") | {"loss_scale": [0, 1]},
+            "'loss_scale' is not known, an answer counts as a whole or not at all",
+        ),
+        (
+            {"prompt": said("a", "b", "c")["messages"], "completion": "d", "history": [["e", "f"]]},
+            "'history' and a 'prompt' that is a list both hold the turns before",
+        ),
+        (
+            marks({}, {"function_call": {"name": "f", "arguments": "{}"}}),
+            "'function_call' is OpenAI's older form of 'tool_calls', and not known: message 2",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "function_call": {"name": "f"}}]},
+            "'function_call' is OpenAI's older form of 'tool_calls', and not known: message 2",
+        ),
+        (
+            said("a", "b") | {"functions": [{"name": "f"}]},
+            "'functions' is OpenAI's older form of 'tools', and not known",
+        ),
+        ({"instruction": " ", "input": "", "output": "b"}, "empty question: message 1"),
         ({"instruction": "a", "output": "b", "history": "c"}, "'history' is not a list of [question, answer]"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "'history' is not a list of [question, answer]"),
         ({"instruction": "a", "output": "b", "history": [["c", ""]]}, "empty answer: message 2"),
@@ -219,10 +274,31 @@ def test_what_is_no_conversation_is_rejected_with_the_reason(value: dict[str, An
     assert str(caught.value) == reason
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": None, "conversations": None, "instruction": "a", "input": None, "output": "b", "system": None},
+        {"instruction": None, "prompt": "a", "response": None, "completion": "b", "history": None, "tools": None},
+        {"instruction": "", "input": "a", "output": "b"},
+        # What is said twice is not lost, and a question without an answer is no conversation.
+        {"prompt": "a", "prompt_id": "x", "weight": 1, "train": True} | said("a", "b"),
+        {"prompt": "Question: a\nAnswer: b", "instruction": "a", "output": "b"},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " b"}]} | said("a", "b"),
+        {"functions": [], "history": []} | said("a", "b"),
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "function_call": None}]},
+    ],
+)
+def test_keys_without_a_value_and_copies_are_no_reason(value: dict[str, Any]) -> None:
+    """Lines of merged tables, which have every column in every row."""
+    assert read_conversation(value).messages == said("a", "b")["messages"]
+
+
 def test_system_messages_stand_first_wherever_they_are_kept() -> None:
     inside = read_conversation(said("a", "b", system="s"))
     beside = read_conversation({"system": "s", "instruction": "a", "output": "b"})
     assert inside.messages == beside.messages and inside.canonical == beside.canonical
+    twice = read_conversation(said("a", "b", system="s") | {"system": "s"})
+    assert twice.canonical == inside.canonical
     assert read_conversation(said("a", "b") | {"system": " "}).messages == said("a", "b")["messages"]
 
 
@@ -279,6 +355,11 @@ def test_another_template_is_another_dataset(folder: Path, tmp_path: Path, texts
         (["--train-on", "all"], "--train-on: is of conversations"),
         (["--chat", "--truncate"], "--truncate: needs a length"),
         (["--chat", "--text-key", "body"], "--chat and --text-key"),
+        (["--chat", "--text-key", "text"], "--chat and --text-key"),
+        (["--chat", "--keep-newlines"], "--keep-newlines: is of sentences"),
+        (["--chat", "--lang", "english"], "--lang: is of sentences"),
+        (["--lang", "german"], "--lang: is of sentences"),
+        (["--chat", "--id-key", "idd"], "--id-key idd: none of the documents has such a key"),
         (["--chat", "--bos", "always"], "--chat and --bos"),
         (["--chat", "--split-sentences"], "--chat and --split-sentences"),
         (["--chat", "--document-per-line"], "--chat and --document-per-line"),
@@ -290,6 +371,36 @@ def test_words_that_contradict_are_refused(
     corpus = str(write_conversations(tmp_path / "chat.jsonl", many(3)))
     assert main(["prepare", corpus, "--tokenizer", str(folder), "--output", str(tmp_path / "o"), *words]) == 2
     assert fault in capsys.readouterr().err
+
+
+def test_an_answer_that_is_not_written_is_not_trained_on(
+    tmp_path: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The question has the name of the tool in it, and the template knows none."""
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
+    asked = {"role": "user", "content": "How is the weather in Oslo?"}
+    rest = [{"role": "tool", "content": "rain"}, {"role": "assistant", "content": "It rains."}]
+    value = {"messages": [asked, called, *rest], "tools": [{"function": {"name": "weather"}}]}
+    folder = write_chat_tokenizer(tmp_path / "chat", texts, unmarked(TEMPLATES["headers"]))
+    corpus = write_conversations(tmp_path / "chat.jsonl", [value])
+    words = ["prepare", str(corpus), "--tokenizer", str(folder), "--output", str(tmp_path / "out"), "--chat"]
+    assert main(words) == ExitCode.BAD_INPUT
+    assert "the chat template does not write tools: weather" in capsys.readouterr().err
+    write_conversations(corpus, [value | {"tools": None}])
+    assert main(words) == ExitCode.BAD_INPUT
+    assert "the chat template does not write tool calls: weather of message 2" in capsys.readouterr().err
+
+
+def test_a_dry_run_warns_of_ids_that_are_not_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [value | {"id": n} for n, value in enumerate(many(3))]  # type: ignore[operator]
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", values))
+    words = ["prepare", corpus, "--tokenizer", str(folder), "--output", str(tmp_path / "o"), "--chat", "--limit", "9"]
+    for key in ("id", "idd"):
+        assert main([*words, "--id-key", key]) == 0
+        warned = "warning: none of the documents has the key 'idd' of --id-key" in capsys.readouterr().out
+        assert warned == (key == "idd")
 
 
 def test_conversations_in_a_text_file_are_refused(folder: Path, tmp_path: Path) -> None:

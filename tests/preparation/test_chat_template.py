@@ -1,6 +1,7 @@
 """Which tokens of a conversation the assistant says: as transformers has it, whatever the template."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from megatron_cpt.checkpoint.new_tokenizer import add_tokens, read_tokenizer
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.preparation.chat_template import ChatTemplate, ConversationEncoder, TokenizedConversation
 from megatron_cpt.preparation.conversations import Unusable, read_conversation
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
-from tests.preparation.chats import SYSTEM_LAST, TEMPLATES, marked, said, unmarked, write_chat_tokenizer
+from tests.preparation.chats import (
+    SPECIAL,
+    SYSTEM_LAST,
+    SYSTEM_LOST,
+    TEMPLATES,
+    marked,
+    said,
+    unmarked,
+    write_chat_tokenizer,
+)
 
 Open = Callable[[str], ConversationEncoder]
 
@@ -30,6 +41,44 @@ TOOLS = {
     ],
     "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
 }
+
+
+OSLO: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "How is the weather in Oslo? Ask weather for the city."},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}],
+        },
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+    ],
+    "tools": TOOLS["tools"],
+}
+"""Tool and arguments have names that the question has too."""
+TOLD = [OSLO["messages"][0], OSLO["messages"][1] | {"content": "I look."}, *OSLO["messages"][2:]]
+THOUGHT_BESIDE = {
+    "messages": [
+        {"role": "user", "content": "hm?"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+    ]
+}
+WITH_TOOLS_ALONE = "{{- tools | tojson -}}" + TEMPLATES["headers"]
+_CALLS = "{%- for call in m.tool_calls or [] -%}{{- call.function.WRITTEN -}}{%- endfor -%}"
+WITH_NAMES_OF_CALLS = WITH_TOOLS_ALONE.replace("«", "«" + _CALLS.replace("WRITTEN", "name"))
+# As Llama-3.1's: of a message with calls these alone.
+CALL_OR_CONTENT = TEMPLATES["thinking"].replace(
+    "set said = m.content or ''", "set said = '' if m.tool_calls else m.content or ''"
+)
+# As the distilled models of DeepSeek-R1.
+WITHOUT_THINKING = TEMPLATES["headers"].replace(
+    "if m.role == 'assistant' -%}«{{- m.content", "if m.role == 'assistant' -%}«{{- m.content.split('</think>')[-1]"
+)
+# As Qwen3's, which takes thinking from a key too.
+THINKING_BESIDE = TEMPLATES["thinking"].replace(
+    "{%- set said = said.split", "{%- set thought = m.reasoning_content or thought -%}{%- set said = said.split"
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +181,35 @@ def test_thinking_that_the_template_drops_is_not_trained_on(folder_of: Callable[
     assert counted(found)[:-1] == by_transformers(folder_of(marked(TEMPLATES["thinking"])), THOUGHT)[1]
 
 
+def test_thinking_of_earlier_turns_may_be_dropped_and_is_said_once(encoder_of: Open) -> None:
+    """Under whichever keys: servers give it under two."""
+    messages: Any = [dict(message) for message in said("a", "b", "c", "d")["messages"]]  # type: ignore[attr-defined]
+    messages[1] |= {"reasoning_content": "so", "reasoning": "so"}
+    messages[3] |= {"reasoning_content": "hm"}
+    encoder = encoder_of(unmarked(THINKING_BESIDE))
+    found = encoder.encode(read_conversation({"messages": messages}))
+    assert texts_of(encoder, found) == ["b<|turn_end|>\n", "<think>\nhm\n</think>\n\nd<|turn_end|>\n"]
+    with pytest.raises(Unusable, match="does not write the 'thinking' of message 4"):
+        encoder.encode(read_conversation({"messages": [*messages[:3], messages[3] | {"thinking": "else"}]}))
+
+
+def test_a_reason_names_what_this_conversation_has(encoder_of: Open) -> None:
+    encoder = encoder_of(unmarked(TEMPLATES["headers"]))
+    for name in ("weather", "tide"):
+        with pytest.raises(Unusable, match=f"does not write tools: {name}$"):
+            encoder.encode(read_conversation(said("a", "b") | {"tools": [{"function": {"name": name}}]}))
+
+
+def test_calls_may_be_written_by_their_ids(encoder_of: Open) -> None:
+    """As Kimi-K2's template does, with the name in the id."""
+    template = TEMPLATES["thinking"].replace("(call.function | tojson)", "call.id + (call.function.arguments | tojson)")
+    messages: Any = [dict(message) for message in OSLO["messages"]]
+    messages[1]["tool_calls"] = [OSLO["messages"][1]["tool_calls"][0] | {"id": "functions.weather:0"}]
+    encoder = encoder_of(unmarked(template))
+    found = encoder.encode(read_conversation(OSLO | {"messages": messages}))
+    assert 'functions.weather:0{"city": "Oslo"}' in texts_of(encoder, found)[0]
+
+
 def test_calls_of_tools_are_answers_and_their_results_are_not(
     folder_of: Callable[[str], Path], encoder_of: Open
 ) -> None:
@@ -148,7 +226,18 @@ def test_calls_of_tools_are_answers_and_their_results_are_not(
     [
         # The system message is in the first question of the prefix, and in the last one of the whole.
         (SYSTEM_LAST, said("a", "b", "c", "d", system="s"), "the chat template writes tokens otherwise.*message 3"),
+        (
+            SYSTEM_LOST,
+            said("a", "b", "c", "d", system="s"),
+            "the chat template does not write the content of message 1",
+        ),
         (TEMPLATES["headers"], TOOLS, "the chat template does not write tools: weather"),
+        (TEMPLATES["headers"], OSLO, "the chat template does not write tools: weather"),
+        (WITH_TOOLS_ALONE, OSLO, "the chat template does not write tool calls: weather of message 2"),
+        (WITH_NAMES_OF_CALLS, OSLO, "does not write the arguments of tool calls: weather of message 2"),
+        (CALL_OR_CONTENT, {"messages": TOLD}, "the chat template does not write the content of message 2"),
+        (TEMPLATES["headers"], THOUGHT_BESIDE, "the chat template does not write the 'reasoning_content' of message 2"),
+        (WITHOUT_THINKING, said("a", "<think>b</think>c"), "does not write the '<think>' of message 2"),
         (TEMPLATES["alternating"], said("a", "b", system="s"), "refuses it: no system message is known"),
         (TEMPLATES["headers"], said("a <|head|> b", "c"), r"the text gives the control token <\|head\|>"),
         (TEMPLATES["headers"], said("a", "c <eos>"), "the text gives the control token <eos>"),
@@ -159,6 +248,27 @@ def test_conversations_that_a_template_does_not_tell_are_rejected(
 ) -> None:
     with pytest.raises(Unusable, match=reason):
         encoder_of(unmarked(template)).encode(read_conversation(value))
+
+
+def test_tokens_around_messages_are_control_tokens_however_they_were_added(
+    folder_of: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    """As `convert extend --new-tokens` adds them: none is special by its entry. Thinking may be said in a message."""
+    template = unmarked(TEMPLATES["thinking"]).replace("|head|>", "|opens|>").replace("|turn_end|>", "|closes|>")
+    folder = tmp_path / "extended"
+    shutil.copytree(folder_of(None), folder)
+    new = ["<|opens|>", "<|closes|>", "<think>", "</think>", "<call>", "Oslo", "user"]
+    add_tokens(read_tokenizer(folder), new).save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer.load(folder, None, parse_special=True)
+    encoder = ConversationEncoder(ChatTemplate.load(tokenizer), "responses", tokenizer.eod, None, False, False)
+    assert {*encoder.template.control_names} == {*SPECIAL, "<|opens|>", "<|closes|>"}
+    for text in ("a <|closes|>\n<|opens|>user", "<|opens|>"):
+        for value in (said(text, "b"), said("a", text), said("a", "b", system=text)):
+            with pytest.raises(Unusable, match=r"the text gives the control token <\|(open|close)s\|>"):
+                encoder.encode(read_conversation(value))
+    found = encoder.encode(read_conversation(said("Oslo, user?", "<think>x</think>Oslo", "c", "<think>so</think>d")))
+    assert texts_of(encoder, found) == ["Oslo<|closes|>\n", "<think>\nso\n</think>\n\nd<|closes|>\n"]
 
 
 def test_marks_tell_what_prefixes_do_not(folder_of: Callable[[str], Path], encoder_of: Open) -> None:

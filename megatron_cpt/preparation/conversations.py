@@ -40,6 +40,10 @@ _FORMS = {
 """By the key that tells a form, all keys that are read of it. The first form that is there is read."""
 _OF_OTHERS = ("conversations", "input", "output", "response", "completion", "history", "system_prompt")
 """Keys whose texts belong to a conversation, whatever its form."""
+_WITHIN = ("input", "system_prompt")
+"""Those of which others are made: a question of an instruction and an input."""
+_NOT_READ = ("chat_template_kwargs", "images", "videos", "audios")
+"""What TRL and others keep beside messages that changes what the template writes, or what no token of text says."""
 _OLDER = {"function_call": "tool_calls", "functions": "tools"}
 """OpenAI's older keys, by which no chat template of today is written, and what stands for them."""
 
@@ -156,10 +160,14 @@ def _system(value: Mapping[str, Any], messages: list[dict[str, Any]]) -> dict[st
 
 def _refuse_losses(value: Mapping[str, Any], form: str, messages: list[dict[str, Any]]) -> None:
     """Raises Unusable where an object says something of a conversation beside its messages, and they do not."""
-    contents = [text for message in messages for text in _strings(_without_roles([message]))]
+    contents = [text.strip() for text in _strings(_without_roles(messages))]
     for key in (key for key in _OF_OTHERS if key not in _FORMS[form]):
-        if not all(any(text.strip() in content for content in contents) for text in _texts(value.get(key))):
-            raise Unusable(f"{key!r} stands beside {form!r}, and its text is in no message")
+        for text in filter(None, (text.strip() for text in _texts(value.get(key)))):
+            # An answer such as "no" stands in many a text.
+            if not (any(text in one for one in contents) if key in _WITHIN else text in contents):
+                raise Unusable(f"{key!r} stands beside {form!r}, and its text is that of no message")
+    if lost := next((key for key in _NOT_READ if value.get(key)), None):
+        raise Unusable(f"{lost!r} stands beside the messages, and is not known")
     for key in _LOSS_MARKS:
         mark = value.get(key, 1)
         if mark in (0, False) or (key == "weight" and mark != 1):

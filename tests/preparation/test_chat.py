@@ -198,28 +198,37 @@ def test_a_longer_conversation_is_cut_behind_an_answer_that_counts(folder: Path,
         (said("a", "b", system="s") | {"system": "t"}, "two system messages: 'system' and message 1"),
         (
             said("a", "b") | {"history": [["c", "d"]]},
-            "'history' stands beside 'messages', and its text is in no message",
+            "'history' stands beside 'messages', and its text is that of no message",
         ),
         (
             said("a", "b") | {"prompt": "a", "response": "c"},
-            "'response' stands beside 'messages', and its text is in no message",
+            "'response' stands beside 'messages', and its text is that of no message",
         ),
         (
             said("a", "b") | {"conversations": [{"from": "human", "value": "c"}]},
-            "'conversations' stands beside 'messages', and its text is in no message",
+            "'conversations' stands beside 'messages', and its text is that of no message",
         ),
         (
             {"instruction": "a", "output": "b", "prompt": "a", "completion": "c"},
-            "'completion' stands beside 'instruction', and its text is in no message",
+            "'completion' stands beside 'instruction', and its text is that of no message",
         ),
         (
             {"prompt": "a", "input": "c", "response": "b"},
-            "'input' stands beside 'prompt', and its text is in no message",
+            "'input' stands beside 'prompt', and its text is that of no message",
         ),
         (
             {"prompt": "a", "response": "b", "system_prompt": "s"},
-            "'system_prompt' stands beside 'prompt', and its text is in no message",
+            "'system_prompt' stands beside 'prompt', and its text is that of no message",
         ),
+        (
+            said("Yes or no?", "Yes.") | {"prompt": "x", "response": "no"},
+            "'response' stands beside 'messages', and its text is that of no message",
+        ),
+        (
+            said("a", "b") | {"chat_template_kwargs": {"enable_thinking": False}},
+            "'chat_template_kwargs' stands beside the messages, and is not known",
+        ),
+        (said("a", "b") | {"images": ["a.png"]}, "'images' stands beside the messages, and is not known"),
         (said("a", "b") | {"weight": 0}, "'weight' stands beside the messages, and is known only in them: 0"),
         (said("a", "b") | {"weight": 0.5}, "'weight' stands beside the messages, and is known only in them: 0.5"),
         (said("a", "b") | {"train": False}, "'train' stands beside the messages, and is known only in them: False"),
@@ -284,7 +293,7 @@ def test_what_is_no_conversation_is_rejected_with_the_reason(value: dict[str, An
         {"prompt": "a", "prompt_id": "x", "weight": 1, "train": True} | said("a", "b"),
         {"prompt": "Question: a\nAnswer: b", "instruction": "a", "output": "b"},
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " b"}]} | said("a", "b"),
-        {"functions": [], "history": []} | said("a", "b"),
+        {"functions": [], "history": [], "images": [], "chat_template_kwargs": {}} | said("a", "b"),
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "function_call": None}]},
     ],
 )

@@ -65,7 +65,7 @@ class Averaging:
                 rule = f"is no list of {models} numbers of float32, up to {_LARGEST:.3g}."
                 yield Fault(shown, rule, "Give one for each source.")
         elif len(self.weights) != models or min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
-            rule = f"is no list of {models} finite shares, not negative and not all 0."
+            rule = f"is no list of {models} shares, finite, not negative and not all 0."
             yield Fault(shown, rule, "Give one for each source.")
         if self.method == "linear":
             for name, value in (("base", self.base), ("scale", self.scale)):

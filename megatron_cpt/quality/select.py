@@ -295,7 +295,15 @@ def _scores(part: SelectedDataset, by: str) -> npt.NDArray[Any]:
     """A score of the documents of a part, or the product of several: A*B."""
     names = [name.strip() for name in by.split("*")]
     factors = [read_score(part.prefix, name, part.manifest)[part.documents] for name in names]
-    scores: npt.NDArray[Any] = factors[0] if len(factors) == 1 else np.prod(factors, axis=0, dtype=np.float64)
+    if len(factors) == 1:
+        scores: npt.NDArray[Any] = factors[0]
+    else:
+        for name, factor in zip(names, factors, strict=True):
+            if negative := int((factor < 0).sum()):
+                rule = f"is below 0 for {negative:,} documents of {part.prefix}: a product of two such is high."
+                raise BadInput(Fault(f"score {name} in {by}", rule, "Multiply scores that are not below 0."))
+        with np.errstate(over="ignore"):  # told below
+            scores = np.prod(factors, axis=0, dtype=np.float64)
     infinite = int(np.isinf(scores).sum())
     if infinite:
         rule = f"is infinite for {infinite:,} documents of {part.prefix}."

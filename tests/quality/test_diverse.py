@@ -94,6 +94,15 @@ def test_a_budget_counts_what_is_taken(tmp_path: Path, how_many: HowMany, expect
     assert (done.selection.how["diverse"], done.selection.how["embeddings"]) == (0.99, "vectors")
 
 
+def test_a_product_of_scores_below_zero_is_refused(tmp_path: Path) -> None:
+    """Two of them would come out on top."""
+    paths = write(tmp_path)
+    quality = np.load(column_path(paths[1], "quality"))
+    np.save(column_path(paths[1], "quality"), quality - quality.max())
+    with pytest.raises(BadInput, match=r"score quality in quality\*complexity: is below 0 for 4 documents of .*b"):
+        select(paths, tmp_path / "s", HowMany(documents=1), keep="highest", by="quality*complexity")
+
+
 def test_all_that_are_far_apart_without_a_budget(tmp_path: Path) -> None:
     paths, where = write(tmp_path), "quality > 1"
     select(paths, tmp_path / "s", HowMany(), keep="random", where=where, diverse=0.99, embeddings="vectors")

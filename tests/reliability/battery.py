@@ -157,8 +157,7 @@ def page() -> str:
             waiting=waiting,
             open=len(ROWS) - passed - absent - waiting,
             tests=sum(result.passed for result in results.values()),
-            totals="; ".join(f"{count:,} {what}" for what, count in sorted(totals.items()))
-            or "nothing was counted yet",
+            totals="\n".join(f"| {what} | {count:,} |" for what, count in sorted(totals.items())),
         )
     ]
     for letter, group in GROUPS.items():
@@ -186,8 +185,12 @@ _HEAD = """# Reliability
 {rows} checks of what may not happen: nothing lost, nothing mixed, nobody waits for ever. `make battery` runs them and
 writes this page; [tests/reliability](../tests/reliability) holds the tests, and names those of other folders.
 
-{passed} passed, {absent} not to be had here, {open} open, {waiting} not run yet. {tests} tests. Tried in all:
-{totals}. A row that was not run yet has tests, whose quick forms `make test` runs.
+{passed} passed, {absent} not to be had here, {open} open, {waiting} not run yet; {tests} tests. A row that was not run
+yet has tests, whose quick forms `make test` runs. Tried in all:
+
+| what | how many |
+|---|---:|
+{totals}
 
 What this does not prove:
 

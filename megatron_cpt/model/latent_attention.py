@@ -3,8 +3,8 @@
 Keys and values of all heads come from one latent vector, queries from another or from the hidden states. A part of each
 key is turned by its position and is the same in all heads.
 
-Megatron-Core 0.16.1 cannot build its own without Transformer Engine. In its local layers the gradient of the shared
-part of keys is wrong under tensor parallelism: each rank has that of its own heads, and they are not summed.
+Megatron-Core 0.16.1 cannot build its own without Transformer Engine. By its code, which was not run, its local layers
+do not sum the gradient of the shared part of keys over tensor-parallel ranks, each of which has that of its own heads.
 """
 
 from typing import Any

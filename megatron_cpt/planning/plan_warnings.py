@@ -151,7 +151,7 @@ def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     try:
-        return "chat_template" in orjson.loads((folder / "tokenizer_config.json").read_bytes())
+        return bool(orjson.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template"))
     except (OSError, ValueError):
         return False
 

@@ -268,6 +268,9 @@ def test_conversations_that_are_cut_and_exports_without_their_template_are_told(
     without = f"source law holds conversations, and {sections['model']['hf']} has no chat template"
     warnings = plan_of(sections).warnings
     assert [sum(one.startswith(start) for one in warnings) for start in (cut, without)] == [1, 1]
+    config = Path(sections["model"]["hf"]) / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": None}))
+    assert any(warning.startswith(without) for warning in plan_of(sections).warnings)
     (Path(sections["model"]["hf"]) / "chat_template.jinja").write_text("{{ messages }}")
     assert not any("chat template" in warning for warning in plan_of(sections).warnings)
 

@@ -77,7 +77,7 @@ def test_a_bias_stays_and_so_do_further_layers(
     assert main(["plan", str(path)]) == 0
     assert "layers that predict further tokens (model.layers.4)" in capsys.readouterr().out
     settings = (*SETTINGS, f"training.precision={precision}")
-    if precision == "bf16":  # transformers' grouped products in bf16 need wider experts
+    if precision == "bf16":  # of a random model this small, rounding is more than the check allows
         settings += ("model.initial_loss_check.enabled=false",)
     assert one_rank.call(train, path=path, overrides=settings) == [0]
     before, after = all_tensors(folder), all_tensors(run / "hf")

@@ -8,13 +8,14 @@ libraries keep what they have seen (gigatoken keeps every different word, 90 byt
 import mmap
 import multiprocessing
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Generic, Self, TypeVar
 
 import numpy as np
@@ -31,6 +32,8 @@ TASKS_AHEAD = 2
 """Of each worker: one in work, one waiting. Bounds what is unpacked ahead."""
 _LOOK_SECONDS = 0.5
 """Between two looks of the caller at how far the workers are."""
+_CLEARING_SECONDS = 5.0
+"""That workers have after an error to remove the files that they were writing; then they are killed."""
 PATIENCE_SECONDS = 600.0
 """A worker that has a task and uses no processor for so long is given up: stopped, or waiting for a dead disk."""
 MEMORY_SECONDS = 0.1
@@ -92,13 +95,14 @@ class Workers(Generic[Task, Result]):
         for worker in self._workers:
             worker.connection.close()
             if error is not None:
-                worker.process.kill()
+                worker.process.terminate()
+        deadline = time.monotonic() + (self._patience if error is None else _CLEARING_SECONDS)
         for worker in self._workers:
-            self._joined(worker)
+            self._joined(worker, deadline)
 
-    def _joined(self, worker: _Worker[Task]) -> None:
-        """Waits for the end of a process that has nothing left to do, and ends one that does not come to it."""
-        worker.process.join(self._patience)
+    def _joined(self, worker: _Worker[Task], deadline: float) -> None:
+        """Waits for the end of a process that has nothing left to do, and kills one that does not come to it."""
+        worker.process.join(max(0.0, deadline - time.monotonic()))
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
@@ -175,7 +179,7 @@ class Workers(Generic[Task, Result]):
     def _replace(self, worker: _Worker[Task]) -> None:
         """Puts a fresh process in the place of one that waits for its end; it gets the tasks that are not done."""
         worker.connection.close()
-        self._joined(worker)
+        self._joined(worker, time.monotonic() + self._patience)
         worker.process, worker.connection = self._started(worker.number)
         worker.worked, worker.moved = 0.0, time.monotonic()
         for task in worker.tasks:
@@ -201,6 +205,7 @@ def _serve(
     """A worker's life: tasks in, results out, until the other end is closed."""
     # Ctrl-C reaches every process of the terminal: the one that started this one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     die_with_parent()
     # Forked with them open, this process would keep the other workers' ends from closing.
     for other in others:
@@ -223,6 +228,11 @@ def _serve(
             looked = time.monotonic()
             is_full = psutil.Process().memory_full_info().uss > most_bytes
         connection.send((done, answer, is_full))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends a worker in such a way that the files it was writing are removed."""
+    sys.exit(128 + number)
 
 
 _SECONDS = 0.5

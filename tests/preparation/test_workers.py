@@ -2,6 +2,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
 from megatron_cpt.preparation import pool as workers
 from megatron_cpt.preparation.pool import TASKS_AHEAD, Workers
+from megatron_cpt.runs.folder import renamed_file
 
 ENOUGH = 1 << 40
 """Memory that no worker reaches."""
@@ -67,6 +70,22 @@ def test_a_killed_worker_ends_everything_at_once() -> None:
         list(pool.map(range(100), look))
     assert time.monotonic() - start < 10
     assert set(psutil.Process().children()) == before
+
+
+def write_or_refuse(folder: Path, worker: int, number: int) -> None:
+    """The first task is refused while the second one is being written."""
+    if number == 0:
+        while not list(folder.iterdir()):
+            time.sleep(0.01)
+        raise BadInput(Fault("a", "is b.", "Use c."))
+    with renamed_file(folder / "result"):
+        time.sleep(60)
+
+
+def test_an_error_leaves_nothing_of_what_other_workers_were_writing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput), Workers(2, partial(write_or_refuse, tmp_path), ENOUGH) as pool:
+        list(pool.map(range(2), look))
+    assert not list(tmp_path.iterdir())
 
 
 KEPT: list[bytearray] = []

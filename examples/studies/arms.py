@@ -14,8 +14,8 @@ from megatron_cpt.gap.compare import Spread, holm, spread, welch
 Series = Mapping[str, Mapping[int, float]]
 """Of one run: name of the series to value by step."""
 
-Figures = Mapping[str, Callable[[Series], float]]
-"""What is computed of a run, by name."""
+Figures = Mapping[str, Callable[[Series], float | None]]
+"""What is computed of a run, by name; None of a run that did not measure it."""
 
 Rows = list[dict[str, Any]]
 
@@ -37,7 +37,10 @@ def write_tables(results: Path, runs: Mapping[str, Series], arms: Iterable[str],
     """
     seeds = {arm: [run for seed in range(1, 100) if (run := f"{arm}-seed-{seed}") in runs] for arm in arms}
     spreads = {
-        arm: {figure: spread([value(runs[run]) for run in names]) for figure, value in figures.items()}
+        arm: {
+            figure: spread([found for run in names if (found := value(runs[run])) is not None])
+            for figure, value in figures.items()
+        }
         for arm, names in seeds.items()
         if names
     }
@@ -81,7 +84,7 @@ def table(arms: Mapping[str, Mapping[str, Spread]], differences: Rows) -> str:
     lines = [f"| arm | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for name, figures in arms.items():
         cells = [
-            f"{one.mean:+.3f} ± {one.sd or 0:.3f}{'*' if (name, figure) in marked else ''}"
+            "" if one.mean is None else f"{one.mean:+.3f} ± {one.sd or 0:.3f}{'*' if (name, figure) in marked else ''}"
             for figure, one in figures.items()
         ]
         lines.append(f"| {name} | {max(one.runs for one in figures.values())} | {' | '.join(cells)} |")

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
-from examples.studies.arms import write_tables
+from examples.studies.arms import Figures, write_tables
 from examples.studies.instruction import study as instruction
 from examples.studies.laws import study as laws
 from examples.studies.runs import add_rows, make_bases, names_of, prepare, read_rows, train_missing
@@ -60,9 +60,16 @@ def test_arms_are_held_against_one(tmp_path: Path) -> None:
         for arm, value in values.items()
         for seed in range(1, 6)
     }
-    figures = {"at the end": lambda series: series["loss general"][600]}
+    runs["one-seed-1"]["cosine"] = {0: 0.5}
+    figures: Figures = {
+        "at the end": lambda series: series["loss general"][600],
+        "of some": lambda series: series["cosine"][0] if "cosine" in series else None,
+    }
     table = write_tables(tmp_path, runs, ["one", "other", "not run"], figures, "one")
-    assert table.splitlines()[2:] == ["| one | 5 | +1.003 ± 0.002 |", "| other | 5 | +1.203 ± 0.002* |"]
+    assert table.splitlines()[2:] == [
+        "| one | 5 | +1.003 ± 0.002 | +0.500 ± 0.000 |",
+        "| other | 5 | +1.203 ± 0.002* |  |",
+    ]
     [_, row] = (tmp_path / "differences.csv").read_text().splitlines()
     assert row.startswith("at the end,other,one,0.19999")
 

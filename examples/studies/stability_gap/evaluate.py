@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.studies.arms import Series, read_curves, write_tables
+from examples.studies.arms import Figures, Series, read_curves, write_tables
 from examples.studies.runs import BATCH, SEQUENCE_LENGTH
 from examples.studies.stability_gap.study import ARMS, RESULTS
 from megatron_cpt.gap.curves import WRONG, LossCurve
@@ -39,21 +39,25 @@ def _gap(name: str, figure: str) -> Callable[[Series], float]:
     return of
 
 
-def _first(name: str) -> Callable[[Series], float]:
-    """The value at the first step at which it was measured."""
-    return lambda series: series[name][min(series[name])]
+def _of(name: str, figure: Callable[[list[float]], float]) -> Callable[[Series], float | None]:
+    """A figure of the values of a series in the order of steps, where it was measured."""
+    return lambda series: figure([value for _, value in sorted(series[name].items())]) if name in series else None
 
 
-def _last(name: str) -> Callable[[Series], float]:
-    return lambda series: series[name][max(series[name])]
+def _first(name: str) -> Callable[[Series], float | None]:
+    return _of(name, lambda values: values[0])
 
 
-def _share_below(name: str) -> Callable[[Series], float]:
+def _last(name: str) -> Callable[[Series], float | None]:
+    return _of(name, lambda values: values[-1])
+
+
+def _share_below(name: str) -> Callable[[Series], float | None]:
     """Share of the steps at which a cosine is below 0."""
-    return lambda series: float(np.mean([value < 0 for value in series[name].values()]))
+    return _of(name, lambda values: float(np.mean(np.array(values) < 0)))
 
 
-FIGURES: dict[str, Callable[[Series], float]] = {
+FIGURES: Figures = {
     "general: rise at its largest, nats": _gap("loss general", "depth"),
     "general: rise at the end, nats": _gap("loss general", "final"),
     "general: transient, nats": _gap("loss general", "transient"),

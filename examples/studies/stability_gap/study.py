@@ -47,6 +47,8 @@ FROZEN = 5
 MIXTURE = 0.18
 """Share of general text in a mixture like that of pretraining: what the paper does not replace."""
 SEEDS = (1, 2, 3, 4, 5)
+CONFLICT = ("full", "re-warmed", "replay-20", "frozen-top", "best-4-epochs", "all-three")
+"""Arms whose conflict of gradients is measured, which takes a third of a run."""
 PAIRS, TERMS = 100, 400
 """Questions: of each phenomenon, and of terms."""
 
@@ -177,7 +179,7 @@ def base_config(study: Path) -> dict[str, Any]:
         "final_lr": 0.1 * BASE_PEAK,
         "warmup": f"{BASE_STEPS // 50} steps",
     }
-    config["validation"] |= {"weight_updates": False, "gradient_conflict": []}
+    config["validation"]["weight_updates"] = False
     config["validation"]["eval_interval"] = config["tasks"]["eval_interval"] = {"every": f"{BASE_STEPS // 5} steps"}
     return config
 
@@ -186,6 +188,8 @@ def run_config(study: Path, base: Path, arm: Arm, seed: int) -> dict[str, Any]:
     """One continuation of a base."""
     config = common(study, run_name(arm, seed), sources_of(study, arm, seed), STEPS, 100 + seed)
     config["model"] = {"hf": str(base), "frozen": {arm.frozen: FROZEN} if arm.frozen else {}}
+    if arm.name in CONFLICT:
+        config["validation"]["gradient_conflict"] = ["general", "domain"]
     if arm.replay and not arm.resample:
         config["data"]["replay_ratio"] = arm.replay
     config["schedule"] = {"kind": "constant", "peak_lr": 0.1 * BASE_PEAK}
@@ -230,7 +234,6 @@ def common(study: Path, name: str, sources: dict[str, Any], steps: int, seed: in
                 "every": f"{max(1, tenth // 2)} steps",
             },
             "weight_updates": True,
-            "gradient_conflict": ["general", "domain"],
         },
         "tasks": {
             "files": files,

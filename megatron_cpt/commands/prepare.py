@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from megatron_cpt.config.errors import BadInput, Fault, printable
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import expand_paths
+from megatron_cpt.preparation.chat_template import ChatTemplate
 from megatron_cpt.preparation.contamination import EvaluationSet, read_contamination
 from megatron_cpt.preparation.dry_run import DryRun, dry_run
 from megatron_cpt.preparation.encode_documents import TextCounts
@@ -27,6 +29,7 @@ from megatron_cpt.preparation.prepare import Prepared, Shard, prepare, prepare_s
 from megatron_cpt.preparation.ray_engine import prepare_on_ray
 from megatron_cpt.preparation.text_filters import FILTERS
 from megatron_cpt.tasks.task_files import evaluation_sets
+from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 _MOST_PERCENT = 100
 """`--holdout 5` has no unit, and nobody holds out five tokens."""
@@ -62,6 +65,10 @@ def main(arguments: list[str]) -> int:
     if args.address and args.engine != "ray":
         raise BadInput(Fault("--address", "is of a Ray cluster.", "Give --engine ray, or leave --address out."))
     evaluation = evaluation_sets(args.decontaminate)
+    if args.chat and args.shard is None:
+        tokenizer = Tokenizer.load(args.tokenizer, args.eod, parse_special=True)
+        if warning := ChatTemplate.load(tokenizer).unknown_stop():
+            print(f"warning: {warning}", file=sys.stderr)
     for key in text_keys:
         if args.limit:
             settings = _settings(args, key)

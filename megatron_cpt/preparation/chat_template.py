@@ -30,6 +30,7 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.columns import LOSS_SPAN
 from megatron_cpt.preparation.chat_probe import THINKING_TAGS, Probe, plain_probe, probe_of
 from megatron_cpt.preparation.conversations import Conversation, Unusable
+from megatron_cpt.tokenizer.formats import json_object
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
 
 TrainOn = Literal["responses", "all"]
@@ -104,7 +105,7 @@ class ChatTemplate:
         entry in tokenizer.json. Words (`user`) are none, and <think> and </think> may be said: templates write them
         around no thinking.
         """
-        around = "\n".join(self._around(plain_probe(system)) for system in (False, True))
+        around = "\n".join(part for system in (False, True) for part in self._around(plain_probe(system)))
         added = (name for name in self.renderer.get_added_vocab() if _IN_BRACKETS.fullmatch(name.strip()))
         added = (name for name in added if name in around and name not in THINKING_TAGS)
         return sorted({*self.tokenizer.control_names(), *added})
@@ -132,17 +133,37 @@ class ChatTemplate:
             return number
         return None
 
-    def _around(self, probe: Probe) -> str:
-        """What the template writes around plain messages, up to the last question and behind its answer.
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The control token by which an answer ends, at which a model is to stop. None: the template writes none."""
+        behind = self._ids(self._around(plain_probe(system=False))[1])
+        closing = behind[np.isin(behind, self._control_ids)]
+        return int(closing[0]) if len(closing) else None
+
+    def unknown_stop(self) -> str | None:
+        """What to say where transformers would not stop behind an answer, by the files of the tokenizer's folder."""
+        folder = self.tokenizer.folder
+        configs = (json_object(folder / name) for name in ("generation_config.json", "config.json"))
+        stops = next((found for config in configs if (found := config.get("eos_token_id")) is not None), None)
+        if stops is None or self.turn_end is None or self.turn_end in (stops if isinstance(stops, list) else [stops]):
+            return None
+        return (
+            f"answers end with {self.renderer.convert_ids_to_tokens(self.turn_end)!r}, and by eos_token_id of {folder} "
+            f"a model stops at {stops} alone: it would talk on. In generation_config.json of model.hf, which exports "
+            f"copy, add {self.turn_end}"
+        )
+
+    def _around(self, probe: Probe) -> tuple[str, str]:
+        """What the template writes around plain messages: up to the last question, and behind its answer.
 
         Between them a template may open an answer with thinking that is none.
         """
         try:
             text = self._text(Conversation(probe.messages, None, {}, [], b""))
         except Unusable:  # it takes no system message
-            return ""
+            return "", ""
         question, answer = (probe.parts[place].words[0] for place in (-2, -1))
-        return text.partition(question)[0] + text.rpartition(answer)[2]
+        return text.partition(question)[0], text.rpartition(answer)[2]
 
     def answers(self, conversation: Conversation, ids: Ids) -> list[list[int]]:
         """Where the answers that count begin and end among the `ids` of a conversation, ascending.

@@ -256,6 +256,11 @@ def test_a_longer_conversation_is_cut_behind_an_answer_that_counts(folder: Path,
             said("a", "b") | {"functions": [{"name": "f"}]},
             "'functions' is OpenAI's older form of 'tools', and not known",
         ),
+        (
+            {"prompt": "a", "completion": "b", "label": False},
+            "'label' is false: the answer is one that is not to be given",
+        ),
+        (said("a", "b") | {"kto_tag": False}, "'kto_tag' is false: the answer is one that is not to be given"),
         ({"instruction": " ", "input": "", "output": "b"}, "empty question: message 1"),
         ({"instruction": "a", "output": "b", "history": "c"}, "'history' is not a list of [question, answer]"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "'history' is not a list of [question, answer]"),
@@ -289,6 +294,8 @@ def test_what_is_no_conversation_is_rejected_with_the_reason(value: dict[str, An
         {"messages": None, "conversations": None, "instruction": "a", "input": None, "output": "b", "system": None},
         {"instruction": None, "prompt": "a", "response": None, "completion": "b", "history": None, "tools": None},
         {"instruction": "", "input": "a", "output": "b"},
+        {"instruction": "a", "output": "b", "label": True},
+        {"instruction": "a", "output": "b", "label": "class 3"},
         # What is said twice is not lost, and a question without an answer is no conversation.
         {"prompt": "a", "prompt_id": "x", "weight": 1, "train": True} | said("a", "b"),
         {"prompt": "Question: a\nAnswer: b", "instruction": "a", "output": "b"},
@@ -410,6 +417,23 @@ def test_a_dry_run_warns_of_ids_that_are_not_there(
         assert main([*words, "--id-key", key]) == 0
         warned = "warning: none of the documents has the key 'idd' of --id-key" in capsys.readouterr().out
         assert warned == (key == "idd")
+
+
+@pytest.mark.parametrize("stops", [None, "<eos>", "<|turn_end|>", ["<eos>", "<|turn_end|>"]])
+def test_a_model_that_would_not_stop_behind_an_answer_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stops: str | list[str] | None
+) -> None:
+    """transformers stops at the ids of generation_config.json, or else of config.json; the data end answers."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    number = Tokenizer.load(model).library.number_of
+    if stops is not None:
+        ids = number(stops) if isinstance(stops, str) else [number(name) for name in stops]
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    corpus = str(write_conversations(tmp_path / "chat.jsonl", many(3)))
+    words = ["prepare", corpus, "--tokenizer", str(model), "--output", str(tmp_path / "out"), "--chat", "--quiet"]
+    assert main(words) == 0
+    warned = f"answers end with '<|turn_end|>', and by eos_token_id of {model} a model stops at {number('<eos>')} alone"
+    assert (warned in capsys.readouterr().err) == (stops == "<eos>")
 
 
 def test_conversations_in_a_text_file_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def _shown(found: DryRun, settings: PrepareSettings) -> str:
     """What a dry run found, the documents that it shows last."""
     counts = found.counts
     lines = [f"dry run: {found.read:,} documents were read, nothing is written"]
-    lines.append(_counted(found.documents, found.tokens, found.bytes, _ratio(counts)))
+    lines.append(_counted(found.documents, found.tokens, found.bytes, _ratio(counts), found.loss_tokens))
     lines += _not_said(
         counts.unknown / counts.tokens if counts.tokens else None, counts.lost / counts.bytes if counts.bytes else None
     )
@@ -400,17 +400,22 @@ def _shown(found: DryRun, settings: PrepareSettings) -> str:
     if len(found.rejected) > settings.max_rejected * (found.documents + len(found.rejected)):
         lines.append(f"warning: these are more than --max-rejected, {settings.max_rejected:.2%}, of the documents")
     for example in found.examples:
-        more = "..." if len(example.text) > _SHOWN_CHARACTERS else ""
         ids = example.tokens[:_SHOWN_TOKENS].tolist()
         tokens = " ".join(f"{number}:{found.tokenizer.decode([number])!r}" for number in ids)
         lines += [
             f"\n--- {example.file}, line {example.line:,}: {len(example.text):,} characters, "
             f"{len(example.tokens):,} tokens",
-            f"{example.text[:_SHOWN_CHARACTERS]}{more}",
+            _beginning(example.text),
             f"tokens: {tokens}{' ...' if len(example.tokens) > _SHOWN_TOKENS else ''}",
         ]
+        answers = [found.tokenizer.decode(example.tokens[begin:end].tolist()) for begin, end in example.spans]
+        lines += [f"in the loss: {_beginning(answer)!r}" for answer in answers]
     # Documents, their reasons and names are foreign text: nothing in them may steer the terminal.
     return printable("\n".join(lines))
+
+
+def _beginning(text: str) -> str:
+    return text[:_SHOWN_CHARACTERS] + ("..." if len(text) > _SHOWN_CHARACTERS else "")
 
 
 def _ratio(counts: TextCounts) -> float | None:

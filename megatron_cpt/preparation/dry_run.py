@@ -34,6 +34,8 @@ class Example:
     text: str
     tokens: npt.NDArray[np.int32]
     """BOS and EOD included."""
+    spans: npt.NDArray[np.void]
+    """LOSS_SPAN[spans]: the tokens of a conversation that count in the loss. Empty where all do."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class DryRun:
     """Documents that would be taken, copies and near duplicates among them."""
     tokens: int
     """BOS and EOD counted."""
+    loss_tokens: int | None
+    """Of these, those that count in the loss. None: all do."""
     bytes: int
     """UTF-8 bytes of their texts."""
     with_id: int
@@ -90,16 +94,20 @@ def dry_run(
             filtered += encoded.left_out
             counts += encoded.counts
             records = encoded.tokenized.records
-            named = int(np.count_nonzero(records["id_bytes"]))
-            parts.append(np.array([len(records), records["tokens"].sum(), records["bytes"].sum(), named], np.int64))
+            spans = encoded.tokenized.spans
+            in_loss, named = (spans["end"] - spans["begin"]).sum(), np.count_nonzero(records["id_bytes"])
+            parts.append(
+                np.array([len(records), records["tokens"].sum(), in_loss, records["bytes"].sum(), named], np.int64)
+            )
             if len(examples) < _EXAMPLES:
                 examples += _examples(path, encoded)
         rejected += ((path, line) for line in sorted(unreadable, key=lambda line: line.line))
-    documents, tokens, size, with_id = np.sum(parts, axis=0).tolist() if parts else (0, 0, 0, 0)
+    documents, tokens, in_loss, size, with_id = np.sum(parts, axis=0).tolist() if parts else [0] * 5
     return DryRun(
         read=kinds.total(),
         documents=documents,
         tokens=tokens,
+        loss_tokens=in_loss if settings.train_on == "responses" else None,
         bytes=size,
         with_id=with_id,
         filtered=filtered + Counter({OUTSIDE: kinds[Filtered]}),
@@ -124,7 +132,11 @@ def _first_lines(job: Job, reader: TokenReader, limit: int, kinds: "Counter[type
 
 
 def _examples(path: str, encoded: EncodedBatch) -> Iterator[Example]:
-    ids = np.split(encoded.tokenized.tokens, np.cumsum(encoded.tokenized.records["tokens"])[:-1])
+    tokenized = encoded.tokenized
+    ids, spans = (
+        np.split(array, np.cumsum(tokenized.records[counted])[:-1])
+        for array, counted in ((tokenized.tokens, "tokens"), (tokenized.spans, "spans"))
+    )
     # Of no documents there is still one empty split.
-    for document, its_ids in islice(zip(encoded.documents, ids, strict=False), _EXAMPLES):
-        yield Example(path, document.line, document.text, its_ids)
+    for document, its_ids, its_spans in islice(zip(encoded.documents, ids, spans, strict=False), _EXAMPLES):
+        yield Example(path, document.line, document.text, its_ids, its_spans)

@@ -555,6 +555,11 @@ def test_a_dry_run_shows_conversations(folder: Path, tmp_path: Path, capsys: pyt
     assert main([*words, "--limit", "9"]) == 0
     told = capsys.readouterr().out
     assert "'<|head|>'" in told and "empty answer: message 2" in told
+    [answer] = expected(said("Why?", "So."))
+    assert f"in the loss: {answer!r}" in told
+    assert main([*words, "--max-rejected", "60%", "--quiet"]) == 0
+    share = next(part for part in capsys.readouterr().out.split(", ") if "count in the loss" in part)
+    assert share.split(")")[0] in told
 
 
 def test_streams_that_differ_in_their_spans_differ(folder: Path, tmp_path: Path) -> None:

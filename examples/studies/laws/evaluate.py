@@ -116,7 +116,7 @@ def planted(curves: Curves, name: str, fit: Fit[Curve]) -> Curves:
 
 
 def errors_of(curves: Curves, name: str, form: str, fit: Fit[Curve]) -> Rows:
-    """A row for each arm: error at the end, mean error, noise floor, difference of the seeds, share in the band."""
+    """A row for each arm: error at the end, mean error, noise floor, difference of the seeds, ends in the band."""
     rows = []
     for part, arms in ({"fitted": FITTED} | UNSEEN).items():
         for arm in arms:
@@ -125,6 +125,8 @@ def errors_of(curves: Curves, name: str, form: str, fit: Fit[Curve]) -> Rows:
             mean, floor = mean_of_seeds(curves, arm, name)
             predicted = fit.predict(mean)
             ends = [float(curves[arm, seed, name].losses[-1]) for seed in SEEDS]
+            around = band(fit, mean)
+            low, high = float(around.low[-1]), float(around.high[-1])
             rows.append(
                 {
                     "form": form,
@@ -135,16 +137,11 @@ def errors_of(curves: Curves, name: str, form: str, fit: Fit[Curve]) -> Rows:
                     "mae": round(float(np.abs(predicted - mean.losses).mean()), 4),
                     "noise floor": round(floor, 4),
                     "seeds apart at the end": round(abs(ends[0] - ends[1]), 4),
-                    "ends within the band": sum(holds(fit, of_law(curves[arm, seed, name])) for seed in SEEDS),
+                    "width of the band at the end": round(high - low, 4),
+                    "ends within the band": sum(low <= end <= high for end in ends),
                 }
             )
     return rows
-
-
-def holds(fit: Fit[Curve], curve: Curve) -> bool:
-    """Whether the band holds the end of a curve."""
-    around = band(fit, curve)
-    return bool(around.low[-1] <= curve.losses[-1] <= around.high[-1])
 
 
 def print_means(errors: Rows) -> None:
@@ -154,9 +151,11 @@ def print_means(errors: Rows) -> None:
         largest = max((row["end"] for row in rows), key=abs)
         mae, floor = (np.mean([row[name] for row in rows]) for name in ("mae", "noise floor"))
         held = sum(row["ends within the band"] for row in rows)
+        width = np.mean([row["width of the band at the end"] for row in rows])
         print(
             f"{', '.join(key)}: end at most {largest:+.4f}, mae {mae:.4f}, noise floor {floor:.4f} "
-            f"(ratio {mae / floor:.2f}), {held} of {len(rows) * len(SEEDS)} ends within the band"
+            f"(ratio {mae / floor:.2f}), {held} of {len(rows) * len(SEEDS)} ends within the band, "
+            f"which is {width:.4f} wide"
         )
 
 

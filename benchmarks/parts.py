@@ -97,7 +97,7 @@ def run(engine: str, corpus: Path, tokenizer: Path, output: Path, parts: int) ->
         for number in range(1, SHARDS + 1):
             prepare_shard([str(corpus)], tokenizer, output, settings, Shard(number, SHARDS))
         for number in range(1, parts + 1):
-            merge(output, part=number)
+            merge(output, parts=parts, part=number)
 
 
 def joined(output: Path) -> list[str]:

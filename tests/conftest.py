@@ -14,8 +14,8 @@ from tests.ranks import Ranks
 from tests.train.runs import descendants
 from tests.workshop import Workshop, build
 
-# Texts, tokenizers trained on them, and the way to shared data.
-pytest_plugins = ["tests.texts"]
+# Texts, tokenizers trained on them, and the way to shared data; a Ray cluster.
+pytest_plugins = ["tests.texts", "tests.ray_cluster"]
 
 # No test is timed: a busy machine is no failure. The same examples every time: a red main can be run again.
 settings.register_profile("project", deadline=None, derandomize=True)

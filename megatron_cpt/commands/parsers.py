@@ -62,6 +62,20 @@ def assumed_tokens(words: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def add_engine(parser: argparse.ArgumentParser, local: str) -> None:
+    """The options `--engine` and `--address`; `local` says what this machine does without them."""
+    text = f"ray: on the machines of a Ray cluster, which share a file system (default local: {local})"
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help=text)
+    text = "of the Ray cluster, HOST:PORT (default: $RAY_ADDRESS, or one of this machine)"
+    parser.add_argument("--address", help=text)
+
+
+def refuse_address(args: argparse.Namespace) -> None:
+    """Raises BadInput for an `--address` without a cluster."""
+    if args.address and args.engine != "ray":
+        raise BadInput(Fault("--address", "is of a Ray cluster.", "Give --engine ray, or leave --address out."))
+
+
 def completion(shell: str, commands: Mapping[str, str]) -> str:
     """The completion script of a shell for all commands (name to summary), made by shtab from their parsers.
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.commands.parsers import command_parser, positive
+from megatron_cpt.commands.parsers import add_engine, command_parser, positive, refuse_address
 from megatron_cpt.config.errors import BadInput, Fault, printable
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.corpus.manifest import Manifest
@@ -62,8 +62,7 @@ def main(arguments: list[str]) -> int:
     if args.engine == "ray" and (args.shard or args.limit):
         rule = f"contradict: --{'shard' if args.shard else 'limit'} is of this machine."
         raise BadInput(Fault(f"--engine ray and --{'shard' if args.shard else 'limit'}", rule, "Give one of them."))
-    if args.address and args.engine != "ray":
-        raise BadInput(Fault("--address", "is of a Ray cluster.", "Give --engine ray, or leave --address out."))
+    refuse_address(args)
     evaluation = evaluation_sets(args.decontaminate)
     if args.chat and args.shard is None:
         tokenizer = Tokenizer.load(args.tokenizer, args.eod, parse_special=True)
@@ -262,13 +261,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--shard", type=_shard, metavar="I/N", help="tokenize part I (from 1) of N; `megatron-cpt merge` joins them"
     )
-    top.add_argument(
-        "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="ray: on the machines of a Ray cluster, which share a file system (default local: --workers of this one)",
-    )
-    top.add_argument("--address", help="of the Ray cluster, HOST:PORT (default: $RAY_ADDRESS, or one of this machine)")
+    add_engine(top, "--workers of this one")
     top.add_argument(
         "--fast",
         action=argparse.BooleanOptionalAction,

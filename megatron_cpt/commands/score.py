@@ -7,43 +7,52 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.commands.parsers import command_parser, positive
+from megatron_cpt.commands.parsers import add_engine, command_parser, positive, refuse_address
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.selection import SelectedDataset
+from megatron_cpt.quality.engines import Engine, OneMachine, RayTasks
 from megatron_cpt.quality.fasttext_kenlm import fasttext_method, kenlm_method
+from megatron_cpt.quality.field import Field, score_by_field
 from megatron_cpt.quality.learned import Sides, classifier_method, importance_method
 from megatron_cpt.quality.ngram import ngram_method
-from megatron_cpt.quality.score import Method, Scored, open_datasets, open_references, score, score_by_field
+from megatron_cpt.quality.score import Method, Scored, open_datasets, open_references, score
+from megatron_cpt.runs.ray_tasks import ray_cluster
 
 _METHODS = ("ngram", "classifier", "importance", "model", "fasttext", "kenlm", "field")
 
 
 def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
+    refuse_address(args)
     datasets = open_datasets(args.datasets)
     name = args.name or args.by
     if args.by == "model":
+        if args.engine == "ray":
+            remedy = "Leave --engine out: --nproc shares a model among processes, and array tasks the datasets."
+            raise BadInput(Fault("--engine ray", "is not for --by model, which runs under torchrun.", remedy))
         # Only a model needs torch.
         from megatron_cpt.commands.score_by_model import score_by_model  # noqa: PLC0415
 
         scored = score_by_model(args, arguments, name, datasets)
         if isinstance(scored, int):
             return scored
+    elif args.engine == "ray":
+        with ray_cluster(args.address) as ray:
+            scored = _scored(args, name, datasets, RayTasks(ray, args.workers, not args.quiet))
     else:
-        scored = _scored(args, name, datasets)
+        scored = _scored(args, name, datasets, OneMachine(args.workers, not args.quiet))
     for done in scored:
         print(_summary(name, done))
     return 0
 
 
-def _scored(args: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset]) -> list[Scored]:
+def _scored(args: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset], engine: Engine) -> list[Scored]:
     if args.by == "field":
         if args.field is None:
             raise BadInput(Fault("--by field", "needs a field.", "Name it: --field quality."))
-        return score_by_field(datasets, name, args.field, args.text_key, args.input, args.overwrite, args.missing)
-    method = _method(args, datasets)
-    quiet, overwrite = args.quiet, args.overwrite
-    return score(datasets, name, method, workers=args.workers, progress=not quiet, overwrite=overwrite)
+        field = Field(args.field, args.text_key, tuple(args.input), args.missing)
+        return score_by_field(datasets, name, field, engine, overwrite=args.overwrite)
+    return score(datasets, name, _method(args, datasets), engine, overwrite=args.overwrite)
 
 
 def _method(args: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Method:
@@ -53,7 +62,7 @@ def _method(args: argparse.Namespace, datasets: Sequence[SelectedDataset]) -> Me
         return ngram_method(manifest, references, args.order, text_key)
     if args.by == "importance":
         references = open_references("--reference", args.reference, manifest)
-        return importance_method(datasets, references, args.buckets, text_key, args.workers)
+        return importance_method(datasets, references, args.buckets, text_key)
     if args.by == "fasttext":
         return fasttext_method(manifest, args.model_file, args.label)
     if args.by == "kenlm":
@@ -114,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--pipeline", type=positive, default=1, metavar="N", help="model: pipeline stages")
     top.add_argument("--seed", type=int, default=1234, help="classifier: order of the examples")
     top.add_argument("--workers", type=positive, default=os.cpu_count(), help="threads (default: the cores)")
+    add_engine(top, "--workers of this one")
     top.add_argument("--overwrite", action="store_true", help="replace a score of this name that was made otherwise")
     top.add_argument("--quiet", action="store_true", help="no progress bar")
     return top

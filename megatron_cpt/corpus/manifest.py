@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from megatron_cpt import __version__
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
@@ -115,7 +116,9 @@ class Manifest:
     settings: dict[str, Any] | None = None
     """Every setting of the `prepare` that wrote the dataset; None for datasets made elsewhere."""
     sources: list[SourceFile] | None = None
-    """The files it was made from."""
+    """The files it was made from. Of a dataset in parts the first part alone names them (parts.source_files)."""
+    sources_sha256: str | None = None
+    """`sources_digest` of these files, which every part has."""
     not_read: list[str] | None = None
     """Files of the folders that were given which are none of a corpus, and were not read."""
     rejected: int | None = None
@@ -184,6 +187,11 @@ class Manifest:
         if self.largest_id is not None and not self.only_sampled:
             return self.largest_id
         return None if self.vocabulary_size is None else self.vocabulary_size - 1
+
+
+def sources_digest(sources: Sequence[SourceFile]) -> str:
+    """SHA-256 of a list of files."""
+    return hashlib.sha256(orjson.dumps(sources)).hexdigest()
 
 
 def tool_version() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.corpus.indexed import idx_path, manifest_path
-from megatron_cpt.corpus.manifest import read_manifest
+from megatron_cpt.corpus.manifest import Manifest, SourceFile, read_manifest
 
 HELD_OUT = ".validation"
 """Ending of the prefixes that `prepare --holdout` writes."""
@@ -100,6 +100,23 @@ def part_faults(prefixes: Sequence[Path]) -> list[Fault]:
             rule = f"is part of the same dataset as {second}, in another number of parts."
             faults.append(Fault(str(first), rule, "Name one division alone."))
     return faults
+
+
+def source_files(prefix: Path, manifest: Manifest) -> list[SourceFile] | None:
+    """The files that a dataset was made from; of a part, those that the first part names. None: it is not known.
+
+    Raises IntegrityFault where the manifest of the first part is damaged.
+    """
+    if manifest.sources is not None or manifest.part is None:
+        return manifest.sources
+    held_out = HELD_OUT if prefix.name.endswith(HELD_OUT) else ""
+    stem = prefix.name.removesuffix(HELD_OUT).rsplit("-", 3)[0]
+    first = part_prefixes(prefix.with_name(stem), manifest.part.of)[0]
+    first = first.with_name(first.name + held_out)
+    if not manifest_path(first).is_file():
+        return None
+    named = read_manifest(first)
+    return named.sources if named.part is not None and named.part.job == manifest.part.job else None
 
 
 def held_out_faults(prefixes: Sequence[Path]) -> list[Fault]:

@@ -120,14 +120,31 @@ def whole_record(prefix: str | Path, name: str) -> ScoreRecord:
 
 
 def write_score(
-    prefix: str | Path, name: str, manifest: Manifest, chunks: Iterable[npt.NDArray[np.float32]], how: dict[str, Any]
+    prefix: str | Path,
+    name: str,
+    manifest: Manifest,
+    chunks: Iterable[npt.NDArray[np.float32]],
+    how: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    wait: bool = False,
 ) -> ScoreRecord:
     """Writes both files from scores that come a piece at a time: float32[any], manifest.documents in all.
 
-    Raises BadInput for a score that is not a number, then nothing is written; and where another process writes it.
+    Args:
+        overwrite: whether another score of this name is replaced.
+        wait: whether another process that writes one of this name is waited for; if it is this very score, it stays.
+    Raises:
+        BadInput: a score is not a number, then nothing is written; there is another score of this name; or another
+            process writes it, and is not waited for.
     """
     array, beside = column_path(prefix, name), record_path(prefix, name)
-    with only_writer(array, (array, beside)):
+    with only_writer(array, (array, beside), wait=wait):
+        there = is_scored(prefix, name, manifest, how)
+        if there and wait:
+            return whole_record(prefix, name)
+        if not (there or overwrite):
+            refuse_other_score(prefix, name)
         return _write_score(prefix, name, manifest, chunks, how)
 
 

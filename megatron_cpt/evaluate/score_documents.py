@@ -71,7 +71,7 @@ def score_documents(
             continue
         losses = _losses(model, part)
         if groups.rank() == 0:
-            write_score(part.prefix, name, part.manifest, losses, how)
+            write_score(part.prefix, name, part.manifest, losses, how, overwrite=overwrite)
         else:
             for _ in losses:
                 pass

@@ -268,9 +268,10 @@ def _replaced(job: Job, output: Path) -> list[Fault]:
 
 def _differences(job: Job, manifest: Manifest) -> list[str]:
     """What a dataset was made of that is other in this job, in words; none: it is this job's."""
-    sources = manifest.sources or []
     differing = []
-    if sources != job.sources:
+    if manifest.sources is None and manifest.sources_sha256 is not None:
+        differing += ["input"] if manifest.sources_sha256 != job.sources_sha256 else []
+    elif (sources := manifest.sources or []) != job.sources:
         differing.append(f"input: {_first_other(sources, job.sources)}")
     made_by = {"tokenizer": manifest.tokenizer, "bos": manifest.bos, "eod": manifest.eod}
     differing += [name for name, value in made_by.items() if value != getattr(job, name)]

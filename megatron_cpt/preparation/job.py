@@ -24,7 +24,7 @@ import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.corpus.indexed import dtype_for
-from megatron_cpt.corpus.manifest import Manifest, SourceFile, tool_version
+from megatron_cpt.corpus.manifest import Manifest, SourceFile, sources_digest, tool_version
 from megatron_cpt.corpus.parts import HELD_OUT, part_prefixes
 from megatron_cpt.preparation.documents import Keys
 from megatron_cpt.preparation.fields import parse_condition
@@ -203,6 +203,11 @@ class Job:
     def datasets(self) -> list[Path]:
         """The prefixes of the training documents, one for each part; beside each, its held-out ones."""
         return part_prefixes(self.output, self.settings.parts)
+
+    @cached_property
+    def sources_sha256(self) -> str:
+        """Of the list of inputs, as manifests have it."""
+        return sources_digest(self.sources)
 
     @property
     def datasets_read(self) -> list[Input]:

@@ -4,16 +4,12 @@ A task is what a task of a Slurm array is: `prepare_shard`, then `join_alone`. R
 lost machine again elsewhere. What a lost task had finished is in PREFIX.pieces and is used again.
 """
 
-import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.preparation.contamination import EvaluationSet
 from megatron_cpt.preparation.describe_job import described_job
 from megatron_cpt.preparation.existing import whole_result
@@ -22,7 +18,8 @@ from megatron_cpt.preparation.job import Job, PrepareSettings, clear, forget, ow
 from megatron_cpt.preparation.join import Joined
 from megatron_cpt.preparation.pieces import spans
 from megatron_cpt.preparation.prepare import Prepared, Shard, ShardDone, begun, join_alone, prepare_shard
-from megatron_cpt.preparation.remote_file import is_remote
+from megatron_cpt.preparation.remote_file import absolute_path
+from megatron_cpt.runs.ray_tasks import ray_cluster, task_results
 
 _SHARDS_PER_CPU = 4
 """So that a lost machine, or a slow one, costs little of the whole."""
@@ -52,97 +49,57 @@ def prepare_on_ray(
     if str(STANDARD_INPUT) in inputs:
         raise BadInput(Fault("-", "cannot be shared among machines.", "Give files, or leave --engine ray out."))
     # Tasks run in folders of their own.
-    here = [path if is_remote(path) else os.path.abspath(path) for path in inputs]
+    here = [absolute_path(path) for path in inputs]
     where, prefix = Path(tokenizer).absolute(), Path(output).absolute()
     job, _ = described_job(here, where, prefix, settings or PrepareSettings(), evaluation)
     there = whole_result(job)
     if there is not None:
         forget(job)
         return Prepared(tuple(there), reused=True)
-    with _cluster(address) as ray:
+    with ray_cluster(address) as ray:
         with owned(prefix):
             there = begun(job, overwrite)
             if there is not None:
                 return Prepared(tuple(there), reused=True)
         # From here on as tasks of an array, which share it.
         with owned(prefix, shared=True):
-            _tokenize(ray, job, (here, where, prefix, settings, fast), evaluation, progress)
+            work = partial(
+                prepare_shard,
+                here,
+                where,
+                prefix,
+                settings,
+                evaluation=evaluation,
+                workers=0,  # Ray's processes have threads, which do not survive a fork.
+                fast=fast,
+            )
+            _tokenize(ray, job, work, progress)
             joined = _join(ray, job, overwrite, progress)
     with owned(prefix):
         clear(prefix)
     return Prepared(tuple(joined), reused=False)
 
 
-@contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """The module ray, connected for the block; a connection that is there is used and stays."""
-    try:
-        # An optional library.
-        import ray  # noqa: PLC0415
-    except ImportError as error:
-        raise BadInput(
-            Fault("--engine ray", "needs Ray, not installed.", "pip install 'megatron-cpt[ray]'.")
-        ) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError) as error:
-        remedy = "Give the address that `ray start --head` printed, HOST:6379."
-        raise BadInput(Fault(f"--address {address}", f"has no Ray cluster ({error}).", remedy)) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _tokenize(ray: Any, job: Job, call: tuple[Any, ...], evaluation: Sequence[EvaluationSet], progress: bool) -> None:
-    """Completes all pieces. `call` are the first arguments of `_shard`."""
+def _tokenize(ray: Any, job: Job, work: Callable[[Shard], ShardDone], progress: bool) -> None:
+    """Completes all pieces."""
     found = spans(job.inputs, job.piece_size, job.settings.text_key)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     shards = max(1, min(len(found), _SHARDS_PER_CPU * cpus))
     # A process for each task: the tokenizer libraries keep what they have seen.
     task = ray.remote(num_cpus=1, max_calls=1)(_shard)
-    sets = ray.put(evaluation)
-    tasks = [task.remote(*call, Shard(number, shards), sets) for number in range(1, shards + 1)]
-    _results(ray, tasks, f"{job.output.name}: shards", progress)
+    shared = ray.put(work)  # it names all inputs
+    tasks = [task.remote(shared, Shard(number, shards)) for number in range(1, shards + 1)]
+    task_results(ray, tasks, f"{job.output.name}: shards", progress)
 
 
-def _shard(
-    inputs: Sequence[str],
-    tokenizer: Path,
-    output: Path,
-    settings: PrepareSettings | None,
-    fast: bool,
-    shard: Shard,
-    evaluation: Sequence[EvaluationSet],
-) -> ShardDone:
-    # In this process: Ray's have threads, which do not survive a fork.
-    return prepare_shard(inputs, tokenizer, output, settings, shard, evaluation=evaluation, workers=0, fast=fast)
+def _shard(work: Callable[[Shard], ShardDone], shard: Shard) -> ShardDone:
+    return work(shard)
 
 
 def _join(ray: Any, job: Job, overwrite: bool, progress: bool) -> list[Joined]:
     task = ray.remote(num_cpus=1, max_calls=1)(join_alone)
+    shared = ray.put(job)  # it names all inputs
     # The first decides, and others would only wait for it.
-    first = _results(ray, [task.remote(job, 1, overwrite)], f"{job.output.name}: part 1", progress)
-    tasks = [task.remote(job, number, overwrite) for number in range(2, job.settings.parts + 1)]
-    return first + _results(ray, tasks, f"{job.output.name}: parts", progress)
-
-
-def _results(ray: Any, tasks: Sequence[Any], name: str, progress: bool) -> list[Any]:
-    """What the tasks return, in their order. What one of them raises is raised once it is known."""
-    waiting = list(tasks)
-    with tqdm(total=len(tasks), unit="task", disable=not progress, desc=name) as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            try:
-                ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                kept = "What other tasks finished is kept: the same command goes on from there."
-                raise WorkerDied(f"a task of Ray was lost: {error} {kept}") from error
-            bar.update(len(done))
-    results: list[Any] = ray.get(list(tasks))
-    return results
+    first = task_results(ray, [task.remote(shared, 1, overwrite)], f"{job.output.name}: part 1", progress)
+    tasks = [task.remote(shared, number, overwrite) for number in range(2, job.settings.parts + 1)]
+    return first + task_results(ray, tasks, f"{job.output.name}: parts", progress)

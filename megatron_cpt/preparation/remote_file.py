@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -115,6 +116,11 @@ def _as_os_error(url: str) -> Iterator[None]:
 def is_remote(text: str) -> bool:
     """Whether a path is a URL."""
     return _URL.match(text) is not None
+
+
+def absolute_path(text: str) -> str:
+    """A path as it reads in any folder: a URL as it is."""
+    return text if is_remote(text) else os.path.abspath(text)
 
 
 def remote_files(text: str) -> list[tuple[RemoteFile, bool]]:

@@ -6,7 +6,9 @@ nothing that is in it, but do not check it against malice: a file that was made 
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import DocumentChunk, tokenizer_of
+from megatron_cpt.quality.engines import Engine
 from megatron_cpt.quality.score import Method, Scorer
 from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.tokenizer.tokenizer import Tokenizer
@@ -26,8 +29,7 @@ def fasttext_method(manifest: Manifest, model: Path | None, label: str | None) -
     if label is None:
         remedy = "Name one of the model, such as __label__en of lid.176.bin: --label __label__en."
         raise BadInput(Fault("--by fasttext", "needs the label whose probability is the score.", remedy))
-    of_text = _fasttext_probability(path, label)
-    return _method(manifest, "fasttext", path, {"label": label}, of_text)
+    return _method(manifest, "fasttext", path, {"label": label}, partial(_fasttext_probability, path, label))
 
 
 def kenlm_method(manifest: Manifest, model: Path | None) -> Method:
@@ -37,7 +39,7 @@ def kenlm_method(manifest: Manifest, model: Path | None) -> Method:
     BadInput: no file, or none of KenLM.
     """
     path = _file("kenlm", "kenlm", model)
-    return _method(manifest, "kenlm", path, {}, _kenlm_perplexity(path))
+    return _method(manifest, "kenlm", path, {}, partial(_kenlm_perplexity, path))
 
 
 def _file(by: str, package: str, model: Path | None) -> Path:
@@ -48,22 +50,37 @@ def _file(by: str, package: str, model: Path | None) -> Path:
         raise BadInput(Fault(f"--by {by}", "needs a model.", "Give its file: --model-file FILE."))
     if not model.is_file():
         raise BadInput(Fault(f"--model-file {model}", "is no file.", "Give the model's file."))
-    return model
+    return model.absolute()
 
 
-def _method(manifest: Manifest, by: str, path: Path, more: dict[str, str], of_text: Callable[[str], float]) -> Method:
-    tokenizer = tokenizer_of(manifest)
-    if tokenizer is None:
-        rule = "reads text, and the tokenizer of the dataset is unknown or no longer where it was."
-        raise BadInput(Fault(f"--by {by}", rule, "Put the tokenizer back where the manifest names it."))
+OfText = Callable[[str], float]
 
-    def scorer(chunk: DocumentChunk) -> npt.NDArray[np.float32]:
-        return np.array([of_text(text) for text in texts_of(chunk, tokenizer, manifest.eod)], np.float32)
 
-    def learn(folder: Path) -> Scorer:
+def _method(manifest: Manifest, by: str, path: Path, more: dict[str, str], open_model: Callable[[], OfText]) -> Method:
+    scorer = _TextScorer(by, manifest, open_model)
+
+    def learn(folder: Path, engine: Engine) -> Scorer:
         return scorer
 
     return Method({"by": by, "model_sha256": file_sha256(path), **more}, learn)
+
+
+class _TextScorer:
+    """Scores documents as text. What is pickled of it are its arguments: another process opens the files itself."""
+
+    def __init__(self, by: str, manifest: Manifest, open_model: Callable[[], OfText]) -> None:
+        self._arguments = (by, manifest, open_model)
+        tokenizer = tokenizer_of(manifest)
+        if tokenizer is None:
+            rule = "reads text, and the tokenizer of the dataset is unknown or no longer where it was."
+            raise BadInput(Fault(f"--by {by}", rule, "Put the tokenizer back where the manifest names it."))
+        self._tokenizer, self._eod, self._of_text = tokenizer, manifest.eod, open_model()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _TextScorer, self._arguments
+
+    def __call__(self, chunk: DocumentChunk) -> npt.NDArray[np.float32]:
+        return np.array([self._of_text(text) for text in texts_of(chunk, self._tokenizer, self._eod)], np.float32)
 
 
 def texts_of(chunk: DocumentChunk, tokenizer: Tokenizer, eod: int | None) -> Iterator[str]:
@@ -78,7 +95,7 @@ _ALL_LABELS = {"k": -1, "threshold": -1.0}
 """Of a prediction: hierarchical softmax leaves out what is below 1e-5 with a threshold of 0."""
 
 
-def _fasttext_probability(path: Path, label: str) -> Callable[[str], float]:
+def _fasttext_probability(path: Path, label: str) -> OfText:
     # An optional library.
     import fasttext  # noqa: PLC0415
 
@@ -103,7 +120,7 @@ def _fasttext_probability(path: Path, label: str) -> Callable[[str], float]:
     return probability
 
 
-def _kenlm_perplexity(path: Path) -> Callable[[str], float]:
+def _kenlm_perplexity(path: Path) -> OfText:
     # An optional library.
     import kenlm  # noqa: PLC0415
 

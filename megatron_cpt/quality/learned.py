@@ -4,10 +4,12 @@
 document is of the good kind, by a linear classifier (after arXiv:2406.11794).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from megatron_cpt.corpus.hashing import mixed
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks
+from megatron_cpt.quality.engines import Engine, OneMachine
 from megatron_cpt.quality.score import Method, Reference, Scorer, in_order, tokenized
 
 _LONGEST_NGRAM = 2
@@ -24,7 +27,7 @@ _LONGEST_NGRAM = 2
 
 
 def importance_method(
-    pool: Sequence[SelectedDataset], references: Sequence[Reference], buckets: int, text_key: str, workers: int
+    pool: Sequence[SelectedDataset], references: Sequence[Reference], buckets: int, text_key: str
 ) -> Method:
     """The weights by which the documents of `pool`, all of them, are drawn so as to look like the references."""
     how = {
@@ -36,29 +39,38 @@ def importance_method(
         "tokenizer": pool[0].manifest.tokenizer,
     }
 
-    def learn(folder: Path) -> Scorer:
-        target = _log_shares(tokenized(references, pool[0].manifest, text_key, folder), buckets, workers)
-        weights = target - _log_shares(pool, buckets, workers)
-
-        def scorer(chunk: DocumentChunk) -> npt.NDArray[np.float32]:
-            features, documents = hashed_ngrams(chunk, _LONGEST_NGRAM, buckets)
-            return np.bincount(documents, weights[features], minlength=len(chunk.lengths)).astype(np.float32)
-
-        return scorer
+    def learn(folder: Path, engine: Engine) -> Scorer:
+        target = tokenized(references, pool[0].manifest, text_key, folder, engine.workers)
+        count = partial(_bucket_counts, buckets)
+        of_target = OneMachine(engine.threads).each(count, target)
+        return partial(_importance, _log_shares(of_target, buckets) - _log_shares(engine.each(count, pool), buckets))
 
     return Method(how, learn)
 
 
-def _log_shares(parts: Iterable[SelectedDataset], buckets: int, workers: int) -> npt.NDArray[np.float64]:
-    """Natural log of the share of each bucket among the n-grams of the parts: float64[buckets]."""
-    counts = np.ones(buckets, np.int64)
+def _importance(weights: npt.NDArray[np.float64], chunk: DocumentChunk) -> npt.NDArray[np.float32]:
+    features, documents = hashed_ngrams(chunk, _LONGEST_NGRAM, len(weights))
+    return np.bincount(documents, weights[features], minlength=len(chunk.lengths)).astype(np.float32)
+
+
+def _bucket_counts(buckets: int, part: SelectedDataset, here: OneMachine) -> npt.NDArray[np.int64]:
+    """How many n-grams of a dataset are in each bucket: int64[buckets]."""
+    counts = np.zeros(buckets, np.int64)
 
     def counted(chunk: DocumentChunk) -> npt.NDArray[np.int64]:
         return np.bincount(hashed_ngrams(chunk, _LONGEST_NGRAM, buckets)[0], minlength=buckets)
 
-    for part in parts:
-        for of_chunk in in_order(counted, dataset_chunks(part), workers):
-            counts += of_chunk
+    for of_chunk in in_order(counted, dataset_chunks(part), here.threads):
+        counts += of_chunk
+    return counts
+
+
+def _log_shares(parts: Sequence[npt.NDArray[np.int64]], buckets: int) -> npt.NDArray[np.float64]:
+    """Natural log of the share of each bucket among the n-grams of all parts, each counted once more: float64[buckets].
+
+    `parts`: the counts of each, int64[buckets].
+    """
+    counts = sum(parts, np.ones(buckets, np.int64))
     return np.log(counts / counts.sum())
 
 
@@ -91,8 +103,10 @@ def classifier_method(manifest: Manifest, sides: Sides, seed: int, text_key: str
         "tokenizer": manifest.tokenizer,
     }
 
-    def learn(folder: Path) -> Scorer:
-        positive, negative = (tokenized(side, manifest, text_key, folder) for side in (sides.positive, sides.negative))
+    def learn(folder: Path, engine: Engine) -> Scorer:
+        positive, negative = (
+            tokenized(side, manifest, text_key, folder, engine.workers) for side in (sides.positive, sides.negative)
+        )
         # An optional library.
         from sklearn.linear_model import SGDClassifier  # noqa: PLC0415
 
@@ -101,13 +115,15 @@ def classifier_method(manifest: Manifest, sides: Sides, seed: int, text_key: str
             for documents, labels in _pairs(positive, negative):
                 order = np.random.default_rng((seed, epoch, len(labels))).permutation(len(labels))
                 model.partial_fit(documents[order], labels[order], classes=[0, 1])
-
-        def scorer(chunk: DocumentChunk) -> npt.NDArray[np.float32]:
-            return model.predict_proba(_bags(chunk))[:, 1].astype(np.float32)
-
-        return scorer
+        return partial(_probabilities, model)
 
     return Method(how, learn)
+
+
+def _probabilities(model: Any, chunk: DocumentChunk) -> npt.NDArray[np.float32]:
+    """By a classifier of scikit-learn."""
+    probabilities: npt.NDArray[np.float32] = model.predict_proba(_bags(chunk))[:, 1].astype(np.float32)
+    return probabilities
 
 
 def _bags(chunk: DocumentChunk) -> csr_matrix:

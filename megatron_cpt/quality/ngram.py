@@ -14,6 +14,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks
+from megatron_cpt.quality.engines import Engine
 from megatron_cpt.quality.score import Method, Reference, Scorer, tokenized
 
 
@@ -28,8 +29,8 @@ def ngram_method(manifest: Manifest, references: Sequence[Reference], order: int
         "tokenizer": manifest.tokenizer,
     }
 
-    def learn(folder: Path) -> Scorer:
-        parts = tokenized(references, manifest, text_key, folder)
+    def learn(folder: Path, engine: Engine) -> Scorer:
+        parts = tokenized(references, manifest, text_key, folder, engine.workers)
         if not sum(part.tokens for part in parts):
             raise BadInput(Fault("--reference", "holds no text.", "Name text like the one you look for."))
         vocabulary = manifest.vocabulary_size

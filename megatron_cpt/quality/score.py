@@ -1,7 +1,7 @@
 """Scores of documents: PREFIX.NAME.npy beside each dataset (corpus/scores.py).
 
-A score comes from a method (ngram.py, learned.py, a model) or from a number that stands in the JSON already, matched by
-the hash of each document's text. References are texts that a method learns from.
+A score comes from a method (ngram.py, learned.py, a model) or from a number that stands in the JSON already (field.py).
+References are texts that a method learns from.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,24 +21,21 @@ from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.corpus.indexed import idx_path
-from megatron_cpt.corpus.manifest import Manifest, documents_column
+from megatron_cpt.corpus.manifest import Manifest
 from megatron_cpt.corpus.parts import named_by
 from megatron_cpt.corpus.scores import ScoreRecord, check_name, is_scored, refuse_other_score, whole_record, write_score
 from megatron_cpt.corpus.selection import SUFFIX, SelectedDataset, load_selection, whole_dataset
 from megatron_cpt.corpus.stream import DocumentChunk, dataset_chunks, expand_paths, tokenizer_of
-from megatron_cpt.preparation.documents import Keys, read_inputs
-from megatron_cpt.preparation.input_kinds import Input
 from megatron_cpt.preparation.inputs import input_files
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
-from megatron_cpt.preparation.process_piece import batches
-from megatron_cpt.preparation.remote_file import RemoteFile
-from megatron_cpt.preparation.sorted_runs import content_hash
+from megatron_cpt.quality.engines import Engine, OneMachine
 from megatron_cpt.runs.folder import file_sha256
 
 Scorer = Callable[[DocumentChunk], npt.NDArray[np.float32]]
 """A chunk to the score of each of its documents, float32[documents]. Threads call it at once."""
 T = TypeVar("T")
+HERE = OneMachine()
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Method:
 
     how: dict[str, Any]
     """What decides the numbers: method, settings, references."""
-    learn: Callable[[Path], Scorer]
-    """Learns from the references; the folder is for what is only needed meanwhile."""
+    learn: Callable[[Path, Engine], Scorer]
+    """Learns from the references; the folder is for what is only needed meanwhile. The scorer can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +79,28 @@ def score(
     datasets: Sequence[SelectedDataset],
     name: str,
     method: Method,
+    engine: Engine = HERE,
     *,
-    workers: int = 1,
-    progress: bool = False,
     overwrite: bool = False,
 ) -> list[Scored]:
-    """Writes the score of each dataset that does not have it. Raises as the method does, and as `already` does."""
+    """Writes the score of each dataset that does not have it: learned once, and by the same bytes on any engine.
+
+    Raises as the method does, and as `already` does.
+    """
     done = already(datasets, name, method.how, overwrite)
-    scorer = None
-    if not all(done.values()):
+    left = [part for part in datasets if not done[part.prefix]]
+    if left:
         with tempfile.TemporaryDirectory(prefix=".scoring-", dir=datasets[0].prefix.parent) as folder:
-            scorer = method.learn(Path(folder))
-    for part in datasets:
-        if scorer is not None and not done[part.prefix]:
-            chunks = _scored(part, scorer, workers, progress)
-            write_score(part.prefix, name, part.manifest, chunks, method.how)
+            scorer = method.learn(Path(folder), engine)
+        engine.each(partial(_score, name, method.how, scorer, overwrite), left)
     return [Scored(part.prefix, whole_record(part.prefix, name), done[part.prefix]) for part in datasets]
+
+
+def _score(
+    name: str, how: dict[str, Any], scorer: Scorer, overwrite: bool, part: SelectedDataset, here: OneMachine
+) -> None:
+    chunks = _scored(part, scorer, here)
+    write_score(part.prefix, name, part.manifest, chunks, how, overwrite=overwrite, wait=here.waits)
 
 
 def already(datasets: Sequence[SelectedDataset], name: str, how: dict[str, Any], overwrite: bool) -> dict[Path, bool]:
@@ -109,13 +113,14 @@ def already(datasets: Sequence[SelectedDataset], name: str, how: dict[str, Any],
     return done
 
 
-def _scored(part: SelectedDataset, scorer: Scorer, workers: int, progress: bool) -> Iterator[npt.NDArray[np.float32]]:
-    with tqdm(total=part.tokens, unit="token", unit_scale=True, disable=not progress, desc=part.prefix.name) as bar:
+def _scored(part: SelectedDataset, scorer: Scorer, here: OneMachine) -> Iterator[npt.NDArray[np.float32]]:
+    hidden = not here.progress
+    with tqdm(total=part.tokens, unit="token", unit_scale=True, disable=hidden, desc=part.prefix.name) as bar:
 
         def work(chunk: DocumentChunk) -> tuple[npt.NDArray[np.float32], int]:
             return scorer(chunk), len(chunk.tokens)
 
-        for scores, tokens in in_order(work, dataset_chunks(part), workers):
+        for scores, tokens in in_order(work, dataset_chunks(part), here.threads):
             bar.update(tokens)
             yield scores
 
@@ -130,115 +135,6 @@ def in_order(work: Callable[[DocumentChunk], T], chunks: Iterable[DocumentChunk]
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def score_by_field(
-    datasets: Sequence[SelectedDataset],
-    name: str,
-    field: str,
-    text_key: str | None,
-    paths: Sequence[str],
-    overwrite: bool = False,
-    missing: float | None = None,
-) -> list[Scored]:
-    """Writes the score of each dataset from the field of its documents.
-
-    `paths` are the files it was prepared from, by default those that its manifest names; `text_key` is by
-    default the key it was prepared with; `missing` is the score of a document without a number. Raises BadInput where
-    files are unknown, gone or changed, or a document has no number and `missing` is None, or no document of all the
-    datasets has one, or a dataset has another score of this name and it may not be replaced (`overwrite`).
-    """
-    check_name(name)
-    results: dict[Path, Scored] = {}
-    # Written last, when another dataset is known to have numbers: where none has, the field is the wrong one.
-    without_any: list[tuple[SelectedDataset, dict[str, Any]]] = []
-    for part in datasets:
-        inputs = input_files(paths) if paths else _sources(part)
-        state = [[str(source.path.resolve()), *_state(source.path)] for source in inputs]
-        settings = part.manifest.settings or {}
-        chat = settings.get("train_on") is not None
-        keys = Keys(text_key or settings.get("text_key", "text"), field, chat=chat)
-        how: dict[str, Any] = {"by": "field", "field": field, "text_key": keys.text, "sources": state}
-        if missing is not None:
-            how["missing"] = missing
-        reused, without = already([part], name, how, overwrite)[part.prefix], 0
-        if not reused:
-            scores, without = _scores(part, inputs, keys)
-            if without and missing is None:
-                raise _no_number(field, without, [part], len(datasets) > 1 or without < part.manifest.documents)
-            if without == part.manifest.documents > 0:
-                without_any.append((part, how))
-                continue
-            if missing is not None:
-                scores[np.isnan(scores)] = missing
-            write_score(part.prefix, name, part.manifest, [scores], how)
-        results[part.prefix] = Scored(part.prefix, whole_record(part.prefix, name), reused, without)
-    if without_any and not any(one.record.documents for one in results.values()):
-        parts = [part for part, _ in without_any]
-        raise _no_number(field, sum(part.manifest.documents for part in parts), parts, False)
-    for part, how in without_any:
-        count = part.manifest.documents
-        write_score(part.prefix, name, part.manifest, [np.full(count, missing, np.float32)], how)
-        results[part.prefix] = Scored(part.prefix, whole_record(part.prefix, name), False, count)
-    return [results[part.prefix] for part in datasets]
-
-
-def _no_number(field: str, without: int, datasets: Sequence[SelectedDataset], may_be_missing: bool) -> BadInput:
-    of = str(datasets[0].prefix) + (f" and {len(datasets) - 1:,} more datasets" if len(datasets) > 1 else "")
-    documents = sum(part.manifest.documents for part in datasets)
-    rule = f"gives no number for {without:,} of the {documents:,} documents of {of}."
-    remedy = "Name another field, or --input with the files as prepared"
-    remedy += ", or give those documents a --missing number." if may_be_missing else "."
-    return BadInput(Fault(f"--field {field}", rule, remedy))
-
-
-def _sources(part: SelectedDataset) -> list[Input]:
-    """The files that a manifest names, as they were then."""
-    sources = part.manifest.sources
-    if not sources:
-        rule = "does not say which files it was prepared from."
-        raise BadInput(Fault(str(part.prefix), rule, "Name them with --input."))
-    for source in sources:
-        path = Path(source.path)
-        if not path.is_file() or _state(path) != (source.size, source.modified_ns):
-            rule = f"was prepared from {path}, which is gone or changed."
-            raise BadInput(Fault(str(part.prefix), rule, "Name the files, as they are now, with --input."))
-    return input_files([source.path for source in sources])
-
-
-def _state(path: Path | RemoteFile) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-def _scores(part: SelectedDataset, inputs: Sequence[Input], keys: Keys) -> tuple[npt.NDArray[np.float32], int]:
-    """The number under keys.id of each document, of copies the first that has one, NaN where there is none; and how
-    many have none."""
-    prefix, manifest = part.prefix, part.manifest
-    hashes = documents_column(prefix, manifest)["content_hash"]
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    scores = np.full(manifest.documents, np.nan, np.float32)
-    for batch in batches((line for _, line in read_inputs(inputs, keys)), []):
-        numbers = np.array([_number(document.id) for document in batch], np.float32)
-        found = np.frombuffer(b"".join(content_hash(document.content) for document in batch), "<u8")
-        first, end = np.searchsorted(ordered, found), np.searchsorted(ordered, found, side="right")
-        for number, begin, behind in zip(numbers, first, end, strict=True):
-            same = order[begin:behind]
-            scores[same[np.isnan(scores[same])]] = number
-    return scores, int(np.isnan(scores).sum())
-
-
-def _number(text: str) -> float:
-    """The number of a field; NaN where it is none that a score can be."""
-    try:
-        number = float(text)
-    except ValueError:
-        return np.nan
-    return number if abs(number) <= _LARGEST else np.nan
-
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -268,11 +164,11 @@ def open_references(option: str, paths: Sequence[str], manifest: Manifest) -> li
 
 
 def tokenized(
-    references: Sequence[Reference], manifest: Manifest, text_key: str, folder: Path
+    references: Sequence[Reference], manifest: Manifest, text_key: str, folder: Path, workers: int | None
 ) -> list[SelectedDataset]:
     """The documents of references, those of files tokenized into `folder` as the dataset of `manifest` was.
 
-    Raises BadInput as `prepare` does.
+    `workers` are as `prepare` takes them. Raises BadInput as `prepare` does.
     """
     parts: list[SelectedDataset] = []
     for number, reference in enumerate(references):
@@ -287,7 +183,7 @@ def tokenized(
                 order="as_read",
             )
             prefix = folder / f"reference-{hashlib.sha256(reference.path.encode()).hexdigest()[:8]}-{number}"
-            prepare([reference.path], manifest.tokenizer_folder, prefix, settings)
+            prepare([reference.path], manifest.tokenizer_folder, prefix, settings, workers=workers)
             parts.append(whole_dataset(prefix))
     return parts
 

@@ -18,7 +18,7 @@ from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.corpus.indexed import IndexedDataset, idx_path
 from megatron_cpt.corpus.manifest import Manifest, documents_column, load_manifest, verify_dataset
-from megatron_cpt.corpus.parts import named_by, part_faults, part_prefixes
+from megatron_cpt.corpus.parts import named_by, part_faults, part_prefixes, source_files
 from megatron_cpt.corpus.stream import TokenStream, expand_paths
 from megatron_cpt.preparation.contamination import EvaluationItem, EvaluationSet, read_contamination
 from megatron_cpt.preparation.inputs import find_inputs
@@ -112,6 +112,29 @@ def test_a_source_of_parts_reads_as_the_single_dataset(
         assert (one.document_starts(0, one.tokens) == seven.document_starts(0, one.tokens)).all()
     by_glob = TokenStream([str(tmp_path / "7" / "x-*")])
     assert by_glob.identity == TokenStream([tmp_path / "7" / "x"]).identity
+
+
+def test_the_inputs_are_named_once(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
+    """By the first part: a thousand parts of a hundred thousand files would else name them a thousand times."""
+    asked = replace(SETTINGS, parts=3)
+    prepare(corpus, tokenizer_folder, tmp_path / "x", asked, workers=1)
+    for ending in ("", ".validation"):
+        first, *others = manifests(tmp_path, ending)
+        assert first.sources and all(one.sources is None for one in others)
+        assert {one.sources_sha256 for one in others} == {first.sources_sha256}
+        prefixes = [Path(f"{prefix}{ending}") for prefix in part_prefixes(tmp_path / "x", 3)]
+        assert [source_files(prefix, load_manifest(prefix)) for prefix in prefixes] == [first.sources] * 3
+    assert prepare(corpus, tokenizer_folder, tmp_path / "x", asked).reused
+    # Of another input, a part whose manifest names no file is refused like the first.
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"text": "more"}')
+    for file in tmp_path.glob("x-00001-of-00003.*"):
+        file.unlink()
+    with pytest.raises(BadInput, match=r"x-00002-of-00003: is a finished dataset .* \(other input\)"):
+        prepare([*corpus, str(more)], tokenizer_folder, tmp_path / "x", asked)
+    # A part whose first is gone does not know its files.
+    second = part_prefixes(tmp_path / "x", 3)[1]
+    assert source_files(second, load_manifest(second)) is None
 
 
 def test_parts_without_the_others_are_refused(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:

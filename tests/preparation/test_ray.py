@@ -1,11 +1,7 @@
 """`prepare --engine ray` on two nodes, one of which is lost: the bytes of one machine."""
 
-import importlib.util
 import json
 import os
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +15,9 @@ from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
 from megatron_cpt.preparation.ray_engine import prepare_on_ray
 from tests.preparation.test_interruptions import digests
+from tests.ray_cluster import HAS_RAY, losing_a_node, needs_ray
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install 'megatron-cpt[ray]'")
 SETTINGS = PrepareSettings(holdout=0.1, id_key="id", max_rejected=0.5, parts=3)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that runs no task, and two nodes of one task each, all on this machine."""
-    from ray.cluster_utils import Cluster  # noqa: PLC0415
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        for _ in range(2):
-            nodes.add_node(num_cpus=1)
-        yield nodes
-        nodes.shutdown()
 
 
 @pytest.fixture
@@ -74,25 +55,15 @@ def test_a_lost_node_costs_its_tasks_alone(
     asked = {"evaluation": evaluation, "fast": False}
     prepare([files], tokenizer_folder, tmp_path / "right" / "x", SETTINGS, workers=2, **asked)
     pieces = tmp_path / "out" / "x.pieces"
-    lost: list[int] = []
-
-    def lose_a_node() -> None:
-        deadline = time.monotonic() + 600
-        while not list(pieces.glob("*-0*.json")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        # It has a task: each node runs one, and most pieces are not there yet.
-        cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0], allow_graceful=False)
-        lost.append(len(list(pieces.glob("*-0*.json"))))
-
-    killer = threading.Thread(target=lose_a_node)
-    killer.start()
-    prepared = prepare_on_ray(
-        [files], tokenizer_folder, tmp_path / "out" / "x", SETTINGS, address=cluster.address, **asked
-    )
-    killer.join()
+    with losing_a_node(cluster, lambda: len(list(pieces.glob("*-0*.json")))) as lost:
+        prepared = prepare_on_ray(
+            [files], tokenizer_folder, tmp_path / "out" / "x", SETTINGS, address=cluster.address, **asked
+        )
     assert lost and lost[0] < 12 - 2
     assert len(prepared.parts) == 3 and not prepared.reused
     assert digests(tmp_path / "out") == digests(tmp_path / "right")
+    # What the tasks compared with evaluation items is among these files.
+    assert prepared.training.contaminated and (tmp_path / "out" / "x.contaminated.jsonl").is_file()
     again = prepare_on_ray(
         [files], tokenizer_folder, tmp_path / "out" / "x", SETTINGS, address=cluster.address, **asked
     )

@@ -16,6 +16,7 @@ from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import DocumentChunk
 from megatron_cpt.preparation.job import PrepareSettings
 from megatron_cpt.preparation.prepare import prepare
+from megatron_cpt.quality.engines import Engine, OneMachine
 from megatron_cpt.quality.learned import Sides, classifier_method, hashed_ngrams, importance_method
 from megatron_cpt.quality.ngram import ngram_method
 from megatron_cpt.quality.score import Method, Scorer, open_datasets, open_references, score
@@ -60,7 +61,7 @@ def test_perplexity_is_low_where_a_document_is_like_the_reference(world: Path, m
     for number, reference in enumerate((world / "sea.jsonl", world / "sea")):
         references = open_references("--reference", [str(reference)], manifest)
         method = ngram_method(manifest, references, 3, "text")
-        (done,) = score(mixed, f"ngram-{number}", method, workers=2)
+        (done,) = score(mixed, f"ngram-{number}", method, OneMachine(threads=2))
         assert not done.reused
         scores = read_score(world / "mixed", f"ngram-{number}", manifest)
         assert scores[:60].max() < scores[60:].min()
@@ -75,9 +76,9 @@ def test_a_score_that_is_there_is_kept_and_other_settings_make_it_anew(
     learned = []
 
     def counted(method: Method) -> Method:
-        def learn(folder: Path) -> Scorer:
+        def learn(folder: Path, engine: Engine) -> Scorer:
             learned.append(method.how["order"])
-            return method.learn(folder)
+            return method.learn(folder, engine)
 
         return Method(method.how, learn)
 
@@ -103,7 +104,7 @@ def test_a_score_that_is_there_is_kept_and_other_settings_make_it_anew(
 def test_importance_weights_and_probabilities_tell_the_kinds_apart(world: Path, mixed: list[SelectedDataset]) -> None:
     manifest = mixed[0].manifest
     sea, farm = (open_references("--reference", [str(world / f"{kind}.jsonl")], manifest) for kind in WORDS)
-    score(mixed, "importance", importance_method(mixed, sea, 500, "text", 2))
+    score(mixed, "importance", importance_method(mixed, sea, 500, "text"))
     weights = read_score(world / "mixed", "importance", manifest)
     assert weights[:60].min() > 0 > weights[60:].max()
     score(mixed, "class", classifier_method(manifest, Sides(sea, farm), 1, "text"))
@@ -115,7 +116,7 @@ def test_importance_weights_and_probabilities_tell_the_kinds_apart(world: Path, 
 def test_the_number_of_threads_changes_nothing(world: Path, mixed: list[SelectedDataset]) -> None:
     references = open_references("--reference", [str(world / "sea.jsonl")], mixed[0].manifest)
     for workers in (1, 3):
-        score(mixed, f"threads-{workers}", importance_method(mixed, references, 100, "text", workers), workers=workers)
+        score(mixed, f"threads-{workers}", importance_method(mixed, references, 100, "text"), OneMachine(workers))
     contents = [column_path(world / "mixed", f"threads-{workers}").read_bytes() for workers in (1, 3)]
     assert contents[0] == contents[1]
 
@@ -129,7 +130,7 @@ def test_importance_weights_in_literal_numbers(tmp_path: Path) -> None:
         prefix.with_name(f"{prefix.name}.manifest.json").unlink(missing_ok=True)
     parts = open_datasets([str(pool)])
     references = open_references("--reference", [str(target)], parts[0].manifest)
-    score(parts, "w", importance_method(parts, references, 1000, "text", 1))
+    score(parts, "w", importance_method(parts, references, 1000, "text"))
     # Of the reference: 0 and 1 twice, 0-1 twice, 1-0 once. Of the pool: 0 and 1 twice, 0-1 and 1-0 once.
     shift = np.log(1006 / 1007)
     expected = [3 * shift + np.log(3 / 2), 3 * shift]

@@ -1,0 +1,62 @@
+"""A Ray cluster, whose machines share a file system, and the results of tasks on it (`--engine ray`)."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """The module ray, connected for the block; a connection that is there is used and stays.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it. None: $RAY_ADDRESS, a cluster of this machine, or a new one.
+    Raises:
+        BadInput: Ray is not installed, or there is no cluster.
+    """
+    try:
+        # An optional library.
+        import ray  # noqa: PLC0415
+    except ImportError as error:
+        raise BadInput(
+            Fault("--engine ray", "needs Ray, not installed.", "pip install 'megatron-cpt[ray]'.")
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError) as error:
+        remedy = "Give the address that `ray start --head` printed, HOST:6379."
+        raise BadInput(Fault(f"--address {address}", f"has no Ray cluster ({error}).", remedy)) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def task_results(ray: Any, tasks: Sequence[Any], name: str, progress: bool) -> list[Any]:
+    """What the tasks return, in their order. What one of them raises is raised once it is known.
+
+    Raises:
+        WorkerDied: a task was lost more often than Ray runs it again.
+    """
+    waiting = list(tasks)
+    with tqdm(total=len(tasks), unit="task", disable=not progress, desc=name) as bar:
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                kept = "What other tasks finished is kept: the same command goes on from there."
+                raise WorkerDied(f"a task of Ray was lost: {error} {kept}") from error
+            bar.update(len(done))
+    results: list[Any] = ray.get(list(tasks))
+    return results

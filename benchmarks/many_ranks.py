@@ -4,7 +4,8 @@
 
 A rank of 8, 128 and 1,024 is played, each in a process of its own: its collectives are over at once, as in `plan
 --simulate`, and the program's own functions run on real, small files. Calls are those of the program for its files:
-opened, looked for, listed, removed. Tensor parallel size 8: 1, 16 and 128 replicas. Two shards a rank.
+opened, looked for, listed, removed. Tensor parallel size 8: 1, 16 and 128 replicas. Two shards a rank. A step has 1,024
+sequences of 4,096 tokens.
 The ratio is the calls of rank 9 of 1,024 over those of rank 1 of 8: what does not grow with the ranks has 1.
 """
 
@@ -14,10 +15,12 @@ import json
 import multiprocessing
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +30,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_cpt.checkpoint import hf_weights, load
 from megatron_cpt.config.schema import ParallelSettings
-from megatron_cpt.corpus.indexed import IndexedWriter
-from megatron_cpt.corpus.manifest import open_dataset
+from megatron_cpt.corpus.indexed import IndexedWriter, idx_path, manifest_path
+from megatron_cpt.corpus.manifest import dump_described, load_described, open_dataset
+from megatron_cpt.corpus.stream import TokenStream
+from megatron_cpt.data.loader import Slots, TrainingData
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.parallel import groups
@@ -37,6 +42,7 @@ from megatron_cpt.runs.folder import file_sha256
 from megatron_cpt.simulation.gpu_kernels import start_fake_ranks
 
 WORLDS, TENSOR, DATASETS = (8, 128, 1024), 8, 20
+SEQUENCES, LENGTH = 1024, 4096
 RANKS = ("0", "of the first replica", "of another replica")
 
 
@@ -84,13 +90,13 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_files(folder)
+        described = write_files(folder)
         found = {}
         for world in WORLDS:
             for kind, rank in zip(RANKS, (0, 1, TENSOR + 1), strict=True):
                 if rank < world:
                     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
-                        found[world, kind] = process.submit(counts, str(folder), rank, world).result()
+                        found[world, kind] = process.submit(counts, str(folder), described, rank, world).result()
     parts = list(next(iter(found.values())))
     heading = ["ranks", "rank", *parts]
     rows = [[f"{world:,}", kind, *(told(one[part]) for part in parts)] for (world, kind), one in found.items()]
@@ -106,19 +112,34 @@ def told(count: tuple[int, int]) -> str:
     return f"{count[0]:,} calls, {count[1] / 1e6:,.2f} MB"
 
 
-def write_files(folder: Path) -> None:
-    """A model with weights, and datasets with manifests."""
+def write_files(folder: Path) -> bytes:
+    """A model with weights, datasets with manifests, and such that can have none; what rank 0 tells of the latter."""
     sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "vocab_size": 8192}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "tie_word_embeddings": False}
     LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(folder / "hf")
-    for number in range(DATASETS):
-        prefix = folder / f"data-{number}"
+    for prefix in (*prefixes(folder, "data"), *prefixes(folder, "bare")):
         with IndexedWriter(prefix, "uint16") as writer:
             writer.add_many(np.zeros(200_000, np.int64), np.full(20_000, 10))
+        if prefix.name.startswith("bare"):
+            manifest_path(prefix).mkdir()  # in its place, as on a read-only share
         open_dataset(prefix)
+    return dump_described([open_dataset(prefix) for prefix in prefixes(folder, "bare")])
 
 
-def counts(scratch: str, rank: int, world: int) -> dict[str, tuple[int, int]]:
+def prefixes(folder: Path, kind: str) -> list[Path]:
+    """Those of the datasets of a kind."""
+    return [folder / f"{kind}-{number}" for number in range(DATASETS)]
+
+
+class InTurns:
+    """An order that takes one sequence of each source after the other."""
+
+    def locate(self, indices: np.ndarray) -> Any:
+        """Source and sequence of each index."""
+        return SimpleNamespace(source=(indices % DATASETS).astype(np.int32), sequence=indices // DATASETS)
+
+
+def counts(scratch: str, described: bytes, rank: int, world: int) -> dict[str, tuple[int, int]]:
     """Calls and bytes of one rank, by what it does."""
     folder = Path(scratch)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % TENSOR)}
@@ -135,13 +156,27 @@ def counts(scratch: str, rank: int, world: int) -> dict[str, tuple[int, int]]:
             do()
         found[part] = (calls.calls, calls.bytes + read())
 
-    hashed = []
+    streams: list[TokenStream] = []
+    # What is mapped and not hashed is not read.
+    not_read = 0 if rank % TENSOR == 0 else -sum(idx_path(one).stat().st_size for one in prefixes(folder, "data"))
     count(
         "open 20 datasets",
-        lambda: hashed.extend(open_dataset(folder / f"data-{number}")[0] for number in range(DATASETS)),
-        # What is mapped and not hashed is not read.
-        lambda: 0 if rank % TENSOR == 0 else -sum((folder / f"data-{n}.idx").stat().st_size for n in range(DATASETS)),
+        lambda: streams.extend(TokenStream([prefix]) for prefix in prefixes(folder, "data")),
+        lambda: not_read,
     )
+    known = load_described(described) if rank else None
+    count(
+        "20 without manifest",
+        lambda: [TokenStream([prefix], described=known) for prefix in prefixes(folder, "bare")],
+        lambda: not_read,
+    )
+    slots = Slots(SEQUENCES, 1, groups.data_rank(), groups.data_size())
+    data = TrainingData(InTurns(), streams, slots, LENGTH, seed=1)  # type: ignore[arg-type]
+    for stream in streams:
+        stream.read(0, 1)  # maps it
+    copied, copy = list[int](), TokenStream.copy
+    TokenStream.copy = lambda self, start, out: (copied.append(2 * len(out)), copy(self, start, out))[1]  # type: ignore[method-assign]
+    count("tokens of a step", lambda: deque(data.global_batch(0, torch.device("cpu")), 0), lambda: sum(copied))
     shape = read_shape(folder / "hf")
     groups.seed_everything(1)
     model = build_model(shape, ModelOptions(sequence_length=64, parallel=parallel, on_gpu=False))

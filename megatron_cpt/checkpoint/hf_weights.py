@@ -19,12 +19,12 @@ from torch import Tensor
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_folder import READABLE, HFTensors, altered_fault, altered_files, open_hf_tensors
 from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
-from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, RankFailed, refuse
+from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import family_of, name_table
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import all_agree
+from megatron_cpt.parallel.groups import failing_together
 
 
 def load_hf_weights(
@@ -48,8 +48,7 @@ def load_hf_weights(
         raise altered_fault(folder, altered)
     with open_hf_tensors(folder) as tensors, torch.no_grad():
         check_tensors(tensors, shape)
-        fault: BadInput | IntegrityFault | None = None
-        try:
+        with failing_together():
             for parameter, rule, place in weights_of(model, shape):
                 rank, ranks = sharing_ranks(rule)
                 expected = local_size(rule, shape, rank, ranks)
@@ -58,10 +57,6 @@ def load_hf_weights(
                 # Wrapping sends parameters alone to the other replicas.
                 if rule.buffer or not by_one_replica or replica == 0:
                     fill(parameter, rule, place, shape, tensors, rank, ranks)
-        except (BadInput, IntegrityFault) as error:
-            fault = error
-        if not all_agree(fault is None):
-            raise fault or RankFailed(f"{folder}: refused by another rank, which says why")
 
 
 def sharing_ranks(rule: Rule) -> tuple[int, int]:

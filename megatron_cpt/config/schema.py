@@ -810,7 +810,8 @@ class TimeoutSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     start: WallTime | None = "1h"
-    """From the plan of the run to the first step: ranks, model, weights, checkpoint, loss check. Also a rewind."""
+    """From the start of a rank to the first step: the other ranks, plan, model, weights, checkpoint, loss check. Also a
+    rewind."""
     step: WallTime | None = "10m"
     """One step."""
     evaluation: WallTime | None = "2h"

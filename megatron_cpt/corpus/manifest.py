@@ -12,7 +12,7 @@ again where it lies without its manifest (`Content`).
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -213,33 +213,54 @@ def load_manifest(prefix: str | Path) -> Manifest:
     return open_dataset(prefix)[1]
 
 
-def open_dataset(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
-    """A dataset and its manifest. Raises as load_manifest does.
+Described = Mapping[Path, Manifest]
+"""Manifests that another rank made of datasets that have none on disk, by their prefix."""
 
-    A manifest is written of an index that was proved consistent; one with the same hash is not proved again.
+
+def open_dataset(prefix: str | Path, described: Described | None = None) -> tuple[IndexedDataset, Manifest]:
+    """A dataset and its manifest: the one on disk, else what another rank made, else one that is made and kept now.
+
+    A manifest is written of an index that was proved consistent; one with the same hash is not proved again. Raises as
+    load_manifest does.
     """
-    if not manifest_path(prefix).is_file():
-        dataset = IndexedDataset(prefix)
-        described = _describe_foreign(dataset)
-        # Datasets often lie on read-only shares. They are usable, only described anew each time.
-        if os.environ.get("RANK", "0") == "0":
-            with suppress(OSError):
-                write_new_json(manifest_path(prefix), asdict(described))
-        if not manifest_path(prefix).is_file():
-            return dataset, described
-        # Perhaps another machine's, which was not to be seen from here.
-    manifest = read_manifest(prefix)
+    if manifest_path(prefix).is_file():
+        manifest = read_manifest(prefix)
+    elif described is not None and Path(prefix) in described:
+        manifest = described[Path(prefix)]
+    else:
+        return _open_foreign(prefix)
     # Eight ranks of a machine read the same bytes: one of them hashes, and ends the run where they are others.
     compared = os.environ.get("LOCAL_RANK", "0") == "0"
     dataset = IndexedDataset(prefix, checked=manifest.index_sha256, compared=compared)
+    _refuse_other(dataset, manifest)
+    return dataset, manifest
+
+
+def _open_foreign(prefix: str | Path) -> tuple[IndexedDataset, Manifest]:
+    """A dataset without a manifest, and one that is made of it. Rank 0 keeps it, where it may write beside the dataset.
+
+    Datasets often lie on read-only shares. They are usable, only described anew at each start.
+    """
+    dataset = IndexedDataset(prefix)
+    manifest = _describe_foreign(dataset)
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            write_new_json(manifest_path(prefix), asdict(manifest))
+    if manifest_path(prefix).is_file():  # perhaps another machine's, which was not to be seen from here
+        manifest = read_manifest(prefix)
+        _refuse_other(dataset, manifest)
+    return dataset, manifest
+
+
+def _refuse_other(dataset: IndexedDataset, manifest: Manifest) -> None:
+    """Raises IntegrityFault where a manifest is of another index, or, as rank 0 finds, of other tokens."""
     counted = (dataset.documents, dataset.token_count, dataset.dtype.name)
     if counted != (manifest.documents, manifest.tokens, manifest.dtype):
-        raise _stale(prefix)
+        raise _stale(dataset.prefix)
     if dataset.index_sha256 != manifest.index_sha256:
-        raise _stale(prefix)
+        raise _stale(dataset.prefix)
     if manifest.sampled and os.environ.get("RANK", "0") == "0":
         compare_samples(dataset, manifest)
-    return dataset, manifest
 
 
 def compare_samples(dataset: IndexedDataset, manifest: Manifest) -> None:
@@ -353,18 +374,42 @@ def read_manifest(prefix: str | Path) -> Manifest:
     content = read_json_object(path)
     try:
         assert content is not None, f"{path} is not there"
-        known = {field.name for field in fields(Manifest)}
-        values = {name: value for name, value in content.items() if name in known}
-        if values.get("sources") is not None:
-            values["sources"] = [SourceFile(**source) for source in values["sources"]]
-        if values.get("part") is not None:
-            values["part"] = Part(**values["part"])
-        return Manifest(**values)
+        return _manifest_of(content)
     except (ValueError, TypeError, AttributeError) as error:
         raise IntegrityFault(f"{path}: is not a manifest ({error}). Prepare the dataset again.") from error
 
 
+def _manifest_of(content: dict[str, Any]) -> Manifest:
+    known = {field.name for field in fields(Manifest)}
+    values = {name: value for name, value in content.items() if name in known}
+    if values.get("sources") is not None:
+        values["sources"] = [SourceFile(**source) for source in values["sources"]]
+    if values.get("part") is not None:
+        values["part"] = Part(**values["part"])
+    return Manifest(**values)
+
+
+def dump_described(datasets: Sequence[tuple[IndexedDataset, Manifest]]) -> bytes:
+    """The manifests of those datasets that were made elsewhere, for `load_described` of other ranks."""
+    found = {
+        str(dataset.prefix): {name: value for name, value in asdict(manifest).items() if value is not None}
+        for dataset, manifest in datasets
+        if manifest.sampled
+    }
+    return orjson.dumps(found)
+
+
+def load_described(content: bytes) -> Described:
+    """What `dump_described` gave."""
+    return {Path(prefix): _manifest_of(manifest) for prefix, manifest in orjson.loads(content).items()}
+
+
 def _stale(prefix: str | Path) -> IntegrityFault:
+    if not manifest_path(prefix).is_file():
+        return IntegrityFault(
+            f"{idx_path(prefix)}: is not the index that rank 0 has under this name. The copies of two machines differ; "
+            "copy the dataset again."
+        )
     return IntegrityFault(
         f"{idx_path(prefix)}: is not the index that {manifest_path(prefix).name} describes; the dataset was "
         "replaced or altered after it was described. Prepare or copy it again; if the new files are right, "

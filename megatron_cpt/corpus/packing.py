@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megatron_cpt.corpus.manifest import Described
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.corpus.stream import TokenStream
 
@@ -92,10 +93,14 @@ class PackedStream(TokenStream):
     """Datasets and selections whose documents are packed into sequences. Raises as TokenStream does."""
 
     def __init__(
-        self, paths: Sequence[str | Path], only: Sequence[SelectedDataset] | None, sequence_length: int
+        self,
+        paths: Sequence[str | Path],
+        only: Sequence[SelectedDataset] | None,
+        sequence_length: int,
+        described: Described | None = None,
     ) -> None:
         """Opens what TokenStream opens; `sequence_length` is at least 2 tokens."""
-        super().__init__(paths, only)
+        super().__init__(paths, only, described)
         self.sequence_length = sequence_length
         self.unpacked_tokens = self.tokens
         """Tokens of all documents."""

@@ -26,6 +26,7 @@ from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
 from megatron_cpt.corpus.columns import DOCUMENT_RECORD, DOCUMENTS, LOSS_SPAN, LOSS_SPANS, ColumnWriter, column_path
 from megatron_cpt.corpus.indexed import IndexedDataset, IndexedWriter, bin_path, idx_path, manifest_path
 from megatron_cpt.corpus.manifest import (
+    Described,
     Manifest,
     data_names,
     documents_column,
@@ -337,8 +338,8 @@ def _refuse_other(path: Path, content: dict[str, Any], table: npt.NDArray[np.int
     raise BadInput(Fault(str(path), "is there already, and holds another selection.", remedy))
 
 
-def load_selection(name: str | Path) -> Selection:
-    """Reads a selection and checks it against its datasets.
+def load_selection(name: str | Path, described: Described | None = None) -> Selection:
+    """Reads a selection and checks it against its datasets, which are opened as `open_dataset` does.
 
     Raises BadInput where it or a dataset is missing or a dataset changed, IntegrityFault where the
     selection's own files were altered.
@@ -349,7 +350,8 @@ def load_selection(name: str | Path) -> Selection:
     first = 0
     for entry in content["datasets"]:
         rows = slice(first, first + entry["documents"])
-        parts.append(_checked_part(path, entry, table[:, rows], int(table[_END, first - 1]) if first else 0))
+        before = int(table[_END, first - 1]) if first else 0
+        parts.append(_checked_part(path, entry, table[:, rows], before, described))
         first += entry["documents"]
     tokens = sum(part.tokens for part in parts)
     if first != table.shape[1] or tokens != content["tokens"]:
@@ -402,9 +404,11 @@ def _read(path: Path) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
     return content, np.asarray(table)
 
 
-def _checked_part(path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64], before: int) -> SelectedDataset:
+def _checked_part(
+    path: Path, entry: dict[str, Any], table: npt.NDArray[np.int64], before: int, described: Described | None
+) -> SelectedDataset:
     prefix = path.parent / entry["prefix"]
-    dataset, manifest = open_dataset(prefix)
+    dataset, manifest = open_dataset(prefix, described)
     remade = "Run `megatron-cpt select` again, with --overwrite."
     refuse_other_content(path, prefix, manifest, entry["data_sha256"], entry["index_sha256"], remade)
     lengths = np.diff(table[_END], prepend=before)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, printable, refuse
 from megatron_cpt.corpus.indexed import IndexedDataset, bin_path, idx_path
 from megatron_cpt.corpus.loss_mask import LossMask, open_loss_mask
-from megatron_cpt.corpus.manifest import Manifest, compare_samples, data_names, open_dataset
+from megatron_cpt.corpus.manifest import Described, Manifest, compare_samples, data_names, open_dataset
 from megatron_cpt.corpus.parts import HELD_OUT, named_by, part_faults
 from megatron_cpt.corpus.selection import (
     SUFFIX,
@@ -205,10 +205,15 @@ class TokenStream:
     where one is corrupt.
     """
 
-    def __init__(self, paths: Sequence[str | Path], only: Sequence[SelectedDataset] | None = None) -> None:
-        """Opens what the paths name, or of that `only` some documents that are open already."""
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        only: Sequence[SelectedDataset] | None = None,
+        described: Described | None = None,
+    ) -> None:
+        """Opens what the paths name as `open_dataset` does, or of that `only` some documents that are open already."""
         self.paths = expand_paths([str(path) for path in paths])
-        opened = [_open(path) for path in self.paths] if only is None else [_chosen(part) for part in only]
+        opened = [_open(path, described) for path in self.paths] if only is None else [_chosen(part) for part in only]
         self._parts: list[_Part] = [part for parts, _ in opened for part in parts if part.tokens]
         _refuse_shared(self._parts)
         self._ends = list(accumulate(part.tokens for part in self._parts))
@@ -359,8 +364,8 @@ _LARGEST = 2**63 - 1
 class _WholeDataset:
     """All tokens of a dataset."""
 
-    def __init__(self, prefix: Path) -> None:
-        self.dataset, self.manifest = open_dataset(prefix)
+    def __init__(self, prefix: Path, described: Described | None) -> None:
+        self.dataset, self.manifest = open_dataset(prefix, described)
         self.tokens = self.manifest.tokens
 
     @cached_property
@@ -475,14 +480,14 @@ def _place(dataset: IndexedDataset, document: int, token: int) -> str:
     return f"{bin_path(dataset.prefix)}: document {document:,}, token {inside:,} of it (byte {byte:,})"
 
 
-def _open(path: Path) -> tuple[list[_Part], str]:
+def _open(path: Path, described: Described | None) -> tuple[list[_Part], str]:
     """The parts of one path, and the name of its content with a place for the hash of each dataset."""
     if str(path).endswith(SUFFIX):
-        selection: Selection = load_selection(path)
+        selection: Selection = load_selection(path, described)
         parts: list[_Part] = [_SelectedDocuments(part) for part in selection.datasets]
         names = " ".join(_name_place(part.manifest) for part in selection.datasets)
         return parts, f"selection {selection.sha256} of {names}"
-    dataset = _WholeDataset(path)
+    dataset = _WholeDataset(path, described)
     return [dataset], f"dataset {_name_place(dataset.manifest)} {dataset.manifest.dtype}"
 
 

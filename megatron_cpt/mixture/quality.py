@@ -18,6 +18,7 @@ import numpy.typing as npt
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import QualitySettings, SourceSettings
 from megatron_cpt.corpus.columns import column_path
+from megatron_cpt.corpus.manifest import Described
 from megatron_cpt.corpus.packing import PackedStream
 from megatron_cpt.corpus.scores import read_score
 from megatron_cpt.corpus.selection import SelectedDataset
@@ -29,19 +30,20 @@ Integers = npt.NDArray[np.int64]
 
 
 def open_source(
-    name: str, settings: SourceSettings, packed_length: int | None = None
+    name: str, settings: SourceSettings, packed_length: int | None = None, described: Described | None = None
 ) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
     """The streams of a source by name, SOURCE.1 first, and the part of its weight that each has.
 
     Args:
         packed_length: tokens of the sequences into which documents are packed. None: they are not.
+        described: as `open_dataset` takes it.
 
     Raises BadInput where a dataset or its score is missing, IntegrityFault where one is corrupt.
     """
     quality = settings.quality
     if quality is None:
-        return {name: _opened(settings, None, packed_length)}, {name: Fraction(1)}
-    parts = TokenStream(settings.paths).documents()
+        return {name: _opened(settings, None, packed_length, described)}, {name: Fraction(1)}
+    parts = TokenStream(settings.paths, described=described).documents()
     scores = [_scores(part, quality) for part in parts]
     lengths = [part.lengths for part in parts]
     joined, all_lengths = np.concatenate([np.empty(0), *scores]), np.concatenate([np.empty(0, np.int64), *lengths])
@@ -50,16 +52,23 @@ def open_source(
     ends = np.cumsum([len(part.documents) for part in parts])
     by_part = list(zip(parts, np.split(buckets, ends[:-1]), strict=True)) if parts else []
     streams = {
-        f"{name}.{number + 1}": _opened(settings, [_only(part, own == number) for part, own in by_part], packed_length)
+        f"{name}.{number + 1}": _opened(
+            settings, [_only(part, own == number) for part, own in by_part], packed_length, None
+        )
         for number in range(len(portions))
     }
     return streams, dict(zip(streams, portions, strict=True))
 
 
-def _opened(settings: SourceSettings, only: Sequence[SelectedDataset] | None, packed_length: int | None) -> TokenStream:
+def _opened(
+    settings: SourceSettings,
+    only: Sequence[SelectedDataset] | None,
+    packed_length: int | None,
+    described: Described | None,
+) -> TokenStream:
     if packed_length is None:
-        return TokenStream(settings.paths, only)
-    return PackedStream(settings.paths, only, packed_length)
+        return TokenStream(settings.paths, only, described)
+    return PackedStream(settings.paths, only, packed_length, described)
 
 
 def bucket_numbers(scores: Floats, lengths: Integers, bounds: Sequence[float]) -> Integers:

@@ -1,4 +1,4 @@
-"""What a run asks of this machine and it does not have: refused before the ranks meet."""
+"""What a run asks of this machine and it does not have."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,14 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.layers import transformer_engine_usable
 
 
-def machine_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
-    """More processes than GPUs; settings that only Transformer Engine's layers obey, where it is not usable."""
+def gpu_faults() -> Iterator[Fault]:
+    """More processes than GPUs. Asked before a process takes its GPU."""
     if torch.cuda.is_available():
         yield from crowding_faults(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
+
+
+def engine_faults(config: RunConfig, shape: ModelShape) -> Iterator[Fault]:
+    """Settings that only Transformer Engine's layers obey, where it is not usable."""
     if transformer_engine_usable() or not shape.has_engine_layers:
         return
     for name, value in engine_only_fields(config.megatron).items():

@@ -9,8 +9,10 @@ import math
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -439,8 +441,17 @@ def recorded_collectives() -> bytes:
     return record
 
 
+@dataclass
+class Handover:
+    """What rank 0 leaves for the others in `first_on_rank_zero`."""
+
+    content: bytes | None = None
+    """Given by rank 0 inside its block, where it has something; on the others it is there from the beginning of theirs.
+    It is small: each rank gets it from the ranks' store."""
+
+
 @contextmanager
-def first_on_rank_zero() -> Iterator[None]:
+def first_on_rank_zero() -> Iterator[Handover]:
     """Runs the block on rank 0 before the others: for what one rank may have to make and all read.
 
     They wait on the ranks' store, not in a collective: an hour is no fault there, and neither GPU nor processor is kept
@@ -450,20 +461,51 @@ def first_on_rank_zero() -> Iterator[None]:
     key = f"megatron-cpt/turn/{store.add(f'megatron-cpt/turns/{rank()}', 1)}"
     if rank() != 0:
         own = StoreConnection(store.timeout.total_seconds(), own=True)
-        if own.get(key) == _FAILED.encode():
+        left = own.get(key)
+        if left == _FAILED:
             raise RankFailed("rank 0 failed; its message says why")
-        yield
+        yield Handover(left.removeprefix(_MADE) or None)
         return
+    handover = Handover()
     try:
-        yield
+        yield handover
     except BaseException:
         store.set(key, _FAILED)
         raise
-    store.set(key, _MADE)
+    store.set(key, _MADE + (handover.content or b""))
 
 
-_MADE, _FAILED = "made", "failed"
-"""What rank 0 leaves in the store at the end of such a block."""
+_MADE, _FAILED = b"+", b"-"
+"""With what the value begins that rank 0 leaves in the store at the end of such a block."""
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Where the block fails on some ranks, ends it with an error on all: with RankFailed where it did not fail.
+
+    Every rank enters it, and waits at its end for the others in a collective; in the block there is none.
+    """
+    fault: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        fault = error
+    if not all_agree(fault is None):
+        raise fault or RankFailed("another rank failed; its message says why")
+
+
+def leave_last() -> None:
+    """Has rank 0, when it ends with an error, wait for the other ranks that do: for STORE_PATIENCE, no longer.
+
+    The store of the ranks may be in its process. A rank that finds it gone could not hear which one failed first.
+    """
+    key = "megatron-cpt/ended"
+    with suppress(RuntimeError, ValueError):  # no process group yet, or the store is out of reach
+        store = StoreConnection(STORE_PATIENCE, own=False)
+        ended, deadline = store.add(key, 1), time.monotonic() + STORE_PATIENCE
+        while rank() == 0 and ended < world_size() and time.monotonic() < deadline:
+            time.sleep(0.02)
+            ended = store.add(key, 0)
 
 
 def share_devices() -> None:

@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig, SourceSettings
-from megatron_cpt.corpus.manifest import Manifest
+from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.corpus.manifest import Described, Manifest
 from megatron_cpt.corpus.parts import part_faults
 from megatron_cpt.corpus.selection import SUFFIX
 from megatron_cpt.corpus.stream import TokenStream, expand_paths
@@ -61,14 +62,22 @@ class RunInputs:
         }
         return list(found.values())
 
+    def datasets(self) -> list[tuple[IndexedDataset, Manifest]]:
+        """Every dataset with its manifest, those that several streams read more than once."""
+        streams = (*self.sources.values(), *self.validation_sets.values())
+        return [dataset for stream in streams for dataset in stream.datasets]
 
-def open_inputs(config: RunConfig, assumed: Mapping[str, int] | None = None) -> RunInputs:
+
+def open_inputs(
+    config: RunConfig, assumed: Mapping[str, int] | None = None, described: Described | None = None
+) -> RunInputs:
     """Opens everything that a config names and collects what is wrong with it.
 
     Args:
         assumed: tokens of sources and validation sets that are not on this machine, by name; a validation set in the
             place of a source of the same name is `NAME.validation`. Where any are given, validation sets with a budget
             that are not here are assumed to hold it.
+        described: as `open_dataset` takes it.
     Raises:
         IntegrityFault: files are there and corrupt.
     """
@@ -83,8 +92,8 @@ def open_inputs(config: RunConfig, assumed: Mapping[str, int] | None = None) -> 
         rule = "there is no such folder."
         remedy = "Give a local Hugging Face model folder, with config.json, tokenizer and weights."
         faults.append(Fault(f"model.hf = {config.model.hf}", rule, remedy))
-    sources, portions = open_sources(config, faults, assumed)
-    validation_sets = _open_validation_sets(config, assumed, faults)
+    sources, portions = open_sources(config, faults, assumed, described)
+    validation_sets = _open_validation_sets(config, assumed, described, faults)
     for stream in (*sources.values(), *validation_sets.values()):
         stream.rows = None if shape is None else shape.vocabulary
     return RunInputs(
@@ -99,7 +108,10 @@ def open_inputs(config: RunConfig, assumed: Mapping[str, int] | None = None) -> 
 
 
 def open_sources(
-    config: RunConfig, faults: list[Fault], assumed: Mapping[str, int] | None = None
+    config: RunConfig,
+    faults: list[Fault],
+    assumed: Mapping[str, int] | None = None,
+    described: Described | None = None,
 ) -> tuple[dict[str, TokenStream], dict[str, Fraction]]:
     """The streams of the training sources by name and their portions; `faults` gets what is wrong.
 
@@ -111,7 +123,7 @@ def open_sources(
     here = {name: source for name, source in config.data.sources.items() if name not in assumed}
     with ThreadPoolExecutor(_OPENERS) as openers:
         packed_length = None if config.data.packing is None else config.data.sequence_length
-        opening = partial(_open_source, packed_length=packed_length)
+        opening = partial(_open_source, packed_length=packed_length, described=described)
         opened = dict(zip(here, openers.map(opening, here, here.values()), strict=True))
         for name in config.data.sources:
             streams, parts, found = opened.get(name) or ({name: TokenStream.assumed(assumed[name])}, {}, [])
@@ -122,11 +134,11 @@ def open_sources(
 
 
 def _open_source(
-    name: str, settings: SourceSettings, packed_length: int | None
+    name: str, settings: SourceSettings, packed_length: int | None, described: Described | None
 ) -> tuple[dict[str, TokenStream], dict[str, Fraction], list[Fault]]:
     setting = f"data.sources.{name}.paths"
     try:
-        return *open_source(name, settings, packed_length), _division_faults(setting, settings.paths)
+        return *open_source(name, settings, packed_length, described), _division_faults(setting, settings.paths)
     except BadInput as error:
         return {}, {}, _path_faults(setting, settings.paths, error)
 
@@ -143,14 +155,16 @@ def _assumption_faults(config: RunConfig, assumed: Mapping[str, int]) -> Iterato
             yield Fault(shown, "its buckets follow from the scores of its documents.", remedy)
 
 
-def _open_validation_sets(config: RunConfig, assumed: Mapping[str, int], faults: list[Fault]) -> dict[str, TokenStream]:
+def _open_validation_sets(
+    config: RunConfig, assumed: Mapping[str, int], described: Described | None, faults: list[Fault]
+) -> dict[str, TokenStream]:
     streams = {}
     for name, settings in config.validation.sets.items():
         if f"{name}.validation" in assumed:
             streams[name] = TokenStream.assumed(assumed[f"{name}.validation"])
             continue
         try:
-            streams[name] = TokenStream(settings.paths)
+            streams[name] = TokenStream(settings.paths, described=described)
             faults += _division_faults(f"validation.sets.{name}.paths", settings.paths)
         except BadInput as error:
             if assumed and settings.tokens is not None:

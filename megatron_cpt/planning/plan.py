@@ -10,6 +10,7 @@ from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.source_checks import phase_faults, share_faults, source_faults
 from megatron_cpt.config.units import Duration, short_count
+from megatron_cpt.corpus.manifest import Described
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.memory import MemoryEstimate, memory_per_rank
 from megatron_cpt.families.size import (
@@ -265,17 +266,23 @@ class RunPlan:
         return columns(rows, "ll") if rows else []
 
 
-def make_plan(config: RunConfig, world_size: int = 1, assumed: Mapping[str, int] | None = None) -> RunPlan:
+def make_plan(
+    config: RunConfig,
+    world_size: int = 1,
+    assumed: Mapping[str, int] | None = None,
+    described: Described | None = None,
+) -> RunPlan:
     """The plan of a run on `world_size` ranks.
 
     Args:
         assumed: tokens of sources and validation sets that are not on this machine (open_inputs).
+        described: what another rank found datasets to be that have no manifest (open_dataset).
     Raises:
         BadInput: with every fault of the run.
         IntegrityFault: files of a dataset are there and corrupt.
     """
     verify_checkpoints(config)
-    inputs = open_inputs(config, assumed)
+    inputs = open_inputs(config, assumed, described)
     datasets = recognize_datasets(config, inputs)
     blend = checked_blend(config, world_size, inputs)
     assert inputs.shape is not None, "inputs without faults are whole"

@@ -1,7 +1,7 @@
 """The training program: config in, run folder out, one exit code.
 
-Every rank runs it. What a config alone or the files on disk can get wrong is found before the process
-groups start, on all ranks alike, and said once, by rank 0.
+Every rank runs it. What a config alone can get wrong is found before the ranks meet; then rank 0 plans the run, and
+after it the others. Of what is wrong with its files the first rank that finds it tells, once.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from megatron_cpt.config.errors import (
 )
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.model.environment_checks import machine_faults
+from megatron_cpt.corpus.manifest import dump_described, load_described
+from megatron_cpt.model.environment_checks import engine_faults, gpu_faults
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import barrier, keep_freed_memory
+from megatron_cpt.parallel.groups import barrier, failing_together, first_on_rank_zero, keep_freed_memory
 from megatron_cpt.parallel.mcore_compat import release, untried
 from megatron_cpt.planning.plan import RunPlan, make_plan
 from megatron_cpt.planning.resume_changes import ResumeChanges, measure_line, resume_changes
@@ -110,6 +111,7 @@ def _run_or_report(config: RunConfig, folder: RunFolder, request: StopRequest) -
         if isinstance(error, KeyboardInterrupt):
             sys.stderr.flush()
             os._exit(ExitCode.OTHER)  # the ways out below may wait for other ranks
+        groups.leave_last()
         return exit_code_of(explanation)
 
 
@@ -137,24 +139,23 @@ def run_to_end(config: RunConfig, folder: RunFolder, request: StopRequest) -> Ex
 
     Returns DONE, or PREEMPTED where it was asked to stop and has saved.
     """
-    plan = make_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
-    changes = resume_changes(plan)
-    assert plan.inputs.shape is not None, "inputs without faults are whole"
-    refuse(list(machine_faults(plan.config, plan.inputs.shape)))
+    refuse([*gpu_faults()])
     with Watchdog(config.timeout, folder, request) as watchdog:
-        return _run_watched(plan, changes, folder, request, watchdog)
+        return _run_watched(config, folder, request, watchdog)
 
 
-def _run_watched(
-    plan: RunPlan, changes: ResumeChanges, folder: RunFolder, request: StopRequest, watchdog: Watchdog
-) -> ExitCode:
-    """What `run_to_end` does after planning, with the watchdog watching."""
-    config = plan.config
+def _run_watched(config: RunConfig, folder: RunFolder, request: StopRequest, watchdog: Watchdog) -> ExitCode:
+    """What `run_to_end` does, with the watchdog watching."""
     if groups.device().type == "cuda":
         folder.flight_records.parent.mkdir(exist_ok=True)
         os.environ |= flight_recorder_settings(os.environ, str(folder.flight_records.absolute()))
     groups.init_process_group(watchdog.group_timeout)
     watchdog.join_ranks()
+    plan = plan_on_ranks(config)
+    config = plan.config
+    changes = resume_changes(plan)
+    assert plan.inputs.shape is not None, "inputs without faults are whole"
+    refuse([*engine_faults(config, plan.inputs.shape)])
     if groups.device().type == "cpu":
         keep_freed_memory()
     write_hf_config_dir(config, folder)
@@ -196,6 +197,23 @@ def _run_watched(
     logger.status("done", plan.steps, exit_code=int(ExitCode.DONE))
     logger.close()
     return ExitCode.DONE
+
+
+def plan_on_ranks(config: RunConfig) -> RunPlan:
+    """The plan of a run, made by rank 0 and then by the others. Every rank calls it. Raises as make_plan does.
+
+    Rank 0 hands over what datasets without a manifest are. On a read-only share every rank would else hash their
+    indices and read samples of their tokens, at every start.
+
+    Raises:
+        RankFailed: another rank could not make it.
+    """
+    with failing_together(), first_on_rank_zero() as handover:
+        described = None if handover.content is None else load_described(handover.content)
+        plan = make_plan(config, groups.world_size(), described=described)
+        if groups.rank() == 0:
+            handover.content = dump_described(plan.inputs.datasets())
+    return plan
 
 
 def _log_environment(run: Run, logger: RunLogger, kernels: Kernels, settled: Sequence[str]) -> None:

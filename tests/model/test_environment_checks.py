@@ -9,7 +9,7 @@ import pytest
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import ModelOptions, transformer_config
-from megatron_cpt.model.environment_checks import crowding_faults, machine_faults
+from megatron_cpt.model.environment_checks import crowding_faults, engine_faults
 from megatron_cpt.model.layers import transformer_engine_usable
 from megatron_cpt.planning.checks import model_faults
 from tests.config.examples import config_with
@@ -26,7 +26,7 @@ without_engine = pytest.mark.skipif(transformer_engine_usable(), reason="Transfo
     ids=lambda passed: next(iter(passed)),
 )
 def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[str, Any]) -> None:
-    (fault,) = machine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)
+    (fault,) = engine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)
     ((name, value),) = passed.items()
     assert fault.value == f"megatron.transformer.{name} = {value!r}"
     assert "Transformer Engine" in fault.rule
@@ -36,7 +36,7 @@ def test_a_field_of_transformer_engine_is_refused_with_the_remedy(passed: dict[s
 @without_engine
 def test_what_any_layer_has_is_left_alone() -> None:
     passed = {"fp8": None, "use_te_rng_tracker": False, "moe_token_dispatcher_type": "allgather"}
-    assert list(machine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)) == []
+    assert list(engine_faults(config_with(megatron={"transformer": passed}), LLAMA_3_8B)) == []
 
 
 def test_what_the_familys_layers_do_not_have_is_refused_by_the_plan() -> None:
@@ -44,7 +44,7 @@ def test_what_the_familys_layers_do_not_have_is_refused_by_the_plan() -> None:
     config = config_with(megatron={"transformer": {"fp8": "hybrid"}})
     (fault,) = model_faults(config, gemma)
     assert "no layers of family gemma2" in fault.rule
-    assert list(machine_faults(config, gemma)) == []  # once is enough
+    assert list(engine_faults(config, gemma)) == []  # once is enough
 
 
 def test_a_field_may_be_passed_with_the_value_that_it_has(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
     python benchmarks/gpu_session.py OUTPUT --only families   some parts
 
 Each part is a process of its own under its own limit: one that fails or hangs leaves the others their time. OUTPUT gets
-results.md, which is whole after every part, and a log of each part. Memory is compared with a simulated rank of the
+results.md, which is whole after every part, and a log of each part. What a part found before its limit, or before a
+SIGTERM ended the session, is on the page too. Memory is compared with a simulated rank of the
 same run, which is simulated meanwhile on the processor.
 """
 
@@ -156,9 +157,13 @@ class Result:
     figures: dict[str, Any]
 
 
+_TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a session that a SIGTERM ended."""
+
+
 def session(options: argparse.Namespace, parts: list[Part]) -> None:
     """All parts, one after the other, with a page that is written after each. A SIGTERM ends the part at hand too."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_TERMINATED))
     began, results = time.monotonic(), list[Result]()
     for part in parts:
         left = 60 * options.minutes - (time.monotonic() - began)
@@ -169,9 +174,14 @@ def session(options: argparse.Namespace, parts: list[Part]) -> None:
             results.append(run_part(part, min(limit, left), options))
         write_page(options.output / "results.md", results)
         print(f"{part.name}: {results[-1].state}, {results[-1].seconds:.0f} s", flush=True)
+        if results[-1].state == _ENDED:
+            sys.exit(_TERMINATED)
     fine = sum(result.state == "done" for result in results)
     details = {result.part.name: {"state": result.state, **result.figures} for result in results}
     print_result("gpu_session", fine / len(results), "parts that were done", details)
+
+
+_ENDED = "ended by SIGTERM"
 
 
 def run_part(part: Part, limit: float, options: argparse.Namespace) -> Result:
@@ -192,16 +202,23 @@ def run_part(part: Part, limit: float, options: argparse.Namespace) -> Result:
             state = "done" if process.wait(limit) == 0 else f"failed with code {process.returncode}"
         except subprocess.TimeoutExpired:
             state = f"ended at its limit of {limit:.0f} s"
+        except SystemExit:
+            state = _ENDED
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    lines = log.read_text().splitlines() or [""]
-    try:
-        figures = json.loads(lines[-1]) if command[1] == __file__ and state == "done" else {"last line": lines[-1]}
-    except ValueError:
-        figures = {"last line": lines[-1]}
-    return Result(part, state, time.monotonic() - began, figures)
+    return Result(part, state, time.monotonic() - began, figures_of(log.read_text().splitlines()))
+
+
+def figures_of(lines: list[str]) -> dict[str, Any]:
+    """The last figures in a log, which may go on behind them and end anywhere; its last line where it has none."""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            figures = json.loads(line)
+            if isinstance(figures, dict):
+                return figures
+    return {"last line": lines[-1] if lines else ""}
 
 
 def write_page(path: Path, results: list[Result]) -> None:
@@ -219,6 +236,8 @@ def shown(value: Any) -> str:
     """A figure for people."""
     if isinstance(value, dict):
         return "; ".join(f"{name} {shown(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "none"
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -318,7 +337,7 @@ def losses_of(run: Path) -> list[float]:
 
 def families(sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:
     """Three steps of each family, and how far the losses are from those of the same run in fp32."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"failed": []}
     for kind in FAMILIES:
         try:
             losses = {}
@@ -333,14 +352,14 @@ def families(sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:
             far = max(abs(one - other) for one, other in zip(losses[sizes.precision], losses["fp32"], strict=True))
             found[kind] = {"loss": losses[sizes.precision][-1], "from fp32": far}
         except Exception as error:  # the others have their turn
-            found[kind] = f"FAILED: {type(error).__name__}: {str(error)[:200]}"
+            found["failed"].append(kind)
+            found[kind] = f"{type(error).__name__}: {str(error)[:200]}"
         groups.destroy()
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
-        print(kind, found[kind], flush=True)
-    failed = [kind for kind, one in found.items() if isinstance(one, str)]
-    return {"failed": ", ".join(failed) or "none"} | found
+        print(json.dumps(found), flush=True)
+    return found
 
 
 def saving(sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import orjson
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
@@ -40,7 +40,7 @@ from megatron_cpt.checkpoint.distributed_optimizer import (
 from megatron_cpt.config.errors import Fault, IntegrityFault, RankFailed, StorageFault, refuse
 from megatron_cpt.model.build import DTYPES
 from megatron_cpt.parallel import groups
-from megatron_cpt.parallel.groups import all_agree, barrier, first_on_rank_zero, restore_random_state
+from megatron_cpt.parallel.groups import all_agree, barrier, failing_together, first_on_rank_zero, restore_random_state
 from megatron_cpt.runs.checkpoint_state import (
     FREQUENT,
     KEPT,
@@ -192,19 +192,47 @@ def _load_shards(checkpoint: Path, content: dict[str, Any], table: Any) -> dict[
         IntegrityFault: they do not hold it, or not so.
     """
     stored = frozenset(table.state_dict_metadata)
+    with failing_together():
+        _refuse_missing(checkpoint, content, stored)
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(
             {name: _without_absent_states(entry, stored) for name, entry in content.items()},
             str(checkpoint / "shards"),
         )
     except CHECKPOINT_ERRORS as error:
-        remedy = "Set `model.hf` to the checkpoint's own hf/, or load its export."
         raise IntegrityFault(
-            f"{checkpoint}: its shards do not load into this run ({reason(error)}). {remedy}"
+            f"{checkpoint}: its shards do not load into this run ({reason(error)}). {_OF_ANOTHER_MODEL}"
         ) from error
     return loaded
 
 
+def _refuse_missing(checkpoint: Path, content: dict[str, Any], stored: Collection[str]) -> None:
+    """Raises IntegrityFault where weights of this rank's part of the model are not in a checkpoint.
+
+    Megatron-Core would name the first of them, and beside it all that is there.
+    """
+    wanted = {key for name, entry in content.items() if name.startswith("model") for key in _tensor_keys(entry)}
+    if missing := sorted(wanted.difference(stored)):
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        raise IntegrityFault(
+            f"{checkpoint}: lacks {', '.join(missing[:_MOST_NAMED])}{more}, which this run's model has. "
+            f"{_OF_ANOTHER_MODEL}"
+        )
+
+
+def _tensor_keys(entry: Any) -> Iterator[str]:
+    """Names under which the tensors of a part of a content stand in a checkpoint."""
+    if isinstance(entry, ShardedTensor):
+        yield entry.key
+    elif isinstance(entry, ShardedTensorFactory):
+        yield from _tensor_keys(entry.build())
+    elif isinstance(entry, dict | list):
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from _tensor_keys(part)
+
+
+_MOST_NAMED = 5
+_OF_ANOTHER_MODEL = "Set `model.hf` to the checkpoint's own hf/, or load its export."
 _EXTRA_STATE = "_extra_state"
 """Name under which Transformer Engine's layers keep what fp8 measured: empty without fp8, and absent without them."""
 
@@ -243,14 +271,9 @@ def verify_and_vet(checkpoint: Path) -> None:
     if not is_complete(checkpoint):
         raise IntegrityFault(f"{checkpoint}: not a complete checkpoint (it has no complete.json)")
     verify(checkpoint)
-    fault: IntegrityFault | None = None
-    if groups.rank() == 0:
-        try:
+    with failing_together():
+        if groups.rank() == 0:
             vet(checkpoint / "shards")
-        except IntegrityFault as error:
-            fault = error
-    if not all_agree(fault is None):
-        raise fault or RankFailed(f"{checkpoint}: refused by rank 0")
 
 
 def model_state(model: Sequence[LanguageModule], per_layer_keys: bool = False) -> dict[str, Any]:
@@ -273,7 +296,9 @@ def _load_model_state(model: Sequence[LanguageModule], loaded: dict[str, Any]) -
         missing, unexpected = chunk.load_state_dict(loaded[name], strict=False)
         lost = [*unexpected, *(key for key in missing if not key.endswith(_EXTRA_STATE))]
         if lost:
-            raise IntegrityFault(f"a checkpoint and this model do not agree on {', '.join(lost[:5])}")
+            raise IntegrityFault(
+                f"a checkpoint and this model do not agree on {', '.join(lost[:_MOST_NAMED])}. {_OF_ANOTHER_MODEL}"
+            )
 
 
 def _chunk_names(model: Sequence[LanguageModule]) -> list[str]:

@@ -1,18 +1,21 @@
 """What a rank reads of a Hugging Face folder, and what it holds while it reads."""
 
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from torch import Tensor
+from torch.nn import Module
 
 from megatron_cpt.checkpoint.dcp import build_standalone
 from megatron_cpt.checkpoint.hf_folder import HFTensors
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_training
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import write_model
 from tests.families.folders import MODELS, SMALL
@@ -27,6 +30,13 @@ def bytes_read(folder: Path, tensor: int, pipeline: int) -> tuple[int, int]:
     shape = read_shape(folder)
     model = build_standalone(shape, "fp32")
     read: list[int] = []
+    with patch.object(HFTensors, "read", counting(read)):
+        load_hf_weights(model, shape, folder)
+    return sum(read), sum(value.nbytes for chunk in model for value in chunk.parameters())
+
+
+def counting(read: list[int]) -> Callable[..., Tensor]:
+    """The method that reads, which takes note of the bytes of each tensor."""
     original = HFTensors.read
 
     def counted(self: HFTensors, *arguments: Any) -> Tensor:
@@ -34,9 +44,7 @@ def bytes_read(folder: Path, tensor: int, pipeline: int) -> tuple[int, int]:
         read.append(found.nbytes)
         return found
 
-    with patch.object(HFTensors, "read", counted):
-        load_hf_weights(model, shape, folder)
-    return sum(read), sum(value.nbytes for chunk in model for value in chunk.parameters())
+    return counted
 
 
 @pytest.mark.parametrize("layout", [(2, 1), (1, 2)])
@@ -47,6 +55,40 @@ def test_a_rank_reads_what_it_owns_and_no_more(
     folder = write_model(tmp_path / "hf", MODELS[kind] | {"vocab_size": 102})
     for read, owned in two_ranks.call(bytes_read, folder=folder, tensor=layout[0], pipeline=layout[1]):
         assert read == owned
+
+
+def bytes_of_replicas(folder: Path, expert: int) -> tuple[int, int, int, list[bytes]]:
+    """A job: a run's start on two replicas. Bytes that this rank reads, those of its experts and of all its parameters,
+    and, once the model is wrapped for training, the bytes of each parameter."""
+    parallel = ParallelSettings(expert=expert)
+    groups.init_model_parallel(parallel)
+    shape = read_shape(folder)
+    options = ModelOptions(sequence_length=32, parallel=parallel)
+    groups.seed_everything(groups.rank())  # else the replicas are alike before anything is read
+    model = build_model(shape, options)
+    read: list[int] = []
+    with patch.object(HFTensors, "read", counting(read)):
+        load_hf_weights(model, shape, folder, by_one_replica=True)
+    sizes = {name: value.nbytes for name, value in model[0].named_parameters()}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    wrapped = wrap_for_training(model, options)
+    return sum(read), experts, sum(sizes.values()), [value.numpy().tobytes() for value in parameters(wrapped, experts)]
+
+
+def parameters(model: Sequence[Module], experts: int) -> list[Tensor]:
+    """The parameters that both replicas hold."""
+    named = [pair for chunk in model for pair in chunk.named_parameters()]
+    return [value.detach() for name, value in named if not (experts and ".experts." in name)]
+
+
+@pytest.mark.parametrize(("kind", "expert"), [("llama", 1), ("qwen3_moe", 2)])
+def test_the_first_replica_reads_and_the_others_hear(two_ranks: Ranks, tmp_path: Path, kind: str, expert: int) -> None:
+    """Experts that are divided over the replicas have one replica each, which reads them."""
+    folder = write_model(tmp_path / "hf", MODELS[kind] | {"vocab_size": 128})
+    first, second = two_ranks.call(bytes_of_replicas, folder=folder, expert=expert)
+    assert first[0] == first[2]
+    assert second[0] == (second[1] if expert > 1 else 0)
+    assert first[3] == second[3]
 
 
 def memory_of_reading(folder: Path) -> tuple[int, int, int]:

@@ -184,6 +184,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "megatron.transformer.sequence_parallel = True: megatron-cpt sets this field itself."
         " Take it out and use `parallel.sequence`.",
     ),
+    (
+        {"megatron__transformer": {"tp_comm_overlap": True}},
+        "megatron.transformer.tp_comm_overlap = true: Transformer Engine overlaps tensor-parallel communication in"
+        " buffers of its own, which are not made here: the first layer would fail. Take it out.",
+    ),
     ({"megatron__optimizer": {"lr": 1}}, "megatron.optimizer.lr = 1: megatron-cpt sets this field itself."),
     (
         {"megatron__ddp": {"use_distributed_optimizer": True}},

@@ -1,5 +1,6 @@
 """What is seen of a run: trackers, traces of steps, the log, and the best checkpoint."""
 
+import gc
 import gzip
 from pathlib import Path
 
@@ -45,6 +46,27 @@ def test_one_rank_writes_the_trace(
     short = ("run.profile=1", "training.tokens=4 steps", "validation={}", *words)
     two_ranks.call(train, path=workshop.write_config(run), overrides=short)
     assert [path.name for path in (run / "profile").iterdir()] == [f"step-00000001-rank-0000{rank}.json.gz"]
+
+
+def collections_while_off(path: Path, overrides: tuple[str, ...]) -> list[int]:
+    """Job: a run, and the generation of each collection of garbage that was made while no automatic one could be."""
+    found: list[int] = []
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        if phase == "start" and not gc.isenabled():
+            found.append(about["generation"])
+
+    gc.callbacks.append(note)
+    train(path=path, overrides=overrides)
+    assert gc.isenabled()
+    return found
+
+
+def test_ranks_collect_garbage_after_the_same_steps(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
+    """After steps 2, 4 and 6, each with an evaluation: the others would wait for a rank that does it at any moment."""
+    words = ("training.tokens=6 steps", "validation.eval_interval={at: [2 steps, 4 steps]}")
+    first, second = two_ranks.call(collections_while_off, path=workshop.write_config(tmp_path / "run"), overrides=words)
+    assert first == second == [2, 2, 2]
 
 
 def test_steps_to_profile() -> None:

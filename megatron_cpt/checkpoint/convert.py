@@ -37,6 +37,7 @@ from megatron_cpt.checkpoint.dcp import (
 from megatron_cpt.checkpoint.hf_dtypes import STORED, Conversion, chosen_dtypes, parent_dtypes, roundings, word_of
 from megatron_cpt.checkpoint.hf_export import SHARD_BYTES, Weight, export_weights
 from megatron_cpt.checkpoint.hf_folder import (
+    HFTensors,
     copy_files,
     copy_history,
     open_hf_tensors,
@@ -56,12 +57,13 @@ from megatron_cpt.checkpoint.load import (
 )
 from megatron_cpt.checkpoint.model_card import averaged_card, model_card, training_of
 from megatron_cpt.checkpoint.save import make_folder
+from megatron_cpt.checkpoint.tensor_forms import view_in_stack
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import Precision, RopeSettings
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.multimodal import multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.rope import LengthScaling
-from megatron_cpt.families.shape import name_table, read_config, read_shape
+from megatron_cpt.families.shape import name_table, places_in_stacks, read_config, read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.parallel import groups
 from megatron_cpt.runs.checkpoint_state import complete_checkpoints, is_complete, read_state
@@ -117,9 +119,9 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
 
         write_checkpoint(output, hf_folder, places, values, dtypes, read)
         own = trained_dtypes(shape, dtype)
-        rounded = roundings(Conversion(word, word_of(own[name])) for name, word in stored.items())
-        from_fp8 = f"{tensors.dequantized:,} tensors from fp8 to bfloat16" if tensors.dequantized else ""
-        return ", ".join(filter(None, (from_fp8, rounded)))
+        conversions = {name: Conversion(word, word_of(own[name])) for name, word in stored.items()}
+        dequantized = tensors.dequantized and f"{tensors.dequantized} to bfloat16"
+        return ", ".join(filter(None, (dequantized, roundings(conversions, places_in_stacks(shape)))))
 
 
 def exact_precision(shape: ModelShape, stored: Mapping[str, str]) -> torch.dtype:
@@ -439,9 +441,7 @@ def reference_model(
     with open_hf_tensors(hf_folder) as tensors:
         check_tensors(tensors, shape)
         if tensors.dequantized:  # transformers cannot where blocks at the ends are smaller
-            sizes = {name: tensors.size(name) for name in hf_sizes(shape) if name in tensors.names}
-            state = {tensors.stored_name(name): tensors.read(name, 0, 0, size[0]) for name, size in sizes.items()}
-            weights = {"pretrained_model_name_or_path": None, "state_dict": state}
+            weights = {"pretrained_model_name_or_path": None, "state_dict": _whole_state(tensors, shape)}
     logging.disable_progress_bar()
     multimodal = multimodal_of(read_config(hf_folder)) is not None
     loader: Any = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
@@ -466,6 +466,21 @@ def reference_model(
         del model
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _whole_state(tensors: HFTensors, shape: ModelShape) -> dict[str, Tensor]:
+    """All tensors of a folder by the names in its files, those of all experts in one, as they are read."""
+    state: dict[str, Tensor] = {}
+    stacks = places_in_stacks(shape)
+    for name in sorted(tensors.names & hf_sizes(shape).keys()):
+        part, stored = tensors.read(name, 0, 0, tensors.size(name)[0]), tensors.stored_name(name)
+        if name not in stacks:
+            state[stored] = part
+            continue
+        if stored not in state:
+            state[stored] = torch.empty(stacks[name].whole_size(tuple(part.shape), shape.experts), dtype=part.dtype)
+        view_in_stack(state[stored], stacks[name]).copy_(part)
+    return state
 
 
 def _transformers_config(hf_folder: Path, rope: RopeSettings | None) -> Any:

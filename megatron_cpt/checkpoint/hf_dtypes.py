@@ -18,6 +18,7 @@ from megatron_cpt.checkpoint.hf_folder import has_safetensors, open_hf_tensors
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.families.multimodal import text_fields, with_text_fields
 from megatron_cpt.families.shape import read_config, stated_dtype
+from megatron_cpt.families.weights import StackPlace
 from megatron_cpt.runs.folder import write_json
 
 _FILE = "tensor_dtypes.json"
@@ -150,9 +151,15 @@ def _widest(words: Iterable[str]) -> str:
     return word_of(reduce(torch.promote_types, (DTYPES[word] for word in words)))
 
 
-def roundings(conversions: Iterable[Conversion]) -> str:
-    """How many tensors are rounded, and from what to what; empty where none is."""
-    counts = Counter(each for each in conversions if each.rounds)
+def roundings(conversions: Mapping[str, Conversion], stacks: Mapping[str, StackPlace]) -> str:
+    """How many tensors of a folder are rounded, and from what to what; empty where none is.
+
+    Args:
+        conversions: by the names in the name table.
+        stacks: where the tensors are that folders hold in one with those of other experts.
+    """
+    by_tensor = {stacks[name].stack if name in stacks else name: each for name, each in conversions.items()}
+    counts = Counter(each for each in by_tensor.values() if each.rounds)
     return ", ".join(
         f"{count:,} tensors from {kind.source} to {kind.target}"
         for kind, count in sorted(counts.items(), key=lambda item: -item[1])

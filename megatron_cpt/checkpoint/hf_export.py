@@ -16,7 +16,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,11 @@ from megatron_cpt.checkpoint.hf_folder import INDEX, SINGLE, copy_tokenizer_file
 from megatron_cpt.checkpoint.hf_others import OpenOthers, OtherTensors, opened_others
 from megatron_cpt.checkpoint.hf_weights import hf_sizes, join_shards, sharing_ranks, weights_of
 from megatron_cpt.checkpoint.load import whole_folder_of_ranks
+from megatron_cpt.checkpoint.tensor_forms import view_in_stack
 from megatron_cpt.config.errors import NumericsFault, RankFailed
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.shape import name_table
-from megatron_cpt.families.weights import Place, Rule, local_size, tensor_size
+from megatron_cpt.families.shape import name_table, places_in_stacks
+from megatron_cpt.families.weights import Place, Rule, StackPlace, local_size, tensor_size
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import first_on_rank_zero
 from megatron_cpt.runs.folder import file_sha256, write_durably, write_json
@@ -107,16 +108,33 @@ class _File:
 class _FileMemory:
     """The memory of the tensors of one file, taken again for each file: fresh pages cost more than what fills them."""
 
-    def __init__(self, size: int) -> None:
-        """Takes the bytes of the largest file."""
+    def __init__(self, size: int, stacks: Mapping[str, StackPlace], experts: int) -> None:
+        """Takes the bytes of the largest file.
+
+        Args:
+            stacks: where the tensors are that folders hold in one with those of other experts.
+            experts: of a layer.
+        """
         self._content, self._filled = torch.empty(size, dtype=torch.uint8), 0
+        self._stacks, self._experts = stacks, experts
+        self.tensors: dict[str, Tensor] = {}
+        """The tensors of the file, by name, those of all experts in one."""
 
     def clear(self) -> None:
         """The next file begins: what was taken before is no longer needed."""
-        self._filled = 0
+        self._filled, self.tensors = 0, {}
 
-    def empty(self, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor behind those that were taken."""
+    def empty(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of the name table: its place in that of all experts, or one behind those that were taken."""
+        place = self._stacks.get(name)
+        if place is None:
+            self.tensors[name] = self._next(size, dtype)
+            return self.tensors[name]
+        if place.stack not in self.tensors:
+            self.tensors[place.stack] = self._next(place.whole_size(size, self._experts), dtype)
+        return view_in_stack(self.tensors[place.stack], place)
+
+    def _next(self, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         begin, length = self._filled, _aligned(prod(size) * dtype.itemsize)
         self._filled += length
         return self._content[begin : begin + length].view(dtype)[: prod(size)].view(size)
@@ -190,36 +208,37 @@ def export_weights(
         RankFailed: another rank could not write; it raises why.
     """
     nodes = groups.gathered(platform.node())
-    parameters = _held_by_all(weights, shape)
+    parameters, stacks = _held_by_all(weights, shape), places_in_stacks(shape)
+    targets = {name: each for parameter in parameters for name, each in parameter.dtypes(dtypes).items()}
+    assert set(targets) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(targets))}"
     conversions = {
-        name: Conversion(word_of(parameter.dtype), word_of(target))
+        name: Conversion(word_of(parameter.dtype), word_of(targets[name]))
         for parameter in parameters
-        for name, target in parameter.dtypes(dtypes).items()
+        for name in _names(parameter.rule, parameter.place)
     }
-    assert set(conversions) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(conversions))}"
     with opened_others(hf_folder, others) as kept:
         of_others = kept.divided(shard_bytes)
-        files = _plan(parameters, nodes, shape, dtypes, shard_bytes, len(of_others))
+        files = _plan(parameters, nodes, shape, dtypes, shard_bytes, len(of_others), stacks)
         needed = sum(parameter.bytes(dtypes, shape) for parameter in parameters) + kept.bytes
         with whole_folder_of_ranks(output, needed) as folder:
             with first_on_rank_zero():
                 if groups.rank() == 0:  # before anything else: they may not be those that are expected
                     for number, tensors in enumerate(kept.read(of_others), len(files)):
                         write_shard(folder / _file_name(number, len(files) + len(of_others)), tensors)
-            hashes = _write_files(files, weights, nodes, folder, shape, dtypes, kept)
+            hashes = _write_files(files, weights, nodes, folder, shape, dtypes, kept, stacks)
             with first_on_rank_zero():
                 if groups.rank() == 0:
                     if len(files) + len(of_others) > 1:
-                        _write_index(folder, files, kept, of_others, needed)
-                    targets = {each.target for each in conversions.values()}
-                    write_json(folder / "config.json", config_for(hf_folder, targets, kept.dtypes))
+                        _write_index(folder, files, kept, of_others, needed, stacks)
+                    words = {each.target for each in conversions.values()}
+                    write_json(folder / "config.json", config_for(hf_folder, words, kept.dtypes))
                     copy_tokenizer_files(hf_folder, folder)
                     if lineage is not None:
                         write_json(folder / "lineage.json", lineage)
                     if card is not None:
                         write_durably(folder / "README.md", card)
                     write_hashes(folder, hashes)
-    return roundings(conversions.values())
+    return roundings(conversions, stacks)
 
 
 def _held_by_all(weights: Sequence[Weight], shape: ModelShape) -> list[_Parameter]:
@@ -255,8 +274,13 @@ def _in_order(shape: ModelShape) -> list[tuple[Rule, Place]]:
 
 
 def _names(rule: Rule, place: Place) -> list[str]:
-    """The Hugging Face tensors of a parameter."""
+    """The tensors of the name table of a parameter."""
     return [place.name(tensor.name) for tensor in rule.tensors]
+
+
+def _name_in_file(name: str, stacks: Mapping[str, StackPlace]) -> str:
+    """The tensor that holds one of the name table: that of all experts, or itself."""
+    return stacks[name].stack if name in stacks else name
 
 
 def _plan(
@@ -266,8 +290,11 @@ def _plan(
     dtypes: TensorDtypes,
     shard_bytes: int,
     further: int,
+    stacks: Mapping[str, StackPlace],
 ) -> list[_File]:
     """Divides parameters, in order, into files of at most shard_bytes, or of one parameter where that is larger.
+
+    Those of one tensor of all experts, which follow each other, are in one file.
 
     A file is written by a rank that holds part of its first parameter: by one on the node that writes the fewest so
     far, and of these by the one that writes the fewest.
@@ -278,12 +305,13 @@ def _plan(
     """
     shards: list[list[_Parameter]] = []
     filled = 0
-    for parameter in parameters:
-        size = parameter.bytes(dtypes, shape)
+    for _, together in groupby(parameters, lambda each: _name_in_file(_names(each.rule, each.place)[0], stacks)):
+        of_tensor = list(together)
+        size = sum(parameter.bytes(dtypes, shape) for parameter in of_tensor)
         if not shards or filled + size > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(parameter)
+        shards[-1] += of_tensor
         filled += size
     of_node: Counter[str] = Counter()
     of_rank: Counter[int] = Counter()
@@ -310,6 +338,7 @@ def _write_files(
     shape: ModelShape,
     dtypes: TensorDtypes,
     others: OpenOthers,
+    stacks: Mapping[str, StackPlace],
 ) -> dict[str, str]:
     """Writes all safetensors; every rank calls it. Returns the SHA-256 of each file by its name.
 
@@ -320,32 +349,30 @@ def _write_files(
     for file in files:
         by_writer.setdefault(file.writer, []).append(file)
     hashes: dict[str, str] = {}
-    memory = _FileMemory(max((file.memory(dtypes, shape) for file in by_writer.get(groups.rank(), ())), default=0))
+    largest = max((file.memory(dtypes, shape) for file in by_writer.get(groups.rank(), ())), default=0)
+    memory = _FileMemory(largest, stacks, shape.experts)
     for of_writers in zip_longest(*by_writer.values()):
         memory.clear()
         fault: Exception | None = None
         written: dict[str, str] = {}
-        tensors: dict[str, Tensor] = {}
         # All ranks go over the same files and parameters in the same order: none waits for one that waits for it.
         for file in (file for file in of_writers if file is not None):
             for parameter in file.parameters:
                 parts = _bring(parameter, own, file.writer, nodes, shape)
                 if parts and fault is None:
                     try:
-                        tensors |= join_shards(parts, parameter.rule, parameter.place, shape, dtypes, memory.empty)
+                        join_shards(parts, parameter.rule, parameter.place, shape, dtypes, memory.empty)
                     except Exception as error:  # told below: the other ranks go on sending
                         fault = error
         mine = [file for file in of_writers if file is not None and file.writer == groups.rank()]
         if mine and fault is None:
             try:
-                _refuse_overflow(tensors)
-                write_shard(
-                    folder / mine[0].name, {others.stored_name(name): tensor for name, tensor in tensors.items()}
-                )
+                _refuse_overflow(memory.tensors)
+                named = {others.stored_name(name): tensor for name, tensor in memory.tensors.items()}
+                write_shard(folder / mine[0].name, named)
                 written = {mine[0].name: file_sha256(folder / mine[0].name)}
             except Exception as error:
                 fault = error
-        tensors.clear()
         answers = groups.gathered((written, None if fault is None else str(fault)))
         if fault is not None:
             raise fault
@@ -393,11 +420,16 @@ def _refuse_overflow(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_index(
-    folder: Path, files: Sequence[_File], others: OpenOthers, of_others: Sequence[Sequence[str]], total: int
+    folder: Path,
+    files: Sequence[_File],
+    others: OpenOthers,
+    of_others: Sequence[Sequence[str]],
+    total: int,
+    stacks: Mapping[str, StackPlace],
 ) -> None:
     """Writes which file holds which tensor, and their bytes together."""
     weight_map = {
-        others.stored_name(name): file.name
+        others.stored_name(_name_in_file(name, stacks)): file.name
         for file in files
         for parameter in file.parameters
         for name in _names(parameter.rule, parameter.place)

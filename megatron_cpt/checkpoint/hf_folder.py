@@ -9,6 +9,7 @@ has a `sha256.json` beside it.
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -22,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_cpt.checkpoint.fp8_blocks import READ_AS, dequantized, scales_of
+from megatron_cpt.checkpoint.tensor_forms import Form, Index, forms_of, of_stack
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
-from megatron_cpt.families.fields import fp8_block
+from megatron_cpt.families.fields import fp8_block, is_mxfp4
 from megatron_cpt.families.multimodal import text_fields
 from megatron_cpt.families.others import OtherNames, other_names
-from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config
+from megatron_cpt.families.shape import ADAPTER, adapter_fault, read_config, stacks_of
+from megatron_cpt.families.weights import Stack, stack_places
 from megatron_cpt.runs.folder import file_sha256, sync_file, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,9 +71,9 @@ READABLE = ("F32", "BF16", "F16", "F64")
 class HFTensors:
     """The tensors of an open folder, by the names that a language model's have in the name table of its family.
 
-    In a model that reads more than text these are not the names in the files. Tensors that are none of the model that
-    is trained (families/others.py) are kept apart. Matrices in fp8 with scales of blocks are read as bf16
-    (fp8_blocks.py).
+    In a model that reads more than text, and where one tensor holds those of all experts, these are not the names in
+    the files. Tensors that are none of the model that is trained (families/others.py) are kept apart. Matrices in fewer
+    bits are read as bf16 (tensor_forms.py).
     """
 
     def __init__(
@@ -79,33 +81,34 @@ class HFTensors:
         folder: Path,
         files: Mapping[Path, Any],
         names: OtherNames | None = None,
-        block: tuple[int, int] | None = None,
+        quantization: Any = None,
+        stacks: Iterable[Stack] = (),
     ) -> None:
         """Takes the open files.
 
         Args:
-            block: rows and columns of the blocks of matrices in fp8; None: there are none.
+            quantization: `quantization_config`.
+            stacks: which tensors hold those of all experts.
         """
         names = names or OtherNames()
         self.folder = folder
         self.files = tuple(files)
         """The files that hold the tensors; a folder may have others beside them."""
         file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-        self._block, self._scales = block, {}
-        if block is not None:
-            self._scales = {name: file_of[scales].get_tensor(scales) for name, scales in scales_of(file_of).items()}
-            file_of = {name: file for name, file in file_of.items() if name not in set(scales_of(file_of).values())}
-        self._others = {name: file for name, file in sorted(file_of.items()) if names.is_other(name)}
+        forms = forms_of(file_of, fp8_block(quantization), is_mxfp4(quantization))
+        self._others = {name: form for name, form in sorted(forms.items()) if names.is_other(name)}
+        self._forms: dict[str, Form] = {}
         self._stored: dict[str, str] = {}
-        for name in sorted(file_of.keys() - self._others.keys()):
+        for name in sorted(forms.keys() - self._others.keys()):
             text = names.text_name(name)
-            self._stored[name if text in self._stored else text] = name  # the second of two is surplus
-        self._file_of = {name: file_of[stored] for name, stored in self._stored.items()}
+            text = name if text in self._stored else text  # the second of two is surplus
+            for one, form in _unstacked(text, forms[name], stacks).items():
+                self._forms[one], self._stored[one] = form, name
 
     @property
     def names(self) -> set[str]:
         """All tensors of the language model."""
-        return set(self._file_of)
+        return set(self._forms)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -118,19 +121,17 @@ class HFTensors:
 
     def size(self, name: str) -> tuple[int, ...]:
         """Dimensions of a tensor."""
-        return tuple(self._slice(name).get_shape())
+        return self._forms[name].size
 
     def dtype(self, name: str) -> str:
         """dtype of a tensor as it is read, in safetensors' words: F32, BF16, ..."""
-        return READ_AS if self._stored[name] in self._scales else str(self._slice(name).get_dtype())
+        return self._forms[name].dtype
 
     @property
-    def dequantized(self) -> int:
-        """How many tensors of the language model are in fp8 in the files."""
-        return len(self._scales.keys() & set(self._stored.values()))
-
-    def _slice(self, name: str) -> Any:
-        return self._file_of[name].get_slice(self._stored[name])
+    def dequantized(self) -> str:
+        """How many tensors of the language model are in fewer bits in the files, and in which; empty where none is."""
+        kinds = {self._stored[name]: form.bits for name, form in self._forms.items() if form.bits is not None}
+        return ", ".join(f"{count:,} tensors from {bits}" for bits, count in Counter(kinds.values()).items())
 
     def read(self, name: str, axis: int, start: int, length: int) -> Tensor:
         """Rows (axis 0) or columns (axis 1) start to start + length of a tensor, on the CPU.
@@ -138,10 +139,9 @@ class HFTensors:
         Raises:
             BadInput: they hold a NaN or an infinity.
         """
-        whole = self._slice(name)
-        part = whole[start : start + length] if axis == 0 else whole[:, start : start + length]
-        if self._stored[name] in self._scales:
-            part = self._wide(self._stored[name], part, *((start, 0) if axis == 0 else (0, start)))
+        along = slice(start, start + length)
+        index: Index = (along,) if axis == 0 else (slice(None), along)
+        part = self._forms[name].read(index)
         if not is_finite(part):
             rule = "the tensor holds a NaN or an infinity."
             raise BadInput(Fault(f"{self.folder}: {name}", rule, "Fetch the folder again, or use another model."))
@@ -149,39 +149,45 @@ class HFTensors:
 
     def read_other(self, name: str) -> Tensor:
         """One of the other tensors, whatever it holds."""
-        tensor: Tensor = self._others[name].get_tensor(name)
-        return self._wide(name, tensor, 0, 0) if name in self._scales else tensor
-
-    def _wide(self, stored: str, part: Tensor, row: int, column: int) -> Tensor:
-        assert self._block is not None
-        return dequantized(part, self._scales[stored], self._block, row, column)
+        return self._others[name].read(())
 
     def dtype_of_other(self, name: str) -> str:
         """dtype of one of the other tensors as it is read, in safetensors' words."""
-        return READ_AS if name in self._scales else str(self._others[name].get_slice(name).get_dtype())
+        return self._others[name].dtype
 
     def bytes_of_other(self, name: str) -> int:
         """Bytes of one of the other tensors."""
         bits = re.search(r"\d+", self.dtype_of_other(name))  # BF16, I64, F8_E4M3; BOOL is a byte
-        return prod(self._others[name].get_slice(name).get_shape()) * (int(bits[0]) if bits else 8) // 8
+        return prod(self._others[name].size) * (int(bits[0]) if bits else 8) // 8
 
     def holds(self, name: str, number: float) -> bool:
         """Whether a tensor is a number, in its own dtype."""
-        if name not in self._file_of:
+        if name not in self._forms:
             return False
-        found: Tensor = self._file_of[name].get_tensor(self._stored[name])
+        found = self._forms[name].read(())
         return found.numel() == 1 and bool((found == torch.tensor(number, dtype=found.dtype)).all())
 
     def are_equal(self, first: str, second: str) -> bool:
         """Whether two tensors have the same dtype, size and bytes, read some rows at a time."""
         if (self.dtype(first), self.size(first)) != (self.dtype(second), self.size(second)):
             return False
-        one, other = (self._slice(name) for name in (first, second))
         rows = max(1, _COMPARED_ELEMENTS // prod(self.size(first)[1:]))
+        parts = (slice(start, start + rows) for start in range(0, self.size(first)[0], rows))
+        one, other = self._forms[first], self._forms[second]
         return all(
-            torch.equal(one[start : start + rows].view(torch.uint8), other[start : start + rows].view(torch.uint8))
-            for start in range(0, self.size(first)[0], rows)
+            torch.equal(one.read((part,)).view(torch.uint8), other.read((part,)).view(torch.uint8)) for part in parts
         )
+
+
+def _unstacked(name: str, form: Form, stacks: Iterable[Stack]) -> dict[str, Form]:
+    """The tensors of a name table that a tensor of a folder holds: those of all experts, or itself."""
+    for stack in stacks:
+        layer = re.fullmatch(re.escape(stack.name).replace(r"\{layer\}", r"(\d+)"), name)
+        if layer is not None and form.size:
+            places = stack_places(stack, int(layer[1]), form.size[0])
+            parts = {one: of_stack(form, place) for one, place in places.items()}
+            return {one: part for one, part in parts.items() if part is not None} or {name: form}
+    return {name: form}
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -214,8 +220,8 @@ def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
             yield HFTensors(folder, files)
             return
         config = read_config(folder)
-        block = fp8_block(text_fields(config).get("quantization_config"))
-        yield HFTensors(folder, files, other_names(config), block)
+        quantization = text_fields(config).get("quantization_config")
+        yield HFTensors(folder, files, other_names(config), quantization, stacks_of(config))
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

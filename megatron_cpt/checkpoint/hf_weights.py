@@ -222,17 +222,18 @@ def join_shards(
     place: Place,
     shape: ModelShape,
     dtypes: TensorDtypes,
-    empty: Callable[[tuple[int, ...], torch.dtype], Tensor] = lambda size, dtype: torch.empty(size, dtype=dtype),
+    empty: Callable[[str, tuple[int, ...], torch.dtype], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The Hugging Face tensors of a parameter from the parts of all tensor-parallel ranks.
+    """The tensors of the name table of a parameter from the parts of all tensor-parallel ranks.
 
     Args:
-        empty: gives the memory of a tensor of some dimensions and dtype, on the CPU.
+        empty: gives the memory of a tensor of a name, dimensions and dtype, on the CPU; None: each has its own.
     """
     whole: dict[str, Tensor] = {}
     for tensor in rule.tensors:
         name = place.name(tensor.name)
-        whole[name] = empty(tensor_size(tensor, shape), dtypes.of(name, shards[0].dtype))
+        size, dtype = tensor_size(tensor, shape), dtypes.of(name, shards[0].dtype)
+        whole[name] = torch.empty(size, dtype=dtype) if empty is None else empty(name, size, dtype)
         if tensor.constant is not None:
             whole[name].fill_(tensor.constant)
     targets = list(whole.values())

@@ -9,42 +9,46 @@ from typing import Literal
 
 from megatron_cpt.families.fields import Activation, ConfigFields
 from megatron_cpt.families.rope import LongRopeScaling, RopeScaling, YarnScaling
-from megatron_cpt.families.weights import GatedUp, Replicated, RowParallel, Rule, Tensor, linear_rules
+from megatron_cpt.families.weights import GatedUp, Replicated, RowParallel, Rule, Stack, Tensor, linear_rules
 
 
-def expert_weights(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+def expert_weights(
+    block: str, gate: str, up: str, down: str, router: str = "gate", biased: bool = False
+) -> tuple[Rule, ...]:
     """The name table of the router and the experts of a layer.
 
     Args:
         block: Hugging Face's name of the part of a layer that holds them.
         gate, up, down: its names of an expert's three matrices.
+        router: its name of the router.
+        biased: whether all of them have biases.
     """
-    # One expert after the other, and Transformer Engine's experts of a rank in one module.
-    ours = (
-        "decoder.layers.{{layer}}.mlp.experts.local_experts.{{expert}}.{linear}.weight",
-        "decoder.layers.{{layer}}.mlp.experts.{linear}.weight{{expert}}",
-    )
-    expert = f"model.layers.{{layer}}.{block}.experts.{{expert}}"
-    return (
-        Replicated(
-            ("decoder.layers.{layer}.mlp.router.weight",),
-            (Tensor(f"model.layers.{{layer}}.{block}.gate.weight", ("experts", "hidden")),),
-            layers="sparse",
-        ),
-        GatedUp(
-            tuple(name.format(linear="linear_fc1") for name in ours),
-            (
-                Tensor(f"{expert}.{gate}.weight", ("expert_ffn_hidden", "hidden")),
-                Tensor(f"{expert}.{up}.weight", ("expert_ffn_hidden", "hidden")),
-            ),
-            layers="sparse",
-        ),
-        RowParallel(
-            tuple(name.format(linear="linear_fc2") for name in ours),
-            (Tensor(f"{expert}.{down}.weight", ("hidden", "expert_ffn_hidden")),),
-            layers="sparse",
-        ),
-    )
+    mlp, theirs = "decoder.layers.{layer}.mlp", f"model.layers.{{layer}}.{block}"
+
+    def of_experts(linear: str, part: str) -> tuple[str, str]:
+        """Our names: one expert after the other, and Transformer Engine's experts of a rank in one module."""
+        return f"{mlp}.experts.local_experts.{{expert}}.{linear}.{part}", f"{mlp}.experts.{linear}.{part}{{expert}}"
+
+    def rules(part: str, down_kind: type[Rule], *columns: str) -> tuple[Rule, ...]:
+        """Those of all weights, or of all biases.
+
+        Args:
+            down_kind: how ranks divide that of the last projection.
+            columns: of what reads hidden states, and of what reads an expert's inside; none for biases.
+        """
+        expert = f"{theirs}.experts.{{expert}}"
+        up_tensors = [Tensor(f"{expert}.{name}.{part}", ("expert_ffn_hidden", *columns[:1])) for name in (gate, up)]
+        router_tensor = Tensor(f"{theirs}.{router}.{part}", ("experts", *columns[:1]))
+        down_tensor = Tensor(f"{expert}.{down}.{part}", ("hidden", *columns[1:]))
+        return (
+            Replicated((f"{mlp}.router.{part}",), (router_tensor,), layers="sparse"),
+            GatedUp(of_experts("linear_fc1", part), tuple(up_tensors), layers="sparse"),
+            down_kind(of_experts("linear_fc2", part), (down_tensor,), layers="sparse"),
+        )
+
+    weights = rules("weight", RowParallel, "hidden", "expert_ffn_hidden")
+    # The bias of a row-parallel projection is whole on every rank.
+    return (*weights, *rules("bias", Replicated)) if biased else weights
 
 
 def shared_expert_weights(block: str, expert: str, gate: str | None = None) -> tuple[Rule, ...]:
@@ -144,7 +148,11 @@ class ModelShape:
     attention_output_bias: bool = False
     """Whether the projection of attention's output adds a bias."""
     mlp_bias: bool = False
-    """Whether the projections of the MLP add a bias."""
+    """Whether the projections of the MLP, or of experts and their router, add a bias."""
+    gate_limit: float | None = None
+    """None, or the largest number of the gate, and of what it multiplies in size."""
+    gated_offset: float = 0.0
+    """What is added to what the gate multiplies."""
     query_key_norm: bool = False
     """Whether each head's query and key pass a norm of their own before rotation (arXiv:2302.05442)."""
     all_heads_norm: bool = False
@@ -157,6 +165,9 @@ class ModelShape:
     """Whether norms multiply by 1 + their weight."""
     attention_scale: float | None = None
     """Factor of the attention scores; None: the root of head_dim, inverted."""
+    attention_sinks: bool = False
+    """Whether each head has a learnt score that takes part in its softmax and belongs to no token
+    (arXiv:2309.17453, section 3.3)."""
     attention_soft_cap: float | None = None
     """None, or c of c * tanh(score / c)."""
     logit_soft_cap: float | None = None
@@ -297,7 +308,9 @@ class ModelShape:
     def has_engine_layers(self) -> bool:
         """Whether Transformer Engine's layers have all parts of this model's; they have windows."""
         own_norms = self.post_norm or self.all_heads_norm or self.zero_centered_norms
-        own_attention = self.attention_soft_cap is not None or self.temperature_beta or self.latent_attention
+        own_attention = (
+            self.attention_soft_cap is not None or self.temperature_beta or self.latent_attention
+        ) or self.attention_sinks
         return not own_norms and not own_attention
 
     @property
@@ -318,3 +331,5 @@ class Family:
     """The name table of a model of this shape; `{layer}` stands for the global number of a layer."""
     ignored_tensors: tuple[str, ...] = ()
     """Patterns (fnmatch) of tensors that some folders hold and that the model computes or ties."""
+    stacks: tuple[Stack, ...] = ()
+    """The tensors of its folders that hold what all experts of a layer have."""

@@ -165,9 +165,18 @@ def fp8_block(quantization: Any) -> tuple[int, int] | None:
     return (block[0], block[1]) if all(type(size) is int and size > 0 for size in block) else None
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
-"""`gelu` is exact, `gelu_tanh` its approximation by tanh (arXiv:1606.08415); `relu2` is ReLU squared; `xielu` has two
-parameters of its own in each layer (arXiv:2411.13010)."""
+def is_mxfp4(quantization: Any) -> bool:
+    """Whether weights are in MXFP4, numbers of four bits with a scale for each 32.
+
+    Args:
+        quantization: `quantization_config`.
+    """
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
+
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu2", "xielu"]
+"""`gelu` is exact, `gelu_tanh` its approximation by tanh, `quick_gelu` x sigmoid(1.702 x) (arXiv:1606.08415); `relu2`
+is ReLU squared; `xielu` has two parameters of its own in each layer (arXiv:2411.13010)."""
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",

@@ -143,12 +143,27 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         seen = length if length <= SCORED_AT_ONCE else (length + SCORED_AT_ONCE) / 2
         score = 4 + weight + (weight if shape.attention_soft_cap is not None else 0)
         return (4 * weight * query + normed + shape.heads * seen * score) / parallel.tensor + seen + turned
-    kept = weight * (3 * query + 3 * key) + normed + 4 * shape.heads
-    if parallel.context > 1:  # of keys and values those of all ranks; the outputs of two parts
+    kept = float(weight * (3 * query + 3 * key) + normed + 4 * shape.heads)
+    if shape.attention_sinks:
+        kept = _bytes_with_sinks(shape, config, layer)
+    elif parallel.context > 1:  # of keys and values those of all ranks; the outputs of two parts
         kept += weight * (2 * key * parallel.context - 3 * key)
     elif layer in shape.local_layers and shape.local_window is not None and shape.local_window < length:
         kept += weight * query  # the outputs of blocks
     return kept / parallel.tensor + turned
+
+
+def _bytes_with_sinks(shape: ModelShape, config: RunConfig, layer: int) -> float:
+    """Copies of queries, keys and values with two more dimensions, what the kernel gives, and the output."""
+    weight, length = BYTES[config.training.precision], config.data.sequence_length
+    wider, copies = 1 + 2 / shape.head_dim, 1.0
+    if config.parallel.context > 1:
+        copies = config.parallel.context
+    elif layer in shape.local_layers and shape.local_window is not None and shape.local_window < length:
+        block = min(max(shape.local_window, SMALLEST_BLOCK), LARGEST_BLOCK)  # each has the keys of a window before it
+        copies = (block + min(shape.local_window, length - block)) / block
+    keys = 2 * shape.key_value_width * copies
+    return weight * (wider * (2 * shape.query_width + keys) + shape.query_width) + 4 * shape.heads
 
 
 def _latent_attention_bytes(shape: ModelShape, config: RunConfig) -> float:
@@ -164,6 +179,8 @@ def _latent_attention_bytes(shape: ModelShape, config: RunConfig) -> float:
 
 SCORED_AT_ONCE = 1024
 """Queries whose scores stand in memory at once where no kernel computes them (model/attention.py)."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 128, 1024
+"""Bounds of the queries of a block in a layer with a window, as many as the window has tokens (model/attention.py)."""
 
 
 def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:

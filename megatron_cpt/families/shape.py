@@ -9,9 +9,10 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE
 from megatron_cpt.families.family import Family, ModelShape
-from megatron_cpt.families.fields import ConfigFields, fp8_block
+from megatron_cpt.families.fields import ConfigFields, fp8_block, is_mxfp4
 from megatron_cpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cpt.families.gpt_neox import GPT_NEOX
+from megatron_cpt.families.gpt_oss import GPT_OSS
 from megatron_cpt.families.granite import GRANITE, GRANITE4
 from megatron_cpt.families.llama import LLAMA, MINISTRAL, MINISTRAL3, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
 from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
@@ -21,7 +22,7 @@ from megatron_cpt.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
 from megatron_cpt.families.ungated import APERTUS, NEMOTRON, STARCODER2
-from megatron_cpt.families.weights import Place, Rule, places
+from megatron_cpt.families.weights import Place, Rule, Stack, StackPlace, places, stack_places
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Family] = {
         GLM4_MOE,
         DEEPSEEK_V2,
         DEEPSEEK_V3,
+        GPT_OSS,
         OLMO2,
         OLMO3,
         EXAONE4,
@@ -118,7 +120,7 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
         if count > most:
             fields.fault(name, count, f"no model has more than {most:,}.", "Mend config.json.")
     quantized = fields.take("quantization_config")
-    if quantized and fp8_block(quantized) is None:
+    if quantized and fp8_block(quantized) is None and not (is_mxfp4(quantized) and family_of(shape).stacks):
         method = quantized.get("quant_method", "...") if isinstance(quantized, dict) else quantized
         rule = "the weights are quantized, and quantized weights cannot be trained."
         remedy = "Use the model that was quantized. If its weights were dequantized since, take the field out."
@@ -177,6 +179,22 @@ def name_table(shape: ModelShape) -> dict[str, tuple[Rule, Place]]:
         for place in places(rule, shape)
         for name in rule.names
     }
+
+
+def places_in_stacks(shape: ModelShape) -> dict[str, StackPlace]:
+    """Where the tensors of the name table are that folders hold in one with those of other experts, by their names."""
+    return {
+        name: place
+        for stack in family_of(shape).stacks
+        for layer in shape.sparse_layers
+        for name, place in stack_places(stack, layer, shape.experts).items()
+    }
+
+
+def stacks_of(config: dict[str, Any]) -> tuple[Stack, ...]:
+    """The tensors of the folder of a config.json that hold what all experts of a layer have."""
+    model_type = text_fields(config).get("model_type")
+    return FAMILIES[model_type].stacks if isinstance(model_type, str) and model_type in FAMILIES else ()
 
 
 def adapter_fault(folder: Path) -> Fault:

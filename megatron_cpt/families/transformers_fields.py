@@ -69,6 +69,10 @@ READ_BY: dict[str, frozenset[str]] = {
     "attention_bias", "intermediate_size", "is_decoder", "layer_norm_eps", "rotary_emb_base", "rotary_pct",
     "use_parallel_residual",
 }),
+"gpt_oss": frozenset({
+    "attention_bias", "intermediate_size", "num_experts", "num_experts_per_tok", "num_local_experts",
+    "output_router_logits", "router_aux_loss_coef", "swiglu_alpha", "swiglu_limit",
+}),
 "granite": frozenset({
     "attention_bias", "attention_multiplier", "embedding_multiplier", "intermediate_size", "logits_scaling", "mlp_bias",
     "residual_multiplier",

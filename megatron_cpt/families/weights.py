@@ -12,6 +12,9 @@ safetensors into the parameter, exporting copies it back. Megatron-Core's layout
 - the vocabulary is padded to a multiple of R; the padding is the end of the last ranks;
 - each expert is a parameter of its own, whole on the ranks of its expert-parallel part and divided among
   those that share an expert, which need not be those that share the rest of the layer.
+
+Some folders hold one tensor for all experts of a layer. A table names what each expert has of it by itself, and `Stack`
+says where in that tensor it is.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,6 +49,57 @@ class Tensor:
     """Its dimensions, as fields of ModelShape; none for a number alone."""
     constant: float | None = None
     """Of a number that is no parameter, but stands in folders: what it always is."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One tensor of a folder that holds tensors of a name table of all experts of a layer: [experts, ...]."""
+
+    name: str
+    """Its name in the safetensors; `{layer}` stands for a global number."""
+    tensors: tuple[str, ...]
+    """The names in the table, with `{expert}`; where there are several, their rows alternate."""
+    transposed: bool = False
+    """Whether it holds each matrix turned: [experts, columns, rows]."""
+
+
+@dataclass(frozen=True)
+class StackPlace:
+    """Where a tensor of a name table is in the tensor of a folder."""
+
+    stack: str
+    """The name of that tensor."""
+    expert: int
+    """Its first index there."""
+    first: int
+    """Its first row there; of rows, counted from it, every `step`-th is its own."""
+    step: int
+    """How many tensors share the rows."""
+    transposed: bool
+    """Whether rows are the last axis there."""
+
+    def whole_size(self, size: tuple[int, ...], experts: int) -> tuple[int, ...]:
+        """The dimensions of that tensor.
+
+        Args:
+            size: of the tensor of the table.
+            experts: how many there are.
+        """
+        rows, *columns = size
+        of_expert = (rows * self.step, *columns)
+        return (experts, *(reversed(of_expert) if self.transposed else of_expert))
+
+
+def stack_places(stack: Stack, layer: int, experts: int) -> dict[str, StackPlace]:
+    """Where the tensors of a layer are, by their names in the table."""
+    name = stack.name.format(layer=layer)
+    return {
+        tensor.format(layer=layer, expert=expert): StackPlace(
+            name, expert, number, len(stack.tensors), stack.transposed
+        )
+        for expert in range(experts)
+        for number, tensor in enumerate(stack.tensors)
+    }
 
 
 @dataclass(frozen=True)

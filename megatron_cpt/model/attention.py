@@ -3,6 +3,8 @@
 - `ScaledDotProductAttention` keeps no score matrix: flash attention on CUDA and on CPU, at any length.
 - `WindowedAttention` takes queries in blocks with the keys they see, so that neither time nor memory grows with the
   square of the length (arXiv:2310.06825, section 2).
+- Sinks, a learnt score of each head that takes part in its softmax and belongs to no token (arXiv:2309.17453, section
+  3.3), are a token before the first, whose value is 0: kernels need know nothing of them.
 - Documents apart: a micro batch is one row of documents; no mask is needed. Where a document begins is known to the
   host: of packed sequences (`thd`) every layer would ask the GPU for it. Transformer Engine's kernels take those.
 - Documents apart under context parallelism: a rank holds two parts of every sequence (parallel/context_parallel.py).
@@ -22,16 +24,17 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.tensor_parallel import get_cuda_rng_tracker, set_tensor_model_parallel_attributes
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import bias
 
 from megatron_cpt.data.loader import Batch
-from megatron_cpt.families.memory import SCORED_AT_ONCE
+from megatron_cpt.families.memory import LARGEST_BLOCK, SCORED_AT_ONCE, SMALLEST_BLOCK
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.context_parallel import own_numbers, own_part, whole_row, with_keys_before
 
@@ -152,6 +155,7 @@ class ScaledDotProductAttention(MegatronModule):
         """
         super().__init__(config=config)
         self.temperature = temperature
+        self.softmax_offset = _own_sinks(config) if config.softmax_type == "learnable" else None
         if attn_mask_type is not AttnMaskType.causal:
             raise ValueError(f"ScaledDotProductAttention is causal; the layer asks for {attn_mask_type}")
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -193,6 +197,16 @@ class ScaledDotProductAttention(MegatronModule):
                 )
             return self.attend(query, key, value, dropout)
 
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Its part of a distributed checkpoint: sinks are divided as the heads are."""
+        state = self.state_dict(prefix="", keep_vars=True)
+        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            state, prefix, {"softmax_offset": 0}, sharded_offsets
+        )
+        return sharded
+
     def sharpened(self, query: Tensor, packed_seq_params: PackedSeqParams | None) -> Tensor:
         """The queries times their factors, which grow with their positions (arXiv:2501.19399).
 
@@ -230,20 +244,76 @@ class ScaledDotProductAttention(MegatronModule):
 
         query: [q, b, heads, d]; key and value: [k, b, groups, d], k >= q. Returns [q, b, heads * d].
         """
-        whole, width = len(query) == len(key), value.size(-1)
-        if width < key.size(-1):  # kernels take values as wide as keys; for others all scores would stand in memory
-            value = functional.pad(value, (0, key.size(-1) - width))
+        whole, first = len(query) == len(key), 0
+        scale, width = self.scale, value.size(-1)
+        if self.softmax_offset is not None:
+            scale = query.size(-1) ** -0.5 if scale is None else scale
+            query, key, value = _with_sink(query, key, value, self.softmax_offset, scale)
+            if whole:  # and a query of no use at the place of the sink: a mask would stand in memory
+                query, first = functional.pad(query, _ONE_BEFORE), 1
+        context = self.by_kernel(query, key, value, dropout, scale, None if whole else _lower_right(query, key))
+        return context[first:, ..., :width].flatten(2)
+
+    def by_kernel(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None, mask: Tensor | None
+    ) -> Tensor:
+        """What torch's kernel gives, [q, b, heads, d].
+
+        query: [q, b, heads, d]; key and value: [k, b, groups, d].
+
+        Args:
+            mask: which of the keys a query sees; None: those up to its own, of which there are as many as queries.
+        """
+        if value.size(-1) < key.size(-1):
+            # Kernels take values as wide as keys; for others all scores would stand in memory.
+            value = functional.pad(value, (0, key.size(-1) - value.size(-1)))
         context = functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),  # [b, heads, q, d]
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
-            attn_mask=None if whole else bias.causal_lower_right(len(query), len(key)),
-            is_causal=whole,
+            attn_mask=mask,
+            is_causal=mask is None,
             dropout_p=dropout,
-            scale=self.scale,
+            scale=scale,
             enable_gqa=key.size(2) != query.size(2),
         )
-        return context[..., :width].permute(2, 0, 1, 3).flatten(2)
+        return context.permute(2, 0, 1, 3)
+
+
+def _own_sinks(config: TransformerConfig) -> torch.nn.Parameter:
+    """A score of each of this rank's heads, [heads], under Megatron-Core's name: drawn whole and then divided."""
+    sinks = torch.empty(config.num_attention_heads, dtype=config.params_dtype)
+    if config.perform_initialization:
+        config.init_method(sinks)
+    own = torch.nn.Parameter(sinks.chunk(groups.tensor_size())[groups.tensor_rank()].clone())
+    set_tensor_model_parallel_attributes(own, is_parallel=True, dim=0, stride=1)
+    return own
+
+
+_ONE_BEFORE = (0, 0, 0, 0, 0, 0, 1, 0)
+"""One more at the beginning of the first axis of four, for torch's pad."""
+
+
+def _with_sink(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys whose scores have the sinks before those of the first key, and values that have 0 there.
+
+    Two further dimensions give the scores of the sinks: queries have the sink of their head there, the key before the
+    first has the scale, inverted, in two parts, or it would be rounded in bf16. The other keys have 0.
+
+    query: [q, b, heads, d]; key and value: [k, b, groups, d]; sinks: [heads]. Returns the same with d + 2, and values
+    with d, of one more key.
+    """
+    inverse = float(torch.tensor(1 / scale, dtype=key.dtype, device="cpu"))
+    keys = functional.pad(key, (0, 2, *_ONE_BEFORE[2:]))
+    keys[0, ..., -2], keys[0, ..., -1] = inverse, 1 / scale - inverse
+    of_heads = sinks.view(1, 1, -1, 1).expand(*query.shape[:3], 2)
+    return torch.cat([query, of_heads], dim=-1), keys, functional.pad(value, _ONE_BEFORE)
+
+
+def _lower_right(query: Tensor, key: Tensor) -> Tensor:
+    """The mask by which the last query sees all keys, the one before all but the last, and so on."""
+    mask: Tensor = bias.causal_lower_right(len(query), len(key))
+    return mask
 
 
 class SoftCappedAttention(ScaledDotProductAttention):
@@ -289,10 +359,6 @@ class SoftCappedAttention(ScaledDotProductAttention):
         return functional.dropout(weights, dropout) @ values[:, :, :stop]
 
 
-# Queries of a block: as many as the window has tokens, within these bounds. Smaller are slow, larger wasteful.
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 1024
-
-
 class WindowedAttention(ScaledDotProductAttention):
     """Causal attention within a window, with grouped queries. Tensors are [sequence, batch, heads, head_dim]."""
 
@@ -315,7 +381,8 @@ class WindowedAttention(ScaledDotProductAttention):
         """
         if len(key) <= self.window:
             return super().attend(query, key, value, dropout)
-        size, before = min(max(self.window, _SMALLEST_BLOCK), _LARGEST_BLOCK), len(key) - len(query)
+        # Smaller blocks are slow, larger ones wasteful.
+        size, before = min(max(self.window, SMALLEST_BLOCK), LARGEST_BLOCK), len(key) - len(query)
         parts = [
             self.attend_block(queries, key, value, before + number * size, dropout)
             for number, queries in enumerate(query.split(size))
@@ -327,16 +394,13 @@ class WindowedAttention(ScaledDotProductAttention):
         stop, first = start + len(queries), max(0, start - self.window + 1)
         places = torch.arange(first, stop, device=queries.device)
         distance = places[start - first :, None] - places
-        context = functional.scaled_dot_product_attention(
-            queries.permute(1, 2, 0, 3),  # [b, heads, q, d]
-            key[first:stop].permute(1, 2, 0, 3),
-            value[first:stop].permute(1, 2, 0, 3),
-            attn_mask=(distance >= 0) & (distance < self.window),
-            dropout_p=dropout,
-            scale=self.scale,
-            enable_gqa=key.size(2) != queries.size(2),
-        )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        seen, scale, width = (distance >= 0) & (distance < self.window), self.scale, value.size(-1)
+        keys, values = key[first:stop], value[first:stop]
+        if self.softmax_offset is not None:
+            scale = queries.size(-1) ** -0.5 if scale is None else scale
+            queries, keys, values = _with_sink(queries, keys, values, self.softmax_offset, scale)
+            seen = functional.pad(seen, (1, 0), value=True)
+        return self.by_kernel(queries, keys, values, dropout, scale, seen)[..., :width].flatten(2)
 
 
 def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from megatron.core.activations import squared_relu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.fusions import fused_bias_geglu
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import layers
 from megatron.core.transformer.module import Float16Module
@@ -27,6 +28,7 @@ from megatron_cpt.config.schema import (
     RunConfig,
 )
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.model.activations import install_bounded_gate, own_activations
 from megatron_cpt.model.attention import restart_positions
 from megatron_cpt.model.cpu_kernels import add_weight_gradients_in_products, install_cpu_kernels
 from megatron_cpt.model.forward import add_z_loss
@@ -34,12 +36,12 @@ from megatron_cpt.model.layers import (
     block_spec,
     no_rope_freq,
     norms_queries,
-    own_activations,
     transformer_engine_usable,
     window_fields,
 )
 from megatron_cpt.model.mcore_patches import (
     cap_logits,
+    divide_expert_biases,
     divide_logits,
     finalize_gradients,
     install_router_losses,
@@ -55,7 +57,7 @@ from megatron_cpt.parallel.mcore_compat import gpt_model_class, known_fields
 
 
 def _of_layers(states: torch.Tensor) -> torch.Tensor:
-    """Stands for an activation with parameters, which each layer has as a module (layers.py)."""
+    """Stands for an activation with parameters, which each layer has as a module (activations.py)."""
     raise AssertionError("a layer has its own activation")
 
 
@@ -176,15 +178,16 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "layernorm_epsilon": shape.norm_epsilon,
         "normalization": shape.normalization,
         # Where attention's biases are others than those of the MLP, layers.py says so to its projections.
-        "add_bias_linear": shape.mlp_bias,
+        "add_bias_linear": shape.mlp_bias and not shape.experts,
         "add_qkv_bias": shape.query_key_value_bias,
         "qk_layernorm": shape.query_key_norm,
         "softmax_scale": score_scale(shape),
+        **({"softmax_type": "learnable"} if shape.attention_sinks else {}),
         **window_fields(shape),
         **_latent_fields(shape),
         "no_rope_freq": no_rope_freq(shape),
         "gated_linear_unit": shape.gated_mlp,
-        "activation_func": _ACTIVATIONS[shape.activation],
+        **_activation_fields(shape),
         **(_expert_fields(shape, options.by_engine(shape)) if shape.experts else {}),
         "hidden_dropout": options.dropout,
         "attention_dropout": options.dropout,
@@ -230,7 +233,24 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
             "moe_router_bias_update_rate": 0.0,
         }
     kind = MLATransformerConfig if shape.latent_attention else TransformerConfig
-    return megatron_config(kind, ours, options.transformer, "megatron.transformer", defaults)
+    config = megatron_config(kind, ours, options.transformer, "megatron.transformer", defaults)
+    # It refuses biases of experts that ranks divide, whose last one each rank would add (divide_expert_biases).
+    config.add_bias_linear = shape.mlp_bias
+    return config
+
+
+def _activation_fields(shape: ModelShape) -> dict[str, Any]:
+    """The fields of TransformerConfig for the activation."""
+    if shape.activation != "quick_gelu":
+        return {"activation_func": _ACTIVATIONS[shape.activation]}
+    return {
+        "activation_func": fused_bias_geglu.quick_gelu,  # which Megatron-Core knows by being the same object
+        "activation_func_clamp_value": shape.gate_limit,
+        "glu_linear_offset": shape.gated_offset,
+        # The function that is called then is ours (activations.py).
+        "bias_activation_fusion": True,
+        "activation_func_fp8_input_store": False,
+    }
 
 
 def _latent_fields(shape: ModelShape) -> dict[str, Any]:
@@ -315,6 +335,8 @@ def build_model(shape: ModelShape, options: ModelOptions) -> list[LanguageModule
     if not options.on_gpu:
         install_cpu_kernels()
     install_router_losses()
+    if shape.activation == "quick_gelu":
+        install_bounded_gate()
     transformer = transformer_config(shape, options)
     device = groups.device()
     return [_build_chunk(shape, options, transformer, chunk).to(device) for chunk in groups.virtual_stages()]
@@ -366,6 +388,7 @@ def _build_chunk(
     cap_logits(model, shape)
     mask_vocab_padding(model, shape)
     mark_expert_weights(model)
+    divide_expert_biases(model)
     add_z_loss(model, options.z_loss)
     return model
 

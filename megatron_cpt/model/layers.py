@@ -9,7 +9,6 @@ import importlib.util
 from typing import Any
 
 import torch
-from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -20,7 +19,6 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     LayerNormImpl,
@@ -327,62 +325,6 @@ def _refuse_context(named: dict[str, Any], layer: str) -> None:
     for name in ("context", "context_mask", "padding_mask", "dynamic_inference_decode_only"):
         if named.pop(name, None) is not None:
             raise ValueError(f"{layer} takes no {name}")
-
-
-class Xielu(MegatronModule):
-    """x -> a x^2 + b x where x > 0, else c (exp(min(x, e)) - 1 - x) + b x (xIELU, arXiv:2411.13010, section 3).
-
-    a = softplus(alpha_p) and c = b + softplus(alpha_n) are learnt, b and e are not.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
-        begin = torch.tensor([0.8, 0.8 - _SLOPE]).expm1().log().to(config.params_dtype)
-        self.alpha_p, self.alpha_n = (torch.nn.Parameter(number.clone()) for number in begin.split(1))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """states: [..., this rank's part of the MLP's width], any shape before."""
-        # Each rank has a part of the gradient, and the sum of all is that of the whole.
-        alpha_p, alpha_n = map(copy_to_tensor_model_parallel_region, (self.alpha_p, self.alpha_n))
-        output: Tensor = _XieluFunction.apply(
-            states, functional.softplus(alpha_p), _SLOPE + functional.softplus(alpha_n)
-        )
-        return output
-
-
-_SLOPE, _LARGEST = 0.5, -1e-6
-"""b and e of xIELU, as transformers has them."""
-
-
-class _XieluFunction(torch.autograd.Function):
-    """xIELU, which keeps its input alone for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, above: Tensor, below: Tensor) -> Tensor:
-        """states: [...]; above and below, a and c: [1]."""
-        ctx.save_for_backward(states, above, below)
-        negative = (torch.expm1(states.clamp(max=_LARGEST)) - states) * below
-        return torch.where(states > 0, above * states * states, negative) + _SLOPE * states
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        states, above, below = ctx.saved_tensors
-        positive = states > 0
-        growth = torch.expm1(states.clamp(max=_LARGEST))
-        # d exp(min(x, e)) / dx is 0 between e and 0.
-        slope = torch.where(states > _LARGEST, -1.0, growth) * below
-        of_states = gradient * (torch.where(positive, 2 * above * states, slope) + _SLOPE)
-        of_above = gradient * torch.where(positive, states * states, 0.0)
-        of_below = gradient * torch.where(positive, 0.0, growth - states)
-        first, second = (each.sum(dtype=torch.float32).to(above.dtype).view(1) for each in (of_above, of_below))
-        return of_states, first, second
-
-
-def own_activations(model: LanguageModule, shape: ModelShape) -> None:
-    """Gives each layer of a chunk of the model its activation where that has parameters."""
-    if shape.activation == "xielu":
-        for layer in model.decoder.layers:
-            layer.mlp.activation_func = Xielu(model.config)
 
 
 class ZeroCenteredRMSNorm(torch.nn.Module):

@@ -7,6 +7,7 @@
 - Balance of each sequence (`seq_aux_loss`): the tokens of one sequence are taken for those of the micro batch before
   0.19. Here they are those of the micro batch.
 - Marks of experts' weights, by which the gradient norm counts them on each tensor-parallel rank: set in every version.
+- Biases of experts that ranks divide: the ranks add up what each would add.
 - Biases of routers: Megatron-Core moves them, by what tokens chose, wherever gradients are summed. Here a gradient that
   is only measured moves none.
 - Vocabulary padding: rows that fill up an uneven vocabulary take part in the softmax; they are masked.
@@ -99,6 +100,25 @@ def mark_expert_weights(model: LanguageModule) -> None:
                 # weight, or weight0, weight1, ... of grouped layers; a bias after a product of parts is whole.
                 if ".linear_fc1." in f".{name}" or ".weight" in name:
                     parameter.tensor_model_parallel = True
+
+
+def divide_expert_biases(model: LanguageModule) -> None:
+    """Has each of the ranks that share an expert add its part of the bias of the last projection.
+
+    Megatron-Core refuses such biases, because each rank would add the whole, before what they give is summed. By the
+    mark that it sets for divided sequences, their gradients of the bias are summed too.
+    """
+    for layer in model.decoder.layers:
+        for expert in getattr(getattr(layer.mlp, "experts", None), "local_experts", ()):
+            if expert.linear_fc2.bias is not None:
+                # The sum over one rank would be a view, to which Megatron-Core cannot add the bias in place.
+                expert.linear_fc2.explicit_expert_comm = True
+                expert.linear_fc2.register_forward_hook(_with_part_of_bias)
+
+
+def _with_part_of_bias(layer: torch.nn.Module, given: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    states, bias = output
+    return states, bias / groups.expert_tensor_size()
 
 
 def finalize_gradients(model: Sequence[torch.nn.Module], *given: Any, **named: Any) -> None:

@@ -131,6 +131,14 @@ PATCHES: tuple[Patch, ...] = (
         switch="parallel.groups.init_process_group",
     ),
     Patch(
+        module="megatron.core.transformer.mlp",
+        name="weighted_bias_quick_geglu_impl",
+        reason="the gate of experts is bounded before its bias is added",
+        versions=_ALL_RELEASES,
+        switch="model.activations.install_bounded_gate",
+        on_gpu="the function of all devices",
+    ),
+    Patch(
         module="megatron.core.tensor_parallel.layers",
         name="linear_with_grad_accumulation_and_async_allreduce",
         reason="in fp32 two of three products are faster by oneDNN than by MKL",

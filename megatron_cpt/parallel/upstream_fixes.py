@@ -463,7 +463,7 @@ FIXES: dict[str, tuple[Fix, ...]] = {
             "biases of experts are scaled wrongly under `use_transformer_engine_op_fuser`",
             "0.19.0",
             "not hit",
-            "experts have no biases",
+            "a GPT-OSS, whose experts have biases, has no layers of Transformer Engine",
         ),
         Fix(5487, "2026-07-22", "one weight for all experts in fp8 has wrong numbers", "0.19.0", "refused", _REFUSED),
     ),

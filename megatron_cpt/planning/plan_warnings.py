@@ -9,7 +9,7 @@ import orjson
 from megatron_cpt.config.schema import EvalIntervalSettings, RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.corpus.packing import PackedStream
-from megatron_cpt.families.fields import fp8_block
+from megatron_cpt.families.fields import fp8_block, is_mxfp4
 from megatron_cpt.families.multimodal import multimodal_of, text_fields
 from megatron_cpt.families.others import other_names
 from megatron_cpt.families.shape import read_config, unread_fields
@@ -238,10 +238,12 @@ def _folder_warnings(config: RunConfig) -> Iterator[str]:
             f"model.hf holds a {kind.model_type}: its language model is trained, and sizes and costs are of that. All "
             "other tensors stay as they are, and exports have them."
         )
-    if fp8_block(text_fields(read_config(config.model.hf)).get("quantization_config")):
+    quantization = text_fields(read_config(config.model.hf)).get("quantization_config")
+    bits = "fp8" if fp8_block(quantization) else "mxfp4" if is_mxfp4(quantization) else None
+    if bits is not None:
         yield (
-            "model.hf holds weights in fp8: they are read as bf16, each times the scale of its block, and exports hold "
-            "bf16."
+            f"model.hf holds weights in {bits}: they are read as bf16, each times the scale of "
+            "its block, and exports hold bf16."
         )
     if layers := other_names(read_config(config.model.hf)).predictors:
         yield (

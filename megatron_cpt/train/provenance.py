@@ -28,7 +28,7 @@ from megatron_cpt.checkpoint.model_card import model_card, training_of
 from megatron_cpt.config.load import dump_config, plain
 from megatron_cpt.config.schedule import Areas, known_history, learning_rate
 from megatron_cpt.config.schema import BaseHistorySettings, RunConfig
-from megatron_cpt.families.shape import stated_dtype
+from megatron_cpt.families.shape import places_in_stacks, stated_dtype
 from megatron_cpt.model import cpu_kernels
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
 from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
@@ -64,11 +64,11 @@ def dtype_notes(run: Run) -> list[str]:
     """What is rounded on the way from the parent into the model and from there into exports, a sentence each."""
     config, hf_folder, notes = run.config, Path(run.config.model.hf), []
     trained = trained_dtypes(run.shape, DTYPES[config.training.precision])
+    stacks = places_in_stacks(run.shape)
     from_folder = config.model.weights == "hf" and config.init_from.checkpoint is None and not run.first_step
     if from_folder:
-        rounded = roundings(
-            Conversion(word_of(run.dtypes.of(name, own)), word_of(own)) for name, own in trained.items()
-        )
+        read = {name: Conversion(word_of(run.dtypes.of(name, own)), word_of(own)) for name, own in trained.items()}
+        rounded = roundings(read, stacks)
         if rounded:
             notes.append(f"weights: read from model.hf in the dtype of training.precision; rounded: {rounded}")
         stated = stated_dtype(hf_folder)
@@ -78,8 +78,8 @@ def dtype_notes(run: Run) -> list[str]:
             )
     if config.checkpoint.export_hf is not None:
         dtypes = export_dtypes(run)
-        written = roundings(Conversion(word_of(own), word_of(dtypes.of(name, own))) for name, own in trained.items())
-        if written:
+        exported = {name: Conversion(word_of(own), word_of(dtypes.of(name, own))) for name, own in trained.items()}
+        if written := roundings(exported, stacks):
             by = "checkpoint.export_hf.dtype" if config.checkpoint.export_hf.dtype else "the parent's tensors"
             notes.append(f"exports: in the dtype of {by}; rounded from what is trained: {written}")
     return notes

@@ -23,7 +23,7 @@ from tests.ranks import Ranks
 # One of each kind of layer, where what is tried does not hang on the family.
 KINDS = [
     *("llama_tied", "gpt_neox", "qwen2_moe", "qwen3_moe_mixed", "olmo2", "olmo3", "gemma2", "gemma3", "phi3_long"),
-    "deepseek_v3",
+    *("deepseek_v3", "gpt_oss"),
 ]
 TOKENS = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
 

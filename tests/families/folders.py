@@ -369,6 +369,30 @@ MODELS |= {
     },
 }
 
+GPT_OSS = SMALL | {
+    "model_type": "gpt_oss",
+    "pad_token_id": None,
+    "intermediate_size": 12,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "sliding_window": 7,
+    # What the gate and the other half of the experts reach in the tests.
+    "swiglu_limit": 0.4,
+    "rope_parameters": YARN | {"truncate": False},
+}
+MODELS |= {
+    "gpt_oss": GPT_OSS,
+    # Windows in other layers, and no biases but those of experts and routers.
+    "gpt_oss_tied": GPT_OSS
+    | TIED
+    | {
+        "attention_bias": False,
+        "layer_types": MIXED_LAYERS,
+        "swiglu_limit": 7.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+
 # What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
@@ -381,6 +405,7 @@ DIVIDED = (
         "glm4_moe",
         "deepseek_v2",
         "deepseek_v3",
+        "gpt_oss",
         "olmo2",
         "olmo3",
         "exaone4",

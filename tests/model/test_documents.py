@@ -94,6 +94,7 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
         ("smollm3", "none"),
         ("gpt_neox_yarn", "none"),
         ("deepseek_v3", "none"),
+        ("gpt_oss", "none"),
     ],
 )
 def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:
@@ -175,6 +176,7 @@ def look_around_together(folder: Path, windows: Tensor, recompute: str, context:
         ("gemma2", "none", 2),
         ("gemma3", "none", 4),
         ("olmo3", "none", 2),
+        ("gpt_oss", "none", 2),
     ],
 )
 def test_no_token_sees_another_document_in_sequences_that_ranks_share(

@@ -50,8 +50,9 @@ BASES = {
         "megatron.transformer.moe_aux_loss_coeff=0.1",
     ),
     "documents": ("data.attention=within_documents",),
+    "gpt_oss": (),
 }
-"""Runs of one process, and their settings; those of experts have another model."""
+"""Runs of one process, and their settings; those of experts have another model, and so has that of a GPT-OSS."""
 STEPS = (
     "training.tokens=20 steps",
     "checkpoint.save_interval=null",
@@ -134,6 +135,16 @@ ROWS = {
     "within documents, context 2, pipeline 2 x 2 chunks": Row(4, (), base="documents").named(
         context=2, pipeline=2, virtual_pipeline=2
     ),
+    "gpt_oss, tensor 2, sequence": Row(2, (), base="gpt_oss").named(tensor=2, sequence="true"),
+    "gpt_oss, pipeline 2": Row(2, (), base="gpt_oss").named(pipeline=2),
+    "gpt_oss, tensor 2, sequence, pipeline 2": Row(4, (), base="gpt_oss").named(tensor=2, sequence="true", pipeline=2),
+    "gpt_oss, context 2": Row(2, (), base="gpt_oss").named(context=2),
+    "gpt_oss, expert 2, distributed optimizer": Row(2, (), base="gpt_oss").named(
+        expert=2, distributed_optimizer="true"
+    ),
+    "gpt_oss, expert 2, tensor 2, sequence": Row(4, (), base="gpt_oss").named(expert=2, tensor=2, sequence="true"),
+    "gpt_oss, recomputation, selective": Row(1, ("training.recompute=selective",), base="gpt_oss"),
+    "gpt_oss, recomputation, full": Row(1, ("training.recompute=full",), base="gpt_oss"),
     "recomputation, selective": Row(1, ("training.recompute=selective",)),
     "recomputation, full": Row(1, ("training.recompute=full",)),
     "tensor 2, sequence, recomputation, full": Row(2, ("training.recompute=full",)).named(tensor=2, sequence="true"),
@@ -167,6 +178,8 @@ def model_of(chosen: Row, workshop: Workshop) -> Path:
             write_model(folder, hidden_size=36, intermediate_size=58, num_attention_heads=2)
             write_tokenizer_of(workshop, folder)
         return folder
+    if chosen.base == "gpt_oss":
+        return family_folder(workshop, chosen.base)
     return workshop.hf_with_experts() if chosen.base.startswith("experts") else workshop.hf
 
 

@@ -96,6 +96,7 @@ SLOW = (
             "granite",
             "apertus",
             "ministral3",
+            "gpt_oss",
         )
     ),
     Case("llama", {"pipeline": 2}, 2, {}),

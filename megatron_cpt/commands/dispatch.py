@@ -30,7 +30,7 @@ from megatron_cpt.runs.processes import die_with_parent
 COMMANDS = {
     "quickstart": "the whole job on text that every machine has: two runs and a report in minutes",
     "init": "write a run.yaml with comments, from a model and datasets",
-    "import-args": "write a run.yaml from the arguments of Megatron-LM's pretrain_gpt.py",
+    "import-args": "write a run.yaml from that of another program: Megatron-LM, NeMo, LLaMA-Factory, ...",
     "prepare": "documents to a Megatron dataset: PREFIX.bin, .idx, .manifest.json",
     "merge": "join the shards of a prepare on many machines",
     "score": "one number a document: perplexity, importance, class",

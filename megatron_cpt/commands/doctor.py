@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from dataclasses import asdict
@@ -17,10 +18,11 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import ModelOptions, build_model, wrap_for_training
 from megatron_cpt.model.layers import transformer_engine_usable
 from megatron_cpt.parallel import cpu_platform, groups
+from megatron_cpt.parallel.device_check import device_faults, measure
 from megatron_cpt.parallel.groups import seed_everything
 from megatron_cpt.parallel.mcore_compat import release, untried
 from megatron_cpt.runs.floors import floor_faults
-from megatron_cpt.runs.folder import write_json
+from megatron_cpt.runs.folder import ExitCode, write_json
 from megatron_cpt.train.optimizer import build_optimizer
 from megatron_cpt.train.provenance import Kernels, installed_version, kernels_of
 
@@ -42,16 +44,22 @@ _TITLES = {"context": "context parallelism"}
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return command_parser(
-        "doctor",
-        __doc__,
-        "megatron-cpt doctor",
+    top = command_parser("doctor", __doc__, "megatron-cpt doctor", "megatron-cpt doctor --gpus 0")
+    top.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="only check that N GPUs are there, and that each gives the same bits for the same product as fast as the "
+        "others; exit code 1 if not. 0: the processor (for a batch script, on every machine, before the run)",
     )
+    return top
 
 
 def main(arguments: list[str]) -> int:
     """Prints a table and what follows from it."""
-    parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
+    if args.gpus is not None:
+        return _check(args.gpus)
     rows = machine() + packages() + kernels()
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -59,6 +67,19 @@ def main(arguments: list[str]) -> int:
     for line in _advice():
         print(f"\n{line}")
     return 0
+
+
+def _check(gpus: int) -> int:
+    """Prints a line for each device, and what is wrong. Returns the exit code."""
+    host = socket.gethostname()
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    results = [measure(device) for device in devices or [torch.device("cpu")]]
+    for result in results:
+        print(f"{host}, {result.device}: {result.name}, {result.flops / 1e12:.3g} TFLOP/s, {result.checksum[:8]}")
+    faults = device_faults(results, gpus, host)
+    for fault in faults:
+        print(f"megatron-cpt doctor: {fault}", file=sys.stderr)
+    return ExitCode.OTHER if faults else ExitCode.DONE
 
 
 def machine() -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     for note in notes:
         print(f"note: {note}")
     print("docs/migrating.md tells what differs in meaning.")
-    print("\n".join(next_lines(args.output, ranks or 8)))
+    print("\n".join(next_lines(args.output, ranks or 8, assumed_tokens(args.assume))))
     return ExitCode.DONE
 
 

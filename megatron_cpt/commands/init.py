@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     print(f"wrote {output}")
     for note in written.notes:
         print(f"note: {note}")
-    print("\n".join(next_lines(output, args.gpus)))
+    print("\n".join(next_lines(output, args.gpus, {})))
     return ExitCode.DONE
 
 

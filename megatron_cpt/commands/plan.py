@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import card_of
 from megatron_cpt.planning.checks import model_faults
 from megatron_cpt.planning.cost import cost_estimate, memory_warnings, price_faults
+from megatron_cpt.planning.inputs import missing_data
 from megatron_cpt.planning.layout_search import (
     Layout,
     TriedLayout,
@@ -93,7 +94,11 @@ def main(arguments: list[str]) -> int:
         return _ending_as_ranks(_simulate, config, options)
     if options.search:
         return _ending_as_ranks(_search, config, options)
-    plan = make_plan(config, options.nproc, assumed_tokens(options.assume))
+    assumed = assumed_tokens(options.assume)
+    try:
+        plan = make_plan(config, options.nproc, assumed)
+    except BadInput as error:
+        raise BadInput(*error.faults, *_to_assume(config, assumed)) from error
     plan = replace(plan, warnings=(*plan.warnings, *memory_warnings(plan, options.gpu)))
     cost = cost_estimate(plan, options.gpu, _share(options.mfu or "40%"), options.price)
     changed = resume_changes(plan).lines()
@@ -105,6 +110,13 @@ def main(arguments: list[str]) -> int:
         parts.append("\n".join(["Changes", *(f"  - {line}" for line in changed)]))
     print("\n\n".join(parts))
     return 0
+
+
+def _to_assume(config: RunConfig, assumed: Mapping[str, int]) -> Iterator[Fault]:
+    """How a run whose data are not on this machine is planned."""
+    if missing := [name for name in missing_data(config) if name not in assumed]:
+        words = " ".join(f"{name}=TOKENS" for name in missing)
+        yield Fault("--assume", "plans with data that are not on this machine.", f"Say how large they are: {words}.")
 
 
 def _contradictions(options: argparse.Namespace) -> list[Fault]:

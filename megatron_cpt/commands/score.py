@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "megatron-cpt score data/medicine --by ngram --reference data/general",
     )
     top.add_argument("datasets", nargs="+", metavar="PREFIX", help="or globs")
-    top.add_argument("--by", choices=_METHODS, required=True, help="docs/quality.md says what each is good for")
+    top.add_argument("--by", choices=_METHODS, required=True, help="see docs/quality.md: what each is good for")
     top.add_argument("--name", help="name of the score (default: the method)")
     references = "datasets, selections or text files"
     top.add_argument(

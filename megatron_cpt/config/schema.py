@@ -796,7 +796,8 @@ class StopSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     after: WallTime | None = None
-    """Wall time since the start of the program, such as `3h50m`, checked after each step. None: no limit."""
+    """Wall time since the start of the program, such as `3h50m`, checked after each step. None: no limit. Under
+    torchrun, which may start the ranks again, it is the time since torchrun's start."""
 
 
 TimeoutPart = Literal["start", "step", "evaluation", "save", "export"]

@@ -409,7 +409,7 @@ class _Translation:
             return float(f"{final:.6g}")
         words = (
             f"The decay would end at {decay / whole:.2%} of the run, then stay at --min-lr; here it ends with the run. "
-            "For the same rates train that long alone, or use schedule.kind: wsd"
+            "For the same rates train that long alone, then go on from there (init_from) with schedule.kind: constant"
         )
         self.refuse(flag, words)
         return lowest

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.config.schema import RunConfig, SourceSettings
-from megatron_cpt.corpus.indexed import IndexedDataset
+from megatron_cpt.corpus.indexed import IndexedDataset, idx_path
 from megatron_cpt.corpus.manifest import Described, Manifest
-from megatron_cpt.corpus.parts import part_faults
+from megatron_cpt.corpus.parts import part_faults, parts_there
 from megatron_cpt.corpus.selection import SUFFIX
 from megatron_cpt.corpus.stream import TokenStream, expand_paths
 from megatron_cpt.families.family import ModelShape
@@ -105,6 +106,17 @@ def open_inputs(
         _open_tasks(config, shape, tokenizer, faults),
         tuple(faults),
     )
+
+
+def missing_data(config: RunConfig) -> list[str]:
+    """The sources and validation sets of which nothing is on this machine, by their names in `--assume`."""
+    named = {name: source.paths for name, source in config.data.sources.items()}
+    named |= {f"{name}.validation": settings.paths for name, settings in config.validation.sets.items()}
+    return [name for name, paths in named.items() if not any(_is_there(path) for path in paths)]
+
+
+def _is_there(path: str) -> bool:
+    return bool(glob(path) or idx_path(path).exists() or parts_there(path))
 
 
 def open_sources(

@@ -84,6 +84,9 @@ def read_script(text: str, name: str, parameters: Sequence[str] = ()) -> Launch:
         found = "no call" if not commands else f"{len(commands)} calls"
         rule = f"{found} of pretrain_gpt.py can be read in it."
         remedy = "Give the argument list itself: `megatron-cpt import-args -- --num-layers ...` (`bash -x` prints it)."
+        if name.endswith(".py"):
+            rule = "is a Python program, and nothing is executed."
+            remedy = "Give the configuration that it makes, as YAML, or the arguments of its run after `--`."
         raise BadInput(Fault(name, rule, remedy))
     if script.missing:
         rule = f"needs its own parameters ${', $'.join(sorted(script.missing))}."

@@ -6,7 +6,7 @@ A comment that the writer does not give is the first sentence of the key's meani
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from megatron_cpt.config.json_schema import meaning_of
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import LARGEST_COUNT, parse_count, short_count
 from megatron_cpt.corpus.stream import prefix_of
+from megatron_cpt.planning.inputs import missing_data
 
 _COMMENT_COLUMN = 58
 _LONGEST = 120
@@ -60,16 +61,24 @@ def run_text(header: Sequence[str], entries: Iterable[Entry]) -> str:
     return "\n".join([*lines, ""])
 
 
-def next_lines(path: Path, ranks: int) -> Iterator[str]:
-    """What to do with a run.yaml that was written, and what of it `plan` will refuse by the rules that need no data."""
+def next_lines(path: Path, ranks: int, assumed: Mapping[str, int]) -> Iterator[str]:
+    """What to do with a run.yaml that was written, and what of it `plan` will refuse by the rules that need no data.
+
+    Args:
+        assumed: tokens of sources that are not there, by name.
+    """
+    missing: list[str] = []
     try:
-        faults = config_faults(load_config(path), ranks)
+        config = load_config(path)
+        faults, missing = config_faults(config, ranks), missing_data(config)
     except BadInput as error:
         faults = list(error.faults)
     if faults:
         yield "to mend first, for `plan` refuses it:"
         yield from (f"  - {fault}" for fault in faults)
-    yield f"next: megatron-cpt plan {path} --nproc {ranks}"
+    sizes = [f"{name}={count_text(assumed[name]) if name in assumed else 'TOKENS'}" for name in missing]
+    assume = f" --assume {' '.join(sizes)}" if sizes else ""
+    yield f"next: megatron-cpt plan {path} --nproc {ranks}{assume}"
 
 
 def _line(indent: str, name: str, entry: Entry) -> list[str]:

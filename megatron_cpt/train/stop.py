@@ -14,6 +14,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
+import psutil
+
 from megatron_cpt.config.units import wall_seconds
 from megatron_cpt.runs.processes import (
     ENDED_AT_ONCE,
@@ -25,13 +27,15 @@ from megatron_cpt.runs.processes import (
 )
 
 NOT_ASKED, OUT_OF_TIME = 0, 128  # signals have the numbers between
+_OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""torchrun's variable that every rank of it has."""
 
 
 class StopRequest:
-    """Listens for signals while it is open as a context, and counts wall time from its making."""
+    """Listens for signals while it is open as a context, and counts wall time from its making, or from torchrun's."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._began = time.monotonic() - _seconds_under_torchrun()
         self._received = NOT_ASKED
         self._interrupts = 0
         self._before: dict[signal.Signals, object] = {}
@@ -90,6 +94,14 @@ class StopRequest:
         if os.environ.get("RANK", "0") == "0":
             with suppress(OSError):  # a terminal that is gone
                 os.write(2, f"megatron-cpt train: {INTERRUPTED}\n".encode())  # the main thread may be writing
+
+
+def _seconds_under_torchrun() -> float:
+    """How long the torchrun that started this rank has run. It may have started others before, in the same job, whose
+    limit of time counts from its start. 0 for a rank that something else started."""
+    if _OF_TORCHRUN not in os.environ:
+        return 0.0
+    return max(0.0, time.time() - psutil.Process(os.getppid()).create_time())
 
 
 def reason(code: int, after: str | None) -> str:

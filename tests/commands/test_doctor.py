@@ -1,10 +1,14 @@
 """`megatron-cpt doctor` names the kernels that a run on this machine is made of."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+
+from megatron_cpt.commands.dispatch import main
+from megatron_cpt.runs.folder import ExitCode
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU they depend on what else is installed")
@@ -23,3 +27,12 @@ def test_doctor_names_every_kernel_of_a_cpu() -> None:
         "context parallelism": "all-gather of keys and values",
         "experts": "Megatron-Core, sequential",
     }.items()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+def test_doctor_checks_a_machine_before_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--gpus", "0"]) == 0
+    assert f"{socket.gethostname()}, cpu: CPU, " in capsys.readouterr().out
+    assert main(["doctor", "--gpus", "8"]) == ExitCode.OTHER
+    told = f"{socket.gethostname()}: 0 GPUs: are visible, and 8 are wanted. See nvidia-smi."
+    assert told in capsys.readouterr().err

@@ -72,7 +72,6 @@ def submit(folder: Path, *words: str, script: Path = SCRIPT) -> tuple[int, list[
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "n1",
         "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_GPUS_ON_NODE": "1",
         "SLURM_CPUS_PER_TASK": "1",
     }
     done = subprocess.run(["bash", script, *words], env=environment, timeout=600, check=False)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -36,6 +38,25 @@ def test_a_limit_of_wall_time_is_a_reason_of_its_own() -> None:
     assert request.code(after=None) == NOT_ASKED
     assert reason(OUT_OF_TIME, "1h") == "stop.after = 1h is over"
     assert reason(signal.SIGTERM, None) == "SIGTERM received"
+
+
+RANK = """
+import os, sys, time
+from megatron_cpt.train.stop import StopRequest
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    time.sleep(3)
+    sys.exit(1)
+print("asked to stop:", StopRequest().code(after="3s"), StopRequest().code(after="1h"))
+"""
+
+
+def test_the_limit_of_wall_time_counts_from_the_start_of_torchrun(tmp_path: Path) -> None:
+    """A rank that torchrun starts again is in the job that the first one was in."""
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1", tmp_path / "rank.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"asked to stop: {OUT_OF_TIME} {NOT_ASKED}" in done.stdout
 
 
 def status_of(run: Path) -> Status:

@@ -28,6 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("law", "web"):
         write_dataset(tmp_path / name, 20_000, tmp_path / "base")
     Path("pretrain.sh").write_text(f'ARGS="{NEEDED}"\ntorchrun --nproc_per_node 4 pretrain_gpt.py $ARGS\n')
+    Path("recipe.py").write_text("def pretrain_recipe(): ...\n")
     return tmp_path
 
 
@@ -77,6 +78,10 @@ def test_a_configuration_of_another_program_goes_over_to_a_plan(here: Path, caps
     assert "next: megatron-cpt plan run.yaml --nproc 8" in printed and "to mend first" not in printed
     text = Path("run.yaml").read_text()
     assert "differs in meaning from LLaMA-Factory" in text and "# trust_remote_code: true: No code" in text
+    # Whoever leaves one out is told, and so is who gives none.
+    assert "medicine=2M general=10M medicine.validation=TOKENS general.validation=TOKENS\n" in printed
+    assert main(["plan", "run.yaml", *assumed]) == 2
+    assert "Say how large they are: medicine.validation=TOKENS general.validation=TOKENS." in capsys.readouterr().err
     held_out = ["medicine.validation=1M", "general.validation=1M"]
     assert main(["plan", "run.yaml", *assumed, *held_out]) == 0
     plan = capsys.readouterr().out
@@ -92,6 +97,7 @@ def test_a_configuration_of_another_program_goes_over_to_a_plan(here: Path, caps
         (["--nproc", "0", "pretrain.sh"], "--nproc 0: is less than 1"),
         (["pretrain.sh", "--assume", "medicine=0"], "--assume medicine=0: is a dataset without tokens"),
         (["nothing.sh"], "nothing.sh: cannot be read: No such file"),
+        (["recipe.py"], "recipe.py: is a Python program, and nothing is executed."),
         (["base", "--model", "base"], "common.pt"),
         (["pretrain.sh"], "no Hugging Face folder is named"),
         (["pretrain.sh", "--model", "law"], "there is no config.json in it"),

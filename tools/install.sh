@@ -41,7 +41,9 @@ if [ "${TORCH:-pinned}" = system ]; then
     # Images of NGC pin hundreds of packages for every pip; ours differ. What must stay is pinned below: torch.
     unset PIP_CONSTRAINT
     sed -i '/^torch==/d; /^triton==/d' "$constraints"
-    "$venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >> "$constraints" || {
+    # By the name that pip knows it by: torch.__version__ of a release for CUDA is longer (2.13.0+cu130).
+    "$venv/bin/python" -c 'import importlib.metadata, torch; print("torch==" + importlib.metadata.version("torch"))' \
+        >> "$constraints" || {
         echo "TORCH=system, but $python has no torch: install one, or leave TORCH out." >&2; exit 2; }
 else
     "$python" -m venv "$venv"

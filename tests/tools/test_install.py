@@ -57,3 +57,26 @@ esac
     calls = heard.read_text().splitlines()
     assert len(calls) == 2
     assert all(call.startswith("constraint= install") for call in calls)
+
+
+def test_the_torch_of_the_system_is_pinned_by_the_version_that_pip_knows(tmp_path: Path) -> None:
+    """A release for CUDA calls itself 2.99.0+cu130, and is installed as 2.99.0: pip would find a conflict."""
+    (tmp_path / "site/torch-2.99.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site/torch-2.99.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.99.0\n")
+    (tmp_path / "site/torch.py").write_text('__version__ = "2.99.0+cu130"\n')
+    python, venv, heard = tmp_path / "python", tmp_path / "venv", tmp_path / "heard"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *venv*)
+        mkdir -p {venv}/bin
+        printf '#!/bin/sh\ngrep -s ^torch= "$6" >> {heard}\n' > {venv}/bin/pip
+        printf '#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} "$@"\n' > {venv}/bin/python
+        chmod +x {venv}/bin/*;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "VENV": str(venv), "TORCH": "system", "MCORE": "", "EXTRAS": ""}
+    subprocess.run(["bash", ROOT / "tools/install.sh"], env=environment, capture_output=True, check=False)
+    assert heard.read_text() == "torch==2.99.0\n"

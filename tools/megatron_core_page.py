@@ -68,8 +68,8 @@ file, a part of the files:
 | `distributed/test_param_and_grad_buffer.py` | 40 | | | | 61 |
 | all | 106 | 10 | | | 61 |
 
-Of those in `needs` at 0.16.1, some 200 want a GPU for kernels of Triton, some 200 Transformer Engine, and 65 the package
-Emerging Optimizers. Of the twelve faults, five are the search for the `step` of torch's AdamW among the tensors, which
+Of those in `needs` at 0.16.1, some 200 want a GPU for kernels of Triton, some 200 Transformer Engine, and 65 the
+package Emerging Optimizers. Of the twelve faults, five are the search for the `step` of torch's AdamW among the tensors, which
 is replaced here (`parallel/patches.py`). Five ask for the same bits of sums in bf16 over different numbers of tokens.
 One test makes one group of other ranks on each rank, which gloo does not forgive. One writes into a folder before rank
 0 has made it. Most of what was not run is `test_layer_wise_optimizer.py` and `test_optimizer.py` of

@@ -69,11 +69,11 @@ file, a part of the files:
 | all | 106 | 10 | | | 61 |
 
 Of those in `needs` at 0.16.1, some 200 want a GPU for kernels of Triton, some 200 Transformer Engine, and 65 the
-package Emerging Optimizers. Of the twelve faults, five are the search for the `step` of torch's AdamW among the tensors, which
-is replaced here (`parallel/patches.py`). Five ask for the same bits of sums in bf16 over different numbers of tokens.
-One test makes one group of other ranks on each rank, which gloo does not forgive. One writes into a folder before rank
-0 has made it. Most of what was not run is `test_layer_wise_optimizer.py` and `test_optimizer.py` of
-`dist_checkpointing/`.
+package Emerging Optimizers. Of the twelve faults, five are the search for the `step` of torch's AdamW among the
+tensors, which is replaced here (`parallel/patches.py`). Five ask for the same bits of sums in bf16 over different
+numbers of tokens. One test makes one group of other ranks on each rank, which gloo does not forgive. One writes into
+a folder before rank 0 has made it. Most of what was not run is `test_layer_wise_optimizer.py` and `test_optimizer.py`
+of `dist_checkpointing/`.
 
 One fault of the CPU platform was found and mended: a shard of a checkpoint that is asked for on CUDA
 (`ShardedTensor.init_data`) failed, as its function is the default of an argument. One test of `test_fully_parallel.py`

@@ -13,6 +13,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -300,14 +301,15 @@ def _with_sink(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, scale: 
     Two further dimensions give the scores of the sinks: queries have the sink of their head there, the key before the
     first has the scale, inverted, in two parts, or it would be rounded in bf16. The other keys have 0.
 
-    query: [q, b, heads, d]; key and value: [k, b, groups, d]; sinks: [heads]. Returns the same with d + 2, and values
-    with d, of one more key.
+    query: [q, b, heads, d]; key and value: [k, b, groups, d]; sinks: [heads]. Returns the same with d + 2, and of one
+    more key.
     """
-    inverse = float(torch.tensor(1 / scale, dtype=key.dtype, device="cpu"))
-    keys = functional.pad(key, (0, 2, *_ONE_BEFORE[2:]))
+    mantissa, exponent = math.frexp(1 / scale)
+    inverse = math.ldexp(round(256 * mantissa), exponent - 8)  # bf16 has so many digits
+    keys, values = (functional.pad(states, (0, 2, *_ONE_BEFORE[2:])) for states in (key, value))
     keys[0, ..., -2], keys[0, ..., -1] = inverse, 1 / scale - inverse
     of_heads = sinks.view(1, 1, -1, 1).expand(*query.shape[:3], 2)
-    return torch.cat([query, of_heads], dim=-1), keys, functional.pad(value, _ONE_BEFORE)
+    return torch.cat([query, of_heads], dim=-1), keys, values
 
 
 def _lower_right(query: Tensor, key: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """A Ray cluster, whose machines share a file system, and the results of tasks on it (`--engine ray`)."""
 
 import logging
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
+
+_KNOCK_SECONDS = 10
 
 
 @contextmanager
@@ -29,15 +33,24 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
+        _knock(address or "")
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         remedy = "Give the address that `ray start --head` printed, HOST:6379."
         raise BadInput(Fault(f"--address {address}", f"has no Ray cluster ({error}).", remedy)) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError or OverflowError where nobody listens at HOST:PORT: Ray itself would try again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 def task_results(ray: Any, tasks: Sequence[Any], name: str, progress: bool) -> list[Any]:

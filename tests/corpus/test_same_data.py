@@ -99,9 +99,8 @@ def test_a_score_and_a_selection_are_known_again_where_the_manifest_came_or_went
     assert len(read_score(prefix, "q", open_dataset(prefix)[1])) == 2 and load_selection(name).tokens
 
     without_manifest(prefix)
-    write_score(
-        prefix, "q", open_dataset(prefix)[1], [np.zeros(2, np.float32)], {}, overwrite=True
-    )  # of what is known by samples
+    # Of what is known by samples.
+    write_score(prefix, "q", open_dataset(prefix)[1], [np.zeros(2, np.float32)], {}, overwrite=True)
     manifest_path(prefix).write_bytes(kept)
     assert len(read_score(prefix, "q", open_dataset(prefix)[1])) == 2
 

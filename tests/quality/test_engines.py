@@ -98,7 +98,9 @@ def test_what_ray_is_not_for(pool: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--by", "model", "--checkpoint", "x", "--engine", "ray"], "--engine ray: is not for --by model"),
     ]
     if HAS_RAY:
-        asked.append(([*field, "--engine", "ray", "--address", "nowhere"], "--address nowhere: has no Ray cluster"))
+        nobody = ("nowhere", "127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999")
+        engine = [*field, "--engine", "ray", "--address"]
+        asked += [([*engine, one], f"--address {one}: has no Ray cluster") for one in nobody]
     else:
         asked.append(([*field, "--engine", "ray"], "--engine ray: needs Ray, not installed"))
     for more, told in asked:

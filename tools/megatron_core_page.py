@@ -65,8 +65,16 @@ file, a part of the files:
 |---|---:|---:|---:|---:|---:|
 | 3 files of the top folder | 36 | | | | |
 | `tensor_parallel/` | 30 | 10 | | | |
+| `optimizer/` | 26 | | | | |
+| `pipeline_parallel/` | 34 | 27 | 7 | 11 | |
 | `distributed/test_param_and_grad_buffer.py` | 40 | | | | 61 |
-| all | 106 | 10 | | | 61 |
+| `fusions/`, 2 files of `models/` | 59 | 6 | | | |
+| `transformer/` | 518 | 452 | | 226 | 171 |
+| all | 743 | 495 | 7 | 237 | 232 |
+
+Those of `optimizer/`, `pipeline_parallel/`, `fusions/`, `models/` and `transformer/` are of 2026-11-30, 45 seconds a
+file. Without Transformer Engine, that release's specs of GPTModel fail; most of `needs` is that. The seven faults
+follow a test that failed so and left its state behind.
 
 Of those in `needs` at 0.16.1, some 200 want a GPU for kernels of Triton, some 200 Transformer Engine, and 65 the
 package Emerging Optimizers. Of the twelve faults, five are the search for the `step` of torch's AdamW among the

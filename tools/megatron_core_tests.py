@@ -103,6 +103,8 @@ CAUSES = (
     Cause(r"Tried using cudagraphs with RNG", NEEDS, "a GPU"),
     Cause(r"assert 'cpu' == 'cuda'", NEEDS, "a GPU"),
     Cause(r"'(?:function|_GeneratorContextManager)' object is not subscriptable", NEEDS, "a GPU: kernels of Triton"),
+    Cause(r"0 active drivers", NEEDS, "a GPU: kernels of Triton"),
+    Cause(r"argument 'index' \(position 2\) must be int, not torch.device", NEEDS, "a GPU"),
     Cause(r"Grouped GEMM is not available", NEEDS, "the package grouped_gemm"),
     Cause(r"not supported by torch LayerNorm", NEEDS, "apex or Transformer Engine"),
     Cause(r"apply_rope_fusion is not available", NEEDS, "Transformer Engine"),
@@ -110,7 +112,26 @@ CAUSES = (
         r"",
         NEEDS,
         "Transformer Engine",
-        test=r"transformer/test_(te_layers_batch_invariant|attention_variant_dsa)\.py::",
+        test=r"test_(te_layers_batch_invariant|attention_variant_dsa|absorbed_mla|dsa_native_parity)\.py::",
+    ),
+    # From 0.19 on, GPTModel's specs call a provider that is None without it, and mocks of it take its place elsewhere.
+    Cause(
+        r"'NoneType' object is not callable|MagicMock found|StopIteration: when instantiating",
+        NEEDS,
+        "Transformer Engine",
+        test=r"^(transformer|pipeline_parallel)/",
+    ),
+    Cause(
+        r"assert False",
+        NEEDS,
+        "a GPU",
+        test=r"::test_chunk_offload_handler_respects_tensor_opt_out_flags",
+    ),
+    Cause(
+        r"num microbatches calculator is already initialized",
+        THEIRS,
+        "a test of the file that failed before leaves its state behind",
+        test=r"test_pipeline_layout\.py::",
     ),
     Cause(
         r"'Tensor' object has no attribute '(clone_state|manual_seed)'",

@@ -47,12 +47,19 @@ def parser() -> argparse.ArgumentParser:
     top = command_parser("doctor", __doc__, "megatron-cpt doctor", "megatron-cpt doctor --gpus 0")
     top.add_argument(
         "--gpus",
-        type=int,
+        type=_count,
         metavar="N",
         help="only check that N GPUs are there, and that each gives the same bits for the same product as fast as the "
         "others; exit code 1 if not. 0: the processor (for a batch script, on every machine, before the run)",
     )
     return top
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
 
 
 def main(arguments: list[str]) -> int:

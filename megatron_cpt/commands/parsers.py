@@ -71,7 +71,10 @@ def add_engine(parser: argparse.ArgumentParser, local: str) -> None:
 
 
 def refuse_address(args: argparse.Namespace) -> None:
-    """Raises BadInput for an `--address` without a cluster."""
+    """Raises BadInput for an `--address` without a cluster, or that is empty."""
+    if args.address == "":
+        rule = "is empty; Ray would start a cluster of this machine alone."
+        raise BadInput(Fault("--address", rule, "Give HOST:PORT, or leave --address out."))
     if args.address and args.engine != "ray":
         raise BadInput(Fault("--address", "is of a Ray cluster.", "Give --engine ray, or leave --address out."))
 

@@ -64,10 +64,6 @@ def main(arguments: list[str]) -> int:
         raise BadInput(Fault(f"--engine ray and --{'shard' if args.shard else 'limit'}", rule, "Give one of them."))
     refuse_address(args)
     evaluation = evaluation_sets(args.decontaminate)
-    if args.chat and args.shard is None:
-        tokenizer = Tokenizer.load(args.tokenizer, args.eod, parse_special=True)
-        if warning := ChatTemplate.load(tokenizer).unknown_stop():
-            print(f"warning: {warning}", file=sys.stderr)
     for key in text_keys:
         if args.limit:
             settings = _settings(args, key)
@@ -75,6 +71,10 @@ def main(arguments: list[str]) -> int:
             continue
         output = Path(args.output if len(text_keys) == 1 else f"{args.output}_{key}")
         print(_prepare(args, _settings(args, key), evaluation, output))
+    if args.chat and args.shard is None:
+        tokenizer = Tokenizer.load(args.tokenizer, args.eod, parse_special=True)
+        if warning := ChatTemplate.load(tokenizer).unknown_stop():
+            print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

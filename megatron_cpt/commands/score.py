@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_cpt.commands.parsers import add_engine, command_parser, positive, refuse_address
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.corpus.selection import SelectedDataset
 from megatron_cpt.quality.engines import Engine, OneMachine, RayTasks
 from megatron_cpt.quality.fasttext_kenlm import fasttext_method, kenlm_method
@@ -24,6 +24,7 @@ _METHODS = ("ngram", "classifier", "importance", "model", "fasttext", "kenlm", "
 def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     refuse_address(args)
+    refuse(_of_other_methods(args))
     datasets = open_datasets(args.datasets)
     name = args.name or args.by
     if args.by == "model":
@@ -44,6 +45,29 @@ def main(arguments: list[str]) -> int:
     for done in scored:
         print(_summary(name, done))
     return 0
+
+
+_OF_METHODS = {
+    "reference": ("ngram", "importance"),
+    **dict.fromkeys(("positive", "negative", "seed"), ("classifier",)),
+    **dict.fromkeys(("field", "missing", "input"), ("field",)),
+    "order": ("ngram",),
+    "buckets": ("importance",),
+    "model_file": ("fasttext", "kenlm"),
+    "label": ("fasttext",),
+    **dict.fromkeys(("checkpoint", "micro_batch_size", "precision", "nproc", "tensor", "pipeline"), ("model",)),
+}
+"""The methods that an option is of."""
+
+
+def _of_other_methods(args: argparse.Namespace) -> list[Fault]:
+    """Options that were given and that the method does not have."""
+    top = parser()
+    return [
+        Fault(f"--{name.replace('_', '-')}", f"is of --by {' and '.join(methods)}, not of {args.by}.", "Leave it out.")
+        for name, methods in _OF_METHODS.items()
+        if args.by not in methods and getattr(args, name) != top.get_default(name)
+    ]
 
 
 def _scored(args: argparse.Namespace, name: str, datasets: Sequence[SelectedDataset], engine: Engine) -> list[Scored]:

@@ -131,7 +131,8 @@ def _end_of(
     has_ended = status.exit_code is not None  # the run wrote its own end
 
     def failed(message: str, exit_code: int = ExitCode.OTHER) -> Status:
-        whole = f"{message} {onward} The log is {folder.log}."
+        log = f" The log is {folder.log}." if folder.log.exists() else ""
+        whole = f"{message} {onward}{log}"
         return Status("failed", int(exit_code), whole, status.step, status.tokens)
 
     if signals.count(signal.SIGINT) > 1:

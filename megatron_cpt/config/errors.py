@@ -60,6 +60,10 @@ class RankFailed(Exception):
     """Rank 0 failed, and says why: this rank has nothing to add."""
 
 
+class RankGone(RankFailed):
+    """Rank 0 is gone without a word, and nothing can be asked of the other ranks any more."""
+
+
 def refuse(faults: Sequence[Fault]) -> None:
     """Raises BadInput with all the faults, if there are any."""
     if faults:

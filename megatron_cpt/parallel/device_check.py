@@ -69,7 +69,7 @@ def device_faults(results: Sequence[DeviceResult], gpus: int, host: str) -> list
     out = f"Leave the machine out (sbatch --exclude={host}) until it is mended."
     there = sum(result.device.startswith("cuda") for result in results)
     if there < gpus:
-        return [Fault(f"{host}: {there} GPUs", f"are visible, and {gpus} are wanted.", f"See nvidia-smi. {out}")]
+        return [Fault(host, f"has {there} GPUs, and {gpus} are wanted.", f"See nvidia-smi. {out}")]
     faults = [
         Fault(f"{host}, {result.device}", f"({result.name}) gives different results for one product.", out)
         for result in results

@@ -25,7 +25,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch.distributed import ProcessGroupGloo, Store
 
-from megatron_cpt.config.errors import RankFailed
+from megatron_cpt.config.errors import RankFailed, RankGone
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel.patches import replace_name
 
@@ -461,7 +461,10 @@ def first_on_rank_zero() -> Iterator[Handover]:
     key = f"megatron-cpt/turn/{store.add(f'megatron-cpt/turns/{rank()}', 1)}"
     if rank() != 0:
         own = StoreConnection(store.timeout.total_seconds(), own=True)
-        left = own.get(key)
+        try:
+            left = own.get(key)
+        except dist.DistNetworkError as error:
+            raise RankGone("rank 0 is gone, and with it the store in which the ranks meet") from error
         if left == _FAILED:
             raise RankFailed("rank 0 failed; its message says why")
         yield Handover(left.removeprefix(_MADE) or None)
@@ -488,6 +491,8 @@ def failing_together() -> Iterator[None]:
     fault: Exception | None = None
     try:
         yield
+    except RankGone:  # no collective would end
+        raise
     except Exception as error:
         fault = error
     if not all_agree(fault is None):

@@ -357,11 +357,16 @@ def _shape_differences(shown: str, checkpoint: Path, shape: ModelShape | None) -
     except BadInput as error:
         yield from error.faults
         return
-    names = [field.name for field in fields(theirs) if field.name not in _NOT_THE_MODEL]
-    differing = [name for name in names if shape is not None and getattr(theirs, name) != getattr(shape, name)]
+    differing = [] if shape is None else differing_fields(theirs, shape)
     if differing:
         rule = f"is of another model than model.hf describes: they differ in {', '.join(differing)}."
         yield Fault(shown, rule, f"Set `model.hf` to {checkpoint / 'hf'}.")
+
+
+def differing_fields(one: ModelShape, other: ModelShape) -> list[str]:
+    """The fields in which two models differ, rotary positions aside: models whose weights have the same shapes, too."""
+    names = [field.name for field in fields(one) if field.name not in _NOT_THE_MODEL]
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
 def _position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterator[Fault]:

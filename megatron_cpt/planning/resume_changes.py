@@ -23,7 +23,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.mixture.blend import BlendPlan, differences
 from megatron_cpt.mixture.phases import source_of
-from megatron_cpt.planning.checks import batch_faults
+from megatron_cpt.planning.checks import batch_faults, differing_fields
 from megatron_cpt.planning.inputs import RunInputs
 from megatron_cpt.planning.known_datasets import DatasetChange, changed_datasets
 from megatron_cpt.planning.plan import RunPlan
@@ -123,7 +123,7 @@ def resume_changes(plan: RunPlan) -> ResumeChanges:
         *batch_faults(config, str(newest), state.step, state.sequences, state.batches),
         *_order_faults(newest, state, plan),
         *_part_faults(newest, state, config),
-        *_rope_faults(newest, plan.inputs.shape),
+        *_model_faults(newest, config, plan.inputs.shape),
     ]
     if state.step == config.total_steps:
         faults += _finished_faults(folder, state.step, found.changes)
@@ -288,17 +288,22 @@ def trained_parts(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _rope_faults(checkpoint: Path, shape: ModelShape | None) -> Iterator[Fault]:
-    """Other rotary positions than a run began with."""
+def _model_faults(checkpoint: Path, config: RunConfig, shape: ModelShape | None) -> Iterator[Fault]:
+    """Another model than a run began with, or other rotary positions."""
     if shape is None:
         return
     before = read_shape(checkpoint / "hf")
+    if differing := differing_fields(before, shape):
+        rule = f"is of another model than the run began with: they differ in {', '.join(differing)}."
+        remedy = f"Restore its config.json ({checkpoint / 'hf'} has it), or start a new run in another folder."
+        yield Fault(f"model.hf = {config.model.hf}", rule, remedy)
     shown = [f"{one.rope_base:g}, {one.rope_scaling or 'not scaled'}" for one in (before, shape)]
     if shown[0] != shown[1]:
         yield Fault(
             f"{checkpoint}: rotary positions of base {shown[0]} before, {shown[1]} now",
             "a run goes on with the positions that it began with.",
-            f"Restore `model.rope`, or start a new run in another folder with `init_from.checkpoint: {checkpoint}`.",
+            "Restore `model.rope` or config.json of `model.hf`, or start a new run in another folder with "
+            f"`init_from.checkpoint: {checkpoint}`.",
         )
 
 

@@ -136,13 +136,23 @@ class ChatTemplate:
     @cached_property
     def turn_end(self) -> int | None:
         """The control token by which an answer ends, at which a model is to stop. None: the template writes none."""
-        behind = self._ids(self._around(plain_probe(system=False))[1])
+        behind = self._ids(self._behind_answer)
         closing = behind[np.isin(behind, self._control_ids)]
         return int(closing[0]) if len(closing) else None
+
+    @cached_property
+    def _behind_answer(self) -> str:
+        """What the template writes behind the last answer; empty too where it refuses plain messages."""
+        return self._around(plain_probe(system=False))[1]
 
     def unknown_stop(self) -> str | None:
         """What to say where transformers would not stop behind an answer, by the files of the tokenizer's folder."""
         folder = self.tokenizer.folder
+        if self._behind_answer and self.turn_end is None:
+            return (
+                f"by the chat template of {folder}, answers end with {self._behind_answer!r}, which has no control "
+                "token: a model learns to stop at the end of a conversation alone"
+            )
         configs = (json_object(folder / name) for name in ("generation_config.json", "config.json"))
         stops = next((found for config in configs if (found := config.get("eos_token_id")) is not None), None)
         if stops is None or self.turn_end is None or self.turn_end in (stops if isinstance(stops, list) else [stops]):

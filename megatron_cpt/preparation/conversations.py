@@ -46,6 +46,8 @@ _NOT_READ = ("chat_template_kwargs", "images", "videos", "audios")
 """What TRL and others keep beside messages that changes what the template writes, or what no token of text says."""
 _GOOD = ("label", "kto_tag")
 """TRL's and LLaMA-Factory's keys of whether the answer is one to give."""
+_FALSE = (False, "false", "False", "0")
+"""What tables make of `false`, 0 included, which is equal to it."""
 _OLDER = {"function_call": "tool_calls", "functions": "tools"}
 """OpenAI's older keys, by which no chat template of today is written, and what stands for them."""
 
@@ -170,8 +172,8 @@ def _refuse_losses(value: Mapping[str, Any], form: str, messages: list[dict[str,
                 raise Unusable(f"{key!r} stands beside {form!r}, and its text is that of no message")
     if lost := next((key for key in _NOT_READ if value.get(key)), None):
         raise Unusable(f"{lost!r} stands beside the messages, and is not known")
-    if bad := next((key for key in _GOOD if value.get(key) is False), None):
-        raise Unusable(f"{bad!r} is false: the answer is one that is not to be given")
+    if bad := next((key for key in _GOOD if value.get(key) in _FALSE), None):
+        raise Unusable(f"{bad!r} is {value[bad]!r}: the answer is one that is not to be given")
     for key in _LOSS_MARKS:
         mark = value.get(key, 1)
         if mark in (0, False) or (key == "weight" and mark != 1):

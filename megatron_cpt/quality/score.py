@@ -61,12 +61,14 @@ class Scored:
 
 
 def open_datasets(paths: Sequence[str]) -> list[SelectedDataset]:
-    """The datasets to be scored. Raises BadInput for a selection, or for datasets of different tokenizers:
-    their scores could not be compared."""
+    """The datasets to be scored, each once however often it is named: what is learned of all would count it twice.
+
+    Raises BadInput for a selection, or for datasets of different tokenizers: their scores could not be compared.
+    """
     for path in paths:
         if path.endswith(SUFFIX):
             raise BadInput(Fault(path, "is a selection; datasets are scored whole.", "Name its datasets."))
-    datasets = [whole_dataset(path) for path in expand_paths(paths)]
+    datasets = [whole_dataset(path) for path in {path.resolve(): path for path in expand_paths(paths)}.values()]
     first = datasets[0].manifest
     for dataset in datasets[1:]:
         if dataset.manifest.tokenizer != first.tokenizer:

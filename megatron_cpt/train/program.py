@@ -7,11 +7,12 @@ after it the others. Of what is wrong with its files the first rank that finds i
 import argparse
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from megatron_cpt.checkpoint.load import CHECKPOINT_ERRORS
@@ -20,6 +21,7 @@ from megatron_cpt.config.errors import (
     IntegrityFault,
     NumericsFault,
     RankFailed,
+    RankGone,
     StorageFault,
     printable,
     refuse,
@@ -210,10 +212,23 @@ def plan_on_ranks(config: RunConfig) -> RunPlan:
     """
     with failing_together(), first_on_rank_zero() as handover:
         described = None if handover.content is None else load_described(handover.content)
-        plan = make_plan(config, groups.world_size(), described=described)
+        try:
+            plan = make_plan(config, groups.world_size(), described=described)
+        except (BadInput, IntegrityFault) as error:
+            raise _of_machine(error) from error
         if groups.rank() == 0:
             handover.content = dump_described(plan.inputs.datasets())
     return plan
+
+
+def _of_machine(error: BadInput | IntegrityFault) -> BadInput | IntegrityFault:
+    """What is wrong with the inputs of a run, with the machine where rank 0 has not found it."""
+    if groups.rank() == 0:
+        return error
+    where = f"on {socket.gethostname()} (rank {groups.rank()})"
+    if isinstance(error, BadInput):
+        return BadInput(*(replace(fault, value=f"{where}, {fault.value}") for fault in error.faults))
+    return IntegrityFault(f"{where}, {error}")
 
 
 def _log_environment(run: Run, logger: RunLogger, kernels: Kernels, settled: Sequence[str]) -> None:
@@ -281,6 +296,8 @@ def report_error(error: BaseException, folder: RunFolder | None) -> None:
 
     The rank that failed first writes the status: what follows on the others is what its end did to them.
     """
+    if isinstance(error, RankGone):
+        print(f"megatron-cpt train: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr)
     if isinstance(error, RankFailed):
         return
     is_first = groups.is_first("failed")

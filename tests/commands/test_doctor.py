@@ -34,5 +34,8 @@ def test_doctor_checks_a_machine_before_a_run(capsys: pytest.CaptureFixture[str]
     assert main(["doctor", "--gpus", "0"]) == 0
     assert f"{socket.gethostname()}, cpu: CPU, " in capsys.readouterr().out
     assert main(["doctor", "--gpus", "8"]) == ExitCode.OTHER
-    told = f"{socket.gethostname()}: 0 GPUs: are visible, and 8 are wanted. See nvidia-smi."
+    told = f"{socket.gethostname()}: has 0 GPUs, and 8 are wanted. See nvidia-smi."
     assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["doctor", "--gpus", "-1"])
+    assert "must be 0 or more" in capsys.readouterr().err

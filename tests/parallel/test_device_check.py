@@ -34,7 +34,7 @@ def test_devices_of_another_kind_may_differ() -> None:
 
 def test_missing_devices_are_counted() -> None:
     [fault] = device_faults(GOOD[:3], 4, "n1")
-    assert (fault.value, fault.rule) == ("n1: 3 GPUs", "are visible, and 4 are wanted.")
+    assert (fault.value, fault.rule) == ("n1", "has 3 GPUs, and 4 are wanted.")
 
 
 def test_a_processor_is_measured() -> None:

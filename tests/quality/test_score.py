@@ -194,6 +194,9 @@ def test_the_command_names_the_reference_in_the_record(world: Path, capsys: pyte
             for name in ("documents", "selection", "tokens")
         ),
         (["--by", "field"], "needs a field"),
+        (["--by", "ngram", "--field", "x"], "--field: is of --by field, not of ngram. Leave it out."),
+        (["--by", "ngram", "--nproc", "2"], "--nproc: is of --by model, not of ngram. Leave it out."),
+        (["--by", "ngram", "--engine", "ray", "--address", ""], "--address: is empty"),
     ],
 )
 def test_bad_input_is_refused(
@@ -204,6 +207,13 @@ def test_bad_input_is_refused(
     write_manifest(world / "other", replace(other, tokenizer="another"))
     assert main(["score", "mixed", "--quiet", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_named_twice_is_scored_once(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is learned of all datasets would count it twice."""
+    monkeypatch.chdir(world)
+    names = ["mixed", str(world / "mixed"), "../" + world.name + "/mi*d"]
+    assert [str(dataset.prefix.resolve()) for dataset in open_datasets(names)] == [str(world.resolve() / "mixed")]
 
 
 def test_a_selection_is_no_dataset(world: Path) -> None:

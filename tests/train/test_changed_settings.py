@@ -50,6 +50,35 @@ def test_a_run_shorter_than_its_checkpoint_is_refused(
     assert one_rank.call(train, path=path, overrides=KEPT) == [ExitCode.DONE]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "differs"),
+    [("num_attention_heads", 8, "heads"), ("rms_norm_eps", 0.1, "norm_epsilon"), ("num_hidden_layers", 1, "layers")],
+)
+def test_another_model_in_the_same_folder_is_refused(
+    workshop: Workshop,
+    tmp_path: Path,
+    done: Path,
+    capsys: pytest.CaptureFixture[str],
+    field: str,
+    value: float,
+    differs: str,
+) -> None:
+    """Its weights may have the same shapes: nothing else would tell."""
+    run, model = tmp_path / "run", tmp_path / "model"
+    cut_back(done, 8, run)
+    shutil.copytree(workshop.hf, model)
+    shape = orjson.loads((model / "config.json").read_bytes())
+    if field == "num_attention_heads":
+        shape |= {"head_dim": shape["hidden_size"] // value, "num_key_value_heads": 4}
+    (model / "config.json").write_bytes(orjson.dumps(shape | {field: value}))
+    path = workshop.write_config(run)
+    for command in ("plan", "train"):
+        assert main([command, str(path), *KEPT, f"model.hf={model}"]) == ExitCode.BAD_INPUT
+        said = capsys.readouterr().err
+        assert f"model.hf = {model}: is of another model than the run began with: they differ in " in said
+        assert differs in said
+
+
 def test_a_run_that_an_exhausted_source_ends_before_its_checkpoint_is_refused(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What each rank reads of datasets without a manifest before the first step, and who tells of a fault in them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,6 +151,7 @@ def test_a_fault_that_one_machine_has_is_told_by_its_rank(
     assert answers[1][0] == code and status is not None and status.exit_code == code
     says = "domain.bin: is not there" if fault == "missing" else "The copies of two machines differ"
     assert says in answers[1][1] and says in (status.message or "")
+    assert f"on {socket.gethostname()} (rank 1), " in answers[1][1]
     assert answers[0] == (ExitCode.OTHER, "")
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,10 @@ from tqdm import tqdm
 from megatron_cpt.config.errors import BadInput, Fault, WorkerDied
 
 _KNOCK_SECONDS = 10
+_LOOK_SECONDS = 5.0
+"""Between two looks at whether the cluster has machines that run tasks."""
+PATIENCE_SECONDS = 60.0
+"""A cluster may be without any for so long: one that grows by itself has none at first."""
 
 
 @contextmanager
@@ -57,12 +62,18 @@ def task_results(ray: Any, tasks: Sequence[Any], name: str, progress: bool) -> l
     """What the tasks return, in their order. What one of them raises is raised once it is known.
 
     Raises:
-        WorkerDied: a task was lost more often than Ray runs it again.
+        WorkerDied: a task was lost more often than Ray runs it again, or no machine is left that could.
     """
     waiting = list(tasks)
+    worked = time.monotonic()
     with tqdm(total=len(tasks), unit="task", disable=not progress, desc=name) as bar:
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
+            if done or ray.cluster_resources().get("CPU"):
+                worked = time.monotonic()
+            elif time.monotonic() - worked > PATIENCE_SECONDS:
+                remedy = "Start machines (`ray start --address HOST:PORT`), and give the same command: it goes on."
+                raise WorkerDied(f"the Ray cluster has had no CPU for {PATIENCE_SECONDS:.0f} s. {remedy}")
             try:
                 ray.get(done)
             except ray.exceptions.RayTaskError as error:

@@ -458,13 +458,12 @@ def first_on_rank_zero() -> Iterator[Handover]:
     busy. An error on rank 0 ends the other ranks with an error, not with a wait for the timeout.
     """
     store: Any = dist.distributed_c10d._get_default_store()
-    key = f"megatron-cpt/turn/{store.add(f'megatron-cpt/turns/{rank()}', 1)}"
+    try:
+        key = f"megatron-cpt/turn/{store.add(f'megatron-cpt/turns/{rank()}', 1)}"
+        left = b"" if rank() == 0 else StoreConnection(store.timeout.total_seconds(), own=True).get(key)
+    except dist.DistNetworkError as error:
+        raise RankGone("rank 0 is gone, and with it the store in which the ranks meet") from error
     if rank() != 0:
-        own = StoreConnection(store.timeout.total_seconds(), own=True)
-        try:
-            left = own.get(key)
-        except dist.DistNetworkError as error:
-            raise RankGone("rank 0 is gone, and with it the store in which the ranks meet") from error
         if left == _FAILED:
             raise RankFailed("rank 0 failed; its message says why")
         yield Handover(left.removeprefix(_MADE) or None)

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scontrol", "squeue")
 NODES = ("n1", "n2")
@@ -86,8 +88,18 @@ def two_nodes(folder: Path) -> Iterator[dict[str, str]]:
             stack.callback(process.wait, 60)
             stack.callback(process.terminate)
             time.sleep(1)
+        stack.callback(_end_jobs, conf)
         _wait_until_idle(environment, folder)
         yield environment
+
+
+def _end_jobs(conf: Path) -> None:
+    """Ends what jobs have left, before the daemons: they would go on without them."""
+    for process in psutil.process_iter(["environ", "name"]):
+        of_jobs = process.info["name"] not in ("slurmctld", "slurmd", "munged")
+        if of_jobs and (process.info["environ"] or {}).get("SLURM_CONF") == str(conf):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_run_on_two_nodes_goes_on_until_it_is_done(workshop: Workshop, tmp_pat
     with two_nodes(cluster) as environment:
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         environment["PYTHONPATH"] = str(SLURM.parents[1])
-        command = ["sbatch", "--parsable", f"--output={tmp_path}/job.log", *ON_CPUS, SLURM / script, path]
+        command = ["sbatch", "--parsable", f"--output={tmp_path}/job.log", *ON_CPUS, str(SLURM / script), str(path)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         job = done.stdout.strip()
@@ -68,6 +68,8 @@ def test_a_run_on_two_nodes_goes_on_until_it_is_done(workshop: Workshop, tmp_pat
         else:
             os.kill(rank_of(path), signal.SIGKILL)
         wait_for(lambda: state_of(run) == "done", 600, told)
+        queue = ["squeue", "--noheader"]
+        wait_for(lambda: not subprocess.run(queue, env=environment, capture_output=True, check=True).stdout, 60, told)
     assert sorted(set(steps_of(run))) == list(range(1, STEPS + 1))
     assert '"world_size": 2' in (run / "plan.json").read_text()
 

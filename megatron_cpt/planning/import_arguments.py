@@ -34,6 +34,8 @@ def import_arguments(given: Sequence[Given], options: ImportOptions, compare_def
     return imported(translation.entries, translation.outcomes)
 
 
+_REMEDIES = {"zero_centered_norms": "It is the same function with its weights stored less 1: leave it out"}
+"""Where a model that differs in a field may be the one that is meant."""
 _OF_LATENT_ATTENTION = ("--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--qk-pos-emb-head-dim", "--v-head-dim")
 
 
@@ -229,8 +231,8 @@ class _Translation:
         if same:
             self.equal(flag, f"model.hf: config.json says so ({name} {short(here)})")
         else:
-            words = f"config.json of {self.model} has {name} {short(here)}. Give the model that is meant with --model"
-            self.refuse(flag, words)
+            remedy = _REMEDIES.get(name, "Give the model that is meant with --model")
+            self.refuse(flag, f"config.json of {self.model} has {name} {short(here)}. {remedy}")
 
     def _data(self) -> None:
         self.take("--seq-length", "data.sequence_length", self.sequence_length)

@@ -18,13 +18,18 @@ def test_good_devices_have_no_faults() -> None:
     ("bad", "rule"),
     [
         (replace(GOOD[2], is_steady=False), "(H100) gives different results for one product."),
-        (replace(GOOD[2], checksum="b" * 64), "gives another product than 3 others of its kind (H100)."),
+        (replace(GOOD[2], checksum="b" * 64), "gives another product than others of its kind (H100)."),
         (replace(GOOD[2], flops=4e14), "does 400 TFLOP/s, and the median of its kind (H100) 600."),
     ],
 )
 def test_the_device_that_differs_is_named(bad: DeviceResult, rule: str) -> None:
     [fault] = device_faults([*GOOD[:2], bad, *GOOD[3:]], 4, "n1")
     assert (fault.value, fault.rule) == ("n1, cuda:2", rule)
+
+
+def test_of_two_that_differ_both_are_named() -> None:
+    faults = device_faults([GOOD[0], replace(GOOD[1], checksum="b" * 64)], 2, "n1")
+    assert [fault.value for fault in faults] == ["n1, cuda:0", "n1, cuda:1"]
 
 
 def test_devices_of_another_kind_may_differ() -> None:

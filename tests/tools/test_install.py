@@ -36,24 +36,32 @@ def test_another_release_has_an_environment_of_its_own() -> None:
     assert ".venv/" not in commands
 
 
+def install_beside_torch(folder: Path, pip: str, python: str, **more: str) -> int:
+    """The exit code of `make install TORCH=system` with a line in place of pip and of the environment's Python."""
+    venv, stand_in = folder / "venv", folder / "python"
+    programs = "".join(
+        f"    printf '%s\\n' '#!/bin/sh' '{line}' > {venv}/bin/{name}\n"
+        for name, line in (("pip", pip), ("python", python))
+    )
+    stand_in.write_text(
+        f'#!/bin/sh\ncase "$*" in *venv*)\n    mkdir -p {venv}/bin\n{programs}    chmod +x {venv}/bin/*;;\nesac\n'
+    )
+    stand_in.chmod(0o755)
+    environment = os.environ | {
+        "PYTHON": str(stand_in),
+        "VENV": str(venv),
+        "TORCH": "system",
+        "MCORE": "",
+        "EXTRAS": "",
+    }
+    return subprocess.run(["bash", ROOT / "tools/install.sh"], env=environment | more, capture_output=True).returncode
+
+
 def test_pins_of_an_image_are_left_out_with_its_torch(tmp_path: Path) -> None:
     """Images of NGC name a file of pins for every pip (PIP_CONSTRAINT), which contradict ours."""
-    python, venv, heard = tmp_path / "python", tmp_path / "venv", tmp_path / "heard"
-    python.write_text(
-        f"""#!/bin/sh
-case "$*" in
-    *venv*)
-        mkdir -p {venv}/bin
-        printf '#!/bin/sh\\necho "constraint=$PIP_CONSTRAINT $*" >> {heard}\\n' > {venv}/bin/pip
-        printf '#!/bin/sh\\necho torch==2.99\\n' > {venv}/bin/python
-        chmod +x {venv}/bin/*;;
-esac
-"""
-    )
-    python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python), "VENV": str(venv), "TORCH": "system", "MCORE": "", "EXTRAS": ""}
-    environment |= {"PIP_CONSTRAINT": "/etc/pip/constraint.txt"}
-    subprocess.run(["bash", ROOT / "tools/install.sh"], env=environment, capture_output=True, check=True)
+    heard = tmp_path / "heard"
+    pip = f'echo "constraint=$PIP_CONSTRAINT $*" >> {heard}'
+    assert install_beside_torch(tmp_path, pip, "echo torch==2.99", PIP_CONSTRAINT="/etc/pip/constraint.txt") == 0
     calls = heard.read_text().splitlines()
     assert len(calls) == 2
     assert all(call.startswith("constraint= install") for call in calls)
@@ -64,19 +72,7 @@ def test_the_torch_of_the_system_is_pinned_by_the_version_that_pip_knows(tmp_pat
     (tmp_path / "site/torch-2.99.0.dist-info").mkdir(parents=True)
     (tmp_path / "site/torch-2.99.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.99.0\n")
     (tmp_path / "site/torch.py").write_text('__version__ = "2.99.0+cu130"\n')
-    python, venv, heard = tmp_path / "python", tmp_path / "venv", tmp_path / "heard"
-    python.write_text(
-        f"""#!/bin/sh
-case "$*" in
-    *venv*)
-        mkdir -p {venv}/bin
-        printf '#!/bin/sh\ngrep -s ^torch= "$6" >> {heard}\n' > {venv}/bin/pip
-        printf '#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} "$@"\n' > {venv}/bin/python
-        chmod +x {venv}/bin/*;;
-esac
-"""
-    )
-    python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python), "VENV": str(venv), "TORCH": "system", "MCORE": "", "EXTRAS": ""}
-    subprocess.run(["bash", ROOT / "tools/install.sh"], env=environment, capture_output=True, check=False)
+    heard = tmp_path / "heard"
+    python = f'PYTHONPATH={tmp_path}/site exec {sys.executable} "$@"'
+    install_beside_torch(tmp_path, f'grep -s ^torch= "$6" >> {heard}', python)
     assert heard.read_text() == "torch==2.99.0\n"

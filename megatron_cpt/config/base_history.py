@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,23 @@ def public_bases() -> dict[str, dict[str, Any]]:
     text = files("megatron_cpt").joinpath("config/base_histories.yaml").read_text(encoding="utf-8")
     table: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return table
+
+
+_PREFIX, _SUFFIXES = "meta-", ("-hf", "-deduped")
+"""Parts of the names that bases are published under, and of no name in the table. Both kinds of Pythia have one
+schedule."""
+
+
+def public_base_of(folder: str | Path) -> str | None:
+    """The public base whose name a Hugging Face folder has, or one of the folders that it is in, such as
+    `Meta-Llama-3-8B` or `models--EleutherAI--pythia-410m/snapshots/...`. None: no name of the table."""
+    for part in reversed(Path(folder).parts):
+        name = part.rpartition("--")[2].lower().replace("_", "-").removeprefix(_PREFIX)
+        for suffix in _SUFFIXES:
+            name = name.removesuffix(suffix)
+        if name in public_bases():
+            return name
+    return None
 
 
 def with_public_values(value: Any) -> Any:

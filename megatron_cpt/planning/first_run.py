@@ -23,7 +23,15 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.size import parameter_count
 from megatron_cpt.planning.cards import Card, card_of, gpu_layout
 from megatron_cpt.planning.checks import shared_by_sources
-from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, rounded, source_name
+from megatron_cpt.planning.run_file import (
+    Entry,
+    base_entries,
+    count_text,
+    distinct_names,
+    log_spaced,
+    rounded,
+    source_name,
+)
 
 REPLAY_RATIO = 0.3
 """That of the medical runs of arXiv:2406.14833."""
@@ -108,6 +116,7 @@ def first_run(request: FirstRun) -> WrittenRun:
     sets = [source for source in sources if source.held_out is None or source.held_out > length]
     entries = (
         *_data_entries(request, sources, length),
+        *base_entries(request.model),
         *_training_entries(tokens, batch, length, layout),
         *_parallel_entries(layout, request.gpus),
         *_validation_entries(sets, tokens, batch * length, every),
@@ -271,12 +280,7 @@ def _validation_entries(sets: Sequence[_Source], tokens: int, step: int, every: 
         yield Entry(f"{place}.role", "domain" if source.role == "domain" else "general", "")
         if source.held_out is None or source.held_out >= _VALIDATION_TOKENS:
             yield Entry(f"{place}.tokens", count_text(_VALIDATION_TOKENS))
-    dense = min(1000, max(1, tokens // step))
-    yield Entry(
-        "validation.eval_interval.log_spaced",
-        f"8 per decade to {dense} steps",
-        "the stability gap is deepest in the first steps",
-    )
+    yield log_spaced()
     yield Entry("validation.eval_interval.every", count_text(every))
 
 

@@ -1,11 +1,11 @@
 """What becomes of the arguments or keys of another program, and the run.yaml that they make: for every importer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.planning.run_file import Entry
+from megatron_cpt.planning.run_file import Entry, base_entries, log_spaced
 
 Result = Literal["taken", "equal", "refused", "unknown"]
 
@@ -51,10 +51,19 @@ class ImportOptions:
 
 
 def imported(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> Imported:
-    """The entries in the order of the schema's sections, with what became of everything."""
+    """The entries in the order of the schema's sections, with what became of everything, and what no other program has:
+    the base's history, where its name tells it, and evaluations that show the stability gap."""
     order = [field.name for field in fields(RunConfig)]
-    ordered = sorted(entries, key=lambda entry: order.index(entry.key.split(".")[0]))
+    ordered = sorted([*entries, *_added(entries)], key=lambda entry: order.index(entry.key.split(".")[0]))
     return Imported(tuple(_grouped(ordered)), tuple(outcomes))
+
+
+def _added(entries: Sequence[Entry]) -> Iterator[Entry]:
+    written = {entry.key: entry.value for entry in entries}
+    if not any(key.startswith("init_from.") for key in written):
+        yield from base_entries(str(written["model.hf"]))
+    if any(key.startswith("validation.sets.") for key in written):
+        yield log_spaced()
 
 
 def _grouped(entries: Sequence[Entry]) -> list[Entry]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from megatron_cpt.config.base_history import public_base_of
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.json_schema import meaning_of
@@ -100,6 +101,20 @@ def _yaml(value: Any) -> str:
     """A value on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def base_entries(model: str) -> Iterator[Entry]:
+    """`base_history` of a model whose folder has the name of a public base, and no lineage.json that knows better."""
+    name = public_base_of(model)
+    if name is not None and not Path(model, "lineage.json").exists():
+        comment = "by the name of the model's folder, for scaling laws; take it out if the weights are others"
+        yield Entry("base_history", name, comment)
+
+
+def log_spaced() -> Entry:
+    """Evaluations that are dense where the stability gap is."""
+    comment = "the stability gap is deepest in the first steps"
+    return Entry("validation.eval_interval.log_spaced", "8 per decade to 1000 steps", comment)
 
 
 def count_text(count: int) -> int | str:

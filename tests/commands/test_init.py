@@ -55,6 +55,17 @@ def test_values_follow_from_model_and_data(here: Path) -> None:
     assert content["validation"]["sets"]["web"]["role"] == "general"
 
 
+def test_a_public_base_brings_its_history(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = (here / "base").rename(here / "Llama-2-7b-hf")
+    content = init("--model", "Llama-2-7b-hf", "--domain", "law", "--replay", "web")
+    assert content["base_history"] == "llama-2-7b"
+    assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
+    assert "Base     llama-2-7b: 2.00T tokens" in capsys.readouterr().out
+    Path("run.yaml").unlink()
+    (base / "lineage.json").write_text("{}")  # our own export, which tells more
+    assert "base_history" not in init("--model", "Llama-2-7b-hf", "--domain", "law", "--replay", "web")
+
+
 def test_a_dataset_in_parts_is_named_by_its_prefix(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (1, 2):
         for ending, tokens in (("", 30_000), (".validation", 900)):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_cpt.config.base_history import public_bases
+from megatron_cpt.config.base_history import public_base_of, public_bases
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.load import config_from_dict, dump_config, load_config
@@ -152,3 +152,19 @@ def test_a_value_beside_a_name_is_written_as_a_section(tmp_path: Path) -> None:
 def test_random_weights_have_no_history() -> None:
     faults = config_faults(config_with(base_history="llama-2-7b", model__weights="random"))
     assert [fault.value for fault in faults] == ["base_history"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "base"),
+    [
+        ("models/Meta-Llama-3-8B/", "llama-3-8b"),
+        ("Llama-2-7b-hf", "llama-2-7b"),
+        ("/share/open_llama_7b_v2", "open-llama-7b-v2"),
+        ("hub/models--EleutherAI--pythia-410m-deduped/snapshots/9879c9b5f8bea9051dcb0e68dff21493d67e9d4f", "pythia-410m"),
+        ("Meta-Llama-3-8B-Instruct", None),
+        ("Llama-3.1-8B", None),
+        ("base", None),
+    ],
+)
+def test_the_name_of_a_folder_tells_the_base(folder: str, base: str | None) -> None:
+    assert public_base_of(folder) == base

@@ -107,6 +107,7 @@ def test_llama_factory() -> None:
     assert (optimizer.weight_decay, optimizer.beta2, optimizer.no_weight_decay) == (0.1, 0.95, ["norms_and_biases"])
     assert config.validation.sets["medicine"].paths == ["data/medicine.validation"]
     assert config.validation.eval_interval.every == Duration(-(-config.total_steps // 10), "steps")
+    assert config.validation.eval_interval.log_spaced == "8 per decade to 1000 steps"  # where the gap is
     assert (config.checkpoint.keep_last, config.run.wandb_project) == (3, "huggingface")
     assert (config.run.folder, config.training.recompute) == ("saves/llama/pt-cpt", "full")
     assert config.parallel.distributed_optimizer

@@ -59,7 +59,9 @@ def test_the_site_has_every_page() -> None:
     """`make site` itself needs mkdocs, and refuses the same."""
     parts = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     named = [page for part in parts for pages in part.values() for page in pages]
-    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    recipes = [ROOT / "examples/README.md", *(ROOT / "examples/recipes").glob("*/README.md")]
+    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
+    assert sorted(named) == sorted([*pages, *(page.relative_to(ROOT).as_posix() for page in recipes)])
 
 
 def test_links_to_a_heading_find_it() -> None:

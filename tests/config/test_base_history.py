@@ -160,7 +160,10 @@ def test_random_weights_have_no_history() -> None:
         ("models/Meta-Llama-3-8B/", "llama-3-8b"),
         ("Llama-2-7b-hf", "llama-2-7b"),
         ("/share/open_llama_7b_v2", "open-llama-7b-v2"),
-        ("hub/models--EleutherAI--pythia-410m-deduped/snapshots/9879c9b5f8bea9051dcb0e68dff21493d67e9d4f", "pythia-410m"),
+        (
+            "hub/models--EleutherAI--pythia-410m-deduped/snapshots/9879c9b5f8bea9051dcb0e68dff21493d67e9d4f",
+            "pythia-410m",
+        ),
         ("Meta-Llama-3-8B-Instruct", None),
         ("Llama-3.1-8B", None),
         ("base", None),

@@ -20,6 +20,8 @@ _NAMES = (
 )
 _SEES = ("vision_tower.", "multi_modal_projector.")
 _OTHERS = (*_SEES, *(_OUTER + name for name in _SEES))
+_QWEN_SEES = ("visual.", "model.visual.")
+_TIED = "tie_word_embeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class Multimodal:
     """How names of all other tensors begin."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """transformers' defaults of fields of a `text_config` of this type that every family else states."""
+    beside_text: frozenset[str] = frozenset()
+    """Fields that are none of the language model's, of a config.json that has its fields among them and no
+    `text_config`."""
 
     def text_name(self, stored: str) -> str:
         """A tensor's name in the name table of its family; its own where it is none of the language model."""
@@ -48,6 +53,20 @@ class Multimodal:
         """Whether a tensor is none of the language model."""
         return stored.startswith(self.others)
 
+
+_BESIDE_TEXT_OF_QWEN = frozenset(
+    (
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "vision_config",
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+    )
+)
 
 MULTIMODAL: dict[str, Multimodal] = {
     kind.model_type: kind
@@ -75,6 +94,10 @@ MULTIMODAL: dict[str, Multimodal] = {
                 "num_attention_heads": 32,
             },
         ),
+        *(
+            Multimodal(model_type=name, text_type=f"{name}_text", others=_QWEN_SEES, beside_text=_BESIDE_TEXT_OF_QWEN)
+            for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        ),
     )
 }
 
@@ -88,26 +111,41 @@ def multimodal_of(config: Mapping[str, Any]) -> Multimodal | None:
 def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the language model: those of config.json itself, or of its `text_config`.
 
-    What decides about all tensors of a folder (quantization, code of its own) is taken from config.json.
+    What decides about all tensors of a folder (quantization, code of its own) is taken from config.json, and so is
+    whether the output layer is tied, where `text_config` does not say.
     """
     kind = multimodal_of(config)
     if kind is None:
         return dict(config)
     of_all = {name: config[name] for name in _OF_ALL_TENSORS if config.get(name)}
-    stated = {"model_type": kind.text_type, **_stated(config)}
+    stated = {"model_type": kind.text_type, **_stated(config, kind)}
+    if config.get(_TIED) is not None:
+        stated = {_TIED: config[_TIED]} | stated
     defaults = kind.defaults if stated["model_type"] == kind.text_type else {}
     return {**defaults, **stated, **of_all}
 
 
 def with_text_fields(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with other fields of the language model, as text_fields gives them."""
-    if multimodal_of(config) is None:
+    kind = multimodal_of(config)
+    if kind is None:
         return dict(text)
-    stated = _stated(config)
-    own = {name: value for name, value in text.items() if name not in _OF_ALL_TENSORS or name in stated}
+    if _is_flat(config, kind):
+        beside = {name: value for name, value in config.items() if name in kind.beside_text}
+        return {**text, **beside}
+    stated = _stated(config, kind)
+    own = {name: value for name, value in text.items() if name not in (*_OF_ALL_TENSORS, _TIED) or name in stated}
     return {**config, _TEXT: own}
 
 
-def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+def _stated(config: Mapping[str, Any], kind: Multimodal) -> dict[str, Any]:
+    """What a config.json says of the language model."""
+    if _is_flat(config, kind):
+        return {name: value for name, value in config.items() if name not in kind.beside_text}
     stated = config.get(_TEXT)
     return stated if isinstance(stated, dict) else {}
+
+
+def _is_flat(config: Mapping[str, Any], kind: Multimodal) -> bool:
+    """Whether the language model's fields stand in config.json itself."""
+    return bool(kind.beside_text) and _TEXT not in config

@@ -1,15 +1,19 @@
-"""Qwen2, Qwen3 and both with experts.
+"""Qwen2, Qwen3, both with experts, and the language models of those that see.
 
 Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values (arXiv:2407.10671, arXiv:2412.15115).
 Qwen3: queries and keys are normed per head before rotation, no biases (arXiv:2505.09388).
 Qwen2-MoE, Qwen3-MoE: in all layers or in some each token meets a few experts; in a Qwen2-MoE all tokens meet one more.
+Qwen2-VL, Qwen2.5-VL, Qwen3-VL: a Qwen2 or a Qwen3 whose positions have a time, a height and a width, all the same in
+text (arXiv:2409.12191, arXiv:2502.13923).
 """
 
 from dataclasses import replace
+from functools import partial
 
 from megatron_cpt.families.family import Family, ModelShape, expert_weights, shared_expert_weights, with_experts
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
 from megatron_cpt.families.llama import llama_weights, read_llama_like
+from megatron_cpt.families.rope import read_rope
 from megatron_cpt.families.weights import Rule
 
 
@@ -121,3 +125,24 @@ def _read_window(fields: ConfigFields, shape: ModelShape) -> ModelShape:
 
 
 QWEN2 = Family(model_type="qwen2", read=_read_qwen2, weights=llama_weights)
+
+
+def _read_qwen2_vl(fields: ConfigFields, family: str) -> ModelShape:
+    """The shape of the language model of a Qwen2 that sees; defaults are transformers' own (Qwen2VLTextConfig)."""
+    rope = read_rope(fields, family, 32_768, base=1_000_000.0, has_sections=True)
+    shape = read_llama_like(fields, family, 32_768, key_value_heads=8, norm_epsilon=1e-5, rope=rope)
+    return _read_window(fields, replace(shape, query_key_value_bias=True))
+
+
+def _read_qwen3_vl(fields: ConfigFields) -> ModelShape:
+    """The shape of the language model of a Qwen3-VL; defaults are transformers' own (Qwen3VLTextConfig)."""
+    rope = read_rope(fields, "qwen3_vl_text", 128_000, base=500_000.0, has_sections=True)
+    shape = read_llama_like(fields, "qwen3_vl_text", 128_000, key_value_heads=32, head_dim=128, rope=rope)
+    return replace(shape, query_key_norm=True)
+
+
+QWEN2_VL, QWEN2_5_VL = (
+    Family(model_type=name, read=partial(_read_qwen2_vl, family=name), weights=llama_weights)
+    for name in ("qwen2_vl_text", "qwen2_5_vl_text")
+)
+QWEN3_VL = Family(model_type="qwen3_vl_text", read=_read_qwen3_vl, weights=llama_weights)

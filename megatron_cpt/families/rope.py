@@ -11,7 +11,8 @@ from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.fields import KINDS, ConfigFields
 
 # What stays where the kind of scaling changes: the base, the part of a head that is turned, how queries grow.
-_OF_NO_KIND = ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta")
+_SECTIONS = ("mrope_section", "mrope_interleaved")
+_OF_NO_KIND = ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta", *_SECTIONS)
 # Where positions are told by kind of layer: those that see the whole sequence; local ones see no further than before.
 _WIDE_LAYERS = "full_attention"
 _BASE_NAMES = ("rotary_emb_base", "rope_theta")
@@ -41,7 +42,7 @@ def with_positions(fields: dict[str, Any], rope: RopeSettings) -> dict[str, Any]
     if newer:
         return changed | {"rope_parameters": after}
     return {name: value for name, value in changed.items() if name != "rope_scaling"} | (
-        {"rope_scaling": after} if after and after.get("rope_type") != "default" else {}
+        {"rope_scaling": after} if after and after != {"rope_type": "default"} else {}
     )
 
 
@@ -170,6 +171,7 @@ def read_rope(
     base: float = 10_000.0,
     original_positions: int | None = None,
     grows_queries: bool = False,
+    has_sections: bool = False,
 ) -> Rope:
     """The rotary positions as transformers 5 (`rope_parameters`) or 4 (fields of their own) writes them.
 
@@ -182,6 +184,8 @@ def read_rope(
         base: the base where nothing states it.
         original_positions: `original_max_position_embeddings` where nothing states it; None: the family needs it.
         grows_queries: whether queries grow beyond the original positions.
+        has_sections: whether each part of a head is turned by time, height or width (M-RoPE, arXiv:2409.12191, section
+            2.1). In text the three are the same, so that these are the positions of a Llama.
     """
     stated = fields.integer("max_position_embeddings", max_positions)
     outer_base = fields.positive(base_name, base)
@@ -201,6 +205,10 @@ def read_rope(
     inner = ConfigFields(f"{fields.path}: {name}", given)
     inner.take("rope_type")
     inner.take("type")
+    if has_sections:
+        for section in _SECTIONS:
+            inner.take(section)
+        kind = "default" if kind == "mrope" else kind
     base = inner.positive("rope_theta", outer_base)
     if share_name is None:
         inner.require("partial_rotary_factor", [1, 1.0], 1.0)

@@ -18,7 +18,7 @@ from megatron_cpt.families.llama import LLAMA, MINISTRAL, MINISTRAL3, MISTRAL, M
 from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
-from megatron_cpt.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from megatron_cpt.families.qwen import QWEN2, QWEN2_5_VL, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL
 from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
 from megatron_cpt.families.ungated import APERTUS, NEMOTRON, STARCODER2
@@ -33,6 +33,9 @@ FAMILIES: dict[str, Family] = {
         MINISTRAL3,
         QWEN2,
         QWEN3,
+        QWEN2_VL,
+        QWEN2_5_VL,
+        QWEN3_VL,
         PHI3,
         SMOLLM3,
         SEED_OSS,

@@ -119,10 +119,21 @@ READ_BY: dict[str, frozenset[str]] = {
 "qwen2": frozenset({
     "intermediate_size", "max_window_layers", "use_sliding_window",
 }),
+"qwen2_5_vl_text": frozenset({
+    "depth", "fullatt_block_indexes", "image_grid_thw", "image_token_id", "in_channels", "input_ids",
+    "intermediate_size", "max_window_layers", "mm_token_type_ids", "out_hidden_size", "patch_size",
+    "spatial_merge_size", "temporal_patch_size", "text_config", "use_sliding_window", "video_grid_thw",
+    "video_token_id", "vision_config", "window_size",
+}),
 "qwen2_moe": frozenset({
     "decoder_sparse_step", "intermediate_size", "max_window_layers", "mlp_only_layers", "norm_topk_prob", "num_experts",
     "num_experts_per_tok", "output_router_logits", "qkv_bias", "router_aux_loss_coef",
     "shared_expert_intermediate_size", "use_sliding_window",
+}),
+"qwen2_vl_text": frozenset({
+    "depth", "image_grid_thw", "image_token_id", "in_channels", "input_ids", "intermediate_size", "max_window_layers",
+    "mlp_ratio", "mm_token_type_ids", "patch_size", "spatial_merge_size", "temporal_patch_size", "text_config",
+    "use_sliding_window", "video_grid_thw", "video_token_id", "vision_config",
 }),
 "qwen3": frozenset({
     "attention_bias", "intermediate_size", "max_window_layers", "use_sliding_window",
@@ -130,6 +141,11 @@ READ_BY: dict[str, frozenset[str]] = {
 "qwen3_moe": frozenset({
     "attention_bias", "decoder_sparse_step", "intermediate_size", "mlp_only_layers", "norm_topk_prob", "num_experts",
     "num_experts_per_tok", "num_local_experts", "output_router_logits", "router_aux_loss_coef", "use_sliding_window",
+}),
+"qwen3_vl_text": frozenset({
+    "attention_bias", "deepstack_visual_indexes", "depth", "image_grid_thw", "image_token_id", "in_channels",
+    "input_ids", "intermediate_size", "mm_token_type_ids", "num_position_embeddings", "out_hidden_size", "patch_size",
+    "spatial_merge_size", "temporal_patch_size", "text_config", "video_grid_thw", "video_token_id", "vision_config",
 }),
 "seed_oss": frozenset({
     "attention_bias", "attention_out_bias", "intermediate_size", "mlp_bias", "pretraining_tp", "residual_dropout",

@@ -1,5 +1,6 @@
 """Small random models in Hugging Face folders, and jobs that ranks do with them."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from megatron_cpt.checkpoint.convert import load_model, megatron_logits
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
@@ -17,6 +18,7 @@ from megatron_cpt.checkpoint.hf_export import export_hf
 from megatron_cpt.checkpoint.hf_weights import join_shards
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.family import ModelShape
+from megatron_cpt.families.others import other_names
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.families.weights import Place, Rule
 from megatron_cpt.parallel import groups
@@ -35,7 +37,7 @@ def write_llama(folder: Path, dtype: torch.dtype = torch.float32, shards: str = 
 def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch.float32, shards: str = "5GB") -> Path:
     """A random model as transformers saves it. Norms and biases are random too, or a mix-up would not show."""
     torch.manual_seed(0)
-    model = auto_model(fields).from_config(AutoConfig.for_model(**fields))
+    model = auto_model(fields).from_config(AutoConfig.for_model(**deepcopy(fields)))  # it writes into dictionaries
     mean = 0.0 if text_of(fields)["model_type"] in ZERO_CENTERED else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,7 +52,18 @@ def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch
 
 def auto_model(fields: dict[str, Any]) -> Any:
     """transformers' class that loads and makes a model of a config.json."""
-    return AutoModelForImageTextToText if "text_config" in fields else AutoModelForCausalLM
+    return AutoModelForImageTextToText if "vision_config" in fields else AutoModelForCausalLM
+
+
+def transformers_count(fields: dict[str, Any]) -> int:
+    """Parameters of the language model that transformers makes of a config.json; no memory is taken."""
+    config = AutoConfig.for_model(**deepcopy(fields))
+    text = config.get_text_config()
+    alone = type(text) in MODEL_FOR_CAUSAL_LM_MAPPING  # some language models are only a part of another
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(text) if alone else auto_model(fields).from_config(config)
+    others = other_names(fields)
+    return sum(weights.numel() for name, weights in model.named_parameters() if not others.is_other(name))
 
 
 def all_tensors(folder: Path) -> dict[str, Tensor]:

@@ -19,15 +19,15 @@ from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from tests.checkpoint.hf_models import all_tensors, assert_same_tensors, write_model
-from tests.families.folders import MODELS
-from tests.parallel.matrix import family_folder
+from tests.families.folders import MODELS, with_vocabulary
+from tests.parallel.matrix import VOCABULARY, family_folder
 from tests.ranks import Ranks
 from tests.tokenizer.kinds import write_kind
 from tests.train.runs import refusal, train
 from tests.workshop import Workshop
 
-SEES = "gemma3_vision", "mistral3"
-OF_ITS_OWN = ("vision_tower.", "multi_modal_projector.")
+SEES = "gemma3_vision", "mistral3", "qwen3_vl"
+OF_ITS_OWN = ("vision_tower.", "multi_modal_projector.", "model.visual.")
 SETTINGS = ("training.tokens=2 steps", "schedule.warmup=null", "validation.sets={}", "checkpoint.export_hf.end=true")
 
 
@@ -55,7 +55,7 @@ def change(folder: Path, name: str) -> None:
 
 
 def first_other(folder: Path) -> str:
-    return next(name for name in sorted(all_tensors(folder)) if name.startswith("vision_tower."))
+    return next(name for name in sorted(all_tensors(folder)) if name.startswith(OF_ITS_OWN))
 
 
 @pytest.mark.parametrize("kind", SEES)
@@ -66,7 +66,7 @@ def test_a_folder_comes_back_whole_under_its_own_names(one_rank: Ranks, tmp_path
         for old, new in (
             ("language_model.model.", "model.language_model."),
             ("language_model.lm_head.", "lm_head."),
-            *((name, f"model.{name}") for name in OF_ITS_OWN),
+            *((name, f"model.{name}") for name in OF_ITS_OWN if not name.startswith("model.")),
         ):
             rename(folder, old, new)
     assert main(["convert", "from-hf", str(folder), str(tmp_path / "checkpoint")]) == 0
@@ -81,6 +81,32 @@ def test_a_folder_comes_back_whole_under_its_own_names(one_rank: Ranks, tmp_path
     assert not any(found.values()), found
     tokens = torch.arange(40).view(1, -1)
     assert torch.equal(transformers_logits(tmp_path / "out", tokens), transformers_logits(folder, tokens))
+
+
+def test_a_qwen_whose_config_has_no_text_config_comes_back_as_it_was(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path
+) -> None:
+    """Published folders have the language model's fields among the others, and its names without `language_model`."""
+    fields = with_vocabulary(MODELS["qwen2_5_vl"], VOCABULARY)
+    folder = shutil.copytree(family_folder(workshop, "qwen2_5_vl"), tmp_path / "hf")
+    assert any(name.startswith("visual.") for name in all_tensors(folder))
+    (folder / "config.json").write_bytes(orjson.dumps(fields | {"dtype": "float32"}))
+    run = tmp_path / "run"
+    path = workshop.write_config(run, model={"hf": str(folder)})
+    positions = "model.rope={max_position_embeddings: 96, scaling: linear, factor: 1.5}"
+    for settings in (SETTINGS, (*SETTINGS, f"run.folder={tmp_path / 'wider'}", positions)):
+        assert one_rank.call(train, path=path, overrides=settings) == [0]
+    [difference] = one_rank.call(agreement, source=run, hf=run / "hf")
+    assert difference < 1e-5
+    before, after = all_tensors(folder), all_tensors(run / "hf")
+    assert {name for name in before if torch.equal(before[name], after[name])} == {
+        name for name in before if name.startswith("visual.")
+    }
+    assert orjson.loads((run / "hf/config.json").read_bytes()) == fields | {"dtype": "float32"}
+    wider = orjson.loads((tmp_path / "wider/hf/config.json").read_bytes())
+    assert "text_config" not in wider
+    assert wider["rope_scaling"] == {"rope_type": "linear", "factor": 1.5, "mrope_section": [1, 1, 2]}
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "wider/hf")
 
 
 def test_the_files_of_the_processor_go_along(folder: Path, tmp_path: Path) -> None:

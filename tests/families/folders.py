@@ -67,6 +67,7 @@ VISION = {
     "patch_size": 14,
 }
 SIGLIP, PIXTRAL = VISION | {"model_type": "siglip_vision_model"}, VISION | {"model_type": "pixtral", "head_dim": 8}
+QWEN_SEES = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "patch_size": 4, "spatial_merge_size": 2}
 # A model of every family, and of every kind that differs in its mathematics or its weights.
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
@@ -300,6 +301,45 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision_config": VISION | {"model_type": "clip_vision_model"},
         "image_token_index": 99,
     },
+    # As published: the language model's fields beside the others.
+    "qwen2_5_vl": SMALL_BY_WIDTH
+    | {
+        "model_type": "qwen2_5_vl",
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        "rope_theta": 1e4,
+        "vision_config": QWEN_SEES | {"num_heads": 2, "fullatt_block_indexes": [1], "out_hidden_size": 32},
+        "image_token_id": 96,
+        "video_token_id": 95,
+        "vision_start_token_id": 94,
+        "vision_end_token_id": 93,
+    },
+    "qwen2_vl": {
+        "model_type": "qwen2_vl",
+        "text_config": SMALL_BY_WIDTH
+        | TIED
+        | {
+            "model_type": "qwen2_vl_text",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        "tie_word_embeddings": True,
+        "vision_config": QWEN_SEES | {"embed_dim": 16, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2},
+        "image_token_id": 96,
+        "video_token_id": 95,
+    },
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        "text_config": SMALL
+        | {
+            "model_type": "qwen3_vl_text",
+            "head_dim": 12,
+            "rope_scaling": {"rope_type": "default", "mrope_section": [2, 2, 2], "mrope_interleaved": True},
+        },
+        "vision_config": QWEN_SEES
+        | {"num_heads": 2, "deepstack_visual_indexes": [0], "out_hidden_size": 32, "num_position_embeddings": 16},
+        "image_token_id": 96,
+        "video_token_id": 95,
+        "tie_word_embeddings": False,
+    },
     "mistral3_ministral3": {
         "model_type": "mistral3",
         "text_config": SMALL
@@ -414,6 +454,8 @@ DIVIDED = (
         "gemma3_tied",
         "gemma3_vision",
         "mistral3",
+        "qwen2_5_vl",
+        "qwen3_vl",
         "granite",
         "granite4",
         "apertus",

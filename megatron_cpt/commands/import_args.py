@@ -1,9 +1,10 @@
 """`megatron-cpt import-args SOURCE -- [ARGUMENT...]`: a run.yaml from what another program was started with.
 
 That are Megatron-LM's arguments of pretrain_gpt.py: in a shell script, which is read and not run; in a file; in the
-`args` of a torch_dist checkpoint; or after `--`. Or they are a YAML or JSON file of LLaMA-Factory, axolotl, Hugging
-Face's Trainer, Megatron-Bridge, NeMo or OLMo-core, which is recognised by its content. What stands after `--` holds
-over what a source says: arguments, or KEY=VALUE with the keys of the file.
+`args` of a torch_dist checkpoint, whose run is continued, or with `-- --finetune` begun anew; or after `--`. Or they
+are a YAML or JSON file of LLaMA-Factory, axolotl, Hugging Face's Trainer, Megatron-Bridge, NeMo or OLMo-core, which is
+recognised by its content. What stands after `--` holds over what a source says: arguments, or KEY=VALUE with the keys
+of the file.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from megatron_cpt.planning.config_file import PROGRAMS, config_path
 from megatron_cpt.planning.import_arguments import import_arguments
 from megatron_cpt.planning.import_config import import_config
 from megatron_cpt.planning.launch_script import read_script
-from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_checkpoint, read_words
+from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_words
+from megatron_cpt.planning.megatron_lm_checkpoint import Progress, iteration_folder, read_checkpoint
 from megatron_cpt.planning.outcomes import Imported, ImportOptions, Outcome, Result, counted
 from megatron_cpt.planning.run_file import next_lines, run_text
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably
 
-_TRACKER = "latest_checkpointed_iteration.txt"
 _TITLES: dict[Result, str] = {
     "taken": "taken: the key has the value",
     "equal": "equal: nothing of it changes what is trained",
@@ -94,9 +95,10 @@ def _import(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Imported, 
     if path is not None or (args.program is not None and args.source is not None):
         config, imported, ranks = import_config(path or args.source, passed, options, args.program)
         return imported, ranks, [], f"{config.program.title} ({config.program.version})"
-    given, told, notes = _read(args, passed)
+    given, told, notes, progress = _read(args, passed)
     ranks = args.nproc or told
-    return import_arguments(given, replace(options, ranks=ranks)), ranks, notes, f"Megatron-LM ({RELEASE})"
+    imported = import_arguments(given, replace(options, ranks=ranks), progress=progress)
+    return imported, ranks, notes, f"Megatron-LM ({RELEASE})"
 
 
 def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -106,13 +108,19 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:place], words[place + 1 :]
 
 
-def _read(args: argparse.Namespace, passed: Sequence[str]) -> tuple[list[Given], int | None, list[str]]:
-    """The arguments, the ranks that a launcher starts, and what could not be read."""
+def _read(
+    args: argparse.Namespace, passed: Sequence[str]
+) -> tuple[list[Given], int | None, list[str], Progress | None]:
+    """The arguments, the ranks that a launcher starts, what could not be read, and how far the run had come.
+
+    With Megatron-LM's `--finetune` behind the dashes it begins anew, as there.
+    """
     notes: list[str] = []
-    ranks = None
+    ranks, progress = None, None
     found: list[Given] = []
     if args.source is not None and args.source.is_dir():
-        found = read_checkpoint(_shards(args.source))
+        checkpoint = read_checkpoint(iteration_folder(args.source))
+        found, progress = list(checkpoint.arguments), checkpoint.progress
     elif args.source is not None:
         if args.source.exists() and not args.source.is_file():
             raise BadInput(Fault(str(args.source), "is no regular file.", "Name a script, a file, or a checkpoint."))
@@ -127,20 +135,8 @@ def _read(args: argparse.Namespace, passed: Sequence[str]) -> tuple[list[Given],
         notes = list(launch.unread)
     later = read_words(passed)
     replaced = {each.argument.flag for each in later if each.argument}
-    return (
-        [*(each for each in found if each.argument is None or each.argument.flag not in replaced), *later],
-        ranks,
-        notes,
-    )
-
-
-def _shards(folder: Path) -> Path:
-    """The folder of an iteration: this one, or the newest that Megatron-LM's tracker names."""
-    tracker = folder / _TRACKER
-    if (folder / "common.pt").is_file() or not tracker.is_file():
-        return folder
-    word = tracker.read_text().strip()
-    return folder / (f"iter_{int(word):07}" if word.isdecimal() else word)
+    kept = [each for each in found if each.argument is None or each.argument.flag not in replaced]
+    return [*kept, *later], ranks, notes, None if "--finetune" in replaced else progress
 
 
 def _header(args: argparse.Namespace, origin: str, imported: Imported) -> Iterator[str]:

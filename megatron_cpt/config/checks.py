@@ -9,7 +9,7 @@ from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.eval_schedule import LOG_SPACED_GRAMMAR, evaluation_steps, parse_log_spaced
 from megatron_cpt.config.parallel_checks import rank_faults
 from megatron_cpt.config.passed_fields import passed_field_faults
-from megatron_cpt.config.schedule import decay_tokens
+from megatron_cpt.config.schedule import consumed_tokens, decay_tokens, schedule_tokens
 from megatron_cpt.config.schema import (
     EvalIntervalSettings,
     RunConfig,
@@ -232,8 +232,9 @@ _BELONGS_TO = {
     "cooldown": ("infinite",),
     "plateau_lr": ("infinite",),
     "pieces": ("piecewise",),
+    "tokens": ("linear", "cosine", "wsd", "infinite"),
 }
-_TO_FINAL = ("linear", "cosine", "wsd", "infinite")
+_TO_FINAL = _BELONGS_TO["tokens"]
 
 
 def schedule_faults(config: RunConfig) -> Iterator[Fault]:
@@ -296,7 +297,7 @@ def _history_faults(config: RunConfig) -> Iterator[Fault]:
 def _step_faults(config: RunConfig) -> Iterator[Fault]:
     """Parts of a schedule in steps, where steps are of several sizes: the rate follows the tokens."""
     schedule = config.schedule
-    parts = {name: getattr(schedule, name) for name in ("warmup", "cooldown", "decay")}
+    parts = {name: getattr(schedule, name) for name in ("warmup", "cooldown", "decay", "tokens", "consumed")}
     parts |= {f"pieces.{number}.from_tokens": piece.from_tokens for number, piece in enumerate(schedule.pieces)}
     for name, duration in parts.items():
         if duration is not None and duration.unit == "steps":
@@ -328,10 +329,16 @@ def rate_faults(config: RunConfig) -> Iterator[Fault]:
 
 
 def _length_faults(config: RunConfig) -> Iterator[Fault]:
-    """Parts of the schedule that are together longer than the run."""
-    if config.init_from.load_schedule or config.init_from.load_data_position:
+    """Parts of the schedule that are together longer than it."""
+    schedule, step = config.schedule, config.tokens_per_step
+    if not schedule.tokens and (config.init_from.load_schedule or config.init_from.load_data_position):
         return  # its length is not that of the run
-    yield from _parts_faults(config.schedule, config.total_tokens, config.tokens_per_step, config.total_steps)
+    words: tuple[str, ...] = ()
+    total, steps = config.total_tokens, config.total_steps
+    if schedule.tokens or schedule.consumed:
+        total = schedule_tokens(schedule, total, step)
+        steps, words = total // step, ("schedule", "schedule", "raise `schedule.tokens`")
+    yield from _parts_faults(schedule, total, step, steps, *words)
 
 
 def _parts_faults(
@@ -390,7 +397,7 @@ def _piece_faults(config: RunConfig) -> Iterator[Fault]:
         if place < before or (number and place == before):
             rule = f"it begins at {place} tokens, and what comes before it ends at {before}."
             yield Fault(shown, rule, "List the pieces in the order of training, after the warm-up.")
-        elif place >= config.total_tokens:
+        elif place >= consumed_tokens(schedule, step) + config.total_tokens:
             rule = f"it is not reached by the run of {config.total_tokens} tokens."
             yield Fault(shown, rule, "Move it to the front, or train longer.")
         before = place

@@ -56,6 +56,9 @@ def learning_rate(schedule: ScheduleSettings, tokens: int, total_tokens: int, to
       last `decay` tokens down to `final_lr` (arXiv:2403.08763, its infinite schedule).
     - `piecewise`: the peak, then the rate of each of `pieces` from its place on (two stages: arXiv:2503.12811).
 
+    The run begins `consumed` tokens behind the beginning of the schedule, and the schedule ends with the run, or after
+    `tokens`.
+
     Args:
         tokens: tokens consumed after the update (the first update: `tokens_per_step`).
         total_tokens: tokens of the whole run.
@@ -63,6 +66,8 @@ def learning_rate(schedule: ScheduleSettings, tokens: int, total_tokens: int, to
             are refused (checks.py), and it is that of the later ones.
     """
     peak, final = schedule.peak_lr, schedule.final_lr
+    total_tokens = schedule_tokens(schedule, total_tokens, tokens_per_step)
+    tokens += consumed_tokens(schedule, tokens_per_step)
     warmup = schedule.warmup.tokens(tokens_per_step) if schedule.warmup else 0
     if tokens < warmup:
         return between(schedule.initial_lr, peak, 1 - tokens / warmup)
@@ -104,8 +109,24 @@ def between(low: float, high: float, share: float) -> float:
     return high * (1 - share) + low * share
 
 
+def consumed_tokens(schedule: ScheduleSettings, tokens_per_step: int) -> int:
+    """Tokens of the schedule that lie before the run."""
+    return schedule.consumed.tokens(tokens_per_step) if schedule.consumed else 0
+
+
+def schedule_tokens(schedule: ScheduleSettings, total_tokens: int, tokens_per_step: int) -> int:
+    """Tokens from the beginning of the schedule to the end of its decay, of a run of `total_tokens`."""
+    if schedule.tokens:
+        return schedule.tokens.tokens(tokens_per_step)
+    return consumed_tokens(schedule, tokens_per_step) + total_tokens
+
+
 def decay_tokens(schedule: ScheduleSettings, total_tokens: int, tokens_per_step: int) -> int:
-    """Tokens of the final decay of `wsd` and `infinite`: what is set, else a tenth of the run, at least one update."""
+    """Tokens of the final decay of `wsd` and `infinite`: what is set, else a tenth of the whole, at least one update.
+
+    Args:
+        total_tokens: of the schedule (schedule_tokens).
+    """
     if schedule.decay:
         return schedule.decay.tokens(tokens_per_step)
     return max(total_tokens // 10, tokens_per_step)

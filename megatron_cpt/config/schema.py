@@ -437,6 +437,12 @@ class ScheduleSettings:
     """infinite: constant learning rate until the final decay."""
     pieces: list[PieceSettings] = field(default_factory=list)
     """piecewise: the pieces, in the order of training."""
+    tokens: Span | None = None
+    """Length of the schedule from its first token to the end of its decay, in tokens or steps; then the rate stays at
+    `final_lr`. None: it ends with the run."""
+    consumed: Span | None = None
+    """Part of the schedule that lies before the run, in tokens or steps: the rest of the schedule of a run that another
+    program began (docs/migrating.md). None: the run begins with the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)

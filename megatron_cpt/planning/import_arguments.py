@@ -7,7 +7,7 @@ A value that Megatron-LM takes by default and that differs from ours is written 
 """
 
 from collections.abc import Iterator, Sequence
-from math import cos, isclose, pi
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,23 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import Batches, ramp_up
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
-from megatron_cpt.planning.audit import read_blend
+from megatron_cpt.planning.audit import audit, read_blend, split_spans
 from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
+from megatron_cpt.planning.megatron_lm_checkpoint import Progress
 from megatron_cpt.planning.outcomes import HOLD_OUT, Imported, ImportOptions, Outcome, Result, imported, short
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, source_name
 
 
-def import_arguments(given: Sequence[Given], options: ImportOptions, compare_defaults: bool = True) -> Imported:
+def import_arguments(
+    given: Sequence[Given], options: ImportOptions, compare_defaults: bool = True, progress: Progress | None = None
+) -> Imported:
     """Translates an argument list. Raises BadInput for one that no run could be made of.
 
     Args:
         compare_defaults: whether arguments of the model's shape that are not given have Megatron-LM's defaults.
+        progress: how far the run had come that is to be continued. None: a run begins.
     """
-    translation = _Translation(given, options, compare_defaults)
+    translation = _Translation(given, options, compare_defaults, progress)
     translation.translate()
     return imported(translation.entries, translation.outcomes)
 
@@ -42,8 +46,10 @@ _OF_LATENT_ATTENTION = ("--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--q
 class _Translation:
     """An argument list on its way to a run.yaml."""
 
-    def __init__(self, given: Sequence[Given], options: ImportOptions, compare_defaults: bool) -> None:
-        self.options, self.compare_defaults = options, compare_defaults
+    def __init__(
+        self, given: Sequence[Given], options: ImportOptions, compare_defaults: bool, progress: Progress | None
+    ) -> None:
+        self.options, self.compare_defaults, self.progress = options, compare_defaults, progress
         self.given = {each.argument.flag: each for each in given if each.argument}
         self.unknown = [each for each in given if each.argument is None]
         self.entries: list[Entry] = []
@@ -58,6 +64,8 @@ class _Translation:
         self.model = named
         self.batch = self._global_batch()
         self.batches, self.steps = self._length()
+        if self.progress is not None:
+            self._continue(self.progress)
         self.shape: ModelShape = read_shape(self.model)
 
     # --- access
@@ -149,6 +157,29 @@ class _Translation:
         batches = Batches(self.batch, pieces)
         samples = self.value("--train-samples")
         return batches, batches.whole_steps(samples) if samples is not None else self.value("--train-iters")
+
+    def _continue(self, progress: Progress) -> None:
+        """Leaves the steps that the run has not done yet; all of them where it has done them all."""
+        samples, shown = self.value("--train-samples"), f"iteration {progress.iteration:,} of the checkpoint"
+        whole, left = self.steps, self.steps - progress.iteration
+        ramp = self.value("--rampup-batch-size")
+        if samples is not None:
+            left = (samples - progress.samples) // self.batch
+        if left < 1:
+            self.progress = None
+            words = f"the run has done its {whole:,} steps: the run.yaml has all of them, from the beginning"
+            self.outcomes.append(Outcome(shown, "equal", words))
+            return
+        if ramp and progress.samples < ramp[2]:
+            words = (
+                f"The batches grow until sample {ramp[2]:,}, and here they have {self.batch} sequences at once. "
+                "Continue from a later checkpoint, or set training.batch_size_rampup"
+            )
+            self.refuse("--rampup-batch-size", words)
+        self.equal("--rampup-batch-size", "the batches have their full size by now")
+        self.batches, self.steps = Batches(self.batch), left
+        self.outcomes.append(Outcome(shown, "taken", f"training.tokens: the {left:,} steps that are left"))
+        self.equal("--load", "the run goes on from the checkpoint itself")
 
     # --- the rules
 
@@ -246,7 +277,7 @@ class _Translation:
         self.validation_paths = valid
         flag = next(filter(self.has, _DATA))
         self._sources(flag, train)
-        if flag in ("--data-path", "--data-args-path"):
+        if flag in _SPLIT_BY_SHARES:
             self._split()
 
     def _blends(self) -> tuple[list[str], list[str]]:
@@ -274,12 +305,13 @@ class _Translation:
         names = distinct_names(map(source_name, prefixes))
         others = [name for name in self.options.replay if name not in (*prefixes, *names)]
         refuse([Fault(f"--replay {name}", f"is no prefix of {flag}.", "Name one of them.") for name in others])
+        read = self._passes_read(flag, prefixes, weights)
         if weights is None and not self.options.replay:
             key = f"data.sources.{names[0]}.paths"
-            self.take(flag, key, prefixes, "read as one source, each dataset once an epoch")
+            self.take(flag, key, prefixes, "read as one source, each dataset once an epoch", read.get(prefixes[0]))
         else:
             for number, (name, prefix) in enumerate(zip(names, prefixes, strict=True)):
-                self.write(f"data.sources.{name}.paths", [prefix], "")
+                self.write(f"data.sources.{name}.paths", [prefix], read.get(prefix, ""))
                 if weights is not None:
                     self.write(f"data.sources.{name}.weight", weights[number], "")
                 if prefix in self.options.replay or name in self.options.replay:
@@ -287,6 +319,32 @@ class _Translation:
             self.note(flag, "taken", f"data.sources: {', '.join(names)}; weights are shares of tokens")
         for other in _DATA:
             self.equal(other, f"{flag} is read instead")
+
+    def _passes_read(self, flag: str, prefixes: Sequence[str], weights: Sequence[float] | None) -> dict[str, str]:
+        """How often a run that is underway has read each dataset: a comment each. Nothing where one is not here."""
+        if self.progress is None:
+            return {}
+        whole, seen = self._whole_samples(), self.progress.samples
+        spans = split_spans(self.value("--split") or _SPLIT) if flag in _SPLIT_BY_SHARES else split_spans("1")
+        words = "Sources are read from their beginning, in another order: what the run has read is read again. "
+        try:
+            rows = audit(prefixes, weights, max(whole, seen), self.sequence_length, spans)
+        except BadInput:
+            told = f"`megatron-cpt audit {flag} ... --train-samples {seen}` tells how much, where the datasets are"
+            self.outcomes.append(Outcome(f"{seen:,} samples read", "refused", f"{words}{told}"))
+            return {}
+        passes = {row.prefix: row.passes * seen / max(whole, seen) for row in rows}
+        told = ", ".join(f"{prefix} {count:.3g}" for prefix, count in passes.items())
+        limit = "Where max_epochs is to limit all reading, take these from it"
+        self.outcomes.append(
+            Outcome(f"{seen:,} samples read", "refused", f"{words}Passes over each so far: {told}. {limit}")
+        )
+        return {prefix: f"Read {count:.3g} times before this run" for prefix, count in passes.items()}
+
+    def _whole_samples(self) -> int:
+        """Samples of the whole run, as the arguments have it."""
+        samples = self.value("--train-samples")
+        return int(samples if samples is not None else self.value("--train-iters") * self.batch)
 
     def _split(self) -> None:
         split = self.value("--split") or _SPLIT
@@ -316,7 +374,7 @@ class _Translation:
         else:
             self.write("training.global_batch_size", self.batch, "micro batch times data-parallel size")
         self.take("--micro-batch-size", "training.micro_batch_size", self.micro_batch)
-        if ramp := self.value("--rampup-batch-size"):
+        if (ramp := self.value("--rampup-batch-size")) and self.progress is None:
             start, increment, length = ramp
             place = "training.batch_size_rampup"
             self.write(f"{place}.start", start)
@@ -354,67 +412,92 @@ class _Translation:
         else:
             self.take("--lr-decay-style", "schedule.kind", kind)
         self.take("--lr", "schedule.peak_lr", self.peak)
-        samples_flag = "--lr-decay-samples" if self.value("--train-samples") is not None else "--lr-decay-iters"
-        whole = self.batches.total(self.steps)
-        asked = self.value(samples_flag)
-        decay = whole if asked is None else asked * (1 if samples_flag.endswith("samples") else self.batch)
+        decay = self._decay(kind)
         warmup = self._warmup(decay)
-        final = self._decay(samples_flag, kind, whole, decay, warmup)
         if kind in ("linear", "cosine", "wsd"):
-            self.take("--min-lr", "schedule.final_lr", final)
+            self.take("--min-lr", "schedule.final_lr", self.value("--min-lr"))
         else:
             self.equal("--min-lr", "a constant rate has no end of its own")
         if kind == "wsd":
             self._wsd()
+        if self.progress is not None:
+            self._rest(self.progress, kind, decay, warmup)
 
-    def _warmup(self, decay: int) -> int:
+    def _decay(self, kind: str | None) -> int:
+        """Sequences from the beginning of the schedule to the end of its decay."""
+        by_samples = self.value("--train-samples") is not None
+        flag, other = "--lr-decay-iters", "--lr-decay-samples"
+        if by_samples:
+            flag, other = other, flag
+        self.equal(other, "Megatron-LM does not read it with this kind of length")
+        size = 1 if by_samples else self.batch
+        whole = self.batches.total(self.steps)
+        if self.progress is not None:
+            whole = self._whole_samples()
+        asked = self.value(flag)
+        decay: int = whole if asked is None else asked * size
+        if kind in ("constant", None):
+            self.equal(flag, "a constant rate does not decay")
+        elif self.progress is not None or abs(decay - whole) >= self.batch:
+            tokens = count_text(decay * self.sequence_length)
+            if asked is None:
+                self.write("schedule.tokens", tokens)
+            else:
+                remark = f"{decay / whole:.4g} times the run" if decay != whole else "that of the whole run"
+                self.take(flag, "schedule.tokens", tokens, remark)
+        else:
+            self.equal(flag, "the schedule ends with the run")
+        return decay
+
+    def _warmup(self, decay: int) -> float:
         """Sequences of the warm-up."""
         fraction = self.value("--lr-warmup-fraction")
         iterations, samples = self.value("--lr-warmup-iters"), self.value("--lr-warmup-samples")
+        sequences: float
         if fraction is not None:
-            flag, sequences = "--lr-warmup-fraction", int(fraction * decay)
+            flag, sequences = "--lr-warmup-fraction", fraction * decay
             remark = f"{fraction:g} of the decay's {decay:,} sequences"
         elif samples:
             flag, sequences, remark = "--lr-warmup-samples", samples, f"{samples:,} sequences"
         else:
             flag, sequences, remark = "--lr-warmup-iters", iterations * self.batch, f"{iterations:,} steps"
         if sequences:
-            self.take(flag, "schedule.warmup", count_text(sequences * self.sequence_length), remark)
+            self.take(flag, "schedule.warmup", count_text(round(sequences * self.sequence_length)), remark)
         for other in ("--lr-warmup-fraction", "--lr-warmup-iters", "--lr-warmup-samples"):
             self.equal(other, "no warm-up" if not sequences else "another argument gives the warm-up")
         return sequences
 
-    def _decay(self, flag: str, kind: str | None, whole: int, decay: int, warmup: int) -> float:
-        """The rate at the end of the run; what the list says of the length of the decay is noted."""
-        lowest: float = self.value("--min-lr")
-        other = "--lr-decay-iters" if flag.endswith("samples") else "--lr-decay-samples"
-        self.equal(other, "Megatron-LM does not read it with this kind of length")
-        if kind in ("constant", None):
-            self.equal(flag, "a constant rate does not decay")
-            return lowest
-        if abs(decay - whole) < self.batch:
-            self.equal(flag, "the schedule ends with the run")
-            return lowest
-        if decay > whole and kind in ("linear", "cosine"):
-            gone = (whole - warmup) / (decay - warmup)
-            left = 1 - gone if kind == "linear" else 0.5 * (1 + cos(pi * gone))
-            final = lowest + (self.peak - lowest) * left
-            if kind == "linear":
-                self.take(flag, "schedule.final_lr", float(f"{final:.6g}"), "where the run ends on the same line")
-                self.entries.pop()  # --min-lr writes it
-                return float(f"{final:.6g}")
-            words = (
-                f"The decay would be {decay / whole:.3g} times the run, and the rate {final:.4g} at its end; here a "
-                "schedule ends with the run. final_lr has that rate, on a cosine of the run's own length"
-            )
-            self.refuse(flag, words)
-            return float(f"{final:.6g}")
-        words = (
-            f"The decay would end at {decay / whole:.2%} of the run, then stay at --min-lr; here it ends with the run. "
-            "For the same rates train that long alone, then go on from there (init_from) with schedule.kind: constant"
-        )
-        self.refuse(flag, words)
-        return lowest
+    def _rest(self, progress: Progress, kind: str | None, decay: int, warmup: float) -> None:
+        """Where on its schedule the run goes on.
+
+        Megatron-LM's update has the rate of the samples before it, ours that of the tokens after it: so that the next
+        update has the same rate, the schedule begins a step earlier.
+        """
+        before, lengths = progress.scheduled - self.batch, {"lr_decay_steps": float(decay), "lr_warmup_steps": warmup}
+        shown = f"{progress.scheduled:,} samples of the schedule"
+        if before > 0:
+            tokens = count_text(before * self.sequence_length)
+            self.write("schedule.consumed", tokens)
+            words = f"schedule.consumed: {tokens} (each update has the rate that it would have had)"
+            self.outcomes.append(Outcome(shown, "taken", words))
+        elif before < 0:
+            words = "They are less than a batch: the schedule begins anew, a step early. Its first rate is not 0"
+            self.outcomes.append(Outcome(shown, "refused", words))
+        now = {"max_lr": self.peak, "min_lr": self.value("--min-lr")} | lengths
+        flags = {
+            "max_lr": "--lr",
+            "min_lr": "--min-lr",
+            "lr_decay_steps": "its length",
+            "lr_warmup_steps": "its warm-up",
+        }
+        if kind == "constant":
+            del now["min_lr"], now["lr_decay_steps"]
+        for name, value in now.items():
+            stored = progress.scheduler.get(name, value)
+            if not isclose(stored, value, rel_tol=1e-9):
+                words = f"The arguments say {short(value)}, and that is in the run.yaml. Set {flags[name]} behind `--`"
+                self.outcomes.append(Outcome(f"{name} {short(stored)} of the scheduler", "refused", words))
+        self.equal("--use-checkpoint-opt_param-scheduler", "the arguments are compared with the scheduler's state")
 
     def _wsd(self) -> None:
         by_samples = self.value("--train-samples") is not None
@@ -455,6 +538,12 @@ class _Translation:
         for flag in ("--adam-beta1", "--adam-beta2", "--adam-eps", "--clip-grad"):
             self.take(flag, by_flag()[flag].words, self.value(flag))
         self._decoupled()
+        if self.progress is not None:
+            self.write(
+                "optimizer.moment_warmup_steps", _MOMENT_WARMUP, "Fills Adam's moments, which are not taken over"
+            )
+            words = f"The optimizer state is not taken over: optimizer.moment_warmup_steps: {_MOMENT_WARMUP} fills it"
+            self.outcomes.append(Outcome("state of Adam", "refused", words))
 
     def _decoupled(self) -> None:
         rate, lowest = self.value("--decoupled-lr"), self.value("--decoupled-min-lr")
@@ -536,6 +625,9 @@ class _Translation:
 
 
 _DATA = ("--data-path", "--train-data-path", "--data-args-path", "--per-split-data-args-path")
+_MOMENT_WARMUP = 100
+"""Steps: with beta2 = 0.95 the second moments have forgotten their beginning, with 0.999 a tenth of them is there."""
+_SPLIT_BY_SHARES = ("--data-path", "--data-args-path")
 _SPLIT = "969, 30, 1"
 """Megatron-LM's own, for --data-path."""
 

@@ -5,7 +5,6 @@ shares of the peak. Its arrays of token ids are not read: documents are prepared
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from math import cos, pi
 from typing import Any
 
 from megatron_cpt.config.errors import Fault, refuse
@@ -268,24 +267,14 @@ class _OlmoCoreTranslation(ConfigTranslation):
         self.write("schedule.kind", "constant", "")
 
     def _falling(self, kind: str) -> None:
-        """A cosine or a line to a share of the peak, at the end of the run or at another one."""
+        """A cosine or a line to a share of the peak, at the end of the run or at another place."""
         self.write("schedule.kind", kind, "")
         share = self.number(f"{_SCHEDULER}.alpha_f") or 0.0
-        lowest = share * self.peak
-        key, end = next(self._span("t_max"), ("", self.total))
-        final = lowest
-        if key and end > self.total:
-            warmup = next(self._span("warmup", "warmup_steps", "warmup_fraction"), ("", 0))[1]
-            gone = (self.total - warmup) / (end - warmup)
-            left = 1 - gone if kind == "linear" else 0.5 * (1 + cos(pi * gone))
-            final = lowest + (self.peak - lowest) * left
-            words = f"The decay is {end / self.total:.3g} times the run; here it ends with the run. final_lr has the "
-            self.refuse(key, f"{words}rate that it has there ({final:.4g})")
-        elif key and end < self.total:
-            words = f"The decay ends at {end / self.total:.2%} of the run, then stays; here it ends with the run. "
-            self.refuse(key, f"{words}Train that long alone, or use schedule.kind: wsd")
+        for key, end in self._span("t_max"):
+            if end != self.total:
+                self.take(key, "schedule.tokens", self._duration(end), f"{end / self.total:.4g} times the run")
         self.equal(f"{_SCHEDULER}.t_max", words="the schedule ends with the run")
-        final = float(f"{final:.6g}")
+        final = float(f"{share * self.peak:.6g}")
         self.take(f"{_SCHEDULER}.alpha_f", "schedule.final_lr", final, f"{share:g} of the peak")
 
     def _stable(self) -> None:

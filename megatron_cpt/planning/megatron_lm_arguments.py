@@ -13,16 +13,11 @@ their type; Megatron-LM's default; the attribute of `args`, where its name is an
 | `refused` | it changes what is trained, and has no counterpart | why, and what to do |
 """
 
-import argparse
-import io
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from megatron_cpt.config.errors import BadInput, Fault
 
@@ -148,63 +143,3 @@ def _value_faults(given: Given) -> Iterator[Fault]:
 def typed(argument: Argument, value: str) -> int | float | str:
     """A value by the argument's type. Raises ValueError."""
     return {"int": int, "float": float}.get(argument.type, str)(value)
-
-
-# --- the `args` of a checkpoint
-
-
-class _Stand:
-    """Stands for any object that is not a plain value: it keeps what the pickle gives it and does nothing."""
-
-    def __init__(self, *given: Any) -> None:
-        self.given = given
-
-    def __setstate__(self, state: Any) -> None:
-        self.given = (state,)
-
-
-class _StandUnpickler(pickle.Unpickler):
-    """Reads plain values. No class or function that a pickle names is ever looked up; `_Stand` is taken for each."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("argparse", "Namespace"):
-            return argparse.Namespace
-        return type(name, (_Stand,), {"module": module})
-
-    def persistent_load(self, pid: Any) -> Any:
-        return None
-
-
-def read_checkpoint(shards: Path) -> list[Given]:
-    """The arguments that the `args` in a torch_dist checkpoint's common.pt give, where they are not the defaults.
-
-    Args:
-        shards: the folder that holds common.pt (iter_0000100).
-    Raises:
-        BadInput: there is none, or no `args` in it.
-    """
-    path = shards / "common.pt"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            state = _StandUnpickler(io.BytesIO(archive.read(name))).load()
-    except (OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, TypeError) as error:
-        rule = f"its common state cannot be read: {error}."
-        raise BadInput(Fault(str(path), rule, "Name a torch_dist checkpoint, such as iter_0000100.")) from error
-    arguments = state.get("args") if isinstance(state, dict) else None
-    if not isinstance(arguments, argparse.Namespace):
-        raise BadInput(Fault(str(path), "holds no `args`.", "Give the argument list of the run instead."))
-    return [given for argument in table() if (given := _stored(argument, vars(arguments))) is not None]
-
-
-def _stored(argument: Argument, stored: Mapping[str, Any]) -> Given | None:
-    """What a checkpoint's `args` give an argument; None for its default, and for what is no plain value."""
-    value = stored.get(argument.dest)
-    if argument.values == "-":
-        given = isinstance(value, bool) and value is not (argument.default == "true")
-        return Given(argument.flag, (), argument) if given else None
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    if None in values or not all(type(one) in (int, float, str) for one in values):
-        return None
-    words = tuple(map(str, values))
-    return None if words == tuple(argument.default.split()) or not words else Given(argument.flag, words, argument)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.config.schedule import decay_tokens, known_history
+from megatron_cpt.config.schedule import consumed_tokens, decay_tokens, known_history, schedule_tokens
 from megatron_cpt.config.schema import RunConfig
 from megatron_cpt.config.units import short_count
 from megatron_cpt.planning.start_state import RunPosition, start_state
@@ -31,7 +31,8 @@ def _turning_steps(config: RunConfig, start: RunPosition, steps: range) -> list[
     schedule, size = config.schedule, config.tokens_per_step
     places = [schedule.warmup] if schedule.warmup else []
     places += [piece.from_tokens for piece in schedule.pieces]
-    tokens = [place.tokens(size) - start.schedule_shift for place in places]
+    before = start.schedule_shift + consumed_tokens(schedule, size)
+    tokens = [place.tokens(size) - before for place in places]
     nearest = [config.token_batches.nearest_step(max(0, place)) for place in tokens]
     near = {step + offset for step in nearest for offset in (-1, 0, 1) if step + offset in steps}
     return sorted(near | {steps[0], steps[-1]})
@@ -93,7 +94,8 @@ def decay_faults(config: RunConfig) -> Iterator[Fault]:
     schedule, start = config.schedule, start_state(config)
     if not config.init_from.load_schedule or schedule.kind not in ("wsd", "infinite"):
         return
-    left, horizon = config.total_tokens - start.tokens, config.total_tokens + start.schedule_shift
+    left = config.total_tokens - start.tokens
+    horizon = schedule_tokens(schedule, config.total_tokens + start.schedule_shift, config.tokens_per_step)
     decay = decay_tokens(schedule, horizon, config.tokens_per_step)
     remedy = f"Set it to {left} tokens or less: a run that is all decay has `schedule.decay: {config.training.tokens}`."
     if config.init_from.load_data_position:

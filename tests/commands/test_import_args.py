@@ -143,3 +143,66 @@ def test_what_plan_will_refuse_is_told(
     assert told in printed.partition("to mend first, for `plan` refuses it:")[2], printed
     assert main(["plan", "run.yaml", "--nproc", "4"]) == 2
     assert told in capsys.readouterr().err
+
+
+def write_underway(folder: Path, iteration: int, **changes: object) -> None:
+    """A checkpoint of Megatron-LM's at an iteration of 50, as far as import-args reads it."""
+    values = {"seq_length": 32, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 50, "lr": 1e-3}
+    values |= {"lr_decay_style": "cosine", "lr_decay_iters": 50, "lr_warmup_iters": 10, "min_lr": 1e-5}
+    values |= {"data_path": ["0.7", "law", "0.3", "web"], "split": "100,0,0", "save": "old", "load": "old"}
+    values |= {"consumed_train_samples": 8 * iteration, "use_distributed_optimizer": True} | changes
+    args = argparse.Namespace(**({each.dest: None for each in table()} | values))
+    scheduler = {
+        "max_lr": 1e-3,
+        "min_lr": 1e-5,
+        "lr_warmup_steps": 80,
+        "lr_decay_steps": 400,
+        "num_steps": 8 * iteration,
+    }
+    shards = folder / f"iter_{iteration:07}"
+    shards.mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text(f"{iteration}\n")
+    torch.save({"args": args, "iteration": iteration, "opt_param_scheduler": scheduler}, shards / "common.pt")
+
+
+def test_a_run_underway_is_continued(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_underway(Path("old"), 20)
+    assert main(["import-args", "old", "--model", "base"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "iteration 20 of the checkpoint training.tokens: the 30 steps that are left" in printed
+    assert "160 samples of the schedule schedule.consumed: 4864" in printed
+    # 112 of 160 samples of 32 tokens from a dataset of 20,000.
+    assert "160 samples read Sources are read from their beginning" in printed and "law 0.179, web 0.0768" in printed
+    assert "max_lr" not in printed and "run goes on from the checkpoint itself" in printed
+    assert "# Read 0.179 times before this run" in Path("run.yaml").read_text()
+    assert main(["plan", "run.yaml", "--nproc", "4"]) == 0
+    plan = capsys.readouterr().out
+    # A cosine from 1e-3 at 80 samples to 1e-5 at 400, of which 160 to 392 are left.
+    assert "30 steps of 8 x 32 = 256 tokens" in plan
+    assert "Rate     0.000855 at the first step, 0.000855 at the highest, 1.15e-05 at the last" in plan
+
+
+def test_a_run_underway_begins_anew_where_it_is_told_to_or_is_done(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_underway(Path("old"), 20)
+    write_underway(Path("done"), 50)
+    for source, words in (("old", ["--", "--finetune"]), ("done", [])):
+        assert main(["import-args", source, "--model", "base", "--output", f"{source}.yaml", *words]) == 0
+        config = load_config(f"{source}.yaml")
+        assert (config.total_steps, config.schedule.consumed, config.schedule.tokens) == (50, None, None)
+        assert config.optimizer.moment_warmup_steps == 0
+    assert "the run has done its 50 steps" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_of_a_run_underway_cannot_go_on_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_underway(Path("old"), 20, data_path=["elsewhere"], train_iters=None, train_samples=400, lr_decay_iters=None)
+    words = ["--rampup-batch-size", "2", "2", "200", "--lr", "2e-3", "--lr-warmup-samples", "80"]
+    assert main(["import-args", "old", "--model", "base", "--", *words]) == 0
+    printed = " ".join(capsys.readouterr().out.partition("refused: ")[2].split())
+    assert "--rampup-batch-size 2 2 200 The batches grow until sample 200" in printed
+    assert "max_lr 0.001 of the scheduler The arguments say 0.002, and that is in the run.yaml" in printed
+    assert "160 samples read" in printed and "`megatron-cpt audit --data-path ... --train-samples 160`" in printed
+    assert "state of Adam The optimizer state is not taken over" in printed
+    config = load_config("run.yaml")
+    assert (config.total_steps, config.training.batch_size_rampup) == (30, None)

@@ -31,6 +31,9 @@ def test_an_interleaved_pipeline_takes_whole_rounds_of_micro_batches() -> None:
     ]
     assert complaints(schedule={"kind": "wsd", "peak_lr": 1e-3, "warmup": "10 steps", "decay": "240 steps"}) == []
     assert complaints(schedule={"kind": "constant", "peak_lr": 1e-3, "warmup": "250 steps"}) == []
+    # A warm-up that is longer than the run, of a schedule that is longer too.
+    assert complaints(schedule={"peak_lr": 1e-3, "warmup": "300 steps", "tokens": "400 steps"}) == []
+    assert complaints(schedule={"peak_lr": 1e-3, "warmup": "300 steps", "consumed": "290 steps"}) == []
     assert complaints(checkpoint={"save_interval": "50 steps", "keep_every": "100 steps"}) == []
     # 100,000 tokens are 49 steps of 2,048, and 500,000 are 244: five saves are meant.
     assert complaints(checkpoint={"save_interval": "100K", "keep_every": "500K"}) == []
@@ -151,6 +154,14 @@ CASES: list[tuple[dict[str, Any], str]] = [
     (
         {"schedule__decay": "5M"},
         "schedule.decay = 5000000 tokens: it belongs to `wsd` or `infinite`, and schedule.kind is cosine.",
+    ),
+    (
+        {"schedule": {"kind": "constant", "peak_lr": 1, "tokens": "300 steps"}},
+        "schedule.tokens = 300 steps: it belongs to `linear` or `cosine` or `wsd` or `infinite`, and schedule.kind is",
+    ),
+    (
+        {"schedule": {"peak_lr": 1, "warmup": "30 steps", "tokens": "30 steps"}},
+        "schedule.warmup = 30 steps: it takes the whole schedule: nothing is left to bring the rate to 0.",
     ),
     (
         {"schedule": {"kind": "wsd", "peak_lr": 1, "warmup": "11 steps", "decay": "240 steps"}},

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -123,6 +124,29 @@ def test_a_longer_run_goes_on_with_a_schedule_whose_past_does_not_depend_on_its_
     )
     assert rates(infinite, 12)[:6] == rates(infinite, 20)[:6]
     assert rates(infinite, 20)[9:18] == [0.5] * 9
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd", "infinite", "piecewise"])
+@pytest.mark.parametrize("done", [1, 5, 9])
+def test_the_rest_of_a_schedule_has_the_rates_of_the_whole(kind: str, done: int) -> None:
+    schedule = ScheduleSettings(
+        kind=kind,  # type: ignore[arg-type]
+        peak_lr=1.0,
+        final_lr=0.1,
+        warmup=Duration(3, "steps"),
+        cooldown=Duration(2, "steps") if kind == "infinite" else None,
+        plateau_lr=0.5 if kind == "infinite" else None,
+        pieces=[PieceSettings(from_tokens=Duration(7, "steps"), lr=0.3)] if kind == "piecewise" else [],
+    )
+    rest = replace(schedule, consumed=Duration(done, "steps"))
+    assert rates(rest, 12 - done) == rates(schedule, 12)[done:]
+
+
+def test_a_schedule_ends_before_the_run_or_after_it() -> None:
+    schedule = ScheduleSettings(kind="cosine", peak_lr=1.0, final_lr=0.2, tokens=Duration(4, "steps"))
+    whole = rates(replace(schedule, tokens=None), 4)
+    assert rates(schedule, 6) == [*whole, 0.2, 0.2]
+    assert rates(schedule, 3) == whole[:3]
 
 
 @given(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from megatron_cpt.commands.parsers import command_parser
+from megatron_cpt.commands.parsers import command_parser, number_of
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.json_schema import run_schema
 from megatron_cpt.config.units import parse_count, parse_share
@@ -108,12 +108,8 @@ def _first_run(args: argparse.Namespace) -> FirstRun:
     if args.gpus < 1:
         faults.append(Fault(f"--gpus {args.gpus}", "a run has at least one rank.", "Raise it."))
     refuse(faults)
-    try:
-        ratio = parse_share(args.replay_ratio)
-        tokens = None if args.tokens is None else parse_count(args.tokens)
-    except ValueError as error:
-        rule, _, remedy = str(error).partition("; ")
-        raise BadInput(Fault("--replay-ratio, --tokens", f"{rule}.", f"{remedy.capitalize()}.")) from error
+    ratio = number_of("--replay-ratio", args.replay_ratio, parse_share)
+    tokens = None if args.tokens is None else number_of("--tokens", args.tokens, parse_count)
     if not ratio < 1:
         raise BadInput(Fault(f"--replay-ratio {args.replay_ratio}", "leaves nothing for new text.", "Lower it."))
     return FirstRun(

@@ -90,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _counts(manifest: Manifest, dataset: IndexedDataset) -> str:
     values = asdict(manifest)
-    lines = [f"{name:<16} {_shown(values[name])}" for name in _COUNTS]
+    lines = [f"{name:<16} {_shown(values[name])}" for name in _COUNTS if values[name] is not None]
+    if absent := [name for name in _COUNTS if values[name] is None]:
+        lines.append(f"unknown or none  {', '.join(absent)}")
     lengths = np.diff(dataset.document_starts)
     if len(lengths):
         lines.append(
@@ -119,9 +121,7 @@ def _histograms(prefix: str, manifest: Manifest, dataset: IndexedDataset) -> str
     return "\n".join(line for title, lines in parts for line in ["", title, *(f"  {line}" for line in lines)])
 
 
-def _shown(value: int | float | str | None) -> str:
-    if value is None:
-        return "unknown or none"
+def _shown(value: int | float | str) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) else value

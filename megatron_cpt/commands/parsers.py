@@ -4,10 +4,13 @@ import argparse
 import importlib
 import importlib.util
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count
+
+Number = TypeVar("Number", int, float)
 
 _SHELLS = ("bash", "zsh")
 _WIDTH = 100
@@ -60,6 +63,15 @@ def assumed_tokens(words: Sequence[str]) -> dict[str, int]:
             faults.append(Fault(f"--assume {word}", "is not NAME=TOKENS.", "Write, for example, medicine=5B."))
     refuse(faults)
     return found
+
+
+def number_of(option: str, text: str, parse: Callable[[str], Number]) -> Number:
+    """What an option says. Raises BadInput where `parse` raises ValueError with the rule, `; ` and the remedy."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        rule, _, remedy = str(error).partition("; ")
+        raise BadInput(Fault(f"{option} {text}", f"{rule}.", f"{remedy[:1].upper()}{remedy[1:]}.")) from error
 
 
 def add_engine(parser: argparse.ArgumentParser, local: str) -> None:

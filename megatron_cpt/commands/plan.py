@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 from pydantic import TypeAdapter
 
-from megatron_cpt.commands.parsers import add_assume, assumed_tokens, command_parser
+from megatron_cpt.commands.parsers import add_assume, assumed_tokens, command_parser, number_of
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         raise BadInput(*error.faults, *_to_assume(config, assumed)) from error
     plan = replace(plan, warnings=(*plan.warnings, *memory_warnings(plan, options.gpu)))
-    cost = cost_estimate(plan, options.gpu, _share(options.mfu or "40%"), options.price)
+    cost = cost_estimate(plan, options.gpu, number_of("--mfu", options.mfu or "40%", parse_share), options.price)
     changed = resume_changes(plan).lines()
     if options.json:
         print(orjson.dumps(plan.to_dict() | {"cost": cost.to_dict()}, option=orjson.OPT_INDENT_2).decode())
@@ -116,7 +116,8 @@ def _to_assume(config: RunConfig, assumed: Mapping[str, int]) -> Iterator[Fault]
     """How a run whose data are not on this machine is planned."""
     if missing := [name for name in missing_data(config) if name not in assumed]:
         words = " ".join(f"{name}=TOKENS" for name in missing)
-        yield Fault("--assume", "plans with data that are not on this machine.", f"Say how large they are: {words}.")
+        rule = "`plan` needs their size alone."
+        yield Fault("where the data are on another machine", rule, f"Say it: --assume {words}.")
 
 
 def _contradictions(options: argparse.Namespace) -> list[Fault]:
@@ -137,14 +138,6 @@ def _contradictions(options: argparse.Namespace) -> list[Fault]:
         shown = f"--assume {' '.join(options.assume)}"
         faults.append(Fault(shown, f"{simulated} reads no data, and plans none.", "Take it out."))
     return faults
-
-
-def _share(text: str) -> float:
-    try:
-        return parse_share(text)
-    except ValueError as error:
-        rule, _, remedy = str(error).partition("; ")
-        raise BadInput(Fault(f"--mfu {text}", f"{rule}.", f"{remedy.capitalize()}.")) from error
 
 
 def _ending_as_ranks(

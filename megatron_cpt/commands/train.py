@@ -89,7 +89,8 @@ def _train(args: argparse.Namespace, config: RunConfig, folder: RunFolder) -> in
         plan = make_plan(config, args.nproc)
         resume_changes(plan)
     except (BadInput, IntegrityFault) as error:
-        write_status(folder.status, Status("failed", int(exit_code_of(error)), str(error), last.step, last.tokens))
+        if isinstance(error, IntegrityFault) or last.state not in ("done", "preempted"):  # which a refusal leaves true
+            write_status(folder.status, Status("failed", int(exit_code_of(error)), str(error), last.step, last.tokens))
         raise
     if _is_done(plan, folder):
         print(f"{folder.path}: already done with this configuration and these data")

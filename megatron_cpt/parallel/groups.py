@@ -517,12 +517,14 @@ def share_devices() -> None:
     devices = open_devices()
 
     class OnSharedDevices(ProcessGroupGloo):
-        """Made as torch makes a group: by store, rank, size and timeout."""
+        """Made as torch makes a group: by store, rank, size, timeout and, from 2.14 on, further options by name."""
 
-        def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
+        def __init__(self, store: Store, rank: int, size: int, timeout: timedelta, **further: Any) -> None:
             options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices, options._threads = devices, 2 * len(devices)
             options._timeout = timeout
+            for name, value in further.items():
+                setattr(options, name, value)
             super().__init__(store, rank, size, options)
 
     replace_name("torch.distributed.distributed_c10d", "ProcessGroupGloo", OnSharedDevices)

@@ -63,7 +63,7 @@ class CostEstimate:
         time, spent = short_time(self.hours * 3600), _three_digits(self.gpu_hours)
         return [
             f"Left     {self.steps:,} steps, {short_count(self.tokens)} tokens",
-            f"Time     {time} on {self.ranks:,} GPUs: {spent} GPU-hours{money}",
+            f"Time     {time} on {self.ranks:,} {'GPU' if self.ranks == 1 else 'GPUs'}: {spent} GPU-hours{money}",
             f"         at {short_count(self.tokens_per_second)} tokens/s: {self.basis}",
         ]
 

@@ -107,8 +107,13 @@ def _with_share(evaluation: EvaluationPlan, share: float) -> EvaluationPlan:
 
 
 def overhead_warnings(config: RunConfig, evaluations: tuple[EvaluationPlan, ...]) -> Iterator[str]:
-    """That evaluations were left out, and a limit that even the first and the last evaluation of each set exceed."""
+    """Evaluations that cost more than training; those left out; a limit that even the first and the last exceed."""
     most, cost = config.validation.max_overhead, _total_share(evaluations)
+    if most is None and cost > 1:
+        yield (
+            f"evaluations cost {percent(cost)} of the training compute. Give the sets a smaller budget (`tokens`, "
+            "`limit`), evaluate more seldom, or set `validation.max_overhead`."
+        )
     left_out = [
         f"{evaluation.omitted} of {evaluation.omitted + len(evaluation.steps)} evaluations of {evaluation.name}"
         for evaluation in evaluations

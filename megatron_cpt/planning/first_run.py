@@ -33,8 +33,8 @@ from megatron_cpt.planning.run_file import (
     source_name,
 )
 
-REPLAY_RATIO = 0.3
-"""That of the medical runs of arXiv:2406.14833."""
+REPLAY_RATIO = 0.2
+"""The best of 10, 20 and 30 % in Table 1 of arXiv:2406.14833."""
 _LONGEST_SEQUENCE = 8192
 _LARGEST_STEP = 1 << 20
 """Tokens of a step."""
@@ -45,9 +45,14 @@ _TOKENS = 5_000_000_000
 _DOMAIN_EPOCHS = 4
 """Passes over new text that are worth nearly as much as new text (arXiv:2305.16264)."""
 _PEAK_LR, _FINAL_SHARE, _WARMUP_SHARE = 3e-5, 0.1, 0.01
-_VALIDATION_TOKENS = 2_000_000
+_VALIDATION_TOKENS, _VALIDATION_SEQUENCES = 2_000_000, 16
+"""Tokens of a set at most, and sequences at least."""
+_VALIDATION_SHARE = 0.2
+"""Compute of all evaluations over that of training, where sets are not too small for it."""
 _EVALUATIONS, _CHECKPOINTS = 20, 10
 """Regular ones of a run."""
+_EARLY_EVALUATIONS = 24
+"""Those of `log_spaced`."""
 
 Role = Literal["domain", "replay"]
 
@@ -119,7 +124,7 @@ def first_run(request: FirstRun) -> WrittenRun:
         *base_entries(request.model),
         *_training_entries(tokens, batch, length, layout),
         *_parallel_entries(layout, request.gpus),
-        *_validation_entries(sets, tokens, batch * length, every),
+        *_validation_entries(sets, tokens, length, every),
         Entry("checkpoint.save_interval", count_text(rounded(max(tokens / _CHECKPOINTS, batch * length)))),
         Entry("checkpoint.export_hf.end", True, "a Hugging Face folder RUN/hf at the end"),
     )
@@ -273,13 +278,16 @@ def _parallel_entries(layout: RunConfig, gpus: int) -> Iterator[Entry]:
         yield Entry("parallel.overlap_param_gather", True)
 
 
-def _validation_entries(sets: Sequence[_Source], tokens: int, step: int, every: int) -> Iterator[Entry]:
+def _validation_entries(sets: Sequence[_Source], tokens: int, length: int, every: int) -> Iterator[Entry]:
+    evaluations = (_EVALUATIONS + _EARLY_EVALUATIONS) * max(1, len(sets))
+    affordable = rounded(_VALIDATION_SHARE * 3 * tokens / evaluations)  # a forward pass is a third of a step
+    budget = min(_VALIDATION_TOKENS, max(affordable, _VALIDATION_SEQUENCES * length))
     for source in sets:
         place = f"validation.sets.{source.name}"
         yield Entry(f"{place}.paths", list(source.validation), "")
         yield Entry(f"{place}.role", "domain" if source.role == "domain" else "general", "")
-        if source.held_out is None or source.held_out >= _VALIDATION_TOKENS:
-            yield Entry(f"{place}.tokens", count_text(_VALIDATION_TOKENS))
+        if source.held_out is None or source.held_out >= budget:
+            yield Entry(f"{place}.tokens", count_text(budget))
     yield log_spaced()
     yield Entry("validation.eval_interval.every", count_text(every))
 

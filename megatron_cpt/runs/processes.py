@@ -66,7 +66,10 @@ def gpu_settings_line(environment: Mapping[str, str]) -> str:
 # What schedulers, users and a terminal that is closed send to have a run save and stop. A second SIGINT ends it at
 # once, without saving.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-INTERRUPTED = "SIGINT received: the run saves and ends. Ctrl-C again ends it at once, without saving."
+INTERRUPTED = (
+    "SIGINT received: the run saves and ends, after the step or the evaluation that it is at. Ctrl-C again ends it at "
+    "once, without saving."
+)
 """What a terminal shows after the first Ctrl-C."""
 ENDED_AT_ONCE = "ended at once by a second Ctrl-C (SIGINT), without saving."
 LAUNCHER = "MEGATRON_CPT_LAUNCHER"

@@ -73,6 +73,8 @@ def forecast(law: Law, curve: Curve, prior: Fit | None = None, seed: int = 0) ->
     steps, step = len(curve.rates), int(curve.steps[-1]) if len(curve.steps) else 0
     warm = int(np.argmax(curve.rates >= curve.rates.max() * (1 - 1e-9))) + 1
     used = curve.after(warm)
+    if step >= steps:
+        return _none(curve, "the run is at its end")
     if len(used.steps) < _LEAST_POINTS or step < _LEAST_SHARE * steps:
         points = f"{len(used.steps)} losses after the warm-up, {step} of {steps} updates"
         return _none(

@@ -116,10 +116,13 @@ def train(run: Run, logger: RunLogger, request: StopRequest, watchdog: Watchdog)
 
 
 def _evaluate(run: Run, logger: RunLogger, watchdog: Watchdog, step: int) -> dict[str, float]:
-    """Measures what is due at a step; returns the losses of the validation sets among it, by name."""
+    """Measures what is due at a step, and has it on disk; returns the losses of the validation sets, by name."""
     if _is_measured(run, step):
         watchdog.at("evaluation", step)
-    return evaluate_due(run, logger, step)
+    losses = evaluate_due(run, logger, step)
+    if _is_measured(run, step):
+        logger.sync()  # for who reports a run under way
+    return losses
 
 
 def _is_measured(run: Run, step: int) -> bool:

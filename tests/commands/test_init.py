@@ -49,10 +49,23 @@ def test_what_it_writes_passes_plan(here: Path, gpus: int, replay: list[str], to
 def test_values_follow_from_model_and_data(here: Path) -> None:
     content = init("--model", "base", "--domain", "law", "--replay", "web")
     assert content["data"]["sequence_length"] == LLAMA["max_position_embeddings"]
-    assert content["training"]["tokens"] == int(40_000 / 0.7)  # the new text once
+    assert content["training"]["tokens"] == "50K"  # the new text once
     assert content["run"]["folder"] == "runs/law"
     assert set(content["validation"]["sets"]) == {"law", "web"}
     assert content["validation"]["sets"]["web"]["role"] == "general"
+
+
+def test_evaluations_of_a_short_run_are_short(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole sets at every evaluation would cost several times what training does."""
+    model = here / "base"
+    for name in ("law.validation", "web.validation"):
+        write_dataset(here / name, 40_000, model)
+    sets = init("--model", "base", "--domain", "law", "--replay", "web")["validation"]["sets"]
+    assert {part["tokens"] for part in sets.values()} == {16 * 128}  # sequences at least
+    assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
+    assert "evaluations cost" not in capsys.readouterr().out
+    assert main(["plan", "run.yaml", "validation.sets.law.tokens=40K", "--nproc", "8"]) == 0
+    assert "of the training compute. Give the sets a smaller budget" in capsys.readouterr().out
 
 
 def test_a_public_base_brings_its_history(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +86,7 @@ def test_a_dataset_in_parts_is_named_by_its_prefix(here: Path, capsys: pytest.Ca
     content = init("--model", "base", "--domain", "med", "--replay", "web")
     assert content["data"]["sources"]["med"]["paths"] == ["med"]
     assert content["validation"]["sets"]["med"]["paths"] == ["med.validation"]
-    assert content["training"]["tokens"] == int(60_003 / 0.7)
+    assert content["training"]["tokens"] == int(60_003 / 0.8)
     assert main(["plan", "run.yaml", "--nproc", "1"]) == 0
     Path("med-00002-of-00002.idx").unlink()
     capsys.readouterr()

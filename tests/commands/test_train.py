@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,34 @@ def test_a_finished_run_is_not_done_again(one_rank: Ranks, workshop: Workshop, t
     one_rank.call(train, path=path)
     assert main(["train", str(path)]) == ExitCode.DONE
     assert "already done" in capsys.readouterr().out
+    before = read_status(tmp_path / "run/status.json")
+    assert main(["train", str(path), "run.seed=77"]) == ExitCode.BAD_INPUT  # which would be another run
+    assert before is not None and before.state == "done"
+    assert read_status(tmp_path / "run/status.json") == before
+
+
+def test_what_was_evaluated_can_be_reported_while_the_run_goes_on(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    records = run / "records.jsonl"
+    path = workshop.write_config(run, training={"tokens": "4000 steps"})
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_cpt.commands.dispatch",
+        "train",
+        str(path),
+        "run.log_interval=4000 steps",
+    ]
+    with subprocess.Popen([*command, "checkpoint.save_interval=null"], env=one_thread()) as process:
+        try:
+            while not (records.exists() and "validation" in records.read_text()):
+                assert process.poll() is None
+                time.sleep(0.1)
+            assert main(["report", str(run)]) == ExitCode.DONE
+            assert process.poll() is None
+        finally:
+            process.terminate()
+        assert process.wait() == ExitCode.PREEMPTED
 
 
 def one_thread() -> dict[str, str]:

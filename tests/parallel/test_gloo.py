@@ -1,11 +1,13 @@
 """Groups of a process share devices, of which each has a thread that wakes a hundred times a second."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.parallel import groups
@@ -29,6 +31,14 @@ def divided() -> tuple[int, float]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are looked at through /proc")
 def test_all_groups_share_one_device(two_ranks: Ranks) -> None:
     assert two_ranks.call(divided) == [(1, 3.0), (1, 3.0)]
+
+
+def test_further_options_of_a_group_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.14 passes `enable_reconfigure`, which 2.13 does not have."""
+    monkeypatch.setattr(distributed_c10d, "ProcessGroupGloo", dist.ProcessGroupGloo)
+    groups.share_devices()
+    group = distributed_c10d.ProcessGroupGloo(dist.HashStore(), 0, 1, timeout=timedelta(seconds=9), group_name="few")
+    assert group.options.group_name == "few"
 
 
 def test_devices_of_named_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,19 @@ class Stored:
     """Dimensions of the parameter in it: its own, behind a 1 for each axis of layers or experts."""
     size: tuple[int, ...]
     """Dimensions of the parameter itself."""
+    further: tuple["Stored", ...] = ()
+    """Where the rows after these stand, of a parameter that is saved under several keys."""
+
+    @property
+    def parts(self) -> tuple["Stored", ...]:
+        """Each place that has rows of the parameter, in order."""
+        if not self.further:
+            return (self,)
+        return replace(self, size=self.own[-len(self.size) :], further=()), *self.further
+
+    def renamed(self, key_of: Callable[[str], str]) -> "Stored":
+        """The same under other keys."""
+        return replace(self, key=key_of(self.key), further=tuple(part.renamed(key_of) for part in self.further))
 
 
 def stored_places(shape: ModelShape, per_layer_keys: bool = False) -> tuple[dict[str, Stored], dict[str, Any]]:
@@ -80,12 +93,14 @@ def stored_places(shape: ModelShape, per_layer_keys: bool = False) -> tuple[dict
 
 def _place_of(entry: ShardedTensor | ShardedTensorFactory, size: tuple[int, ...]) -> Stored:
     """Where Megatron-Core saves a parameter of this size, which this process has whole."""
-    # Gate and up of a gated MLP are two entries, which follow each other.
-    parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
-    first = parts[0]
-    assert all(part.key == first.key for part in parts), f"{first.key}: stored under several keys"
-    own = (1,) * first.prepend_axis_num + size
-    return Stored(first.key, tuple(first.global_shape), tuple(first.global_offset), own, size)
+    # Gate and up of a gated MLP are two entries, which follow each other under one key.
+    entries = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
+    first, *others = {part.key: part for part in reversed(entries)}.values()
+    if not others:
+        own = (1,) * first.prepend_axis_num + size
+        return Stored(first.key, tuple(first.global_shape), tuple(first.global_offset), own, size)
+    whole, *further = (_place_of(part, tuple(part.local_shape)) for part in entries)
+    return replace(whole, size=size, further=tuple(further))
 
 
 class StoredTensors:
@@ -113,6 +128,10 @@ class StoredTensors:
         Raises:
             IntegrityFault: parts of it are missing, are not what the table says, or hold a NaN or an infinity.
         """
+        return torch.cat(list(map(self._read, place.parts))) if place.further else self._read(place)
+
+    def _read(self, place: Stored) -> Tensor:
+        """What stands under one key."""
         entry = self._table.state_dict_metadata[place.key]
         assert isinstance(entry, TensorStorageMetadata)
         found, filled = torch.empty(0), 0
@@ -188,6 +207,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 # alone; Megatron-LM has written both from its local layers.
 _NORM_KEYS = (
     ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
+    ("self_attention.in_proj.layer_norm_", "input_layernorm."),
     ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
     ("self_attention.linear_q_up_proj.layer_norm_", "self_attention.q_layernorm."),
     ("self_attention.linear_kv_up_proj.layer_norm_", "self_attention.kv_layernorm."),
@@ -243,19 +263,24 @@ def match_places(
     """
     table = name_table(shape)
     found: dict[str, Stored] = {}
+    chosen: dict[str, str] = {}
     missing: list[str] = []
     faults: list[Fault] = []
     for name, place in places.items():
-        keys = [key for key in alternatives(place.key) if key in sizes]
-        if not keys:
-            missing.append(place.key)
-            continue
-        found[name] = replace(place, key=keys[0])
         padded = isinstance(table[name][0], VocabularyParallel)
-        if not fits(sizes[keys[0]], place.whole, padded):
-            value = f"{shards}: {keys[0]} is {sizes[keys[0]]}"
-            faults.append(Fault(value, f"config.json calls for {place.whole}.", "Give the config.json of this model."))
-    used = {place.key for place in found.values()}
+        for part in place.parts:
+            key = next((key for key in alternatives(part.key) if key in sizes), None)
+            if key is None:
+                missing.append(part.key)
+                continue
+            chosen[part.key] = key
+            if not fits(sizes[key], part.whole, padded):
+                value = f"{shards}: {key} is {sizes[key]}"
+                rule = f"config.json calls for {part.whole}."
+                faults.append(Fault(value, rule, "Give the config.json of this model."))
+        if all(part.key in chosen for part in place.parts):
+            found[name] = place.renamed(chosen.__getitem__)
+    used = set(chosen.values())
     surplus = [key for key in sizes if key not in used and not key.startswith(("optimizer.", "chained_"))]
     if missing:
         faults.append(
@@ -301,13 +326,14 @@ def in_hybrid_layers(places: Mapping[str, Stored], shape: ModelShape, shards: Pa
             "config.json has attention and MLP in parallel; in a HybridModel with these layers they follow each other."
         )
         raise BadInput(Fault(f"{shards}: {_HYBRID_NORM}weight", rule, "Give the config.json of this model."))
-    found = {}
-    for name, place in places.items():
-        key = place.key.replace("decoder.final_layernorm.", _HYBRID_NORM)
-        if layer := re.match(r"decoder\.layers\.(\d+)\.(pre_mlp_layernorm|mlp)?", key):
-            key = f"decoder.layers.{2 * int(layer[1]) + (layer[2] is not None)}.{key[layer.end(1) + 1 :]}"
-        found[name] = replace(place, key=key)
-    return found
+    return {name: place.renamed(_in_hybrid) for name, place in places.items()}
+
+
+def _in_hybrid(key: str) -> str:
+    """The key of a HybridModel for that of a GPTModel, each layer under a key of its own."""
+    if layer := re.match(r"decoder\.layers\.(\d+)\.(pre_mlp_layernorm|mlp)?", key):
+        return f"decoder.layers.{2 * int(layer[1]) + (layer[2] is not None)}.{key[layer.end(1) + 1 :]}"
+    return key.replace("decoder.final_layernorm.", _HYBRID_NORM)
 
 
 def alternatives(key: str) -> list[str]:
@@ -345,23 +371,29 @@ class _ReadAsWritten(DefaultSavePlanner):
     ) -> None:
         """Takes what write_streamed takes."""
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._names = {(place.key, place.offset): name for name, place in places.items()}
-        self._places, self._values, self._dtypes, self._read = places, values, dtypes, read
+        self._rows: dict[tuple[str, tuple[int, ...]], tuple[str, int, Stored]] = {}
+        """Of each part: its parameter, and its first row there."""
+        for name, place in places.items():
+            first = 0
+            for part in place.parts:
+                self._rows[part.key, part.offset] = name, first, part
+                first += part.size[0]
+        self._values, self._dtypes, self._read = values, dtypes, read
         self.failures: list[Exception] = []
 
     def create_local_plan(self) -> SavePlan:
-        """All parameters, each as one chunk, and all values."""
+        """All parts of parameters, each as one chunk, and all values."""
         tensors = [
             WriteItem(
-                index=MetadataIndex(place.key, place.offset),
+                index=MetadataIndex(part.key, part.offset),
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(torch.Size(place.offset), torch.Size(place.own)),
+                    chunk=ChunkStorageMetadata(torch.Size(part.offset), torch.Size(part.own)),
                     properties=TensorProperties(dtype=self._dtypes[name]),
-                    size=torch.Size(place.whole),
+                    size=torch.Size(part.whole),
                 ),
             )
-            for name, place in self._places.items()
+            for name, _, part in self._rows.values()
         ]
         values = [WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO) for key in self._values]
         self.plan = SavePlan([*tensors, *values])
@@ -374,15 +406,14 @@ class _ReadAsWritten(DefaultSavePlanner):
             torch.save([self._values[write_item.index.fqn]], content)  # Megatron-Core reads a list
             return content
         assert write_item.index.offset is not None
-        name = self._names[write_item.index.fqn, tuple(write_item.index.offset)]
-        own = self._places[name].own
+        name, first, part = self._rows[write_item.index.fqn, tuple(write_item.index.offset)]
         # A thread of the writer would end at an error without a word: it is kept, and raised when all have ended.
         if not self.failures:
             try:
-                return self._read(name).view(own)
+                return self._read(name)[first : first + part.size[0]].view(part.own)
             except Exception as error:
                 self.failures.append(error)
-        return torch.empty(own, dtype=self._dtypes[name])
+        return torch.empty(part.own, dtype=self._dtypes[name])
 
 
 def write_streamed(

@@ -202,6 +202,20 @@ class ModelShape:
     """Width of one value head; 0: head_dim."""
     shared_key_dim: int = 0
     """Dimensions at the end of each key that are the same in all heads and turned by their position; 0: none."""
+    attention_gate: bool = False
+    """Whether what each head gives is multiplied by the sigmoid of a projection (arXiv:2505.06708)."""
+    delta_layers: frozenset[int] = frozenset()
+    """Layers, counted from 0, that have a gated delta net in the place of attention (arXiv:2412.06464)."""
+    delta_key_heads: int = 0
+    """Query heads of a delta net, and key heads; each serves delta_value_heads / delta_key_heads value heads."""
+    delta_value_heads: int = 0
+    """Its value heads, each with a state of its own."""
+    delta_key_dim: int = 0
+    """Width of one of its queries and keys."""
+    delta_value_dim: int = 0
+    """Width of one of its values."""
+    delta_kernel: int = 0
+    """Tokens that its convolution sees, the last one itself."""
     parallel_residual: bool = False
     """Whether attention and MLP both read the layer's input and are added to it together."""
     experts: int = 0
@@ -247,6 +261,36 @@ class ModelShape:
     def query_key_value_width(self) -> int:
         """Width of all query, key and value heads."""
         return self.query_width + 2 * self.key_value_width
+
+    @property
+    def query_and_gate_width(self) -> int:
+        """Width of all query heads, and of the gates of what they give."""
+        return 2 * self.query_width
+
+    @property
+    def delta_key_width(self) -> int:
+        """Width of all query heads of a delta net, and of all its key heads."""
+        return self.delta_key_heads * self.delta_key_dim
+
+    @property
+    def delta_value_width(self) -> int:
+        """Width of all value heads of a delta net."""
+        return self.delta_value_heads * self.delta_value_dim
+
+    @property
+    def delta_convolved_width(self) -> int:
+        """Width of its queries, keys and values."""
+        return 2 * self.delta_key_width + self.delta_value_width
+
+    @property
+    def delta_gated_width(self) -> int:
+        """Width of its queries, keys, values and gates."""
+        return self.delta_convolved_width + self.delta_value_width
+
+    @property
+    def delta_rates(self) -> int:
+        """Its betas and alphas, one of each for a value head."""
+        return 2 * self.delta_value_heads
 
     @property
     def query_key_value_bias_alone(self) -> bool:
@@ -308,9 +352,9 @@ class ModelShape:
     def has_engine_layers(self) -> bool:
         """Whether Transformer Engine's layers have all parts of this model's; they have windows."""
         own_norms = self.post_norm or self.all_heads_norm or self.zero_centered_norms
-        own_attention = (
-            self.attention_soft_cap is not None or self.temperature_beta or self.latent_attention
-        ) or self.attention_sinks
+        own_attention = (self.attention_soft_cap is not None or self.temperature_beta or self.latent_attention) or (
+            self.attention_sinks or self.attention_gate or self.delta_layers
+        )
         return not own_norms and not own_attention
 
     @property

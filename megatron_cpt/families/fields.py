@@ -200,16 +200,20 @@ def read_activation(fields: ConfigFields, default: str) -> Activation:
 KINDS = ("full_attention", "sliding_attention")
 
 
-def read_layer_types(fields: ConfigFields, layers: int) -> frozenset[int] | None:
-    """The layers that `layer_types` marks as having a window, counted from 0; None where it is not written."""
+def read_layer_types(fields: ConfigFields, layers: int, known: tuple[str, str] = KINDS) -> frozenset[int] | None:
+    """The layers that `layer_types` marks as of the second kind, counted from 0; None where it is not written.
+
+    Args:
+        known: the two kinds.
+    """
     kinds = fields.take("layer_types")
     if kinds is None:
         return None
-    if not (isinstance(kinds, list) and len(kinds) == layers and all(kind in KINDS for kind in kinds)):
-        rule = f"must name one of {' and '.join(KINDS)} for each of {layers} layers."
+    if not (isinstance(kinds, list) and len(kinds) == layers and all(kind in known for kind in kinds)):
+        rule = f"must name one of {' and '.join(known)} for each of {layers} layers."
         fields.fault("layer_types", kinds, rule, "Mend config.json.")
         return frozenset()
-    return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    return frozenset(layer for layer, kind in enumerate(kinds) if kind == known[1])
 
 
 def every_layer(window: int | None, layers: int) -> frozenset[int]:

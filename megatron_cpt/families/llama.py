@@ -15,6 +15,7 @@ from megatron_cpt.families.fields import ConfigFields, every_layer, read_activat
 from megatron_cpt.families.rope import DynamicScaling, LongRopeScaling, Rope, read_rope
 from megatron_cpt.families.weights import (
     ColumnParallel,
+    GatedQueryKeyValue,
     GatedUp,
     JoinedGatedUp,
     JoinedQueryKeyValue,
@@ -203,7 +204,7 @@ def _norms(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
     for letter, width in (("q", "query_width"), ("k", "key_value_width")):
         name, norm = f"{ours}self_attention.{letter}_layernorm.", f"{theirs}self_attn.{letter}_norm"
         if shape.query_key_norm:  # all heads share one weight
-            rules += norm_rules(norm, name, size="head_dim")
+            rules += norm_rules(norm, name, size="head_dim", layers="attention")
         elif shape.all_heads_norm:
             rules += (ColumnParallel((f"{name}weight",), (Tensor(f"{norm}.weight", (width,)),)),)
     return rules
@@ -216,13 +217,16 @@ def _attention(shape: ModelShape, names: LayerNames) -> tuple[Rule, ...]:
     layer = "model.layers.{layer}"
     widths = (("q_proj", "query_width"), ("k_proj", "key_value_width"), ("v_proj", "key_value_width"))
     kind: type[Rule] = QueryKeyValue
+    if shape.attention_gate:
+        kind, widths = GatedQueryKeyValue, (("q_proj", "query_and_gate_width"), *widths[1:])
     matrices = [(f"{layer}.self_attn.{name}", rows) for name, rows in widths]
     if names.query_key_value is not None:
         kind, matrices = JoinedQueryKeyValue, [(f"{layer}.{names.query_key_value}", "query_key_value_width")]
     output = [(f"{layer}.self_attn.o_proj", "hidden")]
+    biases = shape.query_key_value_bias, shape.attention_output_bias
     return (
-        *linear_rules(kind, "self_attention.linear_qkv", matrices, "hidden", shape.query_key_value_bias),
-        *linear_rules(RowParallel, "self_attention.linear_proj", output, "query_width", shape.attention_output_bias),
+        *linear_rules(kind, "self_attention.linear_qkv", matrices, "hidden", biases[0], "attention"),
+        *linear_rules(RowParallel, "self_attention.linear_proj", output, "query_width", biases[1], "attention"),
     )
 
 

@@ -88,7 +88,7 @@ def _activation_bytes(shape: ModelShape, config: RunConfig, stage: int, replicas
     # A matrix's gradient in the precision of the weights, before it is added to its buffer.
     dense = shape.ffn_hidden if len(shape.sparse_layers) < shape.layers else 0
     widest = max(dense, shape.expert_ffn_hidden, shape.shared_expert_ffn_hidden)
-    most_wide = max(shape.query_width, (2 if shape.gated_mlp else 1) * widest)
+    most_wide = max(shape.query_width, shape.delta_gated_width, (2 if shape.gated_mlp else 1) * widest)
     of_layer = tokens * working + weight * shape.hidden * most_wide // parallel.tensor
     of_loss = _loss_bytes(shape, config, tokens) if stage == stages - 1 else 0
     return round(tokens * of_layers + max(of_layer, of_loss))
@@ -130,6 +130,8 @@ def _in_fp32(shape: ModelShape) -> bool:
 def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     """Queries, keys and values as projected and as rotated, the angles, the output, and what its kernel keeps."""
     weight, parallel, length = BYTES[config.training.precision], config.parallel, config.data.sequence_length
+    if layer in shape.delta_layers:  # what its projections give and read; the rest is computed again
+        return weight * (shape.delta_gated_width + shape.delta_rates + shape.delta_value_width) / parallel.tensor
     if shape.latent_attention:
         return _latent_attention_bytes(shape, config)
     query, key = shape.query_width, shape.key_value_width
@@ -150,6 +152,8 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         kept += weight * (2 * key * parallel.context - 3 * key)
     elif layer in shape.local_layers and shape.local_window is not None and shape.local_window < length:
         kept += weight * query  # the outputs of blocks
+    if shape.attention_gate:  # as projected, its sigmoid in fp32, and the product
+        kept += (2 * weight + 4) * query
     return kept / parallel.tensor + turned
 
 
@@ -206,10 +210,28 @@ def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
 def _backward_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     """What the backward pass of a layer allocates at most of each token, beside what the layer keeps."""
     weight, parallel = BYTES[config.training.precision], config.parallel
-    hidden = 2 * weight * shape.hidden
+    hidden = 2.0 * weight * shape.hidden
+    if layer in shape.delta_layers:
+        hidden += delta_bytes(shape) / parallel.tensor
     if layer in shape.sparse_layers:
         return hidden + weight * shape.experts_per_token * 2 * shape.hidden
     return hidden + weight * shape.ffn_hidden / parallel.tensor
+
+
+def delta_bytes(shape: ModelShape) -> float:
+    """What the inside of a gated delta net keeps of each token where it is computed again (model/gated_delta_net.py).
+
+    In fp32: of a chunk's tokens with each other four matrices of each head and two of each key head, a chunk's state,
+    and in ten steps values, in four the keys of all heads, in two all that is convolved.
+    """
+    pairs = DELTA_CHUNK * (4 * shape.delta_value_heads + 2 * shape.delta_key_heads)
+    keys = shape.delta_value_heads * shape.delta_key_dim
+    states = keys * shape.delta_value_dim / DELTA_CHUNK
+    return 4 * (pairs + states + 10 * shape.delta_value_width + 4 * keys + 2 * shape.delta_convolved_width)
+
+
+DELTA_CHUNK = 64
+"""Tokens of a chunk of a gated delta net."""
 
 
 def _loss_bytes(shape: ModelShape, config: RunConfig, tokens: int) -> float:

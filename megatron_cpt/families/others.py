@@ -1,7 +1,8 @@
 """Which tensors of a folder are none of the model that is trained.
 
 What sees or hears in a model that reads more than text, and layers that predict further tokens (multi-token prediction,
-arXiv:2412.19437, section 2.2): they stand behind the last layer, and transformers' model leaves them out.
+arXiv:2412.19437, section 2.2): they stand behind the last layer, or under a name of their own, and transformers' model
+leaves them out.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 from megatron_cpt.families.multimodal import Multimodal, multimodal_of, text_fields
 
 _PREDICTORS = ("num_nextn_predict_layers", "num_mtp_layers")  # transformers' older and newer name
+# Families whose folders have such layers under a name of their own.
+_NAMED = {"qwen3_next": ("mtp.",)}
 _OF_VOCABULARY = (".embed_tokens.weight", ".shared_head.head.weight")
 
 
@@ -22,6 +25,8 @@ class OtherNames:
     """Of a model that reads more than text; None: a language model."""
     predictors: tuple[int, ...] = ()
     """Numbers of the layers that predict further tokens; a folder need not have them."""
+    named: tuple[str, ...] = ()
+    """How names of the tensors of such layers begin that have no number among the others."""
 
     def text_name(self, stored: str) -> str:
         """A tensor's name in the name table of its family; its own where it is none of the language model."""
@@ -36,7 +41,8 @@ class OtherNames:
         return self._is_predictor(stored) and stored.endswith(_OF_VOCABULARY)
 
     def _is_predictor(self, stored: str) -> bool:
-        return self.text_name(stored).startswith(tuple(f"model.layers.{layer}." for layer in self.predictors))
+        behind = tuple(f"model.layers.{layer}." for layer in self.predictors)
+        return self.text_name(stored).startswith(behind + self.named)
 
 
 def other_names(config: Mapping[str, Any]) -> OtherNames:
@@ -46,4 +52,6 @@ def other_names(config: Mapping[str, Any]) -> OtherNames:
     predictors: tuple[int, ...] = ()
     if isinstance(count, int) and isinstance(layers, int) and 0 < count <= layers:
         predictors = tuple(range(layers, layers + count))
-    return OtherNames(multimodal_of(config), predictors)
+    model_type = text.get("model_type")
+    named = _NAMED.get(model_type, ()) if isinstance(model_type, str) else ()
+    return OtherNames(multimodal_of(config), predictors, named)

@@ -20,11 +20,11 @@ from megatron_cpt.families.weights import Rule
 def _read_qwen3_moe(fields: ConfigFields) -> ModelShape:
     """The shape of a Qwen3-MoE from its config.json; defaults are transformers' own (Qwen3MoeConfig)."""
     shape = read_llama_like(fields, "qwen3_moe", max_positions=32_768, key_value_heads=4)
-    shape = _read_experts(fields, shape, experts=128, width=768, chosen=8)
+    shape = read_qwen_experts(fields, shape, experts=128, width=768, chosen=8)
     return replace(_read_window(fields, shape), query_key_norm=True)
 
 
-def _read_experts(fields: ConfigFields, shape: ModelShape, experts: int, width: int, chosen: int) -> ModelShape:
+def read_qwen_experts(fields: ConfigFields, shape: ModelShape, experts: int, width: int, chosen: int) -> ModelShape:
     """The shape with its experts.
 
     Args:
@@ -51,18 +51,18 @@ def _read_dense_layers(fields: ConfigFields, layers: int) -> frozenset[int]:
     return dense
 
 
-def _qwen_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
+def qwen_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
     """A Qwen's name table, and the experts."""
     return (*llama_weights(shape), *expert_weights("mlp", gate="gate_proj", up="up_proj", down="down_proj"))
 
 
-QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, weights=_qwen_moe_weights)
+QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, weights=qwen_moe_weights)
 
 
 def _read_qwen2_moe(fields: ConfigFields) -> ModelShape:
     """The shape of a Qwen2-MoE from its config.json; defaults are transformers' own (Qwen2MoeConfig)."""
     shape = read_llama_like(fields, "qwen2_moe", max_positions=32_768, key_value_heads=16)
-    shape = _read_experts(fields, shape, experts=60, width=1408, chosen=4)
+    shape = read_qwen_experts(fields, shape, experts=60, width=1408, chosen=4)
     if fields.boolean("use_sliding_window", False):
         rule = "windows of a Qwen2-MoE are not supported."
         fields.fault("use_sliding_window", True, rule, "Use a model that has no windows.")
@@ -81,7 +81,7 @@ def _read_qwen2_moe(fields: ConfigFields) -> ModelShape:
 
 def _qwen2_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
     """A Qwen3-MoE's name table, and the expert that all tokens share."""
-    return (*_qwen_moe_weights(shape), *shared_expert_weights("mlp", "shared_expert", "shared_expert_gate"))
+    return (*qwen_moe_weights(shape), *shared_expert_weights("mlp", "shared_expert", "shared_expert_gate"))
 
 
 QWEN2_MOE = Family(model_type="qwen2_moe", read=_read_qwen2_moe, weights=_qwen2_moe_weights)

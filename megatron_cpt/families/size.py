@@ -37,13 +37,15 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     6 per weight of every matrix that multiplies a token (the output layer does, the embedding and experts
     that it is not sent to do not), plus 6 (q + v) for each key that a query sees, with the width q of all queries and v
     of what they give, mostly q too: scores and values take 2 q + 2 v, backward twice that again. Of s tokens a query
-    sees s / 2 in the mean, and w - w^2 / 2 s in a layer with a window of w.
+    sees s / 2 in the mean, and w - w^2 / 2 s in a layer with a window of w. A gated delta net reads each head's state,
+    of k v numbers, twice for a token, and adds to it once: 6 k v, backward twice that again.
     """
     matrices = _multiplying_parameters(shape)
     window = min(shape.local_window or sequence_length, sequence_length)
-    local, whole = len(shape.local_layers), shape.layers - len(shape.local_layers)
+    local = len(shape.local_layers)
+    whole = shape.layers - local - len(shape.delta_layers)
     keys = whole * sequence_length / 2 + local * (window - window**2 / (2 * sequence_length))
-    return 6.0 * matrices + 6.0 * (shape.query_width + shape.value_width) * keys
+    return 6.0 * matrices + 6.0 * (shape.query_width + shape.value_width) * keys + _state_flops(shape)
 
 
 def palm_flops_per_token(shape: ModelShape, sequence_length: int) -> float:
@@ -51,8 +53,13 @@ def palm_flops_per_token(shape: ModelShape, sequence_length: int) -> float:
 
     Every query is counted with every key, also with those after it and outside of its window.
     """
-    widths = shape.query_width + shape.value_width
-    return 6.0 * _multiplying_parameters(shape) + 6.0 * widths * shape.layers * sequence_length
+    widths, layers = shape.query_width + shape.value_width, shape.layers - len(shape.delta_layers)
+    return 6.0 * _multiplying_parameters(shape) + 6.0 * widths * layers * sequence_length + _state_flops(shape)
+
+
+def _state_flops(shape: ModelShape) -> float:
+    """Those of the states of gated delta nets, forward and backward, of one token."""
+    return 18.0 * len(shape.delta_layers) * shape.delta_key_dim * shape.delta_value_width
 
 
 def _multiplying_parameters(shape: ModelShape) -> int:

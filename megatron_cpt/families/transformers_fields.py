@@ -142,6 +142,12 @@ READ_BY: dict[str, frozenset[str]] = {
     "attention_bias", "decoder_sparse_step", "intermediate_size", "mlp_only_layers", "norm_topk_prob", "num_experts",
     "num_experts_per_tok", "num_local_experts", "output_router_logits", "router_aux_loss_coef", "use_sliding_window",
 }),
+"qwen3_next": frozenset({
+    "attention_bias", "cu_seq_lens_q", "decoder_sparse_step", "full_attention_interval", "intermediate_size",
+    "linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads", "linear_num_value_heads",
+    "linear_value_head_dim", "mlp_only_layers", "norm_topk_prob", "num_experts", "num_experts_per_tok",
+    "output_router_logits", "router_aux_loss_coef", "shared_expert_intermediate_size",
+}),
 "qwen3_vl_text": frozenset({
     "attention_bias", "deepstack_visual_indexes", "depth", "image_grid_thw", "image_token_id", "in_channels",
     "input_ids", "intermediate_size", "mm_token_type_ids", "num_position_embeddings", "out_hidden_size", "patch_size",

@@ -7,6 +7,10 @@ safetensors into the parameter, exporting copies it back. Megatron-Core's layout
 - a matrix [out, in] multiplies from the left, as in Hugging Face: nothing is transposed;
 - tensor-parallel rank r of R owns the r-th R-th of the rows (column parallel) or columns (row parallel);
 - linear_qkv interleaves rows by query group: its query heads, its key head, its value head;
+- where a gate weighs what heads give, their gates stand between a group's query heads and its key head, and in Hugging
+  Face's tensor of queries behind each head;
+- in_proj of a gated delta net holds the rows of queries, keys, values, gates, betas and alphas, each rank its part of
+  each; its convolution's those of queries, keys and values;
 - linear_fc1 of a gated MLP holds the gate's rows, then up's; each rank its part of both;
 - a Hugging Face tensor may hold several of these one after the other (queries, keys, values; gate, up);
 - the vocabulary is padded to a multiple of R; the padding is the end of the last ranks;
@@ -22,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, Protocol
 
-Layers = Literal["all", "dense", "sparse"]
+Layers = Literal["all", "dense", "sparse", "attention", "delta"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Rule:
     exported: bool = True
     """False for the last stage's copy of a tied embedding, which the first stage exports."""
     layers: Layers = "all"
-    """Which layers have it: all, those with a dense MLP, or those with experts."""
+    """Which layers have it: all, those with a dense MLP, with experts, with attention, or with a gated delta net."""
     buffer: bool = False
     """Whether it is no parameter but a buffer, which no gradient changes, and in fp32 whatever the precision."""
 
@@ -152,6 +156,28 @@ class JoinedQueryKeyValue(Rule):
     """The same from one tensor that holds all query rows, then all key rows, then all value rows."""
 
 
+class GatedQueryKeyValue(Rule):
+    """The same from a tensor whose rows are a query head, then the gate of what it gives, then the next head."""
+
+
+class DeltaInputs(Rule):
+    """Rows of queries, keys, values, gates, betas and alphas of a gated delta net; each is divided.
+
+    From four tensors: queries, keys and values together, gates, betas, alphas.
+    """
+
+
+class GroupedDeltaInputs(Rule):
+    """The same from two tensors: for each key head its query, its key, its heads' values and gates; betas and alphas.
+
+    In the second, each key head has the betas of its value heads, then their alphas.
+    """
+
+
+class DeltaConvolution(Rule):
+    """One tensor that holds the rows of queries, keys and values; each is divided."""
+
+
 class GatedUp(Rule):
     """The gate's rows, then up's; each is divided."""
 
@@ -185,7 +211,9 @@ def linear_rules(
     return (weight, bias) if biased else (weight,)
 
 
-def norm_rules(theirs: str, *ours: str, biased: bool = False, size: str = "hidden") -> tuple[Rule, ...]:
+def norm_rules(
+    theirs: str, *ours: str, biased: bool = False, size: str = "hidden", layers: Layers = "all"
+) -> tuple[Rule, ...]:
     """The weight of a norm, and its bias if it has one.
 
     Args:
@@ -195,7 +223,7 @@ def norm_rules(theirs: str, *ours: str, biased: bool = False, size: str = "hidde
         size: the field of ModelShape that is its width.
     """
     return tuple(
-        Replicated(tuple(f"{name}{part}" for name in ours), (Tensor(f"{theirs}.{part}", (size,)),))
+        Replicated(tuple(f"{name}{part}" for name in ours), (Tensor(f"{theirs}.{part}", (size,)),), layers=layers)
         for part in (("weight", "bias") if biased else ("weight",))
     )
 
@@ -215,6 +243,16 @@ class Sizes(Protocol):
     def query_groups(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
+    @property
+    def delta_layers(self) -> frozenset[int]: ...
+    @property
+    def delta_key_heads(self) -> int: ...
+    @property
+    def delta_value_heads(self) -> int: ...
+    @property
+    def delta_key_dim(self) -> int: ...
+    @property
+    def delta_value_dim(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -237,12 +275,16 @@ def places(rule: Rule, shape: Sizes) -> list[Place]:
     """Every place that has a parameter of this rule, in order."""
     if not rule.of_layer:
         return [Place()]
-    sparse = set(shape.sparse_layers)
-    layers = [
-        layer for layer in range(shape.layers) if rule.layers == "all" or (layer in sparse) == (rule.layers == "sparse")
-    ]
+    layers, sparse = range(shape.layers), set(shape.sparse_layers)
+    match rule.layers:
+        case "dense" | "sparse":
+            having = [layer for layer in layers if (layer in sparse) == (rule.layers == "sparse")]
+        case "attention" | "delta":
+            having = [layer for layer in layers if (layer in shape.delta_layers) == (rule.layers == "delta")]
+        case _:
+            having = list(layers)
     experts = range(shape.experts) if rule.of_expert else [None]
-    return [Place(layer, expert) for layer in layers for expert in experts]
+    return [Place(layer, expert) for layer in having for expert in experts]
 
 
 def parameters_of(rule: Rule) -> tuple[Tensor, ...]:
@@ -278,6 +320,16 @@ def pieces(rule: Rule, shape: Sizes, rank: int, ranks: int) -> list[Piece]:
             return [Piece(0, 0, 0, start, length)] if length > 0 else []
         case QueryKeyValue():
             return list(_query_groups(shape, rank, ranks))
+        case GatedQueryKeyValue():
+            return list(_gated_query_groups(shape, rank, ranks))
+        case DeltaInputs():
+            parts = _delta_rows(shape)
+            return _of_tensors(_rows_of_each([(rows,) for rows in parts], rank, ranks), parts, (0, 0, 0, 1, 2, 3))
+        case GroupedDeltaInputs():
+            return list(_delta_groups(shape, rank, ranks))
+        case DeltaConvolution():
+            parts = _delta_rows(shape)[:3]
+            return _of_one_tensor(_rows_of_each([(rows,) for rows in parts], rank, ranks), parts)
         case JoinedGatedUp():
             half = (sizes[0][0] // 2,)
             return _of_one_tensor(_rows_of_each([half, half], rank, ranks), (*half, *half))
@@ -325,7 +377,56 @@ def _query_groups(shape: Sizes, rank: int, ranks: int) -> Iterator[Piece]:
             local += rows
 
 
+def _gated_query_groups(shape: Sizes, rank: int, ranks: int) -> Iterator[Piece]:
+    """A group's query heads, then their gates, then its key head and its value head."""
+    groups, heads, width = _share(shape.query_groups, ranks), _share(shape.heads, shape.query_groups), shape.head_dim
+    local = 0
+    for group in range(rank * groups, (rank + 1) * groups):
+        for part in range(2):  # queries, gates
+            for head in range(group * heads, (group + 1) * heads):
+                yield Piece(0, 0, local, (2 * head + part) * width, width)
+                local += width
+        for tensor in (1, 2):
+            yield Piece(tensor, 0, local, group * width, width)
+            local += width
+
+
+def _delta_rows(shape: Sizes) -> tuple[int, ...]:
+    """Rows of all queries, keys, values, gates, betas and alphas of a gated delta net."""
+    keys = shape.delta_key_heads * shape.delta_key_dim
+    values = shape.delta_value_heads * shape.delta_value_dim
+    return keys, keys, values, values, shape.delta_value_heads, shape.delta_value_heads
+
+
+def _delta_groups(shape: Sizes, rank: int, ranks: int) -> Iterator[Piece]:
+    rows = [_share(whole, shape.delta_key_heads) for whole in _delta_rows(shape)]  # of a key head
+    heads, local = _share(shape.delta_key_heads, ranks), 0
+    for part, length in enumerate(rows):
+        tensor, parts = (0, rows[:4]) if part < 4 else (1, rows[4:])
+        before = sum(parts[: part - 4 * tensor])
+        for head in range(rank * heads, (rank + 1) * heads):
+            yield Piece(tensor, 0, local, head * sum(parts) + before, length)
+            local += length
+
+
 def _of_one_tensor(pieces_of_parts: Iterable[Piece], rows: Sequence[int]) -> list[Piece]:
     """Pieces of tensors of so many rows, as pieces of the tensor that holds these one after the other."""
+    return _of_tensors(pieces_of_parts, rows, [0] * len(rows))
+
+
+def _of_tensors(pieces_of_parts: Iterable[Piece], rows: Sequence[int], tensors: Sequence[int]) -> list[Piece]:
+    """The same where several tensors hold them.
+
+    Args:
+        tensors: which of them holds each part; parts of one follow each other.
+    """
     begins = [0, *accumulate(rows)]
-    return [replace(piece, tensor=0, start=begins[piece.tensor] + piece.start) for piece in pieces_of_parts]
+    firsts = [begins[list(tensors).index(tensor)] for tensor in tensors]
+    return [
+        replace(
+            piece,
+            tensor=tensors[piece.tensor],
+            start=begins[piece.tensor] - firsts[piece.tensor] + piece.start,
+        )
+        for piece in pieces_of_parts
+    ]

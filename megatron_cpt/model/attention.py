@@ -134,7 +134,11 @@ def _with_angles_in_documents(
     return given, named | {"rotary_pos_emb": angles}
 
 
-class ScaledDotProductAttention(MegatronModule):
+class TakesDocuments(MegatronModule):
+    """What mixes tokens of a sequence, and keeps documents apart by DocumentPieces."""
+
+
+class ScaledDotProductAttention(TakesDocuments):
     """Causal attention with grouped queries. Tensors are [sequence, batch, heads, head_dim]."""
 
     def __init__(
@@ -407,7 +411,7 @@ class WindowedAttention(ScaledDotProductAttention):
 
 def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:
     """The nats of each label, [b, s], of a micro batch whose documents are kept apart."""
-    own = any(isinstance(module, ScaledDotProductAttention) for module in model.modules())
+    own = any(isinstance(module, TakesDocuments) for module in model.modules())
     output: Tensor = model(
         batch.tokens.view(1, -1),
         batch.positions.reshape(1, -1),

@@ -185,6 +185,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         **({"softmax_type": "learnable"} if shape.attention_sinks else {}),
         **window_fields(shape),
         **_latent_fields(shape),
+        **_delta_fields(shape),
         "no_rope_freq": no_rope_freq(shape),
         "gated_linear_unit": shape.gated_mlp,
         **_activation_fields(shape),
@@ -266,6 +267,22 @@ def _latent_fields(shape: ModelShape) -> dict[str, Any]:
         "v_head_dim": shape.value_head_dim,
         "rope_type": "rope",  # angles are of our own (rope.py)
         "rotary_base": shape.rope_base,
+    }
+
+
+def _delta_fields(shape: ModelShape) -> dict[str, Any]:
+    """The fields of TransformerConfig for gated delta nets, and for gates of attention."""
+    fields: dict[str, Any] = {"attention_output_gate": True} if shape.attention_gate else {}
+    if not shape.delta_layers:
+        return fields
+    return fields | {
+        "experimental_attention_variant": "gated_delta_net",
+        "linear_attention_freq": [int(layer in shape.delta_layers) for layer in range(shape.layers)],
+        "linear_conv_kernel_dim": shape.delta_kernel,
+        "linear_key_head_dim": shape.delta_key_dim,
+        "linear_value_head_dim": shape.delta_value_dim,
+        "linear_num_key_heads": shape.delta_key_heads,
+        "linear_num_value_heads": shape.delta_value_heads,
     }
 
 

@@ -38,6 +38,7 @@ from torch.nn import functional
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
+from megatron_cpt.model.gated_delta_net import GatedDeltaNet
 from megatron_cpt.model.latent_attention import LatentAttention
 from megatron_cpt.model.rope import own_angles, scales_turned_parts, score_scale
 from megatron_cpt.parallel import groups
@@ -111,7 +112,15 @@ def layer_spec(
         attention.q_layernorm = attention.k_layernorm = _scaled_part(shape.turned_width, shape.turned_factor)
     if not by_engine and (shape.local_layers or not shape.has_engine_layers):
         _put_own_parts(spec, shape, layer)
+    if layer in shape.delta_layers:
+        _put_delta_net(spec)
     return spec
+
+
+def _put_delta_net(spec: ModuleSpec) -> None:
+    """Puts a gated delta net into a layer. The norm before it has the key of one that is fused with `in_proj`."""
+    spec.submodules.self_attention = ModuleSpec(GatedDeltaNet, params={"norm": _Norm})
+    spec.submodules.sharded_state_dict_keys_map["input_layernorm."] = "self_attention.in_proj.layer_norm_"
 
 
 def _put_latent_attention(spec: ModuleSpec, shape: ModelShape) -> None:

@@ -93,6 +93,8 @@ def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Faul
     } | ({"units of an expert": shape.expert_ffn_hidden} if shape.experts else {})
     if shape.latent_attention:
         divided["dimensions of latent vectors"] = gcd(shape.query_latent, shape.latent_and_shared_key)
+    if shape.delta_layers:
+        divided["key heads of a gated delta net"] = shape.delta_key_heads
     if shape.shared_expert_ffn_hidden:
         divided["units of the shared expert"] = shape.shared_expert_ffn_hidden
     faults = [
@@ -104,6 +106,9 @@ def _division_faults(parallel: ParallelSettings, shape: ModelShape) -> list[Faul
         for what, count in divided.items()
         if count % parallel.tensor
     ]
+    if shape.delta_layers and parallel.context > 1:
+        rule = "a gated delta net takes one token after the other, and no rank can begin inside of a sequence."
+        faults.append(Fault(f"parallel.context = {parallel.context}", rule, "Set it to 1, and use parallel.tensor."))
     if shape.experts and parallel.tensor > 1 and not parallel.sequence:
         rule = "Megatron-Core trains experts with tensor parallelism only where sequences are divided too."
         remedy = "Set parallel.sequence, or set it to 1 and divide the experts with parallel.expert."

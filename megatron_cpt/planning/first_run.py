@@ -209,6 +209,8 @@ def _layout(request: FirstRun, shape: ModelShape, length: int, card: Card) -> tu
     for recompute, pipeline, tensor in product(_RECOMPUTE, (1, 2, 4, 8), (1, 2, 4, 8)):
         if request.gpus % (tensor * pipeline) or shape.heads % tensor or shape.query_groups % tensor:
             continue
+        if shape.delta_key_heads % tensor:
+            continue
         if shape.ffn_hidden % tensor or shape.layers % pipeline or tensor * pipeline > request.gpus:
             continue
         parallel = gpu_layout(request.gpus > tensor * pipeline, tensor=tensor, pipeline=pipeline)

@@ -32,6 +32,7 @@ from megatron_cpt.families.shape import places_in_stacks, stated_dtype
 from megatron_cpt.model import cpu_kernels
 from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
 from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
+from megatron_cpt.model.gated_delta_net import GatedDeltaNet, uses_fla
 from megatron_cpt.parallel.groups import all_agree
 from megatron_cpt.parallel.mcore_compat import release
 from megatron_cpt.planning.resume_changes import ResumeChanges
@@ -159,11 +160,15 @@ def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -
     modules = [module for chunk in chunks for module in chunk.modules()]
     attention = [module for module in modules if isinstance(module, Attention)]
     cores = [module.core_attention for module in attention]
+    delta_nets = [module for module in modules if isinstance(module, GatedDeltaNet)]
+    projections = [module.linear_proj for module in attention] + [module.out_proj for module in delta_nets]
     own = all(isinstance(core, ScaledDotProductAttention) for core in cores)
     return Kernels(
         model=next(kind.__name__ for kind in type(chunks[0]).__mro__ if _maker(kind) == "Megatron-Core"),
-        layers=listed(_made_by(module.linear_proj) for module in attention) + _products_of(chunks[0].config),
-        attention=listed(_OWN_ATTENTION.get(type(core)) or named(core) for core in cores),
+        layers=listed(map(_made_by, projections)) + _products_of(chunks[0].config),
+        attention=listed(
+            [*(_OWN_ATTENTION.get(type(core)) or named(core) for core in cores), *map(_delta_rule_of, delta_nets)]
+        ),
         norm=listed(named(module) for module in modules if _is_norm(module)),
         rope=_rope_of(chunks[0]),
         loss=_loss_of(chunks[0].config),
@@ -171,6 +176,13 @@ def kernels_of(model: Sequence[torch.nn.Module], optimizer: MegatronOptimizer) -
         context="all-gather of keys and values" if own else listed(_made_by(core) for core in cores),
         experts=listed(_experts_of(module) for module in modules if isinstance(module, MoELayer)),
     )
+
+
+def _delta_rule_of(delta_net: GatedDeltaNet) -> str:
+    """What computes the rule of a gated delta net."""
+    weight = delta_net.in_proj.weight
+    by_fla = uses_fla(weight.device, weight.dtype)
+    return f"gated delta net by {'flash-linear-attention' if by_fla else 'torch, in chunks'}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from megatron_cpt.checkpoint.convert import (
     load_model,
     verify,
 )
+from megatron_cpt.checkpoint.dcp import StoredTensors
 from megatron_cpt.checkpoint.hf_folder import SINGLE
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
@@ -73,6 +74,20 @@ def test_a_folder_to_a_checkpoint_and_back_changes_no_bit(one_rank: Ranks, tmp_p
     assert one_rank.call(to_hf, checkpoint=tmp_path / "checkpoint", output=tmp_path / "out") == [None]
     assert_same_tensors(tmp_path / "out", folder)
     assert one_rank.call(to_checkpoint, hf=folder, output=tmp_path / "checkpoint") == [BadInput]
+
+
+def test_a_parameter_under_several_keys_comes_back_from_any_layout(
+    one_rank: Ranks, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "hf", MODELS["qwen3_next"], torch.bfloat16)
+    for pool, tensor in ((one_rank, 1), (two_ranks, 2)):
+        checkpoint, output = tmp_path / f"checkpoint {tensor}", tmp_path / f"out {tensor}"
+        assert pool.call(to_checkpoint, hf=folder, output=checkpoint, tensor=tensor) == [None] * tensor
+        keys = StoredTensors(checkpoint / "shards").sizes
+        assert keys["decoder.layers.0.self_attention.in_proj.weight.query"] == (20, 32)
+        assert keys["decoder.layers.0.self_attention.conv1d.weight.value"] == (24, 1, 4)
+        assert one_rank.call(to_hf, checkpoint=checkpoint, output=output, dtype="bfloat16") == [None]
+        assert_same_tensors(output, folder)
 
 
 DTYPES_OF_A_FOLDER: dict[str, tuple[dict[str, torch.dtype], dict[str, str | None], str]] = {

@@ -433,6 +433,41 @@ MODELS |= {
     },
 }
 
+# Two value heads for each key head of a delta net; values are narrower than keys. What a head of random weights gives
+# is now and then near 0 at all of its few dimensions, and its norm would make rounding of that large: with 1e-5 added,
+# transformers' logits in fp32 are 5e-5 from those in fp64.
+QWEN3_NEXT = SMALL | {
+    "model_type": "qwen3_next",
+    "pad_token_id": None,
+    "rms_norm_eps": 1e-3,
+    "partial_rotary_factor": 0.4,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 10,
+    "linear_value_head_dim": 6,
+    # In place of one in four, so that both stages of a pipeline have both kinds of layers.
+    "full_attention_interval": 2,
+}
+MODELS |= {
+    "qwen3_next": QWEN3_NEXT,
+    # Attention in the last layer alone, as in published ones, so that a stage has none; layers without experts.
+    "qwen3_next_tied": QWEN3_NEXT
+    | TIED
+    | {
+        "full_attention_interval": 4,
+        "mlp_only_layers": [1],
+        "linear_num_key_heads": 4,
+        "linear_conv_kernel_dim": 3,
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.6},
+    },
+}
+
 # What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
@@ -441,6 +476,8 @@ DIVIDED = (
         "mixtral",
         "qwen2_moe",
         "qwen3_moe_mixed",
+        "qwen3_next",
+        "qwen3_next_tied",
         "olmoe",
         "glm4_moe",
         "deepseek_v2",

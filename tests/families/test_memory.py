@@ -211,6 +211,8 @@ def test_a_small_model_keeps_what_is_estimated(one_rank: Ranks, tmp_path: Path, 
         "head_dim": 32,
         "num_attention_heads": 4,
         "moe_intermediate_size": 96,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
     }
     folder = write_fields(tmp_path, {name: sizes.get(name, value) for name, value in MODELS[kind].items()})
     ((found, estimated),) = one_rank.call(kept_and_estimated, folder=folder, recompute=recompute)

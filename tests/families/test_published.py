@@ -18,6 +18,7 @@ UNREAD = {
     "Minitron-4B-Base": ["kv_channels"],
     "StarCoder2-3B": ["norm_type", "mlp_type"],
     "Apertus-8B-2509": ["qk_norm", "post_norm"],
+    "Qwen3-Next-80B-A3B-Instruct": ["use_sliding_window"],
     "gpt-oss-20b": ["initial_context_length", "experts_per_token"],
     "gpt-oss-120b": ["initial_context_length", "experts_per_token"],
 }

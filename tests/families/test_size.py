@@ -66,5 +66,12 @@ def test_flops_are_six_a_matrix_weight_and_half_the_attention_square() -> None:
     # PaLM counts all keys for every query.
     assert palm_flops_per_token(local, 8192) == 6 * matrices + 12 * 32 * 4096 * 8192
     assert palm_flops_per_token(LLAMA_3_8B, 8192) / flops_per_token(LLAMA_3_8B, 8192) == pytest.approx(1.125, abs=1e-3)
+    # Of a gated delta net with 16 states of 128 x 64 numbers, each is read twice and added to once; the square is less.
+    sizes = {"delta_layers": frozenset(range(24)), "delta_value_heads": 16, "delta_key_dim": 128, "delta_value_dim": 64}
+    delta = replace(LLAMA_3_8B, **sizes)
+    attention = 4096 * (2 * 4096 + 2 * 1024)
+    states = 24 * 6 * 3 * 16 * 128 * 64
+    assert flops_per_token(delta, 8192) == 6 * (matrices - 24 * attention) + 6 * 8 * 4096 * 8192 + states
+    assert palm_flops_per_token(delta, 8192) - flops_per_token(delta, 8192) == 6 * 8 * 4096 * 8192
     # Tying takes parameters away, not work.
     assert flops_per_token(replace(LLAMA_3_8B, tied_embeddings=True), 8192) == flops_per_token(LLAMA_3_8B, 8192)

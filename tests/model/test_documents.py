@@ -95,6 +95,8 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
         ("gpt_neox_yarn", "none"),
         ("deepseek_v3", "none"),
         ("gpt_oss", "none"),
+        ("qwen3_next", "none"),
+        ("qwen3_next_tied", "full"),
     ],
 )
 def test_no_token_sees_another_document(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:

@@ -51,8 +51,10 @@ BASES = {
     ),
     "documents": ("data.attention=within_documents",),
     "gpt_oss": (),
+    "qwen3_next": (),
+    "qwen3_next, documents": ("data.attention=within_documents",),
 }
-"""Runs of one process, and their settings; those of experts have another model, and so has that of a GPT-OSS."""
+"""Runs of one process, and their settings; those of experts have another model, and so have those of families."""
 STEPS = (
     "training.tokens=20 steps",
     "checkpoint.save_interval=null",
@@ -145,6 +147,19 @@ ROWS = {
     "gpt_oss, expert 2, tensor 2, sequence": Row(4, (), base="gpt_oss").named(expert=2, tensor=2, sequence="true"),
     "gpt_oss, recomputation, selective": Row(1, ("training.recompute=selective",), base="gpt_oss"),
     "gpt_oss, recomputation, full": Row(1, ("training.recompute=full",), base="gpt_oss"),
+    "qwen3_next, tensor 2, sequence": Row(2, (), base="qwen3_next").named(tensor=2, sequence="true"),
+    "qwen3_next, pipeline 2 x 2 chunks": Row(2, (), base="qwen3_next").named(pipeline=2, virtual_pipeline=2),
+    "qwen3_next, tensor 2, sequence, pipeline 2": Row(4, (), base="qwen3_next").named(
+        tensor=2, sequence="true", pipeline=2
+    ),
+    "qwen3_next, expert 2, distributed optimizer": Row(2, (), base="qwen3_next").named(
+        expert=2, distributed_optimizer="true"
+    ),
+    "qwen3_next, recomputation, full": Row(1, ("training.recompute=full",), base="qwen3_next"),
+    "qwen3_next, documents, tensor 2, sequence": Row(2, (), base="qwen3_next, documents").named(
+        tensor=2, sequence="true"
+    ),
+    "qwen3_next, documents, pipeline 2": Row(2, (), base="qwen3_next, documents").named(pipeline=2),
     "recomputation, selective": Row(1, ("training.recompute=selective",)),
     "recomputation, full": Row(1, ("training.recompute=full",)),
     "tensor 2, sequence, recomputation, full": Row(2, ("training.recompute=full",)).named(tensor=2, sequence="true"),
@@ -178,8 +193,9 @@ def model_of(chosen: Row, workshop: Workshop) -> Path:
             write_model(folder, hidden_size=36, intermediate_size=58, num_attention_heads=2)
             write_tokenizer_of(workshop, folder)
         return folder
-    if chosen.base == "gpt_oss":
-        return family_folder(workshop, chosen.base)
+    family = chosen.base.partition(",")[0]
+    if family in MODELS:
+        return family_folder(workshop, family)
     return workshop.hf_with_experts() if chosen.base.startswith("experts") else workshop.hf
 
 
@@ -245,6 +261,7 @@ def resumes() -> dict[str, Resume]:
         "pipeline 2, data 2, one a parameter": sharded(4, "one a parameter", pipeline=2),
         "context 2, data 2, several": sharded(4, "several", context=2),
         "expert 2, several": sharded(2, "several", base="experts", expert=2),
+        "qwen3_next, tensor 2, one bucket": sharded(2, "one bucket", base="qwen3_next", tensor=2, sequence="true"),
     }
     read = {
         "data 2, one a parameter": ("data 3, several", "data 1, one bucket"),
@@ -254,12 +271,15 @@ def resumes() -> dict[str, Resume]:
         "data 3, several, bf16": ("data 2, several, bf16",),
         "pipeline 2, data 2, one a parameter": ("data 2, several",),
         "tensor 2, data 2, several": ("data 3, one a parameter",),
+        "qwen3_next, tensor 2, one bucket": ("qwen3_next, data 2, several", "qwen3_next, pipeline 2, one bucket"),
     }
     readers = written | {
         "data 1, one bucket": sharded(1, "one bucket"),
         "data 2, several, bf16": sharded(2, "several", BF16),
         "tensor 2, one bucket": sharded(2, "one bucket", tensor=2),
         "pipeline 2, one a parameter": sharded(2, "one a parameter", pipeline=2),
+        "qwen3_next, data 2, several": sharded(2, "several", base="qwen3_next"),
+        "qwen3_next, pipeline 2, one bucket": sharded(2, "one bucket", base="qwen3_next", pipeline=2),
     }
     table = {}
     for name, writer in written.items():

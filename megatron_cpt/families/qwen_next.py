@@ -1,0 +1,104 @@
+"""Qwen3-Next: gated delta nets in three layers of four, and gated attention in the fourth.
+
+A gated delta net (arXiv:2412.06464) has a state of one size in the place of keys and values of all tokens. Attention
+multiplies what its heads give by the sigmoid of a projection (arXiv:2505.06708), has a norm on each head's query and
+key, and turns a quarter of each head. Norms multiply by 1 + their weight, but those in a delta net. Each layer has
+experts, and one more that every token meets, with a gate of its own, as in a Qwen2-MoE.
+"""
+
+from dataclasses import replace
+
+from megatron_cpt.families.family import Family, ModelShape, shared_expert_weights
+from megatron_cpt.families.fields import ConfigFields, read_layer_types
+from megatron_cpt.families.llama import read_llama_like
+from megatron_cpt.families.qwen import qwen_moe_weights, read_qwen_experts
+from megatron_cpt.families.rope import read_rope
+from megatron_cpt.families.weights import (
+    ColumnParallel,
+    DeltaConvolution,
+    GroupedDeltaInputs,
+    Replicated,
+    RowParallel,
+    Rule,
+    Tensor,
+)
+
+_KINDS = ("full_attention", "linear_attention")
+
+
+def _read_qwen3_next(fields: ConfigFields) -> ModelShape:
+    """The shape of a Qwen3-Next from its config.json; defaults are transformers' own (Qwen3NextConfig)."""
+    fields.assume("intermediate_size", 5632)
+    fields.assume("norm_topk_prob", True)
+    shape = _read_like_next(fields, "qwen3_next", key_value_heads=2)
+    shape = read_qwen_experts(fields, shape, experts=512, width=512, chosen=10)
+    return replace(shape, shared_expert_ffn_hidden=fields.integer("shared_expert_intermediate_size", 512))
+
+
+def _read_like_next(fields: ConfigFields, family: str, key_value_heads: int) -> ModelShape:
+    """What all have: delta nets, and the attention and norms of a Qwen3-Next.
+
+    Args:
+        key_value_heads: transformers' default of `num_key_value_heads`.
+    """
+    rope = read_rope(fields, family, 32_768, share_name="partial_rotary_factor", share=0.25)
+    shape = read_llama_like(fields, family, 32_768, key_value_heads, head_dim=256, rope=rope)
+    interval = fields.integer("full_attention_interval", 4)
+    marked = read_layer_types(fields, shape.layers, _KINDS)
+    unmarked = frozenset(layer for layer in range(shape.layers) if (layer + 1) % interval)
+    key_heads, value_heads = fields.integer("linear_num_key_heads", 16), fields.integer("linear_num_value_heads", 32)
+    if value_heads % key_heads:
+        rule = f"must be a multiple of linear_num_key_heads ({key_heads})."
+        fields.fault("linear_num_value_heads", value_heads, rule, "Mend config.json.")
+    if shape.activation != "silu":
+        fields.fault("hidden_act", shape.activation, "a delta net has 'silu'.", "Use a model that has it so.")
+    return replace(
+        shape,
+        query_key_norm=True,
+        zero_centered_norms=True,
+        attention_gate=True,
+        delta_layers=unmarked if marked is None else marked,
+        delta_key_heads=key_heads,
+        delta_value_heads=value_heads,
+        delta_key_dim=fields.integer("linear_key_head_dim", 128),
+        delta_value_dim=fields.integer("linear_value_head_dim", 128),
+        delta_kernel=fields.integer("linear_conv_kernel_dim", 4),
+        shared_expert_gate=True,
+    )
+
+
+def _qwen3_next_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Qwen3-MoE's name table, the expert that all tokens share, and delta nets."""
+    theirs = "model.layers.{layer}.linear_attn"
+    inputs = GroupedDeltaInputs(
+        (f"{_DELTA_NET}.in_proj.weight",),
+        (
+            Tensor(f"{theirs}.in_proj_qkvz.weight", ("delta_gated_width", "hidden")),
+            Tensor(f"{theirs}.in_proj_ba.weight", ("delta_rates", "hidden")),
+        ),
+        layers="delta",
+    )
+    shared = shared_expert_weights("mlp", "shared_expert", "shared_expert_gate")
+    return (*qwen_moe_weights(shape), *shared, inputs, *_delta_weights())
+
+
+_DELTA_NET = "decoder.layers.{layer}.self_attention"
+
+
+def _delta_weights() -> tuple[Rule, ...]:
+    """The name table of a delta net, but for what reads hidden states."""
+
+    def rule(kind: type[Rule], ours: str, theirs: str, *size: str) -> Rule:
+        tensor = Tensor(f"model.layers.{{layer}}.linear_attn.{theirs}", size)
+        return kind((f"{_DELTA_NET}.{ours}",), (tensor,), layers="delta")
+
+    return (
+        rule(DeltaConvolution, "conv1d.weight", "conv1d.weight", "delta_convolved_width", "one", "delta_kernel"),
+        rule(ColumnParallel, "dt_bias", "dt_bias", "delta_value_heads"),
+        rule(ColumnParallel, "A_log", "A_log", "delta_value_heads"),
+        rule(Replicated, "out_norm.weight", "norm.weight", "delta_value_dim"),
+        rule(RowParallel, "out_proj.weight", "out_proj.weight", "hidden", "delta_value_width"),
+    )
+
+
+QWEN3_NEXT = Family("qwen3_next", _read_qwen3_next, _qwen3_next_weights)

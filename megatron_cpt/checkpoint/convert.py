@@ -227,14 +227,22 @@ def hf_from_megatron(
     """
     shape, shards = read_shape(hf_config), find_shards(folder)
     stored = StoredTensors(shards)
+    found = match_megatron(stored, shape, shards)
+    weights, dtypes = _stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
+    card = model_card(folder.name, output.name, None, None)
+    return export_weights(weights, shape, hf_config, output, dtypes, card=card, shard_bytes=shard_bytes)
+
+
+def match_megatron(stored: StoredTensors, shape: ModelShape, shards: Path) -> dict[str, Stored]:
+    """Where the parameters and buffers of a model stand in a checkpoint of Megatron-LM, by name.
+
+    Raises BadInput for tensors that are missing, surplus or of another size.
+    """
     hybrid = is_hybrid(stored.sizes)
     places, _ = stored_places(shape, hybrid or has_per_layer_keys(read_table(shards)))
     if hybrid:
         places = in_hybrid_layers(places, shape, shards)
-    found = match_places(places, stored.sizes, shape, shards)
-    weights, dtypes = _stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
-    card = model_card(folder.name, output.name, None, None)
-    return export_weights(weights, shape, hf_config, output, dtypes, card=card, shard_bytes=shard_bytes)
+    return match_places(places, stored.sizes, shape, shards)
 
 
 def is_own_with_others(checkpoint: Path) -> bool:

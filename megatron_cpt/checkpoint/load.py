@@ -117,10 +117,13 @@ def load(
     refuse(_precision_faults(checkpoint, position, before, now))
     content = model_state(model, has_per_layer_keys(table))
     content["optimizer"] = optimizer_state(optimizer, dict(content), position.sharding, is_loading=True)
-    if position.layout == layout:
+    own_random = position.layout == layout and position.updates is None
+    if own_random:
         content["random"] = rng_object({})
     loaded = _load_shards(checkpoint, content, table)
     _load_model_state(model, loaded)
+    if position.updates is not None:
+        _count_updates(optimizer, content["optimizer"], loaded["optimizer"], position.updates)
     _take_scheduled_settings(optimizer, loaded["optimizer"])
     with differing(optimizer, before) as counts:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -128,9 +131,21 @@ def load(
         raise IntegrityFault(_DAMAGED.format(checkpoint=checkpoint, instead=without_optimizer(checkpoint)))
     if before != now:
         share_main_weights(optimizer)
-    if position.layout == layout:
+    if own_random:
         restore_random_state(loaded["random"])
     return position
+
+
+def _count_updates(optimizer: MegatronOptimizer, asked: dict[Any, Any], loaded: dict[Any, Any], updates: int) -> None:
+    """Gives loaded main weights and moments this run's parameter groups, at an update that another program counted.
+
+    Args:
+        asked: the optimizer's part of what was asked of the checkpoint, which holds the groups.
+    """
+    parts = len(chained_optimizers(optimizer))
+    for own, state in [(asked, loaded)] if parts == 1 else [(asked[one], loaded[one]) for one in range(parts)]:
+        state["param_state_sharding_type"] = own["param_state_sharding_type"]
+        state["optimizer"] = {"param_groups": [group | {"step": updates} for group in own["optimizer"]["param_groups"]]}
 
 
 _GROUP_NAMES = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")

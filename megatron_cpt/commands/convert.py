@@ -13,6 +13,7 @@ from megatron_cpt.checkpoint.convert import (
     length_beyond_edges,
     verify,
 )
+from megatron_cpt.checkpoint.from_megatron import checkpoint_from_megatron
 from megatron_cpt.checkpoint.vocabulary import extend_vocabulary
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.errors import BadInput, Fault, NumericsFault
@@ -20,6 +21,7 @@ from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from megatron_cpt.planning.megatron_lm_checkpoint import checkpoint_state, iteration_folder, read_checkpoint
 from megatron_cpt.planning.plan import make_plan
 from megatron_cpt.runs.folder import refuse_to_replace, write_checked_json
 from megatron_cpt.train.initial_loss_check import NotCompared, compute_reference
@@ -32,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         "megatron-cpt convert from-hf Llama-3-8B checkpoints/Llama-3-8B",
         "megatron-cpt convert to-hf runs/medicine Llama-3-8B-medicine",
+        "megatron-cpt convert from-megatron checkpoints/llama llama-40000 --hf-config Llama-3-8B",
         "megatron-cpt convert verify runs/medicine Llama-3-8B-medicine",
         "megatron-cpt convert extend Llama-3-8B Llama-3-8B-extended --new-tokens angiogram stent",
     )
@@ -59,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
 
     to_hf.add_argument(
         "--shard-gib", type=float, default=4.0, help="size of a file of weights, in GiB, about (default: %(default)s)"
+    )
+
+    underway = actions.add_parser(
+        "from-megatron",
+        help="a torch_dist checkpoint of Megatron-LM to one of a run here, with optimizer state, to go on from",
+    )
+    underway.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, or that of an iteration")
+    underway.add_argument("output", type=Path, metavar="OUTPUT", help="the checkpoint to write")
+    underway.add_argument(
+        "--hf-config", type=Path, metavar="DIR", required=True, help="config.json and tokenizer of its model"
     )
 
     record = actions.add_parser(
@@ -126,6 +139,13 @@ def main(arguments: list[str]) -> int:
             _report_written(args.output, checkpoint_from_hf(args.hf, args.output))
         elif args.action == "to-hf":
             _report_written(args.output, _write_hf(args))
+        elif args.action == "from-megatron":
+            found = read_checkpoint(iteration_folder(args.checkpoint))
+            state = checkpoint_state(found, str(args.checkpoint))
+            checkpoint_from_megatron(args.checkpoint, args.hf_config, args.output, state)
+            print(
+                f"wrote {args.output}: iteration {state.step}, with main weights and moments of {state.updates} updates"
+            )
         elif args.action == "record-reference":
             refuse_to_replace([args.output])
             _record_start(args.config, args.overrides, args.output)

@@ -48,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="script, file, configuration or checkpoint")
     top.add_argument("parameters", nargs="*", metavar="PARAMETER", help="what the script is called with ($1, ...)")
     top.add_argument("--output", type=Path, default=Path("run.yaml"), metavar="FILE", help="default: run.yaml")
-    top.add_argument("--model", metavar="HF_DIR", help="Hugging Face folder (default: the one that is named, if any)")
+    top.add_argument(
+        "--model",
+        metavar="HF_DIR",
+        help="Hugging Face folder, or a checkpoint of `convert from-megatron` (default: the folder that is named)",
+    )
     top.add_argument("--folder", metavar="RUN", help="run folder (default: that of the other program, with -cpt)")
     top.add_argument(
         "--replay",

@@ -71,7 +71,7 @@ class InitFromSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     checkpoint: str | None = None
-    """Where the weights come from: RUN/checkpoints/step-N, or a checkpoint that `convert from-hf` wrote.
+    """Where the weights come from: RUN/checkpoints/step-N, or what `convert from-hf` or `from-megatron` wrote.
     None: `model.weights` decides."""
     load_optimizer: bool = False
     """Adam's moments and, with bf16, the fp32 main weights."""

@@ -386,6 +386,10 @@ def _position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterato
         yield from decay_faults(config)
     if not config.init_from.load_data_position:
         return
+    if state.updates is not None:
+        rule = "another program wrote what it was made of, and read its data in another order."
+        yield Fault(shown, rule, "Set `init_from.load_data_position: false`.")
+        return
     yield from batch_faults(config, shown, state.step, state.sequences, state.batches)
     if config.total_tokens <= state.tokens:
         rule = f"with data kept, it counts from the beginning, and the checkpoint stands at {state.tokens} tokens."

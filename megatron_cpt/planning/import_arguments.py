@@ -22,6 +22,7 @@ from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
 from megatron_cpt.planning.megatron_lm_checkpoint import Progress
 from megatron_cpt.planning.outcomes import HOLD_OUT, Imported, ImportOptions, Outcome, Result, imported, short
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, source_name
+from megatron_cpt.runs.checkpoint_state import find_state, is_complete
 
 
 def import_arguments(
@@ -58,6 +59,7 @@ class _Translation:
         self.sequence_length, self.micro_batch, self.peak = (
             self.value(flag) for flag in ("--seq-length", "--micro-batch-size", "--lr")
         )
+        self.checkpoint: Path | None = None
         named = self._model()
         refuse(list(self._missing(named)))
         assert named is not None, "checked"
@@ -114,16 +116,18 @@ class _Translation:
 
     def _model(self) -> str | None:
         if self.options.model is not None:
-            return self.options.model
+            folder = Path(self.options.model)
+            if not is_complete(folder):
+                return self.options.model
+            self.checkpoint = folder
+            return str(folder / "hf")
         named = self.value("--tokenizer-model")
         fits = self.value("--tokenizer-type") == "HuggingFaceTokenizer" and named
         return named if fits and Path(named, "config.json").is_file() else None
 
     def _missing(self, model: str | None) -> Iterator[Fault]:
         if model is None:
-            remedy = (
-                "Give the model with --model; `megatron-cpt convert to-hf` makes a folder of a Megatron checkpoint."
-            )
+            remedy = "Give the model with --model; `megatron-cpt convert` makes a folder of a Megatron checkpoint."
             yield Fault("--model", "no Hugging Face folder is named.", remedy)
         elif not Path(model, "config.json").is_file():
             yield Fault(f"--model {model}", "there is no config.json in it.", "Name a Hugging Face folder.")
@@ -165,6 +169,10 @@ class _Translation:
         ramp = self.value("--rampup-batch-size")
         if samples is not None:
             left = (samples - progress.samples) // self.batch
+        kept = find_state(self.checkpoint) if self.checkpoint is not None else None
+        if kept is not None and kept.updates is not None and kept.step != progress.iteration:
+            rule = f"is of iteration {kept.step:,}, and what is to be continued of {progress.iteration:,}."
+            raise BadInput(Fault(f"--model {self.checkpoint}", rule, "Convert that one: `convert from-megatron`."))
         if left < 1:
             self.progress = None
             words = f"the run has done its {whole:,} steps: the run.yaml has all of them, from the beginning"
@@ -538,12 +546,31 @@ class _Translation:
         for flag in ("--adam-beta1", "--adam-beta2", "--adam-eps", "--clip-grad"):
             self.take(flag, by_flag()[flag].words, self.value(flag))
         self._decoupled()
-        if self.progress is not None:
+        self._moments()
+
+    def _moments(self) -> None:
+        """Weights and state of Adam that a converted checkpoint has; without one the moments of the beginning."""
+        kept = None
+        if self.checkpoint is not None:
+            self.write("init_from.checkpoint", str(self.checkpoint))
+            kept = find_state(self.checkpoint)
+        if self.progress is None:
+            return
+        if kept is None or kept.updates is None:
             self.write(
                 "optimizer.moment_warmup_steps", _MOMENT_WARMUP, "Fills Adam's moments, which are not taken over"
             )
-            words = f"The optimizer state is not taken over: optimizer.moment_warmup_steps: {_MOMENT_WARMUP} fills it"
+            words = (
+                f"optimizer.moment_warmup_steps: {_MOMENT_WARMUP} fills the moments anew. `megatron-cpt convert "
+                "from-megatron CHECKPOINT OUTPUT --hf-config DIR` takes them over: then --model OUTPUT"
+            )
             self.outcomes.append(Outcome("state of Adam", "refused", words))
+            return
+        self.write("init_from.load_optimizer", True)
+        if not self.has("--use-distributed-optimizer"):
+            self.write("parallel.distributed_optimizer", True, "The optimizer state of init_from.checkpoint needs it")
+        words = f"init_from.load_optimizer: main weights and moments after {kept.updates:,} updates"
+        self.outcomes.append(Outcome("state of Adam", "taken", words))
 
     def _decoupled(self) -> None:
         rate, lowest = self.value("--decoupled-lr"), self.value("--decoupled-min-lr")

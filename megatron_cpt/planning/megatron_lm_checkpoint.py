@@ -7,13 +7,14 @@ import argparse
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.planning.megatron_lm_arguments import Argument, Given, table
+from megatron_cpt.runs.checkpoint_state import KEPT, CheckpointState, Layout
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Progress:
     """Samples read by them (`consumed_train_samples`)."""
     scheduler: Mapping[str, float] = field(default_factory=dict)
     """Numbers of its OptimizerParamScheduler's state, lengths in samples; empty where it was not saved."""
+
+    updates: int | None = None
+    """Updates that Adam counts. None: not known."""
 
     @property
     def scheduled(self) -> int:
@@ -118,4 +122,53 @@ def _progress(state: Mapping[str, Any], stored: Mapping[str, Any]) -> Progress |
         return None
     if isinstance(found := state.get("opt_param_scheduler"), dict):
         scheduler = {name: value for name, value in found.items() if type(value) in (int, float)}
-    return Progress(iteration, samples, scheduler)
+    counts = set(_steps(state.get("optimizer")))
+    if not counts and scheduler.get("num_steps") == samples:  # torch's Adam outside of the distributed optimizer
+        counts = {iteration}  # none of its steps was without an update
+    return Progress(iteration, samples, scheduler, counts.pop() if len(counts) == 1 else None)
+
+
+def _steps(optimizer: Any) -> Iterator[int]:
+    """The updates that parameter groups count, anywhere in the state of one optimizer or of several."""
+    for name, value in optimizer.items() if isinstance(optimizer, dict) else ():
+        if name == "param_groups" and isinstance(value, list):
+            steps: list[Any] = [group.get("step") for group in value if isinstance(group, dict)]
+            yield from (int(step) for step in steps if type(step) in (int, float))
+        else:
+            yield from _steps(value)
+
+
+def checkpoint_state(checkpoint: MegatronCheckpoint, shown: str) -> CheckpointState:
+    """What position.json says of a checkpoint that is made of one of Megatron-LM's.
+
+    Args:
+        shown: the checkpoint, in messages.
+    Raises:
+        BadInput: it does not tell how far the run had come.
+    """
+    progress = checkpoint.progress
+    values = {each.argument.flag: each.values for each in checkpoint.arguments if each.argument}
+    if progress is None or "--seq-length" not in values:
+        rule = "its common.pt does not tell how far the run had come."
+        raise BadInput(Fault(shown, rule, "Convert its weights alone, with `convert to-hf`."))
+
+    def number(flag: str) -> int:
+        return int(values.get(flag, ("1",))[0])
+
+    length = number("--seq-length")
+    return CheckpointState(
+        step=progress.iteration,
+        tokens=progress.samples * length,
+        sequences=progress.samples,
+        order={"sequence_length": length, "seed": number("--seed"), "sources": {}, "phases": []},
+        order_fingerprint="",
+        source_sequences={},
+        layout=Layout(
+            world=1,
+            tensor=number("--tensor-model-parallel-size"),
+            pipeline=number("--pipeline-model-parallel-size"),
+            distributed_optimizer=True,
+        ),
+        sharding=KEPT,
+        updates=progress.updates,
+    )

@@ -89,7 +89,7 @@ def _line(indent: str, name: str, entry: Entry) -> list[str]:
     if not comment:
         return [text]
     comment = comment[0].upper() + comment[1:]
-    whole = f"{text:<{_COMMENT_COLUMN}}# {comment}"
+    whole = f"{text:<{_COMMENT_COLUMN - 1}} # {comment}"  # without the space before it, `#` is of the value
     if len(whole) <= _LONGEST:
         return [whole]
     above = f"{indent}# "

@@ -114,6 +114,9 @@ class CheckpointState:
     checkpoint."""
     records: RecordsDigest | None = None
     """The records up to this step. None: an older checkpoint."""
+    updates: int | None = None
+    """Updates that Adam counts, where another program made them: the shards then hold main weights and moments alone,
+    and the order of the data is that program's. None: the run's own, which are in the shards."""
 
 
 def checkpoint_name(step: int) -> str:

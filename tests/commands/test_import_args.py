@@ -1,6 +1,8 @@
 """`megatron-cpt import-args`: what is written, what is printed, and that `plan` takes it."""
 
 import argparse
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import yaml
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.load import load_config
 from megatron_cpt.planning.megatron_lm_arguments import table
+from megatron_cpt.planning.megatron_lm_checkpoint import checkpoint_state, iteration_folder, read_checkpoint
+from megatron_cpt.runs.checkpoint_state import write_marker
+from megatron_cpt.runs.folder import write_json
 from tests.planning.megatron_lm_lists import LISTS
 from tests.planning.other_configs import LLAMA_FACTORY
 from tests.planning.small_run import write_dataset, write_model
@@ -203,6 +208,35 @@ def test_what_of_a_run_underway_cannot_go_on_is_told(here: Path, capsys: pytest.
     assert "--rampup-batch-size 2 2 200 The batches grow until sample 200" in printed
     assert "max_lr 0.001 of the scheduler The arguments say 0.002, and that is in the run.yaml" in printed
     assert "160 samples read" in printed and "`megatron-cpt audit --data-path ... --train-samples 160`" in printed
-    assert "state of Adam The optimizer state is not taken over" in printed
+    assert "state of Adam optimizer.moment_warmup_steps: 100 fills the moments anew" in printed
     config = load_config("run.yaml")
     assert (config.total_steps, config.training.batch_size_rampup) == (30, None)
+
+
+def write_converted(folder: Path, source: Path) -> None:
+    """What import-args reads of a checkpoint that `convert from-megatron` wrote."""
+    shutil.copytree("base", folder / "hf")
+    state = checkpoint_state(read_checkpoint(iteration_folder(source)), str(source))
+    write_json(folder / "position.json", asdict(state))
+    write_marker(folder, {})
+
+
+def test_a_run_underway_goes_on_with_the_optimizer_state_of_a_converted_checkpoint(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_underway(Path("old"), 20, use_distributed_optimizer=False)
+    write_underway(Path("newer"), 30)
+    write_converted(Path("converted"), Path("old"))
+    assert main(["import-args", "old", "--model", "converted"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "state of Adam init_from.load_optimizer: main weights and moments after 20 updates" in printed
+    config = load_config("run.yaml")
+    assert (config.model.hf, config.init_from.checkpoint) == ("converted/hf", "converted")
+    assert config.init_from.load_optimizer and config.parallel.distributed_optimizer
+    assert config.optimizer.moment_warmup_steps == 0
+    # Begun anew it takes the weights alone.
+    assert main(["import-args", "old", "--model", "converted", "--output", "anew.yaml", "--", "--finetune"]) == 0
+    anew = load_config("anew.yaml").init_from
+    assert (anew.checkpoint, anew.load_optimizer) == ("converted", False)
+    assert main(["import-args", "newer", "--model", "converted", "--output", "newer.yaml"]) == 2
+    assert "--model converted: is of iteration 20, and what is to be continued of 30" in capsys.readouterr().err

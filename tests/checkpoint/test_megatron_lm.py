@@ -283,10 +283,11 @@ def test_pickles_of_the_older_format_are_refused(tmp_path: Path) -> None:
         find_shards(tmp_path)
 
 
-def test_a_norm_has_two_names() -> None:
+def test_a_norm_has_several_names() -> None:
     assert alternatives("decoder.layers.3.input_layernorm.weight") == [
         "decoder.layers.3.input_layernorm.weight",
         "decoder.layers.3.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.3.self_attention.in_proj.layer_norm_weight",
     ]
     assert alternatives("decoder.final_layernorm.weight") == ["decoder.final_layernorm.weight"]
 

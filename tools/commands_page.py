@@ -73,8 +73,8 @@ def row(action: argparse.Action) -> str:
 
 
 def sentence(text: str) -> str:
-    """A summary with a capital letter at its beginning and a full stop at its end."""
-    return text and text[0].upper() + text[1:].rstrip(".") + "."
+    """A summary with a capital letter at its beginning and a full stop, or an ellipsis, at its end."""
+    return text and text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ of the file.
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,10 +19,10 @@ from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.planning.config_file import PROGRAMS, config_path
 from megatron_cpt.planning.import_arguments import import_arguments
 from megatron_cpt.planning.import_config import import_config
-from megatron_cpt.planning.launch_script import read_script
-from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_words
+from megatron_cpt.planning.launch_script import read_script, unknown_words
+from megatron_cpt.planning.megatron_lm_arguments import RELEASE, Given, read_words, refuse_unknown
 from megatron_cpt.planning.megatron_lm_checkpoint import Progress, iteration_folder, read_checkpoint
-from megatron_cpt.planning.outcomes import Imported, ImportOptions, Outcome, Result, counted
+from megatron_cpt.planning.outcomes import Imported, ImportOptions, Outcome, Result, counted, replay_note
 from megatron_cpt.planning.run_file import next_lines, run_text
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably
 
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
     print("\n".join(_table(imported.outcomes)))
     numbers = ", ".join(f"{number} {result}" for result, number in counted(imported.outcomes).items())
     print(f"\nwrote {args.output}: {numbers}")
-    for note in notes:
+    for note in filter(None, [*notes, replay_note(imported.entries)]):
         print(f"note: {note}")
     print("docs/migrating.md tells what differs in meaning.")
     print("\n".join(next_lines(args.output, ranks or 8, assumed_tokens(args.assume))))
@@ -99,9 +100,16 @@ def _import(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Imported, 
     if path is not None or (args.program is not None and args.source is not None):
         config, imported, ranks = import_config(path or args.source, passed, options, args.program)
         return imported, ranks, [], f"{config.program.title} ({config.program.version})"
-    given, told, notes, progress = _read(args, passed)
-    ranks = args.nproc or told
-    imported = import_arguments(given, replace(options, ranks=ranks), progress=progress)
+    notes: list[str] = []
+    try:
+        given, told, progress = _read(args, passed, notes)
+        ranks = args.nproc or told
+        imported = import_arguments(given, replace(options, ranks=ranks), progress=progress)
+    except BadInput:
+        # What is missing may be what was left out.
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        raise
     return imported, ranks, notes, f"Megatron-LM ({RELEASE})"
 
 
@@ -113,13 +121,15 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _read(
-    args: argparse.Namespace, passed: Sequence[str]
-) -> tuple[list[Given], int | None, list[str], Progress | None]:
-    """The arguments, the ranks that a launcher starts, what could not be read, and how far the run had come.
+    args: argparse.Namespace, passed: Sequence[str], notes: list[str]
+) -> tuple[list[Given], int | None, Progress | None]:
+    """The arguments, the ranks that a launcher starts, and how far the run had come.
 
     With Megatron-LM's `--finetune` behind the dashes it begins anew, as there.
+
+    Args:
+        notes: gets what was left out of a script, or assumed.
     """
-    notes: list[str] = []
     ranks, progress = None, None
     found: list[Given] = []
     if args.source is not None and args.source.is_dir():
@@ -135,12 +145,19 @@ def _read(
             remedy = "Name a script, a file with arguments, or a checkpoint."
             raise BadInput(Fault(str(args.source), f"cannot be read: {reason}.", remedy)) from error
         launch = read_script(text, str(args.source), args.parameters)
-        ranks, found = launch.ranks, read_words(launch.arguments)
-        notes = list(launch.unread)
-    later = read_words(passed)
+        notes += launch.unread
+        ranks, found = launch.ranks, read_words(launch.arguments, launch.unknown)
+        values = {value for each in found for value in (each.flag, *each.values)}
+        notes += [
+            f"{why}: the arguments that it gives are left out; give them after `--`"
+            for word, why in launch.unknown.items()
+            if word not in values and not word.startswith("-")
+        ]
+    later = read_words(passed, unknown_words(passed, "after `--` it has to be the value itself"))
     replaced = {each.argument.flag for each in later if each.argument}
     kept = [each for each in found if each.argument is None or each.argument.flag not in replaced]
-    return [*kept, *later], ranks, notes, None if "--finetune" in replaced else progress
+    refuse_unknown([*kept, *later])
+    return [*kept, *later], ranks, None if "--finetune" in replaced else progress
 
 
 def _header(args: argparse.Namespace, origin: str, imported: Imported) -> Iterator[str]:

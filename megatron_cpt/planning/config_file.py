@@ -35,6 +35,8 @@ TRAINER_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 """Those that may also be the path of a JSON file."""
 _LARGEST = 16 << 20
 """Bytes of a configuration."""
+_MOST_REFERENCES = 4
+"""In a value that is more than one: references in references multiply."""
 _MOST_VALUES = 100_000
 """YAML's references can make any number of values of a small file."""
 
@@ -255,10 +257,17 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _resolved(value: Any, key: str, values: Mapping[str, Any], depth: int = 0) -> Any:
     """A value with OmegaConf's `${other.key}` in place; what it cannot find stays as it is."""
-    if not isinstance(value, str) or depth > 8 or (match := _REFERENCE.fullmatch(value.strip())) is None:
+    if not isinstance(value, str) or depth > 8:
         return value
-    name = match[1]
-    if name.startswith("."):
-        steps = len(name) - len(name.lstrip("."))
-        name = ".".join([*key.split(".")[:-steps], name.lstrip(".")])
-    return _resolved(values[name], name, values, depth + 1) if name in values else value
+
+    def named(match: re.Match[str]) -> Any:
+        name = match[1]
+        if name.startswith("."):
+            steps = len(name) - len(name.lstrip("."))
+            name = ".".join([*key.split(".")[:-steps], name.lstrip(".")])
+        return _resolved(values[name], name, values, depth + 1) if name in values else match[0]
+
+    whole = _REFERENCE.fullmatch(value.strip())
+    if whole or len(_REFERENCE.findall(value)) > _MOST_REFERENCES:
+        return named(whole) if whole else value
+    return _REFERENCE.sub(lambda match: str(named(match)), value)

@@ -20,7 +20,16 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.audit import audit, read_blend, split_spans
 from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
 from megatron_cpt.planning.megatron_lm_checkpoint import Progress
-from megatron_cpt.planning.outcomes import HOLD_OUT, Imported, ImportOptions, Outcome, Result, imported, short
+from megatron_cpt.planning.outcomes import (
+    HOLD_OUT,
+    Imported,
+    ImportOptions,
+    Outcome,
+    Result,
+    imported,
+    short,
+    validation_role,
+)
 from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, source_name
 from megatron_cpt.runs.checkpoint_state import find_state, is_complete
 
@@ -311,6 +320,7 @@ class _Translation:
     def _sources(self, flag: str, words: Sequence[str]) -> None:
         prefixes, weights = read_blend(flag, words)
         names = distinct_names(map(source_name, prefixes))
+        self.sources = dict(zip(names, prefixes, strict=True))
         others = [name for name in self.options.replay if name not in (*prefixes, *names)]
         refuse([Fault(f"--replay {name}", f"is no prefix of {flag}.", "Name one of them.") for name in others])
         read = self._passes_read(flag, prefixes, weights)
@@ -621,8 +631,11 @@ class _Translation:
             return
         prefixes, _ = read_blend("--valid-data-path", self.validation_paths)
         names = distinct_names(map(source_name, prefixes))
+        replay = {name for name, path in self.sources.items() if {name, path} & set(self.options.replay)}
         for name, prefix in zip(names, prefixes, strict=True):
             self.write(f"validation.sets.{name}.paths", [prefix], "")
+            if role := validation_role(name, prefix, self.sources, replay):
+                self.write(f"validation.sets.{name}.role", role, "")
             if tokens:
                 self.write(f"validation.sets.{name}.tokens", count_text(tokens), "")
         remark = "each a set of its own, the same sequences at each evaluation"

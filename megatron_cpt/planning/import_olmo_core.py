@@ -10,7 +10,7 @@ from typing import Any
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.planning.config_file import ConfigFile
 from megatron_cpt.planning.config_keys import ConfigTranslation, find_model, roles
-from megatron_cpt.planning.outcomes import Imported, ImportOptions, imported
+from megatron_cpt.planning.outcomes import Imported, ImportOptions, imported, validation_role
 from megatron_cpt.planning.run_file import count_text, distinct_names, source_name
 
 _OPTIM, _SCHEDULER = "train_module.optim", "train_module.scheduler"
@@ -342,9 +342,12 @@ class _OlmoCoreTranslation(ConfigTranslation):
         paths, mix = self.value(f"{_EVALUATOR}.eval_dataset.paths"), self.value(f"{_EVALUATOR}.eval_dataset.mix")
         labels = [str(mix)] if mix else [str(path).removesuffix(".npy") for path in paths or []]
         names = distinct_names(map(source_name, labels))
+        sources = dict(zip(self.names, self.paths, strict=True))
+        replay = {name for name, path in sources.items() if {name, path} & set(self.replay)}
         for name in names:
             self.write(f"validation.sets.{name}.paths", [f"data/{name}"], "")
-            self.write(f"validation.sets.{name}.role", "general", "or `domain`, for text like the new one")
+            role = validation_role(name, f"data/{name}", sources, replay) or "general"
+            self.write(f"validation.sets.{name}.role", role, "`general` is text like that of pretraining")
         keys = (f"{_EVALUATOR}.eval_dataset.mix", f"{_EVALUATOR}.eval_dataset.paths")
         if names:
             self.note(keys[0] if mix else keys[1], "taken", f"validation.sets: {', '.join(names)}; prepare them first")

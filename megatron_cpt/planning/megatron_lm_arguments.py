@@ -19,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import BadInput, Fault, refuse
 
 RELEASE = "core 0.16.1"
 Treatment = Literal["key", "steps", "rule", "shape", "equal", "refused"]
@@ -64,6 +64,8 @@ class Given:
     """None: it is none of the table."""
     shown: str | None = None
     """The key of a configuration that stands for it. None: it was typed."""
+    unknown: str = ""
+    """Why its values are not known, where they are not."""
 
     @property
     def text(self) -> str:
@@ -91,17 +93,25 @@ def by_flag() -> Mapping[str, Argument]:
     return {flag: argument for argument in table() for flag in argument.flags}
 
 
-def read_words(words: Sequence[str]) -> list[Given]:
+def read_words(words: Sequence[str], unknown: Mapping[str, str] | None = None) -> list[Given]:
     """An argument list, taken apart as Megatron-LM's parser does. Of a flag given twice the last holds.
 
-    Raises BadInput for words that belong to no flag, missing values, and values that are no numbers.
+    Args:
+        unknown: words that stand for others, such as `$(date)`, and why these are not known. One that belongs to no
+            flag is left out.
+    Raises:
+        BadInput: words belong to no flag, values are missing, or they are no numbers.
     """
+    unknown = unknown or {}
     found: dict[str, Given] = {}
     faults: list[Fault] = []
     place = 0
     while place < len(words):
         flag, equals, value = words[place].partition("=")
+        first = place
         place += 1
+        if not _is_flag(flag) and words[first] in unknown:
+            continue
         if not _is_flag(flag):
             faults.append(Fault(flag, "belongs to no flag.", "Give the arguments of pretrain_gpt.py alone."))
             continue
@@ -111,13 +121,25 @@ def read_words(words: Sequence[str]) -> list[Given]:
         while place < len(words) and len(values) < most and not _is_flag(words[place]):
             values.append(words[place])
             place += 1
-        given = Given(flag, tuple(values), argument)
+        reasons = dict.fromkeys(unknown[word] for word in words[first:place] if word in unknown)
+        given = Given(flag, tuple(values), argument, unknown="; ".join(reasons))
         faults += _value_faults(given)
         found.pop(argument.flag if argument else flag, None)
         found[argument.flag if argument else flag] = given
     if faults:
         raise BadInput(*faults)
     return list(found.values())
+
+
+def refuse_unknown(given: Sequence[Given]) -> None:
+    """Raises BadInput for values that are not known and that a run.yaml would have."""
+    refuse(
+        [
+            Fault(each.text, f"has no known value: {each.unknown}.", f"Give it after `--`: `-- {each.flag} VALUE`.")
+            for each in given
+            if each.unknown and each.argument and each.argument.treatment not in ("equal", "refused")
+        ]
+    )
 
 
 def _is_flag(word: str) -> bool:
@@ -132,7 +154,7 @@ def _value_faults(given: Given) -> Iterator[Fault]:
     needed = {"-": 0, "*": 0, "+": 1}.get(argument.values, int(argument.most) if argument.values.isdigit() else 0)
     if len(given.values) < needed:
         yield Fault(given.flag, f"takes {needed} {'value' if needed == 1 else 'values'}.", "Add what is missing.")
-    for value in given.values if argument.type in ("int", "float") else ():
+    for value in given.values if argument.type in ("int", "float") and not given.unknown else ():
         try:
             typed(argument, value)
         except ValueError:

@@ -1,11 +1,12 @@
 """What becomes of the arguments or keys of another program, and the run.yaml that they make: for every importer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.config.schema import RunConfig
-from megatron_cpt.planning.run_file import Entry, base_entries, log_spaced
+from megatron_cpt.planning.run_file import Entry, base_entries, distinct_names, log_spaced, source_name
 
 Result = Literal["taken", "equal", "refused", "unknown"]
 
@@ -52,10 +53,63 @@ class ImportOptions:
 
 def imported(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> Imported:
     """The entries in the order of the schema's sections, with what became of everything, and what no other program has:
-    the base's history, where its name tells it, and evaluations that show the stability gap."""
+    the base's history, where its name tells it, and evaluations that show the stability gap.
+
+    Raises BadInput for a value that stands for another, such as `${HOME}/run`.
+    """
+    refuse([fault for entry in entries for fault in _stand_in(entry)])
     order = [field.name for field in fields(RunConfig)]
     ordered = sorted([*entries, *_added(entries)], key=lambda entry: order.index(entry.key.split(".")[0]))
     return Imported(tuple(_grouped(ordered)), tuple(outcomes))
+
+
+def _stand_in(entry: Entry) -> Iterator[Fault]:
+    """A fault of a value that another program would have replaced."""
+    for value in entry.value if isinstance(entry.value, list) else [entry.value]:
+        if isinstance(value, str) and ("$" in value or "`" in value):
+            rule = "stands for a value that is not known here."
+            yield Fault(f"{entry.key}: {value}", rule, "Give the value itself after `--`.")
+
+
+def validation_role(name: str, path: str, sources: Mapping[str, str], replay: Collection[str]) -> str | None:
+    """The role of a validation set by the source that it belongs to: the one whose name or path its own begin with.
+
+    Args:
+        sources: a path of each source, by its name.
+        replay: names of the sources whose role is replay.
+    Returns:
+        `general` or `domain`; None where it belongs to none.
+    """
+    own = [
+        source
+        for source, prefix in sources.items()
+        if _extends(name, source) or _extends(path, prefix) or _extends(source_name(path), source)
+    ]
+    if not own:
+        return None
+    return "general" if max(own, key=len) in replay else "domain"
+
+
+def _extends(text: str, beginning: str) -> bool:
+    return text == beginning or (text.startswith(beginning) and text[len(beginning)] in "._-/")
+
+
+def replay_note(entries: Sequence[Entry]) -> str | None:
+    """What to know of a run without replay; None for one that has some, or whose weights are random."""
+    values = {entry.key: entry.value for entry in entries}
+    if values.get("model.weights") == "random" or any(
+        key.startswith("data.sources.") and key.endswith(".role") and value == "replay" for key, value in values.items()
+    ):
+        return None
+    sources = [key.split(".")[2] for key in values if key.startswith("data.sources.") and key.endswith(".paths")]
+    paths = [path for name in sources for path in values[f"data.sources.{name}.paths"]]
+    if len(paths) < 2:
+        return "there is no replay: what the model knew will fade. Add general text as another dataset."
+    names = sources if len(sources) == len(paths) else distinct_names(map(source_name, paths))
+    return (
+        "no source has the role of replay: what the model knew may fade, and no general text shows it. `--replay NAME` "
+        f"gives the role; the names are {', '.join(names)}."
+    )
 
 
 def _added(entries: Sequence[Entry]) -> Iterator[Entry]:

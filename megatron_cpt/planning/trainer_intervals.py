@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.planning.config_keys import ConfigTranslation
+from megatron_cpt.planning.outcomes import validation_role
 from megatron_cpt.planning.run_file import distinct_names, source_name
 
 _EVALUATIONS = ("eval_strategy", "evaluation_strategy", "eval_steps", "evals_per_epoch")
@@ -40,7 +41,8 @@ def translate_evaluations(
     key, sets = _validation_sets(translation, sources)
     for name, path in sets.items():
         translation.write(f"validation.sets.{name}.paths", [path], "")
-        translation.write(f"validation.sets.{name}.role", "general" if name in replay else "domain", "")
+        role = validation_role(name, path, sources, replay) or "domain"
+        translation.write(f"validation.sets.{name}.role", role, "")
     if key is not None:
         _tell_of_sets(translation, key, ", ".join(sets))
     strategy = _strategy(translation)

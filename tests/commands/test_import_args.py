@@ -86,7 +86,7 @@ def test_a_configuration_of_another_program_goes_over_to_a_plan(here: Path, caps
     # Whoever leaves one out is told, and so is who gives none.
     assert "medicine=2M general=10M medicine.validation=TOKENS general.validation=TOKENS\n" in printed
     assert main(["plan", "run.yaml", *assumed]) == 2
-    assert "Say how large they are: medicine.validation=TOKENS general.validation=TOKENS." in capsys.readouterr().err
+    assert "Say it: --assume medicine.validation=TOKENS general.validation=TOKENS." in capsys.readouterr().err
     held_out = ["medicine.validation=1M", "general.validation=1M"]
     assert main(["plan", "run.yaml", *assumed, *held_out]) == 0
     plan = capsys.readouterr().out
@@ -130,6 +130,78 @@ def test_a_list_for_llama_3_8b_goes_over_to_a_plan(here: Path, capsys: pytest.Ca
     assert "3 refused, 0 unknown" in capsys.readouterr().out
     assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
     assert "2 steps of 192 x 8192" in capsys.readouterr().out
+
+
+def test_a_script_with_conditions_loops_and_another_shell(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("slurm.sh").write_text(
+        "MODEL=8b; LR=3e-5; GBS=256\n"
+        '[ "$MODEL" = 70b ] && LR=1.5e-5\n[[ $MODEL == 70b ]] && GBS=1024\ntest -z "$MODEL" && GBS=99\n'
+        "[ -f old/latest ] && LR=1e-6\n"
+        'for i in law web; do DATA="$DATA 1.0 $i"; done\n'
+        "SAVE=${1:?a folder}\n"
+        f"ARGS=({NEEDED} --lr $LR --global-batch-size $GBS --data-path $DATA --save $SAVE)\n"
+        'srun bash -c "torchrun --nproc_per_node 4 pretrain_gpt.py ${ARGS[*]} --wandb-exp-name run-$(date +%s)"\n'
+    )
+    assert main(["import-args", "slurm.sh", "--model", "base"]) == 2
+    assert "needs its own parameters $1 (line 7). It says: a folder." in capsys.readouterr().err
+    assert main(["import-args", "slurm.sh", "mine", "--model", "base"]) == 0
+    config, printed = load_config("run.yaml"), capsys.readouterr().out
+    assert (config.schedule.peak_lr, config.training.global_batch_size, config.run.folder) == (3e-5, 256, "mine-cpt")
+    assert list(config.data.sources) == ["law", "web"]
+    assert "note: line 5: `[ -f old/latest ]` cannot be evaluated here, and was taken as false; otherwise" in printed
+    equal = printed.partition("equal: nothing")[2]
+    assert "--wandb-exp-name run-$(date +%s)" in equal
+
+
+def test_a_value_that_only_a_program_gives_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("computed.sh").write_text(
+        f"ITERS=$(python3 -c 'print(50)')\ntorchrun pretrain_gpt.py {NEEDED} --train-iters $ITERS $(cat more)\n"
+    )
+    assert main(["import-args", "computed.sh", "--model", "base"]) == 2
+    said = capsys.readouterr().err
+    assert "line 1: `$(python3 -c 'print(50)')` is not run. Give it after `--`: `-- --train-iters VALUE`." in said
+    assert "note: line 2: `$(cat more)` is not run: the arguments that it gives are left out" in said
+    assert main(["import-args", "computed.sh", "--model", "base", "--", "--train-iters", "40"]) == 0
+    assert load_config("run.yaml").total_steps == 40
+    assert "`$(cat more)` is not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["$LR", "`lr`", "${LR}"])
+def test_no_value_stands_for_another(here: Path, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("list.txt").write_text(f"{NEEDED} --save runs/{value}")
+    assert main(["import-args", "list.txt", "--model", "base"]) == 2
+    assert "the file is a list of arguments, and no script" in capsys.readouterr().err
+    assert main(["import-args", "pretrain.sh", "--model", "base", "--", "--lr", value]) == 2
+    assert "after `--` it has to be the value itself" in capsys.readouterr().err
+    Path("trainer.yaml").write_text(LLAMA_FACTORY.replace("output_dir: ", f'output_dir: "{value}" # '))
+    assumed = ["--nproc", "8", "--assume", "medicine=2M", "general=10M"]
+    assert main(["import-args", "trainer.yaml", *assumed]) == 2
+    assert "stands for a value that is not known here" in capsys.readouterr().err
+    assert not Path("run.yaml").exists()
+
+
+def test_that_no_source_is_replay_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def note(*words: str) -> str:
+        Path("run.yaml").unlink(missing_ok=True)
+        assert main(["import-args", *words]) == 0
+        return capsys.readouterr().out.partition("no source has the role of replay")[2]
+
+    assert "`--replay NAME` gives the role; the names are law, web.\n" in note("pretrain.sh", "--model", "base")
+    assert not note("pretrain.sh", "--model", "base", "--replay", "web")
+    Path("trainer.yaml").write_text(LLAMA_FACTORY)
+    assumed = ["--nproc", "8", "--assume", "medicine=2M", "general=10M"]
+    assert "the names are medicine, general.\n" in note("trainer.yaml", *assumed)
+    assert not note("trainer.yaml", "--replay", "general", *assumed)
+    sets = load_config("run.yaml").validation.sets
+    assert {name: one.role for name, one in sets.items()} == {"medicine": "domain", "general": "general"}
+
+
+def test_validation_sets_have_the_role_of_their_source(here: Path) -> None:
+    words = NEEDED.replace("--data-path", "--train-data-path").replace("--split 99,1,0", "--eval-iters 2")
+    words += " --eval-interval 10 --valid-data-path 1 law.validation 1 web_valid 1 other"
+    assert main(["import-args", "--model", "base", "--replay", "web", "--", *words.split()]) == 0
+    sets = yaml.safe_load(Path("run.yaml").read_text())["validation"]["sets"]
+    assert [one.get("role") for one in sets.values()] == ["domain", "general", None]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from megatron_cpt.families.multimodal import Multimodal, multimodal_of, text_fie
 
 _PREDICTORS = ("num_nextn_predict_layers", "num_mtp_layers")  # transformers' older and newer name
 # Families whose folders have such layers under a name of their own.
-_NAMED = {"qwen3_next": ("mtp.",)}
+_NAMED = dict.fromkeys(("qwen3_next", "qwen3_5_text"), ("mtp.",))
 _OF_VOCABULARY = (".embed_tokens.weight", ".shared_head.head.weight")
 
 
@@ -28,6 +28,11 @@ class OtherNames:
     named: tuple[str, ...] = ()
     """How names of the tensors of such layers begin that have no number among the others."""
 
+    @property
+    def of_predictors(self) -> tuple[str, ...]:
+        """How names of the tensors of layers that predict further tokens begin; a folder need not have them."""
+        return tuple(f"model.layers.{layer}." for layer in self.predictors) + self.named
+
     def text_name(self, stored: str) -> str:
         """A tensor's name in the name table of its family; its own where it is none of the language model."""
         return stored if self.kind is None else self.kind.text_name(stored)
@@ -41,8 +46,7 @@ class OtherNames:
         return self._is_predictor(stored) and stored.endswith(_OF_VOCABULARY)
 
     def _is_predictor(self, stored: str) -> bool:
-        behind = tuple(f"model.layers.{layer}." for layer in self.predictors)
-        return self.text_name(stored).startswith(behind + self.named)
+        return self.text_name(stored).startswith(self.of_predictors)
 
 
 def other_names(config: Mapping[str, Any]) -> OtherNames:

@@ -1,21 +1,25 @@
-"""Qwen3-Next: gated delta nets in three layers of four, and gated attention in the fourth.
+"""Qwen3-Next, and Qwen3.5's language models: gated delta nets in three layers of four, gated attention in the fourth.
 
 A gated delta net (arXiv:2412.06464) has a state of one size in the place of keys and values of all tokens. Attention
 multiplies what its heads give by the sigmoid of a projection (arXiv:2505.06708), has a norm on each head's query and
-key, and turns a quarter of each head. Norms multiply by 1 + their weight, but those in a delta net. Each layer has
-experts, and one more that every token meets, with a gate of its own, as in a Qwen2-MoE.
+key, and turns a quarter of each head. Norms multiply by 1 + their weight, but those in a delta net.
+
+Qwen3-Next: each layer has experts, and one more that every token meets, with a gate of its own, as in a Qwen2-MoE.
+Qwen3.5: without experts; what a delta net reads is in four tensors, by kind and not by key head. Its positions have a
+time, a height and a width, all the same in text.
 """
 
 from dataclasses import replace
 
 from megatron_cpt.families.family import Family, ModelShape, shared_expert_weights
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
-from megatron_cpt.families.llama import read_llama_like
+from megatron_cpt.families.llama import llama_weights, read_llama_like
 from megatron_cpt.families.qwen import qwen_moe_weights, read_qwen_experts
 from megatron_cpt.families.rope import read_rope
 from megatron_cpt.families.weights import (
     ColumnParallel,
     DeltaConvolution,
+    DeltaInputs,
     GroupedDeltaInputs,
     Replicated,
     RowParallel,
@@ -32,7 +36,8 @@ def _read_qwen3_next(fields: ConfigFields) -> ModelShape:
     fields.assume("norm_topk_prob", True)
     shape = _read_like_next(fields, "qwen3_next", key_value_heads=2)
     shape = read_qwen_experts(fields, shape, experts=512, width=512, chosen=10)
-    return replace(shape, shared_expert_ffn_hidden=fields.integer("shared_expert_intermediate_size", 512))
+    shared = fields.integer("shared_expert_intermediate_size", 512)
+    return replace(shape, shared_expert_ffn_hidden=shared, shared_expert_gate=True)
 
 
 def _read_like_next(fields: ConfigFields, family: str, key_value_heads: int) -> ModelShape:
@@ -41,7 +46,8 @@ def _read_like_next(fields: ConfigFields, family: str, key_value_heads: int) -> 
     Args:
         key_value_heads: transformers' default of `num_key_value_heads`.
     """
-    rope = read_rope(fields, family, 32_768, share_name="partial_rotary_factor", share=0.25)
+    sections = family != "qwen3_next"
+    rope = read_rope(fields, family, 32_768, share_name="partial_rotary_factor", share=0.25, has_sections=sections)
     shape = read_llama_like(fields, family, 32_768, key_value_heads, head_dim=256, rope=rope)
     interval = fields.integer("full_attention_interval", 4)
     marked = read_layer_types(fields, shape.layers, _KINDS)
@@ -63,7 +69,6 @@ def _read_like_next(fields: ConfigFields, family: str, key_value_heads: int) -> 
         delta_key_dim=fields.integer("linear_key_head_dim", 128),
         delta_value_dim=fields.integer("linear_value_head_dim", 128),
         delta_kernel=fields.integer("linear_conv_kernel_dim", 4),
-        shared_expert_gate=True,
     )
 
 
@@ -102,3 +107,34 @@ def _delta_weights() -> tuple[Rule, ...]:
 
 
 QWEN3_NEXT = Family("qwen3_next", _read_qwen3_next, _qwen3_next_weights)
+
+
+def _read_qwen3_5(fields: ConfigFields) -> ModelShape:
+    """The shape of the language model of a Qwen3.5; defaults are transformers' own (Qwen3_5TextConfig)."""
+    fields.assume("intermediate_size", 12_288)
+    fields.require("attn_output_gate", [True], True)
+    for name in (
+        "mtp_num_hidden_layers",
+        "mtp_use_dedicated_embeddings",
+    ):  # of tensors that are not trained (others.py)
+        fields.take(name)
+    fields.take("mamba_ssm_dtype")  # of states in servers
+    return _read_like_next(fields, "qwen3_5_text", key_value_heads=4)
+
+
+def _qwen3_5_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Llama's name table, and delta nets."""
+    parts = (
+        ("in_proj_qkv", "delta_convolved_width"),
+        ("in_proj_z", "delta_value_width"),
+        ("in_proj_b", "delta_value_heads"),
+        ("in_proj_a", "delta_value_heads"),
+    )
+    tensors = tuple(
+        Tensor(f"model.layers.{{layer}}.linear_attn.{name}.weight", (rows, "hidden")) for name, rows in parts
+    )
+    inputs = DeltaInputs((f"{_DELTA_NET}.in_proj.weight",), tensors, layers="delta")
+    return (*llama_weights(shape), inputs, *_delta_weights())
+
+
+QWEN3_5 = Family("qwen3_5_text", _read_qwen3_5, _qwen3_5_weights)

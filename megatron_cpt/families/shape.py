@@ -19,7 +19,7 @@ from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fie
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
 from megatron_cpt.families.qwen import QWEN2, QWEN2_5_VL, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL
-from megatron_cpt.families.qwen_next import QWEN3_NEXT
+from megatron_cpt.families.qwen_next import QWEN3_5, QWEN3_NEXT
 from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
 from megatron_cpt.families.ungated import APERTUS, NEMOTRON, STARCODER2
@@ -37,6 +37,7 @@ FAMILIES: dict[str, Family] = {
         QWEN2_VL,
         QWEN2_5_VL,
         QWEN3_VL,
+        QWEN3_5,
         PHI3,
         SMOLLM3,
         SEED_OSS,

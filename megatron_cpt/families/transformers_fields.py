@@ -138,6 +138,13 @@ READ_BY: dict[str, frozenset[str]] = {
 "qwen3": frozenset({
     "attention_bias", "intermediate_size", "max_window_layers", "use_sliding_window",
 }),
+"qwen3_5_text": frozenset({
+    "attention_bias", "cu_seq_lens_q", "depth", "full_attention_interval", "image_grid_thw", "image_token_id",
+    "in_channels", "input_ids", "intermediate_size", "linear_conv_kernel_dim", "linear_key_head_dim",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_value_head_dim", "mm_token_type_ids",
+    "num_position_embeddings", "out_hidden_size", "patch_size", "spatial_merge_size", "temporal_patch_size",
+    "text_config", "video_grid_thw", "video_token_id", "vision_config",
+}),
 "qwen3_moe": frozenset({
     "attention_bias", "decoder_sparse_step", "intermediate_size", "mlp_only_layers", "norm_topk_prob", "num_experts",
     "num_experts_per_tok", "num_local_experts", "output_router_logits", "router_aux_loss_coef", "use_sliding_window",

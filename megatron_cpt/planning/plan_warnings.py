@@ -245,10 +245,10 @@ def _folder_warnings(config: RunConfig) -> Iterator[str]:
             f"model.hf holds weights in {bits}: they are read as bf16, each times the scale of "
             "its block, and exports hold bf16."
         )
-    if layers := other_names(read_config(config.model.hf)).predictors:
+    if further := other_names(read_config(config.model.hf)).of_predictors:
         yield (
-            f"model.hf: config.json tells of layers that predict further tokens (model.layers.{layers[0]}). They are "
-            "not trained. Where the folder has them, exports have them as they are, and their drafts get worse."
+            f"model.hf: layers that predict further tokens ({further[0].removesuffix('.')}) are not trained. Where the "
+            "folder has them, exports have them as they are, and their drafts get worse."
         )
     if unread := unread_fields(config.model.hf):
         proof = (

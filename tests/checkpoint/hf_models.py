@@ -25,7 +25,7 @@ from megatron_cpt.parallel import groups
 from tests.families.folders import SMALL, text_of
 
 # Families whose norms multiply by 1 + their weight.
-ZERO_CENTERED = ("gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_next")
+ZERO_CENTERED = ("gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_next", "qwen3_5_text")
 TOKENIZER = b'{"version": "1.0", "model": {}}\n'
 
 

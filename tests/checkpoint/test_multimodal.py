@@ -26,7 +26,7 @@ from tests.tokenizer.kinds import write_kind
 from tests.train.runs import refusal, train
 from tests.workshop import Workshop
 
-SEES = "gemma3_vision", "mistral3", "qwen3_vl"
+SEES = "gemma3_vision", "mistral3", "qwen3_vl", "qwen3_5"
 OF_ITS_OWN = ("vision_tower.", "multi_modal_projector.", "model.visual.")
 SETTINGS = ("training.tokens=2 steps", "schedule.warmup=null", "validation.sets={}", "checkpoint.export_hf.end=true")
 

@@ -468,6 +468,29 @@ MODELS |= {
     },
 }
 
+NOT_OF_QWEN3_5 = ("num_experts", "moe_", "shared_expert", "partial_rotary")
+QWEN3_5 = {name: value for name, value in QWEN3_NEXT.items() if not name.startswith(NOT_OF_QWEN3_5)} | {
+    "model_type": "qwen3_5_text",
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 0.4,
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    },
+}
+MODELS |= {
+    "qwen3_5_text": QWEN3_5 | TIED | {"full_attention_interval": 4},
+    "qwen3_5": {
+        "model_type": "qwen3_5",
+        "text_config": QWEN3_5,
+        "vision_config": QWEN_SEES | {"num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16},
+        "image_token_id": 96,
+        "video_token_id": 95,
+        "tie_word_embeddings": False,
+    },
+}
+
 # What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
@@ -478,6 +501,7 @@ DIVIDED = (
         "qwen3_moe_mixed",
         "qwen3_next",
         "qwen3_next_tied",
+        "qwen3_5",
         "olmoe",
         "glm4_moe",
         "deepseek_v2",

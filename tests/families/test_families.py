@@ -22,6 +22,7 @@ HEAD_DIMS = {
     "ministral3": 128,
     "qwen3": 128,
     "qwen3_next": 256,
+    "qwen3_5_text": 256,
     "seed_oss": 128,
     "gemma": 256,
     "gemma2": 256,

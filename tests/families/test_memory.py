@@ -199,7 +199,7 @@ def kept_and_estimated(folder: Path, recompute: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("kind", "recompute"),
-    [("llama", "none"), ("llama", "selective"), ("llama", "full"), ("gpt_neox", "none")],
+    [("llama", "none"), ("llama", "selective"), ("llama", "full"), ("gpt_neox", "none"), ("qwen3_5_text", "none")],
 )
 def test_a_small_model_keeps_what_is_estimated(one_rank: Ranks, tmp_path: Path, kind: str, recompute: str) -> None:
     sizes = {

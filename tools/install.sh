@@ -51,6 +51,7 @@ else
         "$venv/bin/pip" install --progress-bar off -c "$constraints" --index-url "$TORCH_INDEX" torch
     fi
 fi
+echo "Installing into $venv, which takes some minutes and says nothing: torch, Megatron-Core and what tests need."
 "$venv/bin/pip" install --progress-bar off -q -c "$constraints" -e ".[dev,fast,quality${EXTRAS:+,$EXTRAS}]" $beside
 
 # For tests: Transformer Engine's Python without its libraries, where no import finds it (tests/model/engine_stub.py).

@@ -1,6 +1,7 @@
 """From the arguments of Megatron-LM's pretrain_gpt.py to a run.yaml, and what became of each of them.
 
-1. Rules of several arguments (batch, length, learning rate, data, ...) are written out below.
+1. Rules of several arguments (batch, length, data, ...) are written out below, those of the learning rate in
+   import_schedule.py.
 2. All other arguments are treated as the table of megatron_lm_arguments.py says.
 
 A value that Megatron-LM takes by default and that differs from ours is written too. docs/migrating.md has the table.
@@ -9,7 +10,6 @@ A value that Megatron-LM takes by default and that differs from ours is written 
 from collections.abc import Iterator, Sequence
 from math import isclose
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -17,20 +17,21 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import Batches, ramp_up
 from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.shape import read_shape
+from megatron_cpt.planning.argument_translation import ArgumentTranslation
 from megatron_cpt.planning.audit import audit, read_blend, split_spans
-from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag, typed
+from megatron_cpt.planning.import_schedule import Lengths, translate_schedule
+from megatron_cpt.planning.megatron_lm_arguments import Given, by_flag
 from megatron_cpt.planning.megatron_lm_checkpoint import Progress
 from megatron_cpt.planning.outcomes import (
     HOLD_OUT,
     Imported,
     ImportOptions,
     Outcome,
-    Result,
     imported,
     short,
     validation_role,
 )
-from megatron_cpt.planning.run_file import Entry, count_text, distinct_names, source_name
+from megatron_cpt.planning.run_file import count_text, distinct_names, source_name
 from megatron_cpt.runs.checkpoint_state import find_state, is_complete
 
 
@@ -53,21 +54,15 @@ _REMEDIES = {"zero_centered_norms": "It is the same function with its weights st
 _OF_LATENT_ATTENTION = ("--q-lora-rank", "--kv-lora-rank", "--qk-head-dim", "--qk-pos-emb-head-dim", "--v-head-dim")
 
 
-class _Translation:
-    """An argument list on its way to a run.yaml."""
+class _Translation(ArgumentTranslation):
+    """The rules of several arguments, and the table for all others."""
 
     def __init__(
         self, given: Sequence[Given], options: ImportOptions, compare_defaults: bool, progress: Progress | None
     ) -> None:
+        super().__init__(given)
         self.options, self.compare_defaults, self.progress = options, compare_defaults, progress
-        self.given = {each.argument.flag: each for each in given if each.argument}
-        self.unknown = [each for each in given if each.argument is None]
-        self.entries: list[Entry] = []
-        self.outcomes: list[Outcome] = []
-        self._noted: set[str] = set()
-        self.sequence_length, self.micro_batch, self.peak = (
-            self.value(flag) for flag in ("--seq-length", "--micro-batch-size", "--lr")
-        )
+        self.sequence_length, self.micro_batch = (self.value(flag) for flag in ("--seq-length", "--micro-batch-size"))
         self.checkpoint: Path | None = None
         named = self._model()
         refuse(list(self._missing(named)))
@@ -78,48 +73,6 @@ class _Translation:
         if self.progress is not None:
             self._continue(self.progress)
         self.shape: ModelShape = read_shape(self.model)
-
-    # --- access
-
-    def has(self, flag: str) -> bool:
-        """Whether the list has it."""
-        return flag in self.given
-
-    def value(self, flag: str) -> Any:
-        """Its value by its type, or Megatron-LM's default; None where there is none. A switch is true or false."""
-        argument = by_flag()[flag]
-        if argument.values == "-":
-            return self.has(flag)
-        words = self.given[flag].values if self.has(flag) else tuple(filter(None, [argument.default]))
-        values = [typed(argument, word) for word in words]
-        return values if argument.values != "1" else values[0] if values else None
-
-    def take(self, flag: str, key: str, value: Any, remark: str = "", comment: str | None = None) -> None:
-        """A key gets the value of an argument, or of its default."""
-        self.entries.append(Entry(key, value, comment))
-        self.note(flag, "taken", f"{key}: {short(value)}{f' ({remark})' if remark else ''}")
-
-    def write(self, key: str, value: Any, comment: str | None = None) -> None:
-        """A key gets a value that no argument alone decides."""
-        self.entries.append(Entry(key, value, comment))
-
-    def note(self, flag: str, result: Result, words: str) -> None:
-        """What became of an argument that is in the list, or of a default that matters."""
-        if flag in self._noted:
-            return
-        self._noted.add(flag)
-        argument = by_flag()[flag]
-        text = self.given[flag].text if self.has(flag) else f"{flag} {argument.default} (default)".replace("  ", " ")
-        self.outcomes.append(Outcome(text, result, words))
-
-    def equal(self, flag: str, words: str) -> None:
-        """An argument of the list that changes nothing."""
-        if self.has(flag):
-            self.note(flag, "equal", words)
-
-    def refuse(self, flag: str, words: str) -> None:
-        """An argument of the list, or a default, that the run.yaml does not have."""
-        self.note(flag, "refused", words)
 
     # --- what must be there
 
@@ -417,126 +370,9 @@ class _Translation:
         for other in ("--recompute-activations", "--recompute-method", "--recompute-num-layers", "--recompute-modules"):
             self.equal(other, "memory only: `full` computes all layers again, `selective` the MLP or the experts")
 
-    # --- learning rate
-
     def _schedule(self) -> None:
-        style = self.value("--lr-decay-style")
-        kind = {"constant": "constant", "linear": "linear", "cosine": "cosine", "WSD": "wsd"}.get(style)
-        if kind is None:
-            self.write("schedule.kind", "constant", "")
-            self.refuse(
-                "--lr-decay-style", "There is no such schedule. Choose one of docs/schedules.md (schedule.kind)"
-            )
-        else:
-            self.take("--lr-decay-style", "schedule.kind", kind)
-        self.take("--lr", "schedule.peak_lr", self.peak)
-        decay = self._decay(kind)
-        warmup = self._warmup(decay)
-        if kind in ("linear", "cosine", "wsd"):
-            self.take("--min-lr", "schedule.final_lr", self.value("--min-lr"))
-        else:
-            self.equal("--min-lr", "a constant rate has no end of its own")
-        if kind == "wsd":
-            self._wsd()
-        if self.progress is not None:
-            self._rest(self.progress, kind, decay, warmup)
-
-    def _decay(self, kind: str | None) -> int:
-        """Sequences from the beginning of the schedule to the end of its decay."""
-        by_samples = self.value("--train-samples") is not None
-        flag, other = "--lr-decay-iters", "--lr-decay-samples"
-        if by_samples:
-            flag, other = other, flag
-        self.equal(other, "Megatron-LM does not read it with this kind of length")
-        size = 1 if by_samples else self.batch
-        whole = self.batches.total(self.steps)
-        if self.progress is not None:
-            whole = self._whole_samples()
-        asked = self.value(flag)
-        decay: int = whole if asked is None else asked * size
-        if kind in ("constant", None):
-            self.equal(flag, "a constant rate does not decay")
-        elif self.progress is not None or abs(decay - whole) >= self.batch:
-            tokens = count_text(decay * self.sequence_length)
-            if asked is None:
-                self.write("schedule.tokens", tokens)
-            else:
-                remark = f"{decay / whole:.4g} times the run" if decay != whole else "that of the whole run"
-                self.take(flag, "schedule.tokens", tokens, remark)
-        else:
-            self.equal(flag, "the schedule ends with the run")
-        return decay
-
-    def _warmup(self, decay: int) -> float:
-        """Sequences of the warm-up."""
-        fraction = self.value("--lr-warmup-fraction")
-        iterations, samples = self.value("--lr-warmup-iters"), self.value("--lr-warmup-samples")
-        sequences: float
-        if fraction is not None:
-            flag, sequences = "--lr-warmup-fraction", fraction * decay
-            remark = f"{fraction:g} of the decay's {decay:,} sequences"
-        elif samples:
-            flag, sequences, remark = "--lr-warmup-samples", samples, f"{samples:,} sequences"
-        else:
-            flag, sequences, remark = "--lr-warmup-iters", iterations * self.batch, f"{iterations:,} steps"
-        if sequences:
-            self.take(flag, "schedule.warmup", count_text(round(sequences * self.sequence_length)), remark)
-        for other in ("--lr-warmup-fraction", "--lr-warmup-iters", "--lr-warmup-samples"):
-            self.equal(other, "no warm-up" if not sequences else "another argument gives the warm-up")
-        return sequences
-
-    def _rest(self, progress: Progress, kind: str | None, decay: int, warmup: float) -> None:
-        """Where on its schedule the run goes on.
-
-        Megatron-LM's update has the rate of the samples before it, ours that of the tokens after it: so that the next
-        update has the same rate, the schedule begins a step earlier.
-        """
-        before, lengths = progress.scheduled - self.batch, {"lr_decay_steps": float(decay), "lr_warmup_steps": warmup}
-        shown = f"{progress.scheduled:,} samples of the schedule"
-        if before > 0:
-            tokens = count_text(before * self.sequence_length)
-            self.write("schedule.consumed", tokens)
-            words = f"schedule.consumed: {tokens} (each update has the rate that it would have had)"
-            self.outcomes.append(Outcome(shown, "taken", words))
-        elif before < 0:
-            words = "They are less than a batch: the schedule begins anew, a step early. Its first rate is not 0"
-            self.outcomes.append(Outcome(shown, "refused", words))
-        now = {"max_lr": self.peak, "min_lr": self.value("--min-lr")} | lengths
-        flags = {
-            "max_lr": "--lr",
-            "min_lr": "--min-lr",
-            "lr_decay_steps": "its length",
-            "lr_warmup_steps": "its warm-up",
-        }
-        if kind == "constant":
-            del now["min_lr"], now["lr_decay_steps"]
-        for name, value in now.items():
-            stored = progress.scheduler.get(name, value)
-            if not isclose(stored, value, rel_tol=1e-9):
-                words = f"The arguments say {short(value)}, and that is in the run.yaml. Set {flags[name]} behind `--`"
-                self.outcomes.append(Outcome(f"{name} {short(stored)} of the scheduler", "refused", words))
-        self.equal("--use-checkpoint-opt_param-scheduler", "the arguments are compared with the scheduler's state")
-
-    def _wsd(self) -> None:
-        by_samples = self.value("--train-samples") is not None
-        flag = "--lr-wsd-decay-samples" if by_samples else "--lr-wsd-decay-iters"
-        other = "--lr-wsd-decay-iters" if by_samples else "--lr-wsd-decay-samples"
-        self.equal(other, "Megatron-LM does not read it with this kind of length")
-        decay = self.value(flag)
-        if decay is not None:
-            sequences = decay * (1 if by_samples else self.batch)
-            self.take(flag, "schedule.decay", count_text(sequences * self.sequence_length))
-        style = self.value("--lr-wsd-decay-style")
-        shape = {"linear": "linear", "cosine": "cosine", "minus_sqrt": "1-sqrt"}.get(style)
-        if shape is not None:
-            self.take("--lr-wsd-decay-style", "schedule.decay_shape", shape)
-            return
-        self.write("schedule.decay_shape", "linear")
-        words = (
-            "Megatron-LM's exponential, 2 * 0.5^x - 1, is not there: schedule.decay_shape: linear is nearest, at most "
-            "0.086 of the peak rate above it; `exponential` is a straight line in the logarithm"
-        )
-        self.refuse("--lr-wsd-decay-style", words)
+        whole = self._whole_samples() if self.progress is not None else self.batches.total(self.steps)
+        translate_schedule(self, Lengths(self.batch, self.sequence_length, whole, self.progress))
 
     # --- optimizer, layout, evaluation
 
@@ -586,7 +422,7 @@ class _Translation:
         rate, lowest = self.value("--decoupled-lr"), self.value("--decoupled-min-lr")
         if rate is None:
             return
-        factor, final = rate / self.peak, self.value("--min-lr")
+        factor, final = rate / self.value("--lr"), self.value("--min-lr")
         if lowest is not None and not isclose(lowest, final * factor, rel_tol=1e-3, abs_tol=1e-12):
             words = (
                 f"Embedding and output layer have a factor on the schedule's rate; {rate:g} would be {factor:.4g}, and "

@@ -67,7 +67,7 @@ def test_arms_are_held_against_one(tmp_path: Path) -> None:
     }
     table = write_tables(tmp_path, runs, ["one", "other", "not run"], figures, "one")
     assert table.splitlines()[2:] == [
-        "| one | 5 | +1.003 ± 0.002 | +0.500 ± 0.000 |",
+        "| one | 5 | +1.003 ± 0.002 | +0.500 |",
         "| other | 5 | +1.203 ± 0.002* |  |",
     ]
     [_, row] = (tmp_path / "differences.csv").read_text().splitlines()

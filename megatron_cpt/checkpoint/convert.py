@@ -223,10 +223,10 @@ def hf_from_megatron(
     Raises:
         BadInput: there is no such checkpoint, its tensors are not those of the config, or there is something at
             `output` already.
-        IntegrityFault: it cannot be read, or not safely, or holds a NaN: it has no hashes to tell what was written.
+        IntegrityFault: it cannot be read, or not safely, holds a NaN, or bytes that were not written (their CRC-32).
     """
     shape, shards = read_shape(hf_config), find_shards(folder)
-    stored = StoredTensors(shards)
+    stored = StoredTensors(shards, has_hashes=False)
     found = match_megatron(stored, shape, shards)
     weights, dtypes = _stored_weights(stored, found, shape), chosen_dtypes(dtype, hf_config)
     card = model_card(folder.name, output.name, None, None)

@@ -10,6 +10,7 @@ their tensors are read. common.pt, random states and optimizer are never opened.
 
 import io
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -106,9 +107,16 @@ def _place_of(entry: ShardedTensor | ShardedTensorFactory, size: tuple[int, ...]
 class StoredTensors:
     """The tensors of a torch_dist folder, by key."""
 
-    def __init__(self, shards: Path) -> None:
-        """Reads the table of contents. Raises IntegrityFault."""
-        self.shards = shards
+    def __init__(self, shards: Path, has_hashes: bool = True) -> None:
+        """Reads the table of contents.
+
+        Args:
+            has_hashes: False of a folder of Megatron-LM, whose tensors are compared with the CRC-32 that torch gave
+                them. Ours have hashes, which are compared elsewhere.
+        Raises:
+            IntegrityFault: it cannot be read.
+        """
+        self.shards, self._has_hashes = shards, has_hashes
         self._table: Metadata = read_table(shards)
         self.sizes = {
             key: tuple(entry.size)
@@ -126,7 +134,8 @@ class StoredTensors:
         """A parameter, in the dtype that it is stored in, on the CPU; its place must lie in a tensor that is there.
 
         Raises:
-            IntegrityFault: parts of it are missing, are not what the table says, or hold a NaN or an infinity.
+            IntegrityFault: parts of it are missing, are not what was written or what the table says, or hold a NaN or
+                an infinity.
         """
         return torch.cat(list(map(self._read, place.parts))) if place.further else self._read(place)
 
@@ -167,9 +176,14 @@ class StoredTensors:
             where = self._table.storage_data[MetadataIndex(key, chunk.offsets)]
             with inside(self.shards, where.relative_path).open("rb", buffering=0) as file:
                 part: Any = _PartOfFile(file, where.offset, where.length)
+                damaged = None if self._has_hashes else zipfile.ZipFile(part).testzip()
+                part.seek(0)
                 tensor = torch.load(part, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise IntegrityFault(f"{self.shards}: {key} cannot be read ({error})") from error
+            reason = str(error) or type(error).__name__
+            raise IntegrityFault(f"{self.shards}: {key} cannot be read ({reason})") from error
+        if damaged is not None:
+            raise IntegrityFault(f"{self.shards}: {key} does not hold the bytes that were written (their CRC-32)")
         if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes or not tensor.is_floating_point():
             raise IntegrityFault(f"{self.shards}: {key} is not what the table of contents says")
         if not is_finite(tensor):

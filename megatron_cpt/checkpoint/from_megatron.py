@@ -58,7 +58,7 @@ def checkpoint_from_megatron(folder: Path, hf_config: Path, output: Path, state:
     """
     refuse_existing(output)
     shape, shards = read_shape(hf_config), find_shards(folder)
-    stored = StoredTensors(shards)
+    stored = StoredTensors(shards, has_hashes=False)
     sources = match_megatron(stored, shape, shards)
     places, values = stored_places(shape)
     dtypes = {name: stored.dtype(source) for name, source in sources.items()}

@@ -134,7 +134,7 @@ def _read(
     found: list[Given] = []
     if args.source is not None and args.source.is_dir():
         checkpoint = read_checkpoint(iteration_folder(args.source))
-        found, progress = list(checkpoint.arguments), checkpoint.progress
+        found, progress, ranks = list(checkpoint.arguments), checkpoint.progress, checkpoint.ranks
     elif args.source is not None:
         if args.source.exists() and not args.source.is_file():
             raise BadInput(Fault(str(args.source), "is no regular file.", "Name a script, a file, or a checkpoint."))

@@ -1,5 +1,6 @@
 """What is known of the training of public bases: base_histories.yaml, by name."""
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -23,15 +24,21 @@ schedule."""
 
 
 def public_base_of(folder: str | Path) -> str | None:
-    """The public base whose name a Hugging Face folder has, or one of the folders that it is in, such as
-    `Meta-Llama-3-8B` or `models--EleutherAI--pythia-410m/snapshots/...`. None: no name of the table."""
-    for part in reversed(Path(folder).parts):
-        name = part.rpartition("--")[2].lower().replace("_", "-").removeprefix(_PREFIX)
-        for suffix in _SUFFIXES:
-            name = name.removesuffix(suffix)
-        if name in public_bases():
-            return name
-    return None
+    """The public base whose name a Hugging Face folder has, such as `Meta-Llama-3-8B`, also in the cache of its hub
+    (`models--EleutherAI--pythia-410m/snapshots/HASH`). None: no name of the table."""
+    path = Path(folder)
+    if path.parent.name == "snapshots":
+        path = path.parent.parent
+    name = path.name.rpartition("--")[2].lower().replace("_", "-").removeprefix(_PREFIX)
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name if name in public_bases() else None
+
+
+def parameters_in_name(base: str) -> float | None:
+    """The number of parameters that the name of a base tells, roughly; None where it tells none."""
+    found = re.search(r"-(\d+(?:\.\d+)?)([mb])(?![a-z])", base)
+    return None if found is None else float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]]
 
 
 def with_public_values(value: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import partial
 from megatron_cpt.families.family import Family, ModelShape, expert_weights, shared_expert_weights, with_experts
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
 from megatron_cpt.families.llama import llama_weights, read_llama_like
-from megatron_cpt.families.rope import read_rope
+from megatron_cpt.families.rope import check_sections, read_rope
 from megatron_cpt.families.weights import Rule
 
 
@@ -131,6 +131,7 @@ def _read_qwen2_vl(fields: ConfigFields, family: str) -> ModelShape:
     """The shape of the language model of a Qwen2 that sees; defaults are transformers' own (Qwen2VLTextConfig)."""
     rope = read_rope(fields, family, 32_768, base=1_000_000.0, has_sections=True)
     shape = read_llama_like(fields, family, 32_768, key_value_heads=8, norm_epsilon=1e-5, rope=rope)
+    check_sections(fields, rope, shape.head_dim, needed=True)
     return _read_window(fields, replace(shape, query_key_value_bias=True))
 
 
@@ -138,6 +139,7 @@ def _read_qwen3_vl(fields: ConfigFields) -> ModelShape:
     """The shape of the language model of a Qwen3-VL; defaults are transformers' own (Qwen3VLTextConfig)."""
     rope = read_rope(fields, "qwen3_vl_text", 128_000, base=500_000.0, has_sections=True)
     shape = read_llama_like(fields, "qwen3_vl_text", 128_000, key_value_heads=32, head_dim=128, rope=rope)
+    check_sections(fields, rope, shape.head_dim, needed=False)
     return replace(shape, query_key_norm=True)
 
 

@@ -15,7 +15,7 @@ from megatron_cpt.families.family import Family, ModelShape, shared_expert_weigh
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
 from megatron_cpt.families.llama import llama_weights, read_llama_like
 from megatron_cpt.families.qwen import qwen_moe_weights, read_qwen_experts
-from megatron_cpt.families.rope import read_rope
+from megatron_cpt.families.rope import check_sections, read_rope
 from megatron_cpt.families.weights import (
     ColumnParallel,
     DeltaConvolution,
@@ -49,6 +49,7 @@ def _read_like_next(fields: ConfigFields, family: str, key_value_heads: int) -> 
     sections = family != "qwen3_next"
     rope = read_rope(fields, family, 32_768, share_name="partial_rotary_factor", share=0.25, has_sections=sections)
     shape = read_llama_like(fields, family, 32_768, key_value_heads, head_dim=256, rope=rope)
+    check_sections(fields, rope, shape.head_dim, needed=False)
     interval = fields.integer("full_attention_interval", 4)
     marked = read_layer_types(fields, shape.layers, _KINDS)
     unmarked = frozenset(layer for layer in range(shape.layers) if (layer + 1) % interval)
@@ -113,12 +114,9 @@ def _read_qwen3_5(fields: ConfigFields) -> ModelShape:
     """The shape of the language model of a Qwen3.5; defaults are transformers' own (Qwen3_5TextConfig)."""
     fields.assume("intermediate_size", 12_288)
     fields.require("attn_output_gate", [True], True)
-    for name in (
-        "mtp_num_hidden_layers",
-        "mtp_use_dedicated_embeddings",
-    ):  # of tensors that are not trained (others.py)
+    # Of tensors that are not trained (others.py), and of states in servers.
+    for name in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"):
         fields.take(name)
-    fields.take("mamba_ssm_dtype")  # of states in servers
     return _read_like_next(fields, "qwen3_5_text", key_value_heads=4)
 
 

@@ -159,6 +159,8 @@ class Rope:
     """How much queries grow beyond the original positions (ModelShape.temperature_beta)."""
     temperature_positions: int = 1
     """The original positions, for this."""
+    sections: tuple[int, ...] | None = None
+    """Pairs of dimensions that are turned by time, height and width (`mrope_section`). None: not given."""
 
 
 def read_rope(
@@ -205,10 +207,9 @@ def read_rope(
     inner = ConfigFields(f"{fields.path}: {name}", given)
     inner.take("rope_type")
     inner.take("type")
+    sections = None
     if has_sections:
-        for section in _SECTIONS:
-            inner.take(section)
-        kind = "default" if kind == "mrope" else kind
+        sections, kind = _read_sections(inner), "default" if kind == "mrope" else kind
     base = inner.positive("rope_theta", outer_base)
     if share_name is None:
         inner.require("partial_rotary_factor", [1, 1.0], 1.0)
@@ -228,7 +229,36 @@ def read_rope(
     if not inner.faults:  # the fields of a kind that is refused need no faults of their own
         inner.refuse_left(family)
     fields.faults += inner.faults
-    return Rope(base, scaling, outer_share, _longest(stated, scaling), beta, begin)
+    return Rope(base, scaling, outer_share, _longest(stated, scaling), beta, begin, sections)
+
+
+def _read_sections(fields: ConfigFields) -> tuple[int, ...] | None:
+    """Pairs of dimensions by time, height and width, where they are given."""
+    fields.boolean("mrope_interleaved", False)
+    sections = fields.take("mrope_section")
+    if sections is None:
+        return None
+    numbers = sections if isinstance(sections, list) else []
+    if len(numbers) != 3 or not all(type(one) is int and one >= 0 for one in numbers):
+        rule = "must be three whole numbers: pairs of dimensions by time, height and width."
+        fields.fault("mrope_section", sections, rule, "Mend config.json.")
+        return None
+    return tuple(numbers)
+
+
+def check_sections(fields: ConfigFields, rope: Rope, head_dim: int, needed: bool) -> None:
+    """Notes a fault where the sections are not all pairs of dimensions that are turned, or are missing.
+
+    Args:
+        needed: whether transformers fails without them.
+    """
+    pairs = int(head_dim * rope.share) // 2
+    if rope.sections is None and needed and not fields.faults:
+        rule = "transformers needs it in this family."
+        fields.fault("mrope_section", None, rule, f"State it in rope_scaling: three numbers with the sum {pairs}.")
+    if rope.sections is not None and sum(rope.sections) != pairs:
+        rule = f"its sum must be {pairs}, the pairs of dimensions of a head that are turned."
+        fields.fault("mrope_section", list(rope.sections), rule, "Mend config.json.")
 
 
 def _longest(stated: int, scaling: RopeScaling | None) -> int:

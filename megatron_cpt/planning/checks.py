@@ -384,6 +384,11 @@ def _position_faults(config: RunConfig, shown: str, checkpoint: Path) -> Iterato
         return
     if newest_checkpoint(RunFolder(config.run.folder).checkpoints) is None:
         yield from decay_faults(config)
+    distributed = state.layout.distributed_optimizer
+    if config.init_from.load_optimizer and config.parallel.distributed_optimizer != distributed:
+        name = f"parallel.distributed_optimizer = {str(not distributed).lower()}"
+        rule = f"the optimizer state of {checkpoint} is that of the other kind."
+        yield Fault(name, rule, f"Set it to {str(distributed).lower()}, or `init_from.load_optimizer` to false.")
     if not config.init_from.load_data_position:
         return
     if state.updates is not None:

@@ -402,6 +402,12 @@ class _Translation(ArgumentTranslation):
             kept = find_state(self.checkpoint)
         if self.progress is None:
             return
+        if self.checkpoint is None:
+            words = (
+                "the run begins with the weights of --model. Where they are not those of this iteration, convert it: "
+                "`megatron-cpt convert from-megatron` (or `to-hf`), then --model OUTPUT"
+            )
+            self.outcomes.append(Outcome(f"weights of iteration {self.progress.iteration:,}", "refused", words))
         if kept is None or kept.updates is None:
             self.write(
                 "optimizer.moment_warmup_steps", _MOMENT_WARMUP, "Fills Adam's moments, which are not taken over"

@@ -37,8 +37,10 @@ def translate_schedule(found: ArgumentTranslation, run: Lengths) -> None:
     warmup = _warmup(found, run, decay)
     if kind in ("linear", "cosine", "wsd"):
         found.take("--min-lr", "schedule.final_lr", found.value("--min-lr"))
-    else:
+    elif kind == "constant":
         found.equal("--min-lr", "a constant rate has no end of its own")
+    elif found.has("--min-lr"):
+        found.refuse("--min-lr", "It belongs to a schedule that is not there. Set schedule.final_lr")
     if kind == "wsd":
         _wsd(found, run)
     if run.progress is not None:
@@ -55,8 +57,12 @@ def _decay(found: ArgumentTranslation, run: Lengths, kind: str | None) -> int:
     size = 1 if by_samples else run.batch
     asked = found.value(flag)
     decay: int = run.whole if asked is None else asked * size
-    if kind in ("constant", None):
+    if kind == "constant":
         found.equal(flag, "a constant rate does not decay")
+    elif kind is None and found.has(flag):
+        found.refuse(flag, "It belongs to a schedule that is not there. Set schedule.tokens")
+    elif kind is None:
+        pass
     elif run.progress is not None or abs(decay - run.whole) >= run.batch:
         tokens = count_text(decay * run.sequence_length)
         if asked is None:
@@ -101,7 +107,8 @@ def _rest(
     if before > 0:
         tokens = count_text(before * run.sequence_length)
         found.write("schedule.consumed", tokens)
-        words = f"schedule.consumed: {tokens} (each update has the rate that it would have had)"
+        exact = kind is not None and not (kind == "wsd" and found.value("--lr-wsd-decay-style") == "exponential")
+        words = f"schedule.consumed: {tokens}" + " (each update has the rate that it would have had)" * exact
         found.outcomes.append(Outcome(shown, "taken", words))
     elif before < 0:
         words = "They are less than a batch: the schedule begins anew, a step early. Its first rate is not 0"

@@ -45,6 +45,8 @@ class MegatronCheckpoint:
     """The arguments of the run, where they are not the defaults."""
     progress: Progress | None
     """None: it does not say."""
+    ranks: int | None = None
+    """That wrote it. None: it does not say."""
 
 
 class _Stand:
@@ -99,7 +101,12 @@ def read_checkpoint(shards: Path) -> MegatronCheckpoint:
         raise BadInput(Fault(str(path), "holds no `args`.", "Give the argument list of the run instead."))
     stored = vars(arguments)
     given = (_given(argument, stored) for argument in table())
-    return MegatronCheckpoint(tuple(one for one in given if one is not None), _progress(state, stored))
+    ranks = stored.get("world_size")
+    return MegatronCheckpoint(
+        tuple(one for one in given if one is not None),
+        _progress(state, stored),
+        ranks if type(ranks) is int and ranks > 0 else None,
+    )
 
 
 def _given(argument: Argument, stored: Mapping[str, Any]) -> Given | None:

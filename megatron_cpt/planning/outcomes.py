@@ -114,7 +114,8 @@ def replay_note(entries: Sequence[Entry]) -> str | None:
 
 def _added(entries: Sequence[Entry]) -> Iterator[Entry]:
     written = {entry.key: entry.value for entry in entries}
-    if not any(key.startswith("init_from.") for key in written):
+    continues = any(key.startswith("init_from.") for key in written) or "schedule.consumed" in written
+    if not continues:
         yield from base_entries(str(written["model.hf"]))
     if any(key.startswith("validation.sets.") for key in written):
         yield log_spaced()

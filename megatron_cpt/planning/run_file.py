@@ -8,23 +8,28 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from megatron_cpt.config.base_history import public_base_of
+from megatron_cpt.config.base_history import parameters_in_name, public_base_of
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.json_schema import meaning_of
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.units import LARGEST_COUNT, parse_count, short_count
 from megatron_cpt.corpus.stream import prefix_of
+from megatron_cpt.families.shape import read_shape
+from megatron_cpt.families.size import parameter_count
 from megatron_cpt.planning.inputs import missing_data
 
 _COMMENT_COLUMN = 58
 _LONGEST = 120
 _INDENT = "  "
+_ROUNDED = 0.2
+"""How far the parameters in a model's name are off at most: open-llama-3b has 3.4B."""
 _SHORT_NAMES = re.compile(r"[^\w-]+")
 
 
@@ -104,9 +109,15 @@ def _yaml(value: Any) -> str:
 
 
 def base_entries(model: str) -> Iterator[Entry]:
-    """`base_history` of a model whose folder has the name of a public base, and no lineage.json that knows better."""
+    """`base_history` of a model whose folder has the name of a public base, and no lineage.json that knows better.
+
+    Its size must be that of the name.
+    """
     name = public_base_of(model)
-    if name is not None and not Path(model, "lineage.json").exists():
+    if name is None or Path(model, "lineage.json").exists():
+        return
+    told = parameters_in_name(name)
+    if told is None or isclose(parameter_count(read_shape(model)), told, rel_tol=_ROUNDED):
         comment = "by the name of the model's folder, for scaling laws; take it out if the weights are others"
         yield Entry("base_history", name, comment)
 

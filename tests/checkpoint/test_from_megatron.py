@@ -2,6 +2,7 @@
 
 import argparse
 import enum
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_cpt.checkpoint.dcp import TRACKER
 from megatron_cpt.checkpoint.hf_weights import load_hf_weights
@@ -235,6 +237,9 @@ def test_a_run_goes_on_as_if_it_had_not_ended(
         anew = continued(one_rank, workshop, root, tmp_path / "anew", "init_from.load_optimizer=false")
         assert largest_difference(anew, theirs) > 0.05
         assert main(["plan", str(root / "run.yaml"), "init_from.load_data_position=true"]) == 2
+        other_kind = ["plan", str(root / "run.yaml"), f"run.folder={tmp_path / 'new'}"]
+        assert main(other_kind) == 0
+        assert main([*other_kind, "parallel.distributed_optimizer=false"]) == 2
 
 
 def largest_difference(run: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
@@ -286,3 +291,27 @@ def test_a_state_that_does_not_go_over_is_refused(
     one_rank.call(save, workshop=workshop, root=root, distributed=True, **options)
     assert main(["convert", "from-megatron", str(root), str(output), "--hf-config", str(workshop.hf)]) == code
     assert said in capsys.readouterr().err and not output.exists()
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_bytes_that_were_not_written_are_found(
+    one_rank: Ranks, workshop: Workshop, tmp_path: Path, state: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Megatron-LM's checkpoints have no hashes; torch gives each tensor a CRC-32."""
+    root, output = tmp_path / "megatron", tmp_path / "converted"
+    one_rank.call(save, workshop=workshop, root=root, distributed=True, metadata=FULLY_RESHARDABLE)
+    folder = root / f"iter_{BEFORE:07}"
+    places = FileSystemReader(folder).read_metadata().storage_data
+    key, place = max(
+        ((index.fqn, place) for index, place in places.items() if index.fqn.startswith("optimizer.") is state),
+        key=lambda one: one[1].length,
+    )
+    with open(folder / place.relative_path, "r+b") as file:
+        file.seek(place.offset + place.length // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    for command in ("from-megatron", "to-hf")[: 1 if state else 2]:
+        assert main(["convert", command, str(root), str(output), "--hf-config", str(workshop.hf)]) == 3
+        said = capsys.readouterr().err
+        assert f"{key} does not hold the bytes that were written" in said and not output.exists()

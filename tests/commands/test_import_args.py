@@ -17,7 +17,7 @@ from megatron_cpt.runs.checkpoint_state import write_marker
 from megatron_cpt.runs.folder import write_json
 from tests.planning.megatron_lm_lists import LISTS
 from tests.planning.other_configs import LLAMA_FACTORY
-from tests.planning.small_run import write_dataset, write_model
+from tests.planning.small_run import SIZES_OF_70M, write_dataset, write_model
 
 NEEDED = (
     "--seq-length 32 --micro-batch-size 2 --global-batch-size 8 --train-iters 50 --lr 1e-3 --min-lr 1e-5 --bf16 "
@@ -257,6 +257,24 @@ def test_a_run_underway_is_continued(here: Path, capsys: pytest.CaptureFixture[s
     # A cosine from 1e-3 at 80 samples to 1e-5 at 400, of which 160 to 392 are left.
     assert "30 steps of 8 x 32 = 256 tokens" in plan
     assert "Rate     0.000855 at the first step, 0.000855 at the highest, 1.15e-05 at the last" in plan
+
+
+def test_what_a_run_underway_does_not_have_is_no_part_of_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights are not those of the model that is named, and what is known of a base is not known of it."""
+    write_underway(Path("old"), 20, world_size=4, lr_decay_style="inverse-square-root")
+    write_model(here / "pythia-70m", **SIZES_OF_70M)
+    assert main(["import-args", "old", "--model", "pythia-70m"]) == 0
+    printed = capsys.readouterr().out
+    assert "next: megatron-cpt plan run.yaml --nproc 4" in printed  # the ranks that wrote it
+    printed = " ".join(printed.split())
+    refused = printed.partition("refused: ")[2]
+    assert "weights of iteration 20 the run begins with the weights of --model" in refused
+    assert "--min-lr 1e-05 It belongs to a schedule that is not there" in refused
+    assert "--lr-decay-iters 50 It belongs to a schedule that is not there" in refused
+    assert "the rate that it would have had" not in printed
+    assert load_config("run.yaml").base_history is None
+    assert main(["import-args", "old", "--model", "pythia-70m", "--output", "anew.yaml", "--", "--finetune"]) == 0
+    assert load_config("anew.yaml").base_history is not None
 
 
 def test_a_run_underway_begins_anew_where_it_is_told_to_or_is_done(

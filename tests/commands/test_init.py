@@ -16,7 +16,7 @@ import yaml
 
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.json_schema import run_schema
-from tests.planning.small_run import LLAMA, write_dataset, write_model
+from tests.planning.small_run import LLAMA, SIZES_OF_70M, write_dataset, write_model
 from tests.preparation.chats import TEMPLATES, said, write_chat_tokenizer, write_conversations
 
 
@@ -69,14 +69,17 @@ def test_evaluations_of_a_short_run_are_short(here: Path, capsys: pytest.Capture
 
 
 def test_a_public_base_brings_its_history(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = (here / "base").rename(here / "Llama-2-7b-hf")
-    content = init("--model", "Llama-2-7b-hf", "--domain", "law", "--replay", "web")
-    assert content["base_history"] == "llama-2-7b"
+    base = write_model(here / "pythia-70m", **SIZES_OF_70M)
+    words = ("--domain", "law", "--replay", "web", "--model")
+    assert init(*words, "pythia-70m")["base_history"] == "pythia-70m"
     assert main(["plan", "run.yaml", "--nproc", "8"]) == 0
-    assert "Base     llama-2-7b: 2.00T tokens" in capsys.readouterr().out
+    assert "Base     pythia-70m: 300B tokens" in capsys.readouterr().out
     Path("run.yaml").unlink()
     (base / "lineage.json").write_text("{}")  # our own export, which tells more
-    assert "base_history" not in init("--model", "Llama-2-7b-hf", "--domain", "law", "--replay", "web")
+    assert "base_history" not in init(*words, "pythia-70m")
+    Path("run.yaml").unlink()
+    (here / "base").rename(here / "Llama-2-7b-hf")  # a thousandth of its size
+    assert "base_history" not in init(*words, "Llama-2-7b-hf")
 
 
 def test_a_dataset_in_parts_is_named_by_its_prefix(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

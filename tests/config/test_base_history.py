@@ -166,6 +166,7 @@ def test_random_weights_have_no_history() -> None:
         ),
         ("Meta-Llama-3-8B-Instruct", None),
         ("Llama-3.1-8B", None),
+        ("Llama-2-7b-hf/sft-v2", None),
         ("base", None),
     ],
 )

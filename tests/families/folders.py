@@ -535,6 +535,14 @@ def text_of(fields: dict[str, Any]) -> dict[str, Any]:
     return fields.get("text_config", fields)
 
 
+def of_sizes(fields: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a model with other sizes; without the sections of a head, which are those of its width."""
+    found = {name: value if value is None else sizes.get(name, value) for name, value in fields.items()}
+    if isinstance(rope := found.get("rope_parameters"), dict):
+        found["rope_parameters"] = {name: value for name, value in rope.items() if name != "mrope_section"}
+    return found
+
+
 def with_vocabulary(fields: dict[str, Any], rows: int) -> dict[str, Any]:
     """The fields of a model with so many rows."""
     text = text_of(fields) | {"vocab_size": rows}

@@ -29,6 +29,7 @@ HEAD_DIMS = {
     "gemma3_text": 256,
 }
 LATENT = {"num_key_value_heads": 32, "first_k_dense_replace": 1, "num_experts_per_tok": 8}
+SECTIONED = ("qwen2_vl_text", "qwen2_5_vl_text")
 DENSE = {"num_local_experts": 0, "layer_types": ["attention"] * 3}
 EPSILONS = {"gpt_neox": "layer_norm_eps", "nemotron": "norm_eps", "starcoder2": "norm_epsilon"}
 
@@ -50,6 +51,8 @@ def test_a_config_that_transformers_writes_is_understood(tmp_path: Path, family:
     fields = {name: size for name, size in sizes.items() if grouped or name != "num_key_value_heads"}
     if family.startswith("deepseek"):
         fields |= LATENT | {"num_key_value_heads": 4}
+    if family in SECTIONED:
+        fields |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
     config = AutoConfig.for_model(family, **fields)
     config.save_pretrained(tmp_path)
     shape = read_shape(tmp_path)
@@ -71,6 +74,7 @@ def test_what_is_not_written_is_what_transformers_takes(tmp_path: Path, family: 
     needed = {"num_hidden_layers": 3, "hidden_size": 256, "num_attention_heads": 32}
     needed |= {"head_dim": 8} if family == "ministral" else DENSE if family == "granitemoehybrid" else {}
     needed |= LATENT if family.startswith("deepseek") else {}
+    needed |= {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}} if family in SECTIONED else {}
     shape = read_shape(
         write_fields(tmp_path, {"model_type": family, "vocab_size": 7, "intermediate_size": 8, **needed})
     )
@@ -210,6 +214,9 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (SMALL | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, "max_window_la"),
         (SMALL | {"model_type": "qwen2", "rope_scaling": {"type": "proportional", "factor": 4.0}}, "'proportional'"),
         (SMALL | {"rope_parameters": LONG_ROPE | {"short_factor": [1.0] * 4}}, "short_factor = '4 numbers'"),
+        (MODELS["qwen2_5_vl"] | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 3]}}, "its sum must be 4"),
+        (MODELS["qwen2_5_vl"] | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 2]}}, "mrope_section = [2, 2]"),
+        (without(MODELS["qwen2_5_vl"], "rope_scaling"), "transformers needs it in this family"),
         (SMALL | {"rope_parameters": LONG_ROPE | {"long_factor": [1.0, 2.0, 0.0, 1.0, 1.0]}}, "long_factor = ["),
         (MODELS["phi3"] | {"partial_rotary_factor": 0.3}, "partial_rotary_factor = 0.3"),
         (MODELS["phi3"] | {"full_attn_mod": 2, "auto_map": {"AutoModel": "phi.Phi"}}, "full_attn_mod = 2"),

@@ -19,7 +19,7 @@ from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.model.forward import loss_step
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import seed_everything
-from tests.families.folders import MODELS, write_fields
+from tests.families.folders import MODELS, of_sizes, write_fields
 from tests.families.test_size import LLAMA_3_8B
 from tests.ranks import Ranks
 
@@ -214,6 +214,6 @@ def test_a_small_model_keeps_what_is_estimated(one_rank: Ranks, tmp_path: Path, 
         "linear_key_head_dim": 32,
         "linear_value_head_dim": 32,
     }
-    folder = write_fields(tmp_path, {name: sizes.get(name, value) for name, value in MODELS[kind].items()})
+    folder = write_fields(tmp_path, of_sizes(MODELS[kind], sizes))
     ((found, estimated),) = one_rank.call(kept_and_estimated, folder=folder, recompute=recompute)
     assert estimated == pytest.approx(found, rel=0.2)

@@ -29,6 +29,10 @@ LLAMA = {
 }
 
 
+SIZES_OF_70M = {"num_hidden_layers": 18, "hidden_size": 512, "intermediate_size": 2048}
+"""A Llama of as many parameters as Pythia-70m has."""
+
+
 def write_model(folder: Path, words: str = "w", **changes: Any) -> Path:
     """A Hugging Face folder without weights: planning reads none."""
     folder.mkdir(parents=True)

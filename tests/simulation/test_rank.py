@@ -13,7 +13,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.planning.cards import CARDS
 from megatron_cpt.planning.layout_search import closed_rank
 from megatron_cpt.planning.simulated import SimulatedRank
-from tests.families.folders import MODELS, write_fields
+from tests.families.folders import MODELS, of_sizes, write_fields
 from tests.simulation.ranks import run_settings, simulate
 
 # Small, but with the proportions of models that are trained: vocabulary apart, matrices decide.
@@ -113,7 +113,7 @@ SLOW = (
 
 def settings_of(case: Case, root: Path) -> dict[str, Any]:
     """Settings of its run, beside the folder of its model."""
-    fields = {name: SIZES.get(name, value) if value is not None else None for name, value in MODELS[case.kind].items()}
+    fields = of_sizes(MODELS[case.kind], SIZES)
     if case.parallel.get("virtual_pipeline", 1) > 1:
         fields["num_hidden_layers"] = 4
     if "layer_types" in fields:

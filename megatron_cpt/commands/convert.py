@@ -34,7 +34,6 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         "megatron-cpt convert from-hf Llama-3-8B checkpoints/Llama-3-8B",
         "megatron-cpt convert to-hf runs/medicine Llama-3-8B-medicine",
-        "megatron-cpt convert from-megatron checkpoints/llama llama-40000 --hf-config Llama-3-8B",
         "megatron-cpt convert verify runs/medicine Llama-3-8B-medicine",
         "megatron-cpt convert extend Llama-3-8B Llama-3-8B-extended --new-tokens angiogram stent",
     )

@@ -20,7 +20,7 @@ _NAMES = (
 )
 _SEES = ("vision_tower.", "multi_modal_projector.")
 _OTHERS = (*_SEES, *(_OUTER + name for name in _SEES))
-_QWEN_SEES = ("visual.", "model.visual.")
+_QWEN_SEES = ("visual.", _OUTER + "visual.")
 _TIED = "tie_word_embeddings"
 
 

@@ -152,7 +152,7 @@ def test_the_command_keeps_what_a_finished_run_says_of_itself(
     assert "schedule.peak_lr: 0.002 before, 0.02 now" in capsys.readouterr().err
     status = read_status(run / "status.json")
     assert status is not None
-    assert (status.exit_code, status.step) == (2, 12)
+    assert (status.state, status.exit_code, status.step) == ("done", 0, 12)
     assert yaml.safe_load((run / "config.yaml").read_text())["schedule"]["peak_lr"] == 2e-3
 
 

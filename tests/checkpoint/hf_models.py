@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -79,6 +80,25 @@ def assert_same_tensors(folder: Path, reference: Path) -> None:
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype, name
         assert torch.equal(ours[name], tensor), name
+
+
+def megatron_config(shape: ModelShape, **changes: Any) -> TransformerConfig:
+    """What Megatron-LM would have for a Llama of this shape on a CPU, with changes."""
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn_hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=False,
+        **changes,
+    )
 
 
 def load_and_export(

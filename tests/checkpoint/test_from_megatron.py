@@ -16,7 +16,6 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_cpt.checkpoint.dcp import TRACKER
@@ -27,6 +26,7 @@ from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
 from megatron_cpt.planning.megatron_lm_arguments import table
 from megatron_cpt.train.megatron_lm import datasets_provider
+from tests.checkpoint.hf_models import megatron_config
 from tests.ranks import Ranks
 from tests.train.runs import column, records_of, train
 from tests.workshop import SEQUENCE_LENGTH, VOCABULARY, Workshop
@@ -110,22 +110,11 @@ def saved_by_megatron(
 def megatron_run(hf: Path, distributed: bool, dtype: torch.dtype) -> Run:
     """Megatron-Core's own model of a folder, in the wrappers of Megatron-LM, with optimizer and scheduler."""
     shape, bf16 = read_shape(hf), dtype is torch.bfloat16
-    config = TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn_hidden,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        normalization="RMSNorm",
+    config = megatron_config(
+        shape,
         layernorm_epsilon=shape.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        use_cpu_initialization=True,
-        gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,

@@ -14,7 +14,6 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_cpt.checkpoint.convert import hf_from_megatron
@@ -26,7 +25,7 @@ from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.model.build import ModelOptions, build_model
 from megatron_cpt.parallel import groups
-from tests.checkpoint.hf_models import assert_same_tensors, write_model
+from tests.checkpoint.hf_models import assert_same_tensors, megatron_config, write_model
 from tests.families.folders import MODELS, write_config
 from tests.parallel.matrix import HAS_BOTH_MODELS
 from tests.ranks import Ranks
@@ -43,22 +42,11 @@ def write_foreign(
     rows = 128 if tensor == 1 else 102
     groups.init_model_parallel(ParallelSettings(tensor=tensor))
     shape = read_shape(hf)
-    config = TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn_hidden,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
+    config = megatron_config(
+        shape,
         add_qkv_bias=shape.query_key_value_bias,
         qk_layernorm=shape.query_key_norm,
         tensor_model_parallel_size=tensor,
-        use_cpu_initialization=True,
-        gradient_accumulation_fusion=False,
     )
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.query_key_norm)
     model = GPTModel(

@@ -211,11 +211,14 @@ def _backward_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     """What the backward pass of a layer allocates at most of each token, beside what the layer keeps."""
     weight, parallel = BYTES[config.training.precision], config.parallel
     hidden = 2.0 * weight * shape.hidden
-    if layer in shape.delta_layers:
-        hidden += delta_bytes(shape) / parallel.tensor
     if layer in shape.sparse_layers:
-        return hidden + weight * shape.experts_per_token * 2 * shape.hidden
-    return hidden + weight * shape.ffn_hidden / parallel.tensor
+        of_mlp = hidden + weight * shape.experts_per_token * 2 * shape.hidden
+    else:
+        of_mlp = hidden + weight * shape.ffn_hidden / parallel.tensor
+    if layer not in shape.delta_layers:
+        return of_mlp
+    # When the inside of a delta net is computed again, what the MLP behind it kept is gone.
+    return max(of_mlp, hidden + delta_bytes(shape) / parallel.tensor - _mlp_bytes(shape, config, layer))
 
 
 def delta_bytes(shape: ModelShape) -> float:

@@ -291,7 +291,8 @@ def gated_delta_rule(
         [b, s, heads, value_dim], in the dtype of the values.
     """
     length, key_heads = key.shape[1:3]
-    wide = torch.promote_types(value.dtype, torch.float32)
+    given = value.dtype
+    wide = torch.promote_types(given, torch.float32)
     query, key = (_unit(states.to(wide)) for states in (query, key))
     query = query * query.size(-1) ** -0.5
     # [b, key heads, 1 or heads of each, chunks, tokens, ...]; tokens behind the last change nothing.
@@ -323,7 +324,7 @@ def gated_delta_rule(
         outputs.append(since[:, :, :, chunk] * (queries @ state) + scores[:, :, :, chunk] @ updates)
         state = kept[:, :, :, chunk] * state + keys.mT @ (until[:, :, :, chunk] * updates)
     output = torch.stack(outputs, dim=3).flatten(3, 4)[:, :, :, :length]  # [b, key heads, heads of each, s, value_dim]
-    return output.flatten(1, 2).transpose(1, 2).to(value.dtype)
+    return output.flatten(1, 2).transpose(1, 2).to(given)
 
 
 def _unit(states: Tensor) -> Tensor:

@@ -231,8 +231,9 @@ def _within_step(config: RunConfig, shape: ModelShape, micro_batches: int, world
         return TransferCount(operation, group, ranks, span, total, total * size)
 
     if tensor > 1:
-        # Attention and MLP each gather their input, forward and twice backward, and scatter their output's sums.
-        parts = 2 * layers - sparse + 1
+        # Attention and MLP each gather their input, forward and twice backward, and scatter their output's sums; of a
+        # layer with experts, the one that all tokens go through.
+        parts = 2 * layers + 1 - (0 if shape.shared_expert_ffn_hidden else sparse)
         yield transfer("all_gather", "tensor", tensor, tensor, (3 + again) * parts, states)
         yield transfer("reduce_scatter", "tensor", tensor, tensor, (2 + again) * parts, states)
     if context > 1:
@@ -241,8 +242,8 @@ def _within_step(config: RunConfig, shape: ModelShape, micro_batches: int, world
         yield transfer("all_reduce", "context", context, tensor * context, layers, keys)
     if tensor > 1 and sparse:  # the tokens of an expert go to all ranks that share it, there and back
         chosen = states * shape.experts_per_token
-        yield transfer("all_gather", "expert tensor", tensor, tensor, 3 * sparse, chosen)
-        yield transfer("reduce_scatter", "expert tensor", tensor, tensor, 3 * sparse, chosen)
+        yield transfer("all_gather", "expert tensor", tensor, tensor, (3 + again) * sparse, chosen)
+        yield transfer("reduce_scatter", "expert tensor", tensor, tensor, (3 + 2 * again) * sparse, chosen)
     if parallel.expert > 1 and sparse:
         sent = states / tensor * shape.experts_per_token
         yield transfer(

@@ -31,6 +31,12 @@ SIZES: dict[str, Any] = {
     "num_local_experts": 8,
     "num_experts": 16,
     "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 384,
+    "partial_rotary_factor": 0.25,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
 }
 
 
@@ -97,12 +103,15 @@ SLOW = (
             "apertus",
             "ministral3",
             "gpt_oss",
+            "qwen3_next",
         )
     ),
+    Case("qwen3_next", {"tensor": 2, "sequence": True}, 2, {"recompute": "full"}),
     Case("llama", {"pipeline": 2}, 2, {}),
     Case("llama", {"pipeline": 2, "virtual_pipeline": 2}, 2, {}, stage=1),
     Case("llama", {"context": 2}, 2, {}),
     Case("llama", {}, 1, {"recompute": "full"}),
+    Case("qwen3_moe", {"tensor": 2, "sequence": True}, 2, {"recompute": "full"}),
     Case("llama", {}, 1, {"recompute": "selective"}),
     Case("gpt_neox", {}, 1, {"recompute": "selective"}),
     Case("llama", {}, 1, {"precision": "fp32"}),

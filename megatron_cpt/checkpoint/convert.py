@@ -118,10 +118,10 @@ def checkpoint_from_hf(hf_folder: Path, output: Path) -> str:
             return parameter
 
         write_checkpoint(output, hf_folder, places, values, dtypes, read)
-        own = trained_dtypes(shape, dtype)
+        own, stacks = trained_dtypes(shape, dtype), places_in_stacks(shape, tensors.stacks.values())
         conversions = {name: Conversion(word, word_of(own[name])) for name, word in stored.items()}
         dequantized = tensors.dequantized and f"{tensors.dequantized} to bfloat16"
-        return ", ".join(filter(None, (dequantized, roundings(conversions, places_in_stacks(shape)))))
+        return ", ".join(filter(None, (dequantized, roundings(conversions, stacks))))
 
 
 def exact_precision(shape: ModelShape, stored: Mapping[str, str]) -> torch.dtype:
@@ -479,7 +479,7 @@ def reference_model(
 def _whole_state(tensors: HFTensors, shape: ModelShape) -> dict[str, Tensor]:
     """All tensors of a folder by the names in its files, those of all experts in one, as they are read."""
     state: dict[str, Tensor] = {}
-    stacks = places_in_stacks(shape)
+    stacks = places_in_stacks(shape, tensors.stacks.values())
     for name in sorted(tensors.names & hf_sizes(shape).keys()):
         part, stored = tensors.read(name, 0, 0, tensors.size(name)[0]), tensors.stored_name(name)
         if name not in stacks:

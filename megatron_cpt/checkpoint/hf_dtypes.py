@@ -1,12 +1,13 @@
 """dtypes of the tensors of a Hugging Face folder, which exports of what was trained from it have too.
 
 The tensors say, not a word of config.json, which may be another one or none. Checkpoints hold no safetensors of the
-folder that they come from; a small file in `hf/` tells the dtypes of its tensors.
+folder that they come from; a small file in `hf/` tells the dtypes of its tensors, and which of them hold those of all
+experts of a layer: folders of one family differ in it.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import torch
 from megatron_cpt.checkpoint.hf_folder import has_safetensors, open_hf_tensors
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.families.multimodal import text_fields, with_text_fields
-from megatron_cpt.families.shape import read_config, stated_dtype
-from megatron_cpt.families.weights import StackPlace
+from megatron_cpt.families.shape import read_config, stacks_of, stated_dtype
+from megatron_cpt.families.weights import Stack, StackPlace
 from megatron_cpt.runs.folder import write_json
 
 _FILE = "tensor_dtypes.json"
@@ -34,12 +35,14 @@ STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 
 @dataclass(frozen=True)
 class TensorDtypes:
-    """The dtype of each tensor of a folder."""
+    """The dtype of each tensor of a folder, and which tensors hold those of all experts."""
 
     common: str | None
     """That of all but some; None: each tensor has the dtype that it is trained or stored in."""
     others: Mapping[str, str] = field(default_factory=dict)
     """The tensors that have another one, by name."""
+    stacks: tuple[Stack, ...] | None = field(default=None, compare=False)
+    """The tensors that hold those of all experts of a layer; None: as in published folders of the family."""
 
     def of(self, name: str, own: torch.dtype) -> torch.dtype:
         """The dtype of a tensor that is trained or stored in `own`."""
@@ -93,7 +96,7 @@ def chosen_dtypes(word: str | None, *folders: Path) -> TensorDtypes:
         return parent_dtypes(*folders)
     if word not in DTYPES:
         raise BadInput(Fault(f"dtype {word}", "cannot be exported.", f"Choose one of: {', '.join(DTYPES)}."))
-    return TensorDtypes(word)
+    return replace(parent_dtypes(*folders), common=word, others={})
 
 
 def _read_dtypes(folder: Path) -> TensorDtypes | None:
@@ -101,16 +104,17 @@ def _read_dtypes(folder: Path) -> TensorDtypes | None:
     if has_safetensors(folder):
         with open_hf_tensors(folder) as tensors:
             stored = {name: tensors.dtype(name) for name in tensors.names}
+            stacks = tuple(tensors.stacks.values())
         words = {name: STORED[dtype] for name, dtype in stored.items() if dtype in STORED}
         # The commonest; of two as common, always the same one.
         common = min(Counter(words.values()).items(), key=lambda item: (-item[1], item[0]))[0] if words else None
-        return TensorDtypes(common, {name: word for name, word in words.items() if word != common})
+        return TensorDtypes(common, {name: word for name, word in words.items() if word != common}, stacks)
     path = folder / _FILE
     if not path.is_file():
         return None
     try:
         values = orjson.loads(path.read_bytes())
-        found = TensorDtypes(values["common"], dict(values["others"]))
+        found = TensorDtypes(values["common"], dict(values["others"]), _noted_stacks(folder, values.get("stacks")))
         if not found.words <= set(DTYPES):
             raise ValueError("a dtype is not known")
         return found
@@ -120,7 +124,22 @@ def _read_dtypes(folder: Path) -> TensorDtypes | None:
 
 def write_dtypes(folder: Path, dtypes: TensorDtypes) -> None:
     """Leaves a note of the dtypes in the folder of a checkpoint that describes its model."""
-    write_json(folder / _FILE, {"common": dtypes.common, "others": dict(dtypes.others)})
+    note: dict[str, Any] = {"common": dtypes.common, "others": dict(dtypes.others)}
+    if dtypes.stacks is not None:
+        note["stacks"] = {stack.name: stack.transposed for stack in dtypes.stacks}
+    write_json(folder / _FILE, note)
+
+
+def _noted_stacks(folder: Path, transposed: Mapping[str, bool] | None) -> tuple[Stack, ...] | None:
+    """The tensors of a note that hold those of all experts.
+
+    Args:
+        transposed: whether each is, by name; None: the note, an older one, does not tell of any.
+    """
+    if transposed is None:
+        return None
+    stacks = stacks_of(read_config(folder))
+    return tuple(replace(stack, transposed=transposed[stack.name]) for stack in stacks if stack.name in transposed)
 
 
 def config_for(hf_folder: Path, words: Collection[str], others: Collection[str] = ()) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def export_weights(
         RankFailed: another rank could not write; it raises why.
     """
     nodes = groups.gathered(platform.node())
-    parameters, stacks = _held_by_all(weights, shape), places_in_stacks(shape)
+    parameters = _held_by_all(weights, shape)
     targets = {name: each for parameter in parameters for name, each in parameter.dtypes(dtypes).items()}
     assert set(targets) == set(hf_sizes(shape)), f"left out: {sorted(set(hf_sizes(shape)) ^ set(targets))}"
     conversions = {
@@ -218,6 +218,7 @@ def export_weights(
     }
     with opened_others(hf_folder, others) as kept:
         of_others = kept.divided(shard_bytes)
+        stacks = places_in_stacks(shape, dtypes.stacks if kept.stacks is None else kept.stacks)
         files = _plan(parameters, nodes, shape, dtypes, shard_bytes, len(of_others), stacks)
         needed = sum(parameter.bytes(dtypes, shape) for parameter in parameters) + kept.bytes
         with whole_folder_of_ranks(output, needed) as folder:

@@ -83,12 +83,14 @@ class HFTensors:
         names: OtherNames | None = None,
         quantization: Any = None,
         stacks: Iterable[Stack] = (),
+        hidden: int = 0,
     ) -> None:
         """Takes the open files.
 
         Args:
             quantization: `quantization_config`.
-            stacks: which tensors hold those of all experts.
+            stacks: which tensors may hold those of all experts.
+            hidden: `hidden_size`.
         """
         names = names or OtherNames()
         self.folder = folder
@@ -99,10 +101,13 @@ class HFTensors:
         self._others = {name: form for name, form in sorted(forms.items()) if names.is_other(name)}
         self._forms: dict[str, Form] = {}
         self._stored: dict[str, str] = {}
+        self.stacks: dict[str, Stack] = {}
+        """Which tensors hold those of all experts, and how, by their names with `{layer}`."""
         for name in sorted(forms.keys() - self._others.keys()):
             text = names.text_name(name)
             text = name if text in self._stored else text  # the second of two is surplus
-            for one, form in _unstacked(text, forms[name], stacks).items():
+            self._stored[text] = name
+            for one, form in self._unstacked(text, forms[name], stacks, hidden).items():
                 self._forms[one], self._stored[one] = form, name
 
     @property
@@ -114,6 +119,21 @@ class HFTensors:
     def others(self) -> tuple[str, ...]:
         """All other tensors, in order, by their names in the files."""
         return tuple(self._others)
+
+    def _unstacked(self, name: str, form: Form, stacks: Iterable[Stack], hidden: int) -> dict[str, Form]:
+        """The tensors of a name table that a tensor of a folder holds: those of all experts, or itself."""
+        for stack in stacks:
+            layer = re.fullmatch(re.escape(stack.name).replace(r"\{layer\}", r"(\d+)"), name)
+            if layer is None or not form.size:
+                continue
+            stored = stack.as_stored(form.size, hidden)
+            places = stack_places(stored, int(layer[1]), form.size[0])
+            parts = {one: of_stack(form, place) for one, place in places.items() if one not in self._forms}
+            found = {one: part for one, part in parts.items() if part is not None}
+            if found and len(found) == len(places):  # with one that the folder has twice, it is surplus
+                self.stacks[stack.name] = stored
+                return found
+        return {name: form}
 
     def stored_name(self, name: str) -> str:
         """The name of a tensor in the files; for one that they lack, such as a tied output layer, its own."""
@@ -179,17 +199,6 @@ class HFTensors:
         )
 
 
-def _unstacked(name: str, form: Form, stacks: Iterable[Stack]) -> dict[str, Form]:
-    """The tensors of a name table that a tensor of a folder holds: those of all experts, or itself."""
-    for stack in stacks:
-        layer = re.fullmatch(re.escape(stack.name).replace(r"\{layer\}", r"(\d+)"), name)
-        if layer is not None and form.size:
-            places = stack_places(stack, int(layer[1]), form.size[0])
-            parts = {one: of_stack(form, place) for one, place in places.items()}
-            return {one: part for one, part in parts.items() if part is not None} or {name: form}
-    return {name: form}
-
-
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds no NaN and no infinity, in one pass and without a mask.
 
@@ -220,8 +229,16 @@ def open_hf_tensors(folder: Path) -> Iterator[HFTensors]:
             yield HFTensors(folder, files)
             return
         config = read_config(folder)
-        quantization = text_fields(config).get("quantization_config")
-        yield HFTensors(folder, files, other_names(config), quantization, stacks_of(config))
+        text = text_fields(config)
+        hidden = text.get("hidden_size")
+        yield HFTensors(
+            folder,
+            files,
+            other_names(config),
+            text.get("quantization_config"),
+            stacks_of(config),
+            hidden if isinstance(hidden, int) else 0,
+        )
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault
 from megatron_cpt.families.multimodal import multimodal_of
 from megatron_cpt.families.others import OtherNames, other_names
 from megatron_cpt.families.shape import read_config
+from megatron_cpt.families.weights import Stack
 from megatron_cpt.runs.folder import write_json
 
 _FILE = "other_tensors.json"
@@ -128,6 +129,11 @@ class OpenOthers:
     def stored_name(self, name: str) -> str:
         """What a tensor of the language model is called in the folder."""
         return name if self._tensors is None else self._tensors.stored_name(name)
+
+    @property
+    def stacks(self) -> tuple[Stack, ...] | None:
+        """The tensors of the folder that hold those of all experts of a layer; None: there is none open."""
+        return None if self._tensors is None else tuple(self._tensors.stacks.values())
 
     @property
     def dtypes(self) -> set[str]:

@@ -2,7 +2,7 @@
 
 - fp8 with a scale for each block, as DeepSeek-V3 is released (arXiv:2412.19437, section 3.3): a matrix `NAME` of e4m3
   numbers has a matrix `NAME_scale_inv` of factors, one for each block of its rows and columns; blocks at the ends may
-  be smaller. Read as bf16.
+  be smaller. Some folders have those of all experts in one. Read as bf16.
 - MXFP4, as GPT-OSS is released: `NAME_blocks` of bytes, [experts, rows, blocks, 16], two numbers of 4 bits in each, the
   first in its lower half, and `NAME_scales`, [experts, rows, blocks], powers of two. Read as bf16, which holds all
   products exactly but for those that are too small or too large for it.
@@ -77,7 +77,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Fp8Blocks:
-    """A matrix in fp8, each block of which has a scale."""
+    """A matrix in fp8, or one of each expert, each block of which has a scale."""
 
     numbers: Plain
     """Its numbers."""
@@ -95,13 +95,13 @@ class Fp8Blocks:
 
     def read(self, index: Index) -> Tensor:
         """A part of it: numbers times the scales of their blocks, rounded once."""
-        part = self.numbers.read(index)
-        starts = [axis.start or 0 for axis in index if isinstance(axis, slice)] + [0, 0]
-        blocks = [
-            torch.arange(start, start + length) // of_block
-            for start, length, of_block in zip(starts, part.shape, self.block, strict=False)
-        ]
-        return part.float().mul_(self.scales.float()[blocks[0]][:, blocks[1]]).bfloat16()
+        *which, rows, columns = (*index, *[_ALL] * (len(self.size) - len(index)))
+        scales = self.scales[tuple(which)].float()[self._blocks(rows, 0)][:, self._blocks(columns, 1)]
+        return self.numbers.read(index).float().mul_(scales).bfloat16()
+
+    def _blocks(self, part: int | slice, axis: int) -> Tensor:
+        """The blocks of some rows (axis 0) or columns (axis 1)."""
+        return torch.arange(self.size[axis - 2])[part] // self.block[axis]
 
 
 # The numbers of 4 bits: a sign, two bits of exponent, one of mantissa.
@@ -157,16 +157,19 @@ class OfStack:
     @property
     def size(self) -> tuple[int, ...]:
         """Its dimensions."""
-        rows, *columns = reversed(self.whole.size[1:]) if self.place.transposed else self.whole.size[1:]
-        return (-(-(rows - self.place.first) // self.place.step), *columns)
+        rows, *columns = self._of_expert
+        return (rows // self.place.parts, *columns)
+
+    @property
+    def _of_expert(self) -> tuple[int, ...]:
+        """Rows of an expert, and columns."""
+        return self.whole.size[:0:-1] if self.place.transposed else self.whole.size[1:]
 
     def read(self, index: Index) -> Tensor:
         """A part of it."""
         rows, *columns = index or (_ALL,)
         assert isinstance(rows, slice)
-        first, step = self.place.first, self.place.step
-        start, stop = (0, None) if rows == _ALL else (rows.start, rows.stop * step)
-        rows = slice(first + start * step, stop, step)
+        rows = self.place.rows(self._of_expert[0], *(() if rows == _ALL else (rows.start, rows.stop)))
         if self.place.transposed:
             return self.whole.read((self.place.expert, *(columns or (_ALL,)), rows)).T
         return self.whole.read((self.place.expert, rows, *columns))
@@ -174,8 +177,8 @@ class OfStack:
 
 def view_in_stack(whole: Tensor, place: StackPlace) -> Tensor:
     """Where a tensor stands in that of all experts, as a view of it."""
-    of_expert = whole[place.expert]
-    return (of_expert.T if place.transposed else of_expert)[place.first :: place.step]
+    of_expert = whole[place.expert].T if place.transposed else whole[place.expert]
+    return of_expert[place.rows(len(of_expert))]
 
 
 def forms_of(file_of: Mapping[str, Any], fp8_block: tuple[int, int] | None, mxfp4: bool) -> dict[str, Form]:
@@ -205,4 +208,7 @@ def of_stack(whole: Form, place: StackPlace) -> Form | None:
     """The form of a tensor that is a part of one of all experts; None where that is no such tensor."""
     if isinstance(whole, Mxfp4):  # which is never turned: its blocks lie along what rows are summed over
         place = replace(place, transposed=False)
-    return OfStack(whole, place) if len(whole.size) >= 2 + place.transposed else None
+    if len(whole.size) < 2 + place.transposed:
+        return None
+    rows = whole.size[2 if place.transposed else 1]
+    return OfStack(whole, place) if rows % place.parts == 0 else None

@@ -51,6 +51,39 @@ def expert_weights(
     return (*weights, *rules("bias", Replicated)) if biased else weights
 
 
+def expert_stacks(
+    block: str, transposed: bool = False, either_way: bool = False, alternate: bool = False, biased: bool = False
+) -> tuple[Stack, ...]:
+    """The tensors of a layer that hold those of all its experts: gate and up in one, down in another.
+
+    Args:
+        block: Hugging Face's name of the part of a layer that holds them.
+        transposed: whether published folders hold matrices turned.
+        either_way: whether others hold them otherwise.
+        alternate: whether rows of gate and up alternate, or up's follow the gate's.
+        biased: whether all of them have biases.
+    """
+    experts = f"model.layers.{{layer}}.{block}.experts"
+
+    def stack(name: str, tensors: tuple[str, ...], hidden_axis: int, part: str) -> Stack:
+        return Stack(
+            f"{experts}.{name}" + ("_bias" if part == "bias" else ""),
+            tuple(f"{experts}.{{expert}}.{tensor}.{part}" for tensor in tensors),
+            alternate,
+            transposed and part == "weight",
+            hidden_axis if either_way else None,
+        )
+
+    return tuple(
+        stack(name, tensors, hidden_axis, part)
+        for part in (("weight", "bias") if biased else ("weight",))
+        for name, tensors, hidden_axis in (
+            ("gate_up_proj", ("gate_proj", "up_proj"), 1),
+            ("down_proj", ("down_proj",), 0),
+        )
+    )
+
+
 def shared_expert_weights(block: str, expert: str, gate: str | None = None) -> tuple[Rule, ...]:
     """The name table of the expert that every token of a layer is sent to, and of the gate that weighs it if there is.
 
@@ -73,7 +106,13 @@ def shared_expert_weights(block: str, expert: str, gate: str | None = None) -> t
 
 
 def with_experts(
-    fields: ConfigFields, shape: "ModelShape", experts: int, width: int, chosen: int, balance: float = 0.001
+    fields: ConfigFields,
+    shape: "ModelShape",
+    experts: int,
+    width: int,
+    chosen: int,
+    balance: float = 0.001,
+    always_normed: bool = False,
 ) -> "ModelShape":
     """The shape with experts that are weighted as `norm_topk_prob` says.
 
@@ -81,13 +120,19 @@ def with_experts(
         experts: of a layer.
         width: inside one expert.
         chosen, balance: transformers' defaults of `num_experts_per_tok` and `router_aux_loss_coef`.
+        always_normed: whether transformers does not read `norm_topk_prob`, and computes as if it were true.
     """
     chosen = read_chosen(fields, experts, chosen)
-    normed = fields.boolean("norm_topk_prob", False)
+    if always_normed:
+        fields.require("norm_topk_prob", [True], True)
+    normed = always_normed or fields.boolean("norm_topk_prob", False)
     if normed and chosen == 1:
         # Megatron-Core has no way to give one chosen expert the whole weight.
         rule = "with one expert per token its weight would always be 1."
-        fields.fault("norm_topk_prob", True, rule, "Set it to false, or use another model.")
+        if always_normed:
+            fields.fault("num_experts_per_tok", chosen, rule, "Use another model.")
+        else:
+            fields.fault("norm_topk_prob", True, rule, "Set it to false, or use another model.")
     fields.take("output_router_logits")  # what transformers returns beside the logits
     return replace(
         shape,
@@ -376,4 +421,9 @@ class Family:
     ignored_tensors: tuple[str, ...] = ()
     """Patterns (fnmatch) of tensors that some folders hold and that the model computes or ties."""
     stacks: tuple[Stack, ...] = ()
-    """The tensors of its folders that hold what all experts of a layer have."""
+    """The tensors of its folders that may hold what all experts of a layer have."""
+
+    @property
+    def has_mxfp4(self) -> bool:
+        """Whether there are releases in MXFP4: rows of gate and up alternate in them."""
+        return any(stack.alternate for stack in self.stacks)

@@ -7,13 +7,10 @@ Folders hold the weights of all experts of a layer in one tensor. Releases have 
 
 from dataclasses import replace
 
-from megatron_cpt.families.family import Family, ModelShape, expert_weights, read_chosen
+from megatron_cpt.families.family import Family, ModelShape, expert_stacks, expert_weights, read_chosen
 from megatron_cpt.families.fields import ConfigFields
 from megatron_cpt.families.llama import llama_weights, read_llama_like, with_layer_types
-from megatron_cpt.families.weights import ColumnParallel, Rule, Stack, Tensor
-
-_EXPERT = "model.layers.{layer}.mlp.experts.{expert}"
-_GATE_AND_UP = ("gate_proj", "up_proj")
+from megatron_cpt.families.weights import ColumnParallel, Rule, Tensor
 
 
 def _read_gpt_oss(fields: ConfigFields) -> ModelShape:
@@ -65,24 +62,13 @@ def _weights(shape: ModelShape) -> tuple[Rule, ...]:
         ("decoder.layers.{layer}.self_attention.core_attention.softmax_offset",),
         (Tensor("model.layers.{layer}.self_attn.sinks", ("heads",)),),
     )
-    experts = expert_weights("mlp", *_GATE_AND_UP, down="down_proj", router="router", biased=True)
+    experts = expert_weights("mlp", "gate_proj", "up_proj", "down_proj", router="router", biased=True)
     return (*llama_weights(shape), sinks, *experts)
-
-
-def _stack(name: str, of_experts: tuple[str, ...], part: str) -> Stack:
-    """The tensor of a layer's experts that holds their weights or biases."""
-    tensors = tuple(f"{_EXPERT}.{projection}.{part}" for projection in of_experts)
-    return Stack(f"model.layers.{{layer}}.mlp.experts.{name}", tensors, transposed=part == "weight")
 
 
 GPT_OSS = Family(
     model_type="gpt_oss",
     read=_read_gpt_oss,
     weights=_weights,
-    stacks=(
-        _stack("gate_up_proj", _GATE_AND_UP, "weight"),
-        _stack("gate_up_proj_bias", _GATE_AND_UP, "bias"),
-        _stack("down_proj", ("down_proj",), "weight"),
-        _stack("down_proj_bias", ("down_proj",), "bias"),
-    ),
+    stacks=expert_stacks("mlp", transposed=True, alternate=True, biased=True),
 )

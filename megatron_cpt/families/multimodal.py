@@ -98,7 +98,13 @@ MULTIMODAL: dict[str, Multimodal] = {
             Multimodal(model_type=name, text_type=f"{name}_text", others=_QWEN_SEES, beside_text=_BESIDE_TEXT_OF_QWEN)
             for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
         ),
-        Multimodal(model_type="qwen3_5", text_type="qwen3_5_text", others=_QWEN_SEES),
+        Multimodal(
+            model_type="qwen3_vl_moe", text_type="qwen3_vl_moe_text", others=_QWEN_SEES, defaults={_TIED: False}
+        ),
+        *(
+            Multimodal(model_type=name, text_type=f"{name}_text", others=_QWEN_SEES)
+            for name in ("qwen3_5", "qwen3_5_moe")
+        ),
     )
 }
 

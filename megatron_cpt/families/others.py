@@ -13,7 +13,7 @@ from megatron_cpt.families.multimodal import Multimodal, multimodal_of, text_fie
 
 _PREDICTORS = ("num_nextn_predict_layers", "num_mtp_layers")  # transformers' older and newer name
 # Families whose folders have such layers under a name of their own.
-_NAMED = dict.fromkeys(("qwen3_next", "qwen3_5_text"), ("mtp.",))
+_NAMED = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), ("mtp.",))
 _OF_VOCABULARY = (".embed_tokens.weight", ".shared_head.head.weight")
 
 

@@ -4,13 +4,20 @@ Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values (arXiv:2407.1
 Qwen3: queries and keys are normed per head before rotation, no biases (arXiv:2505.09388).
 Qwen2-MoE, Qwen3-MoE: in all layers or in some each token meets a few experts; in a Qwen2-MoE all tokens meet one more.
 Qwen2-VL, Qwen2.5-VL, Qwen3-VL: a Qwen2 or a Qwen3 whose positions have a time, a height and a width, all the same in
-text (arXiv:2409.12191, arXiv:2502.13923).
+text (arXiv:2409.12191, arXiv:2502.13923). Folders of a Qwen3-VL with experts have those of a layer in one tensor.
 """
 
 from dataclasses import replace
 from functools import partial
 
-from megatron_cpt.families.family import Family, ModelShape, expert_weights, shared_expert_weights, with_experts
+from megatron_cpt.families.family import (
+    Family,
+    ModelShape,
+    expert_stacks,
+    expert_weights,
+    shared_expert_weights,
+    with_experts,
+)
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
 from megatron_cpt.families.llama import llama_weights, read_llama_like
 from megatron_cpt.families.rope import check_sections, read_rope
@@ -24,17 +31,28 @@ def _read_qwen3_moe(fields: ConfigFields) -> ModelShape:
     return replace(_read_window(fields, shape), query_key_norm=True)
 
 
-def read_qwen_experts(fields: ConfigFields, shape: ModelShape, experts: int, width: int, chosen: int) -> ModelShape:
+def read_qwen_experts(
+    fields: ConfigFields,
+    shape: ModelShape,
+    experts: int,
+    width: int,
+    chosen: int,
+    always_normed: bool = False,
+    in_all_layers: bool = False,
+) -> ModelShape:
     """The shape with its experts.
 
     Args:
         experts, width, chosen: transformers' defaults of `num_experts`, `moe_intermediate_size` and
             `num_experts_per_tok`.
+        always_normed: as with_experts has it.
+        in_all_layers: whether transformers reads of no layers without.
     """
     # transformers 5 writes the number under Mixtral's name.
     experts = fields.integer("num_experts", fields.take("num_local_experts", experts))
-    shape = with_experts(fields, shape, experts, fields.integer("moe_intermediate_size", width), chosen)
-    return replace(shape, dense_layers=_read_dense_layers(fields, shape.layers))
+    width = fields.integer("moe_intermediate_size", width)
+    shape = with_experts(fields, shape, experts, width, chosen, always_normed=always_normed)
+    return shape if in_all_layers else replace(shape, dense_layers=_read_dense_layers(fields, shape.layers))
 
 
 def _read_dense_layers(fields: ConfigFields, layers: int) -> frozenset[int]:
@@ -137,10 +155,28 @@ def _read_qwen2_vl(fields: ConfigFields, family: str) -> ModelShape:
 
 def _read_qwen3_vl(fields: ConfigFields) -> ModelShape:
     """The shape of the language model of a Qwen3-VL; defaults are transformers' own (Qwen3VLTextConfig)."""
-    rope = read_rope(fields, "qwen3_vl_text", 128_000, base=500_000.0, has_sections=True)
-    shape = read_llama_like(fields, "qwen3_vl_text", 128_000, key_value_heads=32, head_dim=128, rope=rope)
+    return _read_like_qwen3_vl(fields, "qwen3_vl_text", key_value_heads=32, head_dim=128, tied=False)
+
+
+def _read_like_qwen3_vl(
+    fields: ConfigFields, family: str, key_value_heads: int, head_dim: int | None, tied: bool
+) -> ModelShape:
+    """That of one with experts or without.
+
+    Args:
+        key_value_heads, head_dim, tied: as read_llama_like has them.
+    """
+    rope = read_rope(fields, family, 128_000, base=500_000.0, has_sections=True)
+    shape = read_llama_like(fields, family, 128_000, key_value_heads, head_dim, tied_embeddings=tied, rope=rope)
     check_sections(fields, rope, shape.head_dim, needed=False)
     return replace(shape, query_key_norm=True)
+
+
+def _read_qwen3_vl_moe(fields: ConfigFields) -> ModelShape:
+    """The shape of the language model of a Qwen3-VL with experts; defaults are transformers' own
+    (Qwen3VLMoeTextConfig)."""
+    shape = _read_like_qwen3_vl(fields, "qwen3_vl_moe_text", key_value_heads=16, head_dim=None, tied=True)
+    return read_qwen_experts(fields, shape, experts=60, width=1408, chosen=4, always_normed=True)
 
 
 QWEN2_VL, QWEN2_5_VL = (
@@ -148,3 +184,10 @@ QWEN2_VL, QWEN2_5_VL = (
     for name in ("qwen2_vl_text", "qwen2_5_vl_text")
 )
 QWEN3_VL = Family(model_type="qwen3_vl_text", read=_read_qwen3_vl, weights=llama_weights)
+QWEN3_VL_MOE = Family(
+    model_type="qwen3_vl_moe_text",
+    read=_read_qwen3_vl_moe,
+    weights=qwen_moe_weights,
+    # transformers 5 turns them.
+    stacks=expert_stacks("mlp", transposed=True, either_way=True),
+)

@@ -5,13 +5,14 @@ multiplies what its heads give by the sigmoid of a projection (arXiv:2505.06708)
 key, and turns a quarter of each head. Norms multiply by 1 + their weight, but those in a delta net.
 
 Qwen3-Next: each layer has experts, and one more that every token meets, with a gate of its own, as in a Qwen2-MoE.
-Qwen3.5: without experts; what a delta net reads is in four tensors, by kind and not by key head. Its positions have a
-time, a height and a width, all the same in text.
+Qwen3.5: with such experts or without; what a delta net reads is in four tensors, by kind and not by key head. Its
+positions have a time, a height and a width, all the same in text. Its published folders have the experts of a layer in
+one tensor, those that transformers saves have each by itself.
 """
 
 from dataclasses import replace
 
-from megatron_cpt.families.family import Family, ModelShape, shared_expert_weights
+from megatron_cpt.families.family import Family, ModelShape, expert_stacks, shared_expert_weights
 from megatron_cpt.families.fields import ConfigFields, read_layer_types
 from megatron_cpt.families.llama import llama_weights, read_llama_like
 from megatron_cpt.families.qwen import qwen_moe_weights, read_qwen_experts
@@ -35,7 +36,11 @@ def _read_qwen3_next(fields: ConfigFields) -> ModelShape:
     fields.assume("intermediate_size", 5632)
     fields.assume("norm_topk_prob", True)
     shape = _read_like_next(fields, "qwen3_next", key_value_heads=2)
-    shape = read_qwen_experts(fields, shape, experts=512, width=512, chosen=10)
+    return _with_shared_expert(fields, read_qwen_experts(fields, shape, experts=512, width=512, chosen=10))
+
+
+def _with_shared_expert(fields: ConfigFields, shape: ModelShape) -> ModelShape:
+    """The shape with the expert that every token meets."""
     shared = fields.integer("shared_expert_intermediate_size", 512)
     return replace(shape, shared_expert_ffn_hidden=shared, shared_expert_gate=True)
 
@@ -84,8 +89,12 @@ def _qwen3_next_weights(shape: ModelShape) -> tuple[Rule, ...]:
         ),
         layers="delta",
     )
-    shared = shared_expert_weights("mlp", "shared_expert", "shared_expert_gate")
-    return (*qwen_moe_weights(shape), *shared, inputs, *_delta_weights())
+    return (*qwen_moe_weights(shape), *_shared_expert(), inputs, *_delta_weights())
+
+
+def _shared_expert() -> tuple[Rule, ...]:
+    """The expert that all tokens share, and its gate."""
+    return shared_expert_weights("mlp", "shared_expert", "shared_expert_gate")
 
 
 _DELTA_NET = "decoder.layers.{layer}.self_attention"
@@ -113,15 +122,43 @@ QWEN3_NEXT = Family("qwen3_next", _read_qwen3_next, _qwen3_next_weights)
 def _read_qwen3_5(fields: ConfigFields) -> ModelShape:
     """The shape of the language model of a Qwen3.5; defaults are transformers' own (Qwen3_5TextConfig)."""
     fields.assume("intermediate_size", 12_288)
+    return _read_like_qwen3_5(fields, "qwen3_5_text", key_value_heads=4)
+
+
+def _read_like_qwen3_5(fields: ConfigFields, family: str, key_value_heads: int) -> ModelShape:
+    """That of one with experts or without.
+
+    Args:
+        key_value_heads: transformers' default of `num_key_value_heads`.
+    """
     fields.require("attn_output_gate", [True], True)
     # Of tensors that are not trained (others.py), and of states in servers.
     for name in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"):
         fields.take(name)
-    return _read_like_next(fields, "qwen3_5_text", key_value_heads=4)
+    return _read_like_next(fields, family, key_value_heads)
+
+
+def _read_qwen3_5_moe(fields: ConfigFields) -> ModelShape:
+    """The shape of the language model of a Qwen3.5 with experts; defaults are transformers' own
+    (Qwen3_5MoeTextConfig)."""
+    fields.assume("intermediate_size", 512)  # of no layer
+    shape = _read_like_qwen3_5(fields, "qwen3_5_moe_text", key_value_heads=2)
+    shape = read_qwen_experts(fields, shape, experts=256, width=512, chosen=8, always_normed=True, in_all_layers=True)
+    return _with_shared_expert(fields, shape)
 
 
 def _qwen3_5_weights(shape: ModelShape) -> tuple[Rule, ...]:
     """A Llama's name table, and delta nets."""
+    return (*llama_weights(shape), *_qwen3_5_delta_weights())
+
+
+def _qwen3_5_moe_weights(shape: ModelShape) -> tuple[Rule, ...]:
+    """A Qwen3-MoE's name table, the expert that all tokens share, and delta nets."""
+    return (*qwen_moe_weights(shape), *_shared_expert(), *_qwen3_5_delta_weights())
+
+
+def _qwen3_5_delta_weights() -> tuple[Rule, ...]:
+    """The name table of a delta net whose inputs are in four tensors."""
     parts = (
         ("in_proj_qkv", "delta_convolved_width"),
         ("in_proj_z", "delta_value_width"),
@@ -132,7 +169,8 @@ def _qwen3_5_weights(shape: ModelShape) -> tuple[Rule, ...]:
         Tensor(f"model.layers.{{layer}}.linear_attn.{name}.weight", (rows, "hidden")) for name, rows in parts
     )
     inputs = DeltaInputs((f"{_DELTA_NET}.in_proj.weight",), tensors, layers="delta")
-    return (*llama_weights(shape), inputs, *_delta_weights())
+    return (inputs, *_delta_weights())
 
 
 QWEN3_5 = Family("qwen3_5_text", _read_qwen3_5, _qwen3_5_weights)
+QWEN3_5_MOE = Family("qwen3_5_moe_text", _read_qwen3_5_moe, _qwen3_5_moe_weights, stacks=expert_stacks("mlp"))

@@ -1,5 +1,6 @@
 """The shape of a model from its Hugging Face folder; which families are known."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from megatron_cpt.families.llama import LLAMA, MINISTRAL, MINISTRAL3, MISTRAL, M
 from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
-from megatron_cpt.families.qwen import QWEN2, QWEN2_5_VL, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL
-from megatron_cpt.families.qwen_next import QWEN3_5, QWEN3_NEXT
+from megatron_cpt.families.qwen import QWEN2, QWEN2_5_VL, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE
+from megatron_cpt.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from megatron_cpt.families.rope import with_positions
 from megatron_cpt.families.transformers_fields import READ_BY, READ_BY_ALL
 from megatron_cpt.families.ungated import APERTUS, NEMOTRON, STARCODER2
@@ -50,7 +51,9 @@ FAMILIES: dict[str, Family] = {
         MIXTRAL,
         QWEN2_MOE,
         QWEN3_MOE,
+        QWEN3_VL_MOE,
         QWEN3_NEXT,
+        QWEN3_5_MOE,
         OLMOE,
         GLM4_MOE,
         DEEPSEEK_V2,
@@ -126,7 +129,7 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
         if count > most:
             fields.fault(name, count, f"no model has more than {most:,}.", "Mend config.json.")
     quantized = fields.take("quantization_config")
-    if quantized and fp8_block(quantized) is None and not (is_mxfp4(quantized) and family_of(shape).stacks):
+    if quantized and fp8_block(quantized) is None and not (is_mxfp4(quantized) and family_of(shape).has_mxfp4):
         method = quantized.get("quant_method", "...") if isinstance(quantized, dict) else quantized
         rule = "the weights are quantized, and quantized weights cannot be trained."
         remedy = "Use the model that was quantized. If its weights were dequantized since, take the field out."
@@ -187,18 +190,22 @@ def name_table(shape: ModelShape) -> dict[str, tuple[Rule, Place]]:
     }
 
 
-def places_in_stacks(shape: ModelShape) -> dict[str, StackPlace]:
-    """Where the tensors of the name table are that folders hold in one with those of other experts, by their names."""
+def places_in_stacks(shape: ModelShape, stacks: Iterable[Stack] | None = None) -> dict[str, StackPlace]:
+    """Where the tensors of the name table are that folders hold in one with those of other experts, by their names.
+
+    Args:
+        stacks: the tensors that hold them in a folder; None: those of published ones.
+    """
     return {
         name: place
-        for stack in family_of(shape).stacks
+        for stack in (family_of(shape).stacks if stacks is None else stacks)
         for layer in shape.sparse_layers
         for name, place in stack_places(stack, layer, shape.experts).items()
     }
 
 
-def stacks_of(config: dict[str, Any]) -> tuple[Stack, ...]:
-    """The tensors of the folder of a config.json that hold what all experts of a layer have."""
+def stacks_of(config: Mapping[str, Any]) -> tuple[Stack, ...]:
+    """The tensors that may hold what all experts of a layer have, in the folder of a config.json."""
     model_type = text_fields(config).get("model_type")
     return FAMILIES[model_type].stacks if isinstance(model_type, str) and model_type in FAMILIES else ()
 

@@ -138,6 +138,14 @@ READ_BY: dict[str, frozenset[str]] = {
 "qwen3": frozenset({
     "attention_bias", "intermediate_size", "max_window_layers", "use_sliding_window",
 }),
+"qwen3_5_moe_text": frozenset({
+    "attention_bias", "cu_seq_lens_q", "depth", "full_attention_interval", "image_grid_thw", "image_token_id",
+    "in_channels", "input_ids", "intermediate_size", "linear_conv_kernel_dim", "linear_key_head_dim",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_value_head_dim", "mm_token_type_ids", "num_experts",
+    "num_experts_per_tok", "num_position_embeddings", "out_hidden_size", "output_router_logits", "patch_size",
+    "router_aux_loss_coef", "shared_expert_intermediate_size", "spatial_merge_size", "temporal_patch_size",
+    "text_config", "video_grid_thw", "video_token_id", "vision_config",
+}),
 "qwen3_5_text": frozenset({
     "attention_bias", "cu_seq_lens_q", "depth", "full_attention_interval", "image_grid_thw", "image_token_id",
     "in_channels", "input_ids", "intermediate_size", "linear_conv_kernel_dim", "linear_key_head_dim",
@@ -154,6 +162,13 @@ READ_BY: dict[str, frozenset[str]] = {
     "linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads", "linear_num_value_heads",
     "linear_value_head_dim", "mlp_only_layers", "norm_topk_prob", "num_experts", "num_experts_per_tok",
     "output_router_logits", "router_aux_loss_coef", "shared_expert_intermediate_size",
+}),
+"qwen3_vl_moe_text": frozenset({
+    "attention_bias", "decoder_sparse_step", "deepstack_visual_indexes", "depth", "image_grid_thw", "image_token_id",
+    "in_channels", "input_ids", "intermediate_size", "mlp_only_layers", "mm_token_type_ids", "num_experts",
+    "num_experts_per_tok", "num_local_experts", "num_position_embeddings", "out_hidden_size", "output_router_logits",
+    "patch_size", "router_aux_loss_coef", "spatial_merge_size", "temporal_patch_size", "text_config", "video_grid_thw",
+    "video_token_id", "vision_config",
 }),
 "qwen3_vl_text": frozenset({
     "attention_bias", "deepstack_visual_indexes", "depth", "image_grid_thw", "image_token_id", "in_channels",

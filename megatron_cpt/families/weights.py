@@ -62,9 +62,25 @@ class Stack:
     name: str
     """Its name in the safetensors; `{layer}` stands for a global number."""
     tensors: tuple[str, ...]
-    """The names in the table, with `{expert}`; where there are several, their rows alternate."""
+    """The names in the table, with `{expert}`."""
+    alternate: bool = False
+    """Whether the rows of several tensors alternate, or those of the second follow those of the first."""
     transposed: bool = False
     """Whether it holds each matrix turned: [experts, columns, rows]."""
+    hidden_axis: int | None = None
+    """Where folders hold the matrices either way: which axis of one that is not turned is `hidden_size` long."""
+
+    def as_stored(self, size: tuple[int, ...], hidden: int) -> "Stack":
+        """The same as a folder holds it. Matrices that may be either way are not turned, as in transformers.
+
+        Args:
+            size: of the tensor of all experts.
+            hidden: `hidden_size` of config.json.
+        """
+        if self.hidden_axis is None or len(size) != 3:
+            return self
+        axis = 1 + self.hidden_axis
+        return replace(self, transposed=size[axis] != hidden and size[3 - axis] == hidden)
 
 
 @dataclass(frozen=True)
@@ -75,10 +91,12 @@ class StackPlace:
     """The name of that tensor."""
     expert: int
     """Its first index there."""
-    first: int
-    """Its first row there; of rows, counted from it, every `step`-th is its own."""
-    step: int
-    """How many tensors share the rows."""
+    part: int
+    """Which of the tensors that share the rows."""
+    parts: int
+    """How many tensors do."""
+    alternate: bool
+    """Whether of the rows, every `parts`-th is its own, or a part without gaps."""
     transposed: bool
     """Whether rows are the last axis there."""
 
@@ -90,19 +108,31 @@ class StackPlace:
             experts: how many there are.
         """
         rows, *columns = size
-        of_expert = (rows * self.step, *columns)
+        of_expert = (rows * self.parts, *columns)
         return (experts, *(reversed(of_expert) if self.transposed else of_expert))
+
+    def rows(self, of_all: int, start: int = 0, stop: int | None = None) -> slice:
+        """Its rows start to stop, by default all, among those of an expert.
+
+        Args:
+            of_all: rows of an expert.
+        """
+        own = of_all // self.parts
+        stop = own if stop is None else stop
+        if self.alternate:
+            return slice(self.part + start * self.parts, stop * self.parts, self.parts)
+        return slice(self.part * own + start, self.part * own + stop)
 
 
 def stack_places(stack: Stack, layer: int, experts: int) -> dict[str, StackPlace]:
     """Where the tensors of a layer are, by their names in the table."""
-    name = stack.name.format(layer=layer)
+    name, parts = stack.name.format(layer=layer), len(stack.tensors)
     return {
         tensor.format(layer=layer, expert=expert): StackPlace(
-            name, expert, number, len(stack.tensors), stack.transposed
+            name, expert, part, parts, stack.alternate, stack.transposed
         )
         for expert in range(experts)
-        for number, tensor in enumerate(stack.tensors)
+        for part, tensor in enumerate(stack.tensors)
     }
 
 

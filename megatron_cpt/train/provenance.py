@@ -5,7 +5,7 @@ Kernels are read from the model and the optimizer that were built.
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def dtype_notes(run: Run) -> list[str]:
     """What is rounded on the way from the parent into the model and from there into exports, a sentence each."""
     config, hf_folder, notes = run.config, Path(run.config.model.hf), []
     trained = trained_dtypes(run.shape, DTYPES[config.training.precision])
-    stacks = places_in_stacks(run.shape)
+    stacks = places_in_stacks(run.shape, run.dtypes.stacks)
     from_folder = config.model.weights == "hf" and config.init_from.checkpoint is None and not run.first_step
     if from_folder:
         read = {name: Conversion(word_of(run.dtypes.of(name, own)), word_of(own)) for name, own in trained.items()}
@@ -89,7 +89,9 @@ def dtype_notes(run: Run) -> list[str]:
 def export_dtypes(run: Run) -> TensorDtypes:
     """The dtypes of an export's tensors: what is asked for, else those of the folder the model comes from."""
     settings = run.config.checkpoint.export_hf
-    return TensorDtypes(settings.dtype) if settings is not None and settings.dtype else run.dtypes
+    if settings is None or not settings.dtype:
+        return run.dtypes
+    return replace(run.dtypes, common=settings.dtype, others={})
 
 
 def export(run: Run, step: int, output: Path) -> None:

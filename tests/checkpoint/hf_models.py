@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from megatron_cpt.checkpoint.convert import load_model, megatron_logits
 from megatron_cpt.checkpoint.hf_dtypes import TensorDtypes
 from megatron_cpt.checkpoint.hf_export import export_hf
+from megatron_cpt.checkpoint.hf_folder import SINGLE
 from megatron_cpt.checkpoint.hf_weights import join_shards
 from megatron_cpt.config.schema import ParallelSettings
 from megatron_cpt.families.family import ModelShape
@@ -26,7 +27,7 @@ from megatron_cpt.parallel import groups
 from tests.families.folders import SMALL, text_of
 
 # Families whose norms multiply by 1 + their weight.
-ZERO_CENTERED = ("gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_next", "qwen3_5_text")
+ZERO_CENTERED = ("gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 TOKENIZER = b'{"version": "1.0", "model": {}}\n'
 
 
@@ -35,8 +36,18 @@ def write_llama(folder: Path, dtype: torch.dtype = torch.float32, shards: str = 
     return write_model(folder, SMALL | changes, dtype, shards)
 
 
-def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch.float32, shards: str = "5GB") -> Path:
-    """A random model as transformers saves it. Norms and biases are random too, or a mix-up would not show."""
+def write_model(
+    folder: Path,
+    fields: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    shards: str = "5GB",
+    published: bool = True,
+) -> Path:
+    """A random model as transformers saves it. Norms and biases are random too, or a mix-up would not show.
+
+    Args:
+        published: whether experts have the form of published folders where transformers gives them another.
+    """
     torch.manual_seed(0)
     model = auto_model(fields).from_config(AutoConfig.for_model(**deepcopy(fields)))  # it writes into dictionaries
     mean = 0.0 if text_of(fields)["model_type"] in ZERO_CENTERED else 1.0
@@ -47,8 +58,35 @@ def write_model(folder: Path, fields: dict[str, Any], dtype: torch.dtype = torch
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.05)
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+    if published and (publish := AS_PUBLISHED.get(fields["model_type"])) is not None:
+        save_file(publish(all_tensors(folder)), folder / SINGLE, metadata={"format": "pt"})
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder
+
+
+def in_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a folder, those of all experts of a layer in one: gate's rows, then up's."""
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for name in tensors:
+        block, at, _ = name.partition(".experts.0.")
+        if at:
+            gate, up, down = (
+                torch.stack([tensors[f"{block}.experts.{expert}.{kind}_proj.weight"] for expert in range(6)])
+                for kind in ("gate", "up", "down")
+            )
+            found |= {f"{block}.experts.gate_up_proj": torch.cat([gate, up], 1), f"{block}.experts.down_proj": down}
+    return found
+
+
+def turned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a folder, each expert's matrix turned."""
+    return {
+        name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor for name, tensor in tensors.items()
+    }
+
+
+# What published folders have otherwise than transformers saves.
+AS_PUBLISHED = {"qwen3_5_moe": in_one, "qwen3_vl_moe": turned}
 
 
 def auto_model(fields: dict[str, Any]) -> Any:

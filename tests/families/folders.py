@@ -491,6 +491,30 @@ MODELS |= {
     },
 }
 
+NOT_OF_QWEN3_5_MOE = ("intermediate_size", "partial_rotary_factor")
+QWEN3_5_MOE = {name: value for name, value in QWEN3_NEXT.items() if name not in NOT_OF_QWEN3_5_MOE} | {
+    "model_type": "qwen3_5_moe_text",
+    "rope_parameters": QWEN3_5["rope_parameters"],
+}
+MODELS |= {
+    # Each expert by itself, as transformers saves it; the next as published. Here 1e-3 is too little: where our logits
+    # are furthest from transformers', by 1.2e-5, transformers' own are 6e-6 from those in fp64.
+    "qwen3_5_moe_text": QWEN3_5_MOE | TIED | {"full_attention_interval": 4, "rms_norm_eps": 1e-2},
+    "qwen3_5_moe": MODELS["qwen3_5"] | {"model_type": "qwen3_5_moe", "text_config": QWEN3_5_MOE},
+    "qwen3_vl_moe": MODELS["qwen3_vl"]
+    | {
+        "model_type": "qwen3_vl_moe",
+        "text_config": MODELS["qwen3_vl"]["text_config"]
+        | {
+            "model_type": "qwen3_vl_moe_text",
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 12,
+            "mlp_only_layers": [1],
+        },
+    },
+}
+
 # What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
@@ -502,6 +526,8 @@ DIVIDED = (
         "qwen3_next",
         "qwen3_next_tied",
         "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_vl_moe",
         "olmoe",
         "glm4_moe",
         "deepseek_v2",

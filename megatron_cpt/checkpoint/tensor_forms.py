@@ -95,8 +95,9 @@ class Fp8Blocks:
 
     def read(self, index: Index) -> Tensor:
         """A part of it: numbers times the scales of their blocks, rounded once."""
-        *which, rows, columns = (*index, *[_ALL] * (len(self.size) - len(index)))
-        scales = self.scales[tuple(which)].float()[self._blocks(rows, 0)][:, self._blocks(columns, 1)]
+        whole: Index = (*index, *[_ALL] * (len(self.size) - len(index)))
+        scales = self.scales[whole[:-2]].float()
+        scales = scales[self._blocks(whole[-2], 0)][:, self._blocks(whole[-1], 1)]
         return self.numbers.read(index).float().mul_(scales).bfloat16()
 
     def _blocks(self, part: int | slice, axis: int) -> Tensor:

@@ -145,6 +145,9 @@ def _unknown_family(given: dict[str, Any]) -> tuple[str, str]:
         rule = "transformers knows it by code of the folder alone, which is not executed; it has a DeepSeek-V3's shape."
         return rule, "Set model_type to deepseek_v3 and take auto_map out of config.json."
     known = f"Known families: {', '.join(sorted({**FAMILIES, **MULTIMODAL}))}."
+    if given.get("model_type") in ("llama4", "llama4_text"):
+        rule = "layers of a Llama 4 attend in chunks and turn neighbouring dimensions of a head, which none here do."
+        return rule, f"Use a model of a known family. {known}"
     parts = {name: value for name, value in given.items() if name.endswith("_config") and isinstance(value, dict)}
     text = next((parts[name] for name in _TEXT_PARTS if name in parts), None)
     if text is None and not {"vision_config", "audio_config"} & set(parts):

@@ -193,6 +193,7 @@ def test_a_language_model_that_cannot_be_read(
         ({"vision_config": {}}, "only a language model is trained here.", "of a known family"),
         ({"rope_config": {}}, "is not a family known here.", "Known families"),
         ({"model_type": "kimi_k2"}, "has a DeepSeek-V3's shape", "Set model_type to deepseek_v3"),
+        ({"model_type": "llama4", "text_config": {}}, "a Llama 4 attend in chunks", "Known families"),
     ],
 )
 def test_what_to_do_with_a_model_of_an_unknown_type(

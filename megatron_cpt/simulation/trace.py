@@ -87,6 +87,8 @@ _COLLECTIVES = {
     "recv_": "recv",
     "recv_any_source_": "recv",
 }
+# Products that fake tensors do not check, and the place of their first matrix among the arguments.
+_PRODUCTS = {"aten::mm": 0, "aten::addmm": 1}
 _INDEXED = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}
 # No kernel.
 _FREE = {f"aten::{name}" for name in ("detach", "empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")}
@@ -214,6 +216,8 @@ class Trace(TorchDispatchMode):
         """Adds the cost of an operation."""
         if self._fused is not None or not name.startswith("aten::") or name in _FREE or func.is_view:
             return
+        if name in _PRODUCTS:
+            _check_product(name, *args[_PRODUCTS[name] :][:2])
         formula = flop_registry.get(func._overloadpacket)
         flops = 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
         self.add_kernel(_moved(args, kwargs, result), flops)
@@ -255,6 +259,13 @@ def _site() -> Site:
             return file, frame.f_lineno
         frame = frame.f_back
     return "", 0
+
+
+def _check_product(name: str, first: Tensor, second: Tensor) -> None:
+    """Refuses a product of two dtypes, which fake tensors take and no device does."""
+    if first.dtype is not second.dtype:
+        file, line = _site()
+        raise RuntimeError(f"{file}:{line}: {name} of {first.dtype} and {second.dtype}, which no device multiplies")
 
 
 def _group(boxed: Any) -> Any:

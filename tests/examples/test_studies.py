@@ -12,6 +12,7 @@ from examples.studies.instruction import study as instruction
 from examples.studies.laws import study as laws
 from examples.studies.runs import add_rows, make_bases, names_of, prepare, read_rows, train_missing
 from examples.studies.stability_gap import study as gap
+from examples.studies.stability_gap.evaluate import COURSE_STEPS, course, seeds_of
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.scaling_law.curves import Curve, read_run
@@ -72,6 +73,18 @@ def test_arms_are_held_against_one(tmp_path: Path) -> None:
     ]
     [_, row] = (tmp_path / "differences.csv").read_text().splitlines()
     assert row.startswith("at the end,other,one,0.19999")
+
+
+def test_the_course_of_an_arm_is_told_step_by_step() -> None:
+    runs = {
+        f"{arm}-seed-{seed}": {"gradient norm general": {step: value * step + seed for step in COURSE_STEPS}}
+        for arm, value in {"full": 2.0, "full-once": 5.0}.items()
+        for seed in (1, 2)
+    }
+    assert course(seeds_of(runs, "full")).splitlines()[2:] == [
+        "| norm of the gradient: general text | +3.500 ± 0.707 | +11.500 ± 0.707 | +31.500 ± 0.707 | +61.500 ± 0.707 "
+        "| +121.500 ± 0.707 | +301.500 ± 0.707 | +601.500 ± 0.707 | +1201.500 ± 0.707 |"
+    ]
 
 
 def test_results_are_added_run_by_run(tmp_path: Path) -> None:

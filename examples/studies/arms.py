@@ -83,13 +83,13 @@ def table(arms: Mapping[str, Mapping[str, Spread]], differences: Rows) -> str:
     names = list(next(iter(arms.values())))
     lines = [f"| arm | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for name, figures in arms.items():
-        cells = [_cell(one.mean, one.sd) + "*" * ((name, figure) in marked) for figure, one in figures.items()]
+        cells = [cell(one) + "*" * ((name, figure) in marked) for figure, one in figures.items()]
         lines.append(f"| {name} | {max(one.runs for one in figures.values())} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(mean: float | None, spread: float | None) -> str:
+def cell(one: Spread) -> str:
     """A mean with its standard deviation, which one run has none of."""
-    if mean is None:
+    if one.mean is None:
         return ""
-    return f"{mean:+.3f}" if spread is None else f"{mean:+.3f} ± {spread:.3f}"
+    return f"{one.mean:+.3f}" if one.sd is None else f"{one.mean:+.3f} ± {one.sd:.3f}"

@@ -2,19 +2,21 @@
 
     python -m examples.studies.stability_gap.evaluate [--results FOLDER] [--against ARM]
 
-It prints Markdown and writes arms.csv and differences.csv beside the curves. A figure is the mean over seeds with its
+It prints Markdown: what the base does, arms beside each other, and the course of gradients and updates in the arms
+that measured them. It writes arms.csv and differences.csv beside the curves. A figure is the mean over seeds with its
 standard deviation.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from examples.studies.arms import Figures, Series, read_curves, write_tables
+from examples.studies.arms import Figures, Series, cell, read_curves, write_tables
 from examples.studies.runs import BATCH, SEQUENCE_LENGTH
-from examples.studies.stability_gap.study import ARMS, RESULTS
+from examples.studies.stability_gap.study import ARMS, CONFLICT, RESULTS
+from megatron_cpt.gap.compare import spread
 from megatron_cpt.gap.curves import WRONG, LossCurve
 from megatron_cpt.gap.figures import GapFigures, gap_figures
 
@@ -75,6 +77,19 @@ FIGURES: Figures = {
 }
 
 
+COURSE = {
+    "gradient norm domain": "norm of the gradient: domain",
+    "gradient norm general": "norm of the gradient: general text",
+    "cosine general all": "cosine with general: all layers",
+    "cosine general top": "cosine with general: top 5",
+    "cosine general bottom": "cosine with general: bottom 5",
+    "bottom over top, mean relative": "updates, bottom over top: mean relative",
+    "bottom over top, norms": "updates, bottom over top: norms",
+}
+"""Series that are followed step by step, and what they are called."""
+COURSE_STEPS = (1, 5, 15, 30, 60, 150, 300, 600)
+
+
 def main() -> None:
     """Reads, compares, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +99,9 @@ def main() -> None:
     runs = read_curves(args.results / "curves.csv")
     print(starts(runs))
     print(write_tables(args.results, runs, [arm.name for arm in ARMS], FIGURES, args.against))
+    for arm in CONFLICT:
+        if of_arm := seeds_of(runs, arm):
+            print(f"\n{arm}, {len(of_arm)} seeds\n\n{course(of_arm)}")
 
 
 def starts(runs: Mapping[str, Series]) -> str:
@@ -94,6 +112,21 @@ def starts(runs: Mapping[str, Series]) -> str:
         if 0 in points and name.startswith(("loss", "accuracy")):
             chance = "" if name.startswith("loss") else f" (chance {0.25 if 'terms' in name else 0.5})"
             lines.append(f"| {name} | {points[0]:.4f}{chance} |")
+    return "\n".join(lines)
+
+
+def seeds_of(runs: Mapping[str, Series], arm: str) -> list[Series]:
+    """The runs of an arm."""
+    return [series for name, series in runs.items() if name.startswith(f"{arm}-seed-")]
+
+
+def course(of_arm: Sequence[Series]) -> str:
+    """COURSE over COURSE_STEPS, mean and standard deviation over the seeds of an arm, in Markdown."""
+    lines = [f"| step | {' | '.join(map(str, COURSE_STEPS))} |", "|---" * (len(COURSE_STEPS) + 1) + "|"]
+    for name, title in COURSE.items():
+        if all(name in series for series in of_arm):
+            at_steps = (spread([series[name][step] for series in of_arm]) for step in COURSE_STEPS)
+            lines.append(f"| {title} | {' | '.join(cell(one) for one in at_steps)} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 # make install      .venv with everything in it
 # make quickstart   the main job, end to end, on text that every machine has
-# make test         the test suite (test-all: with the long tests)
+# make test         the tests that every change runs (test-ci: those of CI too; test-all: every one)
 # make battery      the tests of the reliability rows, the long ones too, and docs/reliability.md from them
 # make parity       every way to share the work against one process, as a table
 # make check        lint, types, imports
@@ -21,7 +21,7 @@ VENV := .venv$(if $(MCORE),-mcore-$(MCORE))
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all battery parity check site clean
+.PHONY: help install quickstart test test-ci test-all battery parity check site clean
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -13
@@ -42,6 +42,9 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-ci: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: install
 	$(BIN)/python -m pytest -m ""

@@ -63,6 +63,7 @@ except api.BadInput as error:
 """
 
 
+@pytest.mark.ci
 def test_conversions_in_a_plain_process(workshop: Workshop, tmp_path: Path) -> None:
     script = [sys.executable, "-c", CONVERSIONS, str(workshop.hf), str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True, check=True)

@@ -100,7 +100,7 @@ they need Python 3.12. `parallel/mcore_compat.py` has what differs between them,
 replaced. `make test MCORE=0.19.2 PYTHON=python3.12` installs another release into an environment of its own,
 `.venv-mcore-0.19.2`, and runs the tests there. `make install` takes the same words.
 
-Results of the whole suite (`make test`) without a GPU:
+Results of the suite of CI (`make test-ci`) without a GPU:
 
 {SUITE}
 {UNIT_TESTS}
@@ -112,7 +112,7 @@ A test fails where the installed release is newer than {NEWEST_RELEASE}, the new
 2. Add a row to `FIXES` for each fix of what is used here (`grep -rn megatron.core megatron_cpt`), with its test or its
    reason. Change `NEWEST_RELEASE` and `NEWEST_COMMIT`, and for a new minor release the range in `pyproject.toml` and in
    `tools/install.sh`.
-3. Run `make test MCORE=NEW PYTHON=python3.12` and `tools/megatron_core_tests.py`, and write this page again.
+3. Run `make test-ci MCORE=NEW PYTHON=python3.12` and `tools/megatron_core_tests.py`, and write this page again.
 
 ## Fixes of Megatron-LM since 0.16.1
 

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from megatron_cpt.runs.processes import end_all
 from tests.train.runs import descendants, wait_until_gone
 
@@ -21,6 +23,7 @@ def wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.ci
 def test_a_session_that_is_ended_keeps_what_it_found(tmp_path: Path) -> None:
     """The kernels of this machine, and the steps of the families that were tried before the SIGTERM."""
     words = [str(SCRIPT), str(tmp_path), "--device", "cpu", "--only", "doctor", "families"]

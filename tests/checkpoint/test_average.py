@@ -178,6 +178,7 @@ def refusal(sources: list[Path], settings: dict[str, Any], output: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.ci
 def test_a_step_back_towards_the_base(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ("training.tokens=4 steps", "checkpoint.export_hf.end=true", "validation.sets={}")

@@ -36,6 +36,7 @@ def settings(row: matrix.Row, *further: str) -> tuple[str, ...]:
     return (*matrix.RESUMED_STEPS, *row.overrides, *further)
 
 
+@pytest.mark.ci
 def test_optimizer_state_that_was_saved_wrongly_is_refused_and_the_weights_are_taken(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_optimizer_state_that_was_saved_wrongly_is_refused_and_the_weights_are_t
     assert column(records_of(tmp_path / "other", "train"), "step") == [5, 6]
 
 
+@pytest.mark.ci
 def test_checkpoints_of_one_bucket_from_before_are_taken(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     before, run = tmp_path / "before", tmp_path / "run"
     model = {"hf": str(matrix.model_of(ONE_BUCKET, workshop))}

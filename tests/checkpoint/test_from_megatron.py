@@ -236,6 +236,7 @@ def largest_difference(run: list[tuple[float, float]], other: list[tuple[float, 
     return max(abs(own - its) for (_, own), (_, its) in zip(run, other, strict=True))
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_under_another_layout(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:

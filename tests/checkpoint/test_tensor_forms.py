@@ -129,6 +129,7 @@ def test_mxfp4_comes_out_in_bf16_and_says_so(
     assert torch.equal(transformers_logits(tmp_path / "out", tokens), transformers_logits(gpt_oss, tokens))
 
 
+@pytest.mark.ci
 def test_a_run_from_mxfp4_is_checked_and_exports_bf16(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def words(sources: Sequence[Path], run: Path, output: Path, *more: str) -> list[
     return [*map(str, sources), "--curve", f"{run}.yaml", "training.tokens=4 steps", "--output", str(output), *more]
 
 
+@pytest.mark.ci
 def test_the_curve_goes_through_the_runs_losses_and_those_of_a_mean(
     one_rank: Ranks, workshop: Workshop, run: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_full_disk_is_not_blamed_on_the_input(
     assert main(words) == 0
 
 
+@pytest.mark.ci
 def test_a_run_whose_disk_is_full_says_so_in_its_status(workshop: Workshop, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()

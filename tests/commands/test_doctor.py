@@ -11,6 +11,7 @@ from megatron_cpt.commands.dispatch import main
 from megatron_cpt.runs.folder import ExitCode
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU they depend on what else is installed")
 def test_doctor_names_every_kernel_of_a_cpu() -> None:
     command = [sys.executable, "-m", "megatron_cpt.commands.dispatch", "doctor"]
@@ -29,6 +30,7 @@ def test_doctor_names_every_kernel_of_a_cpu() -> None:
     }.items()
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
 def test_doctor_checks_a_machine_before_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--gpus", "0"]) == 0

@@ -104,6 +104,7 @@ def examples(name: str) -> list[str]:
     return [line.strip() for line in epilog.splitlines()[1:]]
 
 
+@pytest.mark.ci
 def test_readmes_commands_leave_a_finished_run_and_its_report(world: Path) -> None:
     status = read_status(world / "runs/medicine/status.json")
     assert status is not None and status.state == "done"

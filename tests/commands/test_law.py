@@ -131,6 +131,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
+@pytest.mark.ci
 def test_runs_are_fitted_and_the_best_recipe_is_chosen(runs: list[Path], tmp_path: Path):
     fitted, choice = str(tmp_path / "law.json"), tmp_path / "choice.json"
     words = ["fit", *map(str, runs), "--draws", "4", "--output", fitted, "--html", str(tmp_path / "law.html")]
@@ -276,6 +277,7 @@ def test_pilots_repeat_their_sources_as_the_whole_run_does(tmp_path: Path, capsy
         matched_epochs(config, {"law": 10_000, "web": 20}, 101)
 
 
+@pytest.mark.ci
 def test_a_third_set_is_combined_of_two_and_bounded(runs: list[Path], tmp_path: Path):
     copies = []
     for run in runs:

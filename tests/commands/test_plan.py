@@ -51,6 +51,7 @@ def bare(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.ci
 def test_a_rank_is_simulated_from_a_config_json_alone(
     bare: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_rank_is_simulated_from_a_config_json_alone(
     assert " at 2 per GPU-hour" in printed
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -89,6 +91,7 @@ def test_what_cannot_be_simulated_is_told(
     assert printed.out == ""
 
 
+@pytest.mark.ci
 def test_a_pipeline_is_simulated_to_its_last_stage_and_what_needs_a_gpu_is_told(
     bare: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_pipeline_is_simulated_to_its_last_stage_and_what_needs_a_gpu_is_told(
     assert f"Settings  simulated as if not set: {', '.join(without)}" in printed
 
 
+@pytest.mark.ci
 def test_layouts_are_searched(bare: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", bare, "--search", "--json", "parallel.tensor=1"]) == 0
     found = json.loads(capsys.readouterr().out)

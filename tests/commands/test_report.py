@@ -61,6 +61,7 @@ def test_a_folder_without_records_and_an_output_that_is_a_file_are_refused(tmp_p
         report.main([str(folder), "--output", str(tmp_path / "file")])
 
 
+@pytest.mark.ci
 def test_seeds_are_averaged_and_the_control_splits_the_rise(tmp_path: Path):
     naive, mitigated, again = (
         write_run(tmp_path / name, mitigated) for name, mitigated in (("a", False), ("b", True), ("c", True))
@@ -108,6 +109,7 @@ def test_a_log_of_another_system_beside_a_run(tmp_path: Path, capsys: pytest.Cap
         report.main([str(log), "--map", "general"])
 
 
+@pytest.mark.ci
 def test_every_figure_is_exported(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", True, names=("general", "a/b <c>"))
     assert report.main([str(run), "--figures", str(tmp_path / "figures")]) == 0
@@ -119,6 +121,7 @@ def test_every_figure_is_exported(tmp_path: Path) -> None:
     assert rate[12].startswith(f"run,{12 * 4096},12,") and rate[12].endswith(",0.00099463")
 
 
+@pytest.mark.ci
 def test_figures_of_names_that_look_alike_are_all_there(tmp_path: Path) -> None:
     runs = [str(write_run(tmp_path / "q" / name, True, ("General", "general"))) for name in ("a&b", "A-b")]
     output, figures = tmp_path / "out", tmp_path / "figures"
@@ -151,6 +154,7 @@ def test_a_run_is_no_control_of_itself(tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.ci
 def test_a_watched_report_is_written_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", True)
     write_status(run / "status.json", Status("running", None, None, 5, 50))

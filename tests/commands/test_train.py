@@ -113,6 +113,7 @@ def test_a_missing_config_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFix
     assert "none.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_bare_torchrun_says_it_once_and_fails(workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run", data={"sequence_length": 65})
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -126,6 +127,7 @@ def test_bare_torchrun_says_it_once_and_fails(workshop: Workshop, tmp_path: Path
     assert status.exit_code == ExitCode.BAD_INPUT
 
 
+@pytest.mark.ci
 def test_what_only_the_weights_tell_comes_back_as_exit_code_2(workshop: Workshop, tmp_path: Path) -> None:
     shutil.copytree(workshop.hf, tmp_path / "hf")
     config = orjson.loads((tmp_path / "hf/config.json").read_bytes())
@@ -168,6 +170,7 @@ def test_a_finished_run_is_not_done_again(one_rank: Ranks, workshop: Workshop, t
     assert read_status(tmp_path / "run/status.json") == before
 
 
+@pytest.mark.ci
 def test_what_was_evaluated_can_be_reported_while_the_run_goes_on(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     records = run / "records.jsonl"
@@ -196,6 +199,7 @@ def one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.ci
 def test_a_run_without_a_terminal_tells_of_itself_on_standard_output(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run, training={"tokens": "4 steps"})

@@ -19,6 +19,7 @@ from megatron_cpt.evaluate.likelihood import log_likelihoods
 from megatron_cpt.evaluate.lm_eval import MegatronLM, evaluate_lm_eval
 from megatron_cpt.families.shape import read_shape
 from megatron_cpt.parallel import groups
+from tests.params import quick_among
 from tests.ranks import Ranks
 from tests.workshop import Workshop
 
@@ -65,7 +66,7 @@ def assert_same(found: dict[str, Any] | None, expected: dict[str, Any]) -> None:
                 assert found["results"][task][name] == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("shots", quick_among([0, 2], [0], [2]))
 def test_scores_are_the_harness_own(one_rank: Ranks, workshop: Workshop, harness_folder: Path, shots: int) -> None:
     (found,) = one_rank.call(ours, hf=workshop.hf, folder=harness_folder, layout=ParallelSettings(), shots=shots)
     assert_same(found, theirs(workshop.hf, harness_folder, shots))
@@ -87,6 +88,7 @@ def refused(hf: Path, folder: Path, name: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.ci
 def test_what_cannot_be_scored_is_refused(one_rank: Ranks, workshop: Workshop, harness_folder: Path) -> None:
     goes_on = (harness_folder / "goes_on.yaml").read_text().split("metric_list")[0]
     writes = goes_on.replace("task: goes_on", "task: writes").replace("loglikelihood", "generate_until")
@@ -95,6 +97,7 @@ def test_what_cannot_be_scored_is_refused(one_rank: Ranks, workshop: Workshop, h
     assert "cannot be opened" in one_rank.call(refused, hf=workshop.hf, folder=harness_folder, name="no_such_task")[0]
 
 
+@pytest.mark.ci
 def test_the_command_writes_both_kinds_of_tasks(workshop: Workshop, harness_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "tasks.json"
     words = [str(workshop.hf), "--tasks", str(workshop.folder / "questions.jsonl"), "--lm-eval", "choices"]

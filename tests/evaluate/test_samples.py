@@ -29,6 +29,7 @@ def by_hand(hf_folder: Path, prompt: str) -> str:
     return tokenizer.decode(ids[0, prompted.shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.ci
 def test_samples_are_made_read_and_shown(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run, prompts = RunFolder(tmp_path / "run"), tmp_path / "prompts.txt"
     words = ("training.tokens=4 steps", "checkpoint.export_hf.end=true", "validation.sets={}")

@@ -43,6 +43,7 @@ def test_the_baseline_is_the_loss_of_the_hugging_face_model(
         assert text_bytes == pytest.approx(baseline["scored_bytes"])
 
 
+@pytest.mark.ci
 def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     often, never = tmp_path / "often", tmp_path / "never"
     dropout = ("model.dropout=0.1",)
@@ -81,6 +82,7 @@ def test_evaluations_leave_training_as_it_was(one_rank: Ranks, workshop: Worksho
     assert [event.value for event in board.Scalars("batch-size")] == np.diff(sequences).tolist()
 
 
+@pytest.mark.ci
 def test_a_set_is_the_same_whatever_the_micro_batch(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     for run, size in ((small, 1), (large, 7)):

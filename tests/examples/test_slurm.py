@@ -78,6 +78,7 @@ def submit(folder: Path, *words: str, script: Path = SCRIPT) -> tuple[int, list[
     return done.returncode, queue.read_text().splitlines() if queue.exists() else []
 
 
+@pytest.mark.ci
 def test_a_job_that_has_saved_is_queued_again_until_the_run_is_done(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = str(workshop.write_config(run))
@@ -90,6 +91,7 @@ def test_a_job_that_has_saved_is_queued_again_until_the_run_is_done(workshop: Wo
     assert status.state == "done"
 
 
+@pytest.mark.ci
 def test_a_job_that_cannot_go_on_is_not(workshop: Workshop, tmp_path: Path) -> None:
     path = str(workshop.write_config(tmp_path / "run"))
     assert submit(tmp_path, path, "parallel.tensor=3") == (ExitCode.BAD_INPUT, [])

@@ -118,6 +118,7 @@ def test_gradients_are_those_of_plain_pytorch(
         assert np.linalg.norm(found[name] - gradient) <= tolerance * np.linalg.norm(gradient), name
 
 
+@pytest.mark.ci
 def test_a_run_reports_the_plain_loss_and_is_the_same_on_two_tensor_ranks(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:

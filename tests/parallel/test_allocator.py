@@ -30,5 +30,6 @@ def faults_of(mode: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.ci
 def test_the_second_array_meets_no_new_page() -> None:
     assert faults_of("kept") < 10 < faults_of("as it is")

@@ -89,6 +89,7 @@ assert torch.zeros(1).type() == "torch.FloatTensor"
 """
 
 
+@pytest.mark.ci
 def test_importing_the_package_changes_nothing() -> None:
     """In a fresh process, the torch-free half included."""
     subprocess.run([sys.executable, "-c", IMPORTED_ALONE], check=True)
@@ -103,6 +104,7 @@ def test_every_room_that_imports_megatron_brings_the_platform_first() -> None:
             assert "megatron_cpt.parallel" in ast.unparse(first), path
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("module", ["parallel.groups", "checkpoint.convert", "evaluate.likelihood"])
 def test_megatron_runs_on_the_platform_whatever_is_imported_first(module: str) -> None:
     code = f"import megatron_cpt.{module}, megatron.core.utils, torch; assert megatron.core.utils.torch is not torch"

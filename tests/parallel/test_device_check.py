@@ -42,6 +42,7 @@ def test_missing_devices_are_counted() -> None:
     assert (fault.value, fault.rule) == ("n1", "has 3 GPUs, and 4 are wanted.")
 
 
+@pytest.mark.ci
 def test_a_processor_is_measured() -> None:
     one, again = (measure(torch.device("cpu")) for _ in range(2))
     assert one.is_steady and one.checksum == again.checksum and one.flops > 1e9

@@ -32,12 +32,14 @@ def threads_after(paths: list[Path]) -> list[int]:
     return counts
 
 
+@pytest.mark.ci
 def test_a_run_leaves_no_threads_behind(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     paths = [workshop.write_config(tmp_path / f"run-{number}", validation={"sets": {}}) for number in range(3)]
     for counts in two_ranks.call(threads_after, paths=paths):
         assert counts[0] == counts[1] == counts[2]
 
 
+@pytest.mark.ci
 def test_without_a_place_to_meet_a_process_is_a_world_of_one() -> None:
     code = (
         "from megatron_cpt.parallel import groups\n"

@@ -75,18 +75,20 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 # One row for each kind of sharing; the others, which are parts or mixtures of these, take longer than they tell.
 SHORT = (
-    "tensor 2, sequence",
-    "pipeline 2 x 2 chunks",
     "data 2, distributed optimizer, both overlaps",
     "tensor 2, pipeline 2",
     "context 2",
+    "recomputation, selective",
+)
+IN_CI = (
+    "tensor 2, sequence",
+    "pipeline 2 x 2 chunks",
     "experts, expert 2, context 2",
     "experts, sequence balance, 8 micro batches",
-    "recomputation, selective",
 )
 
 
-@pytest.mark.parametrize("name", quick_among(matrix.ROWS, SHORT))
+@pytest.mark.parametrize("name", quick_among(matrix.ROWS, SHORT, IN_CI))
 def test_a_row_of_the_matrix(
     request: pytest.FixtureRequest, workshop: Workshop, one_process: Reference, tmp_path: Path, name: str
 ) -> None:
@@ -112,6 +114,7 @@ def train_unmarked(path: Path, overrides: tuple[str, ...]) -> int:
         return train(path, overrides)
 
 
+@pytest.mark.ci
 def test_weights_of_experts_count_in_the_gradient_norm_on_every_rank_that_has_a_part(
     two_ranks: Ranks, workshop: Workshop, one_process: Reference, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def sizes(layout: Layout) -> tuple[int, int, int, int]:
     return parallel.tensor, parallel.pipeline, parallel.context, parallel.expert
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("kind", "fields", "world", "length"), [("llama", LLAMA_8B, 16, 8192), ("mixtral", MIXTRAL, 16, 4096)]
 )
@@ -101,6 +102,7 @@ def test_recomputation_is_the_least_that_fits(tmp_path: Path) -> None:
             assert memory_per_rank(shape, whole, 8).total > CARD.usable_memory
 
 
+@pytest.mark.ci
 def test_a_model_too_large_has_no_layout(tmp_path: Path) -> None:
     config, shape = model(tmp_path, "llama", LLAMA_8B | {"num_hidden_layers": 320}, 8192, 128)
     assert search_layouts(config, shape, CARD, 8) == []

@@ -144,6 +144,7 @@ def pieces_done(output: Path) -> set[str]:
     return {f"{run.name} {run.stat().st_mtime_ns}" for run in runs}
 
 
+@pytest.mark.ci
 def test_any_kill_loses_no_more_than_a_piece(
     tmp_path: Path, write_jsonl: WriteJsonl, tokenizer_folder: Path, texts: list[str]
 ) -> None:

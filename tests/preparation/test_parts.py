@@ -185,6 +185,7 @@ JOIN_SLOWLY = (
 )
 
 
+@pytest.mark.ci
 def test_a_part_that_is_killed_costs_that_part_alone(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
     """Three processes at a time, one of them killed; the dataset is that of a single call."""
     prepare(corpus, tokenizer_folder, tmp_path / "right" / "x", replace(SETTINGS, parts=3), workers=2)
@@ -210,6 +211,7 @@ def test_a_part_that_is_killed_costs_that_part_alone(tmp_path: Path, corpus: lis
     assert digests(output.parent) == digests(tmp_path / "right")
 
 
+@pytest.mark.ci
 def test_two_divisions_begun_at_once_are_never_mixed(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
     """Tasks of two arrays: those of the division that began first join it, the others are refused."""
     output = tmp_path / "out" / "x"
@@ -242,6 +244,7 @@ BEGIN_SLOWLY = (
 )
 
 
+@pytest.mark.ci
 def test_shards_of_two_divisions_begun_at_once(tmp_path: Path, corpus: list[str], tokenizer_folder: Path) -> None:
     """Neither finds pieces of the other: one of them is refused all the same."""
     words = ["prepare", *corpus, "--tokenizer", str(tokenizer_folder), "--quiet", "--max-rejected", "50%", "--shard"]
@@ -257,6 +260,7 @@ def test_shards_of_two_divisions_begun_at_once(tmp_path: Path, corpus: list[str]
     assert len(merge(tmp_path / "x").parts) == parts
 
 
+@pytest.mark.ci
 def test_what_a_killed_division_left_half_is_no_obstacle_to_another(
     tmp_path: Path, corpus: list[str], tokenizer_folder: Path
 ) -> None:

@@ -186,7 +186,7 @@ _HEAD = """# Reliability
 writes this page; [tests/reliability](../tests/reliability) holds the tests, and names those of other folders.
 
 {passed} passed, {absent} not to be had here, {open} open, {waiting} not run yet; {tests} tests. A row that was not run
-yet has tests, whose quick forms `make test` runs. Tried in all:
+yet has tests, whose quick forms CI runs. Tried in all:
 
 | what | how many |
 |---|---:|

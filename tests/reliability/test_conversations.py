@@ -18,6 +18,7 @@ CHANGES = "re* x.[!p]*"
 """Places at which a file of the dataset, and not of its pieces, is renamed into being, or removed."""
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
 def test_P2_killed_where_conversations_replace_others(
     tmp_path: Path, texts: list[str], every: int, record_property: Record

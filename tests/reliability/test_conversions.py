@@ -14,6 +14,7 @@ import pytest
 from megatron_cpt.checkpoint.hf_folder import HASHES, INDEX, SINGLE, open_hf_tensors, refuse_altered
 from megatron_cpt.commands.dispatch import main
 from megatron_cpt.config.errors import BadInput, IntegrityFault
+from tests.params import quick_among
 from tests.reliability.running import DISPATCH, command, digests, ended, places, run, started
 from tests.reliability.test_preparation import small_disk
 from tests.workshop import Workshop
@@ -40,6 +41,7 @@ def words_of(action: str, workshop: Workshop, checkpoint: Path, output: Path) ->
     return list(map(str, source[action]))
 
 
+@pytest.mark.ci
 def test_C14_two_exports_into_one_folder(
     workshop: Workshop, checkpoint: Path, tmp_path: Path, record_property: Record
 ) -> None:
@@ -70,6 +72,7 @@ def test_C14_two_exports_into_one_folder(
 LONG = {"to-hf": 20, "average": 10, "from-hf": 10, "extend": 10}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("action", "most"), [("average", 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in LONG.items())]
 )
@@ -98,7 +101,9 @@ def test_C14_killed_at_its_writes(
     record_property("kills", len(kills))
 
 
-@pytest.mark.parametrize("action", ["from-hf", "to-hf", "extend", "average"])
+@pytest.mark.parametrize(
+    "action", quick_among(["from-hf", "to-hf", "extend", "average"], ["to-hf"], ["from-hf", "extend", "average"])
+)
 @pytest.mark.parametrize("size", [30_000, pytest.param(160_000, marks=pytest.mark.slow)])
 def test_C14_a_full_disk(
     workshop: Workshop, checkpoint: Path, tmp_path: Path, action: str, size: int, record_property: Record
@@ -142,6 +147,7 @@ def test_C10_links_out_of_the_folder(workshop: Workshop, tmp_path: Path, record_
     record_property("bad inputs", 2)
 
 
+@pytest.mark.ci
 def test_C6_an_export_that_was_changed_is_refused(
     workshop: Workshop, checkpoint: Path, tmp_path: Path, record_property: Record
 ) -> None:

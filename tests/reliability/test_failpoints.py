@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.reliability.running import DISPATCH, run
 from tests.workshop import Workshop
 
@@ -9,6 +11,7 @@ WRITTEN_WITHOUT_PYTHON = (".safetensors", ".pt")
 """Endings of files that a library opens itself; they are synced by us."""
 
 
+@pytest.mark.ci
 def test_every_file_that_a_command_leaves_was_told_of(workshop: Workshop, tmp_path: Path) -> None:
     """Each was opened under the name that it has, or that it or its folder had before it was renamed."""
     folder, log = tmp_path / "out", tmp_path / "log"

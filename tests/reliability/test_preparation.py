@@ -72,6 +72,7 @@ def test_P1_killed_at_random_moments(
     record_property("kills", kills)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("every", [31, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
 @pytest.mark.parametrize("older", [False, True])
 def test_P2_killed_at_the_writes_over_an_older_dataset_and_over_none(
@@ -108,6 +109,7 @@ def test_P2_killed_at_the_writes_over_an_older_dataset_and_over_none(
     record_property("kills", len(kills))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
 def test_P2_killed_at_random_moments_over_an_older_dataset(
     tmp_path: Path,
@@ -139,6 +141,7 @@ def test_P2_killed_at_random_moments_over_an_older_dataset(
     record_property("kills", kills)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "place",
     [
@@ -232,6 +235,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sizes", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_P3_a_disk_that_is_too_small(
     tmp_path: Path, corpus: Path, tokenizer_folder: Path, sizes: int, record_property: Record
@@ -297,6 +301,7 @@ def test_P8_a_killed_worker(
     record_property("kills", kills)
 
 
+@pytest.mark.ci
 def test_P8_a_stopped_worker_is_given_up_and_named(
     tmp_path: Path, corpus: Path, tokenizer_folder: Path, record_property: Record
 ) -> None:
@@ -313,6 +318,7 @@ def test_P8_a_stopped_worker_is_given_up_and_named(
     record_property("stopped processes", 1)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("change", ["the text", "the seed", "the control tokens", "the key"])
 def test_P12_pieces_of_another_call_are_never_mixed_in(
     tmp_path: Path, corpus: Path, tokenizer_folder: Path, change: str, record_property: Record

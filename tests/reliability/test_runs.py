@@ -55,6 +55,7 @@ def whole(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempPath
 FILES = ["__0_0.distcp", "__0_1.distcp", ".metadata*", "hashes-*", "position.json*", "complete.json*", "lineage.json*"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("file", quick_among(FILES, ["complete.json*"]))
 def test_C3_a_disk_that_is_full_at_a_file_of_a_save(
     one_rank: Ranks, workshop: Workshop, whole: Path, tmp_path: Path, file: str, record_property: Property
@@ -209,6 +210,7 @@ def test_C14_an_export_is_absent_or_whole(
     record_property("kills" if action == "kill" else "full disks", len(tried))
 
 
+@pytest.mark.ci
 def test_C15_what_is_loaded_gives_the_numbers_of_what_was_saved(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_names_and_config_from_data_are_only_text(tmp_path: Path):
     assert name in parsed.words and '"&amp;$' in parsed.words and "</details><script>" in parsed.words
 
 
+@pytest.mark.ci
 def test_runs_are_told_apart_by_settings_machine_and_hours(tmp_path: Path):
     folders = [write_run(tmp_path / "naive", False), write_run(tmp_path / "mitigated", True)]
     config = folders[1] / "config.yaml"

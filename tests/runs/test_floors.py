@@ -40,6 +40,7 @@ def test_a_build_of_a_vendor_is_not_older(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(floor_faults())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("module", ["megatron_cpt.commands.dispatch", "megatron_cpt.train"])
 def test_a_command_does_not_start_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))

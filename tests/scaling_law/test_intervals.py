@@ -48,6 +48,7 @@ def test_a_singular_curvature_leaves_the_other_standard_errors():
     assert "base_gain" in drawn.weak and "gain" not in drawn.weak
 
 
+@pytest.mark.ci
 def test_bands_hold_the_truth_along_a_valley_that_few_runs_leave_open():
     curves = [injected(kind, share, seed) for seed, (kind, share) in enumerate(
         [("constant", 1.0), ("cosine", 1.0), ("constant", 0.9), ("cosine", 0.9)])]  # fmt: skip

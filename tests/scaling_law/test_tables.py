@@ -48,6 +48,7 @@ def test_a_table_is_read_and_what_is_missing_stays_missing(tmp_path: Path):
         read_table(path)
 
 
+@pytest.mark.ci
 def test_d_cpt_predicts_rows_left_out_and_finds_the_most_new_data_within_a_bound(tmp_path: Path):
     ratio, tokens = grid([0.0, 0.1, 0.2, 0.5, 0.8, 1.0], [0.5e9, 1e9, 2e9, 4e9])
     noise = np.random.default_rng(1).normal(0, 0.001, (2, len(ratio)))

@@ -151,6 +151,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     return of
 
 
+@pytest.mark.ci
 def test_a_step_does_not_grow(simulated: Simulated) -> None:
     """The rehearsal: what a step waits for, sends and holds. A number that falls may be lowered here."""
     rank = simulated(GUARD)[1]

@@ -103,6 +103,7 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=280, env=os.environ | path)
 
 
+@pytest.mark.ci
 def test_what_became_of_each_test_is_told_with_its_cause(tmp_path: Path) -> None:
     folder = checkout(tmp_path / "checkout", test_alone=ALONE, test_ranks=ON_RANKS)
     page = tmp_path / "page.md"
@@ -135,6 +136,7 @@ def test_a_test_that_hangs_is_killed_and_the_next_one_runs(tmp_path: Path) -> No
     assert "hangs: no end within 30 s" in done.stdout
 
 
+@pytest.mark.ci
 def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
     assert (done := run(SCRIPT, tmp_path)).returncode == 2
     assert "it holds no unit tests" in done.stderr

@@ -245,6 +245,7 @@ def test_no_gradient_comes_from_a_prompt(one_rank: Ranks, hf: Path, tmp_path: Pa
     assert 0 < sum(one["seen"].sum() for one in sequences if one["source"] == 0) < 6 * LENGTH
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_counts_answers_and_resumes_exactly_or_not_at_all(
     one_rank: Ranks, hf: Path, tmp_path: Path, packed: bool

@@ -51,6 +51,7 @@ def test_the_order_is_that_of_a_run_without_a_ramp(workshop: Workshop, tmp_path:
     assert texts == sorted(together.tokens.tolist())
 
 
+@pytest.mark.ci
 def test_records_count_what_was_read(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run)
@@ -69,6 +70,7 @@ def test_records_count_what_was_read(one_rank: Ranks, workshop: Workshop, tmp_pa
     assert sum(position.source_sequences.values()) == 28
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "layout",
     [pytest.param((), id="data 2"), pytest.param(("parallel.tensor=2",), id="tensor 2", marks=pytest.mark.slow)],
@@ -99,6 +101,7 @@ def test_a_resume_with_other_batches_is_refused(one_rank: Ranks, workshop: Works
     assert records_of(tmp_path / "run") == before
 
 
+@pytest.mark.ci
 def test_rewinds_leave_out_what_the_ramp_took(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run)

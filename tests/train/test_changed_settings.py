@@ -31,6 +31,7 @@ def told(run: Path) -> list[tuple[int, str, object, object]]:
     return [(event["step"], event["key"], event["before"], event["now"]) for event in events]
 
 
+@pytest.mark.ci
 def test_a_run_shorter_than_its_checkpoint_is_refused(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_finished_run_may_still_be_exported(one_rank: Ranks, workshop: Worksho
     assert "checkpoint.export_hf: not set before, {" in (run / "log.txt").read_text()
 
 
+@pytest.mark.ci
 def test_every_changed_setting_is_told_and_every_configuration_kept(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +248,7 @@ def measured(one_rank: Ranks, workshop: Workshop, tmp_path_factory: pytest.TempP
     return run
 
 
+@pytest.mark.ci
 def test_weight_updates_are_not_measured_from_another_folders_weights(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -261,6 +264,7 @@ def test_weight_updates_are_not_measured_from_another_folders_weights(
         assert orjson.loads((folder / "lineage.json").read_bytes())["parent"] == str(workshop.hf)
 
 
+@pytest.mark.ci
 def test_the_report_shows_where_a_set_was_changed(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, done: Path
 ) -> None:

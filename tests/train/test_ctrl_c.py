@@ -111,6 +111,7 @@ def test_quickstart_waits_for_the_run_that_it_started(
     wait_until_gone(everyone)
 
 
+@pytest.mark.ci
 def test_a_second_ctrl_c_ends_at_once(workshop: Workshop, tmp_path: Path) -> None:
     """Of a run of two ranks, one of which stands still and so cannot save."""
     run = tmp_path / "run"
@@ -153,6 +154,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_rank_that_no_command_started_counts_itself(workshop: Workshop, tmp_path: Path, native: bool) -> None:
     script, run = tmp_path / "program.py", tmp_path / "run"

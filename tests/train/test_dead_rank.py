@@ -13,6 +13,7 @@ from tests.workshop import Workshop
 ENDLESS = "training.tokens=100000 steps"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named(
     workshop: Workshop, tmp_path: Path, rank: int
@@ -47,6 +48,7 @@ def test_a_second_command_is_refused_and_a_killed_rank_ends_the_job_and_is_named
     assert "ChildFailedError" not in said.decode()
 
 
+@pytest.mark.ci
 def test_nothing_outlives_a_killed_command(workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(workshop.write_config(run), 2, ENDLESS)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megatron_cpt.runs.folder import Status, read_status
 from tests.workshop import Workshop
 
@@ -28,6 +30,7 @@ with StopRequest() as request:
 """
 
 
+@pytest.mark.ci
 def test_the_status_tells_why_the_first_rank_failed(workshop: Workshop, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)

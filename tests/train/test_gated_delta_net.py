@@ -22,6 +22,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
 def test_a_run_begins_at_the_loss_of_transformers_and_keeps_what_is_not_trained(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

@@ -75,6 +75,7 @@ def test_cosine_and_norms_are_those_of_autograd(one_rank: Ranks, workshop: Works
     )
 
 
+@pytest.mark.ci
 def test_a_small_update_changes_the_loss_as_predicted(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run", schedule={"peak_lr": 2e-5, "final_lr": 2e-5, "warmup": None})
     one_rank.call(train, path=path, overrides=SETTINGS)

@@ -68,6 +68,7 @@ def of_checkpoint(checkpoint: Path, folder: Path, names: list[str], shots: int |
     return results and results["results"]
 
 
+@pytest.mark.ci
 def test_training_is_as_without_them(one_rank: Ranks, workshop: Workshop, run: Path, tmp_path: Path) -> None:
     never = tmp_path / "never"
     one_rank.call(train, path=workshop.write_config(never), overrides=DROPOUT)
@@ -77,6 +78,7 @@ def test_training_is_as_without_them(one_rank: Ranks, workshop: Workshop, run: P
     ]
 
 
+@pytest.mark.ci
 def test_scores_are_those_of_the_command(one_rank: Ranks, run: Path, harness_folder: Path) -> None:
     checkpoint = run / "checkpoints" / "step-00000008"
     (asked,) = one_rank.call(

@@ -41,6 +41,7 @@ def started(ranks: Ranks, workshop: Workshop, run: Path, base: Path, *overrides:
     return run
 
 
+@pytest.mark.ci
 def test_all_kept_is_a_resume_in_another_folder(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_history_reaches_back_to_random_weights() -> None:
     assert unknown == dict.fromkeys(whole) | {"final_learning_rate": 0.0}
 
 
+@pytest.mark.ci
 def test_a_run_from_a_run_from_a_run_knows_all_that_came_before(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path
 ) -> None:
@@ -110,6 +112,7 @@ FORWARD = 0.01 + 0.02 + 0.01625 + 0.0125 + 0.00875 + 0.005
 ANNEALING = 0.00375 * (1 + (1 + 0.999) + (1 + 0.999 + 0.999**2) + (1 + 0.999 + 0.999**2 + 0.999**3))
 
 
+@pytest.mark.ci
 def test_the_history_of_a_base_made_elsewhere_stands_where_a_parents_own_would(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -140,6 +143,7 @@ def test_the_history_of_a_base_made_elsewhere_stands_where_a_parents_own_would(
     assert "lineage.json tells how the model was trained from its random weights on" in other
 
 
+@pytest.mark.ci
 def test_a_history_that_is_told_at_a_resume_takes_effect(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run)
@@ -187,6 +191,7 @@ def test_weights_alone_begin_a_new_run(one_rank: Ranks, workshop: Workshop, tmp_
     assert starts == ends
 
 
+@pytest.mark.ci
 def test_the_schedule_goes_on_over_new_data(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
     constant = ("schedule.kind=wsd", "schedule.decay=4 steps", "training.tokens=8 steps")
     run = started(one_rank, workshop, tmp_path / "run", base, "init_from.load_schedule=true", *constant)
@@ -201,6 +206,7 @@ def test_the_schedule_goes_on_over_new_data(one_rank: Ranks, workshop: Workshop,
     assert records_of(run) == before
 
 
+@pytest.mark.ci
 def test_the_data_go_on_under_a_new_schedule(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
     run = started(one_rank, workshop, tmp_path / "run", base, "init_from.load_data_position=true")
     ours = records_of(run, "train")
@@ -253,6 +259,7 @@ def test_what_cannot_be_taken_is_said(
     assert said in one_rank.call(refusal, path=workshop.write_config(tmp_path / "run"), overrides=words)[0]
 
 
+@pytest.mark.ci
 def test_marks_count_from_where_the_run_begins(one_rank: Ranks, workshop: Workshop, tmp_path: Path, base: Path) -> None:
     marks = ("validation.eval_interval.log_spaced=2 per decade to 100 steps", "validation.eval_interval.at=[5 steps]")
     run = started(one_rank, workshop, tmp_path / "run", base, *ALL_KEPT, *marks)
@@ -303,6 +310,7 @@ def test_a_plan_shows_the_rates_around_a_resume(workshop: Workshop, tmp_path: Pa
 STABLE = ("schedule.kind=wsd", "schedule.warmup=2 steps", "schedule.decay=4 steps", "data.replay_ratio=null")
 
 
+@pytest.mark.ci
 def test_a_decay_branch_repeats_nothing_and_leaves_the_peak_at_its_first_step(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:

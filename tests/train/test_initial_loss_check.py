@@ -112,6 +112,7 @@ def train_without_room(path: Path, overrides: tuple[str, ...]) -> str | None:
         convert.HEADROOM = headroom
 
 
+@pytest.mark.ci
 def test_a_model_that_does_not_fit_is_compared_with_a_recording(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_model_that_does_not_fit_is_compared_with_a_recording(
     assert "is not a recording of the first sequences" in refused
 
 
+@pytest.mark.ci
 def test_a_reference_that_would_take_too_long_is_skipped_and_said_beforehand(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_another_weight_is_another_model(workshop: Workshop, tmp_path: Path) -> 
     assert prints[0] != prints[1]
 
 
+@pytest.mark.ci
 def test_a_tokenizer_may_have_ids_without_rows_until_they_are_in_the_data(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

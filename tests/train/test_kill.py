@@ -18,6 +18,7 @@ def kill_when_reached(run: Path, step: int, process: subprocess.Popen[bytes]) ->
     kill_all(process)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("processes", quick_among([1, 2], [2]))
 def test_a_killed_run_ends_like_one_that_was_not(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, processes: int

@@ -17,6 +17,7 @@ SPIKES = (
 )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("layout", ["tensor 2", "data 2, distributed optimizer"])
 def test_rewind_goes_back_and_leaves_the_sequences_out(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str
@@ -54,6 +55,7 @@ def test_without_a_checkpoint_there_is_nothing_to_rewind_to(
     assert before == after
 
 
+@pytest.mark.ci
 def test_a_spike_is_left_out_before_its_update_and_a_resume_judges_alike(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ CONSTANT = {"kind": "constant", "final_lr": 0}
 OVERLAPPED = {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("parallel", [{}, OVERLAPPED], ids=["plain", "overlapped"])
 def test_a_run_is_weighted_from_its_start_on_and_resumes_exactly(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, parallel: dict[str, bool]

@@ -104,6 +104,7 @@ def test_nan_in_what_the_norm_leaves_out_is_seen(two_ranks: Ranks, workshop: Wor
     assert event["grad_norm"] > 0
 
 
+@pytest.mark.ci
 def test_a_run_stopped_later_goes_on_from_its_last_checkpoint(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_run_stopped_later_goes_on_from_its_last_checkpoint(
     assert records_of(stopped) == records_of(whole)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("layout", quick_among(["tensor 2", "data 2"], ["tensor 2"]))
 def test_skip_leaves_the_update_out_and_goes_on(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, layout: str
@@ -143,6 +145,7 @@ def test_skip_leaves_the_update_out_and_goes_on(
 LONG = ("training.tokens=24 steps", "validation.sets={}", "checkpoint.save_interval=null")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("step", quick_among([20, 23], [23]))
 def test_nan_later_stops_all_before_the_update(two_ranks: Ranks, workshop: Workshop, tmp_path: Path, step: int) -> None:
     path, overrides = workshop.write_config(tmp_path / "run"), (*LONG, *LAYOUTS["tensor 2"])
@@ -162,6 +165,7 @@ def test_nan_later_is_skipped_on_all(two_ranks: Ranks, workshop: Workshop, tmp_p
     assert column(records_of(tmp_path / "run", "train"), "step") == [*range(2, 20), 21, 22, 24]
 
 
+@pytest.mark.ci
 def test_skipping_does_not_go_on_for_ever(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
     overrides = ("training.on_nonfinite=skip",)

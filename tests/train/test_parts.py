@@ -59,6 +59,7 @@ def test_frozen_parts_keep_their_weights_and_the_others_move(
         assert value != is_frozen, (layer, name)
 
 
+@pytest.mark.ci
 def test_a_frozen_run_resumes_exactly(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     overrides = (
@@ -168,6 +169,7 @@ def filled(path: Path, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
     return list(zip(distances, moments, strict=True))
 
 
+@pytest.mark.ci
 def test_filling_moments_moves_no_weight(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     path = workshop.write_config(tmp_path / "run")
     overrides = ("optimizer.moment_warmup_steps=3",)
@@ -181,6 +183,7 @@ def test_filling_moments_moves_no_weight(one_rank: Ranks, workshop: Workshop, tm
     assert events[0]["loss"] == records_of(tmp_path / "run", "train")[0]["loss"]  # the same sequences, the same weights
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("left_out", quick_among(["eod", "first", "ids"], ["ids"]))
 def test_labels_that_are_left_out_count_nowhere(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, left_out: str

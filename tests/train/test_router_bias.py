@@ -68,6 +68,7 @@ def test_a_folder_without_further_layers_needs_none(workshop: Workshop, tmp_path
     assert_same_tensors(tmp_path / "out", folder)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_bias_stays_and_so_do_further_layers(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
@@ -92,6 +93,7 @@ def test_a_bias_stays_and_so_do_further_layers(
     assert "are not those of" in said
 
 
+@pytest.mark.ci
 def test_a_bias_that_moves_is_resumed_exactly(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     folder, uncut, cut = published(workshop, tmp_path / "hf"), tmp_path / "uncut", tmp_path / "cut"
     settings = (*SETTINGS, MOVING, "validation.gradient_conflict=[]")
@@ -108,6 +110,7 @@ def test_a_bias_that_moves_is_resumed_exactly(two_ranks: Ranks, workshop: Worksh
         assert abs(moved.sum()) < moved.abs().sum(), name  # some experts were too busy, others too idle
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["glm4_moe", "deepseek_v3"])
 def test_experts_of_two_ranks_train_as_those_of_one(
     one_rank: Ranks, two_ranks: Ranks, workshop: Workshop, tmp_path: Path, kind: str

@@ -63,6 +63,7 @@ def remove_checkpoints_and_status(run: Path) -> None:
     (run / "status.json").unlink()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("lose", [remove_checkpoints, remove_markers, remove_checkpoints_and_status])
 def test_a_run_that_has_lost_its_checkpoints_does_not_begin_again(
     one_rank: Ranks, copy: Path, lose: Callable[[Path], None]

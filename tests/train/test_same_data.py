@@ -110,6 +110,7 @@ def unchanged(run: Path, before: Path) -> bool:
     return one == other
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["with", "without"])
 def test_a_manifest_that_comes_or_goes_changes_nothing(
     one_rank: Ranks,

@@ -14,6 +14,7 @@ from tests.train.runs import records_of, train
 from tests.workshop import Workshop
 
 
+@pytest.mark.ci
 def test_a_trace_of_chosen_steps_and_the_best_checkpoint(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = (
@@ -62,6 +63,7 @@ def collections_while_off(path: Path, overrides: tuple[str, ...]) -> list[int]:
     return found
 
 
+@pytest.mark.ci
 def test_ranks_collect_garbage_after_the_same_steps(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """After steps 2, 4 and 6, each with an evaluation: the others would wait for a rank that does it at any moment."""
     words = ("training.tokens=6 steps", "validation.eval_interval={at: [2 steps, 4 steps]}")
@@ -92,6 +94,7 @@ def test_weights_and_biases_offline(one_rank: Ranks, workshop: Workshop, tmp_pat
     assert b"lm loss" in written.read_bytes()
 
 
+@pytest.mark.ci
 def test_training_is_the_same_whatever_is_watched(one_rank: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """Evaluations, tasks, traces and logs at every step, or none at all: no bit of training differs."""
     watched, alone = tmp_path / "watched", tmp_path / "alone"

@@ -155,6 +155,7 @@ def test_a_fault_that_one_machine_has_is_told_by_its_rank(
     assert answers[0] == (ExitCode.OTHER, "")
 
 
+@pytest.mark.ci
 def test_a_fault_that_rank_0_finds_is_told_once(workshop: Workshop, tmp_path: Path) -> None:
     """Under a plain torchrun. The ranks' store is rank 0's, and ends with it."""
     prefixes = without_manifests(workshop, tmp_path / "data")

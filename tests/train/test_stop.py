@@ -50,6 +50,7 @@ print("asked to stop:", StopRequest().code(after="3s"), StopRequest().code(after
 """
 
 
+@pytest.mark.ci
 def test_the_limit_of_wall_time_counts_from_the_start_of_torchrun(tmp_path: Path) -> None:
     """A rank that torchrun starts again is in the job that the first one was in."""
     (tmp_path / "rank.py").write_text(RANK)
@@ -65,6 +66,7 @@ def status_of(run: Path) -> Status:
     return status
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("number", quick_among([signal.SIGTERM, signal.SIGUSR1], [signal.SIGUSR1]))
 def test_a_signal_to_the_command_or_all_its_processes_saves_and_the_same_command_goes_on(
     two_ranks: Ranks, workshop: Workshop, tmp_path: Path, number: signal.Signals

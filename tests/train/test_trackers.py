@@ -36,6 +36,7 @@ def train_into(path: Path, overrides: tuple[str, ...], store: str) -> int:
         return train(path, (*STEPS, *overrides))
 
 
+@pytest.mark.ci
 def test_a_resumed_run_goes_on_in_one_mlflow_run(
     one_rank: Ranks, workshop: Workshop, tmp_path: Path, mlflow: Any
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_resumed_run_goes_on_in_one_mlflow_run(
     assert "MLflow" not in (run / "log.txt").read_text()
 
 
+@pytest.mark.ci
 def test_a_server_that_is_gone_ends_no_run(one_rank: Ranks, workshop: Workshop, tmp_path: Path, mlflow: Any) -> None:
     run = tmp_path / "run"
     path = workshop.write_config(run)
@@ -74,6 +76,7 @@ def waits_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.ci
 def test_what_a_server_missed_is_sent_when_it_is_back(
     workshop: Workshop, tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

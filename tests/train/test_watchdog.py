@@ -61,6 +61,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
         time.sleep(0.01)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stopped_rank_ends_the_run_and_is_named_with_its_place(workshop: Workshop, tmp_path: Path, rank: int) -> None:
     run = tmp_path / "run"
@@ -86,6 +87,7 @@ def test_a_stopped_rank_ends_the_run_and_is_named_with_its_place(workshop: Works
     wait_until_gone(everyone)
 
 
+@pytest.mark.ci
 def test_a_rank_that_waits_for_its_data_is_named_and_all_stacks_are_in_the_log(
     workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def alone(workshop: Workshop, run: Path, *overrides: str) -> subprocess.Popen[by
     return subprocess.Popen(words, env=os.environ | place, stderr=subprocess.PIPE)
 
 
+@pytest.mark.ci
 def test_ranks_that_never_meet_end_and_say_where_they_waited(workshop: Workshop, tmp_path: Path) -> None:
     """In the status of the run, but where the folder is another job's, which has refused their rank 0."""
     running = Status("running")

@@ -39,6 +39,7 @@ def test_updates_are_those_of_the_weights(one_rank: Ranks, workshop: Workshop, t
         assert found["bottom_over_top"] == pytest.approx(expected["bottom"][place] / expected["top"][place], rel=1e-5)
 
 
+@pytest.mark.ci
 def test_shards_of_main_weights_are_each_counted_once(two_ranks: Ranks, workshop: Workshop, tmp_path: Path) -> None:
     """In bf16 the fp32 weights are the optimizer's, whole on each rank or in shards of a distributed optimizer."""
     found = []

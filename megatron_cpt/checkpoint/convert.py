@@ -307,8 +307,8 @@ SHORTEST, LONGEST = 128, 8256
 def length_beyond_edges(shape: ModelShape) -> int:
     """Tokens of a sequence that is longer than every edge: the windows, and the length from which angles differ."""
     edges = [min(SHORTEST - 64, shape.max_positions - 1)]
-    if shape.local_layers and shape.local_window is not None:
-        edges.append(shape.local_window)
+    if shape.local_reach is not None:
+        edges.append(shape.local_reach)
     if isinstance(shape.rope_scaling, LengthScaling):
         edges.append(shape.rope_scaling.original_positions)
     if shape.temperature_beta:

@@ -26,6 +26,7 @@ _TRANSFORMER = {
             "gated_linear_unit",
             "activation_func",
             "qk_layernorm",
+            "qk_l2_norm",
             "rotary_interleaved",
             "softmax_scale",
             "window_size",

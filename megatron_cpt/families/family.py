@@ -223,19 +223,31 @@ class ModelShape:
     """Factor of the embeddings as the first layer reads them."""
     residual_scale: float = 1.0
     """Factor of what attention and MLP add to the residual stream."""
+    query_key_l2_norm: bool = False
+    """Whether each head's query and key are divided by their root mean square, without a weight, in layers with rotary
+    positions."""
     temperature_beta: float = 0.0
     """b of 1 + b ln(1 + floor(position / temperature_positions)), the factor of queries after their rotation; 0: it is
     always 1."""
     temperature_positions: int = 1
     """Positions from which on it grows, once more for each further so many."""
+    temperature_first: int = 0
+    """The position of the first token, for this."""
+    temperature_layers: frozenset[int] | None = None
+    """Layers, counted from 0, whose queries have this factor; None: all."""
     local_window: int | None = None
     """Tokens that a position sees in a local layer, itself included."""
+    local_chunk: int | None = None
+    """Tokens of each part of a sequence, or of a document where they are apart, within which a position of a local
+    layer sees itself and those before it; None: it sees those of a window."""
     local_layers: frozenset[int] = frozenset()
     """The local layers, counted from 0."""
     local_rope_base: float | None = None
     """Base of the rotary embedding in local layers, whose wavelengths are never rescaled; None: that of the others."""
     rotary_share: float = 1.0
     """Part of each head's width that the rotary embedding turns; the rest passes unturned."""
+    rotary_interleaved: bool = False
+    """Whether neighbouring dimensions are turned together, or each with the one half a head away."""
     unturned_layers: frozenset[int] = frozenset()
     """Layers, counted from 0, without rotary positions (NoPE, arXiv:2501.18795)."""
     key_value_latent: int = 0
@@ -287,6 +299,8 @@ class ModelShape:
     """Whether a bias, which no gradient changes, is added to the shares where experts are chosen (arXiv:2408.15664)."""
     router_scale: float = 1.0
     """Factor of the chosen experts' shares."""
+    router_scales_inputs: bool = False
+    """Whether the share of an expert multiplies what it reads, or what it gives."""
     router_groups: int = 1
     """Equal parts of the experts, of which a token is sent to experts of some (arXiv:2405.04434, section 2.2.2)."""
     router_groups_chosen: int = 1
@@ -398,9 +412,18 @@ class ModelShape:
         """Whether Transformer Engine's layers have all parts of this model's; they have windows."""
         own_norms = self.post_norm or self.all_heads_norm or self.zero_centered_norms
         own_attention = (self.attention_soft_cap is not None or self.temperature_beta or self.latent_attention) or (
-            self.attention_sinks or self.attention_gate or self.delta_layers
+            self.attention_sinks or self.attention_gate or self.delta_layers or self.local_chunk
         )
         return not own_norms and not own_attention
+
+    @property
+    def local_reach(self) -> int | None:
+        """Tokens that a position of a local layer sees at most, itself included; None: there are no local layers."""
+        return (self.local_chunk or self.local_window) if self.local_layers else None
+
+    def sharpens(self, layer: int) -> bool:
+        """Whether the queries of a layer have a factor of their position."""
+        return self.temperature_beta > 0 and (self.temperature_layers is None or layer in self.temperature_layers)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:

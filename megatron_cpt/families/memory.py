@@ -136,10 +136,7 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         return _latent_attention_bytes(shape, config)
     query, key = shape.query_width, shape.key_value_width
     turned = 4 * weight * shape.head_dim * shape.rotary_share
-    if shape.all_heads_norm or (shape.query_key_norm and shape.zero_centered_norms):
-        normed = 8 * (query + key)  # in fp32, before and after the division
-    else:
-        normed = weight * query if shape.query_key_norm and query > key else 0
+    normed = _normed_bytes(shape, weight, layer)
     if shape.attention_soft_cap is not None:
         # Rotated queries, keys and values repeated for each, output; and the scores of blocks of queries.
         seen = length if length <= SCORED_AT_ONCE else (length + SCORED_AT_ONCE) / 2
@@ -150,11 +147,26 @@ def _attention_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         kept = _bytes_with_sinks(shape, config, layer)
     elif parallel.context > 1:  # of keys and values those of all ranks; the outputs of two parts
         kept += weight * (2 * key * parallel.context - 3 * key)
-    elif layer in shape.local_layers and shape.local_window is not None and shape.local_window < length:
-        kept += weight * query  # the outputs of blocks
+    elif layer in shape.local_layers and (shape.local_reach or length) < length:
+        kept += weight * query  # the outputs of blocks, or of chunks
     if shape.attention_gate:  # as projected, its sigmoid in fp32, and the product
         kept += (2 * weight + 4) * query
     return kept / parallel.tensor + turned
+
+
+def _normed_bytes(shape: ModelShape, weight: int, layer: int) -> float:
+    """What the norms of queries and keys keep.
+
+    Args:
+        weight: bytes of a number.
+    """
+    query, key = shape.query_width, shape.key_value_width
+    if shape.all_heads_norm or (shape.query_key_norm and shape.zero_centered_norms):
+        return 8 * (query + key)  # in fp32, before and after the division
+    without_weight = shape.query_key_l2_norm and layer not in shape.unturned_layers
+    if without_weight and weight < 4:
+        return 4 * (query + key)  # in fp32, before the division
+    return weight * query if (shape.query_key_norm or without_weight) and query > key else 0
 
 
 def _bytes_with_sinks(shape: ModelShape, config: RunConfig, layer: int) -> float:
@@ -192,7 +204,8 @@ def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
 
     A gate by SiLU is one kernel: it keeps what it reads, 2 f, and the next matrix its output. Any other keeps both
     halves, the activation and what it multiplies, and the output. Without a gate it is the input of the activation and
-    its output. k experts for a token keep its k copies beside this; the router keeps its scores and masks.
+    its output. k experts for a token keep its k copies beside this, and where shares multiply these, the products; the
+    router keeps its scores and masks.
     """
     weight, tensor = BYTES[config.training.precision], config.parallel.tensor
     if layer not in shape.sparse_layers:
@@ -200,7 +213,8 @@ def _mlp_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
         return weight * widths * shape.ffn_hidden / tensor
     chosen, sequence = shape.experts_per_token, tensor if config.parallel.sequence else 1
     routing = 20 * shape.experts + 24 * chosen
-    kept = weight * chosen * (shape.hidden + 3 * shape.expert_ffn_hidden / tensor) + routing / sequence
+    copies = 2 if shape.router_scales_inputs else 1
+    kept = weight * chosen * (copies * shape.hidden + 3 * shape.expert_ffn_hidden / tensor) + routing / sequence
     kept += weight * 3 * shape.shared_expert_ffn_hidden / tensor
     if shape.shared_expert_gate:  # what it computes, before its gate
         kept += weight * shape.hidden / sequence

@@ -99,6 +99,18 @@ MULTIMODAL: dict[str, Multimodal] = {
             for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
         ),
         Multimodal(
+            model_type="llama4",
+            text_type="llama4_text",
+            others=("vision_model.", "multi_modal_projector."),
+            defaults={
+                "vocab_size": 202_048,
+                "hidden_size": 5120,
+                "intermediate_size": 8192,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 40,
+            },
+        ),
+        Multimodal(
             model_type="qwen3_vl_moe", text_type="qwen3_vl_moe_text", others=_QWEN_SEES, defaults={_TIED: False}
         ),
         *(

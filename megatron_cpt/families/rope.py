@@ -321,8 +321,8 @@ def _read_scaling(fields: ConfigFields, kind: object, stated: int) -> RopeScalin
                 high_frequency_factor=fields.positive("high_freq_factor", 4.0),
                 original_positions=fields.integer("original_max_position_embeddings", 8192),
             )
-            if scaling.high_frequency_factor <= scaling.low_frequency_factor:
-                rule = f"must be above low_freq_factor ({scaling.low_frequency_factor})."
+            if scaling.high_frequency_factor < scaling.low_frequency_factor:
+                rule = f"must be at least low_freq_factor ({scaling.low_frequency_factor})."
                 fields.fault("high_freq_factor", scaling.high_frequency_factor, rule, "Mend config.json.")
             return scaling
         case "yarn":

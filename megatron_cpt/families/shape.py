@@ -16,6 +16,7 @@ from megatron_cpt.families.gpt_neox import GPT_NEOX
 from megatron_cpt.families.gpt_oss import GPT_OSS
 from megatron_cpt.families.granite import GRANITE, GRANITE4
 from megatron_cpt.families.llama import LLAMA, MINISTRAL, MINISTRAL3, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
+from megatron_cpt.families.llama4 import LLAMA4
 from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
@@ -58,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         GLM4_MOE,
         DEEPSEEK_V2,
         DEEPSEEK_V3,
+        LLAMA4,
         GPT_OSS,
         OLMO2,
         OLMO3,
@@ -145,9 +147,6 @@ def _unknown_family(given: dict[str, Any]) -> tuple[str, str]:
         rule = "transformers knows it by code of the folder alone, which is not executed; it has a DeepSeek-V3's shape."
         return rule, "Set model_type to deepseek_v3 and take auto_map out of config.json."
     known = f"Known families: {', '.join(sorted({**FAMILIES, **MULTIMODAL}))}."
-    if given.get("model_type") in ("llama4", "llama4_text"):
-        rule = "layers of a Llama 4 attend in chunks and turn neighbouring dimensions of a head, which none here do."
-        return rule, f"Use a model of a known family. {known}"
     parts = {name: value for name, value in given.items() if name.endswith("_config") and isinstance(value, dict)}
     text = next((parts[name] for name in _TEXT_PARTS if name in parts), None)
     if text is None and not {"vision_config", "audio_config"} & set(parts):

@@ -37,15 +37,24 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     6 per weight of every matrix that multiplies a token (the output layer does, the embedding and experts
     that it is not sent to do not), plus 6 (q + v) for each key that a query sees, with the width q of all queries and v
     of what they give, mostly q too: scores and values take 2 q + 2 v, backward twice that again. Of s tokens a query
-    sees s / 2 in the mean, and w - w^2 / 2 s in a layer with a window of w. A gated delta net reads each head's state,
-    of k v numbers, twice for a token, and adds to it once: 6 k v, backward twice that again.
+    sees s / 2 in the mean, w - w^2 / 2 s in a layer with a window of w, c / 2 in one with whole chunks of c. A gated
+    delta net reads each head's state, of k v numbers, twice for a token, and adds to it once: 6 k v, backward twice
+    that again.
     """
     matrices = _multiplying_parameters(shape)
-    window = min(shape.local_window or sequence_length, sequence_length)
     local = len(shape.local_layers)
     whole = shape.layers - local - len(shape.delta_layers)
-    keys = whole * sequence_length / 2 + local * (window - window**2 / (2 * sequence_length))
+    keys = whole * sequence_length / 2 + local * _keys_of_local_layer(shape, sequence_length)
     return 6.0 * matrices + 6.0 * (shape.query_width + shape.value_width) * keys + _state_flops(shape)
+
+
+def _keys_of_local_layer(shape: ModelShape, sequence_length: int) -> float:
+    """Keys that a query of a local layer sees, in the mean."""
+    if shape.local_chunk is not None:
+        chunks, rest = divmod(sequence_length, shape.local_chunk)
+        return (chunks * shape.local_chunk**2 + rest**2) / (2 * sequence_length)
+    window = min(shape.local_window or sequence_length, sequence_length)
+    return window - window**2 / (2 * sequence_length)
 
 
 def palm_flops_per_token(shape: ModelShape, sequence_length: int) -> float:

@@ -87,6 +87,13 @@ READ_BY: dict[str, frozenset[str]] = {
 "llama": frozenset({
     "attention_bias", "intermediate_size", "mlp_bias", "pretraining_tp",
 }),
+"llama4_text": frozenset({
+    "attention_bias", "attn_scale", "attn_temperature_tuning", "floor_scale", "image_size", "image_token_id",
+    "interleave_moe_layer_step", "intermediate_size", "intermediate_size_mlp", "moe_layers", "no_rope_layer_interval",
+    "no_rope_layers", "num_channels", "num_experts_per_tok", "num_local_experts", "output_router_logits", "patch_size",
+    "pixel_shuffle_ratio", "projector_dropout", "projector_input_dim", "projector_output_dim", "qk_norm",
+    "router_aux_loss_coef", "router_jitter_noise", "text_config", "use_qk_norm", "vision_config",
+}),
 "ministral": frozenset({
     "intermediate_size",
 }),

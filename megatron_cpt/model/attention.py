@@ -3,6 +3,7 @@
 - `ScaledDotProductAttention` keeps no score matrix: flash attention on CUDA and on CPU, at any length.
 - `WindowedAttention` takes queries in blocks with the keys they see, so that neither time nor memory grows with the
   square of the length (arXiv:2310.06825, section 2).
+- `ChunkedAttention` takes the queries of each chunk with the keys of that chunk.
 - Sinks, a learnt score of each head that takes part in its softmax and belongs to no token (arXiv:2309.17453, section
   3.3), are a token before the first, whose value is 0: kernels need know nothing of them.
 - Documents apart: a micro batch is one row of documents; no mask is needed. Where a document begins is known to the
@@ -151,12 +152,13 @@ class ScaledDotProductAttention(TakesDocuments):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
-        temperature: tuple[float, int] | None = None,
+        temperature: tuple[float, int, int] | None = None,
     ) -> None:
         """Takes what Megatron-Core gives a core attention, and more.
 
         Args:
-            temperature: b and n of 1 + b ln(1 + floor(position / n)), the factor of queries; None: there is none.
+            temperature: b, n and p of 1 + b ln(1 + floor(position / n)), the factor of queries, where the first token
+                has the position p; None: there is none.
         """
         super().__init__(config=config)
         self.temperature = temperature
@@ -218,15 +220,15 @@ class ScaledDotProductAttention(TakesDocuments):
         query: [s, b, heads, d].
         """
         assert self.temperature is not None
-        beta, unscaled = self.temperature
+        beta, unscaled, first = self.temperature
         if isinstance(packed_seq_params, DocumentPieces):
             longest, positions = packed_seq_params.max_seqlen_q, packed_seq_params.positions
         else:
             longest = len(query) * self.config.context_parallel_size
             positions = own_part(torch.arange(longest, device=query.device), axis=0)
-        if longest is not None and longest <= unscaled:
+        if longest is not None and longest + first <= unscaled:
             return query
-        factors = 1 + beta * torch.log(1 + torch.floor(positions / unscaled))
+        factors = 1 + beta * torch.log(1 + torch.floor((positions + first) / unscaled))
         return query * factors.to(query.dtype)[:, None, None, None]
 
     def attend_pieces(
@@ -407,6 +409,39 @@ class WindowedAttention(ScaledDotProductAttention):
             queries, keys, values = _with_sink(queries, keys, values, self.softmax_offset, scale)
             seen = functional.pad(seen, (1, 0), value=True)
         return self.by_kernel(queries, keys, values, dropout, scale, seen)[..., :width].flatten(2)
+
+
+class ChunkedAttention(ScaledDotProductAttention):
+    """Causal attention within chunks, with grouped queries. Tensors are [sequence, batch, heads, head_dim].
+
+    Chunks are counted from the beginning of a sequence, or of each document where they are apart.
+    """
+
+    def __init__(self, *given: Any, chunk: int, **named: Any) -> None:
+        """Takes what ScaledDotProductAttention takes, and more.
+
+        Args:
+            chunk: tokens of each part of a sequence; a position sees itself and those before it in its part.
+        """
+        super().__init__(*given, **named)
+        self.chunk = chunk
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """As ScaledDotProductAttention.attend; the first key is that of the first token.
+
+        query: [q, b, heads, d]; key and value: [k, b, groups, d], k >= q, the last query at the last key.
+        Returns [q, b, heads * d].
+        """
+        before = len(key) - len(query)
+        starts = range(before - before % self.chunk, len(key), self.chunk)
+        if len(starts) == 1:
+            return super().attend(query, key[starts[0] :], value[starts[0] :], dropout)
+        parts = []
+        for start in starts:
+            stop = min(start + self.chunk, len(key))
+            queries = query[max(start - before, 0) : stop - before]
+            parts.append(super().attend(queries, key[start:stop], value[start:stop], dropout))
+        return torch.cat(parts)
 
 
 def packed_forward(model: torch.nn.Module, batch: Batch) -> Tensor:

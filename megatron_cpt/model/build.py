@@ -187,6 +187,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         **_latent_fields(shape),
         **_delta_fields(shape),
         "no_rope_freq": no_rope_freq(shape),
+        "rotary_interleaved": shape.rotary_interleaved,
         "gated_linear_unit": shape.gated_mlp,
         **_activation_fields(shape),
         **(_expert_fields(shape, options.by_engine(shape)) if shape.experts else {}),
@@ -305,7 +306,7 @@ def _expert_fields(shape: ModelShape, by_engine: bool) -> dict[str, Any]:
 
 def _router_fields(shape: ModelShape) -> dict[str, Any]:
     """The fields of TransformerConfig for routers that are none of a Mixtral."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"moe_apply_probs_on_input": shape.router_scales_inputs}
     if shape.router_score != "softmax":
         fields["moe_router_score_function"] = shape.router_score
     if shape.router_bias:

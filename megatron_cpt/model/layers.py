@@ -20,6 +20,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import (
     LayerNormImpl,
     TransformerBlockSubmodules,
@@ -37,7 +38,12 @@ from torch.nn import functional
 
 from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
+from megatron_cpt.model.attention import (
+    ChunkedAttention,
+    ScaledDotProductAttention,
+    SoftCappedAttention,
+    WindowedAttention,
+)
 from megatron_cpt.model.gated_delta_net import GatedDeltaNet
 from megatron_cpt.model.latent_attention import LatentAttention
 from megatron_cpt.model.rope import own_angles, scales_turned_parts, score_scale
@@ -107,9 +113,13 @@ def layer_spec(
     if shape.residual_scale != 1.0:
         _scale_outputs(spec, shape.residual_scale)
     if scales_turned_parts(shape) and layer not in shape.unturned_layers:
-        assert not (shape.query_key_norm or shape.all_heads_norm), "families/llama.py refuses it"
+        assert not (shape.query_key_norm or shape.all_heads_norm or shape.query_key_l2_norm), "readers refuse it"
         attention = spec.submodules.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = _scaled_part(shape.turned_width, shape.turned_factor)
+    if shape.query_key_l2_norm and layer not in shape.unturned_layers:
+        # Before rotation, which changes no size, in place of after it.
+        spec.submodules.self_attention.submodules.q_layernorm = L2Norm
+        spec.submodules.self_attention.submodules.k_layernorm = L2Norm
     if not by_engine and (shape.local_layers or not shape.has_engine_layers):
         _put_own_parts(spec, shape, layer)
     if layer in shape.delta_layers:
@@ -148,7 +158,8 @@ def no_rope_freq(shape: ModelShape) -> list[int] | None:
 
 def norms_queries(shape: ModelShape) -> bool:
     """Whether queries and keys pass a norm, or a module in its place, before rotary positions are applied."""
-    return shape.query_key_norm or shape.all_heads_norm or scales_turned_parts(shape)
+    own = shape.query_key_norm or shape.all_heads_norm or shape.query_key_l2_norm
+    return own or scales_turned_parts(shape)
 
 
 def _put_biases(spec: ModuleSpec, shape: ModelShape) -> None:
@@ -211,17 +222,18 @@ def _put_own_parts(spec: ModuleSpec, shape: ModelShape, layer: int) -> None:
 
 
 def _core_attention(shape: ModelShape, layer: int) -> type[ScaledDotProductAttention] | ModuleSpec:
-    """Our core attention of a layer: with a soft cap or a window if it has one."""
+    """Our core attention of a layer: with a soft cap, a window or chunks if it has them."""
     is_local = layer in shape.local_layers
     window = shape.local_window if is_local else None
-    temperature = (
-        {"temperature": (shape.temperature_beta, shape.temperature_positions)} if shape.temperature_beta else {}
-    )
+    growth = (shape.temperature_beta, shape.temperature_positions, shape.temperature_first)
+    temperature = {"temperature": growth} if shape.sharpens(layer) else {}
     if shape.attention_soft_cap is not None:
         return ModuleSpec(SoftCappedAttention, params={"soft_cap": shape.attention_soft_cap, "window": window})
     if window is not None:
         scale = score_scale(shape, is_local)
         return ModuleSpec(WindowedAttention, params={"window": window, "scale": scale, **temperature})
+    if is_local and shape.local_chunk is not None:
+        return ModuleSpec(ChunkedAttention, params={"chunk": shape.local_chunk, **temperature})
     return ModuleSpec(ScaledDotProductAttention, params=temperature) if temperature else ScaledDotProductAttention
 
 

@@ -37,7 +37,9 @@ class _OwnRotaryEmbedding(RotaryEmbedding):
     def __init__(self, shape: ModelShape, **named: Any) -> None:
         """Takes what RotaryEmbedding takes, besides a base and a share."""
         share = 1.0 if shape.latent_attention else shape.rotary_share
-        super().__init__(rotary_percent=share, rotary_base=shape.rope_base, **named)
+        super().__init__(
+            rotary_percent=share, rotary_base=shape.rope_base, rotary_interleaved=shape.rotary_interleaved, **named
+        )
         self.shape, self.local = shape, None
         if shape.local_rope_base is not None:
             self.local = RotaryEmbedding(rotary_percent=shape.rotary_share, rotary_base=shape.local_rope_base, **named)
@@ -67,7 +69,7 @@ def own_rotary(model: LanguageModule, shape: ModelShape) -> None:
         )
         for layer in model.decoder.layers:
             layer.self_attention.rotary_pos_emb = angles
-    elif shape.rope_scaling is not None or shape.local_rope_base is not None:
+    elif shape.rope_scaling is not None or shape.local_rope_base is not None or shape.rotary_interleaved:
         model.rotary_pos_emb = _OwnRotaryEmbedding(
             shape,
             kv_channels=shape.head_dim,

@@ -30,7 +30,12 @@ from megatron_cpt.config.schedule import Areas, known_history, learning_rate
 from megatron_cpt.config.schema import BaseHistorySettings, RunConfig
 from megatron_cpt.families.shape import places_in_stacks, stated_dtype
 from megatron_cpt.model import cpu_kernels
-from megatron_cpt.model.attention import ScaledDotProductAttention, SoftCappedAttention, WindowedAttention
+from megatron_cpt.model.attention import (
+    ChunkedAttention,
+    ScaledDotProductAttention,
+    SoftCappedAttention,
+    WindowedAttention,
+)
 from megatron_cpt.model.build import DTYPES, gather_parameters, unwrap
 from megatron_cpt.model.gated_delta_net import GatedDeltaNet, uses_fla
 from megatron_cpt.parallel.groups import all_agree
@@ -118,6 +123,7 @@ def export(run: Run, step: int, output: Path) -> None:
 _OWN_ATTENTION = {
     ScaledDotProductAttention: "torch scaled_dot_product_attention",
     WindowedAttention: "torch scaled_dot_product_attention in blocks (sliding window)",
+    ChunkedAttention: "torch scaled_dot_product_attention in chunks",
     SoftCappedAttention: "full score matrix (soft cap)",
 }
 _MAKERS = {
@@ -235,7 +241,7 @@ def _rope_of(model: LanguageModule) -> str:
     whole_heads = model.config.multi_latent_attention or (
         2 * len(model.rotary_pos_emb.inv_freq) == model.config.kv_channels
     )
-    ours = cpu_kernels.are_installed()
+    ours = cpu_kernels.are_installed() and not model.config.rotary_interleaved
     return "megatron-cpt (CPU kernel)" if ours and whole_heads else "Megatron-Core"
 
 

@@ -275,6 +275,9 @@ def test_sequences_that_a_model_was_not_made_for_are_refused(
         ("mistral", {"sliding_window": 9000}, 128),
         ("phi3_long", {"original_max_position_embeddings": 4096}, 4160),
         ("dynamic_rope", {"max_position_embeddings": 300}, 364),
+        ("llama4_text", {"attention_chunk_size": 4096}, 4160),
+        # As published: both begin there.
+        ("llama4_text", {"attention_chunk_size": 8192, "floor_scale": 8192, "max_position_embeddings": 262_144}, 8256),
     ],
 )
 def test_a_sequence_is_longer_than_windows_and_original_positions(

@@ -26,8 +26,8 @@ from tests.tokenizer.kinds import write_kind
 from tests.train.runs import refusal, train
 from tests.workshop import Workshop
 
-SEES = "gemma3_vision", "mistral3", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl_moe"
-OF_ITS_OWN = ("vision_tower.", "multi_modal_projector.", "model.visual.")
+SEES = "gemma3_vision", "mistral3", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl_moe", "llama4"
+OF_ITS_OWN = ("vision_tower.", "multi_modal_projector.", "model.visual.", "vision_model.")
 SETTINGS = ("training.tokens=2 steps", "schedule.warmup=null", "validation.sets={}", "checkpoint.export_hf.end=true")
 
 
@@ -62,7 +62,7 @@ def first_other(folder: Path) -> str:
 @pytest.mark.parametrize("names", ["published", "transformers"])
 def test_a_folder_comes_back_whole_under_its_own_names(one_rank: Ranks, tmp_path: Path, kind: str, names: str) -> None:
     folder = write_model(tmp_path / "hf", MODELS[kind], torch.bfloat16, published=names == "published")
-    if names == "transformers":
+    if names == "transformers" and kind != "llama4":  # where they are the published ones
         for old, new in (
             ("language_model.model.", "model.language_model."),
             ("language_model.lm_head.", "lm_head."),

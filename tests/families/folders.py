@@ -516,6 +516,65 @@ MODELS |= {
     },
 }
 
+LLAMA4_SEES = VISION | {
+    "model_type": "llama4_vision_model",
+    "vision_output_dim": 12,
+    "projector_input_dim": 12,
+    "projector_output_dim": 12,
+}
+# Chunks and the growth of queries begin within the tests' sequences; no positions in every second layer, so that both
+# stages of a pipeline have both kinds.
+LLAMA4 = SMALL | {
+    "model_type": "llama4_text",
+    "pad_token_id": None,
+    "intermediate_size": 12,
+    "intermediate_size_mlp": 44,
+    "num_local_experts": 4,
+    "attention_chunk_size": 7,
+    "no_rope_layer_interval": 2,
+    "floor_scale": 5,
+    "attn_scale": 0.3,
+}
+MODELS |= {
+    # As Scout: the scaling of its positions has no blended wavelengths.
+    "llama4": {
+        "model_type": "llama4",
+        "text_config": LLAMA4
+        | {
+            "no_rope_layers": [],
+            "rope_scaling": LLAMA3_ROPE
+            | {"factor": 16.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 16},
+        },
+        "vision_config": LLAMA4_SEES,
+        "image_token_index": 99,
+        "boi_token_index": 98,
+        "eoi_token_index": 97,
+        "tie_word_embeddings": False,
+    },
+    # Layers with chunks and those without positions are others than those that imply each other.
+    "llama4_text": LLAMA4
+    | TIED
+    | {
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": [1, 0, 1, 0],
+        "layer_types": ["chunked_attention", "chunked_attention", "full_attention", "full_attention"],
+    },
+    "llama4_dense": LLAMA4
+    | {
+        "attention_bias": True,
+        "moe_layers": [],
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "interleave_moe_layer_step": 0,
+        "no_rope_layers": [1] * 4,
+        "attn_temperature_tuning": False,
+        "rope_parameters": YARN | {"attention_factor": 1.0},
+    },
+}
+MODELS["llama4_interleaved"] = MODELS["llama4"] | {
+    "text_config": LLAMA4 | {"interleave_moe_layer_step": 2, "use_qk_norm": False, "rope_theta": 5e5}
+}
+
 # What others do not show under several ranks: one kind of each family, and each way to divide or to turn.
 DIVIDED = (
     *("llama", "llama_tied", "llama3_rope_short", "llama_biased", "mistral", "ministral", "qwen2_window", "qwen3"),
@@ -533,6 +592,8 @@ DIVIDED = (
         "glm4_moe",
         "deepseek_v2",
         "deepseek_v3",
+        "llama4",
+        "llama4_text",
         "gpt_oss",
         "olmo2",
         "olmo3",

@@ -10,7 +10,7 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.config.schema import RopeSettings
 from megatron_cpt.families.multimodal import MULTIMODAL, text_fields
 from megatron_cpt.families.shape import FAMILIES, read_config, read_shape
-from tests.families.folders import DYNAMIC, LONG_ROPE, MODELS, NEOX, SMALL, YARN, write_fields
+from tests.families.folders import DYNAMIC, LLAMA4, LONG_ROPE, MODELS, NEOX, SMALL, YARN, write_fields
 from tests.families.folders import LLAMA3_ROPE as LLAMA3
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -28,6 +28,7 @@ HEAD_DIMS = {
     "gemma": 256,
     "gemma2": 256,
     "gemma3_text": 256,
+    "llama4_text": 128,
 }
 LATENT = {"num_key_value_heads": 32, "first_k_dense_replace": 1, "num_experts_per_tok": 8}
 SECTIONED = ("qwen2_vl_text", "qwen2_5_vl_text")
@@ -141,6 +142,29 @@ def test_both_forms_of_the_rotary_fields_of_a_gemma_3(tmp_path: Path) -> None:
     assert AutoConfig.for_model("gemma3_text", **older).rope_parameters == newer
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"no_rope_layers": []},
+        {"no_rope_layers": [0, 1, 1, 0], "interleave_moe_layer_step": 3},
+        {"no_rope_layer_interval": 3, "interleave_moe_layer_step": 2},
+        {"moe_layers": [0, 3], "interleave_moe_layer_step": 0},
+        {"moe_layers": []},
+        {"layer_types": [FULL, "chunked_attention"] * 2, "no_rope_layers": [0, 1, 0, 0, 1]},
+    ],
+)
+def test_the_layers_of_a_llama_4_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    shape = read_shape(write_fields(tmp_path, LLAMA4 | changes))
+    config = AutoConfig.for_model(**LLAMA4 | changes)
+    assert list(shape.sparse_layers) == config.moe_layers
+    assert (shape.experts, shape.ffn_hidden) == (4 if config.moe_layers else 0, 44)
+    assert shape.unturned_layers == {layer for layer in range(4) if not config.no_rope_layers[layer]}
+    assert shape.local_layers == {layer for layer in range(4) if config.layer_types[layer] == "chunked_attention"}
+    assert (shape.local_chunk, shape.local_window) == (7, None)
+    assert [shape.sharpens(layer) for layer in range(4)] == [mark == 0 for mark in config.no_rope_layers[:4]]
+
+
 def test_a_model_that_also_sees_is_refused_as_such(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"'paligemma'.*reads more than text") as error:
         read_shape(write_fields(tmp_path, {"model_type": "paligemma", "text_config": MODELS["gemma"]}))
@@ -193,7 +217,6 @@ def test_a_language_model_that_cannot_be_read(
         ({"vision_config": {}}, "only a language model is trained here.", "of a known family"),
         ({"rope_config": {}}, "is not a family known here.", "Known families"),
         ({"model_type": "kimi_k2"}, "has a DeepSeek-V3's shape", "Set model_type to deepseek_v3"),
-        ({"model_type": "llama4", "text_config": {}}, "a Llama 4 attend in chunks", "Known families"),
     ],
 )
 def test_what_to_do_with_a_model_of_an_unknown_type(
@@ -258,6 +281,20 @@ def test_what_to_do_with_a_model_of_an_unknown_type(
         (MODELS["gpt_oss"] | {"swiglu_limit": 0}, "swiglu_limit = 0"),
         (MODELS["gpt_oss"] | {"sliding_window": None, "layer_types": [FULL] * 4}, "sliding_window = None"),
         (MODELS["gpt_oss"] | {"num_experts_per_tok": 1}, "sends a token to at least two"),
+        (MODELS["llama4_text"] | {"num_experts_per_tok": 2}, "num_experts_per_tok = 2"),
+        (MODELS["llama4_text"] | {"num_experts_per_tok": 5}, "there are 4 experts"),
+        (MODELS["llama4_text"] | {"attention_chunk_size": None}, "attention_chunk_size = None"),
+        (MODELS["llama4_text"] | {"attn_temperature_tuning": 4}, "State true where older folders have 4"),
+        (MODELS["llama4_text"] | {"floor_scale": 0}, "floor_scale = 0"),
+        (MODELS["llama4_text"] | {"attn_scale": "0.1"}, "attn_scale = '0.1'"),
+        (MODELS["llama4_text"] | {"no_rope_layers": [1, 0, 1]}, "for each of 4 layers"),
+        (MODELS["llama4_text"] | {"layer_types": [SLIDING] * 4}, "full_attention and chunked_attention"),
+        (without(MODELS["llama4_text"], "layer_types") | {"no_rope_layers": [1] * 5}, "for each of 4 layers"),
+        (MODELS["llama4_text"] | {"moe_layers": [4]}, "moe_layers = [4]"),
+        (MODELS["llama4_text"] | {"interleave_moe_layer_step": 0}, "interleave_moe_layer_step = 0"),
+        (MODELS["llama4_text"] | {"rope_parameters": YARN}, "attention_factor of the RoPE scaling = 1.13"),
+        (MODELS["llama4_text"] | {"head_dim": 9}, "head_dim = 9"),
+        (without(MODELS["llama4_text"], "hidden_size"), "hidden_size = None"),
         (MODELS["mixtral"] | {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config = 'mxfp4'"),
         (MODELS["olmo3_plain"] | {"rope_theta": 1e4}, "differ in whether local layers"),
         (MODELS["exaone4"] | {"sliding_window_pattern": 0}, "must be a period such as 4 or LLLG"),

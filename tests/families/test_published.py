@@ -19,6 +19,8 @@ UNREAD = {
     "StarCoder2-3B": ["norm_type", "mlp_type"],
     "Apertus-8B-2509": ["qk_norm", "post_norm"],
     "Qwen3-Next-80B-A3B-Instruct": ["use_sliding_window"],
+    "Llama-4-Scout-17B-16E": ["for_llm_compressor"],
+    "Llama-4-Maverick-17B-128E-Instruct": ["for_llm_compressor"],
     "gpt-oss-20b": ["initial_context_length", "experts_per_token"],
     "gpt-oss-120b": ["initial_context_length", "experts_per_token"],
 }

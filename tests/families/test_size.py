@@ -63,6 +63,12 @@ def test_flops_are_six_a_matrix_weight_and_half_the_attention_square() -> None:
     local = replace(LLAMA_3_8B, local_window=4096, local_layers=frozenset(range(8)))
     assert flops_per_token(local, 8192) == 6 * matrices + 12 * 4096 * (24 * 4096 + 8 * 3072)
     assert flops_per_token(local, 4096) == flops_per_token(LLAMA_3_8B, 4096)
+    # In chunks of 4,096 a query sees 2,048 in the mean; of 8,192 tokens in chunks of 5,000 the last 3,192 see fewer.
+    chunks = replace(LLAMA_3_8B, local_chunk=4096, local_layers=frozenset(range(8)))
+    assert flops_per_token(chunks, 8192) == 6 * matrices + 12 * 4096 * (24 * 4096 + 8 * 2048)
+    uneven = 8 * (5000**2 + 3192**2) / (2 * 8192)
+    assert flops_per_token(replace(chunks, local_chunk=5000), 8192) == 6 * matrices + 12 * 4096 * (24 * 4096 + uneven)
+    assert flops_per_token(chunks, 4096) == flops_per_token(LLAMA_3_8B, 4096)
     # PaLM counts all keys for every query.
     assert palm_flops_per_token(local, 8192) == 6 * matrices + 12 * 32 * 4096 * 8192
     assert palm_flops_per_token(LLAMA_3_8B, 8192) / flops_per_token(LLAMA_3_8B, 8192) == pytest.approx(1.125, abs=1e-3)

@@ -95,6 +95,7 @@ def look_around(folder: Path, windows: Tensor, recompute: str) -> dict[str, np.n
         ("gpt_neox_yarn", "none"),
         ("deepseek_v3", "none"),
         ("gpt_oss", "none"),
+        ("llama4_text", "none"),
         ("qwen3_next", "none"),
         ("qwen3_next_tied", "full"),
     ],
@@ -179,6 +180,8 @@ def look_around_together(folder: Path, windows: Tensor, recompute: str, context:
         ("gemma3", "none", 4),
         ("olmo3", "none", 2),
         ("gpt_oss", "none", 2),
+        ("llama4_text", "none", 2),
+        ("llama4_text", "full", 4),
     ],
 )
 def test_no_token_sees_another_document_in_sequences_that_ranks_share(

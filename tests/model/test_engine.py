@@ -16,7 +16,7 @@ from tests.params import quick_among
 pytestmark = pytest.mark.skipif(engine_stub.missing() is not None, reason=str(engine_stub.missing()))
 OWN_LAYERS = (
     *("deepseek_v3", "nemotron", "olmoe", "olmo2", "olmo3", "exaone4", "gemma", "gemma2", "gemma3_tied"),
-    *("ministral3", "gpt_oss"),
+    *("ministral3", "gpt_oss", "llama4_text"),
 )
 """Families with parts that Transformer Engine lacks."""
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe_mixed", "glm4_moe")

@@ -48,6 +48,13 @@ def test_megatron_core_calls_it_with_its_own_options(one_rank: Ranks, turned: in
     assert torch.equal(found, MCORE_ROTATION(states, angles(6, turned)))
 
 
+def test_neighbouring_dimensions_are_turned_by_megatron_core() -> None:
+    pair = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+    turned = rotate(pair, torch.full((1, 1, 1, 4), torch.pi / 2), rotary_interleaved=True)
+    expected = torch.tensor([-2.0, 1.0, -4.0, 3.0]).reshape(1, 1, 1, 4)
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-6)
+
+
 def test_a_quarter_turn_by_hand() -> None:
     quarter = torch.full((1, 1, 1, 4), torch.pi / 2)
     states = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)

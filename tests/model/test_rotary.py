@@ -17,6 +17,8 @@ SCALINGS = [
     LLAMA3_ROPE,
     YARN,
     {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
+    # As in Llama 4: none of the wavelengths is blended.
+    LLAMA3_ROPE | {"factor": 16.0, "high_freq_factor": 1.0},
     YARN | {"truncate": False, "attention_factor": 0.7, "beta_slow": 1.5},
     YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
     {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},

@@ -51,6 +51,8 @@ BASES = {
     ),
     "documents": ("data.attention=within_documents",),
     "gpt_oss": (),
+    "llama4_text": (),
+    "llama4_text, documents": ("data.attention=within_documents",),
     "qwen3_next": (),
     "qwen3_next, documents": ("data.attention=within_documents",),
 }
@@ -147,6 +149,20 @@ ROWS = {
     "gpt_oss, expert 2, tensor 2, sequence": Row(4, (), base="gpt_oss").named(expert=2, tensor=2, sequence="true"),
     "gpt_oss, recomputation, selective": Row(1, ("training.recompute=selective",), base="gpt_oss"),
     "gpt_oss, recomputation, full": Row(1, ("training.recompute=full",), base="gpt_oss"),
+    "llama4_text, tensor 2, sequence": Row(2, (), base="llama4_text").named(tensor=2, sequence="true"),
+    "llama4_text, pipeline 2 x 2 chunks": Row(2, (), base="llama4_text").named(pipeline=2, virtual_pipeline=2),
+    "llama4_text, context 2": Row(2, (), base="llama4_text").named(context=2),
+    "llama4_text, expert 2, tensor 2, sequence": Row(4, (), base="llama4_text").named(
+        expert=2, tensor=2, sequence="true"
+    ),
+    "llama4_text, expert 2, distributed optimizer": Row(2, (), base="llama4_text").named(
+        expert=2, distributed_optimizer="true"
+    ),
+    "llama4_text, recomputation, selective": Row(1, ("training.recompute=selective",), base="llama4_text"),
+    "llama4_text, recomputation, full": Row(1, ("training.recompute=full",), base="llama4_text"),
+    "llama4_text, documents, context 2, tensor 2, sequence": Row(4, (), base="llama4_text, documents").named(
+        context=2, tensor=2, sequence="true"
+    ),
     "qwen3_next, tensor 2, sequence": Row(2, (), base="qwen3_next").named(tensor=2, sequence="true"),
     "qwen3_next, pipeline 2 x 2 chunks": Row(2, (), base="qwen3_next").named(pipeline=2, virtual_pipeline=2),
     "qwen3_next, tensor 2, sequence, pipeline 2": Row(4, (), base="qwen3_next").named(

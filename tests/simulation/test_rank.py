@@ -20,6 +20,7 @@ from tests.simulation.ranks import run_settings, simulate
 SIZES: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1408,
+    "intermediate_size_mlp": 1408,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -28,6 +29,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "moe_intermediate_size": 384,
     "sliding_window": 256,
+    "attention_chunk_size": 256,
     "num_local_experts": 8,
     "num_experts": 16,
     "num_experts_per_tok": 2,
@@ -104,8 +106,11 @@ SLOW = (
             "ministral3",
             "gpt_oss",
             "qwen3_next",
+            "llama4_text",
         )
     ),
+    Case("llama4_text", {"tensor": 2, "sequence": True, "expert": 2, "distributed_optimizer": True}, 4, {}),
+    Case("llama4_text", {"context": 2}, 2, {"recompute": "full"}),
     Case("qwen3_next", {"tensor": 2, "sequence": True}, 2, {"recompute": "full"}),
     Case("llama", {"pipeline": 2}, 2, {}),
     Case("llama", {"pipeline": 2, "virtual_pipeline": 2}, 2, {}, stage=1),

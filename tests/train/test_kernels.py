@@ -21,18 +21,20 @@ from tests.workshop import Workshop
 SDPA = "torch scaled_dot_product_attention"
 WINDOWED = "torch scaled_dot_product_attention in blocks (sliding window)"
 IN_MEMORY = "full score matrix (soft cap)"
+SEQUENTIAL = "Megatron-Core, sequential"
 ONE_PASS = "megatron-cpt (CPU kernel)"
 KINDS: dict[str, dict[str, str]] = {
     "llama": {"attention": SDPA, "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS, "experts": "none"},
     "gpt_neox": {"attention": SDPA, "norm": "torch LayerNorm", "rope": "Megatron-Core", "experts": "none"},
     "mistral": {"attention": WINDOWED, "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS},
     "qwen3_window": {"attention": f"{SDPA}, {WINDOWED}", "norm": "megatron-cpt RMSNorm", "rope": ONE_PASS},
+    "llama4_text": {"attention": f"{SDPA}, {SDPA} in chunks", "rope": "Megatron-Core", "experts": SEQUENTIAL},
     "gemma2": {"attention": IN_MEMORY, "norm": "megatron-cpt ZeroCenteredRMSNorm", "rope": ONE_PASS},
     "olmo2": {
         "attention": SDPA,
         "norm": "megatron-cpt AllKeysRMSNorm, megatron-cpt AllQueriesRMSNorm, megatron-cpt RMSNorm",
     },
-    "mixtral": {"attention": SDPA, "experts": "Megatron-Core, sequential"},
+    "mixtral": {"attention": SDPA, "experts": SEQUENTIAL},
 }
 
 

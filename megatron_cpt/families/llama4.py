@@ -43,16 +43,18 @@ def _read_llama4(fields: ConfigFields) -> ModelShape:
     )
     if shape.turned_factor != 1:
         # Where queries and keys are divided by their size, transformers does so after it has multiplied by this.
-        rule, name = (
-            "a Llama 4 with a factor of what is turned is not supported.",
-            "attention_factor of the RoPE scaling",
-        )
-        fields.fault(name, shape.turned_factor, rule, "State attention_factor: 1.0, or use another kind of scaling.")
+        rule = "a Llama 4 with a factor of what is turned is not supported."
+        remedy = "State attention_factor: 1.0, or use another kind of scaling."
+        fields.fault("attention_factor of the RoPE scaling", shape.turned_factor, rule, remedy)
     return _with_experts(fields, _with_temperature(fields, _with_chunks(fields, shape)), width)
 
 
 def _with_chunks(fields: ConfigFields, shape: ModelShape) -> ModelShape:
     """The shape with the layers that attend in chunks, and those without rotary positions."""
+    chunk = fields.optional_integer("attention_chunk_size", 8192)
+    if chunk is None:
+        rule = "a Llama 4 attends in chunks; transformers runs none without."
+        fields.fault("attention_chunk_size", None, rule, "State one: 8192 in those of Meta.")
     interval = fields.integer("no_rope_layer_interval", 4)
     # An empty list is none, in transformers and in published folders.
     turned = fields.take("no_rope_layers") or [int((layer + 1) % interval > 0) for layer in range(shape.layers)]
@@ -61,10 +63,6 @@ def _with_chunks(fields: ConfigFields, shape: ModelShape) -> ModelShape:
         rule = f"must have 1 (rotary positions) or 0 (none) for each of {shape.layers} layers."
         fields.fault("no_rope_layers", turned, rule, "Mend config.json.")
         return shape
-    chunk = fields.optional_integer("attention_chunk_size", 8192)
-    if chunk is None:
-        rule = "a Llama 4 attends in chunks; transformers runs none without."
-        fields.fault("attention_chunk_size", None, rule, "State one: 8192 in those of Meta.")
     with_rope = frozenset(layer for layer in range(shape.layers) if turned[layer])
     return replace(
         shape,
@@ -112,7 +110,7 @@ def _with_experts(fields: ConfigFields, shape: ModelShape, width: int) -> ModelS
         return shape
     experts = fields.integer("num_local_experts", 16)
     chosen = read_chosen(fields, experts, 1)
-    if chosen > 1:
+    if 1 < chosen <= experts:
         rule = "Megatron-Core multiplies what experts read where a token is sent to one of them alone."
         fields.fault("num_experts_per_tok", chosen, rule, "Use a model with 1: all published ones of this family.")
     return replace(

@@ -115,6 +115,20 @@ def test_latent_attention_keeps_values_as_wide_as_keys() -> None:
     assert layer_bytes(latent, run_of({}), 0) == 2 * numbers + 4 * 32
 
 
+def test_chunks_and_norms_without_a_weight_are_kept_where_layers_have_them() -> None:
+    shape = replace(
+        LLAMA_3_8B,
+        local_chunk=2048,
+        local_layers=frozenset({0, 1}),
+        query_key_l2_norm=True,
+        unturned_layers=frozenset({1, 2}),
+    )
+    # The outputs of chunks; queries and keys in fp32, before they are divided.
+    chunks, normed = 2 * 4096, 4 * (4096 + 1024)
+    assert [layer_bytes(shape, run_of({}), layer) - LAYER for layer in range(3)] == [chunks + normed, chunks, 0]
+    assert layer_bytes(replace(shape, local_chunk=8192), run_of({}), 0) == LAYER + normed  # one chunk
+
+
 def test_sequence_and_context_parallelism_divide_activations() -> None:
     plain = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4}), world_size=4)
     divided = memory_per_rank(LLAMA_3_8B, run_of({"tensor": 4, "sequence": True}), world_size=4)

@@ -227,6 +227,12 @@ def _backward_bytes(shape: ModelShape, config: RunConfig, layer: int) -> float:
     hidden = 2.0 * weight * shape.hidden
     if layer in shape.sparse_layers:
         of_mlp = hidden + weight * shape.experts_per_token * 2 * shape.hidden
+        if parallel.tensor > 1:
+            # When ranks sum what experts gave, it is there as given and in order, and in fp32 before the sum, as its
+            # parts and as these end to end; and what this rank sent, as it left and, with others' experts, as it came.
+            copies = 2 * weight + 2 * 4 + (4 if weight < 4 else 0)
+            sent = weight * (1 if parallel.expert == 1 else 2) / parallel.tensor
+            of_mlp = max(of_mlp, (copies + sent) * shape.experts_per_token * shape.hidden)
     else:
         of_mlp = hidden + weight * shape.ffn_hidden / parallel.tensor
     if layer not in shape.delta_layers:

@@ -236,6 +236,17 @@ def _within_step(config: RunConfig, shape: ModelShape, micro_batches: int, world
         parts = 2 * layers + 1 - (0 if shape.shared_expert_ffn_hidden else sparse)
         yield transfer("all_gather", "tensor", tensor, tensor, (3 + again) * parts, states)
         yield transfer("reduce_scatter", "tensor", tensor, tensor, (2 + again) * parts, states)
+        if shape.latent_attention:
+            # Queries, and keys with values, each gather the layer's input. Latent vectors are gathered whole, and once
+            # more as the input of what is made of them (model/latent_attention.py).
+            latents = [width * tokens * weight for width in (shape.query_latent, shape.key_value_latent) if width]
+            shared = shape.shared_key_dim * tokens * weight
+            yield transfer("all_gather", "tensor", tensor, tensor, (2 + again) * layers, states)
+            yield transfer("reduce_scatter", "tensor", tensor, tensor, layers, states)
+            for latent in latents:
+                yield transfer("all_gather", "tensor", tensor, tensor, (4 + 2 * again) * layers, latent)
+                yield transfer("reduce_scatter", "tensor", tensor, tensor, layers, latent)
+            yield transfer("all_reduce", "tensor", tensor, tensor, layers, shared)
     if context > 1:
         keys = 2 * tokens * context * shape.key_value_width * weight / tensor
         yield transfer("all_gather", "context", context, tensor * context, (1 + again) * layers, keys)

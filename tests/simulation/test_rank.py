@@ -40,6 +40,20 @@ SIZES: dict[str, Any] = {
     "linear_key_head_dim": 64,
     "linear_value_head_dim": 64,
 }
+SIZES_OF: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "num_key_value_heads": 8,
+        "q_lora_rank": 192,
+        "kv_lora_rank": 128,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "n_routed_experts": 12,
+        "num_experts_per_tok": 4,
+    },
+    "glm4_moe": {"n_routed_experts": 12, "partial_rotary_factor": 0.5},
+}
+"""Of families that differ in more than the sizes of all."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +136,16 @@ SLOW = (
     Case("llama", {}, 1, {"precision": "fp32"}),
     Case("llama", {}, 1, {"z_loss": 1e-4}),
     Case("mixtral", {"expert": 4, "distributed_optimizer": True}, 4, {"recompute": "full"}),
+    Case("deepseek_v3", {}, 1, {}),
+    Case("deepseek_v3", {"tensor": 2, "sequence": True}, 2, {}),
+    Case("deepseek_v3", {"tensor": 2, "sequence": True, "expert": 2}, 4, {"recompute": "full"}),
+    Case("glm4_moe", {"tensor": 2, "sequence": True}, 2, {}),
 )
 
 
 def settings_of(case: Case, root: Path) -> dict[str, Any]:
     """Settings of its run, beside the folder of its model."""
-    fields = of_sizes(MODELS[case.kind], SIZES)
+    fields = of_sizes(MODELS[case.kind], SIZES | SIZES_OF.get(case.kind, {}))
     if case.parallel.get("virtual_pipeline", 1) > 1:
         fields["num_hidden_layers"] = 4
     if "layer_types" in fields:
@@ -196,8 +214,11 @@ def test_the_closed_estimate_agrees(case: Case, simulated: Simulated) -> None:
 
 def bytes_of(rank: SimulatedRank) -> dict[tuple[str, str], float]:
     """Of collectives by operation and group, those of small tensors and of one rank apart."""
-    large = [one for one in rank.step.transfers if one.ranks > 1 and one.bytes / one.calls > 2**14]
-    return {(one.operation, one.group): one.bytes for one in large if one.operation not in ("send", "broadcast")}
+    found: dict[tuple[str, str], float] = {}
+    for one in rank.step.transfers:
+        if one.ranks > 1 and one.bytes / one.calls > 2**14 and one.operation not in ("send", "broadcast"):
+            found[one.operation, one.group] = found.get((one.operation, one.group), 0) + one.bytes
+    return found
 
 
 @pytest.mark.parametrize(

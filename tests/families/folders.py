@@ -593,7 +593,6 @@ DIVIDED = (
         "deepseek_v2",
         "deepseek_v3",
         "llama4",
-        "llama4_text",
         "gpt_oss",
         "olmo2",
         "olmo3",

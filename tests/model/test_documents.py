@@ -180,7 +180,6 @@ def look_around_together(folder: Path, windows: Tensor, recompute: str, context:
         ("gemma3", "none", 4),
         ("olmo3", "none", 2),
         ("gpt_oss", "none", 2),
-        ("llama4_text", "none", 2),
         ("llama4_text", "full", 4),
     ],
 )

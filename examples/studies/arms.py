@@ -4,7 +4,7 @@ Arms are held against one by Welch's test over seeds, with Holm's correction ove
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,20 @@ def read_curves(path: Path) -> dict[str, dict[str, dict[int, float]]]:
     return runs
 
 
-def write_tables(results: Path, runs: Mapping[str, Series], arms: Iterable[str], figures: Figures, against: str) -> str:
+def write_tables(
+    results: Path,
+    runs: Mapping[str, Series],
+    arms: Iterable[str],
+    figures: Figures,
+    against: str,
+    shown: Iterable[str] | None = None,
+) -> str:
     """Writes arms.csv and differences.csv; the table of both, in Markdown.
 
     Args:
         runs: by name, which is ARM-seed-N.
         against: the arm that the others are held against.
+        shown: figures that the table has; None: all.
     """
     seeds = {arm: [run for seed in range(1, 100) if (run := f"{arm}-seed-{seed}") in runs] for arm in arms}
     spreads = {
@@ -47,7 +55,7 @@ def write_tables(results: Path, runs: Mapping[str, Series], arms: Iterable[str],
     differences = compared(spreads, against)
     write_rows(results / "arms.csv", arm_rows(spreads))
     write_rows(results / "differences.csv", differences)
-    return table(spreads, differences)
+    return table(spreads, differences, list(figures if shown is None else shown))
 
 
 def compared(arms: Mapping[str, Mapping[str, Spread]], against: str) -> Rows:
@@ -76,20 +84,19 @@ def arm_rows(arms: Mapping[str, Mapping[str, Spread]]) -> Rows:
     ]
 
 
-def table(arms: Mapping[str, Mapping[str, Spread]], differences: Rows) -> str:
+def table(arms: Mapping[str, Mapping[str, Spread]], differences: Rows, names: Sequence[str]) -> str:
     """Arms as rows, figures as columns: mean and standard deviation; * where the adjusted p value is at most 5 %."""
     tested = (row for row in differences if row["adjusted p"] is not None)
     marked = {(row["arm"], row["figure"]) for row in tested if row["adjusted p"] <= 0.05}
-    names = list(next(iter(arms.values())))
     lines = [f"| arm | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for name, figures in arms.items():
-        cells = [cell(one) + "*" * ((name, figure) in marked) for figure, one in figures.items()]
+        cells = [cell(figures[figure]) + "*" * ((name, figure) in marked) for figure in names]
         lines.append(f"| {name} | {max(one.runs for one in figures.values())} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(one: Spread) -> str:
-    """A mean with its standard deviation, which one run has none of."""
+def cell(one: Spread, digits: int = 3, sign: str = "+") -> str:
+    """A mean with its standard deviation, which one run has none of; so many digits behind the point."""
     if one.mean is None:
         return ""
-    return f"{one.mean:+.3f}" if one.sd is None else f"{one.mean:+.3f} ± {one.sd:.3f}"
+    return f"{one.mean:{sign}.{digits}f}" + ("" if one.sd is None else f" ± {one.sd:.{digits}f}")

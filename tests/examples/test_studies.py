@@ -7,12 +7,12 @@ import numpy as np
 import orjson
 import pytest
 
-from examples.studies.arms import Figures, write_tables
+from examples.studies.arms import Figures, read_curves, write_tables
 from examples.studies.instruction import study as instruction
 from examples.studies.laws import study as laws
 from examples.studies.runs import add_rows, make_bases, names_of, prepare, read_rows, train_missing
 from examples.studies.stability_gap import study as gap
-from examples.studies.stability_gap.evaluate import COURSE_STEPS, course, seeds_of
+from examples.studies.stability_gap.evaluate import COURSE_STEPS, FIGURES, SHOWN, course, seeds_of
 from megatron_cpt.config.checks import config_faults
 from megatron_cpt.config.load import config_from_dict
 from megatron_cpt.scaling_law.curves import Curve, read_run
@@ -81,10 +81,23 @@ def test_the_course_of_an_arm_is_told_step_by_step() -> None:
         for arm, value in {"full": 2.0, "full-once": 5.0}.items()
         for seed in (1, 2)
     }
-    assert course(seeds_of(runs, "full")).splitlines()[2:] == [
-        "| norm of the gradient: general text | +3.500 ± 0.707 | +11.500 ± 0.707 | +31.500 ± 0.707 | +61.500 ± 0.707 "
-        "| +121.500 ± 0.707 | +301.500 ± 0.707 | +601.500 ± 0.707 | +1201.500 ± 0.707 |"
-    ]
+    first, _, row = course("full", seeds_of(runs, "full")).splitlines()
+    assert first == "| full, 2 seeds; step | 1 | 5 | 15 | 30 | 60 | 150 | 600 |"
+    assert row == (
+        "| norm of the gradient: general text | 3.50 ± 0.71 | 11.50 ± 0.71 | 31.50 ± 0.71 | 61.50 ± 0.71 "
+        "| 121.50 ± 0.71 | 301.50 ± 0.71 | 1201.50 ± 0.71 |"
+    )
+
+
+def test_the_page_of_claims_has_the_tables_of_the_results(tmp_path: Path) -> None:
+    """Every row that evaluate.py prints of the arms, and all of the three courses that the page shows."""
+    page = (Path(__file__).parents[2] / "docs/claims.md").read_text()
+    runs = read_curves(gap.RESULTS / "curves.csv")
+    printed = write_tables(tmp_path, runs, [arm.name for arm in gap.ARMS], FIGURES, "re-warmed", SHOWN)
+    courses = [course(arm, seeds_of(runs, arm)) for arm in ("re-warmed", "replay-20", "all-three")]
+    for table in (printed, *courses):
+        assert table in page, table
+    assert f"{len(runs)} of the {len(gap.ARMS) * len(gap.SEEDS)} runs" in page
 
 
 def test_results_are_added_run_by_run(tmp_path: Path) -> None:

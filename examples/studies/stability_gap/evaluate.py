@@ -2,9 +2,9 @@
 
     python -m examples.studies.stability_gap.evaluate [--results FOLDER] [--against ARM]
 
-It prints Markdown: what the base does, arms beside each other, and the course of gradients and updates in the arms
-that measured them. It writes arms.csv and differences.csv beside the curves. A figure is the mean over seeds with its
-standard deviation.
+It prints the tables of docs/claims.md: what the base does, arms beside each other, and the course of gradients and
+updates in the arms that measured them. It writes arms.csv and differences.csv, with all figures, beside the curves. A
+figure is the mean over seeds with its standard deviation.
 """
 
 import argparse
@@ -54,21 +54,29 @@ def _last(name: str) -> Callable[[Series], float | None]:
     return _of(name, lambda values: values[-1])
 
 
+def _change(name: str) -> Callable[[Series], float | None]:
+    """From the first to the last step."""
+    return _of(name, lambda values: values[-1] - values[0])
+
+
 def _share_below(name: str) -> Callable[[Series], float | None]:
     """Share of the steps at which a cosine is below 0."""
     return _of(name, lambda values: float(np.mean(np.array(values) < 0)))
 
 
-FIGURES: Figures = {
-    "general: rise at its largest, nats": _gap("loss general", "depth"),
-    "general: rise at the end, nats": _gap("loss general", "final"),
-    "general: transient, nats": _gap("loss general", "transient"),
-    "domain: change at the end, nats": _gap("loss domain", "final"),
-    "domain: largest rise, nats": _gap("loss domain", "depth"),
+SHOWN: Figures = {
+    "general: largest rise": _gap("loss general", "depth"),
+    "general: rise at the end": _gap("loss general", "final"),
+    "domain: change at the end": _gap("loss domain", "final"),
+    "pairs: change of accuracy": _change("accuracy pairs"),
+    "terms: change of accuracy": _change("accuracy terms"),
+}
+"""Of the printed table; losses in nats per token."""
+FIGURES: Figures = SHOWN | {
+    "general: transient": _gap("loss general", "transient"),
+    "domain: largest rise": _gap("loss domain", "depth"),
     "pairs: largest fall of accuracy": _gap("accuracy pairs", "depth"),
-    "pairs: fall at the end": _gap("accuracy pairs", "final"),
     "terms: largest fall of accuracy": _gap("accuracy terms", "depth"),
-    "terms: accuracy at the end": _last("accuracy terms"),
     "bottom over top, first": _first("bottom over top, mean relative"),
     "bottom over top, end": _last("bottom over top, mean relative"),
     "cosine with general, first": _first("cosine general all"),
@@ -87,7 +95,7 @@ COURSE = {
     "bottom over top, norms": "updates, bottom over top: norms",
 }
 """Series that are followed step by step, and what they are called."""
-COURSE_STEPS = (1, 5, 15, 30, 60, 150, 300, 600)
+COURSE_STEPS = (1, 5, 15, 30, 60, 150, 600)
 
 
 def main() -> None:
@@ -98,10 +106,10 @@ def main() -> None:
     args = parser.parse_args()
     runs = read_curves(args.results / "curves.csv")
     print(starts(runs))
-    print(write_tables(args.results, runs, [arm.name for arm in ARMS], FIGURES, args.against))
+    print(write_tables(args.results, runs, [arm.name for arm in ARMS], FIGURES, args.against, SHOWN))
     for arm in CONFLICT:
         if of_arm := seeds_of(runs, arm):
-            print(f"\n{arm}, {len(of_arm)} seeds\n\n{course(of_arm)}")
+            print(f"\n{course(arm, of_arm)}")
 
 
 def starts(runs: Mapping[str, Series]) -> str:
@@ -120,13 +128,15 @@ def seeds_of(runs: Mapping[str, Series], arm: str) -> list[Series]:
     return [series for name, series in runs.items() if name.startswith(f"{arm}-seed-")]
 
 
-def course(of_arm: Sequence[Series]) -> str:
+def course(arm: str, of_arm: Sequence[Series]) -> str:
     """COURSE over COURSE_STEPS, mean and standard deviation over the seeds of an arm, in Markdown."""
-    lines = [f"| step | {' | '.join(map(str, COURSE_STEPS))} |", "|---" * (len(COURSE_STEPS) + 1) + "|"]
+    seeds = f"{len(of_arm)} seed{'s' * (len(of_arm) > 1)}"
+    lines = [f"| {arm}, {seeds}; step | {' | '.join(map(str, COURSE_STEPS))} |", "|---" * (len(COURSE_STEPS) + 1) + "|"]
     for name, title in COURSE.items():
         if all(name in series for series in of_arm):
+            sign = "+" if name.startswith("cosine") else ""
             at_steps = (spread([series[name][step] for series in of_arm]) for step in COURSE_STEPS)
-            lines.append(f"| {title} | {' | '.join(cell(one) for one in at_steps)} |")
+            lines.append(f"| {title} | {' | '.join(cell(one, 2, sign) for one in at_steps)} |")
     return "\n".join(lines)
 
 

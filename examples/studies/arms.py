@@ -1,6 +1,7 @@
 """Arms of a study in tables: figures of each over seeds, and every arm against one of them.
 
-Arms are held against one by Welch's test over seeds, with Holm's correction over all arms of a figure.
+Arms are held against one by Welch's test over seeds, with Holm's correction over all arms of a figure that have enough
+seeds.
 """
 
 from collections import defaultdict
@@ -18,6 +19,9 @@ Figures = Mapping[str, Callable[[Series], float | None]]
 """What is computed of a run, by name; None of a run that did not measure it."""
 
 Rows = list[dict[str, Any]]
+
+FEWEST = 3
+"""Seeds of an arm that is tested: the spread of two is one difference."""
 
 
 def read_curves(path: Path) -> dict[str, dict[str, dict[int, float]]]:
@@ -67,7 +71,7 @@ def compared(arms: Mapping[str, Mapping[str, Spread]], against: str) -> Rows:
             other = figures[figure]
             if name == against or one.mean is None or other.mean is None:
                 continue
-            test = welch(one, other)
+            test = welch(one, other) if min(one.runs, other.runs) >= FEWEST else None
             found = {"figure": figure, "arm": name, "against": against, "difference": other.mean - one.mean}
             of_figure.append(found | {"standard error": test and test[0], "p": test and test[2]})
         adjusted = iter(holm([row["p"] for row in of_figure if row["p"] is not None]))

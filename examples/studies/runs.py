@@ -17,6 +17,8 @@ import zstandard
 from megatron_cpt.quickstart.base_folder import write_base_folder
 
 COMMAND = str(Path(sys.executable).with_name("megatron-cpt"))
+TOKENIZER = "base-config/tokenizer.json"
+"""In the folder of a study."""
 DOCUMENTS = 150
 """Of each corpus that a tokenizer is trained on."""
 SEQUENCE_LENGTH = 256
@@ -44,7 +46,7 @@ def prepare(study: Path, corpora: Mapping[str, Path], of_tokenizer: Iterable[str
 
     4 % of the documents are held out.
     """
-    folder = study / "base-config"
+    folder = (study / TOKENIZER).parent
     if not (folder / "config.json").is_file():
         samples = []
         for name in of_tokenizer:
@@ -102,9 +104,16 @@ def train_missing(
 def make_bases(study: Path, config: Mapping[str, Any], steps: Mapping[str, int], results: Path) -> None:
     """Trains STUDY/runs/base and keeps steps of it as RESULTS/bases/NAME, unless they are there.
 
-    A CPU of another kind rounds otherwise and makes another base; runs are compared that began from the same.
+    A CPU of another kind rounds otherwise and makes another base; runs are compared that began from the same. A base of
+    other texts, whose tokenizer is another, ends the study.
     """
     folders = {name: results / "bases" / name for name in steps}
+    for folder in folders.values():
+        if folder.exists() and (study / TOKENIZER).read_bytes() != (folder / "tokenizer.json").read_bytes():
+            sys.exit(
+                f"{folder}: its tokenizer is not that of {study / 'base-config'}, so it was made of other texts. "
+                "Give the texts of its results, or --results NEW for a base of these."
+            )
     if all(folder.exists() for folder in folders.values()):
         return
     train(study, "base", dict(config))

@@ -82,19 +82,19 @@ def test_the_course_of_an_arm_is_told_step_by_step() -> None:
         for seed in (1, 2)
     }
     first, _, row = course("full", seeds_of(runs, "full")).splitlines()
-    assert first == "| full, 2 seeds; step | 1 | 5 | 15 | 30 | 60 | 150 | 600 |"
+    assert first == "| full, 2 seeds; step | 1 | 5 | 15 | 22 | 30 | 60 | 150 | 600 |"
     assert row == (
-        "| norm of the gradient: general text | 3.50 ± 0.71 | 11.50 ± 0.71 | 31.50 ± 0.71 | 61.50 ± 0.71 "
-        "| 121.50 ± 0.71 | 301.50 ± 0.71 | 1201.50 ± 0.71 |"
+        "| norm of the gradient: general text | 3.50 ± 0.71 | 11.50 ± 0.71 | 31.50 ± 0.71 | 45.50 ± 0.71 "
+        "| 61.50 ± 0.71 | 121.50 ± 0.71 | 301.50 ± 0.71 | 1201.50 ± 0.71 |"
     )
 
 
 def test_the_page_of_claims_has_the_tables_of_the_results(tmp_path: Path) -> None:
-    """Every row that evaluate.py prints of the arms, and all of the three courses that the page shows."""
+    """All that evaluate.py prints of the arms, and of the courses that the page shows."""
     page = (Path(__file__).parents[2] / "docs/claims.md").read_text()
     runs = read_curves(gap.RESULTS / "curves.csv")
     printed = write_tables(tmp_path, runs, [arm.name for arm in gap.ARMS], FIGURES, "re-warmed", SHOWN)
-    courses = [course(arm, seeds_of(runs, arm)) for arm in ("re-warmed", "replay-20", "all-three")]
+    courses = [course(arm, seeds_of(runs, arm)) for arm in ("re-warmed", "replay-20", "all-three", "general-alone")]
     for table in (printed, *courses):
         assert table in page, table
     assert f"{len(runs)} of the {len(gap.ARMS) * len(gap.SEEDS)} runs" in page
@@ -117,6 +117,14 @@ def prepare_three(study: Path) -> None:
         path.write_text("\n".join(lines))
     prepare(study, corpora, ("general", "domain"), laws.MODEL)
     (study / "configs").mkdir()
+
+
+def test_a_base_of_other_texts_is_refused(tmp_path: Path) -> None:
+    for folder, words in (("base-config", "one"), ("results/bases/decayed", "other")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "tokenizer.json").write_text(words)
+    with pytest.raises(SystemExit, match="made of other texts"):
+        make_bases(tmp_path, {}, {"decayed": 70}, tmp_path / "results")
 
 
 @pytest.mark.slow

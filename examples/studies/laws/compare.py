@@ -8,6 +8,10 @@ It reads curves.csv and writes beside it, in nats per token:
    asked for the three other schedules: error at the end and mean error, against the mean of the seeds.
 2. ratios.csv: laws of final losses, fitted to the cosine runs of all replay ratios: mean error on runs left out.
 3. forecasts.csv: the end of every run of full length, from its first 30, 50 and 70 %, by its own records alone.
+4. variants.csv: the continual law with the lambda of the papers, or fitted to the replay ratios of arXiv:2505.07796
+   alone: mean error on schedules and ratios that were not fitted, and the error at the end of each ratio.
+5. combinations.csv: the loss of the third set as a weighted sum of the two others (Eq. 6), alone and with a constant,
+   fitted to all runs of full length or to those without replay: mean error on runs left out.
 """
 
 import argparse
@@ -17,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.studies.laws.evaluate import LAW_SETS, RATIOS, Curves, Rows, mean_of_seeds, of_law
-from examples.studies.laws.study import FITTED, RESULTS, SEEDS, STEPS, UNSEEN, Arm, read_curves
+from examples.studies.laws.evaluate import INJECTION, LAW_SETS, RATIOS, Curves, Rows, mean_of_seeds, of_law
+from examples.studies.laws.study import ARMS, FITTED, RESULTS, SEEDS, STEPS, UNSEEN, Arm, read_curves
 from examples.studies.runs import BATCH, SEQUENCE_LENGTH, write_rows
-from megatron_cpt.scaling_law.continual import CONTINUAL
+from megatron_cpt.scaling_law.continual import CONTINUAL, fit_combination
+from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import fit_law
 from megatron_cpt.scaling_law.forecast import forecast
 from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, RATE_WEIGHTED
@@ -40,6 +45,8 @@ def main() -> None:
         ("schedules", schedule_rows(curves)),
         ("ratios", ratio_rows(curves)),
         ("forecasts", forecast_rows(curves)),
+        ("variants", variant_rows(curves)),
+        ("combinations", combination_rows(curves)),
     ):
         write_rows(args.results / f"{name}.csv", rows)
         print(name, *(", ".join(f"{key} {value}" for key, value in row.items()) for row in rows), sep="\n  ")
@@ -119,6 +126,64 @@ def forecasts_from(curves: Curves, share: float) -> Mapping[str, object]:
         "largest error": round(max(errors), 4) if errors else "",
         "mean width": round(float(np.mean(widths)), 4) if widths else "",
     }
+
+
+PAPERS_LAMBDA, PAPERS_RATIOS = 0.999, (0, 25, 50)
+"""What arXiv:2505.07796 fixes; of its replay ratios, 0, 33, 50 and 67 %, those that are near the ones run here."""
+VARIANTS = {
+    "injection": ({}, INJECTION, FITTED),
+    "injection, lambda 0.999": ({"decay": PAPERS_LAMBDA}, INJECTION, FITTED),
+    "bend": ({}, (), FITTED),
+    "bend, fitted at 0, 25, 50 %": ({}, (), [arm for arm in FITTED if arm.replay in PAPERS_RATIOS]),
+}
+"""Constants that are held, parameters that are freed, and arms that are fitted."""
+
+
+def variant_rows(curves: Curves) -> Rows:
+    """A row for each variant and set."""
+    rows = []
+    for (variant, (held, freed, arms)), name in product(VARIANTS.items(), ("general", "domain")):
+        known = [of_law(curves[arm, seed, name]) for arm in arms for seed in SEEDS]
+        fit = fit_law(CONTINUAL, known, fixed=held, freed=freed)
+        row: dict[str, object] = {"variant": variant, "set": name}
+        for part in ("another schedule", "another ratio"):
+            means = {arm: mean_of_seeds(curves, arm, name)[0] for arm in UNSEEN[part]}
+            errors = {arm: fit.predict(mean) - mean.losses for arm, mean in means.items()}
+            row[f"mae, {part}"] = round(float(np.mean([np.abs(error).mean() for error in errors.values()])), 4)
+            row |= {f"end of {arm.name}": round(float(error[-1]), 4) for arm, error in errors.items()}
+        rows.append(row)
+    return rows
+
+
+def combination_rows(curves: Curves) -> Rows:
+    """A row for each choice of runs. The noise floor is that of the third set."""
+    whole = [arm for arm in ARMS if arm.steps == STEPS and (arm, SEEDS[0], "other") in curves]
+    rows: Rows = []
+    for runs, arms in {"all": whole, "without replay": [arm for arm in whole if arm.replay == 0]}.items():
+        keys = [(arm, seed) for arm in arms for seed in SEEDS]
+        sets = [[of_law(curves[(*key, name)]) for key in keys] for name in ("other", "general", "domain")]
+        combination = fit_combination("general", "domain", *sets)
+        floor = np.mean([mean_of_seeds(curves, arm, "other")[1] for arm in arms])
+        rows.append(
+            {"runs": runs, "general": round(combination.old_weight, 3), "domain": round(combination.new_weight, 3)}
+            | {"mae": round(combination.run_error or 0.0, 4), "mae with a constant": with_constant(*sets)}
+            | {"noise floor": round(float(floor), 4)}
+        )
+    return rows
+
+
+def with_constant(third: list[Curve], old: list[Curve], new: list[Curve]) -> float:
+    """The mean error on runs left out of a weighted sum of two losses and a constant."""
+    parts = [
+        np.column_stack([a.losses, b.losses, np.ones(len(a.losses)), c.losses])
+        for c, a, b in zip(third, old, new, strict=True)
+    ]
+    errors = []
+    for number, part in enumerate(parts):
+        rest = np.concatenate([one for other, one in enumerate(parts) if other != number])
+        weights = np.linalg.lstsq(rest[:, :3], rest[:, 3], rcond=None)[0]
+        errors.append(part[:, :3] @ weights - part[:, 3])
+    return mean_of(np.concatenate(errors))
 
 
 if __name__ == "__main__":

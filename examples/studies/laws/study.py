@@ -99,7 +99,7 @@ def main() -> None:
     """Text, the base, then every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("general", "domain", "other"):
-        parser.add_argument(name, type=Path)
+        parser.add_argument(name, type=Path, help="JSON lines; docs/claims.md names those of the results")
     parser.add_argument("--output", type=Path, default=Path("study"), metavar="STUDY")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")

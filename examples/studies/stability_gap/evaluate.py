@@ -95,7 +95,9 @@ COURSE = {
     "bottom over top, norms": "updates, bottom over top: norms",
 }
 """Series that are followed step by step, and what they are called."""
-COURSE_STEPS = (1, 5, 15, 30, 60, 150, 600)
+COURSE_ARMS = (*CONFLICT, "general-alone")
+"""The control has updates, and no gradients beside them."""
+COURSE_STEPS = (1, 5, 15, 22, 30, 60, 150, 600)
 
 
 def main() -> None:
@@ -107,7 +109,7 @@ def main() -> None:
     runs = read_curves(args.results / "curves.csv")
     print(starts(runs))
     print(write_tables(args.results, runs, [arm.name for arm in ARMS], FIGURES, args.against, SHOWN))
-    for arm in CONFLICT:
+    for arm in COURSE_ARMS:
         if of_arm := seeds_of(runs, arm):
             print(f"\n{course(arm, of_arm)}")
 

@@ -357,6 +357,11 @@ class ModelShape:
         return self.query_key_value_bias and not self.mlp_bias
 
     @property
+    def softmax_type(self) -> str:
+        """Megatron-Core's name of the softmax of attention's scores."""
+        return "learnable" if self.attention_sinks else "vanilla"
+
+    @property
     def squared_relu(self) -> bool:
         """Whether the MLP's activation is the square of ReLU."""
         return self.activation == "relu2"

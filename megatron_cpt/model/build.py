@@ -182,7 +182,7 @@ def transformer_config(shape: ModelShape, options: ModelOptions) -> TransformerC
         "add_qkv_bias": shape.query_key_value_bias,
         "qk_layernorm": shape.query_key_norm,
         "softmax_scale": score_scale(shape),
-        **({"softmax_type": "learnable"} if shape.attention_sinks else {}),
+        **({"softmax_type": shape.softmax_type} if shape.attention_sinks else {}),
         **window_fields(shape),
         **_latent_fields(shape),
         **_delta_fields(shape),

@@ -254,6 +254,8 @@ def test_defaults_that_differ_are_written(llama: str) -> None:
         ("--num-layers 30", "--num-layers", "layers 32"),
         ("--num-layers 32", "--normalization", "normalization RMSNorm"),
         ("--num-layers 32 --rotary-base 1000000", "--rotary-base", "rope_base 500000"),
+        ("--num-layers 32 --softmax-type learnable", "--softmax-type", "softmax_type vanilla"),
+        ("--num-layers 32 --attention-output-gate", "--attention-output-gate", "attention_gate false"),
         ("--fp8-format hybrid", "--fp8-format", "megatron.transformer.fp8"),
         ("--fp16", "--fp16", "bf16"),
         ("--optimizer muon", "--optimizer", "AdamW"),

@@ -17,6 +17,7 @@ import orjson
 import psutil
 import torch
 import torch.distributed as dist
+from huggingface_hub.errors import StrictDataclassError
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -495,7 +496,12 @@ def _transformers_config(hf_folder: Path, rope: RopeSettings | None) -> Any:
     """What transformers makes of a folder's config.json, with other rotary positions if there are any."""
     with TemporaryDirectory() as scratch:
         _write_readable_config(hf_folder, Path(scratch), rope)
-        return AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+        try:
+            return AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+        except StrictDataclassError as error:
+            rule = f"transformers does not take it: {' '.join(str(error).split())}."
+            remedy = "Write the value as it expects it; a float has a point: 0.0 in the place of 0."
+            raise BadInput(Fault(f"{hf_folder / 'config.json'}", rule, remedy)) from error
 
 
 def transformers_tokenizer(hf_folder: Path) -> Any:

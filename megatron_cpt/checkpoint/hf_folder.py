@@ -136,8 +136,18 @@ class HFTensors:
         return {name: form}
 
     def stored_name(self, name: str) -> str:
-        """The name of a tensor in the files; for one that they lack, such as a tied output layer, its own."""
-        return self._stored.get(name, name)
+        """The name of a tensor in the files; of one that they lack, the name that begins there as those of others do.
+
+        They lack a tied output layer, and the tensor of all experts of a layer where they hold each by itself.
+        """
+        if name in self._stored:
+            return self._stored[name]
+        first, _, rest = name.partition(".")
+        for text, stored in self._stored.items():
+            own = text.removeprefix(f"{first}.")
+            if own != text and stored.endswith(own):
+                return stored.removesuffix(own) + rest
+        return name
 
     def size(self, name: str) -> tuple[int, ...]:
         """Dimensions of a tensor."""

@@ -21,7 +21,7 @@ from megatron_cpt.checkpoint.hf_folder import READABLE, HFTensors, altered_fault
 from megatron_cpt.checkpoint.hf_misfits import UNQUANTIZED, misfit, some
 from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.families.family import ModelShape
-from megatron_cpt.families.shape import family_of, name_table
+from megatron_cpt.families.shape import family_of, name_table, places_in_stacks
 from megatron_cpt.families.weights import Place, Rule, VocabularyParallel, local_size, pieces, tensor_size
 from megatron_cpt.parallel import groups
 from megatron_cpt.parallel.groups import failing_together
@@ -91,6 +91,11 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
                 "Check config.json against the weights.",
             )
         )
+    if single := _experts_by_themselves(tensors, shape):
+        rule = f"transformers reads the experts of a {shape.family} in one tensor for a layer alone ({len(single)})."
+        faults.append(
+            Fault(f"{tensors.folder}: {some(single)}", rule, f"Stack them as {family_of(shape).stacks[0].name}, ...")
+        )
     present = sorted(set(expected) & tensors.names)
     if narrow := [name for name in present if tensors.dtype(name) not in READABLE]:
         value = f"{tensors.folder}: {some([f'{name} is {tensors.dtype(name)}' for name in narrow])}"
@@ -103,6 +108,15 @@ def check_tensors(tensors: HFTensors, shape: ModelShape) -> None:
         rule = f"a {shape.family} whose numbers are others is not supported ({len(other)})."
         faults.append(Fault(f"{tensors.folder}: {some(other)}", rule, "Use a model that has transformers' own."))
     refuse(faults)
+
+
+def _experts_by_themselves(tensors: HFTensors, shape: ModelShape) -> list[str]:
+    """Tensors of one expert in the files of a family whose folders hold those of all in one."""
+    stacks = [stack for stack in family_of(shape).stacks if stack.is_only_form]
+    places = places_in_stacks(shape, stacks)
+    return sorted(
+        name for name in places.keys() & tensors.names if tensors.stored_name(name).endswith(name.partition(".")[2])
+    )
 
 
 def constants(shape: ModelShape) -> dict[str, float]:

@@ -52,7 +52,12 @@ def expert_weights(
 
 
 def expert_stacks(
-    block: str, transposed: bool = False, either_way: bool = False, alternate: bool = False, biased: bool = False
+    block: str,
+    transposed: bool = False,
+    either_way: bool = False,
+    alternate: bool = False,
+    biased: bool = False,
+    is_only_form: bool = False,
 ) -> tuple[Stack, ...]:
     """The tensors of a layer that hold those of all its experts: gate and up in one, down in another.
 
@@ -62,6 +67,7 @@ def expert_stacks(
         either_way: whether others hold them otherwise.
         alternate: whether rows of gate and up alternate, or up's follow the gate's.
         biased: whether all of them have biases.
+        is_only_form: whether transformers reads no folder that holds each expert by itself.
     """
     experts = f"model.layers.{{layer}}.{block}.experts"
 
@@ -72,6 +78,7 @@ def expert_stacks(
             alternate,
             transposed and part == "weight",
             hidden_axis if either_way else None,
+            is_only_form,
         )
 
     return tuple(

@@ -70,5 +70,5 @@ GPT_OSS = Family(
     model_type="gpt_oss",
     read=_read_gpt_oss,
     weights=_weights,
-    stacks=expert_stacks("mlp", transposed=True, alternate=True, biased=True),
+    stacks=expert_stacks("mlp", transposed=True, alternate=True, biased=True, is_only_form=True),
 )

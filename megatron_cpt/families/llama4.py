@@ -157,5 +157,5 @@ LLAMA4 = Family(
     model_type="llama4_text",
     read=_read_llama4,
     weights=_weights,
-    stacks=expert_stacks(_BLOCK, transposed=True),
+    stacks=expert_stacks(_BLOCK, transposed=True, is_only_form=True),
 )

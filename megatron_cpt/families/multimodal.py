@@ -38,6 +38,8 @@ class Multimodal:
     """How names of all other tensors begin."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """transformers' defaults of fields of a `text_config` of this type that every family else states."""
+    tied: bool = False
+    """transformers' default of `tie_word_embeddings` beside `text_config`."""
     beside_text: frozenset[str] = frozenset()
     """Fields that are none of the language model's, of a config.json that has its fields among them and no
     `text_config`."""
@@ -74,6 +76,7 @@ MULTIMODAL: dict[str, Multimodal] = {
         Multimodal(
             model_type="gemma3",
             text_type="gemma3_text",
+            tied=True,
             defaults={
                 "vocab_size": 262_208,
                 "hidden_size": 2304,
@@ -82,7 +85,7 @@ MULTIMODAL: dict[str, Multimodal] = {
                 "num_attention_heads": 8,
             },
         ),
-        Multimodal(model_type="mistral3", text_type="mistral"),
+        Multimodal(model_type="mistral3", text_type="mistral", tied=True),
         Multimodal(
             model_type="llava",
             text_type="llama",
@@ -110,12 +113,9 @@ MULTIMODAL: dict[str, Multimodal] = {
                 "num_attention_heads": 40,
             },
         ),
-        Multimodal(
-            model_type="qwen3_vl_moe", text_type="qwen3_vl_moe_text", others=_QWEN_SEES, defaults={_TIED: False}
-        ),
         *(
             Multimodal(model_type=name, text_type=f"{name}_text", others=_QWEN_SEES)
-            for name in ("qwen3_5", "qwen3_5_moe")
+            for name in ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
         ),
     )
 }
@@ -130,16 +130,22 @@ def multimodal_of(config: Mapping[str, Any]) -> Multimodal | None:
 def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the language model: those of config.json itself, or of its `text_config`.
 
-    What decides about all tensors of a folder (quantization, code of its own) is taken from config.json, and so is
-    whether the output layer is tied, where `text_config` does not say.
+    What decides about all tensors of a folder (quantization, code of its own) is taken from config.json. The output
+    layer is not tied where config.json says so beside `text_config`, or its default does: transformers 5 goes by that,
+    and saves folders whose `text_config` says otherwise by default. Elsewhere `text_config` decides, where it says.
     """
     kind = multimodal_of(config)
     if kind is None:
         return dict(config)
     of_all = {name: config[name] for name in _OF_ALL_TENSORS if config.get(name)}
     stated = {"model_type": kind.text_type, **_stated(config, kind)}
-    if config.get(_TIED) is not None:
-        stated = {_TIED: config[_TIED]} | stated
+    tied = config.get(_TIED)
+    if tied is None and not kind.tied and not _is_flat(config, kind):
+        tied = False
+    if tied is False:
+        stated[_TIED] = False
+    elif tied is not None:
+        stated = {_TIED: tied} | stated
     defaults = kind.defaults if stated["model_type"] == kind.text_type else {}
     return {**defaults, **stated, **of_all}
 

@@ -69,6 +69,8 @@ class Stack:
     """Whether it holds each matrix turned: [experts, columns, rows]."""
     hidden_axis: int | None = None
     """Where folders hold the matrices either way: which axis of one that is not turned is `hidden_size` long."""
+    is_only_form: bool = False
+    """Whether transformers reads no folder that holds the tensors each by itself."""
 
     def as_stored(self, size: tuple[int, ...], hidden: int) -> "Stack":
         """The same as a folder holds it. Matrices that may be either way are not turned, as in transformers.

@@ -278,7 +278,8 @@ def _of_gradients(
     gathers = 2 if experts and not parallel.overlap_param_gather else 1
     for group, ranks, count in (
         ("data and context", sharing, dense),
-        ("expert data", sharing // parallel.expert, experts),
+        # Experts that are not divided are on the same ranks as all else, and this group is that of all else.
+        ("expert data" if parallel.expert > 1 else "data and context", sharing // parallel.expert, experts),
     ):
         if ranks == 1 or not count:
             continue

@@ -92,6 +92,37 @@ def test_where_nothing_tells_it_is_the_published_one(
     assert places.keys() == {name for name in all_tensors(apart) if ".experts." in name}
 
 
+def test_a_folder_of_both_forms_becomes_one_that_transformers_reads(one_rank: Ranks, tmp_path: Path) -> None:
+    """Of a model that sees, whose names in files begin otherwise than those of the language model alone."""
+    stacked = write_model(tmp_path / "stacked", MODELS["qwen3_5_moe"])
+    whole, first = all_tensors(stacked), ".layers.0.mlp.experts."
+    assert any(first in name for name in whole) and not any(f"{first}0." in name for name in whole)
+    mixed = {name: tensor for name, tensor in whole.items() if first not in name}
+    mixed |= {name: tensor for name, tensor in each_by_itself(stacked).items() if first in name}
+    out = there_and_back(with_tensors(stacked, tmp_path / "mixed", mixed), tmp_path)
+    assert_same_tensors(out, stacked)
+
+
+def each_by_itself(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder, those of all experts of a layer apart, under the names that they have in files."""
+    with open_hf_tensors(folder) as tensors:
+        prefix = tensors.stored_name("model.norm.weight").removesuffix("norm.weight")
+        found = {name: tensors.read(name, 0, 0, tensors.size(name)[0]) for name in tensors.names if ".experts." in name}
+    others = {name: tensor for name, tensor in all_tensors(folder).items() if ".experts." not in name}
+    return others | {prefix + name.removeprefix("model."): tensor.contiguous() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["llama4", "gpt_oss"])
+def test_experts_by_themselves_are_refused_where_transformers_does_not_read_them(kind: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "hf", MODELS[kind])
+    with open_hf_tensors(folder) as tensors:
+        check_tensors(tensors, read_shape(folder))
+    each = with_tensors(folder, tmp_path / "each", each_by_itself(folder))
+    with open_hf_tensors(each) as tensors, pytest.raises(BadInput) as error:
+        check_tensors(tensors, read_shape(each))
+    assert "in one tensor for a layer alone" in str(error.value)
+
+
 def test_experts_that_are_there_twice_are_refused(apart: Path, folder: Path, tmp_path: Path) -> None:
     both = with_tensors(apart, tmp_path / "both", all_tensors(apart) | all_tensors(folder))
     with open_hf_tensors(both) as tensors, pytest.raises(BadInput) as error:

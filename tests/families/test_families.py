@@ -186,11 +186,33 @@ def test_the_language_model_of_one_that_also_sees(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "outer", "text", "tied"),
+    [
+        ("mistral3", False, True, False),
+        ("mistral3", None, True, True),
+        ("mistral3", True, False, False),
+        ("qwen3_5_moe", None, True, False),
+        ("qwen3_5_moe", True, None, True),
+        ("qwen3_vl_moe", False, True, False),
+        ("llama4", None, True, False),
+    ],
+)
+def test_the_output_layer_is_tied_as_in_transformers(
+    tmp_path: Path, kind: str, outer: bool | None, text: bool | None, tied: bool
+) -> None:
+    """Of what config.json says beside `text_config` and in it; None: nothing."""
+    fields = {key: value for key, value in MODELS[kind].items() if key != "tie_word_embeddings"}
+    inner = {key: value for key, value in fields["text_config"].items() if key != "tie_word_embeddings"}
+    inner |= {} if text is None else {"tie_word_embeddings": text}
+    outside = {} if outer is None else {"tie_word_embeddings": outer}
+    assert read_shape(write_fields(tmp_path, fields | {"text_config": inner} | outside)).tied_embeddings is tied
+
+
+@pytest.mark.parametrize(
     ("outer", "text", "named"),
     [
         ({"text_config": {"model_type": "bamba"}}, {}, "model_type = 'bamba'"),
         ({"quantization_config": {"quant_method": "fp8"}}, {}, "quantization_config = 'fp8'"),
-        ({}, {"tie_word_embeddings": True}, "config.json itself says that it is not"),
         ({}, {"rms_norm_eps": -1}, "config.json: text_config: rms_norm_eps = -1"),
         ({"auto_map": {"AutoModel": "own.Own"}}, {"is_llama_config": True}, "auto_map names"),
     ],

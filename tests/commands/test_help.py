@@ -112,6 +112,7 @@ def test_readmes_commands_leave_a_finished_run_and_its_report(world: Path) -> No
     assert (world / "runs/medicine/hf/config.json").is_file()
 
 
+@pytest.mark.ci  # runs of the README and of the worlds that examples need
 @pytest.mark.parametrize("name", ORDER)
 def test_the_examples_of_a_commands_help_run(world: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)

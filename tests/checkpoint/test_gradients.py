@@ -108,7 +108,7 @@ def check_gradients(
         assert largest > 1e-6, name
         # The terms of a number that a whole layer shares cancel: of an Apertus's alpha_n, on a CPU without AVX-512, the
         # gradient of transformers in fp32 is 1.4e-5 from that in fp64, and ours 2.9e-5.
-        tolerance = 1e-5 if gradient.size > 1 else 1e-4
+        tolerance = 1e-5 if gradient.size > 1 else 3e-5
         np.testing.assert_allclose(found[name], gradient, rtol=0, atol=tolerance * largest, err_msg=name)
 
 

@@ -185,6 +185,16 @@ def test_verify_sees_one_changed_weight(one_rank: Ranks, tmp_path: Path) -> None
     assert changed.largest > 0.01
 
 
+def test_a_value_that_transformers_refuses_by_its_type_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_model(tmp_path / "hf", MODELS["qwen3_next"] | {"router_aux_loss_coef": 0.0})
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"router_aux_loss_coef": 0.0', '"router_aux_loss_coef": 0'))
+    assert main(["convert", "verify", str(folder), str(folder)]) == 2
+    assert "'router_aux_loss_coef' expected float" in capsys.readouterr().err
+
+
 def test_the_figures_of_a_difference() -> None:
     reference = torch.tensor([[[1.0, 2.0], [3.0, 1.0]]])
     logits = torch.tensor([[[1.0, 2.5], [1.0, 1.5]]])

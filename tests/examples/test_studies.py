@@ -75,6 +75,15 @@ def test_arms_are_held_against_one(tmp_path: Path) -> None:
     assert row.startswith("at the end,other,one,0.19999")
 
 
+def test_two_seeds_are_not_tested(tmp_path: Path) -> None:
+    runs = {
+        f"{arm}-seed-{seed}": {"x": {0: arm == "b"}} for arm, seeds in (("a", 3), ("b", 2)) for seed in range(seeds)
+    }
+    runs = {name.replace("seed-0", "seed-9"): series for name, series in runs.items()}
+    write_tables(tmp_path, runs, ["a", "b"], {"end": lambda series: float(series["x"][0])}, "a")
+    assert (tmp_path / "differences.csv").read_text().splitlines()[1] == "end,b,a,1.0,,,"
+
+
 def test_the_course_of_an_arm_is_told_step_by_step() -> None:
     runs = {
         f"{arm}-seed-{seed}": {"gradient norm general": {step: value * step + seed for step in COURSE_STEPS}}

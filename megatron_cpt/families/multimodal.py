@@ -171,6 +171,12 @@ def _stated(config: Mapping[str, Any], kind: Multimodal) -> dict[str, Any]:
     return stated if isinstance(stated, dict) else {}
 
 
+def lacks_text(config: Mapping[str, Any]) -> bool:
+    """Whether a model that reads more than text does not say what its language model is like."""
+    kind = multimodal_of(config)
+    return kind is not None and not _is_flat(config, kind) and not isinstance(config.get(_TEXT), dict)
+
+
 def _is_flat(config: Mapping[str, Any], kind: Multimodal) -> bool:
     """Whether the language model's fields stand in config.json itself."""
     return bool(kind.beside_text) and _TEXT not in config

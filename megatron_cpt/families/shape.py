@@ -17,7 +17,7 @@ from megatron_cpt.families.gpt_oss import GPT_OSS
 from megatron_cpt.families.granite import GRANITE, GRANITE4
 from megatron_cpt.families.llama import LLAMA, MINISTRAL, MINISTRAL3, MISTRAL, MIXTRAL, SEED_OSS, SMOLLM3
 from megatron_cpt.families.llama4 import LLAMA4
-from megatron_cpt.families.multimodal import MULTIMODAL, multimodal_of, text_fields, with_text_fields
+from megatron_cpt.families.multimodal import MULTIMODAL, lacks_text, multimodal_of, text_fields, with_text_fields
 from megatron_cpt.families.olmo import EXAONE4, OLMO2, OLMO3, OLMOE
 from megatron_cpt.families.phi import PHI3
 from megatron_cpt.families.qwen import QWEN2, QWEN2_5_VL, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE
@@ -102,6 +102,9 @@ def _read(folder: str | Path, rope: RopeSettings | None) -> tuple[ModelShape, Co
     model_type = given.get("model_type")
     # Code that comes with the folder may read anything.
     own = None if given.get("auto_map") or not isinstance(model_type, str) else READ_BY.get(model_type)
+    if lacks_text(config):
+        rule = f"must be an object with the fields of the language model of a {config['model_type']}."
+        raise BadInput(Fault(f"{path}: text_config = {config.get('text_config')!r}", rule, "Mend config.json."))
     inner = path if kind is None else f"{path}: text_config"
     fields = ConfigFields(inner, given, None if own is None else READ_BY_ALL | own)
     fields.take("model_type")

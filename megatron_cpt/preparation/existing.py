@@ -294,7 +294,10 @@ def _first_other(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> str
     for source in now:
         if source.path not in known:
             return f"{source.path} was not in it"
-        if known[source.path] != source:
-            return f"{source.path} has changed since"
+        before_it = known[source.path]
+        if before_it.size != source.size:
+            return f"{source.path} has changed since, from {before_it.size:,} to {source.size:,} bytes"
+        if before_it != source:
+            return f"{source.path} was written again since, as its modification time says; its size is the same"
     gone = [path for path in known if path not in {source.path for source in now}]
     return f"{gone[0]} was in it" if gone else "in another order"

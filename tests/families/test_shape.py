@@ -9,7 +9,7 @@ from megatron_cpt.families.family import ModelShape
 from megatron_cpt.families.rope import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from megatron_cpt.families.shape import name_table, read_shape
 from megatron_cpt.families.weights import Place
-from tests.families.folders import LONG_ROPE, write_config
+from tests.families.folders import LONG_ROPE, MODELS, write_config, write_fields
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -166,6 +166,16 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
         "mlp_bias = 'no'",
         "sliding_window = 512",
     ]
+
+
+@pytest.mark.parametrize("given", [{}, {"text_config": None}, {"text_config": ["llama"]}])
+def test_a_model_that_sees_and_does_not_say_what_reads_its_text_has_one_fault(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    write_fields(tmp_path, {name: value for name, value in MODELS["llava"].items() if name != "text_config"} | given)
+    with pytest.raises(BadInput, match=r"text_config = .* the language model of a llava") as raised:
+        read_shape(tmp_path)
+    assert len(raised.value.faults) == 1
 
 
 def test_harmless_and_empty_fields_are_no_fault(tmp_path: Path) -> None:

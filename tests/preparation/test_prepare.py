@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -264,6 +265,9 @@ def test_a_finished_dataset_is_replaced_only_when_asked(
         with pytest.raises(BadInput, match=re.escape(message)):
             prepare(inputs, tokenizer_folder, tmp_path / "out", settings)
         assert digests(tmp_path) == before
+    os.utime(first, (1, 1))
+    with pytest.raises(BadInput, match=f"{re.escape(first)} was written again since.*its size is the same"):
+        prepare([first], tokenizer_folder, tmp_path / "out", PrepareSettings(holdout=0.2))
     # The part that was held out is kept too where only it stands there still, and so is a pair made elsewhere.
     for file in tmp_path.glob("out.[bim]*"):
         file.unlink()

@@ -88,7 +88,7 @@ def test_what_changed_in_a_store_is_another_input_and_shards_share_its_files(
     assert "nothing was done" in capsys.readouterr().out
     store.pipe("/corpus/1.jsonl", lines(["other"]))
     assert main([*words, *whole]) == 2
-    assert "1.jsonl has changed since" in capsys.readouterr().err
+    assert "1.jsonl has changed since, from " in capsys.readouterr().err
     assert main([*words, *whole, "--limit", "3"]) == 0
     assert "memory:///corpus/0.jsonl, line 1" in capsys.readouterr().out
 

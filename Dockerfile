@@ -3,7 +3,7 @@
 #
 # The first keeps torch, Transformer Engine and apex of its base, an NGC PyTorch image. That image has PIP_CONSTRAINT pin
 # its packages for every pip; tools/install.sh pins its torch instead, and takes the rest from constraints.txt. Another
-# base with Python 3.11 or 3.12 and torch >= 2.10: --build-arg BASE_IMAGE=...
+# base with Python 3.11 to 3.13 and torch >= 2.10: --build-arg BASE_IMAGE=...
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:26.09-py3
 ARG CPU_IMAGE=python:3.12.11-slim-bookworm
 

@@ -11,8 +11,8 @@ venv=${VENV:-.venv}
 "$python" - "${MCORE:-}" <<'PY' || exit 2
 import re, sys
 python, version, mcore = sys.version_info[:2], sys.version.split()[0], sys.argv[1]
-if not (3, 11) <= python <= (3, 12):
-    sys.exit(f"Python {version} found; megatron-cpt needs 3.11 or 3.12 "
+if not (3, 11) <= python <= (3, 13):
+    sys.exit(f"Python {version} found; megatron-cpt needs 3.11, 3.12 or 3.13 "
              "(Megatron-Core ships wheels for these): make install PYTHON=python3.11")
 if mcore:
     if not re.fullmatch(r"\d+\.\d+\.\d+", mcore):

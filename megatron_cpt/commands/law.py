@@ -29,6 +29,7 @@ from megatron_cpt.commands.law_output import (
     held_out_text,
     outcome_document,
     repetition_text,
+    shape_text,
 )
 from megatron_cpt.commands.law_tables import TABLE_LAW_NAMES, choose_tables, fit_tables, predict_tables
 from megatron_cpt.commands.parsers import command_parser
@@ -151,6 +152,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--replay", type=share, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
     parser.add_argument("--base", metavar="RUN", help="begin where this fitted run began (where there were several)")
+    _add_shape(parser)
     _add_sizes(parser)
     parser.add_argument("--output", metavar="FILE.csv", help="write curve,set,step,loss,predicted,low,high here")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the curves here")
@@ -187,6 +189,7 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="begin where this fitted run began, such as before the base's decay (default: all bases are compared)",
     )
+    _add_shape(parser)
     _add_sizes(parser)
     parser.add_argument(
         "--domain-tokens", metavar="COUNT", help="unique tokens of new text: repeated ones count as less"
@@ -215,6 +218,18 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes of one run (default 1)")
     parser.add_argument("--output", default="sweep", metavar="FOLDER", help="folder to write into (default sweep)")
     parser.set_defaults(action=sweep)
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    """The shape of a schedule, whatever its peak and its length."""
+    for name, default, words in (
+        ("warmup-share", Recipe.warmup, "warm-up from 0, as a share of the steps"),
+        ("final-share", Recipe.final, "last learning rate, as a share of the peak; constant has none"),
+        ("decay-share", Recipe.decay, "of wsd: the final decay, as a share of the steps"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=share, default=default, metavar="SHARE", help=f"{words} (default {default:g})"
+        )
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -322,13 +337,16 @@ def predict(args: argparse.Namespace) -> int:
         recipe = _recipe(args)
         planned = recipe.curve(laws.start_of(recipe).base)
         curves = {name: [planned] for name in args.sets or laws.fits}
-        for words in laws.fitted.beyond(recipe):
-            print(f"outside what was fitted: {words}")
+        print(shape_text([recipe]))
         of_end = laws.outcome(recipe, {}).sets
         for name in laws.combinations:
             print(f"{name}: {of_end[name].loss:.4f} [{of_end[name].low:.4f}, {of_end[name].high:.4f}] at the end")
     unknown = [name for name in curves if name not in laws.fits]
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.fits)}.") for name in unknown])
+    several = len({curve.name for found in curves.values() for curve in found}) > 1
+    outside = [(f"{curve.name}: " if several else "") + words
+               for found in curves.values() for curve in found for words in laws.fitted.beyond(curve)]  # fmt: skip
+    print(*(f"outside what was fitted: {line}" for line in dict.fromkeys(outside)), sep="\n", end="\n" * bool(outside))
     lines = ["curve,set,step,loss,predicted,low,high"]
     for name, found in curves.items():
         for curve in found:
@@ -368,9 +386,10 @@ def choose(args: argparse.Namespace) -> int:
     )
     outcomes = ranked(laws, _tried(args, laws), weights, bounds)
     best = outcomes[0]
+    print(shape_text([outcome.recipe for outcome in outcomes]))
     length = turning_length(laws, weights, best.recipe, _TURNING_SEARCH * laws.fitted.steps)
     points = {name: critical_point(fit) for name, fit in laws.fits.items() if "shift_size" in fit.parameters}
-    print(choice_text(outcomes[: args.show], laws, length, points))
+    print(choice_text(outcomes, args.show, weights, laws, length, points))
     unique, size = count("--domain-tokens", args.domain_tokens), count("--tokens-per-step", args.tokens_per_step)
     if unique and size:
         print(repetition_text(best.recipe, unique, size))
@@ -469,6 +488,7 @@ def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
         wholes(args.steps, "--steps") or [laws.fitted.steps],
         ratios or np.unique(np.linspace(low, high, 41)).tolist(),
         args.bases or list(laws.starts),
+        _shape(args),
     )
 
 
@@ -480,4 +500,12 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.steps < 1 or not args.peak_lr > 0 or not 0 <= args.replay <= 1:
         rule = "is outside its range."
         raise BadInput(Fault("--steps, --peak-lr or --replay", rule, "Give steps >= 1, a rate > 0, a ratio in [0, 1]."))
-    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay, start=args.base or "")
+    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay, **_shape(args), start=args.base or "")
+
+
+def _shape(args: argparse.Namespace) -> dict[str, float]:
+    """The settings of a schedule's shape, as Recipe has them. Raises BadInput where warm-up and decay overlap."""
+    if args.warmup_share + args.decay_share > 1:
+        value = f"--warmup-share {args.warmup_share:g} --decay-share {args.decay_share:g}"
+        raise BadInput(Fault(value, "are more than the whole run.", "Give two shares of at most 1 together."))
+    return {"final": args.final_share, "warmup": args.warmup_share, "decay": args.decay_share}

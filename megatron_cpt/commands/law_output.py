@@ -57,30 +57,61 @@ def combination_text(name: str, combined: Combination) -> str:
     return f"{name}\n{law}: rmse {combined.error:.5f}{left}"
 
 
+def shape_text(recipes: Sequence[Recipe]) -> str:
+    """What the schedules of recipes have beside their peak and their length, as one line."""
+    first, kinds = recipes[0], {recipe.kind for recipe in recipes}
+    parts = [f"warm-up over {first.warmup:.4g} of the steps"]
+    parts += [f"last rate {first.final:.4g} of the peak"] if kinds - {"constant"} else []
+    parts += [f"wsd decays over the last {first.decay:.4g} of the steps"] if "wsd" in kinds else []
+    return f"schedules: {', '.join(parts)}"
+
+
 def choice_text(
-    outcomes: Sequence[Outcome], laws: Laws, length: int | None, critical: Mapping[str, CriticalPoint | None]
+    outcomes: Sequence[Outcome],
+    shown: int,
+    weights: Mapping[str, float],
+    laws: Laws,
+    length: int | None,
+    critical: Mapping[str, CriticalPoint | None],
 ) -> str:
-    """The best recipes as a table, and what else the laws say."""
+    """The best recipes as a table, and what else the laws say.
+
+    Args:
+        outcomes: of all recipes that were tried, the best first.
+        shown: how many stand in the table.
+        weights: of the sum that is made small, by set.
+        length: the turning length, updates; None where there is none.
+        critical: the critical points, by set.
+    """
     sets = laws.sets
     heads = "".join(f"{name + ' (95 %)':>30}" for name in sets)
+    is_sum = list(weights.values()) != [1.0]
+    heads += f"{'weighted sum':>15}" if is_sum else ""
     lines = [f"{'schedule':<10}{'peak':>10}{'steps':>9}{'replay':>9}{heads}"]
-    for outcome in outcomes:
+    for outcome in outcomes[:shown]:
         recipe = outcome.recipe
         cells = ""
         for name in sets:
             predicted = outcome.sets[name]
             cells += f"{f'{predicted.loss:.4f} [{predicted.low:.4f}, {predicted.high:.4f}]':>30}"
-        begun = f"  from the base of {recipe.start}" if len(laws.starts) > 1 else ""
-        lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}{begun}")
+        cells += f"{outcome.objective:>15.4f}" if is_sum else ""
+        cells += f"  from the base of {recipe.start}" if len(laws.starts) > 1 else ""
+        cells += "  *" if outcome.beyond else ""
+        lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}")
     best = outcomes[0]
     lines += [f"WARNING: no recipe keeps {name} within its bound; the nearest is shown" for name in best.broken]
     lines += [f"WARNING: the upper end of the band breaks the bound on {name}" for name in best.unsure]
+    lines += _edges(outcomes)
+    further = dict.fromkeys(words for outcome in outcomes[:shown] for words in outcome.beyond)
     lines += [f"WARNING: extrapolates: {words}" for words in best.beyond]
-    if best.beyond:
+    lines += [f"* extrapolates: {words}" for words in further if words not in best.beyond]
+    if further:
         lines += [_error_beyond(laws, name) for name in sets]
     if length is not None:
-        never = "the weighted loss never rises above its start" if length == 0 else f"turning length: {length} steps"
-        lines.append(never)
+        since = f" from step {laws.fitted.first_step} on" if laws.fitted.first_step > 1 else ""
+        beyond = f", beyond the {laws.fitted.steps} that were fitted" if length > laws.fitted.steps else ""
+        never = f"the weighted loss is never above its start{since}"
+        lines.append(never if length == 0 else f"turning length: {length} steps{beyond}")
     else:
         lines.append("turning length: none found; the weighted loss does not come back, or its start is not known")
     for name, point in critical.items():
@@ -94,16 +125,28 @@ def choice_text(
     return "\n".join(lines)
 
 
+def _edges(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each choice whose best value is at an end of those that were tried; a replay ratio ends at 0 and 1."""
+    lines = []
+    for name, words in (("replay_ratio", "replay ratio"), ("peak", "peak rate")):
+        tried = {getattr(outcome.recipe, name) for outcome in outcomes}
+        value = getattr(outcomes[0].recipe, name)
+        if len(tried) > 1 and value in (min(tried), max(tried)) and not (name == "replay_ratio" and value in (0, 1)):
+            end = "lowest" if value == min(tried) else "highest"
+            lines.append(f"NOTE: the best {words}, {value:.4g}, is the {end} that was tried: the best may lie beyond")
+    return lines
+
+
 def _critical_text(point: CriticalPoint) -> str:
     interval = "" if point.low is None else f" [{point.low:.4f}, {point.high:.4f}]"
     return f"{point.loss:.4f}{interval} nats"
 
 
 def _error_beyond(laws: Laws, name: str) -> str:
-    """What is known of a set's error outside of what was fitted."""
+    """What is known of a set's error where nothing was fitted."""
     error = laws.error_left_out(name)
     known = "was not measured" if error is None else f"was {error:.4f} nats at the end of the worst schedule left out"
-    return f"  the error of {name} there {known}"
+    return f"  the error of {name} {known}; that of an extrapolation may be larger"
 
 
 def repetition_text(recipe: Recipe, domain_tokens: float, tokens_per_step: float) -> str:

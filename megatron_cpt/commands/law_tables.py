@@ -46,8 +46,12 @@ def fit_tables(args: argparse.Namespace) -> int:
     fits = fitted_tables(args.law, tables, args.draws)
     for name, fit in fits.fits.items():
         print(f"{name}\n{fit_text(fit)}\n  on the fitted rows: {errors_text(errors_on(fit, tables[name]))}")
+        if name in fits.second:
+            own, other = ("replay", "new text")[:: 1 if fits.own_is_replay[name] else -1]
+            mae = errors_on(fits.second[name], tables[name]).mae
+            print(f"  taken for a set like the {own}; as one like the {other} it would have mae {mae:.5f}")
         if len(tables[name].losses) > len(fit.standard_errors) + 1:
-            left = np.abs(left_out_rows(args.law, tables[name]))
+            left = np.abs(left_out_rows(fit.law, tables[name]))
             print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
         else:
             print("  too few rows to leave one out: the error of the law is unknown")

@@ -20,6 +20,7 @@ from megatron_cpt.runs.folder import proved
 from megatron_cpt.scaling_law.continual import LAWS, Combination
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import NORMAL_95, Fit
+from megatron_cpt.scaling_law.fitted_range import Fitted, range_of
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method
 from megatron_cpt.scaling_law.uncertainty import Band, band
@@ -110,41 +111,8 @@ class Recipe:
             base_final_rate=base.final_rate,
             domain_share=1 - self.replay_ratio,
             model_size=base.model_size,
+            kind=self.kind,
         )
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What laws were fitted on."""
-
-    replay_ratio: tuple[float, float]
-    """Lowest and highest."""
-    peak: tuple[float, float]
-    """Lowest and highest."""
-    steps: int
-    """Of the longest curve."""
-    forward_area: float
-    """S1 of the curve that has most."""
-    kinds: tuple[str, ...] = ()
-    """Kinds of schedule; empty where the curves do not say."""
-
-    def beyond(self, recipe: Recipe) -> tuple[str, ...]:
-        """In what a recipe lies outside, in words."""
-        found = []
-        for name, value, (low, high) in (
-            ("replay ratio", recipe.replay_ratio, self.replay_ratio),
-            ("peak rate", recipe.peak, self.peak),
-        ):
-            if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
-                found.append(f"{name} {value:g} (fitted {low:g} to {high:g})")
-        if recipe.steps > self.steps:
-            found.append(f"{recipe.steps} steps (fitted up to {self.steps})")
-        area = float(np.sum(recipe.rates()))
-        if area > self.forward_area * 1.01:
-            found.append(f"S1 of {area:.3g} (fitted up to {self.forward_area:.3g})")
-        if self.kinds and recipe.kind not in self.kinds:
-            found.append(f"schedule {recipe.kind} (fitted {', '.join(self.kinds)})")
-        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -225,7 +193,7 @@ class Laws:
             objective=sum(weight * sets[name].loss for name, weight in weights.items()),
             broken=tuple(broken),
             unsure=tuple(unsure),
-            beyond=self.fitted.beyond(recipe),
+            beyond=self.fitted.beyond(curve),
         )
 
     def error_left_out(self, name: str) -> float | None:
@@ -260,10 +228,11 @@ def recipes(
     steps: Sequence[int],
     replay_ratios: Sequence[float],
     starts: Sequence[str] = ("",),
+    shape: Mapping[str, float] | None = None,
 ) -> list[Recipe]:
-    """All combinations."""
+    """All combinations, each with these values of `final`, `warmup` and `decay` (None: the defaults)."""
     return [
-        Recipe(kind, peak, length, ratio, start=start)
+        Recipe(kind, peak, length, ratio, start=start, **shape or {})
         for kind, peak, length, ratio, start in product(kinds, peaks, steps, replay_ratios, starts)
     ]
 
@@ -290,15 +259,16 @@ def ranked(
 def turning_length(laws: Laws, weights: Mapping[str, float], like: Recipe, longest: int) -> int | None:
     """The fewest updates after which a weighted sum of losses is back at its start (arXiv:2505.07796 section 5).
 
-    Each length is a run of its own, with the schedule of `like` stretched to it. 0 where the sum never rises above
-    the start; None where it does not come back within `longest` updates, or a start was not measured.
+    Each length is a run of its own, with the schedule of `like` stretched to it, from the first step that was fitted
+    on. 0 where the sum is never above the start; None where it does not come back within `longest` updates, or a start
+    was not measured.
     """
     losses = [loss for name in weights if (loss := laws.start_of(like).losses.get(name)) is not None]
     if len(losses) < len(weights):
         return None
     start = sum(weight * value for weight, value in zip(weights.values(), losses, strict=True))
     count = max(2, int(np.log2(longest) * _LENGTHS_PER_DOUBLING))
-    lengths = np.unique(np.geomspace(2, longest, count).round().astype(int))
+    lengths = np.unique(np.geomspace(max(2, laws.fitted.first_step), longest, count).round().astype(int))
     sums = np.array([_weighted_end(laws, weights, like, int(length)) for length in lengths])
     above = np.flatnonzero(sums > start)
     if not len(above):
@@ -354,19 +324,10 @@ def laws_of(
     combinations: Mapping[str, Combination] | None = None,
 ) -> Laws:
     """The fits of validation sets with the bases and the range of the curves they were made from."""
-    every = [curve for found in curves.values() for curve in found]
-    ratios = [1 - curve.domain_share for curve in every]
-    peaks = [float(curve.rates.max()) for curve in every]
     return Laws(
         fits=dict(fits),
         starts=_starts_of(curves),
-        fitted=Fitted(
-            replay_ratio=(min(ratios), max(ratios)),
-            peak=(min(peaks), max(peaks)),
-            steps=max(int(curve.steps[-1]) for curve in every),
-            forward_area=max(float(curve.rates.sum()) for curve in every),
-            kinds=tuple(sorted({curve.kind for curve in every if curve.kind is not None})),
-        ),
+        fitted=range_of([curve for found in curves.values() for curve in found]),
         combinations=dict(combinations or {}),
     )
 
@@ -413,13 +374,7 @@ def read_laws(path: Path) -> Laws:
             starts={
                 name: Start(Base(**start["base"]), dict(start["losses"])) for name, start in content["starts"].items()
             },
-            fitted=Fitted(
-                tuple(fitted["replay_ratio"]),
-                tuple(fitted["peak"]),
-                fitted["steps"],
-                fitted["forward_area"],
-                tuple(fitted["kinds"]),
-            ),
+            fitted=Fitted(**fitted | {name: tuple(fitted[name]) for name in ("replay_ratio", "peak", "kinds")}),
             combinations={name: Combination(**part) for name, part in content["combinations"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

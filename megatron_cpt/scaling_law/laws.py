@@ -122,6 +122,7 @@ AMPLITUDE = Parameter("amplitude", 0.0, 100.0, linear=True)
 EXPONENT = Parameter("exponent", 0.02, 3.0, (0.1, 1.0), scale="log")
 GAIN = Parameter("gain", 0.0, 1e4, linear=True)
 DECAY = Parameter("decay", 0.0, 0.99999, (0.0, 0.99999), scale="log of 1 - x")
+DROP_SIZE = Parameter("drop_size", 0.0, 1e6, linear=True)
 RATE_POWER = Parameter("rate_power", 0.0, 2.0, (0.0, 0.5))
 
 
@@ -277,7 +278,7 @@ MULTI_POWER = Law(
         FLOOR,
         AMPLITUDE,
         EXPONENT,
-        Parameter("drop_size", 0.0, 1e6, linear=True),
+        DROP_SIZE,
         Parameter("drop_speed", 1e-3, 1e4, (0.1, 30.0), scale="log", prior=(2.0, 1.0)),
         Parameter("drop_exponent", 0.02, 5.0, (0.1, 1.5), scale="log", prior=(0.6, 0.5)),
         Parameter("rate_exponent", 0.0, 2.0, (0.1, 1.0), prior=(0.6, 0.2)),

@@ -185,6 +185,11 @@ class Problem:
         bound: np.ndarray = (vector - self._low < 1e-6 * span) | (self._high - vector < 1e-6 * span)
         return bound
 
+    def unseen(self, vector: np.ndarray) -> list[int]:
+        """Positions of linear parameters on which no point depends: the gain where no learning rate falls."""
+        slopes = self.jacobian(vector)[: len(self.log_losses)]
+        return [position for position in self._linear if not slopes[:, position].any()]
+
     def bounds(self, position: int) -> tuple[float, float]:
         """Of a free parameter, in the units of the search."""
         return float(self._low[position]), float(self._high[position])

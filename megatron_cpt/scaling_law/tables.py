@@ -5,7 +5,7 @@ Tables come from run folders or a CSV file. The critical mixture ratio is that o
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +200,11 @@ class TableFits:
     sources: tuple[str, ...]
     """Of the mixtures, in the order of the mixing law."""
     own_is_replay: dict[str, bool]
-    """Of the D-CPT law, by set."""
+    """Of the D-CPT law, by set: whether the set is like the replay, not like the new text."""
     fitted: dict[str, tuple[float, float]]
     """Range of each column."""
+    second: dict[str, Fit] = field(default_factory=dict)
+    """The D-CPT law fitted with the other of the two, by set; not kept in law.json."""
 
     def beyond(self, columns: Mapping[str, float]) -> tuple[str, ...]:
         """In what a row lies outside of what was fitted, in words."""
@@ -215,10 +217,8 @@ class TableFits:
 
 def fitted_tables(name: str, tables: Mapping[str, Table], draws: int) -> TableFits:
     """The law of that name fitted to each table, with so many bootstrap draws."""
-    fits = {}
-    for key, table in tables.items():
-        fit = fit_law(_law_for(name, table), [table], starts=STARTS)
-        fits[key] = bootstrap(fit, [table], draws) if draws else fit
+    found = {key: fits_of_table(name, table) for key, table in tables.items()}
+    fits = {key: bootstrap(best, [tables[key]], draws) if draws else best for key, (best, *_) in found.items()}
     first = next(iter(tables.values()))
     return TableFits(
         law=name,
@@ -228,9 +228,20 @@ def fitted_tables(name: str, tables: Mapping[str, Table], draws: int) -> TableFi
             for key, table in tables.items()
         },
         sources=tuple(first.shares) if name == MIXING else (),
-        own_is_replay={key: name == D_CPT and _falls_with_replay(table) for key, table in tables.items()},
+        own_is_replay={key: fit.law is _D_CPT_OF_REPLAY for key, fit in fits.items()},
         fitted={column: (float(values.min()), float(values.max())) for column, values in first.columns.items()},
+        second={key: others[0] for key, (_, *others) in found.items() if others},
     )
+
+
+def fits_of_table(name: str, table: Table) -> list[Fit[Table]]:
+    """The law of that name fitted to a table; of the D-CPT law two, the better first.
+
+    Its share is that of a set's own data. Whether that is the replay or the new text shows in which fits: a general
+    set's loss falls with replay at equal tokens. Raises BadInput where the table lacks what the law is of.
+    """
+    fits = [fit_law(law, [table], starts=STARTS) for law in _laws_for(name, table)]
+    return sorted(fits, key=lambda fit: fit.objective)
 
 
 def _law_named(name: str, own_is_replay: bool, sources: Sequence[str]) -> Law[Table]:
@@ -239,12 +250,14 @@ def _law_named(name: str, own_is_replay: bool, sources: Sequence[str]) -> Law[Ta
         return CRITICAL_RATIO
     if name == MIXING:
         return mixing(tuple(sources))
-    return _domain_pretraining(own_is_replay) if name == D_CPT else forgetting(None)
+    if name == D_CPT:
+        return _D_CPT_OF_REPLAY if own_is_replay else _D_CPT_OF_NEW_TEXT
+    return forgetting(None)
 
 
-def left_out_rows(name: str, table: Table) -> np.ndarray:
+def left_out_rows(law: Law[Table], table: Table) -> np.ndarray:
     """Predicted minus measured of each row by the law fitted without its fold: float64 [rows], nats."""
-    law, count = _law_for(name, table), len(table.losses)
+    count = len(table.losses)
     errors = np.empty(count)
     for part in np.array_split(np.arange(count), min(count, _FOLDS)):
         kept = np.setdiff1d(np.arange(count), part)
@@ -291,10 +304,6 @@ def read_table_fits(path: Path) -> TableFits:
         raise BadInput(fault) from error
 
 
-def _law_for(name: str, table: Table) -> Law[Table]:
-    return CRITICAL_RATIO if name == CRITICAL else _table_law(name, table)
-
-
 BILLION = 1e9
 _HELD_EXPONENT = 0.3
 """Of tokens or sizes that a table does not vary."""
@@ -305,27 +314,23 @@ TABLE_LAWS = (D_CPT, _FORGETTING, MIXING)
 """As users type them."""
 
 
-def _table_law(name: str, table: Table) -> Law[Table]:
+def _laws_for(name: str, table: Table) -> list[Law[Table]]:
     """The law of that name for a table. Raises BadInput where the table lacks what the law is of, or a loss."""
+    if name == CRITICAL:
+        return [CRITICAL_RATIO]
     if not np.isfinite(table.losses).all():
         raise BadInput(Fault(f"loss:{table.name}", "is missing in some rows.", "Leave these rows out."))
     if name == MIXING:
-        return mixing(tuple(table.shares))
+        return [mixing(tuple(table.shares))]
     table.column("replay_ratio")
     table.column("tokens")
     if name == _FORGETTING:
-        return forgetting(float(np.nanmean(table.starts)) if np.isfinite(table.starts).any() else None)
-    return _domain_pretraining(own_is_replay=_falls_with_replay(table))
-
-
-def _falls_with_replay(table: Table) -> bool:
-    """Whether the losses are lower the more replay there is: a general set's own data is the replay."""
-    replay = table.column("replay_ratio")
-    return len(replay) > 1 and float(np.cov(replay, table.losses)[0, 1]) < 0
+        return [forgetting(float(np.nanmean(table.starts)) if np.isfinite(table.starts).any() else None)]
+    return [_D_CPT_OF_NEW_TEXT, _D_CPT_OF_REPLAY]
 
 
 def _domain_pretraining(own_is_replay: bool) -> Law[Table]:
-    """The D-CPT law (arXiv:2406.01375); its share is that of a set's own data, replay or the rest."""
+    """The D-CPT law (arXiv:2406.01375); its share is that of a set's own data, replay or new text."""
 
     def model(rows: Table) -> Model:
         replay = rows.column("replay_ratio")
@@ -397,6 +402,8 @@ def _size(rows: Table) -> np.ndarray:
 def _varies(tables: Sequence[Table], name: str) -> bool:
     return len(np.unique(np.concatenate([table.columns.get(name, np.ones(1)) for table in tables]))) > 1
 
+
+_D_CPT_OF_NEW_TEXT, _D_CPT_OF_REPLAY = _domain_pretraining(False), _domain_pretraining(True)
 
 CRITICAL = "critical-ratio"
 """As users type it."""

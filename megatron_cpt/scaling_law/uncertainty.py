@@ -9,7 +9,7 @@ from scipy.special import log_ndtr
 from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import NOMINAL, Fit, end_error, fit_law
-from megatron_cpt.scaling_law.laws import Law, Observed
+from megatron_cpt.scaling_law.laws import DECAY, DROP_SIZE, GAIN, Law, Observed
 from megatron_cpt.scaling_law.problem import Curvature, Problem, curvature_at
 
 STARTS = 400
@@ -91,8 +91,7 @@ class LinearPart:
             if name == "floor":
                 centre[position] = float(self._losses.min())
             elif name == "gain":
-                area = self._peak / (1 - self._decay_at(place))
-                centre[position], spread[position] = (nats / area for nats in _FULL_ANNEALING)
+                centre[position], spread[position] = _usual_gain(self._peak, self._decay_at(place))
         return centre, spread
 
     def _decay_at(self, place: np.ndarray) -> float:
@@ -100,6 +99,13 @@ class LinearPart:
         if self._decay is None:
             return ANNEALING_DECAY
         return float(self.values(place, np.zeros(len(self.linear)))[self._decay])
+
+
+def _usual_gain(peak: float, decay: float) -> tuple[float, float]:
+    """Mean and spread of what annealing brings for each unit of S2, of which a fall from the peak to 0 makes
+    peak / (1 - decay)."""
+    area = peak / (1 - decay)
+    return _FULL_ANNEALING[0] / area, _FULL_ANNEALING[1] / area
 
 
 def posterior(law: Law, curve: Curve, held: Mapping[str, float], draws: int, seed: int) -> tuple[np.ndarray, float]:
@@ -178,10 +184,15 @@ def profiled(fit: Fit, curves: Sequence[Curve], names: Sequence[str]) -> Fit:
     """The fit of these curves with profile intervals of some of its parameters, and the fits at their ends."""
     problem = Problem(fit.law, curves, fit.held, fit.method)
     optimum = problem.vector(fit.vector)
+    unseen = problem.unseen(optimum)
     threshold = problem.objective(optimum) + 0.5 * _CHI_SQUARED_95 * _unit(problem, optimum, fit.method.sampled(curves))
     intervals, ends = {}, []
     for position, parameter in enumerate(problem.free_parameters):
-        if parameter.name in names:
+        if parameter.name not in names:
+            continue
+        if position in unseen:  # no refit is better or worse by it, and what is far off says nothing of a prediction
+            intervals[parameter.name] = problem.bounds(position)
+        else:
             pair = [_end(problem, optimum, position, sign, threshold) for sign in (-1.0, 1.0)]
             values = [problem.values(vector) for vector in pair]
             low, high = (float(of_end[problem.free[position]]) for of_end in values)
@@ -283,8 +294,28 @@ def bootstrap(fit: Fit[Observed], curves: Sequence[Observed], draws: int = _DRAW
         redrawn = problem.with_log_losses(fitted + drawn)
         start = redrawn.moved(optimum, _random_step(curvature, problem.reach, generator))
         vectors.append(redrawn.refine(start, _BOOTSTRAP_EVALUATIONS))
+    unseen = problem.unseen(optimum)
+    for vector in vectors:
+        for position in unseen:
+            vector[position] = _of_the_field(problem, position, fit, curves, generator)
     values = np.array([problem.values(vector) for vector in vectors])
     return replace(fit, draws=values, noise=float(np.sqrt(np.mean(residuals**2))))
+
+
+def _of_the_field(
+    problem: Problem, position: int, fit: Fit[Observed], curves: Sequence[Observed], generator: np.random.Generator
+) -> float:
+    """A linear parameter on which no fitted point depends, as it may be by what is known of such laws."""
+    peak = max((float(curve.rates.max()) for curve in curves if isinstance(curve, Curve)), default=1.0)
+    low, high = problem.bounds(position)
+    name = problem.free_parameters[position].name
+    if name == GAIN.name:
+        mean, spread = _usual_gain(peak, fit.parameters.get(DECAY.name, ANNEALING_DECAY))
+    elif name == DROP_SIZE.name:
+        mean, spread = _FULL_ANNEALING[0] / peak, _FULL_ANNEALING[1] / peak
+    else:
+        mean, spread = 0.0, _WIDE
+    return float(np.clip(mean + spread * generator.standard_normal(), low, high))
 
 
 def band(fit: Fit[Observed], curve: Observed, seed: int = 0) -> Band:

@@ -132,7 +132,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.ci
-def test_runs_are_fitted_and_the_best_recipe_is_chosen(runs: list[Path], tmp_path: Path):
+def test_runs_are_fitted_and_the_best_recipe_is_chosen(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     fitted, choice = str(tmp_path / "law.json"), tmp_path / "choice.json"
     words = ["fit", *map(str, runs), "--draws", "4", "--output", fitted, "--html", str(tmp_path / "law.html")]
     assert law.main(words) == 0
@@ -153,6 +155,13 @@ def test_runs_are_fitted_and_the_best_recipe_is_chosen(runs: list[Path], tmp_pat
     with pytest.raises(BadInput, match=r"(?s)cosin:.*1.5"):
         law.main(["choose", fitted, "--minimise", "domain", "--schedule", "cosin", "--replay", "0,1.5"])
     assert "Final loss against the replay ratio" in (tmp_path / "choice.html").read_text()
+    capsys.readouterr()
+    for file in (choice, tmp_path / "choice.html"):
+        file.unlink()
+    law.main(["choose", fitted, "--minimise", "general=2", "--schedule", "cosine", "--peak-lr", "1e-4,2e-3", *told])
+    said = capsys.readouterr().out
+    assert "weighted sum" in said and "  *\n" in said and "extrapolates: peak rate" in said
+    assert "NOTE: the best replay ratio, 0.3, is the highest that was tried" in said
 
 
 def planted_rise(name: str, ratio: float) -> float:
@@ -160,6 +169,18 @@ def planted_rise(name: str, ratio: float) -> float:
     constants = PLANTED[name]
     end = Fit(CONTINUAL, constants, 0.0, 0).predict(Recipe("cosine", 1e-3, 2400, ratio).curve(base))[-1]
     return float(end - constants["floor"] - constants["amplitude"] * 2.0 ** -constants["exponent"])
+
+
+def longer_run(run: Path, folder: Path) -> Path:
+    """A copy of a run with one more evaluation, ten updates on."""
+    longer = folder / "longer"
+    shutil.copytree(run, longer)
+    lines = (longer / "records.jsonl").read_bytes().splitlines()
+    records = [orjson.loads(line) for line in lines]
+    last = max(record["step"] for record in records)
+    records += [record | {"step": record["step"] + 10} for record in records if record["step"] > last - 10]
+    (longer / "records.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    return longer
 
 
 def test_a_schedule_nobody_ran_is_predicted_and_extrapolation_is_said(
@@ -173,6 +194,19 @@ def test_a_schedule_nobody_ran_is_predicted_and_extrapolation_is_said(
         "outside what was fitted: replay ratio 0.4 (fitted 0 to 0.3)" in said
         and "4800 steps (fitted up to 2400)" in said
     )
+    assert (
+        "warm-up over 0.01 of the steps, last rate 0.1 of the peak, wsd decays over the last 0.1 of the steps" in said
+    )
+    shape = ["--final-share", "0", "--decay-share", "20%", "--warmup-share", "0.02"]
+    assert law.main(["predict", str(tmp_path / "law.json"), *words, *shape]) == 0
+    told = capsys.readouterr().out
+    assert "over 0.02 of the steps, last rate 0 of the peak, wsd decays over the last 0.2" in told
+    assert told.splitlines()[-1] != said.splitlines()[-1]  # another loss
+    # A measured run that lies outside is told as a schedule is that nobody ran.
+    law.main(["predict", str(tmp_path / "law.json"), str(longer_run(runs[0], tmp_path))])
+    assert "outside what was fitted: 2410 steps (fitted up to 2400)" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="more than the whole run"):
+        law.main(["predict", str(tmp_path / "law.json"), *words, "--warmup-share", "0.6", "--decay-share", "0.6"])
     with pytest.raises(BadInput, match="--steps"):
         law.main(["predict", str(tmp_path / "law.json"), "--schedule", "wsd", "--peak-lr", "1e-3"])
 

@@ -9,7 +9,6 @@ from megatron_cpt.config.errors import BadInput
 from megatron_cpt.scaling_law.choose import (
     Base,
     CriticalPoint,
-    Fitted,
     Laws,
     Recipe,
     Start,
@@ -21,6 +20,7 @@ from megatron_cpt.scaling_law.choose import (
 )
 from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS, fit_combination
 from megatron_cpt.scaling_law.fit import Fit, fit_law
+from megatron_cpt.scaling_law.fitted_range import Fitted, range_of
 from megatron_cpt.scaling_law.laws import ANNEALING
 
 HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999} | ON_DEMAND | SIZE_TERMS
@@ -74,6 +74,27 @@ def test_a_bound_decides_and_what_lies_outside_is_said():
     assert less and all(outcome.broken == ("general",) for outcome in less)
     assert best.beyond == ()
     assert laws().outcome(Recipe("cosine", 2e-3, 9000, 0.6), {"domain": 1.0}).beyond[0].startswith("replay ratio 0.6")
+
+
+def test_a_curve_is_told_in_what_it_lies_outside():
+    fitted = range_of([replace(Recipe("constant", 1e-3, 400, 0.25).curve(BASE), steps=np.array([100, 400]), kind=None)])
+    assert fitted == Fitted((0.25, 0.25), (1e-3, 1e-3), 400, pytest.approx(0.3985), (), 100, 0.0)
+
+    def told(recipe: Recipe) -> tuple[str, ...]:
+        return fitted.beyond(recipe.curve(BASE))
+
+    assert told(Recipe("constant", 1e-3, 400, 0.25)) == ()
+    assert told(Recipe("cosine", 1e-3, 400, 0.25)) == (
+        "a learning rate that falls (fitted none: what annealing brings is not known)",
+    )
+    assert told(Recipe("constant", 2e-3, 50, 0.0)) == (
+        "replay ratio 0 (fitted 0.25 alone: what another does is not known)",
+        "peak rate 0.002 (fitted 0.001 to 0.001)",
+        "50 steps (fitted from step 100 on)",
+    )
+    cosine = range_of([Recipe("cosine", 1e-3, 400, 0.25).curve(BASE)])
+    steeper = Recipe("cosine", 1e-3, 400, 0.25, final=0.0).curve(BASE)
+    assert [words.partition(" of ")[0] for words in cosine.beyond(steeper)] == ["S2"]
 
 
 def test_nothing_within_its_bound_shows_the_nearest():

@@ -48,6 +48,22 @@ def test_a_table_is_read_and_what_is_missing_stays_missing(tmp_path: Path):
         read_table(path)
 
 
+def test_whether_a_set_is_like_the_replay_shows_in_the_fit_also_where_longer_runs_have_more_of_it():
+    """Losses fall with tokens, and here replay rises with tokens: a domain set must not be taken for a general one."""
+    tokens = np.repeat([1e9, 2e9, 4e9, 8e9, 16e9, 32e9], 2)
+    ratio = np.array([0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6])
+    constants = (2.0, 0, 0.3, 1.5, 0.05, 0.3, 0.4, 0.1, 0.5)
+    losses = domain_pretraining_law(1.0, tokens / 1e9, 1 - ratio, *constants)
+    fits = fitted_tables("d-cpt", {"domain": table("domain", losses, 3.9, tokens=tokens, replay_ratio=ratio)}, 0)
+    assert fits.own_is_replay == {"domain": False}
+    assert fits.second["domain"].objective > 3 * fits.fits["domain"].objective
+    asked = table("domain", np.full(2, np.nan), 3.9, tokens=np.full(2, 32e9), replay_ratio=np.array([0.0, 0.6]))
+    truth = domain_pretraining_law(
+        1.0, np.full(2, 32.0), np.array([1, 0.4]), 2.0, 0, 0.3, 1.5, 0.05, 0.3, 0.4, 0.1, 0.5
+    )
+    assert fits.fits["domain"].predict(asked) == pytest.approx(truth, abs=0.02)
+
+
 @pytest.mark.ci
 def test_d_cpt_predicts_rows_left_out_and_finds_the_most_new_data_within_a_bound(tmp_path: Path):
     ratio, tokens = grid([0.0, 0.1, 0.2, 0.5, 0.8, 1.0], [0.5e9, 1e9, 2e9, 4e9])
@@ -60,7 +76,7 @@ def test_d_cpt_predicts_rows_left_out_and_finds_the_most_new_data_within_a_bound
     }
     fits = fitted_tables("d-cpt", tables, draws=0)
     assert fits.own_is_replay == {"general": True, "domain": False}
-    assert np.abs(left_out_rows("d-cpt", tables["domain"])).mean() < 0.01
+    assert np.abs(left_out_rows(fits.fits["domain"].law, tables["domain"])).mean() < 0.01
     write_json(tmp_path / "law.json", table_document(fits))
     fits = read_table_fits(tmp_path / "law.json")
     best = ranked_mixtures(fits, {"tokens": 3e9}, {"domain": 1.0}, {"general": 0.05})[0]

@@ -29,7 +29,7 @@ from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import fit_law
 from megatron_cpt.scaling_law.forecast import forecast
 from megatron_cpt.scaling_law.laws import ANNEALING, MULTI_POWER, RATE_WEIGHTED
-from megatron_cpt.scaling_law.tables import TABLE_LAWS, Table, left_out_rows
+from megatron_cpt.scaling_law.tables import TABLE_LAWS, Table, fits_of_table, left_out_rows
 
 SHARES = (0.3, 0.5, 0.7)
 """Of a run, from which its end is forecast."""
@@ -79,7 +79,9 @@ def ratio_rows(curves: Curves) -> Rows:
         others = [np.delete(table.losses, row).mean() for row in range(len(table.losses))]
         rows.append({"law": "the mean of the other runs", "set": name, "mae": mean_of(table.losses - others)})
         for law in TABLE_LAWS:
-            rows.append({"law": law, "set": name, "mae": mean_of(left_out_rows(law, table))})
+            rows.append(
+                {"law": law, "set": name, "mae": mean_of(left_out_rows(fits_of_table(law, table)[0].law, table))}
+            )
     return rows
 
 

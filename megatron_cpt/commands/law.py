@@ -53,6 +53,7 @@ from megatron_cpt.scaling_law.choose import (
     to_document,
     turning_length,
 )
+from megatron_cpt.scaling_law.comparable import base_faults, batch_faults, sequence_faults
 from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import best_method, candidates, end_error, errors_on, fit_law, mean_errors
@@ -289,6 +290,7 @@ def fit(args: argparse.Namespace) -> int:
         return fit_tables(args)
     refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     curves = curves_of(args.curves, args.sets, args)
+    refuse([*sequence_faults(curves), *batch_faults(next(iter(curves.values()))), *base_faults(curves)])
     default = CONTINUAL.name if Path(args.curves[0]).is_dir() and "loss" not in curves else "annealing"
     law = LAWS[args.law or default]
     combinations = combinations_of(args.combine, curves)

@@ -2,11 +2,15 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.runs.foreign_logs import is_tensorboard
+from megatron_cpt.scaling_law.comparable import repeated_faults
 from megatron_cpt.scaling_law.continual import Combination, fit_combination
 from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tensorboard, sets_of
 
@@ -17,23 +21,43 @@ _LOG_SET = "loss"
 def curves_of(paths: Sequence[str], sets: Sequence[str] | None, args: argparse.Namespace) -> dict[str, list[Curve]]:
     """The curves by validation set; those of logs of other systems are `loss`.
 
-    Without sets, all that every run folder has. Raises BadInput for what cannot be read and for a mixture of run
-    folders and logs, which no law describes.
+    Without sets, all that every run folder has. Two runs of one name are named by their paths.
+
+    Raises BadInput for what cannot be read or is given twice, and for a mixture of run folders and logs, which no law
+    describes.
     """
+    refuse_missing(paths)
     runs = [path for path in paths if Path(path).is_dir() and not is_tensorboard(path)]
     if runs and len(runs) < len(paths):
         other = next(path for path in paths if path not in runs)
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or logs, not both."))
     if not runs:
-        return {_LOG_SET: [_usable(path, _log(path, args), args.from_step or 1) for path in paths]}
+        logs = _named_apart([_log(path, args) for path in paths], paths)
+        return {_LOG_SET: [_usable(*one, args.from_step or 1) for one in zip(paths, logs, strict=True)]}
     shared = list(sets or [name for name in sets_of(runs[0]) if all(name in sets_of(path) for path in runs)])
     if not shared:
         raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
-    read = {name: [(path, read_run(path, name)) for path in runs] for name in shared}
+    read = {name: _named_apart([read_run(path, name) for path in runs], runs) for name in shared}
     return {
-        name: [_usable(path, curve, args.from_step or curve.transient) for path, curve in found]
+        name: [_usable(path, curve, args.from_step or curve.transient) for path, curve in zip(runs, found, strict=True)]
         for name, found in read.items()
     }
+
+
+def refuse_missing(paths: Sequence[str]) -> None:
+    """Raises BadInput for paths that are not there, or that are given twice."""
+    remedy = "Give run folders, CSV files or TensorBoard folders."
+    refuse([Fault(path, "is not there.", remedy) for path in paths if not Path(path).exists()])
+    refuse(repeated_faults(paths))
+
+
+def _named_apart(curves: Sequence[Curve], paths: Sequence[str]) -> list[Curve]:
+    """Curves of these paths, named by them where two have one name."""
+    names = [curve.name for curve in curves]
+    return [
+        replace(curve, name=path) if names.count(curve.name) > 1 else curve
+        for curve, path in zip(curves, paths, strict=True)
+    ]
 
 
 def combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]]) -> dict[str, Combination]:
@@ -61,7 +85,10 @@ def _log(path: str, args: argparse.Namespace) -> Curve:
 
 
 def _usable(path: str, curve: Curve, first: int) -> Curve:
-    kept = curve.after(first)
+    """The curve from a step on, without points before the first update at a rate above 0, where S1 is 0."""
+    if not np.any(curve.rates > 0):
+        raise BadInput(Fault(path, "has no learning rate above 0.", "Give a curve of training."))
+    kept = curve.after(max(first, int(np.argmax(curve.rates > 0)) + 1))
     if not len(kept.steps):
         rule = f"has no loss from step {first} on."
         raise BadInput(Fault(path, rule, "Give a curve with losses, or a lower --from-step."))

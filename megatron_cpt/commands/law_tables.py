@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cpt.commands.law_arguments import count, named
+from megatron_cpt.commands.law_arguments import count, named, refuse_missing
 from megatron_cpt.commands.law_output import errors_text, fit_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
-from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_checked_json, write_durably, write_json
+from megatron_cpt.runs.folder import (
+    ExitCode,
+    RunFolder,
+    read_json_object,
+    refuse_to_replace,
+    write_checked_json,
+    write_durably,
+    write_json,
+)
 from megatron_cpt.scaling_law.curves import read_run, sets_of
 from megatron_cpt.scaling_law.fit import errors_on
 from megatron_cpt.scaling_law.table_choice import MixtureOutcome, ranked_mixtures
@@ -43,6 +51,7 @@ def fit_tables(args: argparse.Namespace) -> int:
     if args.law == CRITICAL:
         tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
     _warn_of_annealing(args)
+    _warn_of_batches(args)
     fits = fitted_tables(args.law, tables, args.draws)
     for name, fit in fits.fits.items():
         print(f"{name}\n{fit_text(fit)}\n  on the fitted rows: {errors_text(errors_on(fit, tables[name]))}")
@@ -71,6 +80,18 @@ def _warn_of_annealing(args: argparse.Namespace) -> None:
             f"WARNING: the learning rate falls in {falling} of {len(runs)} runs. {D_CPT} is of tokens alone: it takes "
             "what annealing gives for what more tokens would give, and what it says of other lengths and schedules is "
             "not to be trusted. The continual law (--law continual) has a term for annealing."
+        )
+
+
+def _warn_of_batches(args: argparse.Namespace) -> None:
+    """A line where runs have several batch sizes: laws of final losses are of tokens, whatever the updates."""
+    runs = [path for path in args.curves if Path(path).is_dir()]
+    plans = [read_json_object(RunFolder(path).plan) or {} for path in runs]
+    sizes = sorted({plan["tokens_per_step"] for plan in plans if "tokens_per_step" in plan})
+    if len(sizes) > 1:
+        print(
+            f"WARNING: the runs have {', '.join(f'{size:,}' for size in sizes)} tokens a step. {args.law} knows tokens "
+            "alone: it takes what another batch size does for an effect of tokens or mixture."
         )
 
 
@@ -136,6 +157,7 @@ def choose_tables(args: argparse.Namespace) -> int:
 
 def _tables(args: argparse.Namespace) -> dict[str, Table]:
     """By validation set. Raises BadInput for a mixture of run folders and files, and for a set that is not there."""
+    refuse_missing(args.curves)
     runs = [path for path in args.curves if Path(path).is_dir()]
     if runs and len(runs) < len(args.curves):
         other = next(path for path in args.curves if path not in runs)

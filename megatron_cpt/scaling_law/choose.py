@@ -56,6 +56,17 @@ class Base:
         return self.final_rate / self.peak_rate
 
 
+def base_of(curve: Curve) -> Base:
+    """What a curve's run began from."""
+    return Base(
+        curve.base_forward_area,
+        curve.base_annealing_area,
+        curve.base_peak_rate,
+        curve.base_final_rate,
+        curve.model_size,
+    )
+
+
 @dataclass(frozen=True)
 class Start:
     """A base that runs began from, and the losses there."""
@@ -338,13 +349,7 @@ def _starts_of(curves: Mapping[str, Sequence[Curve]]) -> dict[str, Start]:
     measured: dict[Base, dict[str, list[float]]] = {}
     for validation_set, found in curves.items():
         for curve in found:
-            base = Base(
-                curve.base_forward_area,
-                curve.base_annealing_area,
-                curve.base_peak_rate,
-                curve.base_final_rate,
-                curve.model_size,
-            )
+            base = base_of(curve)
             named.setdefault(base, curve.name)
             losses = measured.setdefault(base, {}).setdefault(validation_set, [])
             losses += [] if curve.start_loss is None else [curve.start_loss]

@@ -45,6 +45,10 @@ class Curve:
     """Parameters without embeddings; None where it is not known."""
     kind: str | None = None
     """Of the schedule; None where it is not known."""
+    identity: str | None = None
+    """Hash of the sequences that the losses are of; None where it is not known."""
+    tokens_per_step: int | None = None
+    """Of an update, after a ramp; None where it is not known."""
 
     @property
     def transient(self) -> int:
@@ -81,7 +85,8 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
     The base's areas are those of lineage.json, None where it has none.
 
     Raises:
-        BadInput: the folder has no records, not that set, or not the learning rate of every update.
+        BadInput: the folder has no records, not that set, not the learning rate of every update, or a loss or a rate
+            that cannot be.
         IntegrityFault: a damaged file.
     """
     folder = RunFolder(path)
@@ -99,6 +104,7 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         one["step"]: one.get("loss") for one in evaluations if one.get("identity") == evaluations[-1].get("identity")
     }
     measured = sorted(step for step, loss in points.items() if step > 0 and loss is not None)
+    refuse(_value_faults(path, validation_set, rates, points, first))
     return Curve(
         name=Path(path).name,
         rates=np.array([rates[step] for step in sorted(rates)], dtype=np.float64),
@@ -112,6 +118,8 @@ def read_run(path: str | Path, validation_set: str) -> Curve:
         start_loss=points.get(0),
         model_size=plan.get("model", {}).get("non_embedding_parameters"),
         kind=plan.get("learning_rate", {}).get("kind"),
+        identity=evaluations[-1].get("identity"),
+        tokens_per_step=plan.get("tokens_per_step"),
     )
 
 
@@ -124,12 +132,33 @@ def _run_faults(
 ) -> list[Fault]:
     if not evaluations:
         names = sorted({record["set"] for record in records if record.get("kind") == "validation"})
-        return [Fault(f"{path}: {validation_set}", "is not a validation set of this run.", f"It has {names}.")]
+        remedy = f"It has {', '.join(names) or 'none'}."
+        return [Fault(f"{path}: {validation_set}", "is not a validation set of this run.", remedy)]
     last = max(evaluation["step"] for evaluation in evaluations)
     if any(rates.get(step) is None for step in range(1, last + 1)):
         remedy = "The laws need the rate of every update: give a run whose records are whole."
         return [Fault(str(path), "some updates have no recorded learning rate.", remedy)]
     return []
+
+
+def _value_faults(
+    path: str | Path,
+    validation_set: str,
+    rates: dict[int, float | None],
+    points: dict[int, float | None],
+    first: int,
+) -> list[Fault]:
+    """The first loss and the first learning rate that cannot be."""
+    faults = []
+    losses = [(step, loss) for step, loss in sorted(points.items()) if loss is not None and not loss > 0]
+    for step, loss in losses[:1]:
+        value, rule = f"{path}: {validation_set} at step {step + first}: loss {loss:g}", "is not above 0."
+        faults.append(Fault(value, rule, "Laws are of the logarithm of a loss: mend the record, or leave the set out."))
+    below = [(step, rate) for step, rate in sorted(rates.items()) if rate is not None and rate < 0]
+    for step, rate in below[:1]:
+        remedy = "Mend the record, or leave the run out."
+        faults.append(Fault(f"{path}: learning rate {rate:g} at step {step + first}", "is below 0.", remedy))
+    return faults
 
 
 def first_step(plan: dict[str, Any]) -> int:
@@ -160,17 +189,18 @@ def read_csv(path: str | Path, warmup_steps: int | None = None) -> Curve:
     and rows without a loss give a rate, no point.
 
     Raises:
-        BadInput: the file cannot be read, a column is missing, a value is no number, steps do not rise, a loss or
-            the rates cannot be.
+        BadInput: the file cannot be read, a column is missing, a value is no number, steps do not rise or go beyond
+            `MOST_UPDATES`, a loss or the rates cannot be.
     """
-    return _curve(Path(path).stem, _rows(Path(path)), warmup_steps)
+    return _curve(path, Path(path).stem, _rows(Path(path)), warmup_steps)
 
 
 def read_tensorboard(path: str | Path, loss_tag: str, rate_tag: str, warmup_steps: int | None = None) -> Curve:
     """A curve from the scalars of a TensorBoard folder; its rates are filled in as in `read_csv`.
 
     Raises:
-        BadInput: a tag is not there, a rate is no number or below 0, a loss is not above 0, or no rate is above 0.
+        BadInput: a tag is not there, a rate is no number or below 0, a loss is not above 0 or infinite, no rate is
+            above 0, or steps go beyond `MOST_UPDATES`.
     """
     tags = read_scalars(path)
     remedy = f"It has {', '.join(sorted(tags)) or 'none'}: name them with --loss-tag and --rate-tag."
@@ -181,16 +211,24 @@ def read_tensorboard(path: str | Path, loss_tag: str, rate_tag: str, warmup_step
         raise BadInput(Fault(f"{path}: {rate_tag}", "is nowhere above 0.", "Give the tag of the learning rate."))
     if min(rates.values()) < 0 or not all(map(math.isfinite, rates.values())):
         raise BadInput(Fault(f"{path}: {rate_tag}", "is below 0 or no number.", "Give the tag of the learning rate."))
-    if any(loss <= 0 for loss in losses.values()):
-        raise BadInput(Fault(f"{path}: {loss_tag}", "is not above 0 everywhere.", "Give the tag of a loss."))
+    if any(loss <= 0 or math.isinf(loss) for loss in losses.values()):
+        rule = "is not above 0 everywhere, or infinite."
+        raise BadInput(Fault(f"{path}: {loss_tag}", rule, "Give the tag of a loss."))
     known = np.array(sorted(rates))
     steps = sorted(rates.keys() | {step for step in losses if known[0] <= step <= known[-1]})
     filled = np.interp(steps, known, [rates[step] for step in known.tolist()])
     rows = [(step, rate, losses.get(step, math.nan)) for step, rate in zip(steps, filled.tolist(), strict=True)]
-    return _curve(Path(path).name, rows, warmup_steps)
+    return _curve(path, Path(path).name, rows, warmup_steps)
 
 
-def _curve(name: str, rows: Sequence[Row], warmup_steps: int | None) -> Curve:
+MOST_UPDATES = 10_000_000
+"""Of a curve: the rate of each is kept. Longer than any run; a log that counts tokens or samples goes beyond."""
+
+
+def _curve(path: str | Path, name: str, rows: Sequence[Row], warmup_steps: int | None) -> Curve:
+    if rows[-1][0] > MOST_UPDATES:
+        rule = f"is beyond the {MOST_UPDATES:,} updates that a law takes."
+        raise BadInput(Fault(f"{path}: step {rows[-1][0]}", rule, "Give steps in updates, not in tokens or samples."))
     steps = np.array([row[0] for row in rows], dtype=np.int64)
     rates = np.array([row[1] for row in rows])
     losses = np.array([row[2] for row in rows])
@@ -237,10 +275,10 @@ def _rows(path: Path) -> list[Row]:
     for line, cells in enumerate(table, start=2):
         try:
             row = (_whole(cells["step"]), float(cells["lr"]), float(cells["loss"] or "nan"))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             faults.append(Fault(f"{path}, line {line}", "is not step, lr and loss as numbers.", "Mend the line."))
             continue
-        if not (math.isfinite(row[1]) and row[1] >= 0) or row[2] <= 0 or row[0] < 0:
+        if not (math.isfinite(row[1]) and row[1] >= 0) or row[2] <= 0 or math.isinf(row[2]) or row[0] < 0:
             faults.append(Fault(f"{path}, line {line}", "step, lr or loss is out of range.", "Mend the line."))
         elif rows and row[0] <= rows[-1][0]:
             faults.append(Fault(f"{path}, line {line}", "its step does not come after the one before.", "Sort them."))

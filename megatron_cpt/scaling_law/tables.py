@@ -17,7 +17,8 @@ from megatron_cpt.runs.folder import RunFolder, proved, read_json_object
 from megatron_cpt.runs.foreign_logs import read_csv_rows
 from megatron_cpt.runs.records import read_records
 from megatron_cpt.scaling_law.choose import fit_of_document, fit_to_document
-from megatron_cpt.scaling_law.curves import domain_share, first_step, read_run, sets_of
+from megatron_cpt.scaling_law.comparable import base_faults, sequence_faults
+from megatron_cpt.scaling_law.curves import Curve, domain_share, first_step, read_run, sets_of
 from megatron_cpt.scaling_law.fit import Fit, fit_law
 from megatron_cpt.scaling_law.laws import (
     FLOOR,
@@ -110,7 +111,7 @@ def tables_of_runs(
         from_step: the first step of these; None for those after each run's start (`Curve.transient`).
         sets: validation sets; None for all that are shared.
     Raises:
-        BadInput: runs without a set in common, or one that is asked for and not shared.
+        BadInput: runs without a set in common, one that is asked for and not shared, or runs that cannot be compared.
     """
     found = [set(sets_of(path)) for path in paths]
     shared = [name for name in sets_of(paths[0]) if all(name in each for each in found)]
@@ -121,8 +122,10 @@ def tables_of_runs(
         raise BadInput(Fault(", ".join(paths[:3]), "have no validation set in common.", "Give runs that share one."))
     columns: dict[str, list[float]] = {}
     rows: list[str] = []
-    for path in paths:
-        curves = {name: read_run(path, name) for name in shared}
+    read: dict[str, list[Curve]] = {name: [read_run(path, name) for path in paths] for name in shared}
+    refuse([*sequence_faults(read), *base_faults(read)])
+    for number, path in enumerate(paths):
+        curves = {name: read[name][number] for name in shared}
         plan = read_json_object(RunFolder(path).plan) or {}
         first, before = first_step(plan), plan.get("start", {}).get("tokens", 0)
         tokens = {

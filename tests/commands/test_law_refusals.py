@@ -1,0 +1,144 @@
+"""What `megatron-cpt law` refuses: runs that cannot be compared, values that cannot be, options that have no effect."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from megatron_cpt.commands import dispatch, law
+from megatron_cpt.config.errors import BadInput
+
+STEPS = 200
+
+
+def write_run(
+    folder: Path,
+    replay: float = 0.0,
+    identity: str = "a",
+    tokens_per_step: int = 1000,
+    start: float = 3.0,
+    history: float | None = 2.0,
+    loss_at: Callable[[int], float] = lambda step: 3.0 - step / 1000,
+    rate_at: Callable[[int], float] = lambda step: 1e-3 * (1 - step / 400),
+) -> str:
+    """A run folder of two sets, with an evaluation in every 20 of 200 steps."""
+    folder.mkdir(parents=True)
+    records: list[dict] = [{"kind": "validation", "set": name, "identity": identity, "step": 0, "loss": start}
+                           for name in ("general", "domain")]  # fmt: skip
+    for step in range(1, STEPS + 1):
+        records.append({"kind": "train", "step": step, "learning_rate": rate_at(step), "tokens": step * 1000})
+        if step % 20 == 0:
+            records += [
+                {"kind": "validation", "set": name, "identity": identity, "step": step, "loss": loss_at(step)}
+                for name in ("general", "domain")
+            ]
+    (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    sources = [{"name": role, "role": role, "share": share, "sequences": share * 1000}
+               for role, share in (("domain", 1 - replay), ("replay", replay))]  # fmt: skip
+    plan = {"blend": {"sources": sources}, "tokens_per_step": tokens_per_step}
+    (folder / "plan.json").write_bytes(orjson.dumps(plan))
+    names = ("forward_area", "annealing_area", "peak_learning_rate", "final_learning_rate")
+    (folder / "lineage.json").write_bytes(orjson.dumps({f"parent_{name}": history for name in names}))
+    return str(folder)
+
+
+def refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one error with which a command ends, exit status 2, before anything is written or fitted."""
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    told = ["--output", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
+    assert dispatch.main(["law", *words, *told]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and sorted(tmp_path.rglob("*")) == before
+    return said.err
+
+
+def test_runs_that_cannot_be_compared_are_not_fitted_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    alike = [write_run(tmp_path / "a"), write_run(tmp_path / "b", replay=0.2)]
+
+    def said(*others: str, more: tuple[str, ...] = ()) -> str:
+        return refused(["fit", *alike, *others, *more], tmp_path, capsys)
+
+    other = said(write_run(tmp_path / "c", identity="b", loss_at=lambda step: 3.5))
+    assert "c: general, domain: are on other sequences, or other labels of them, than in a" in other
+    batch = said(write_run(tmp_path / "d", tokens_per_step=4000))
+    assert "d: 4,000 tokens a step: a has 1,000, and the constants of a law hold for one batch size" in batch
+    unlike = said(write_run(tmp_path / "e", start=3.5))
+    assert "e: general is 3.5000 before the first update: it is 3.0000 in a" in unlike
+    assert "has the same history and size: the runs began from other models" in unlike
+    unknown = [write_run(tmp_path / name, start=start, history=None) for name, start in (("f", 3.0), ("g", 3.5))]
+    assert "g: general is 3.5000 before the first update: it is 3.0000 in f, and nothing tells" in said(*unknown)
+    again = said(f"{tmp_path}/./a/")
+    assert f"./a/: is given twice, first as {tmp_path}/a: its points would count twice" in again
+    for law_name in ("d-cpt", "mixing"):
+        assert "c: general, domain: are on other" in said(str(tmp_path / "c"), more=("--law", law_name))
+        assert "e: general is 3.5000" in said(str(tmp_path / "e"), more=("--law", law_name))
+        assert "is given twice" in said(alike[0], more=("--law", law_name))
+
+
+def test_another_batch_size_is_a_warning_for_laws_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", replay=0.2, tokens_per_step=4000)]
+    with pytest.raises(BadInput, match="are fewer than the"):
+        law.main(["fit", *runs, "--law", "mixing", "--set", "general"])
+    assert "WARNING: the runs have 1,000, 4,000 tokens a step. mixing knows tokens alone" in capsys.readouterr().out
+
+
+def test_what_may_differ_between_runs_of_one_law(tmp_path: Path):
+    """Rounding of the first losses, checkpoints with histories of their own, the seeds of random weights."""
+    for one, other in (
+        ({"start": 3.0}, {"start": 3.004}),
+        ({"start": 3.0}, {"start": 3.5, "history": 1.0}),
+        ({"start": 9.0, "history": 0.0}, {"start": 9.1, "history": 0.0}),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        # The last points are too few for a fit, which is what is refused: the comparison was passed.
+        runs = [write_run(folder / "a/run", **one), write_run(folder / "b/run", replay=0.2, **other)]
+        with pytest.raises(BadInput, match="are fewer than the"):
+            law.main(["fit", *runs, "--from-step", "200"])
+
+
+def test_losses_and_rates_that_cannot_be_are_named_with_their_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write_run(tmp_path / "a")
+    for number, value in enumerate((0.0, -1.0)):
+        run = write_run(tmp_path / f"loss{number}", loss_at=lambda step, value=value: value if step == 60 else 3.0)
+        assert f"general at step 60: loss {value:g}: is not above 0" in refused(["fit", good, run], tmp_path, capsys)
+    run = write_run(tmp_path / "rate", rate_at=lambda step: -1e-4 if step == 70 else 1e-4)
+    assert "learning rate -0.0001 at step 70: is below 0" in refused(["fit", good, run], tmp_path, capsys)
+    run = write_run(tmp_path / "still", rate_at=lambda step: 0.0)
+    assert "still: has no learning rate above 0" in refused(["fit", good, run], tmp_path, capsys)
+    assert "nosuch: is not a validation set of this run. It has domain, general." in refused(
+        ["fit", good, "--set", "nosuch"], tmp_path, capsys
+    )
+    assert "nothing: is not there. Give run folders, CSV files or TensorBoard folders." in refused(
+        ["fit", good, str(tmp_path / "nothing")], tmp_path, capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("100,1e-4,3\n10000000000000,1e-4,2\n", "step 10000000000000: is beyond the 10,000,000 updates"),
+        ("100,1e-4,3\n200,1e-4,inf\n", "line 3: step, lr or loss is out of range"),
+        ("inf,1e-4,3\n", "line 2: is not step, lr and loss as numbers"),
+        ("100,1e-4,3\n200,1e-4,2,9\n", "line 3: has more cells than the 3 columns"),
+    ],
+)
+def test_rows_that_cannot_be(tmp_path: Path, rows: str, said: str, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "a.csv"
+    path.write_text("step,lr,loss\n" + rows)
+    assert said in refused(["fit", str(path)], tmp_path, capsys)
+
+
+def test_a_first_row_at_a_rate_of_0_is_no_point(tmp_path: Path):
+    """Trainers log the first update with the rate 0 of a warm-up: S1 is 0 there, and no law has a loss."""
+    steps = np.arange(0, 401, 20)
+    rows = [f"{max(1, step)},{min(step, 100) * 1e-5},{3 + 0.1 * (step + 1.0) ** -0.5}" for step in steps.tolist()]
+    path = tmp_path / "a.csv"
+    path.write_text("step,lr,loss\n" + "\n".join(rows) + "\n")
+    told = ["--output", str(tmp_path / "law.json"), "--html", str(tmp_path / "law.html")]
+    assert law.main(["fit", str(path), "--draws", "0", *told]) == 0
+    assert orjson.loads((tmp_path / "law.json").read_bytes())["sets"]["loss"]["points"] == len(rows) - 1

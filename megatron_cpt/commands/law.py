@@ -10,23 +10,31 @@ import numpy as np
 import orjson
 
 from megatron_cpt.commands.law_arguments import (
+    OF_A_SCHEDULE,
+    below_faults,
+    bounds_of,
     combinations_of,
     count,
     curves_of,
     fixed,
-    named,
+    length_faults,
     numbers,
+    rate_faults,
     share,
     shares,
+    unused_faults,
+    weights_of,
     wholes,
 )
 from megatron_cpt.commands.law_output import (
     calibration_text,
+    cells_text,
     choice_text,
     combination_text,
     errors_text,
     fit_text,
     held_out_text,
+    loss_text,
     outcome_document,
     repetition_text,
     shape_text,
@@ -56,7 +64,16 @@ from megatron_cpt.scaling_law.choose import (
 from megatron_cpt.scaling_law.comparable import base_faults, batch_faults, sequence_faults
 from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS
 from megatron_cpt.scaling_law.curves import Curve
-from megatron_cpt.scaling_law.fit import best_method, candidates, end_error, errors_on, fit_law, mean_errors
+from megatron_cpt.scaling_law.fit import (
+    best_method,
+    candidates,
+    end_error,
+    errors_on,
+    fit_law,
+    mean_errors,
+    parameter_faults,
+    point_faults,
+)
 from megatron_cpt.scaling_law.laws import Law
 from megatron_cpt.scaling_law.problem import Method
 from megatron_cpt.scaling_law.sweep import (
@@ -67,7 +84,7 @@ from megatron_cpt.scaling_law.sweep import (
     repeat_faults,
     write_sweep,
 )
-from megatron_cpt.scaling_law.tables import TOLERANCE, is_table_document
+from megatron_cpt.scaling_law.tables import CRITICAL, TOLERANCE, is_table_document
 from megatron_cpt.scaling_law.uncertainty import band, bootstrap, calibrated, profiled
 
 KINDS = ("constant", "linear", "cosine", "wsd")
@@ -123,7 +140,9 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--free", action="append", default=[], metavar="NAME", help="fit this parameter, which is fixed by default"
     )
-    parser.add_argument("--draws", type=int, default=40, metavar="N", help="refits of the bootstrap (default 40)")
+    parser.add_argument(
+        "--draws", type=int, default=40, metavar="N", help="refits of the bootstrap (default 40; 0: no bands)"
+    )
     parser.add_argument(
         "--combine", action="append", default=[], metavar="SET=OLD,NEW", help="the loss on SET as a sum of two others"
     )
@@ -134,12 +153,11 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=TOLERANCE,
         metavar="NATS",
         help=f"critical-ratio: most that the loss may end above its start (default {TOLERANCE})",
     )
     parser.add_argument("--output", default="law.json", help="file to write (default law.json)")
-    parser.add_argument("--html", default="law.html", help="page to write (default law.html)")
+    parser.add_argument("--html", help="page to write (default law.html; laws of final losses have none)")
     _add_reading(parser)
     parser.set_defaults(action=fit)
 
@@ -151,7 +169,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schedule", choices=KINDS, help="instead of curves: the shape of the learning rate")
     parser.add_argument("--peak-lr", type=float, metavar="RATE")
     parser.add_argument("--steps", type=int, metavar="N")
-    parser.add_argument("--replay", type=share, default=0.0, metavar="RATIO", help="replay ratio (default 0)")
+    parser.add_argument("--replay", type=share, metavar="RATIO", help="replay ratio (default 0)")
     parser.add_argument("--base", metavar="RUN", help="begin where this fitted run began (where there were several)")
     _add_shape(parser)
     _add_sizes(parser)
@@ -182,7 +200,7 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay", metavar="RATIOS", help="such as 0,0.01,0.05 (default: 41 over the fitted range)")
     parser.add_argument("--peak-lr", metavar="RATES", help="default: 9 over the fitted range")
     parser.add_argument("--steps", metavar="STEPS", help="default: that of the longest fitted curve")
-    parser.add_argument("--schedule", default="cosine,wsd", metavar="KINDS", help="of " + ", ".join(KINDS))
+    parser.add_argument("--schedule", metavar="KINDS", help=f"of {', '.join(KINDS)} (default cosine,wsd)")
     parser.add_argument(
         "--base",
         action="append",
@@ -198,7 +216,7 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-step", metavar="COUNT", help="of the fitted runs, for --domain-tokens")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="recipes to print (default 5)")
     parser.add_argument("--output", default="choice.json", help="file to write (default choice.json)")
-    parser.add_argument("--html", default="choice.html", help="page to write (default choice.html)")
+    parser.add_argument("--html", help="page to write (default choice.html; laws of final losses have none)")
     parser.set_defaults(action=choose)
 
 
@@ -221,16 +239,18 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=sweep)
 
 
+_SHAPE = {"warmup": Recipe.warmup, "final": Recipe.final, "decay": Recipe.decay}
+"""What `Recipe` has of a schedule's shape."""
+
+
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     """The shape of a schedule, whatever its peak and its length."""
-    for name, default, words in (
-        ("warmup-share", Recipe.warmup, "warm-up from 0, as a share of the steps"),
-        ("final-share", Recipe.final, "last learning rate, as a share of the peak; constant has none"),
-        ("decay-share", Recipe.decay, "of wsd: the final decay, as a share of the steps"),
+    for name, words in (
+        ("warmup", "warm-up from 0, as a share of the steps"),
+        ("final", "last learning rate, as a share of the peak; constant has none"),
+        ("decay", "of wsd: the final decay, as a share of the steps"),
     ):
-        parser.add_argument(
-            f"--{name}", type=share, default=default, metavar="SHARE", help=f"{words} (default {default:g})"
-        )
+        parser.add_argument(f"--{name}-share", type=share, metavar="SHARE", help=f"{words} (default {_SHAPE[name]:g})")
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -245,10 +265,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="STEP",
         help="leave earlier points out (default: run folders, three warm-ups or a tenth of the run, whichever is more;"
-        " logs and tables, 1)",
+        " logs, 1)",
     )
-    parser.add_argument("--loss-tag", default="loss", help="TensorBoard: tag of the loss (default loss)")
-    parser.add_argument("--rate-tag", default="lr", help="TensorBoard: tag of the learning rate (default lr)")
+    parser.add_argument("--loss-tag", help="TensorBoard: tag of the loss (default loss)")
+    parser.add_argument("--rate-tag", help="TensorBoard: tag of the learning rate (default lr)")
 
 
 _TURNING_SEARCH = 20
@@ -260,6 +280,7 @@ _ROUNDING = 1e-6
 
 def compare(args: argparse.Namespace) -> int:
     """Fits every law of pretraining on some curves and scores it on others."""
+    refuse(below_faults(args, from_step=0, warmup=0))
     fitted = [curve for found in curves_of(args.csv, None, args).values() for curve in found]
     others = [curve for found in curves_of(args.predict, None, args).values() for curve in found]
     rows = []
@@ -286,20 +307,28 @@ def compare(args: argparse.Namespace) -> int:
 
 def fit(args: argparse.Namespace) -> int:
     """Fits one law to each validation set; law.json and a page."""
+    refuse(below_faults(args, draws=0, from_step=0, warmup=0))
+    if args.draws == 1:
+        raise BadInput(Fault("--draws 1", "has no spread, and so gives no band.", "Give 0 for no bands, or more."))
     if args.law in TABLE_LAW_NAMES:
         return fit_tables(args)
-    refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
+    refuse(unused_faults(args, f"is of the {CRITICAL} law.", "tolerance"))
+    page = Path(args.html or "law.html")
+    refuse_to_replace([Path(args.output), page])
     curves = curves_of(args.curves, args.sets, args)
     refuse([*sequence_faults(curves), *batch_faults(next(iter(curves.values()))), *base_faults(curves)])
     default = CONTINUAL.name if Path(args.curves[0]).is_dir() and "loss" not in curves else "annealing"
     law = LAWS[args.law or default]
     combinations = combinations_of(args.combine, curves)
+    fixes = fixed(args.fix)
+    to_fit = {name: found for name, found in curves.items() if name not in combinations}
+    refuse(parameter_faults(law, [curve for found in to_fit.values() for curve in found], fixes, args.free))
+    few = [point_faults(law, found, fixes, args.free, f"{name}: ") for name, found in to_fit.items()]
+    refuse([fault for of_set in few for fault in of_set])
     fits = {}
-    for name, found in curves.items():
-        if name in combinations:
-            continue
+    for name, found in to_fit.items():
         method = _method(law, found, args)
-        fitting = fit_law(law, found, fixed(args.fix), args.free, method=method)
+        fitting = fit_law(law, found, fixes, args.free, method=method)
         drawn = bootstrap(fitting, found, args.draws) if args.draws > 0 else fitting
         drawn = profiled(drawn, found, drawn.weak) if args.profile else drawn
         fits[name] = calibrated(drawn, found, args.free) if args.draws > 0 else drawn
@@ -310,8 +339,8 @@ def fit(args: argparse.Namespace) -> int:
         print(combination_text(name, combined))
     laws = laws_of(fits, curves, combinations)
     write_checked_json(Path(args.output), to_document(laws))
-    write_durably(Path(args.html), fit_page(laws, {name: curves[name] for name in fits}))
-    print(f"written: {args.output}, {args.html}")
+    write_durably(page, fit_page(laws, to_fit))
+    print(f"written: {args.output}, {page}")
     return ExitCode.DONE
 
 
@@ -319,7 +348,7 @@ def _method(law: Law, curves: Sequence[Curve], args: argparse.Namespace) -> Meth
     """The default method, or the one that predicts curves left out best."""
     if not args.cross_validate:
         return Method()
-    method, errors = best_method(law, curves, candidates(law), args.free)
+    method, errors = best_method(law, curves, candidates(law), args.free, fixed(args.fix))
     for candidate, error in errors.items():
         chosen = " (chosen)" if candidate == method else ""
         words = f"delta {candidate.huber_delta:g}, priors worth {candidate.prior_points} points"
@@ -329,20 +358,26 @@ def _method(law: Law, curves: Sequence[Curve], args: argparse.Namespace) -> Meth
 
 def predict(args: argparse.Namespace) -> int:
     """Scores a fitted law on measured curves, or tells the loss of a schedule that nobody has run."""
+    refuse(below_faults(args, from_step=0, warmup=0, steps=1))
     if is_table_document(Path(args.law)):
         return predict_tables(args)
     refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
     laws = read_laws(Path(args.law))
+    faults = unused_faults(args, "is of laws of final losses.", "tokens", "model_size")
     if args.curves:
+        rule = "has no effect on curves that were measured."
+        refuse(faults + unused_faults(args, rule, *OF_A_SCHEDULE, "replay"))
         curves = curves_of(args.curves, args.sets or list(laws.fits), args)
     else:
+        rule = "is of measured curves, and none is given."
+        refuse(faults + unused_faults(args, rule, "warmup", "from_step", "loss_tag", "rate_tag"))
         recipe = _recipe(args)
         planned = recipe.curve(laws.start_of(recipe).base)
         curves = {name: [planned] for name in args.sets or laws.fits}
         print(shape_text([recipe]))
         of_end = laws.outcome(recipe, {}).sets
         for name in laws.combinations:
-            print(f"{name}: {of_end[name].loss:.4f} [{of_end[name].low:.4f}, {of_end[name].high:.4f}] at the end")
+            print(f"{name}: {loss_text(of_end[name].loss, of_end[name].low, of_end[name].high)} at the end")
     unknown = [name for name in curves if name not in laws.fits]
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.fits)}.") for name in unknown])
     several = len({curve.name for found in curves.values() for curve in found}) > 1
@@ -353,15 +388,13 @@ def predict(args: argparse.Namespace) -> int:
     for name, found in curves.items():
         for curve in found:
             predicted = band(laws.fits[name], curve)
-            ends = f"{predicted.middle[-1]:.4f} [{predicted.low[-1]:.4f}, {predicted.high[-1]:.4f}]"
+            ends = loss_text(predicted.middle[-1], predicted.low[-1], predicted.high[-1])
             scored = np.isfinite(curve.losses).all()
             errors = f"; {errors_text(errors_on(laws.fits[name], curve))}" if scored else ""
             print(f"{name}, {curve.name}: {ends} at step {curve.steps[-1]}{errors}")
             cells = zip(curve.steps, curve.losses, predicted.middle, predicted.low, predicted.high, strict=True)
             for step, loss, *values in cells:
-                measured = f"{loss:.6g}" if np.isfinite(loss) else ""
-                numbers_text = ",".join(f"{value:.6g}" for value in values)
-                lines.append(f'"{curve.name}",{name},{step},{measured},{numbers_text}')
+                lines.append(f'"{curve.name}",{name},{step},{cells_text([loss, *values])}')
     if args.output:
         write_durably(Path(args.output), "\n".join(lines) + "\n")
     if args.html:
@@ -371,11 +404,15 @@ def predict(args: argparse.Namespace) -> int:
 
 def choose(args: argparse.Namespace) -> int:
     """The best recipes for a weighted sum of losses, under bounds; choice.json and a page."""
+    refuse(below_faults(args, show=1))
     if is_table_document(Path(args.law)):
         return choose_tables(args)
-    refuse_to_replace(Path(path) for path in (args.output, args.html) if path)
+    refuse(unused_faults(args, "is of laws of final losses.", "tokens", "model_size"))
+    page = Path(args.html or "choice.html")
+    refuse_to_replace([Path(args.output), page])
     laws = read_laws(Path(args.law))
-    weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
+    weights, bounds = weights_of(args.minimise), bounds_of(args.bound)
+    unique, size = _repeated(args)
     sets = [*weights, *bounds]
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.sets)}.") for name in sets
             if name not in laws.sets])  # fmt: skip
@@ -392,7 +429,6 @@ def choose(args: argparse.Namespace) -> int:
     length = turning_length(laws, weights, best.recipe, _TURNING_SEARCH * laws.fitted.steps)
     points = {name: critical_point(fit) for name, fit in laws.fits.items() if "shift_size" in fit.parameters}
     print(choice_text(outcomes, args.show, weights, laws, length, points))
-    unique, size = count("--domain-tokens", args.domain_tokens), count("--tokens-per-step", args.tokens_per_step)
     if unique and size:
         print(repetition_text(best.recipe, unique, size))
     content = {
@@ -405,9 +441,18 @@ def choose(args: argparse.Namespace) -> int:
     write_json(Path(args.output), content)
     same = [o for o in outcomes if replace(o.recipe, replay_ratio=0) == replace(best.recipe, replay_ratio=0)]
     same.sort(key=lambda outcome: outcome.recipe.replay_ratio)
-    write_durably(Path(args.html), choice_page(laws, best, same))
-    print(f"written: {args.output}, {args.html}")
+    write_durably(page, choice_page(laws, best, same))
+    print(f"written: {args.output}, {page}")
     return ExitCode.DONE
+
+
+def _repeated(args: argparse.Namespace) -> tuple[float | None, float | None]:
+    """Unique tokens of new text and tokens of a step. Raises BadInput for one without the other."""
+    unique, size = count("--domain-tokens", args.domain_tokens), count("--tokens-per-step", args.tokens_per_step)
+    if (unique is None) != (size is None):
+        given, missing = ("--domain-tokens", "--tokens-per-step")[:: 1 if size is None else -1]
+        raise BadInput(Fault(given, f"says nothing without {missing}.", "Give both: how often new text is read."))
+    return unique, size
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -418,11 +463,7 @@ def sweep(args: argparse.Namespace) -> int:
         "schedule.kind": args.schedule.split(",") if args.schedule else None,
     }
     varied = {key: values for key, values in grid.items() if values}
-    faults = [
-        Fault(f"--{name} {value}", "is below 1.", "Give a whole number from 1 on.")
-        for name, value in (("seeds", args.seeds), ("fit-steps", args.fit_steps), ("nproc", args.nproc))
-        if value < 1
-    ]
+    faults = below_faults(args, seeds=1, fit_steps=1, nproc=1)
     faults += [
         fault
         for name, key in (
@@ -474,20 +515,20 @@ def _matched(path: Path, fit_steps: int) -> dict[str, Any]:
 
 def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
     """The recipes to choose from: what was said, or what lies within the range of the fit."""
-    kinds, ratios = args.schedule.split(","), shares(args.replay, "--replay")
-    peaks = numbers(args.peak_lr, "--peak-lr")
+    kinds, ratios = (args.schedule or "cosine,wsd").split(","), shares(args.replay, "--replay")
+    peaks, lengths = numbers(args.peak_lr, "--peak-lr"), wholes(args.steps, "--steps")
     refuse([Fault(f"--schedule {kind}", "is not a schedule of this command.", f"Use {', '.join(get_args(Kind))}.")
             for kind in kinds if kind not in get_args(Kind)]
            + [Fault(f"--replay {ratio:g}", "is no share.", "Give ratios from 0 to 1.") for ratio in ratios
               if not 0 <= ratio <= 1]
-           + [Fault(f"--peak-lr {peak:g}", "is not above 0.", "Give a learning rate.") for peak in peaks
-              if not peak > 0])  # fmt: skip
+           + [fault for peak in peaks for fault in rate_faults(peak)]
+           + [fault for length in lengths for fault in length_faults(length)])  # fmt: skip
     low, high = laws.fitted.replay_ratio
     slow, fast = laws.fitted.peak
     return recipes(
         kinds,
         peaks or (np.geomspace(slow, fast, 9).tolist() if fast > slow * (1 + _ROUNDING) else [slow]),
-        wholes(args.steps, "--steps") or [laws.fitted.steps],
+        lengths or [laws.fitted.steps],
         ratios or np.unique(np.linspace(low, high, 41)).tolist(),
         args.bases or list(laws.starts),
         _shape(args),
@@ -499,15 +540,15 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if missing:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise BadInput(Fault(words, "missing: there is nothing to predict.", "Give curves, or a schedule with these."))
-    if args.steps < 1 or not args.peak_lr > 0 or not 0 <= args.replay <= 1:
-        rule = "is outside its range."
-        raise BadInput(Fault("--steps, --peak-lr or --replay", rule, "Give steps >= 1, a rate > 0, a ratio in [0, 1]."))
-    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay, **_shape(args), start=args.base or "")
+    refuse([*rate_faults(args.peak_lr), *length_faults(args.steps)])
+    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay or 0.0, **_shape(args), start=args.base or "")
 
 
 def _shape(args: argparse.Namespace) -> dict[str, float]:
     """The settings of a schedule's shape, as Recipe has them. Raises BadInput where warm-up and decay overlap."""
-    if args.warmup_share + args.decay_share > 1:
-        value = f"--warmup-share {args.warmup_share:g} --decay-share {args.decay_share:g}"
+    given = {"warmup": args.warmup_share, "final": args.final_share, "decay": args.decay_share}
+    shape = _SHAPE | {name: value for name, value in given.items() if value is not None}
+    if shape["warmup"] + shape["decay"] > 1:
+        value = f"--warmup-share {shape['warmup']:g} --decay-share {shape['decay']:g}"
         raise BadInput(Fault(value, "are more than the whole run.", "Give two shares of at most 1 together."))
-    return {"final": args.final_share, "warmup": args.warmup_share, "decay": args.decay_share}
+    return shape

@@ -1,6 +1,7 @@
 """What `megatron-cpt law` is given: curves of run folders and logs; lists of numbers, shares and names."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from megatron_cpt.config.units import parse_count, parse_share
 from megatron_cpt.runs.foreign_logs import is_tensorboard
 from megatron_cpt.scaling_law.comparable import repeated_faults
 from megatron_cpt.scaling_law.continual import Combination, fit_combination
-from megatron_cpt.scaling_law.curves import Curve, read_csv, read_run, read_tensorboard, sets_of
+from megatron_cpt.scaling_law.curves import MOST_UPDATES, Curve, read_csv, read_run, read_tensorboard, sets_of
 
 _LOG_SET = "loss"
 """What the one curve of a log of another system is called."""
@@ -27,19 +28,24 @@ def curves_of(paths: Sequence[str], sets: Sequence[str] | None, args: argparse.N
     describes.
     """
     refuse_missing(paths)
+    refuse(_reading_faults(paths, args))
     runs = [path for path in paths if Path(path).is_dir() and not is_tensorboard(path)]
     if runs and len(runs) < len(paths):
         other = next(path for path in paths if path not in runs)
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or logs, not both."))
     if not runs:
         logs = _named_apart([_log(path, args) for path in paths], paths)
-        return {_LOG_SET: [_usable(*one, args.from_step or 1) for one in zip(paths, logs, strict=True)]}
+        first = 1 if args.from_step is None else args.from_step
+        return {_LOG_SET: [_usable(path, log, first) for path, log in zip(paths, logs, strict=True)]}
     shared = list(sets or [name for name in sets_of(runs[0]) if all(name in sets_of(path) for path in runs)])
     if not shared:
         raise BadInput(Fault(", ".join(runs[:3]), "have no validation set in common.", "Name one with --set."))
     read = {name: _named_apart([read_run(path, name) for path in runs], runs) for name in shared}
     return {
-        name: [_usable(path, curve, args.from_step or curve.transient) for path, curve in zip(runs, found, strict=True)]
+        name: [
+            _usable(path, curve, curve.transient if args.from_step is None else args.from_step)
+            for path, curve in zip(runs, found, strict=True)
+        ]
         for name, found in read.items()
     }
 
@@ -49,6 +55,46 @@ def refuse_missing(paths: Sequence[str]) -> None:
     remedy = "Give run folders, CSV files or TensorBoard folders."
     refuse([Fault(path, "is not there.", remedy) for path in paths if not Path(path).exists()])
     refuse(repeated_faults(paths))
+
+
+def _reading_faults(paths: Sequence[str], args: argparse.Namespace) -> list[Fault]:
+    """Options of reading that have no effect on what these paths are."""
+    if any(is_tensorboard(path) for path in paths):
+        return _set_faults(args)
+    if any(Path(path).is_dir() for path in paths):
+        rule = "is of logs: run folders hold the learning rates that were used."
+        return unused_faults(args, rule, "warmup", "loss_tag", "rate_tag")
+    return _set_faults(args) + unused_faults(args, "is of TensorBoard folders.", "loss_tag", "rate_tag")
+
+
+def _set_faults(args: argparse.Namespace) -> list[Fault]:
+    """Sets that are asked for, though logs have none."""
+    rule, remedy = f"is no set of a log, whose one curve is {_LOG_SET}.", "Leave it out."
+    sets = getattr(args, "sets", None) or []
+    return [Fault(f"--set {name}", rule, remedy) for name in sets if name != _LOG_SET]
+
+
+OF_A_SCHEDULE = ("schedule", "peak_lr", "steps", "base", "bases", "warmup_share", "final_share", "decay_share")
+"""Options of a schedule that nobody has run."""
+_OPTIONS = {"sets": "set", "bases": "base"}
+"""Where the name of an option is not that of its value."""
+
+
+def unused_faults(args: argparse.Namespace, rule: str, *names: str) -> list[Fault]:
+    """Options that were given and have no effect, by the names of their values (None, False or empty: not given)."""
+    values = {name: getattr(args, name, None) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False and value != []]
+    return [Fault(f"--{_OPTIONS.get(name, name).replace('_', '-')}", rule, "Leave it out.") for name in given]
+
+
+def below_faults(args: argparse.Namespace, **least: int) -> list[Fault]:
+    """Whole numbers below their least, by the names of their values; those not given are passed over."""
+    given = {name: getattr(args, name) for name in least}
+    return [
+        Fault(f"--{name.replace('_', '-')} {value}", f"is below {least[name]}.", f"Give {least[name]} or more.")
+        for name, value in given.items()
+        if value is not None and value < least[name]
+    ]
 
 
 def _named_apart(curves: Sequence[Curve], paths: Sequence[str]) -> list[Curve]:
@@ -72,6 +118,8 @@ def combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]])
         refuse([Fault(one, "is no set of these runs.", f"They share {', '.join(curves)}.") for one in unknown])
         if len({name, old, new}) < 3:
             raise BadInput(Fault(f"--combine {word}", "names a set twice.", "Name three different ones."))
+        if name in found:
+            raise BadInput(Fault(f"--combine {word}", f"{name} was combined before.", "Combine each set once."))
         found[name] = fit_combination(old, new, curves[name], curves[old], curves[new])
     chained = [one for combined in found.values() for one in (combined.old, combined.new) if one in found]
     refuse([Fault(one, "is a combination itself.", "Combine sets that a law is fitted to.") for one in chained])
@@ -80,7 +128,7 @@ def combinations_of(words: Sequence[str], curves: Mapping[str, Sequence[Curve]])
 
 def _log(path: str, args: argparse.Namespace) -> Curve:
     if is_tensorboard(path):
-        return read_tensorboard(path, args.loss_tag, args.rate_tag, args.warmup)
+        return read_tensorboard(path, args.loss_tag or "loss", args.rate_tag or "lr", args.warmup)
     return read_csv(path, args.warmup)
 
 
@@ -96,19 +144,41 @@ def _usable(path: str, curve: Curve, first: int) -> Curve:
 
 
 def fixed(words: Sequence[str]) -> dict[str, float]:
-    """`NAME=NUMBER` words."""
-    return named(words, None)
+    """`NAME=NUMBER` words of `--fix`."""
+    return _named(words, None, "--fix")
 
 
-def named(words: Sequence[str], default: float | None) -> dict[str, float]:
+def weights_of(words: Sequence[str]) -> dict[str, float]:
+    """`SET` and `SET=WEIGHT` words of `--minimise`. Raises BadInput for a sum that nothing is the best for."""
+    weights = _named(words, 1.0, "--minimise")
+    remedy = "Give numbers of at least 0, one of them above 0."
+    refuse([Fault(f"--minimise {name}={weight:g}", "is no weight.", remedy) for name, weight in weights.items()
+            if not 0 <= weight < math.inf])  # fmt: skip
+    if not any(weights.values()):
+        raise BadInput(Fault(f"--minimise {' '.join(words)}", "weighs nothing: all recipes are alike.", remedy))
+    return weights
+
+
+def bounds_of(words: Sequence[str]) -> dict[str, float]:
+    """`SET=NATS` words of `--bound`."""
+    bounds = _named(words, None, "--bound")
+    remedy = "Give nats that the loss may rise above its start, say 0.02."
+    refuse([Fault(f"--bound {name}={most:g}", "is no bound.", remedy) for name, most in bounds.items()
+            if not math.isfinite(most)])  # fmt: skip
+    return bounds
+
+
+def _named(words: Sequence[str], default: float | None, flag: str) -> dict[str, float]:
     """`NAME=NUMBER` words; a name alone has the default, where there is one."""
-    values = {}
+    values: dict[str, float] = {}
     for word in words:
         name, equals, value = word.partition("=")
+        if name in values:
+            raise BadInput(Fault(f"{flag} {word}", f"{name} was given before.", "Give each name once."))
         try:
             values[name] = default if not equals and default is not None else float(value)
         except ValueError as error:
-            raise BadInput(Fault(word, "is not NAME=NUMBER.", "Write, say, general=0.02.")) from error
+            raise BadInput(Fault(f"{flag} {word}", "is not NAME=NUMBER.", "Write, say, general=0.02.")) from error
     return values
 
 
@@ -139,16 +209,32 @@ def share(word: str) -> float:
 def wholes(words: str | None, flag: str) -> list[int]:
     """Whole numbers from 1 on, between commas."""
     values = numbers(words, flag)
-    if any(value < 1 or value != int(value) for value in values):
+    if not all(value.is_integer() for value in values):
         raise BadInput(Fault(f"{flag} {words}", "is no list of whole numbers.", "Write, say, 5000,20000."))
+    refuse([Fault(f"{flag} {value:g}", "is below 1.", "Give 1 or more.") for value in values if value < 1])
     return [int(value) for value in values]
 
 
+def rate_faults(peak: float) -> list[Fault]:
+    """What is wrong with a peak learning rate."""
+    rule = "is not above 0." if not peak > 0 else "is not finite."
+    return [] if 0 < peak < math.inf else [Fault(f"--peak-lr {peak:g}", rule, "Give a learning rate, say 3e-4.")]
+
+
+def length_faults(steps: int) -> list[Fault]:
+    """What is wrong with a length that is at least 1."""
+    rule = f"is beyond the {MOST_UPDATES:,} updates that a law takes."
+    return [Fault(f"--steps {steps}", rule, "Give updates, not tokens.")] if steps > MOST_UPDATES else []
+
+
 def count(flag: str, words: str | None) -> float | None:
-    """A count such as 5B; None where nothing was given."""
+    """A count such as 5B; None where nothing was given. Raises BadInput for a word that is none, and for 0."""
     if words is None:
         return None
     try:
-        return float(parse_count(words))
+        found = float(parse_count(words))
     except ValueError as error:
         raise BadInput(Fault(f"{flag} {words}", f"{error}.", "Write, say, 5B.")) from error
+    if not found:
+        raise BadInput(Fault(f"{flag} {words}", "is not above 0.", "Write, say, 5B."))
+    return found

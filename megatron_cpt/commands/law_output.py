@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from megatron_cpt.mixture.blend import CHEAP_EPOCHS, effective_unique_tokens
 from megatron_cpt.scaling_law.choose import CriticalPoint, Laws, Outcome, Recipe
 from megatron_cpt.scaling_law.continual import Combination
@@ -23,12 +25,27 @@ def fit_text(fit: Fit) -> str:
     return "\n".join(lines)
 
 
+def loss_text(loss: float, low: float, high: float) -> str:
+    """A predicted loss and, where there is one, its band."""
+    return f"{loss:.4f}" if np.isnan(low) else f"{loss:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def cells_text(values: Sequence[float]) -> str:
+    """Numbers as cells of a CSV file, empty where they are not known."""
+    return ",".join(f"{value:.6g}" if np.isfinite(value) else "" for value in values)
+
+
+NO_BANDS = "no bands: the law was fitted with --draws 0"
+
+
 def calibration_text(fit: Fit) -> str:
     """What curves left out say of a fit's bands, as one line."""
+    if not fit.has_bands:
+        return "  bands: none, by --draws 0"
     if not fit.times_left_out:
         return (
-            "  bands: not calibrated, so they leave out the error of the law. That takes --draws, and three curves or"
-            " more, of which any two have points enough for a fit"
+            "  bands: not calibrated, so they leave out the error of the law. That takes three curves or more,"
+            " of which any two have points enough for a fit"
         )
     worst = max(fit.left_out, key=lambda name: abs(fit.left_out[name]))
     return (
@@ -84,7 +101,7 @@ def choice_text(
         critical: the critical points, by set.
     """
     sets = laws.sets
-    heads = "".join(f"{name + ' (95 %)':>30}" for name in sets)
+    heads = "".join(f"{name + ('' if np.isnan(outcomes[0].sets[name].low) else ' (95 %)'):>30}" for name in sets)
     is_sum = list(weights.values()) != [1.0]
     heads += f"{'weighted sum':>15}" if is_sum else ""
     lines = [f"{'schedule':<10}{'peak':>10}{'steps':>9}{'replay':>9}{heads}"]
@@ -93,12 +110,13 @@ def choice_text(
         cells = ""
         for name in sets:
             predicted = outcome.sets[name]
-            cells += f"{f'{predicted.loss:.4f} [{predicted.low:.4f}, {predicted.high:.4f}]':>30}"
+            cells += f"{loss_text(predicted.loss, predicted.low, predicted.high):>30}"
         cells += f"{outcome.objective:>15.4f}" if is_sum else ""
         cells += f"  from the base of {recipe.start}" if len(laws.starts) > 1 else ""
         cells += "  *" if outcome.beyond else ""
         lines.append(f"{recipe.kind:<10}{recipe.peak:>10.3g}{recipe.steps:>9}{recipe.replay_ratio:>9.4g}{cells}")
     best = outcomes[0]
+    lines += [] if all(fit.has_bands for fit in laws.fits.values()) else [NO_BANDS]
     lines += [f"WARNING: no recipe keeps {name} within its bound; the nearest is shown" for name in best.broken]
     lines += [f"WARNING: the upper end of the band breaks the bound on {name}" for name in best.unsure]
     lines += _edges(outcomes)

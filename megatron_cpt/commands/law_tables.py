@@ -7,8 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cpt.commands.law_arguments import count, named, refuse_missing
-from megatron_cpt.commands.law_output import errors_text, fit_text
+from megatron_cpt.commands.law_arguments import (
+    OF_A_SCHEDULE,
+    bounds_of,
+    count,
+    refuse_missing,
+    unused_faults,
+    weights_of,
+)
+from megatron_cpt.commands.law_output import NO_BANDS, cells_text, errors_text, fit_text, loss_text
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.runs.folder import (
     ExitCode,
@@ -28,6 +35,7 @@ from megatron_cpt.scaling_law.tables import (
     MIXING,
     SHARE,
     TABLE_LAWS,
+    TOLERANCE,
     Table,
     TableFits,
     critical_shares,
@@ -42,14 +50,18 @@ from megatron_cpt.scaling_law.uncertainty import band
 
 TABLE_LAW_NAMES = (*TABLE_LAWS, CRITICAL)
 """Laws of tables, as users type them."""
+_OF_EVERY_EVALUATION = (CRITICAL, D_CPT)
+"""Laws that take every evaluation of a run from the first point on; the others take the last."""
 
 
 def fit_tables(args: argparse.Namespace) -> int:
     """Fits one law to the final losses of runs, or of a table; law.json."""
+    refuse(_unused_by_fit(args))
     refuse_to_replace([Path(args.output)])
     tables = _tables(args)
     if args.law == CRITICAL:
-        tables = {name: critical_shares(table, args.tolerance) for name, table in tables.items()}
+        tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+        tables = {name: critical_shares(table, tolerance) for name, table in tables.items()}
     _warn_of_annealing(args)
     _warn_of_batches(args)
     fits = fitted_tables(args.law, tables, args.draws)
@@ -67,6 +79,16 @@ def fit_tables(args: argparse.Namespace) -> int:
     write_checked_json(Path(args.output), table_document(fits))
     print(f"written: {args.output}")
     return ExitCode.DONE
+
+
+def _unused_by_fit(args: argparse.Namespace) -> list[Fault]:
+    """Options that the laws of final losses do not take."""
+    rule = f"has no effect on the {args.law} law."
+    names = ["fix", "free", "combine", "profile", "cross_validate", "html", "warmup", "loss_tag", "rate_tag"]
+    names += [] if args.law == CRITICAL else ["tolerance"]
+    runs = any(Path(path).is_dir() for path in args.curves)
+    names += [] if runs and args.law in _OF_EVERY_EVALUATION else ["from_step"]
+    return unused_faults(args, rule, *names)
 
 
 def _warn_of_annealing(args: argparse.Namespace) -> None:
@@ -99,10 +121,15 @@ def predict_tables(args: argparse.Namespace) -> int:
     """The losses of the rows of tables, or of one mixture, from a fitted law of tables."""
     refuse_to_replace([Path(args.output)] if args.output else [])
     fits = read_table_fits(Path(args.law))
+    names = [*OF_A_SCHEDULE, "html", "warmup", "from_step", "loss_tag", "rate_tag"]
+    names += ["replay"] if fits.law == CRITICAL else []
+    faults = unused_faults(args, f"has no effect on the {fits.law} law.", *names)
+    rule = "has no effect on a table, whose rows have it."
+    refuse(faults + (unused_faults(args, rule, "tokens", "model_size", "replay") if args.curves else []))
     if args.curves:
         tables = [read_table(path, args.sets or list(fits.fits)) for path in args.curves]
     else:
-        given = _given(args) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay})
+        given = _given(args) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay or 0.0})
         columns = {name: np.array([value]) for name, value in given.items()}
         unknown = np.full(1, np.nan)
         tables = [{name: Table(name, unknown, unknown, columns, ("asked",)) for name in args.sets or fits.fits}]
@@ -117,9 +144,8 @@ def predict_tables(args: argparse.Namespace) -> int:
             loss = table.losses[number]
             values = [predicted.middle[number], predicted.low[number], predicted.high[number]]
             measured = f"; measured {loss:.4f}" if np.isfinite(loss) else ""
-            print(f"{name}, {row}: {values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]{measured}")
-            text = f"{loss:.6g}" if np.isfinite(loss) else ""
-            lines.append(f'"{row}",{name},{text},' + ",".join(f"{value:.6g}" for value in values))
+            print(f"{name}, {row}: {loss_text(*values)}{measured}")
+            lines.append(f'"{row}",{name},{cells_text([loss, *values])}')
         if len(table.losses) > 1 and np.isfinite(table.losses).all():
             print(f"{name}: {errors_text(errors_on(fits.fits[name], table))}")
     if args.output:
@@ -131,16 +157,23 @@ def choose_tables(args: argparse.Namespace) -> int:
     """The best mixtures for a weighted sum of losses, under bounds; choice.json."""
     refuse_to_replace([Path(args.output)])
     fits = read_table_fits(Path(args.law))
-    weights, bounds = named(args.minimise, 1.0), named(args.bound, None)
+    names = [*OF_A_SCHEDULE, "replay", "tokens_per_step", "html"]
+    names += ["domain_tokens"] if any(SHARE + name in fits.fitted for name in fits.sources) else []
+    refuse(unused_faults(args, f"has no effect on the {fits.law} law.", *names))
+    weights, bounds = weights_of(args.minimise), bounds_of(args.bound)
     _refuse_unknown(fits, weights, bounds)
     given = _given(args)
     if fits.law != MIXING and "tokens" not in given:
         raise BadInput(Fault("--tokens", "is missing.", f"The {fits.law} law is of tokens: say how many are trained."))
     unique = count("--domain-tokens", args.domain_tokens)
+    if unique is not None and "tokens" not in given:
+        raise BadInput(Fault("--domain-tokens", "says nothing without --tokens.", "Give both."))
     outcomes = ranked_mixtures(fits, given, weights, bounds, unique)
     for outcome in outcomes[: args.show]:
         print(_line(outcome))
     best = outcomes[0]
+    if not all(fit.has_bands for fit in fits.fits.values()):
+        print(NO_BANDS)
     for name in best.broken:
         print(f"WARNING: no mixture keeps {name} within its bound; the nearest is shown")
     for name in best.unsure:
@@ -164,7 +197,7 @@ def _tables(args: argparse.Namespace) -> dict[str, Table]:
         raise BadInput(Fault(other, "is no run folder, and others are.", "Give run folders, or one table."))
     if not runs and len(args.curves) > 1:
         raise BadInput(Fault(args.curves[1], "is a second table.", "Put all rows into one file."))
-    every = args.law in (CRITICAL, D_CPT)
+    every = args.law in _OF_EVERY_EVALUATION
     tables = tables_of_runs(runs, every, args.from_step, args.sets) if runs else read_table(args.curves[0])
     names = args.sets or list(tables)
     refuse([Fault(name, "is no set of these runs.", f"They share {', '.join(tables)}.") for name in names
@@ -192,5 +225,5 @@ def _refuse_unknown(fits: TableFits, weights: Mapping[str, float], bounds: Mappi
 def _line(outcome: MixtureOutcome) -> str:
     shares = [f"{name.removeprefix(SHARE)} {value:.4g}" for name, value in outcome.columns.items()
               if name.startswith(SHARE) or name == "replay_ratio"]  # fmt: skip
-    losses = [f"{name} {loss:.4f} [{low:.4f}, {high:.4f}]" for name, (loss, low, high) in outcome.losses.items()]
+    losses = [f"{name} {loss_text(*values)}" for name, values in outcome.losses.items()]
     return f"{', '.join(shares)}: {'; '.join(losses)}"

@@ -19,6 +19,8 @@ from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.forecast import Forecast
 from megatron_cpt.scaling_law.uncertainty import band
 
+NO_BANDS = "Without bands: the law was fitted with --draws 0."
+
 Curves = Mapping[str, Sequence[Curve]]
 """By validation set."""
 
@@ -44,7 +46,8 @@ def prediction_page(laws: Laws, curves: Curves) -> str:
     with drawing():
         figures = [figure(name, _band_figure(laws.fits[name], found)) for name, found in curves.items()]
     names = [curve.name for curve in next(iter(curves.values()))]
-    note = "Lines are predicted, with 95 % bands; dots are measured. A band knows nothing of a law that is wrong."
+    bands = ", with 95 % bands" if _have_bands(laws) else ""
+    note = f"Lines are predicted{bands}; dots are measured. A band knows nothing of a law that is wrong."
     return html_page("Predicted losses", _head("Predicted losses", note) + run_legend(names) + panels(figures), [])
 
 
@@ -62,15 +65,20 @@ def choice_page(laws: Laws, best: Outcome, same: Sequence[Outcome]) -> str:
             *(f"Extrapolates: {words}." for words in best.beyond),
         ]
     )
-    note = "All else as chosen. The ring is the choice; the shaded area the 95 % band."
+    shaded, bands = ("; the shaded area the 95 % band", "With 95 % bands.") if _have_bands(laws) else ("", NO_BANDS)
+    note = f"All else as chosen. The ring is the choice{shaded}."
     return html_page(
         "Chosen recipe",
         _head("Chosen recipe", curve.name) + warnings,
         [
             section("Final loss against the replay ratio", note, panels(by_replay)),
-            section("Predicted loss of the chosen recipe", "With 95 % bands.", panels(curves)),
+            section("Predicted loss of the chosen recipe", bands, panels(curves)),
         ],
     )
+
+
+def _have_bands(laws: Laws) -> bool:
+    return all(fit.has_bands for fit in laws.fits.values())
 
 
 def _head(title: str, lead: str) -> str:

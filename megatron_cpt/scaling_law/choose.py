@@ -132,9 +132,9 @@ class Prediction:
 
     loss: float
     low: float
-    """Lower end of the 95 % band."""
+    """Lower end of the 95 % band; NaN where the law has none."""
     high: float
-    """Upper end of the 95 % band."""
+    """Upper end of the 95 % band; NaN where the law has none."""
     rise: float | None
     """Loss minus the loss before the first update; None where that was not measured."""
 

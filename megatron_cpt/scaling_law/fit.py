@@ -13,7 +13,7 @@ import numpy as np
 from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.laws import DECAY, Law, Observed
-from megatron_cpt.scaling_law.problem import Method, Problem, curvature_at
+from megatron_cpt.scaling_law.problem import Method, Problem, curvature_at, too_few_points
 
 DELTAS = (3e-4, 1e-3, 3e-3, 1e-2)
 PRIOR_POINTS = (0, 100, 6400)
@@ -28,7 +28,12 @@ def candidates(law: Law) -> list[Method]:
 
 
 def left_out_errors(
-    law: Law, curves: Sequence[Curve], method: Method, freed: Sequence[str] = (), starts: int = _VALIDATION_STARTS
+    law: Law,
+    curves: Sequence[Curve],
+    method: Method,
+    freed: Sequence[str] = (),
+    starts: int = _VALIDATION_STARTS,
+    fixed: Mapping[str, float] | None = None,
 ) -> list[float]:
     """Mean absolute error on each curve, nats, of the law fitted to the others.
 
@@ -40,7 +45,7 @@ def left_out_errors(
     errors = []
     for number, left in enumerate(curves):
         others = [curve for other, curve in enumerate(curves) if other != number]
-        errors.append(errors_on(fit_law(law, others, freed=freed, starts=starts, method=method), left).mae)
+        errors.append(errors_on(fit_law(law, others, fixed, freed, starts=starts, method=method), left).mae)
     return errors
 
 
@@ -52,10 +57,14 @@ def forward_errors(law: Law, curves: Sequence[Curve], method: Method, starts: in
 
 
 def best_method(
-    law: Law, curves: Sequence[Curve], methods: Sequence[Method], freed: Sequence[str] = ()
+    law: Law,
+    curves: Sequence[Curve],
+    methods: Sequence[Method],
+    freed: Sequence[str] = (),
+    fixed: Mapping[str, float] | None = None,
 ) -> tuple[Method, dict[Method, float]]:
     """The method with the least mean error on curves left out, and this error of every candidate, nats."""
-    errors = {method: float(np.mean(left_out_errors(law, curves, method, freed))) for method in methods}
+    errors = {method: float(np.mean(left_out_errors(law, curves, method, freed, fixed=fixed))) for method in methods}
     return min(methods, key=lambda method: errors[method]), errors
 
 
@@ -107,6 +116,11 @@ class Fit(Generic[Observed]):
     """Refits behind `widening`, each without one schedule or curve; 0: bands say nothing of the error of the law."""
     left_out: dict[str, float] = field(default_factory=dict)
     """Predicted minus measured loss at the end of each curve when it was left out, nats."""
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether anything is known of the error of its predictions."""
+        return len(self.draws) > 0 or self.times_left_out > 0
 
     @property
     def coverage(self) -> float:
@@ -192,8 +206,8 @@ def fit_law(
     Raises:
         BadInput: fewer points than parameters, or a parameter that the law does not have.
     """
-    _check_names(law, [*(fixed or {}), *freed])
-    held = {name: value for name, value in law.held(curves).items() if name not in freed} | dict(fixed or {})
+    refuse(_unknown_names(law, [*(fixed or {}), *freed]))
+    held = _held(law, curves, fixed or {}, freed)
     method = method or Method()
     problem = Problem(law, curves, held, method)
     generator = np.random.default_rng(seed)
@@ -226,11 +240,44 @@ def _to_refine(problem: Problem, candidates: Sequence[np.ndarray]) -> list[np.nd
     return [candidates[number] for number in dict.fromkeys(chosen)]
 
 
-def _check_names(law: Law, names: Sequence[str]) -> None:
-    """Raises BadInput naming every word that is no parameter of the law."""
+def parameter_faults(
+    law: Law[Observed], curves: Sequence[Observed], fixed: Mapping[str, float], freed: Sequence[str]
+) -> list[Fault]:
+    """Parameters that the law does not have, that are fixed and freed, or fixed at a value outside of their bounds.
+
+    What the law itself holds for these curves is within.
+    """
+    faults = _unknown_names(law, [*fixed, *freed])
+    faults += [Fault(name, "is fixed and freed.", "Do one of both.") for name in fixed if name in freed]
+    held = law.held(curves)
+    for parameter in law.parameters:
+        value = fixed.get(parameter.name, parameter.low)
+        if not (parameter.low <= value <= parameter.high or held.get(parameter.name) == value):
+            rule = f"is outside of its bounds, {parameter.low:g} and {parameter.high:g}."
+            faults.append(Fault(f"{parameter.name}={value:g}", rule, "Fix it at a value between them."))
+    return faults
+
+
+def point_faults(
+    law: Law[Observed], curves: Sequence[Observed], fixed: Mapping[str, float], freed: Sequence[str], of: str = ""
+) -> list[Fault]:
+    """What is wrong where these curves have fewer points than the law has parameters to fit; `of` says whose."""
+    held = _held(law, curves, fixed, freed)
+    return too_few_points(law, curves, [one.name for one in law.parameters if one.name not in held], of)
+
+
+def _held(
+    law: Law[Observed], curves: Sequence[Observed], fixed: Mapping[str, float], freed: Sequence[str]
+) -> dict[str, float]:
+    """The parameters that are not fitted, and their values."""
+    return {name: value for name, value in law.held(curves).items() if name not in freed} | dict(fixed)
+
+
+def _unknown_names(law: Law, names: Sequence[str]) -> list[Fault]:
+    """Words that are no parameters of the law."""
     known = [parameter.name for parameter in law.parameters]
-    remedy = f"It has {', '.join(known)}."
-    refuse([Fault(name, f"is not a parameter of the {law.name} law.", remedy) for name in names if name not in known])
+    rule, remedy = f"is not a parameter of the {law.name} law.", f"It has {', '.join(known)}."
+    return [Fault(name, rule, remedy) for name in names if name not in known]
 
 
 def huber_objective(law: Law, parameters: Mapping[str, float], curves: Sequence[Curve], delta: float) -> float:

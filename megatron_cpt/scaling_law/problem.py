@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares, lsq_linear
 
-from megatron_cpt.config.errors import BadInput, Fault
+from megatron_cpt.config.errors import Fault, refuse
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.laws import Law, Measured, Parameter
 
@@ -54,6 +54,17 @@ class Method:
         return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])
 
 
+def too_few_points(law: Law, observed: Sequence[Measured], names: Sequence[str], of: str = "") -> list[Fault]:
+    """What is wrong where there are fewer points, or rows of tables, than parameters to fit; `of` says whose."""
+    count = sum(len(one.losses) for one in observed)
+    if count >= len(names):
+        return []
+    rule = f"are fewer than the {len(names)} parameters of the {law.name} law."
+    if all(isinstance(one, Curve) for one in observed):
+        return [Fault(f"{of}{count} points", rule, "Give more curves, or fix parameters.")]
+    return [Fault(f"{of}{count} rows", rule, "Give more: another run, length or mixture is a row.")]
+
+
 _TINY = 1e-30
 """Imaginary step: the derivative it gives is exact to rounding."""
 
@@ -66,9 +77,7 @@ class Problem:
         curves = method.sampled(curves)
         self.log_losses = np.log(np.concatenate([curve.losses for curve in curves]))
         self.free = [number for number, name in enumerate(names) if name not in held]
-        if len(self.log_losses) < len(self.free):
-            rule = f"are fewer than the {len(self.free)} parameters of the {law.name} law."
-            raise BadInput(Fault(f"{len(self.log_losses)} points", rule, "Give more curves, or fix parameters."))
+        refuse(too_few_points(law, curves, [names[number] for number in self.free]))
         self.method = method
         self.free_parameters = [law.parameters[number] for number in self.free]
         self._parameters = law.parameters

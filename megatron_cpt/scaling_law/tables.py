@@ -135,7 +135,8 @@ def tables_of_runs(
         }
         steps = set.intersection(*({int(step) for step in curve.steps} for curve in curves.values()))
         last = sorted(steps)[-1:]
-        first_used = from_step or max(curve.transient for curve in curves.values())
+        transient = max(curve.transient for curve in curves.values())
+        first_used = transient if from_step is None else from_step
         for step in (sorted(step for step in steps if step >= first_used) if of_every_evaluation else []) or last:
             values: dict[str, float | None] = {
                 "tokens": tokens.get(step),

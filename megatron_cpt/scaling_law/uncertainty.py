@@ -274,9 +274,9 @@ class Band:
     middle: np.ndarray
     """The fitted law."""
     low: np.ndarray
-    """2.5 % of the draws are below, and every end of a profile is not."""
+    """2.5 % of the draws are below, and every end of a profile is not. NaN where nothing is known of the error."""
     high: np.ndarray
-    """2.5 % of the draws are above, and every end of a profile is not."""
+    """2.5 % of the draws are above, and every end of a profile is not. NaN where nothing is known of the error."""
 
 
 def bootstrap(fit: Fit[Observed], curves: Sequence[Observed], draws: int = _DRAWS, seed: int = 0) -> Fit[Observed]:
@@ -319,7 +319,15 @@ def _of_the_field(
 
 
 def band(fit: Fit[Observed], curve: Observed, seed: int = 0) -> Band:
-    """The predicted loss with its 95 % band; without draws the band has the width of the noise alone."""
+    """The predicted loss with its 95 % band, where the fit has bands."""
+    if not fit.has_bands:
+        middle = fit.predict(curve)
+        return Band(middle, np.full_like(middle, np.nan), np.full_like(middle, np.nan))
+    return _band(fit, curve, seed)
+
+
+def _band(fit: Fit[Observed], curve: Observed, seed: int = 0) -> Band:
+    """The band of draws, noise and profiles; without draws it has the width of the noise alone."""
     generator = np.random.default_rng(seed)
     model = fit.law.exact(curve)
     middle = fit.predict(curve)
@@ -372,7 +380,7 @@ def _groups(curves: Sequence[Curve]) -> list[list[int]]:
 
 def _beyond_band(fit: Fit[Curve], refit: Fit[Curve], curve: Curve) -> float:
     """By how much of the log loss a curve lies outside the band of a fit, moved to the prediction of a refit."""
-    around = band(fit, curve)
+    around = _band(fit, curve)
     error = np.log(curve.losses) - np.log(refit.predict(curve))
     outside = np.maximum(error - np.log(around.high / around.middle), np.log(around.low / around.middle) - error)
     return float(np.quantile(outside, NOMINAL, method="inverted_cdf"))

@@ -275,7 +275,7 @@ def test_d_cpt_says_what_it_does_not_know_of_runs_that_anneal(
     words = ["--law", "d-cpt", "--set", "general", "--from-step", "2400", "--output", str(tmp_path / "law.json")]
     constant = [path for path in copies if "constant" in path]
     for paths, warned in ((copies, True), (constant, False)):
-        with pytest.raises(BadInput, match="points: are fewer than the"):
+        with pytest.raises(BadInput, match="rows: are fewer than the"):
             law.main(["fit", *paths, *words])
         said = capsys.readouterr().out
         assert ("WARNING: the learning rate falls in 2 of 3 runs. d-cpt is of tokens alone" in said) == warned

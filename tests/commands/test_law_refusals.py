@@ -48,8 +48,8 @@ def refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """The one error with which a command ends, exit status 2, before anything is written or fitted."""
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
-    told = ["--output", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
-    assert dispatch.main(["law", *words, *told]) == 2
+    page = [] if "--law" in words else ["--html", str(tmp_path / "out.html")]
+    assert dispatch.main(["law", *words, "--output", str(tmp_path / "out.json"), *page]) == 2
     said = capsys.readouterr()
     assert said.out == "" and sorted(tmp_path.rglob("*")) == before
     return said.err
@@ -142,3 +142,142 @@ def test_a_first_row_at_a_rate_of_0_is_no_point(tmp_path: Path):
     told = ["--output", str(tmp_path / "law.json"), "--html", str(tmp_path / "law.html")]
     assert law.main(["fit", str(path), "--draws", "0", *told]) == 0
     assert orjson.loads((tmp_path / "law.json").read_bytes())["sets"]["loss"]["points"] == len(rows) - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fix", "decay=1"], "decay=1: is outside of its bounds, 0 and 0.99999"),
+        (["--fix", "decay=2"], "decay=2: is outside of its bounds"),
+        (["--fix", "floor=nan"], "floor=nan: is outside of its bounds, 0 and 20"),
+        (["--fix", "exponent=-1"], "exponent=-1: is outside of its bounds, 0.02 and 3"),
+        (["--fix", "bend=0", "--free", "bend"], "bend: is fixed and freed"),
+        (["--fix", "gain=0", "--fix", "gain=1"], "--fix gain=1: gain was given before"),
+        (["--fix", "gain"], "--fix gain: is not NAME=NUMBER"),
+        (["--draws", "-3"], "--draws -3: is below 0. Give 0 or more."),
+        (["--draws", "1"], "--draws 1: has no spread"),
+        (["--from-step", "-5"], "--from-step -5: is below 0"),
+        (["--from-step", "200"], "general: 2 points: are fewer than the"),
+        (["--warmup", "-1"], "--warmup -1: is below 0"),
+        (["--warmup", "10"], "--warmup: is of logs: run folders hold the learning rates that were used"),
+        (["--loss-tag", "loss"], "--loss-tag: is of logs"),
+        (["--tolerance", "0.1"], "--tolerance: is of the critical-ratio law"),
+        (["--law", "mixing", "--fix", "floor=1", "--profile"], "- --profile: has no effect on the mixing law"),
+        (["--law", "mixing", "--from-step", "0"], "--from-step: has no effect on the mixing law"),
+        (["--law", "d-cpt", "--tolerance", "0.1"], "--tolerance: has no effect on the d-cpt law"),
+        (["--law", "mixing"], "2 rows: are fewer than the 3 parameters of the mixing law. Give more: another run"),
+    ],
+)
+def test_options_of_a_fit_that_cannot_be(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", replay=0.2)]
+    before = sorted(tmp_path.rglob("*"))
+    page = [] if "mixing" in words or "d-cpt" in words else ["--html", str(tmp_path / "out.html")]
+    assert dispatch.main(["law", "fit", *runs, *words, "--output", str(tmp_path / "out.json"), *page]) == 2
+    assert said in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_value_that_the_law_itself_holds_may_be_fixed(tmp_path: Path):
+    """The injection is left out at a gain of 0, which is below the bound of a search."""
+    run = write_run(tmp_path / "a")
+    with pytest.raises(BadInput, match="are fewer than the"):
+        law.main(["fit", run, "--from-step", "200", "--fix", "injection_gain=0"])
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A law of two sets without draws, the runs that it was fitted to, and a law of a table, without draws too."""
+    folder = tmp_path_factory.mktemp("fitted")
+    runs = [write_run(folder / name, replay=ratio, loss_at=lambda step, ratio=ratio: 3 - step / 1e3 + ratio / 10)
+            for name, ratio in (("a", 0.0), ("b", 0.2))]  # fmt: skip
+    law_file, table, table_law = (str(folder / name) for name in ("law.json", "t.csv", "table.json"))
+    words = ["--draws", "0", "--output", law_file, "--html", str(folder / "law.html")]
+    fixes = [part for name in ("exponent=0.5", "shift_speed=20", "shift_exponent=0.2", "bend=-5", "decay=0.99")
+             for part in ("--fix", name)]  # fmt: skip
+    assert law.main(["fit", *runs, *fixes, *words]) == 0
+    rows = [f"{1e6 * n},{r},{2 + r / n},2.1" for n in (1, 2, 3) for r in (0.0, 0.2, 0.5)]
+    Path(table).write_text("\n".join(["tokens,replay_ratio,loss:general,start:general", *rows]) + "\n")
+    assert law.main(["fit", table, "--law", "mixing", "--draws", "0", "--output", table_law]) == 0
+    return {"law": law_file, "run": runs[0], "table": table, "table law": table_law}
+
+
+PLAN = ["--schedule", "cosine", "--peak-lr", "1e-3", "--steps", "100"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["law", *PLAN[:4], "--steps", "0"], "--steps 0: is below 1"),
+        (["law", *PLAN[:4], "--steps", "10000000000000"], "--steps 10000000000000: is beyond the 10,000,000"),
+        (["law", *PLAN[:2], "--peak-lr", "-1", "--steps", "9"], "--peak-lr -1: is not above 0"),
+        (["law", *PLAN[:2], "--peak-lr", "nan", "--steps", "9"], "--peak-lr nan: is not above 0"),
+        (["law", *PLAN[:2], "--peak-lr", "inf", "--steps", "9"], "--peak-lr inf: is not finite"),
+        (["law", *PLAN, "--warmup", "9"], "--warmup: is of measured curves, and none is given"),
+        (["law", *PLAN, "--tokens", "1B"], "--tokens: is of laws of final losses"),
+        (["law", "run", *PLAN[:2], "--replay", "0"], "- --replay: has no effect on curves that were measured"),
+        (["law", "run", "--final-share", "0"], "--final-share: has no effect on curves that were measured"),
+        (["law", "nothing"], "nothing: is not there. Give run folders, CSV files or TensorBoard folders."),
+        (["table law", *PLAN[:2]], "--schedule: has no effect on the mixing law"),
+        (["table law", "table", "--tokens", "1B"], "--tokens: has no effect on a table"),
+    ],
+)
+def test_predictions_that_cannot_be(
+    fitted: dict[str, str], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dispatch.main(["law", "predict", *(fitted.get(word, word) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["general=-1"], "--minimise general=-1: is no weight"),
+        (["general=0"], "--minimise general=0: weighs nothing"),
+        (["general=nan"], "--minimise general=nan: is no weight"),
+        (["general", "general=2"], "--minimise general=2: general was given before"),
+        (["general", "--bound", "general=nan"], "--bound general=nan: is no bound"),
+        (["general", "--show", "0"], "--show 0: is below 1"),
+        (["general", "--steps", "0"], "--steps 0: is below 1"),
+        (["general", "--steps", "nan"], "--steps nan: is no list of whole numbers"),
+        (["general", "--steps", "1e13"], "--steps 10000000000000: is beyond the 10,000,000"),
+        (["general", "--peak-lr", "inf"], "--peak-lr inf: is not finite"),
+        (["general", "--domain-tokens", "1B"], "--domain-tokens: says nothing without --tokens-per-step"),
+        (["general", "--domain-tokens", "0"], "--domain-tokens 0: is not above 0"),
+        (["general", "--model-size", "1B"], "--model-size: is of laws of final losses"),
+    ],
+)
+def test_choices_that_cannot_be(
+    fitted: dict[str, str], words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(["choose", fitted["law"], "--minimise", *words], tmp_path, capsys)
+
+
+def test_choices_from_a_table_that_cannot_be(fitted: dict[str, str], capsys: pytest.CaptureFixture[str]):
+    for words, said in (
+        (["general=0"], "weighs nothing"),
+        (["general", "--show", "0"], "--show 0: is below 1"),
+        (["general", "--replay", "0.1"], "--replay: has no effect on the mixing law"),
+        (["general", "--domain-tokens", "1B"], "--domain-tokens: says nothing without --tokens"),
+    ):
+        assert dispatch.main(["law", "choose", fitted["table law"], "--minimise", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_without_draws_there_are_no_bands(fitted: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    told = ["--output", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html")]
+    words = ["--minimise", "general", "--bound", "general=9", "--schedule", "cosine", "--replay", "0,0.2"]
+    assert law.main(["choose", fitted["law"], *words, *told]) == 0
+    said = capsys.readouterr().out
+    assert "no bands: the law was fitted with --draws 0" in said and "[" not in said and "95 %" not in said
+    choice = orjson.loads((tmp_path / "c.json").read_bytes())["choice"]["sets"]["general"]
+    assert choice["loss"] > 0 and choice["low"] is None and choice["high"] is None
+    assert "95 % band" not in (tmp_path / "c.html").read_text()
+    told = ["--output", str(tmp_path / "p.csv"), "--html", str(tmp_path / "p.html")]
+    assert law.main(["predict", fitted["law"], fitted["run"], *told]) == 0
+    assert "[" not in capsys.readouterr().out and "95 % band" not in (tmp_path / "p.html").read_text()
+    assert (tmp_path / "p.csv").read_text().splitlines()[-1].endswith(",,")
+    assert law.main(["predict", fitted["table law"], "--replay", "0.3"]) == 0
+    assert law.main(["choose", fitted["table law"], "--minimise", "general", "--output", str(tmp_path / "t.json")]) == 0
+    said = capsys.readouterr().out
+    assert "no bands" in said and "[" not in said

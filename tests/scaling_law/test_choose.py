@@ -22,6 +22,7 @@ from megatron_cpt.scaling_law.continual import CONTINUAL, ON_DEMAND, SIZE_TERMS,
 from megatron_cpt.scaling_law.fit import Fit, fit_law
 from megatron_cpt.scaling_law.fitted_range import Fitted, range_of
 from megatron_cpt.scaling_law.laws import ANNEALING
+from megatron_cpt.scaling_law.uncertainty import bootstrap
 
 HELD = {"base_gain": 0.0, "base_forward_area": 2.0, "decay": 0.999} | ON_DEMAND | SIZE_TERMS
 GENERAL = HELD | {
@@ -155,6 +156,9 @@ def test_a_third_set_as_a_sum_of_two_is_fitted_predicted_and_bounded():
     assert combined.weights == pytest.approx((0.7, 0.4)) and combined.error < 1e-9
     assert combined.run_error == pytest.approx(0, abs=1e-9)
     fits = {name: fit_law(ANNEALING, made[name], {"decay": 0.99}, starts=8) for name in "gd"}
+    without = laws_of(fits, made | {"t": third}, {"t": combined}).outcome(Recipe("cosine", 1e-3, 400, 0.0), {}).sets
+    assert all(np.isnan(one.low) and np.isnan(one.high) for one in without.values())  # no draws, no band
+    fits = {name: bootstrap(fit, made[name], 2) for name, fit in fits.items()}
     laws = laws_of(fits, made | {"t": third}, {"t": combined})
     told = laws.outcome(Recipe("cosine", 1e-3, 400, 0.0), {"t": 1.0}).sets
     assert told["t"].loss == pytest.approx(0.7 * told["g"].loss + 0.4 * told["d"].loss)

@@ -61,7 +61,7 @@ from megatron_cpt.scaling_law.choose import (
     to_document,
     turning_length,
 )
-from megatron_cpt.scaling_law.comparable import base_faults, batch_faults, sequence_faults
+from megatron_cpt.scaling_law.comparable import base_faults, batch_faults, sequence_faults, unlike_faults
 from megatron_cpt.scaling_law.continual import CONTINUAL, LAWS
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import (
@@ -213,7 +213,9 @@ def _add_choose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--domain-tokens", metavar="COUNT", help="unique tokens of new text: repeated ones count as less"
     )
-    parser.add_argument("--tokens-per-step", metavar="COUNT", help="of the fitted runs, for --domain-tokens")
+    parser.add_argument(
+        "--tokens-per-step", metavar="COUNT", help="for --domain-tokens (default: that of the fitted run folders)"
+    )
     parser.add_argument("--show", type=int, default=5, metavar="N", help="recipes to print (default 5)")
     parser.add_argument("--output", default="choice.json", help="file to write (default choice.json)")
     parser.add_argument("--html", help="page to write (default choice.html; laws of final losses have none)")
@@ -374,12 +376,14 @@ def predict(args: argparse.Namespace) -> int:
         recipe = _recipe(args)
         planned = recipe.curve(laws.start_of(recipe).base)
         curves = {name: [planned] for name in args.sets or laws.fits}
+    unknown = [name for name in curves if name not in laws.fits]
+    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.fits)}.") for name in unknown])
+    refuse(unlike_faults(laws, curves))
+    if not args.curves:
         print(shape_text([recipe]))
         of_end = laws.outcome(recipe, {}).sets
         for name in laws.combinations:
             print(f"{name}: {loss_text(of_end[name].loss, of_end[name].low, of_end[name].high)} at the end")
-    unknown = [name for name in curves if name not in laws.fits]
-    refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.fits)}.") for name in unknown])
     several = len({curve.name for found in curves.values() for curve in found}) > 1
     outside = [(f"{curve.name}: " if several else "") + words
                for found in curves.values() for curve in found for words in laws.fitted.beyond(curve)]  # fmt: skip
@@ -412,7 +416,7 @@ def choose(args: argparse.Namespace) -> int:
     refuse_to_replace([Path(args.output), page])
     laws = read_laws(Path(args.law))
     weights, bounds = weights_of(args.minimise), bounds_of(args.bound)
-    unique, size = _repeated(args)
+    unique, size = _repeated(args, laws)
     sets = [*weights, *bounds]
     refuse([Fault(name, "is no set of this law.", f"It has {', '.join(laws.sets)}.") for name in sets
             if name not in laws.sets])  # fmt: skip
@@ -446,12 +450,15 @@ def choose(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _repeated(args: argparse.Namespace) -> tuple[float | None, float | None]:
+def _repeated(args: argparse.Namespace, laws: Laws) -> tuple[float | None, float | None]:
     """Unique tokens of new text and tokens of a step. Raises BadInput for one without the other."""
     unique, size = count("--domain-tokens", args.domain_tokens), count("--tokens-per-step", args.tokens_per_step)
-    if (unique is None) != (size is None):
-        given, missing = ("--domain-tokens", "--tokens-per-step")[:: 1 if size is None else -1]
-        raise BadInput(Fault(given, f"says nothing without {missing}.", "Give both: how often new text is read."))
+    if unique is None and size is not None:
+        raise BadInput(Fault("--tokens-per-step", "says nothing without --domain-tokens.", "Give both."))
+    size = size or laws.fitted.tokens_per_step
+    if unique is not None and size is None:
+        rule = "says nothing without --tokens-per-step, which the fitted curves do not say."
+        raise BadInput(Fault("--domain-tokens", rule, "Give both."))
     return unique, size
 
 
@@ -515,7 +522,8 @@ def _matched(path: Path, fit_steps: int) -> dict[str, Any]:
 
 def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
     """The recipes to choose from: what was said, or what lies within the range of the fit."""
-    kinds, ratios = (args.schedule or "cosine,wsd").split(","), shares(args.replay, "--replay")
+    kinds: list[Any] = (args.schedule or "cosine,wsd").split(",")
+    ratios = shares(args.replay, "--replay")
     peaks, lengths = numbers(args.peak_lr, "--peak-lr"), wholes(args.steps, "--steps")
     refuse([Fault(f"--schedule {kind}", "is not a schedule of this command.", f"Use {', '.join(get_args(Kind))}.")
             for kind in kinds if kind not in get_args(Kind)]

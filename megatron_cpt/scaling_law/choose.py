@@ -166,6 +166,8 @@ class Laws:
     fitted: Fitted
     combinations: dict[str, Combination] = field(default_factory=dict)
     """Sets whose loss is a sum of two of the others."""
+    identities: dict[str, str | None] = field(default_factory=dict)
+    """Hash of the sequences that the losses are of, by set; None where the curves do not say."""
 
     @property
     def sets(self) -> list[str]:
@@ -340,6 +342,10 @@ def laws_of(
         starts=_starts_of(curves),
         fitted=range_of([curve for found in curves.values() for curve in found]),
         combinations=dict(combinations or {}),
+        identities={
+            name: next((curve.identity for curve in found if curve.identity is not None), None)
+            for name, found in curves.items()
+        },
     )
 
 
@@ -365,6 +371,7 @@ def to_document(laws: Laws) -> dict[str, Any]:
         "sets": {name: fit_to_document(fit) for name, fit in laws.fits.items()},
         "starts": {name: asdict(start) for name, start in laws.starts.items()},
         "combinations": {name: asdict(combined) for name, combined in laws.combinations.items()},
+        "identities": laws.identities,
         "fitted": asdict(laws.fitted),
     }
 
@@ -381,9 +388,11 @@ def read_laws(path: Path) -> Laws:
             },
             fitted=Fitted(**fitted | {name: tuple(fitted[name]) for name in ("replay_ratio", "peak", "kinds")}),
             combinations={name: Combination(**part) for name, part in content["combinations"].items()},
+            identities=dict(content.get("identities", {})),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = Fault(str(path), "is no fitted law.", "Give a law.json written by `megatron-cpt law fit`.")
+        rule = f"cannot be read: {error.strerror}." if isinstance(error, OSError) else "is no fitted law."
+        fault = Fault(str(path), rule, "Give a law.json written by `megatron-cpt law fit`.")
         raise BadInput(fault) from error
 
 

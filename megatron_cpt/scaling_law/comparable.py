@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from megatron_cpt.config.errors import Fault
-from megatron_cpt.scaling_law.choose import Base, base_of
+from megatron_cpt.scaling_law.choose import Base, Laws, base_of
 from megatron_cpt.scaling_law.curves import Curve
 
 _SAME_START = 0.01
@@ -73,6 +73,26 @@ def base_faults(curves: Mapping[str, Sequence[Curve]]) -> list[Fault]:
                 remedy = f"{_APART} Checkpoints of one base are told apart by `base_history`."
                 faults.setdefault(curve.name, Fault(value, rule, remedy))
     return list(faults.values())
+
+
+def unlike_faults(laws: Laws, curves: Mapping[str, Sequence[Curve]]) -> list[Fault]:
+    """Measured runs that fitted laws say nothing of: of other sequences than those, or from another model."""
+    starts = {start.base: (name, start.losses) for name, start in laws.starts.items()}
+    faults = []
+    for name, curve in ((name, curve) for name, found in curves.items() for curve in found):
+        identity = laws.identities.get(name)
+        if None not in (identity, curve.identity) and identity != curve.identity:
+            rule = "is on other sequences, or other labels of them, than the law: the losses cannot be compared."
+            faults.append(Fault(f"{curve.name}: {name}", rule, "Leave the run out, or fit a law to runs of its set."))
+        run, losses = starts.get(base_of(curve), ("", {}))
+        fitted, found = losses.get(name), curve.start_loss
+        if fitted is None or found is None or curve.base_forward_area == 0:
+            continue
+        if abs(fitted - found) > _SAME_START:
+            value = f"{curve.name}: {name} is {found:.4f} before the first update"
+            rule = f"it was {fitted:.4f} in {run}, of whose base the law is: the run began from another model."
+            faults.append(Fault(value, rule, "Leave the run out, or fit a law to runs of its base."))
+    return faults
 
 
 def _others(curves: Sequence[Curve], values: Sequence[Hashable]) -> tuple[str, list[Curve]]:

@@ -30,6 +30,8 @@ class Fitted:
     """Of the first point that was fitted."""
     annealing_area: float = np.inf
     """S2 after the highest rate, of the curve that has most; infinite in a law.json that does not say."""
+    tokens_per_step: int | None = None
+    """Of an update; None where the curves do not say."""
 
     def beyond(self, curve: Curve) -> tuple[str, ...]:
         """In what a curve lies outside, in words."""
@@ -56,6 +58,8 @@ class Fitted:
             )
         if self.kinds and curve.kind is not None and curve.kind not in self.kinds:
             found.append(f"schedule {curve.kind} (fitted {', '.join(self.kinds)})")
+        if None not in (self.tokens_per_step, curve.tokens_per_step) and curve.tokens_per_step != self.tokens_per_step:
+            found.append(f"{curve.tokens_per_step:,} tokens a step (fitted {self.tokens_per_step:,})")
         return tuple(found)
 
 
@@ -71,6 +75,7 @@ def range_of(curves: Sequence[Curve]) -> Fitted:
         kinds=tuple(sorted({curve.kind for curve in curves if curve.kind is not None})),
         first_step=min(int(curve.steps[0]) for curve in curves),
         annealing_area=max(_annealing_area(curve) for curve in curves),
+        tokens_per_step=next((curve.tokens_per_step for curve in curves if curve.tokens_per_step is not None), None),
     )
 
 

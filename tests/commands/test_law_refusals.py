@@ -125,11 +125,12 @@ def test_losses_and_rates_that_cannot_be_are_named_with_their_step(
         ("100,1e-4,3\n200,1e-4,inf\n", "line 3: step, lr or loss is out of range"),
         ("inf,1e-4,3\n", "line 2: is not step, lr and loss as numbers"),
         ("100,1e-4,3\n200,1e-4,2,9\n", "line 3: has more cells than the 3 columns"),
+        ("step,lr,loss,loss\n100,1e-4,3,3\n", "loss: names two columns"),
     ],
 )
 def test_rows_that_cannot_be(tmp_path: Path, rows: str, said: str, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "a.csv"
-    path.write_text("step,lr,loss\n" + rows)
+    path.write_text(rows if rows.startswith("step") else "step,lr,loss\n" + rows)
     assert said in refused(["fit", str(path)], tmp_path, capsys)
 
 
@@ -217,6 +218,7 @@ PLAN = ["--schedule", "cosine", "--peak-lr", "1e-3", "--steps", "100"]
         (["law", *PLAN, "--tokens", "1B"], "--tokens: is of laws of final losses"),
         (["law", "run", *PLAN[:2], "--replay", "0"], "- --replay: has no effect on curves that were measured"),
         (["law", "run", "--final-share", "0"], "--final-share: has no effect on curves that were measured"),
+        (["nothing.json", *PLAN], "nothing.json: cannot be read: No such file or directory. Give a law.json"),
         (["law", "nothing"], "nothing: is not there. Give run folders, CSV files or TensorBoard folders."),
         (["table law", *PLAN[:2]], "--schedule: has no effect on the mixing law"),
         (["table law", "table", "--tokens", "1B"], "--tokens: has no effect on a table"),
@@ -227,6 +229,27 @@ def test_predictions_that_cannot_be(
 ) -> None:
     assert dispatch.main(["law", "predict", *(fitted.get(word, word) for word in words)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_measured_run_that_the_law_is_not_of_is_refused_or_told(
+    fitted: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {
+        "is on other sequences, or other labels of them, than the law": write_run(tmp_path / "a", identity="b"),
+        "is 3.5000 before the first update: it was 3.0000 in a": write_run(tmp_path / "b", start=3.5),
+    }
+    for said, run in runs.items():
+        assert dispatch.main(["law", "predict", fitted["law"], run]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and said in captured.err
+    larger = write_run(tmp_path / "c", tokens_per_step=4000)
+    assert law.main(["predict", fitted["law"], larger]) == 0
+    assert "outside what was fitted: 4,000 tokens a step (fitted 1,000)" in capsys.readouterr().out
+    # An update of the fitted runs had 1,000 tokens: 200 updates read 50,000 tokens of new text four times.
+    told = ["--output", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html"), "--schedule", "cosine"]
+    words = ["--minimise", "general", "--replay", "0", "--domain-tokens", "50K"]
+    assert law.main(["choose", fitted["law"], *words, *told]) == 0
+    assert "the new text is read 4 times" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -242,7 +265,7 @@ def test_predictions_that_cannot_be(
         (["general", "--steps", "nan"], "--steps nan: is no list of whole numbers"),
         (["general", "--steps", "1e13"], "--steps 10000000000000: is beyond the 10,000,000"),
         (["general", "--peak-lr", "inf"], "--peak-lr inf: is not finite"),
-        (["general", "--domain-tokens", "1B"], "--domain-tokens: says nothing without --tokens-per-step"),
+        (["general", "--tokens-per-step", "1K"], "--tokens-per-step: says nothing without --domain-tokens"),
         (["general", "--domain-tokens", "0"], "--domain-tokens 0: is not above 0"),
         (["general", "--model-size", "1B"], "--model-size: is of laws of final losses"),
     ],

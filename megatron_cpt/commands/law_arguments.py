@@ -178,7 +178,8 @@ def _named(words: Sequence[str], default: float | None, flag: str) -> dict[str, 
         try:
             values[name] = default if not equals and default is not None else float(value)
         except ValueError as error:
-            raise BadInput(Fault(f"{flag} {word}", "is not NAME=NUMBER.", "Write, say, general=0.02.")) from error
+            example = "gain=0.3" if flag == "--fix" else "general=0.02"
+            raise BadInput(Fault(f"{flag} {word}", "is not NAME=NUMBER.", f"Write, say, {example}.")) from error
     return values
 
 

@@ -55,13 +55,13 @@ def base_faults(curves: Mapping[str, Sequence[Curve]]) -> list[Fault]:
 
     Random weights are of every seed's own, and are not compared.
     """
-    by_base: dict[tuple[str, Base], list[Curve]] = {}
+    by_base: dict[tuple[str, str | None, Base], list[Curve]] = {}
     for name, found in curves.items():
         for curve in found:
             if curve.start_loss is not None and curve.base_forward_area != 0:
-                by_base.setdefault((name, base_of(curve)), []).append(curve)
+                by_base.setdefault((name, curve.identity, base_of(curve)), []).append(curve)
     faults: dict[str, Fault] = {}
-    for (name, base), found in by_base.items():
+    for (name, _, base), found in by_base.items():
         starts = [curve.start_loss or 0.0 for curve in found]
         near = [sum(abs(start - other) <= _SAME_START for other in starts) for start in starts]
         usual = found[near.index(max(near))]
@@ -84,6 +84,7 @@ def unlike_faults(laws: Laws, curves: Mapping[str, Sequence[Curve]]) -> list[Fau
         if None not in (identity, curve.identity) and identity != curve.identity:
             rule = "is on other sequences, or other labels of them, than the law: the losses cannot be compared."
             faults.append(Fault(f"{curve.name}: {name}", rule, "Leave the run out, or fit a law to runs of its set."))
+            continue
         run, losses = starts.get(base_of(curve), ("", {}))
         fitted, found = losses.get(name), curve.start_loss
         if fitted is None or found is None or curve.base_forward_area == 0:

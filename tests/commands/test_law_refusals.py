@@ -61,8 +61,9 @@ def test_runs_that_cannot_be_compared_are_not_fitted_together(tmp_path: Path, ca
     def said(*others: str, more: tuple[str, ...] = ()) -> str:
         return refused(["fit", *alike, *others, *more], tmp_path, capsys)
 
-    other = said(write_run(tmp_path / "c", identity="b", loss_at=lambda step: 3.5))
+    other = said(write_run(tmp_path / "c", identity="b", start=3.5))
     assert "c: general, domain: are on other sequences, or other labels of them, than in a" in other
+    assert "before the first update" not in other  # a loss of other sequences says nothing of the model
     batch = said(write_run(tmp_path / "d", tokens_per_step=4000))
     assert "d: 4,000 tokens a step: a has 1,000, and the constants of a law hold for one batch size" in batch
     unlike = said(write_run(tmp_path / "e", start=3.5))

@@ -19,7 +19,7 @@ from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.forecast import Forecast
 from megatron_cpt.scaling_law.uncertainty import band
 
-NO_BANDS = "Without bands: the law was fitted with --draws 0."
+_NO_BANDS = "Without bands: the law was fitted with --draws 0."
 
 Curves = Mapping[str, Sequence[Curve]]
 """By validation set."""
@@ -46,8 +46,9 @@ def prediction_page(laws: Laws, curves: Curves) -> str:
     with drawing():
         figures = [figure(name, _band_figure(laws.fits[name], found)) for name, found in curves.items()]
     names = [curve.name for curve in next(iter(curves.values()))]
-    bands = ", with 95 % bands" if _have_bands(laws) else ""
-    note = f"Lines are predicted{bands}; dots are measured. A band knows nothing of a law that is wrong."
+    note = "Lines are predicted, with 95 % bands; dots are measured. A band knows nothing of a law that is wrong."
+    if not _have_bands(laws):
+        note = f"Lines are predicted; dots are measured. {_NO_BANDS}"
     return html_page("Predicted losses", _head("Predicted losses", note) + run_legend(names) + panels(figures), [])
 
 
@@ -65,7 +66,7 @@ def choice_page(laws: Laws, best: Outcome, same: Sequence[Outcome]) -> str:
             *(f"Extrapolates: {words}." for words in best.beyond),
         ]
     )
-    shaded, bands = ("; the shaded area the 95 % band", "With 95 % bands.") if _have_bands(laws) else ("", NO_BANDS)
+    shaded, bands = ("; the shaded area the 95 % band", "With 95 % bands.") if _have_bands(laws) else ("", _NO_BANDS)
     note = f"All else as chosen. The ring is the choice{shaded}."
     return html_page(
         "Chosen recipe",

@@ -8,11 +8,12 @@ from pathlib import Path
 import orjson
 
 from megatron_cpt.commands.parsers import command_parser
-from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.errors import BadInput, Fault, printable, refuse
 from megatron_cpt.config.units import parse_count
 from megatron_cpt.gap.curves import ForeignSettings, MappedSet, is_foreign
 from megatron_cpt.gap.summary import MeasuredFolder, gap_document, summary_line
 from megatron_cpt.report.figures import write_headline
+from megatron_cpt.report.notes import forecast_notes, report_notes, split_line
 from megatron_cpt.report.page import export_figures, report_page
 from megatron_cpt.report.read import ReportedRun, compare, goes_on, read_runs, without_records_yet
 from megatron_cpt.report.sections import forecast_line, forecasts_of
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     """Writes report.html and gap.json, and prints where they are and what they show; once, or until the runs end.
 
     Raises BadInput for a folder without records, a log that cannot be read as asked, an output folder that cannot be
-    made, or a control without another run.
+    made, a control without another run, or one that can split no set of any run.
     """
     options = parser().parse_intermixed_args(arguments)
     foreign = _foreign(options)
@@ -94,7 +95,8 @@ def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
     watched = args.watch is not None and any(goes_on(run.folder) for run in runs)
     comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
     output = _output_folder(args.output, runs)
-    forecasts = forecasts_of(runs, read_laws(Path(args.law)).fits if args.law else {})
+    laws = read_laws(Path(args.law)).fits if args.law else {}
+    forecasts = forecasts_of(runs, laws)
     page = report_page(runs, comparison, args.watch if watched else None, forecasts)
     write_durably(output / "report.html", page)
     measured = [MeasuredFolder(run.name, str(run.folder), run.validation, run.tasks) for run in runs]
@@ -110,8 +112,13 @@ def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
     for run in runs:
         sets = {curve.name: (curve.role, gap) for curve, gap in run.validation}
         print(summary_line(run.name, sets, run.ended), flush=True)
+        for name, split in comparison.splits.get(run.name, {}).items():
+            if split.missing is None:
+                print(f"  beside control {comparison.control}: {split_line(name, split)}", flush=True)
         for curve, forecast in forecasts.get(run.name, []):
             print(f"  forecast of {forecast_line(curve, forecast)}", flush=True)
+    for note in [*report_notes(runs, comparison), *(forecast_notes(runs, forecasts, laws) if args.law else [])]:
+        print(printable(f"note: {note}"), flush=True)
     return watched
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_cpt.commands.parsers import command_parser
 from megatron_cpt.config.schedule import phase_steps
 from megatron_cpt.config.schema import RunConfig
+from megatron_cpt.config.units import counted
 from megatron_cpt.runs.folder import ExitCode
 from megatron_cpt.scaling_law.sweep import SCRIPT, Sweep, read_sweep, write_sweep
 
@@ -35,7 +36,7 @@ def sweep_text(sweep: Sweep, configs: Mapping[Path, RunConfig]) -> str:
     script = sweep.folder / SCRIPT
     return "\n".join(
         [
-            f"{len(configs)} runs: {len(sweep.arms)} arms, {len(sweep.seeds)} seeds; "
+            f"{counted(len(configs), 'run')}: {counted(len(sweep.arms), 'arm')}, {counted(len(sweep.seeds), 'seed')}; "
             f"configurations in {next(iter(configs)).parent}",
             *(f"note: {note}" for note in dict.fromkeys(_unreached_phases(configs))),
             f"bash {script}      # here, one after another; called again it goes on",

@@ -3,7 +3,7 @@
 Rules that need data, the model's config.json or the machine are in planning/checks.py.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 
 from megatron_cpt.config.errors import Fault
 from megatron_cpt.config.eval_schedule import LOG_SPACED_GRAMMAR, evaluation_steps, parse_log_spaced
@@ -18,7 +18,7 @@ from megatron_cpt.config.schema import (
     path_faults,
 )
 from megatron_cpt.config.source_checks import phase_faults, share_faults, source_faults
-from megatron_cpt.config.units import LARGEST_COUNT, nearest_multiples, profiled_steps, short_count
+from megatron_cpt.config.units import LARGEST_COUNT, counted, nearest_multiples, profiled_steps, short_count
 
 
 def config_faults(config: RunConfig, world_size: int | None = None) -> list[Fault]:
@@ -188,10 +188,11 @@ def best_warnings(config: RunConfig, first_step: int = 0) -> Iterator[str]:
     known = saved & evaluated
     if known == saved:
         return
+    of_evaluations = f" (every {evaluations} steps)" if evaluations is not None else ""
     told = (
-        f"checkpoint.keep_best = {best}: {_counted(saved, 'save')} (every {saves} steps) and "
-        f"{_counted(evaluated, 'evaluation')}{f' (every {evaluations} steps)' if evaluations is not None else ''} have "
-        f"{_counted(known, 'step')} in common; only there a checkpoint can be the best."
+        f"checkpoint.keep_best = {best}: {counted(len(saved), 'save')} (every {saves} steps) and "
+        f"{counted(len(evaluated), 'evaluation')}{of_evaluations} have "
+        f"{counted(len(known), 'step')} in common; only there a checkpoint can be the best."
     )
     if evaluations is None:
         yield f"{told} Set `every` of its eval_interval to a multiple of `checkpoint.save_interval`."
@@ -401,8 +402,3 @@ def _piece_faults(config: RunConfig) -> Iterator[Fault]:
             rule = f"it is not reached by the run of {config.total_tokens} tokens."
             yield Fault(shown, rule, "Move it to the front, or train longer.")
         before = place
-
-
-def _counted(things: Sized, noun: str) -> str:
-    """How many things there are, in words."""
-    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"

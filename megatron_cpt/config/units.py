@@ -142,6 +142,11 @@ def nearest_multiples(number: int, factor: int) -> str:
     return f"{below} and {below + factor}" if below else f"{factor} and {2 * factor}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: `1 run`, `2,000 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short_count(count: float, zeros: bool = True) -> str:
     """Three significant digits and a suffix: `999`, `1.23K`, `5.00B`; without zeros at the end `5B`."""
     scaled, suffixes = float(count), ["", "K", "M", "B", "T"]

@@ -6,7 +6,7 @@ An arm is a set of runs that differ only in seed. Differences between arms are j
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, takewhile
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 from scipy.special import stdtr
 
-from megatron_cpt.gap.curves import LossCurve
+from megatron_cpt.config.units import short_count
+from megatron_cpt.gap.curves import LossCurve, is_unknown
 from megatron_cpt.gap.figures import (
     FAMILY_WISE_LEVEL,
     GapFigures,
@@ -23,6 +24,7 @@ from megatron_cpt.gap.figures import (
     family_wise_p_value,
     paired_standard_error,
     rises,
+    without_baseline,
 )
 
 _SAME_START = 1e-3
@@ -47,10 +49,14 @@ class SplitRise:
 
 @dataclass(frozen=True)
 class ControlSplit:
-    """One set of one run beside its control. Only evaluations that both have are used."""
+    """One set of one run beside its control. Only evaluations that both have, with finite losses, are used."""
 
     missing: str | None
     """Why there is no split; None where there is."""
+    remedy: str | None = None
+    """What to do about it; None where there is a split."""
+    final_refusal: bool = False
+    """Whether later evaluations of both runs cannot give a split either."""
     evaluations: int = 0
     """Evaluations that both have, the baseline included."""
     depth: SplitRise | None = None
@@ -67,12 +73,16 @@ class ControlSplit:
 
 def control_split(curve: LossCurve, control: LossCurve | None) -> ControlSplit:
     """The split of a run's rise on one set; `control` is the control's curve of the same set."""
-    missing = _not_comparable(curve, control)
-    if missing is not None or control is None:
-        return ControlSplit(missing)
+    if control is None:
+        return _refused("not evaluated in the control", "Give the control the same validation sets.")
+    refusal = _refusal(curve, control)
+    if refusal is not None:
+        return refusal
+    curve, control = curve.finite(), control.finite()
     _, ours, theirs = np.intersect1d(curve.tokens, control.tokens, return_indices=True)
     if len(ours) < 2:
-        return ControlSplit("the control has no evaluation at the same tokens")
+        rule = "the control has no finite loss at the same tokens since the first update"
+        return ControlSplit(rule, "Give both runs the same steps, batch size and validation.eval_interval.")
     rise, rewarming = rises(curve)[ours], rises(control)[theirs]
     shift = rise - rewarming
     errors, p_value = np.full(len(shift), np.nan), None
@@ -100,18 +110,24 @@ def control_split(curve: LossCurve, control: LossCurve | None) -> ControlSplit:
     )
 
 
-def _not_comparable(curve: LossCurve, control: LossCurve | None) -> str | None:
-    if control is None:
-        return "not evaluated in the control"
+def _refusal(curve: LossCurve, control: LossCurve) -> ControlSplit | None:
+    """Why a curve can never be split by a control; None where it can."""
     if curve.identity != control.identity:
-        return "other sequences in the control"
-    if not curve.has_baseline or not control.has_baseline:
-        return "not evaluated before the first update, so there is no baseline"
-    if not (np.isfinite(curve.losses).all() and np.isfinite(control.losses).all()):
-        return "a loss is not finite"
+        unknown = is_unknown(curve) or is_unknown(control)
+        rule = "its sequences are not known to be those of the control" if unknown else "other sequences in the control"
+        return _refused(rule, "Name a control with the same files, sequence length and tokenizer for the set.")
+    for whose, one in (("the run", curve), ("the control", control)):
+        if (without := without_baseline(one)) is not None:
+            return _refused(f"{whose} {without}", "Name runs that evaluated the set before their first update.")
     if abs(curve.losses[0] - control.losses[0]) > _SAME_START:
-        return "the control started from another model: its loss before the first update is another"
+        losses = f"{control.losses[0]:.4f} nats per token, not {curve.losses[0]:.4f}"
+        rule = f"the control started from another model: its loss before the first update is {losses}"
+        return _refused(rule, "Name a control that started from the run's checkpoint.")
     return None
+
+
+def _refused(rule: str, remedy: str) -> ControlSplit:
+    return ControlSplit(rule, remedy, final_refusal=True)
 
 
 def _paired(curve: LossCurve, control: LossCurve) -> bool:
@@ -159,7 +175,7 @@ class ArmSet:
     identity: str
     """Of the sequences, in the first run."""
     missing: str | None
-    """Why there are no figures; None where there are."""
+    """Why the runs are not averaged; None where they are."""
     figures: dict[str, Spread]
     """By name, those of AVERAGED; empty where `missing`."""
     recovery: dict[str, int]
@@ -233,15 +249,16 @@ def _recipe(config: str | None) -> tuple[Any, int | None]:
 
 
 def _arm_sets(members: Sequence[MeasuredRun]) -> dict[str, ArmSet]:
-    found: dict[str, list[tuple[LossCurve, GapFigures]]] = {}
+    found: dict[str, dict[str, tuple[LossCurve, GapFigures]]] = {}
     for run in members:
         for curve, figures in run.sets:
-            found.setdefault(curve.name, []).append((curve, figures))
-    return {name: _arm_set(curves, len(members)) for name, curves in found.items()}
+            found.setdefault(curve.name, {})[run.name] = curve, figures
+    return {name: _arm_set(curves, [run.name for run in members]) for name, curves in found.items()}
 
 
-def _arm_set(curves: Sequence[tuple[LossCurve, GapFigures]], members: int) -> ArmSet:
-    first, figures = curves[0][0], [item for _, item in curves]
+def _arm_set(curves: Mapping[str, tuple[LossCurve, GapFigures]], members: Sequence[str]) -> ArmSet:
+    """One set, from its curves by run."""
+    first, figures = next(iter(curves.values()))[0], [item for _, item in curves.values()]
     missing = _missing(curves, members)
     if missing is not None:
         return ArmSet(first.role, first.identity, missing, {}, {})
@@ -250,19 +267,22 @@ def _arm_set(curves: Sequence[tuple[LossCurve, GapFigures]], members: int) -> Ar
     return ArmSet(first.role, first.identity, None, spreads, recovery)
 
 
-def _missing(curves: Sequence[tuple[LossCurve, GapFigures]], members: int) -> str | None:
+def _missing(curves: Mapping[str, tuple[LossCurve, GapFigures]], members: Sequence[str]) -> str | None:
     """Why the runs of an arm cannot be averaged on a set, or None."""
-    if len(curves) < members:
-        return "not evaluated in every run"
-    if len({curve.identity for curve, _ in curves}) > 1:
-        return "other sequences in some runs"
-    for _, figures in curves:
+    if without := [run for run in members if run not in curves]:
+        return f"not evaluated in {', '.join(without)}"
+    (name, (first, _)), *_ = curves.items()
+    if others := [run for run, (curve, _) in curves.items() if curve.identity != first.identity]:
+        return f"other sequences in {', '.join(others)} than in {name}"
+    for run, (_, figures) in curves.items():
         if figures.missing is not None:
-            return figures.missing
+            return figures.missing if len(members) == 1 else f"{run}: {figures.missing}"
+        if figures.not_finite is not None:
+            return f"{run}: the loss is not finite at {figures.not_finite}"
         if figures.changed_tokens is not None:
-            return "changed during a run"
-    if len({tuple(curve.tokens.tolist()) for curve, _ in curves}) > 1:
-        return "not evaluated at the same steps in every run (some may still go on)"
+            return f"{run}: changed at {short_count(figures.changed_tokens, zeros=False)} tokens"
+    if others := [run for run, (curve, _) in curves.items() if not np.array_equal(curve.tokens, first.tokens)]:
+        return f"not evaluated at the same steps in {', '.join(others)} as in {name} (some may still go on)"
     return None
 
 

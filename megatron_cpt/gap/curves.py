@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_cpt.config.errors import BadInput, Fault, IntegrityFault, refuse
+from megatron_cpt.config.units import short_count
 from megatron_cpt.runs.foreign_logs import read_csv_rows, read_scalars
 
 NATS = "nats per token"
@@ -46,11 +47,36 @@ class LossCurve:
     """Of the losses: NATS or WRONG."""
     later: "LossCurve | None" = None
     """The evaluations on other sequences, or with other labels, since the set was changed. None: it was not."""
+    first_step: int = 0
+    """The step of the baseline as the records or the log count it; `steps` is counted from it."""
 
     @property
     def has_baseline(self) -> bool:
         """Whether the set was evaluated before the first update."""
         return bool(self.steps[0] == 0)
+
+    @property
+    def is_finite(self) -> np.ndarray:
+        """bool [evaluations]: whether the loss is finite."""
+        return np.isfinite(self.losses)
+
+    def finite(self) -> "LossCurve":
+        """The evaluations whose loss is finite."""
+        kept = self.is_finite
+        nats = None if self.sequence_nats is None else self.sequence_nats[kept]
+        return replace(
+            self, steps=self.steps[kept], tokens=self.tokens[kept], losses=self.losses[kept], sequence_nats=nats
+        )
+
+    def places(self, chosen: np.ndarray) -> str:
+        """Where some evaluations were, in words: `steps 10 and 20`, or `5K tokens` of a log that counts no steps.
+
+        `chosen`: bool [evaluations], one of them at least true.
+        """
+        if np.array_equal(self.steps, self.tokens) and self.tokens[-1] > 0:
+            return f"{_listed_counts([short_count(count, zeros=False) for count in self.tokens[chosen]])} tokens"
+        steps = [f"{step + self.first_step:,}" for step in self.steps[chosen].tolist()]
+        return f"{'step' if len(steps) == 1 else 'steps'} {_listed_counts(steps)}"
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
@@ -109,7 +135,15 @@ def _curve(name: str, records: Sequence[Mapping[str, Any]], beginning: Mapping[s
         sequence_nats=sequence_nats,
         sequence_tokens=sequence_tokens,
         later=_curve(name, others, start) if others else None,
+        first_step=start["step"],
     )
+
+
+def _listed_counts(counts: Sequence[str]) -> str:
+    """`1`, `1 and 2`, `1, 2 and 3`; of more than six the first and the last, with their number."""
+    if len(counts) > _MOST_PLACES:
+        return f"{counts[0]} to {counts[-1]} ({len(counts)} evaluations)"
+    return " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
 
 
 def _sequences(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -127,6 +161,9 @@ def _sequences(name: str, evaluations: Sequence[Mapping[str, Any]]) -> tuple[np.
     nats = np.array([evaluation["sequence_nats"] for evaluation in evaluations], dtype=np.float64)
     return nats, np.array(counts[0], dtype=np.int64)
 
+
+_MOST_PLACES = 6
+"""Evaluations that are named one by one."""
 
 _ACCURACY = re.compile(r"(?<![a-z])acc(uracy)?(?![a-z])", re.IGNORECASE)
 """Names of columns and tags that hold accuracies: `acc`, `val_accuracy`, `acc,none`."""
@@ -164,6 +201,15 @@ class ForeignSettings:
     """Tokens of one step; needed where a log counts steps alone."""
     start_step: int = 0
     """The step at which continual pretraining began: the baseline. Earlier evaluations are passed over."""
+
+
+_UNKNOWN = "unknown: "
+"""How the identity begins of sequences that no record describes."""
+
+
+def is_unknown(curve: LossCurve) -> bool:
+    """Whether nothing is known of a curve's sequences: it is of a log of another system."""
+    return curve.identity.startswith(_UNKNOWN)
 
 
 def is_foreign(path: Path) -> bool:
@@ -312,7 +358,8 @@ def _curve_of_steps(path: Path, chosen: MappedSet, evaluations: LossBySteps, set
         remedy = "Give --tokens-per-step, the global batch size times the sequence length."
         raise BadInput(Fault(f"{path}: {chosen.column}", "is logged by steps, and gaps are in tokens.", remedy))
     kept = {step - settings.start_step: loss for step, loss in evaluations.items() if step >= settings.start_step}
-    return _mapped_curve(path, chosen, kept, evaluations, settings.tokens_per_step)
+    curve = _mapped_curve(path, chosen, kept, evaluations, settings.tokens_per_step)
+    return replace(curve, first_step=settings.start_step)
 
 
 def _mapped_curve(
@@ -332,7 +379,7 @@ def _mapped_curve(
     return LossCurve(
         name=chosen.name,
         role=chosen.role,
-        identity=f"unknown: {chosen.column} of {path}",
+        identity=f"{_UNKNOWN}{chosen.column} of {path}",
         steps=steps,
         tokens=steps * tokens_per_step,
         losses=np.where(np.isfinite(losses), losses, np.nan),

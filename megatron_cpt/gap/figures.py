@@ -23,24 +23,19 @@ class RunningGap:
         self._records: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The figures of the record's set up to it, by name.
+        """The figures of the record's set up to it, by name; of earlier losses that are not finite as in `gap_figures`.
 
-        None without a baseline on its sequences, or where a loss is not finite.
+        None without a baseline on its sequences, or where its own loss is not finite.
         """
         evaluations = self._records.setdefault(record["set"], [])
         evaluations.append({name: record[name] for name in KEPT} | {"baseline": record.get("baseline")})
         (curve,) = loss_curves(evaluations)
-        compared = curve.has_baseline and curve.identity == record["identity"]
-        if not compared or len(curve.steps) < 2 or not np.isfinite(curve.losses).all():
+        if curve.identity != record["identity"] or not curve.is_finite[-1] or _without_figures(curve) is not None:
             return {}
-        rise = rises(curve)
-        depth, final = float(rise.max()), float(rise[-1])
-        return {
-            "change": final,
-            "depth": depth,
-            "transient": depth - max(final, 0.0),
-            "area": float(np.trapezoid(np.maximum(rise, 0), curve.tokens)),
-        }
+        rise = rises(curve.finite())
+        depth, final, area = float(rise.max()), float(rise[-1]), _area(curve)
+        found = {"change": final, "depth": depth, "transient": depth - max(final, 0.0)}
+        return found if area is None else found | {"area": area}
 
 
 WINDOWS = (10, 100)
@@ -62,16 +57,17 @@ class ContinualMeasures:
 
 
 def continual_measures(curves: Sequence[LossCurve]) -> ContinualMeasures:
-    """The measures of the tasks that have accuracies."""
-    tasks = [curve for curve in curves if curve.unit == WRONG and curve.steps[-1] > 0]
+    """The measures of the tasks that have accuracies. Evaluations whose accuracy is not finite are left out."""
+    measured = [curve for curve in curves if curve.unit == WRONG and curve.is_finite.any()]
+    tasks = [curve.finite() for curve in measured if curve.finite().steps[-1] > 0]
     # Evaluations since the first update: the first evaluation is one of them where nothing was evaluated before it.
     old = [1 - curve.losses[curve.steps > 0] for curve in tasks if curve.role != "domain"]
-    new = [1 - curve.losses for curve in tasks if curve.role == "domain"]
+    last = [1 - float(curve.losses[-1]) for curve in measured if curve.role == "domain" and curve.steps[-1] > 0]
     lowest = float(np.mean([accuracy.min() for accuracy in old])) if old else None
     worst = None
-    if lowest is not None and new:
+    if lowest is not None and last and np.isfinite(last).all():
         share = 1 / (len(old) + 1)
-        worst = float(share * np.mean([accuracy[-1] for accuracy in new]) + (1 - share) * lowest)
+        worst = float(share * np.mean(last) + (1 - share) * lowest)
     spaced = [1 - curve.losses[equally_spaced(curve.tokens)] for curve in tasks]
     return ContinualMeasures(
         min_accuracy=lowest,
@@ -135,6 +131,9 @@ class GapFigures:
     """Why there are no figures; None where there are."""
     evaluations: int
     """Evaluations of the set, the baseline included."""
+    not_finite: str | None = None
+    """Where evaluations had a loss that is not finite, in words: `steps 10 and 20`. All figures leave them out; depth,
+    transient and first_rise may be too small, and `area` is None. None where all losses are finite."""
     baseline: float | None = None
     """Loss before the first update."""
     depth: float | None = None
@@ -144,7 +143,8 @@ class GapFigures:
     depth_standard_error: float | None = None
     """Paired standard error of the change at that evaluation (evaluation noise)."""
     final: float | None = None
-    """Last loss minus baseline: the forgetting that stays. Negative where the loss improved."""
+    """Last loss minus baseline: the forgetting that stays. Negative where the loss improved. None, like all that is
+    made of it, where the last loss is not finite."""
     final_tokens: int | None = None
     """Tokens at the last evaluation."""
     final_standard_error: float | None = None
@@ -194,34 +194,39 @@ def bands(standard_errors: np.ndarray) -> np.ndarray:
 
 def gap_figures(curve: LossCurve) -> GapFigures:
     """All gap figures of a curve."""
-    missing = _missing(curve)
+    missing, finite = _without_figures(curve), curve.is_finite
     changed = None if curve.later is None else int(curve.later.tokens[0])
+    not_finite = None if finite.all() else curve.places(~finite)
     if missing is not None:
-        return GapFigures(missing=missing, evaluations=len(curve.steps), changed_tokens=changed)
+        return GapFigures(missing=missing, evaluations=len(curve.steps), not_finite=not_finite, changed_tokens=changed)
     rise, errors = rises(curve), rise_standard_errors(curve)
-    peak = int(np.argmax(rise))
-    depth, final = float(rise[peak]), float(rise[-1])
-    recovery, recovery_place = find_recovery(rise, bands(errors))
-    first = _first_recovered_rise(rise, bands(errors))
-    p_value = _p_value(curve)
+    peak = int(np.argmax(np.where(finite, rise, -np.inf)))
+    depth = float(rise[peak])
+    final = float(rise[-1]) if finite[-1] else None
+    # A loss that is not finite is above every band.
+    above = np.where(finite, rise, np.inf)
+    recovery, recovery_place = find_recovery(above, bands(errors))
+    first = _first_recovered_rise(above, bands(errors))
+    p_value = _p_value(curve.finite())
     return GapFigures(
         missing=None,
         evaluations=len(rise),
+        not_finite=not_finite,
         baseline=float(curve.losses[0]),
         depth=depth,
         depth_tokens=int(curve.tokens[peak]),
         depth_standard_error=_number(errors[peak]) if peak > 0 else None,
         final=final,
-        final_tokens=int(curve.tokens[-1]),
-        final_standard_error=_number(errors[-1]),
-        improvement=-final,
-        transient=depth - max(final, 0.0),
+        final_tokens=None if final is None else int(curve.tokens[-1]),
+        final_standard_error=None if final is None else _number(errors[-1]),
+        improvement=None if final is None else -final,
+        transient=None if final is None else depth - max(final, 0.0),
         recovery=recovery,
         recovery_tokens=None if recovery_place is None else int(curve.tokens[recovery_place]),
         first_rise=None if first is None else float(rise[first[0]]),
         first_rise_tokens=None if first is None else int(curve.tokens[first[0]]),
         first_rise_recovery_tokens=None if first is None else int(curve.tokens[first[1]]),
-        area=float(np.trapezoid(np.maximum(rise, 0), curve.tokens)),
+        area=_area(curve),
         p_value=p_value,
         significant=None if p_value is None else p_value <= FAMILY_WISE_LEVEL,
         changed_tokens=changed,
@@ -232,9 +237,10 @@ def find_recovery(rise: np.ndarray, band: np.ndarray) -> tuple[Recovery, int | N
     """Whether a rise came back, and the evaluation at which it did.
 
     `rise`, `band` [evaluations] in nats per token. It is the first after the peak from which two evaluations running
-    are within the band or below the baseline; one evaluation alone, even the last, is no recovery.
+    are within the band or below the baseline; one evaluation alone, even the last, is no recovery. A rise of inf is the
+    peak, the last of several.
     """
-    peak = int(np.argmax(rise))
+    peak = max([int(np.argmax(rise)), *np.flatnonzero(np.isposinf(rise)).tolist()])
     if not (rise > band).any():
         return Recovery.NOT_NEEDED, None
     inside = rise <= band
@@ -247,7 +253,8 @@ def find_recovery(rise: np.ndarray, band: np.ndarray) -> tuple[Recovery, int | N
 def _first_recovered_rise(rise: np.ndarray, band: np.ndarray) -> tuple[int, int] | None:
     """Evaluations of the peak and of the end of the first rise that came back; None where none did.
 
-    It begins with the first evaluation above the band and ends with the first of two evaluations running within it.
+    It begins with the first evaluation above the band and ends with the first of two evaluations running within it. Its
+    peak is the largest finite one; without any it has no height, and None is returned.
     """
     inside = rise <= band
     if inside.all():
@@ -255,18 +262,36 @@ def _first_recovered_rise(rise: np.ndarray, band: np.ndarray) -> tuple[int, int]
     begin = int(np.argmin(inside))
     for place in range(begin + 1, len(rise) - 1):
         if inside[place] and inside[place + 1]:
-            return begin + int(np.argmax(rise[begin:place])), place
+            heights = np.where(np.isposinf(rise[begin:place]), -np.inf, rise[begin:place])
+            peak = begin + int(np.argmax(heights))
+            return (peak, place) if np.isfinite(rise[peak]) else None
     return None
 
 
-def _missing(curve: LossCurve) -> str | None:
+def without_baseline(curve: LossCurve) -> str | None:
+    """Why a curve has no baseline; None where it has one."""
+    first = curve.places(np.arange(len(curve.steps)) == 0)
     if not curve.has_baseline:
-        return "not evaluated before the first update on these sequences, so there is no baseline"
+        return f"has no baseline: not evaluated before the first update on these sequences, but first at {first}"
+    if not curve.is_finite[0]:
+        return f"has no baseline: the loss before the first update ({first}) is not finite"
+    return None
+
+
+def _without_figures(curve: LossCurve) -> str | None:
+    """Why a curve has no figures; None where it has."""
+    if (reason := without_baseline(curve)) is not None:
+        return reason
     if len(curve.steps) < 2:
         return "not evaluated since the first update"
-    if not np.isfinite(curve.losses).all():
-        return "a loss is not finite"
+    if not curve.is_finite[1:].any():
+        return f"has no finite loss since the first update: none at {curve.places(~curve.is_finite)}"
     return None
+
+
+def _area(curve: LossCurve) -> float | None:
+    """The integral of the positive rise over tokens; None where a loss is not finite."""
+    return float(np.trapezoid(np.maximum(rises(curve), 0), curve.tokens)) if curve.is_finite.all() else None
 
 
 def _p_value(curve: LossCurve) -> float | None:

@@ -11,6 +11,7 @@ from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, continual_measu
 
 _UNITS = {
     "baseline, depth, final, improvement, transient, first_rise, *_standard_error": "nats per token",
+    "not_finite": "evaluations whose loss is not finite, which no figure uses; `area` is null then",
     "*_tokens": "tokens trained since the start of the run",
     "area": "nats per token times tokens trained",
     "tasks.*": "as of a set; with unit `share of questions answered wrongly` the figures are of 1 - accuracy",
@@ -92,17 +93,23 @@ def end_words(ended: bool) -> str:
 
 
 def _set_summary(name: str, role: str, figures: GapFigures, ended: bool) -> str:
-    if figures.depth is None or figures.improvement is None or figures.transient is None:
+    if figures.depth is None:
         return f"{name} {figures.missing}"
     if figures.changed_tokens is not None:
         alike = replace(figures, changed_tokens=None)
         return f"{_set_summary(name, role, alike, ended)} ({changed_words(figures.changed_tokens)})"
+    if figures.not_finite is not None:
+        alike = replace(figures, not_finite=None)
+        return f"{_set_summary(name, role, alike, ended)} ({not_finite_words(figures.not_finite)})"
+    if figures.improvement is None or figures.transient is None:
+        rose = f"rose {figures.depth:.3f} nats at {count_words(figures.depth_tokens)} tokens"
+        return f"{name} {'did not rise' if is_flat(figures) else rose}, {NO_LAST_LOSS}"
     if role == "domain":
         verb = "gained" if figures.improvement >= 0 else "lost"
         return f"{name} {verb} {abs(figures.improvement):.3f} nats"
-    if figures.recovery is Recovery.NOT_NEEDED and is_better(figures):
+    if is_flat(figures) and is_better(figures):
         return f"{name} improved {figures.improvement:.3f} nats, {recovery_words(figures)}"
-    if figures.recovery is Recovery.NOT_NEEDED:
+    if is_flat(figures):
         return f"{name} stayed at its baseline (largest rise {figures.depth:.3f} nats)"
     doubt = " (within evaluation noise)" if figures.significant is False else ""
     return (
@@ -110,6 +117,20 @@ def _set_summary(name: str, role: str, figures: GapFigures, ended: bool) -> str:
         f"{figures.transient:.3f} of it transient, {recovery_words(figures)}, "
         f"{-figures.improvement:+.3f} {end_words(ended)}{first_rise_words(figures)}"
     )
+
+
+NO_LAST_LOSS = "its last loss is not finite"
+"""What is said in place of figures at the end."""
+
+
+def not_finite_words(places: str) -> str:
+    """That losses are not finite: `not finite at step 10, which is not in these figures`."""
+    return f"not finite at {places}, not in these figures"
+
+
+def is_flat(figures: GapFigures) -> bool:
+    """Whether no finite loss was further above the baseline than one at its baseline may be."""
+    return figures.recovery is Recovery.NOT_NEEDED or (figures.depth is not None and figures.depth <= BAND)
 
 
 def is_better(figures: GapFigures) -> bool:

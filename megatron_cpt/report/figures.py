@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from megatron_cpt.gap.curves import LossCurve
-from megatron_cpt.gap.figures import BAND, GapFigures, Recovery, rise_standard_errors, rises
-from megatron_cpt.gap.summary import count_words
+from megatron_cpt.gap.figures import BAND, GapFigures, rise_standard_errors, rises
+from megatron_cpt.gap.summary import count_words, is_flat
 from megatron_cpt.report.figure_data import add_column, group_attributes, line_of, part_of
 from megatron_cpt.report.read import ReportedRun
 from megatron_cpt.scaling_law.curves import Curve
@@ -153,9 +153,9 @@ def _draw_baselines(axes: Axes, curves: Sequence[RunCurve]) -> None:
 def _mark_gap(axes: Axes, item: RunCurve) -> None:
     """A ring at the peak with its height, a dot where the loss was back. Nothing where it never left."""
     gap = item.gap
-    if gap.recovery is None or gap.recovery is Recovery.NOT_NEEDED:
+    if gap.recovery is None or is_flat(gap):
         return
-    top = int(np.argmax(item.curve.losses))
+    top = int(np.nanargmax(item.curve.losses))
     tokens, peak = item.curve.tokens[top], item.curve.losses[top]
     axes.plot([tokens], [peak], marker="o", markersize=7, markerfacecolor=LIGHT["paper"],
               markeredgecolor=item.colour, markeredgewidth=1.8, zorder=5, gid=part_of(item.index))  # fmt: skip

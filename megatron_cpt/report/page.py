@@ -9,8 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from megatron_cpt.gap.curves import WRONG
-from megatron_cpt.gap.figures import GapFigures, Recovery
-from megatron_cpt.gap.summary import changed_words, count_words, end_words, first_rise_words, is_better, recovery_words
+from megatron_cpt.gap.figures import GapFigures
+from megatron_cpt.gap.summary import (
+    NO_LAST_LOSS,
+    changed_words,
+    count_words,
+    end_words,
+    first_rise_words,
+    is_better,
+    is_flat,
+    not_finite_words,
+    recovery_words,
+)
 from megatron_cpt.planning.run_file import distinct_names
 from megatron_cpt.report.figure_data import figure_csv
 from megatron_cpt.report.figures import (
@@ -137,13 +147,15 @@ def _card(index: int, run: ReportedRun) -> str:
 
 def _card_set(role: str, name: str, gap: GapFigures, ended: bool) -> str:
     when = end_words(ended)
-    if gap.depth is None or gap.final is None or gap.transient is None:
+    if gap.depth is None:
         words = f'<span class="missing">{escape(gap.missing or "not recorded")}</span>'
+    elif gap.final is None or gap.transient is None:
+        words = f'<span class="figure-number">+{gap.depth:.3f}</span> nats per token at worst, {NO_LAST_LOSS}'
     elif role == "domain":
         change = f"{gap.final:+.3f}".replace("-", MINUS)
         better = "better" if gap.final < 0 else "worse"
         words = f'<span class="figure-number">{change}</span> nats per token, {better} {when}'
-    elif gap.recovery is Recovery.NOT_NEEDED:
+    elif is_flat(gap):
         change = f"{gap.final:+.3f}".replace("-", MINUS)
         better = f"better {when}" if is_better(gap) else when
         words = f'<span class="figure-number">{change}</span> nats per token, {better}; {recovery_words(gap)}'
@@ -155,6 +167,8 @@ def _card_set(role: str, name: str, gap: GapFigures, ended: bool) -> str:
             f'<span class="figure-number">{end}</span> {when}; {gap.transient:.3f} of the rise transient, '
             f"{recovery_words(gap)}{first_rise_words(gap)}"
         )
+    if gap.not_finite is not None and gap.missing is None:
+        words += f'; <span class="missing">{not_finite_words(gap.not_finite)}</span>'
     if gap.changed_tokens is not None:
         words += f'; <span class="missing">{changed_words(gap.changed_tokens)}</span>'
     return f"<div><dt>{escape(set_title(role, name))}</dt><dd>{words}</dd></div>"

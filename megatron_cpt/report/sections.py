@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_cpt.config.errors import BadInput
+from megatron_cpt.config.errors import BadInput, Fault
 from megatron_cpt.gap.curves import WRONG
 from megatron_cpt.gap.figures import ContinualMeasures, GapFigures, continual_measures
 from megatron_cpt.gap.summary import count_words, recovery_words
@@ -38,6 +38,7 @@ from megatron_cpt.report.training_figures import (
 from megatron_cpt.scaling_law.curves import Curve
 from megatron_cpt.scaling_law.fit import Fit
 from megatron_cpt.scaling_law.forecast import Forecast, forecast, law_of_run, planned_curve
+from megatron_cpt.scaling_law.laws import Law
 
 _MOST_EVENTS = 200
 """Events of a run that are listed; of more, the last ones."""
@@ -239,15 +240,20 @@ def forecasts_of(runs: Sequence[ReportedRun], fits: Mapping[str, Fit]) -> dict[s
     """
     found = {}
     for run in runs:
-        if run.status is None or run.status.state == "done" or not run.validation:
-            continue
         try:
-            law = law_of_run(run.folder)
-            curves = [planned_curve(run.folder, curve.name) for curve, _ in run.validation]
+            law, curves = forecast_inputs(run)
         except BadInput:
             continue
         found[run.name] = [(curve, forecast(law, curve, fits.get(curve.name))) for curve in curves]
     return found
+
+
+def forecast_inputs(run: ReportedRun) -> tuple[Law, list[Curve]]:
+    """The law of a run and the curves of its sets. Raises BadInput where the rest of the run is not known or over."""
+    if run.status is None or run.status.state == "done" or not run.validation:
+        rule = "is at its end." if run.validation else "has no validation set."
+        raise BadInput(Fault(str(run.folder), rule, "Leave --law out, or give a run that goes on."))
+    return law_of_run(run.folder), [planned_curve(run.folder, curve.name) for curve, _ in run.validation]
 
 
 def forecast_line(curve: Curve, forecast: Forecast) -> str:
@@ -305,7 +311,7 @@ def contamination_section(runs: Sequence[ReportedRun]) -> Section:
         "Contamination",
         "Documents of a training source that share 13 words running with a task's question and choice, or with a "
         "validation set, as prepare --decontaminate counted them.",
-        _named(runs, rows_of) + "".join(parts),
+        _named(runs) + "".join(parts),
     )
 
 
@@ -314,15 +320,19 @@ def _rows(plan: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def _named(runs: Sequence[ReportedRun], rows_of: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+def _named(runs: Sequence[ReportedRun]) -> str:
     """A warning that names what a run has read of its own evaluation."""
     warnings = []
-    for run, rows in zip(runs, rows_of, strict=True):
-        names = dict.fromkeys(str(row.get("name")) for row in rows if row.get("documents_kept"))
-        if names:
+    for run in runs:
+        if names := overlapped_names(run):
             words = escape(f"{run.name} trains on documents that overlap {', '.join(names)}.")
             warnings.append(f'<p class="warning">{words}</p>')
     return "".join(warnings)
+
+
+def overlapped_names(run: ReportedRun) -> list[str]:
+    """The tasks and validation sets that documents of the run's sources overlap, by its plan."""
+    return list(dict.fromkeys(str(row.get("name")) for row in _rows(run.plan) if row.get("documents_kept")))
 
 
 def _row(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_cpt.gap.compare import Arm, ArmDifference, ArmSet, ControlSplit, SplitRise, Spread
 from megatron_cpt.gap.figures import FLIPS, GapFigures, Recovery
-from megatron_cpt.gap.summary import changed_words, count_words
+from megatron_cpt.gap.summary import changed_words, count_words, not_finite_words
 from megatron_cpt.report.figures import RunCurve, set_title
 from megatron_cpt.report.html import MISSING
 from megatron_cpt.report.read import ReportedRun, TrainingHistory
@@ -212,6 +212,8 @@ def plan_tables(plan: Mapping[str, Any]) -> str:
 
 def _gap_row(run: str, gap: GapFigures) -> str:
     changed = "" if gap.changed_tokens is None else f"<small>{changed_words(gap.changed_tokens)}</small>"
+    if gap.not_finite is not None and gap.missing is None:
+        changed += f"<small>{not_finite_words(gap.not_finite)}</small>"
     name = f"<td class='words'>{escape(run)}{changed}</td>"
     if gap.missing is not None:
         return f"<tr>{name}<td colspan='{len(_GAP_COLUMNS)}' class='words missing'>{escape(gap.missing)}</td></tr>"
@@ -220,7 +222,7 @@ def _gap_row(run: str, gap: GapFigures) -> str:
         with_error(gap.depth, gap.depth_standard_error),
         count_words(gap.depth_tokens),
         number(gap.transient, "{:.4f}"),
-        "none" if gap.first_rise is None else number(gap.first_rise, "{:+.4f}"),
+        "none" if gap.first_rise is None and gap.not_finite is None else number(gap.first_rise, "{:+.4f}"),
         with_error(gap.final, gap.final_standard_error),
         _recovery(gap),
         count_words(gap.area),

@@ -23,6 +23,7 @@ from megatron_cpt.config.errors import BadInput, Fault, refuse
 from megatron_cpt.config.load import dump_config, load_config, read_yaml
 from megatron_cpt.config.schedule import ANNEALING_DECAY
 from megatron_cpt.config.schema import RunConfig, name_faults
+from megatron_cpt.config.units import counted
 from megatron_cpt.runs.folder import FULL, refuse_to_replace, write_durably
 
 _KEYS = {"config", "folder", "arms", "grid", "seeds", "nproc"}
@@ -307,7 +308,7 @@ def script_text(configs: Sequence[Path], nproc: int) -> str:
     return f"""#!/bin/bash
 #SBATCH --array=0-{len(configs) - 1}
 #SBATCH --requeue
-# {len(configs)} runs, from the folder that the sweep was written in: `bash {SCRIPT}` here, `sbatch {SCRIPT}`
+# {counted(len(configs), "run")}, from the folder that the sweep was written in: `bash {SCRIPT}` here, `sbatch {SCRIPT}`
 # on Slurm (add partition, GPUs and time). Called again it goes on with what is not done.
 configs=(
 {listed}

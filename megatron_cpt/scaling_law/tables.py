@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from megatron_cpt.config.errors import BadInput, Fault, refuse
+from megatron_cpt.config.units import counted
 from megatron_cpt.runs.folder import RunFolder, proved, read_json_object
 from megatron_cpt.runs.foreign_logs import read_csv_rows
 from megatron_cpt.runs.records import read_records
@@ -438,7 +439,7 @@ def critical_shares(table: Table, tolerance: float = TOLERANCE) -> Table:
             last = crossing[-1]
             found.append((count, float(np.interp(0.0, over[last : last + 2], shares[last : last + 2]))))
     if len(found) < 3:
-        rule = f"{len(found)} numbers of tokens have a critical share between those that were run."
+        rule = f"a critical share between those that were run is there for {counted(len(found), 'number')} of tokens."
         raise BadInput(Fault(table.name, rule, "Run lengths and ratios about it: three numbers of tokens are needed."))
     lengths, critical = np.array(found).T
     return Table(table.name, critical, np.full(len(found), np.nan), {"tokens": lengths},

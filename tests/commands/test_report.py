@@ -1,6 +1,7 @@
 """`megatron-cpt report`."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -194,3 +195,110 @@ def test_a_watched_run_without_records_is_waited_for(
     for folder in (run.path, tmp_path):
         with pytest.raises(BadInput, match="is a run folder without records"):
             report.main([str(folder), "--watch", "7"])
+
+
+Losses = Mapping[int, float | None]
+
+
+def measured(
+    folder: Path, sets: Mapping[str, Losses], identity: str = "", state: str = "done", peak: float = 1e-3
+) -> str:
+    """A run folder of validation losses by set and step, 100 tokens a step, 8 sequences of 10 tokens each."""
+    folder.mkdir()
+    lines = [{"kind": "train", "step": 1, "tokens": 100, "loss": 4.0, "learning_rate": peak}]
+    for name, losses in sets.items():
+        for step, loss in losses.items():
+            nats = [None if loss is None else 10 * loss + place % 2 / 1e3 * step for place in range(8)]
+            lines.append({
+                "kind": "validation", "step": step, "tokens": 100 * step, "set": name, "role": "general",
+                "identity": identity + name, "loss": loss, "sequence_nats": nats, "sequence_tokens": [10] * 8,
+            })  # fmt: skip
+    (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    write_status(folder / "status.json", Status(state, 0, None, 5, 500))
+    return str(folder)
+
+
+RISE = {0: 4.0, 1: 4.3, 2: 4.5, 3: 4.1, 4: 4.0, 5: 4.0}
+
+
+def test_a_control_that_splits_nothing_is_refused_with_the_reason_and_nothing_is_written(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", {"general": RISE, "code": RISE})
+    others = measured(tmp_path / "others", {"general": RISE}, identity="other ")
+    with pytest.raises(BadInput) as refused:
+        report.main([run, "--control", others, "--output", str(tmp_path / "out")])
+    assert [str(fault) for fault in refused.value.faults] == [
+        f"--control {others}: set general of run cannot be split: other sequences in the control. Name a control with "
+        "the same files, sequence length and tokenizer for the set.",
+        f"--control {others}: set code of run cannot be split: not evaluated in the control. Give the control the same "
+        "validation sets.",
+    ]
+    assert not (tmp_path / "out").exists()
+    base = measured(tmp_path / "base", {"general": {step: loss + 0.2 for step, loss in RISE.items()}})
+    with pytest.raises(BadInput, match=r"another model: .* is 4\.2\d* nats per token, not 4\.0\d*\. Name a control"):
+        report.main([run, "--control", base, "--output", str(tmp_path / "out")])
+
+
+def test_a_control_is_told_on_the_terminal_set_by_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = measured(tmp_path / "run", {"general": RISE, "code": RISE})
+    low = {step: 4.0 + (loss - 4.0) / 5 for step, loss in RISE.items()}
+    control = measured(tmp_path / "control", {"general": low}, peak=2e-3)
+    assert report.main([run, "--control", control, "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2].startswith("  beside control control: general rose 0.500 nats at 200 tokens: re-warming +0.100, ")
+    assert printed[-2:] == [
+        "note: control control: set code of run is not split: not evaluated in the control. Give the control the same "
+        "validation sets.",
+        "note: control control: its learning rate at 100 tokens is 0.002, that of run 0.001: its rise is not the "
+        "re-warming of that run. Name a control with the same schedule.",
+    ]
+    # What is still to come is waited for: the control goes on, and has no evaluation but the first.
+    begun = measured(tmp_path / "begun", {"general": {0: 4.0}}, state="running")
+    assert report.main([run, "--control", begun, "--output", str(tmp_path / "later")]) == 0
+    assert "set general of run is not split: the control has no finite loss at the same" in capsys.readouterr().out
+
+
+def test_runs_with_other_sequences_are_said_not_to_be_comparable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [measured(tmp_path / "a", {"general": RISE}), measured(tmp_path / "b", {"general": RISE}, identity="other ")]
+    log = tmp_path / "old.csv"
+    log.write_text("tokens,loss\n0,4.0\n100,4.5\n200,4.0\n")
+    for seed, run in enumerate(runs):
+        (Path(run) / "config.yaml").write_text(f"run: {{seed: {seed}}}\n")
+    assert report.main([*runs, "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "note: set general: other sequences in b than in a: losses are not comparable between them. Compare runs that "
+        "evaluated the same files with one sequence length and tokenizer.",
+        "note: arm a + b: set general is not averaged: other sequences in b than in a. Report the arm without such "
+        "runs, or once all have ended.",
+    ]
+    assert report.main([runs[0], str(log), "--output", str(tmp_path / "logs")]) == 0
+    assert "not known whether old.csv and a evaluated the same sequences" in capsys.readouterr().out
+    assert report.main([runs[0], "--output", str(tmp_path / "one")]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step_and_leaves_the_other_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = measured(tmp_path / "run", {"general": RISE | {3: None}, "old": RISE | {5: None}, "new": RISE | {0: None}})
+    assert report.main([run, "--figures", str(tmp_path / "figures")]) == 0
+    line, *notes = capsys.readouterr().out.splitlines()[2:]
+    assert line.split("; ") == [
+        "run: general rose 0.500 nats at 200 tokens, 0.500 of it transient, recovered at 400 tokens, +0.000 at the end "
+        "(not finite at step 3, not in these figures)",
+        "old rose 0.500 nats at 200 tokens, its last loss is not finite (not finite at step 5, not in these figures)",
+        "new has no baseline: the loss before the first update (step 0) is not finite",
+    ]
+    assert [note.split(". ")[0] for note in notes] == [
+        "note: run: the loss of general is not finite at step 3; the metrics leave that out, and `area` is not given",
+        "note: run: the loss of old is not finite at step 5; the metrics leave that out, and `area` is not given, nor "
+        "what needs the last loss",
+        "note: run: the loss of new is not finite at step 0",
+    ]
+    assert all("start from an earlier checkpoint" in note for note in notes)
+    figures = orjson.loads((Path(run) / "gap.json").read_bytes())["runs"][0]["sets"]
+    assert figures["general"]["depth"] == pytest.approx(0.5, abs=1e-3) and figures["general"]["area"] is None
+    assert figures["general"]["not_finite"] == "step 3" and figures["old"]["final"] is None
+    page = (Path(run) / "report.html").read_text()
+    assert page.count("not finite at step 3, not in these figures") == 2 and ">nan<" not in page.lower()

@@ -55,7 +55,10 @@ def test_runs_at_other_marks_or_on_other_sets_are_not_averaged():
     assert "same steps" in (arm.sets["general"].missing or "") and arm.sets["general"].figures == {}
     without = MeasuredRun("naive-seed5", shorter.config.replace("seed: 4", "seed: 5"), [])  # type: ignore[union-attr]
     (arm,) = group_arms([NAIVE[0], without])
-    assert arm.sets["general"].missing == "not evaluated in every run"
+    assert arm.sets["general"].missing == "not evaluated in naive-seed5"
+    broken = run("naive-seed6", 6, 1e-3, [4.0, 4.5, float("nan"), 4.3])
+    (arm,) = group_arms([NAIVE[0], broken])
+    assert arm.sets["general"].missing == "naive-seed6: the loss is not finite at step 2"
 
 
 @pytest.mark.parametrize(

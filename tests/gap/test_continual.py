@@ -23,6 +23,10 @@ def test_minimum_and_worst_case() -> None:
     assert found.worst_case_accuracy == pytest.approx(0.9 / 3 + 0.45 * 2 / 3)
     assert found.windowed_forgetting == {"10": None, "100": None}
     assert continual_measures(curves[:2]).worst_case_accuracy is None
+    # An evaluation that is not finite is left out, and is no accuracy at the end.
+    broken = [accuracy("a", "general", [0.8, 0.5, np.nan, 0.7]), accuracy("new", "domain", [0.3, np.nan, 0.9])]
+    assert continual_measures(broken).worst_case_accuracy == pytest.approx(0.9 / 2 + 0.5 / 2)
+    assert continual_measures([broken[0], accuracy("new", "domain", [0.3, np.nan])]).worst_case_accuracy is None
     assert continual_measures(curves[2:]).min_accuracy is None
 
 

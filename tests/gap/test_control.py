@@ -49,5 +49,15 @@ def test_a_control_that_cannot_serve_says_why():
     ours = curve([4.0, 4.5])
     assert control_split(ours, None).missing == "not evaluated in the control"
     assert "another model" in (control_split(ours, curve([4.1, 4.5])).missing or "")
-    assert "no evaluation at the same tokens" in (control_split(ours, curve([4.0, 4.5], steps=[0, 3])).missing or "")
-    assert "baseline" in (control_split(ours, curve([4.0, 4.5], steps=[1, 2])).missing or "")
+    later = control_split(ours, curve([4.0, 4.5], steps=[0, 3]))
+    assert "no finite loss at the same tokens" in (later.missing or "") and not later.final_refusal
+    without = control_split(ours, curve([4.0, 4.5], steps=[1, 2]))
+    assert "the control has no baseline" in (without.missing or "") and "step 1" in (without.missing or "")
+    assert without.final_refusal and without.remedy
+
+
+def test_losses_that_are_not_finite_are_left_out_of_a_split():
+    split = control_split(curve([4.0, float("nan"), 4.3, 4.2]), curve([4.0, 4.3, 4.1, float("inf")]))
+    assert split.evaluations == 2 and split.depth is not None and split.final is not None
+    assert (split.depth.tokens, split.final.tokens) == (200, 200)
+    assert split.depth.shift == pytest.approx(0.2)

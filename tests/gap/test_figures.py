@@ -63,6 +63,31 @@ def test_a_rise_that_came_back_is_told_though_a_drift_topped_it():
     assert (once.first_rise_tokens, once.first_rise_recovery_tokens) == (300, 400) and once.depth_tokens == 300
 
 
+def test_a_loss_that_is_not_finite_is_left_out_and_counts_as_a_rise_for_the_recovery():
+    # Back at step 4, lost at step 6, back again at step 7: of the finite losses alone step 4 would be the recovery.
+    losses = [4.0, 4.2, 4.5, 4.1, 4.0, 4.0, np.nan, 4.0, 4.0, 3.9]
+    figures = gap_figures(curve(losses, spread=0.001))
+    assert (figures.missing, figures.not_finite) == (None, "step 6")
+    assert (figures.depth, figures.depth_tokens, figures.final) == (pytest.approx(0.5), 200, pytest.approx(-0.1))
+    assert (figures.recovery, figures.recovery_tokens) == (Recovery.RECOVERED, 700)
+    assert (figures.first_rise_tokens, figures.first_rise_recovery_tokens) == (200, 400)
+    assert figures.area is None and figures.significant is True
+    kept = [loss for loss in losses if np.isfinite(loss)]
+    others = gap_figures(curve(kept, [0, 1, 2, 3, 4, 5, 7, 8, 9], spread=0.001))
+    assert (figures.p_value, figures.depth_standard_error) == (others.p_value, others.depth_standard_error)
+    # A set that else never rose did not stay at its baseline, as far as is known.
+    low = gap_figures(curve([4.0, np.nan, 3.9, 3.8]))
+    assert (low.depth, low.recovery, low.recovery_tokens, low.first_rise) == (0.0, Recovery.RECOVERED, 200, None)
+    assert gap_figures(curve([4.0, 3.9, np.inf, 3.8])).recovery is Recovery.NOT_RECOVERED
+
+
+def test_without_a_finite_last_loss_there_is_no_end():
+    figures = gap_figures(curve([4.0, 4.2, 4.1, np.nan, np.inf]))
+    assert (figures.depth, figures.not_finite) == (pytest.approx(0.2), "steps 3 and 4")
+    ends = (figures.final, figures.final_tokens, figures.improvement, figures.transient, figures.final_standard_error)
+    assert set(ends) == {None} and figures.recovery is Recovery.NOT_RECOVERED
+
+
 def test_a_rise_that_stays_is_forgetting_and_its_recovery_is_none_not_0():
     figures = gap_figures(curve([4.0, 4.3, 4.6, 4.5]))
     assert figures.depth == pytest.approx(0.6)
@@ -110,13 +135,15 @@ def test_noise_alone_is_not_significant():
     [
         (curve([4.0, 4.1], steps=[5, 9]), "before the first update"),
         (curve([4.0]), "since the first update"),
-        (curve([4.0, np.nan, 4.1]), "not finite"),
+        (curve([np.nan, 4.0, 4.1]), "before the first update (step 0) is not finite"),
+        (curve([4.0, np.nan, np.inf]), "no finite loss since the first update: none at steps 1 and 2"),
     ],
 )
 def test_without_a_baseline_or_a_later_mark_or_finite_losses_there_are_no_figures(broken: LossCurve, reason: str):
     figures = gap_figures(broken)
     assert figures.missing is not None and reason in figures.missing
-    numbers = {name: value for name, value in vars(figures).items() if name not in ("missing", "evaluations")}
+    words = ("missing", "evaluations", "not_finite")
+    numbers = {name: value for name, value in vars(figures).items() if name not in words}
     assert set(numbers.values()) == {None}
 
 

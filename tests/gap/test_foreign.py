@@ -63,7 +63,7 @@ def test_a_run_that_went_on_counting_steps_begins_at_its_start_step(tmp_path: Pa
     path.write_text("step,loss\n900,4.2\n1000,4.0\n1010,4.4\n1020,nan\n")
     (curve,) = foreign_curves(path, ForeignSettings(tokens_per_step=10, start_step=1000))
     assert curve.tokens.tolist() == [0, 100, 200] and curve.has_baseline
-    assert gap_figures(curve).missing == "a loss is not finite"
+    assert gap_figures(curve).not_finite == "step 1,020"
     (late,) = foreign_curves(path, ForeignSettings(tokens_per_step=10))
     assert "no baseline" in (gap_figures(late).missing or "")
 

@@ -25,3 +25,5 @@ def test_the_last_figures_are_those_of_the_run() -> None:
     assert (found["depth"], found["transient"], found["area"]) == (whole.depth, whole.transient, whole.area)
     assert found["change"] == whole.final
     assert gap.add(mark(5, None)) == {}
+    # What comes after has all figures again, but for the integral over what is not known.
+    assert gap.add(mark(6, 3.1)) == pytest.approx({"change": 0.1, "depth": 0.4, "transient": 0.3})

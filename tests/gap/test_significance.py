@@ -1,5 +1,7 @@
 """A flat noisy curve is not called a gap; a planted rise is."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,26 @@ def test_a_planted_rise_is_significant_and_a_fall_is_not():
     fallen = family_wise_p_value(noise - 0.02 * TOKENS, TOKENS)
     assert planted is not None and planted <= 0.001
     assert fallen is not None and fallen > 0.9
+
+
+def test_the_p_value_is_the_share_of_all_sign_patterns_with_as_large_a_t():
+    tokens = np.array([31, 64, 64, 17, 50, 64, 40, 64])
+    differences = np.random.default_rng(2).normal(0.01, 0.02, (6, 8)) * tokens
+
+    def largest_t(signs: tuple[int, ...]) -> float:
+        found = []
+        for row in differences * np.array(signs):
+            change = row.sum() / tokens.sum()
+            error = (8 / 7 * sum((row - change * tokens) ** 2)) ** 0.5 / tokens.sum()
+            found.append(change / error)
+        return max(found)
+
+    observed = largest_t((1,) * 8)
+    exact = np.mean([largest_t(signs) >= observed * (1 - 1e-9) for signs in product((1, -1), repeat=8)])
+    assert 0.02 < exact < 0.5
+    # Of 1999 random patterns: four standard errors.
+    found = family_wise_p_value(differences, tokens)
+    assert found == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 1999) ** 0.5)
 
 
 def test_the_same_records_give_the_same_answer():

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import orjson
+import pytest
 
+from megatron_cpt.commands import report
 from megatron_cpt.report.html import Section
 from megatron_cpt.report.read import read_runs
 from megatron_cpt.report.sections import contamination_section
@@ -31,6 +33,15 @@ def test_overlaps_are_counted_and_named(tmp_path: Path) -> None:
     assert "<td>31 of 1,273</td><td>44</td><td>0</td>" in page
     assert "0 of 1,273<small>1 of 2 datasets compared</small></td><td>0</td><td>5</td>" in page
     assert "task copa</td><td colspan='3' class='words'><span class='missing'>not compared" in page
+
+
+def test_the_terminal_names_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "records.jsonl").write_text('{"kind":"train","step":1,"tokens":10,"loss":4.0}\n')
+    (folder / "plan.json").write_bytes(orjson.dumps({"contamination": [ROW, CLEAN]}))
+    assert report.main([str(folder)]) == 0
+    assert "note: run: trained on documents that overlap medqa. " in capsys.readouterr().out
 
 
 def test_a_run_of_which_nothing_is_known_says_so(tmp_path: Path) -> None:

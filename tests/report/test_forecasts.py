@@ -7,6 +7,7 @@ import orjson
 import pytest
 import yaml
 
+from megatron_cpt.commands import law as law_command
 from megatron_cpt.commands import report
 from megatron_cpt.config.load import load_config
 from megatron_cpt.config.schedule import learning_rate
@@ -84,3 +85,15 @@ def test_too_early_is_said_and_a_run_that_is_done_has_no_forecast(tmp_path: Path
     assert "forecast of general: no forecast, too early" in capsys.readouterr().out
     report.main([str(done)])
     assert ">Forecast</h2>" not in (done / "report.html").read_text()
+    # A law that was given, and of which nothing comes, is not passed over without a word.
+    (tmp_path / "curve.csv").write_text(
+        "step,lr,loss\n" + "".join(f"{step},1e-3,{3 + step**-0.5}\n" for step in range(1, 60))
+    )
+    law = str(tmp_path / "law.json")
+    words = ["--fix", "gain=0.1", "--draws", "0", "--output", law, "--html", str(tmp_path / "law.html")]
+    law_command.main(["fit", str(tmp_path / "curve.csv"), "--law", "annealing", *words])
+    capsys.readouterr()
+    report.main([str(early), str(done), "--law", law, "--output", str(tmp_path / "both")])
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes[0].startswith("note: forecast of early: set general is not in the law, which has loss")
+    assert notes[1].startswith("note: no forecast of done: ") and "is at its end" in notes[1]

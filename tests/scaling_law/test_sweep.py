@@ -60,7 +60,7 @@ def test_arms_times_seeds(here: Path, capsys: pytest.CaptureFixture[str]):
     assert command.main(["arms.yaml"]) == 0
 
 
-def test_an_arm_may_have_a_name(here: Path):
+def test_an_arm_may_have_a_name(here: Path, capsys: pytest.CaptureFixture[str]):
     sources = {"new": {"paths": ["new"], "epochs": 4}}
     arms = [{"name": "base"}, {"name": "new_alone", "data.sources": sources, "data.replay_ratio": None}]
     Path("arms.yaml").write_text(yaml.safe_dump({"config": "run.yaml", "folder": "out", "arms": arms, "seeds": [1, 2]}))
@@ -73,6 +73,8 @@ def test_an_arm_may_have_a_name(here: Path):
     logged = {"config": "run.yaml", "folder": "logged", "arms": [{"run": {"log_interval": "1 steps"}}], "seeds": [3]}
     Path("arms.yaml").write_text(yaml.safe_dump(logged))
     assert command.main(["arms.yaml"]) == 0
+    assert "1 run: 1 arm, 1 seed; configurations" in capsys.readouterr().out
+    assert "# 1 run, from" in Path("logged/run.sh").read_text()
     run = load_config("logged/configs/seed-3.yaml").run
     assert (run.folder, run.seed, run.log_interval.amount) == ("logged/runs/seed-3", 3, 1)
 

@@ -1,5 +1,6 @@
 """The studies: every run of their designs is one that `megatron-cpt train` takes."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -99,7 +100,10 @@ def test_the_course_of_an_arm_is_told_step_by_step() -> None:
 
 
 def test_the_page_of_claims_has_the_tables_of_the_results(tmp_path: Path) -> None:
-    """All that evaluate.py prints of the arms, and of the courses that the page shows."""
+    """All that evaluate.py prints of the arms, and of the courses that the page shows.
+
+    What is said of the first paper's claims has no other changes of losses and accuracies than those tables.
+    """
     page = (Path(__file__).parents[2] / "docs/claims.md").read_text()
     runs = read_curves(gap.RESULTS / "curves.csv")
     printed = write_tables(tmp_path, runs, [arm.name for arm in gap.ARMS], FIGURES, "re-warmed", SHOWN)
@@ -107,6 +111,9 @@ def test_the_page_of_claims_has_the_tables_of_the_results(tmp_path: Path) -> Non
     for table in (printed, *courses):
         assert table in page, table
     assert f"{len(runs)} of the {len(gap.ARMS) * len(gap.SEEDS)} runs" in page
+    claims = page.partition("### Its claims")[2].partition("## The second paper")[0]
+    said = re.findall(r"[+-]\d\.\d\d\d?(?: ± \d\.\d{3})?", claims)
+    assert len(said) > 40 and not [figure for figure in said if figure not in "".join((printed, *courses))]
 
 
 def test_results_are_added_run_by_run(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Parameter:
         """The value at a place on the scale of the search; also of complex places."""
         if self.scale == "as it is":
             return inner
-        return np.exp(inner) if self.scale == "log" else -np.expm1(inner)
+        return np.exp(inner) if self.scale == "log" else 0.0 - np.expm1(inner)  # a decay of 0 is not printed as -0
 
     def slope(self, inner: float) -> float:
         """By how much the value changes with its place on the scale of the search, either way."""

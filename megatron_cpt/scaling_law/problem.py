@@ -100,6 +100,11 @@ class Problem:
             values[number] = self._parameters[number].value(inner)
         return values
 
+    def value(self, vector: np.ndarray, name: str) -> float:
+        """One parameter of the law, from the free ones."""
+        names = [parameter.name for parameter in self._parameters]
+        return float(self.values(vector)[names.index(name)])
+
     def objective(self, vector: np.ndarray) -> float:
         """Huber losses of all points and of the priors; infinite where the law cannot be computed."""
         total = float(np.sum(self.method.huber(self.guided_residuals(vector))))

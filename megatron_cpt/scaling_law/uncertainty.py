@@ -297,20 +297,21 @@ def bootstrap(fit: Fit[Observed], curves: Sequence[Observed], draws: int = _DRAW
     unseen = problem.unseen(optimum)
     for vector in vectors:
         for position in unseen:
-            vector[position] = _of_the_field(problem, position, fit, curves, generator)
+            vector[position] = _of_the_field(problem, vector, position, curves, generator)
     values = np.array([problem.values(vector) for vector in vectors])
     return replace(fit, draws=values, noise=float(np.sqrt(np.mean(residuals**2))))
 
 
 def _of_the_field(
-    problem: Problem, position: int, fit: Fit[Observed], curves: Sequence[Observed], generator: np.random.Generator
+    problem: Problem, drawn: np.ndarray, position: int, curves: Sequence[Observed], generator: np.random.Generator
 ) -> float:
-    """A linear parameter on which no fitted point depends, as it may be by what is known of such laws."""
+    """A linear parameter on which no fitted point depends, as it may be by what is known of such laws, where the other
+    parameters are those of a draw."""
     peak = max((float(curve.rates.max()) for curve in curves if isinstance(curve, Curve)), default=1.0)
     low, high = problem.bounds(position)
     name = problem.free_parameters[position].name
     if name == GAIN.name:
-        mean, spread = _usual_gain(peak, fit.parameters.get(DECAY.name, ANNEALING_DECAY))
+        mean, spread = _usual_gain(peak, problem.value(drawn, DECAY.name))
     elif name == DROP_SIZE.name:
         mean, spread = _FULL_ANNEALING[0] / peak, _FULL_ANNEALING[1] / peak
     else:

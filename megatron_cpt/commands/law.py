@@ -430,9 +430,10 @@ def choose(args: argparse.Namespace) -> int:
     outcomes = ranked(laws, _tried(args, laws), weights, bounds)
     best = outcomes[0]
     print(shape_text([outcome.recipe for outcome in outcomes]))
-    length = turning_length(laws, weights, best.recipe, _TURNING_SEARCH * laws.fitted.steps)
+    longest = _TURNING_SEARCH * laws.fitted.steps
+    length = turning_length(laws, weights, best.recipe, longest)
     points = {name: critical_point(fit) for name, fit in laws.fits.items() if "shift_size" in fit.parameters}
-    print(choice_text(outcomes, args.show, weights, laws, length, points))
+    print(choice_text(outcomes, args.show, weights, laws, length, longest, points))
     if unique and size:
         print(repetition_text(best.recipe, unique, size))
     content = {
@@ -539,7 +540,7 @@ def _tried(args: argparse.Namespace, laws: Laws) -> list[Recipe]:
         lengths or [laws.fitted.steps],
         ratios or np.unique(np.linspace(low, high, 41)).tolist(),
         args.bases or list(laws.starts),
-        _shape(args),
+        _shape(args, kinds),
     )
 
 
@@ -549,14 +550,29 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise BadInput(Fault(words, "missing: there is nothing to predict.", "Give curves, or a schedule with these."))
     refuse([*rate_faults(args.peak_lr), *length_faults(args.steps)])
-    return Recipe(args.schedule, args.peak_lr, args.steps, args.replay or 0.0, **_shape(args), start=args.base or "")
+    return Recipe(
+        args.schedule,
+        args.peak_lr,
+        args.steps,
+        args.replay or 0.0,
+        **_shape(args, [args.schedule]),
+        start=args.base or "",
+    )
 
 
-def _shape(args: argparse.Namespace) -> dict[str, float]:
-    """The settings of a schedule's shape, as Recipe has them. Raises BadInput where warm-up and decay overlap."""
+def _shape(args: argparse.Namespace, kinds: Sequence[str]) -> dict[str, float]:
+    """The settings of a schedule's shape, as Recipe has them.
+
+    Raises BadInput for what none of these kinds has, and where warm-up and decay overlap.
+    """
+    has = f"is no setting of {' or '.join(kinds)}."
+    refuse(
+        ([] if "wsd" in kinds else unused_faults(args, has, "decay_share"))
+        + ([] if set(kinds) - {"constant"} else unused_faults(args, has, "final_share"))
+    )
     given = {"warmup": args.warmup_share, "final": args.final_share, "decay": args.decay_share}
     shape = _SHAPE | {name: value for name, value in given.items() if value is not None}
-    if shape["warmup"] + shape["decay"] > 1:
+    if "wsd" in kinds and shape["warmup"] + shape["decay"] > 1:
         value = f"--warmup-share {shape['warmup']:g} --decay-share {shape['decay']:g}"
         raise BadInput(Fault(value, "are more than the whole run.", "Give two shares of at most 1 together."))
     return shape

@@ -89,6 +89,7 @@ def choice_text(
     weights: Mapping[str, float],
     laws: Laws,
     length: int | None,
+    longest: int,
     critical: Mapping[str, CriticalPoint | None],
 ) -> str:
     """The best recipes as a table, and what else the laws say.
@@ -97,7 +98,7 @@ def choice_text(
         outcomes: of all recipes that were tried, the best first.
         shown: how many stand in the table.
         weights: of the sum that is made small, by set.
-        length: the turning length, updates; None where there is none.
+        length: the turning length, updates; None where there is none up to `longest`, or a start was not measured.
         critical: the critical points, by set.
     """
     sets = laws.sets
@@ -130,8 +131,10 @@ def choice_text(
         beyond = f", beyond the {laws.fitted.steps} that were fitted" if length > laws.fitted.steps else ""
         never = f"the weighted loss is never above its start{since}"
         lines.append(never if length == 0 else f"turning length: {length} steps{beyond}")
+    elif any(laws.start_of(best.recipe).losses.get(name) is None for name in weights):
+        lines.append("turning length: not known, as the loss before the first update was not measured")
     else:
-        lines.append("turning length: none found; the weighted loss does not come back, or its start is not known")
+        lines.append(f"turning length: none; after {longest} steps the weighted loss is above its start")
     for name, point in critical.items():
         weak = "not identified by these curves (B, beta or L0 weakly identified)"
         lines.append(f"critical point of {name}: {weak if point is None else _critical_text(point)}")

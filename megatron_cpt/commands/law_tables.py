@@ -54,6 +54,10 @@ _OF_EVERY_EVALUATION = (CRITICAL, D_CPT)
 """Laws that take every evaluation of a run from the first point on; the others take the last."""
 
 
+_ALIKE = 1.1
+"""Ratio of errors below which two fits are as good."""
+
+
 def fit_tables(args: argparse.Namespace) -> int:
     """Fits one law to the final losses of runs, or of a table; law.json."""
     refuse(_unused_by_fit(args))
@@ -71,6 +75,8 @@ def fit_tables(args: argparse.Namespace) -> int:
             own, other = ("replay", "new text")[:: 1 if fits.own_is_replay[name] else -1]
             mae = errors_on(fits.second[name], tables[name]).mae
             print(f"  taken for a set like the {own}; as one like the {other} it would have mae {mae:.5f}")
+            if mae < _ALIKE * errors_on(fit, tables[name]).mae:
+                print("  WARNING: these rows hardly tell which: what another replay ratio does is not known")
         if len(tables[name].losses) > len(fit.standard_errors) + 1:
             left = np.abs(left_out_rows(fit.law, tables[name]))
             print(f"  rows left out and predicted from the rest: mae {left.mean():.5f}, largest {left.max():.5f}")
@@ -129,7 +135,7 @@ def predict_tables(args: argparse.Namespace) -> int:
     if args.curves:
         tables = [read_table(path, args.sets or list(fits.fits)) for path in args.curves]
     else:
-        given = _given(args) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay or 0.0})
+        given = _given(args, fits) | ({} if fits.law == CRITICAL else {"replay_ratio": args.replay or 0.0})
         columns = {name: np.array([value]) for name, value in given.items()}
         unknown = np.full(1, np.nan)
         tables = [{name: Table(name, unknown, unknown, columns, ("asked",)) for name in args.sets or fits.fits}]
@@ -162,7 +168,7 @@ def choose_tables(args: argparse.Namespace) -> int:
     refuse(unused_faults(args, f"has no effect on the {fits.law} law.", *names))
     weights, bounds = weights_of(args.minimise), bounds_of(args.bound)
     _refuse_unknown(fits, weights, bounds)
-    given = _given(args)
+    given = _given(args, fits)
     if fits.law != MIXING and "tokens" not in given:
         raise BadInput(Fault("--tokens", "is missing.", f"The {fits.law} law is of tokens: say how many are trained."))
     unique = count("--domain-tokens", args.domain_tokens)
@@ -205,9 +211,16 @@ def _tables(args: argparse.Namespace) -> dict[str, Table]:
     return {name: tables[name] for name in names}
 
 
-def _given(args: argparse.Namespace) -> dict[str, float]:
-    """What was said of tokens and size."""
+def _given(args: argparse.Namespace, fits: TableFits) -> dict[str, float]:
+    """What was said of tokens and size; the size that was fitted where there is one. Raises BadInput where there are
+    several and none was said."""
     found = {"tokens": count("--tokens", args.tokens), "model_size": count("--model-size", args.model_size)}
+    if found["model_size"] is None and "model_size" in fits.fitted:
+        least, most = fits.fitted["model_size"]
+        if least < most:
+            rule = f"is missing: the law was fitted to models of {least:.3g} to {most:.3g} parameters."
+            raise BadInput(Fault("--model-size", rule, "Say which is meant."))
+        found["model_size"] = least
     return {name: value for name, value in found.items() if value is not None}
 
 

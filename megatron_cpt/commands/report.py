@@ -15,7 +15,7 @@ from megatron_cpt.gap.summary import MeasuredFolder, gap_document, summary_line
 from megatron_cpt.report.figures import write_headline
 from megatron_cpt.report.notes import forecast_notes, report_notes, split_line
 from megatron_cpt.report.page import export_figures, report_page
-from megatron_cpt.report.read import ReportedRun, compare, goes_on, read_runs, without_records_yet
+from megatron_cpt.report.read import ReportedRun, compare, goes_on, read_runs, refuse_control, without_records_yet
 from megatron_cpt.report.sections import forecast_line, forecasts_of
 from megatron_cpt.runs.folder import ExitCode, refuse_to_replace, write_durably, write_json
 from megatron_cpt.scaling_law.choose import read_laws
@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> int:
         _write_samples(options)
     if options.watch is not None:
         _wait_for_records(options)
-    while _write_report(options, foreign):
+    is_first = True
+    while _write_report(options, foreign, is_first):
+        is_first = False
         time.sleep(options.watch)
     return ExitCode.DONE
 
@@ -88,12 +90,18 @@ def _wait_for_records(args: argparse.Namespace) -> None:
         time.sleep(args.watch)
 
 
-def _write_report(args: argparse.Namespace, foreign: ForeignSettings) -> bool:
-    """Writes the report as the runs stand. Returns whether they are watched and one still goes on."""
+def _write_report(args: argparse.Namespace, foreign: ForeignSettings, is_first: bool) -> bool:
+    """Writes the report as the runs stand. Returns whether they are watched and one still goes on.
+
+    The first report refuses a control that splits nothing; one that turns out so later is told in a note.
+    """
     control_path = None if args.control is None else Path(args.control).resolve()
     runs = read_runs([*args.runs, *([control_path] if control_path else [])], foreign)
     watched = args.watch is not None and any(goes_on(run.folder) for run in runs)
-    comparison = compare(runs, next((run for run in runs if run.folder == control_path), None))
+    control = next((run for run in runs if run.folder == control_path), None)
+    comparison = compare(runs, control)
+    if control is not None and is_first:
+        refuse_control(runs, control, comparison.splits)
     output = _output_folder(args.output, runs)
     laws = read_laws(Path(args.law)).fits if args.law else {}
     forecasts = forecasts_of(runs, laws)

@@ -114,8 +114,11 @@ def _refusal(curve: LossCurve, control: LossCurve) -> ControlSplit | None:
     """Why a curve can never be split by a control; None where it can."""
     if curve.identity != control.identity:
         unknown = is_unknown(curve) or is_unknown(control)
-        rule = "its sequences are not known to be those of the control" if unknown else "other sequences in the control"
-        return _refused(rule, "Name a control with the same files, sequence length and tokenizer for the set.")
+        if unknown:
+            rule = "its sequences are not known to be those of the control"
+            return _refused(rule, "Logs of other systems name no sequences: leave --control out.")
+        remedy = "Name a control with the same files, sequence length and tokenizer for the set."
+        return _refused("other sequences in the control", remedy)
     for whose, one in (("the run", curve), ("the control", control)):
         if (without := without_baseline(one)) is not None:
             return _refused(f"{whose} {without}", "Name runs that evaluated the set before their first update.")
@@ -274,15 +277,21 @@ def _missing(curves: Mapping[str, tuple[LossCurve, GapFigures]], members: Sequen
     (name, (first, _)), *_ = curves.items()
     if others := [run for run, (curve, _) in curves.items() if curve.identity != first.identity]:
         return f"other sequences in {', '.join(others)} than in {name}"
-    for run, (_, figures) in curves.items():
-        if figures.missing is not None:
-            return figures.missing if len(members) == 1 else f"{run}: {figures.missing}"
-        if figures.not_finite is not None:
-            return f"{run}: the loss is not finite at {figures.not_finite}"
-        if figures.changed_tokens is not None:
-            return f"{run}: changed at {short_count(figures.changed_tokens, zeros=False)} tokens"
+    if reasons := {run: reason for run, (_, figures) in curves.items() if (reason := _unfit(figures)) is not None}:
+        return "; ".join(reason if len(members) == 1 else f"{run}: {reason}" for run, reason in reasons.items())
     if others := [run for run, (curve, _) in curves.items() if not np.array_equal(curve.tokens, first.tokens)]:
         return f"not evaluated at the same steps in {', '.join(others)} as in {name} (some may still go on)"
+    return None
+
+
+def _unfit(figures: GapFigures) -> str | None:
+    """Why the figures of a run are not averaged with those of others, or None."""
+    if figures.missing is not None:
+        return figures.missing
+    if figures.not_finite is not None:
+        return f"the loss is not finite at {figures.not_finite}"
+    if figures.changed_tokens is not None:
+        return f"changed at {short_count(figures.changed_tokens, zeros=False)} tokens"
     return None
 
 

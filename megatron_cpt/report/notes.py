@@ -24,8 +24,9 @@ _SAME_FILES = "Compare runs that evaluated the same files with one sequence leng
 def report_notes(runs: Sequence[ReportedRun], comparison: Comparison) -> Iterator[Fault]:
     """What the figures of some runs lack, each with its reason and remedy."""
     for run in runs:
-        for curve, figures in [*run.validation, *run.tasks]:
-            yield from _not_finite(run, curve, figures)
+        for kind, curves in (("set", run.validation), ("task", run.tasks)):
+            for curve, figures in curves:
+                yield from _not_finite(run, kind, curve, figures)
     yield from other_sequences([run for run in runs if run.name != comparison.control])
     for run_name, sets in comparison.splits.items():
         for name, split in sets.items():
@@ -65,15 +66,16 @@ def _of(fault: Fault) -> tuple[str, str]:
     return f"{fault.value}: {fault.rule}", fault.remedy
 
 
-def _not_finite(run: ReportedRun, curve: LossCurve, figures: GapFigures) -> Iterator[Fault]:
+def _not_finite(run: ReportedRun, kind: str, curve: LossCurve, figures: GapFigures) -> Iterator[Fault]:
     if figures.not_finite is None:
         return
     left_out = "" if figures.missing is not None else "; the metrics leave that out, and `area` is not given"
     end = "" if curve.is_finite[-1] else ", nor what needs the last loss"
     remedy = "Check the log there."
     if not is_unknown(curve):
+        parts = "`sequence_nats` is null for the sequences" if kind == "set" else "`item_losses` is null for the items"
         remedy = (
-            "In records.jsonl, `sequence_nats` is null for the sequences at fault. If it is so for all, the weights "
+            f"In records.jsonl, {parts} at fault. If it is so for all, the weights "
             "are at fault: at step 0 those of the base; later the run diverged (lower schedule.peak_lr, or start from "
             "an earlier checkpoint)."
         )

@@ -386,23 +386,26 @@ class Comparison:
 
 
 def compare(runs: Sequence[ReportedRun], control: ReportedRun | None = None) -> Comparison:
-    """Compares runs; `control` is one of them. Raises BadInput where it can split no set of any run."""
+    """Compares runs; `control` is one of them."""
     arms = group_arms([MeasuredRun(run.name, run.config, run.validation) for run in runs])
     splits = {}
     if control is not None:
         curves = {curve.name: curve for curve, _ in control.validation}
         splits = {run.name: _splits(run, curves) for run in runs if run is not control}
-        _refuse_control(runs, control, splits)
     return Comparison(arms, arm_differences(arms), control.name if control is not None else None, splits)
 
 
-def _refuse_control(
+def refuse_control(
     runs: Sequence[ReportedRun], control: ReportedRun, splits: Mapping[str, Mapping[str, ControlSplit]]
 ) -> None:
     """Raises BadInput for a control that splits nothing, unless evaluations that are still to come may change that."""
     found = [(run, name, split) for run, sets in splits.items() for name, split in sets.items()]
+    evaluated = {curve.name for curve, _ in control.validation if curve.is_finite.sum() > 1}
     ended = all(run.ended for run in runs)
-    if any(split.missing is None or not (split.final_refusal or ended) for _, _, split in found):
+    if any(
+        split.missing is None or not (split.final_refusal or ended or (control.ended and name not in evaluated))
+        for _, name, split in found
+    ):
         return
     value = f"--control {control.folder}"
     if found:

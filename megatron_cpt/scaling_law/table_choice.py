@@ -77,7 +77,7 @@ def _mixtures(fits: TableFits, given: Mapping[str, float], domain_tokens: float 
         first = np.linspace(*fits.fitted[SHARE + fits.sources[0]], GRID)
         columns = {SHARE + fits.sources[0]: first, SHARE + fits.sources[1]: 1 - first}
     else:
-        columns = {"replay_ratio": np.linspace(*fits.fitted["replay_ratio"], GRID)}
+        columns = {"replay_ratio": np.unique(np.linspace(*fits.fitted["replay_ratio"], GRID))}
     count = len(next(iter(columns.values())))
     for name, value in given.items():
         columns[name] = np.full(count, value)

@@ -215,6 +215,8 @@ PLAN = ["--schedule", "cosine", "--peak-lr", "1e-3", "--steps", "100"]
         (["law", *PLAN[:2], "--peak-lr", "-1", "--steps", "9"], "--peak-lr -1: is not above 0"),
         (["law", *PLAN[:2], "--peak-lr", "nan", "--steps", "9"], "--peak-lr nan: is not above 0"),
         (["law", *PLAN[:2], "--peak-lr", "inf", "--steps", "9"], "--peak-lr inf: is not finite"),
+        (["law", *PLAN, "--decay-share", "0.5"], "--decay-share: is no setting of cosine"),
+        (["law", "--schedule", "constant", *PLAN[2:], "--final-share", "0.5"], "--final-share: is no setting of cons"),
         (["law", *PLAN, "--warmup", "9"], "--warmup: is of measured curves, and none is given"),
         (["law", *PLAN, "--tokens", "1B"], "--tokens: is of laws of final losses"),
         (["law", "run", *PLAN[:2], "--replay", "0"], "- --replay: has no effect on curves that were measured"),
@@ -243,6 +245,8 @@ def test_a_measured_run_that_the_law_is_not_of_is_refused_or_told(
         assert dispatch.main(["law", "predict", fitted["law"], run]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and said in captured.err
+    assert law.main(["predict", fitted["law"], *PLAN, "--warmup-share", "0.95"]) == 0  # a cosine has no decay behind it
+    capsys.readouterr()
     larger = write_run(tmp_path / "c", tokens_per_step=4000)
     assert law.main(["predict", fitted["law"], larger]) == 0
     assert "outside what was fitted: 4,000 tokens a step (fitted 1,000)" in capsys.readouterr().out
@@ -286,6 +290,34 @@ def test_choices_from_a_table_that_cannot_be(fitted: dict[str, str], capsys: pyt
     ):
         assert dispatch.main(["law", "choose", fitted["table law"], "--minimise", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_law_of_several_sizes_is_asked_for_one_and_a_law_of_one_size_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def table_law(name: str, sizes: tuple[float, ...]) -> str:
+        rows = [
+            f"{1e6 * n},{r},{size},{2 + r + n / 100 + 1e3 / size}"
+            for n in (1, 2, 3)
+            for r in (0.0, 0.5)
+            for size in sizes
+        ]
+        (tmp_path / name).write_text("\n".join(["tokens,replay_ratio,model_size,loss:general", *rows]) + "\n")
+        made = str(tmp_path / f"{name}.json")
+        assert law.main(["fit", str(tmp_path / name), "--law", "forgetting", "--draws", "0", "--output", made]) == 0
+        return made
+
+    asked = ["--tokens", "2M", "--replay", "0.5"]
+    several = table_law("several", (1e6, 4e6))
+    for words in (["predict", several, *asked], ["choose", several, "--minimise", "general", *asked[:2]]):
+        assert dispatch.main(["law", *words]) == 2
+        assert "--model-size: is missing: the law was fitted to models of 1e+06 to 4e+06" in capsys.readouterr().err
+    one = table_law("one", (1e6,))
+    capsys.readouterr()
+    assert law.main(["predict", one, *asked]) == 0
+    said = capsys.readouterr().out
+    assert law.main(["predict", one, *asked, "--model-size", "1M"]) == 0
+    assert capsys.readouterr().out == said and "outside" not in said
 
 
 def test_without_draws_there_are_no_bands(fitted: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -251,10 +251,31 @@ def test_a_control_is_told_on_the_terminal_set_by_set(tmp_path: Path, capsys: py
         "note: control control: its learning rate at 100 tokens is 0.002, that of run 0.001: its rise is not the "
         "re-warming of that run. Name a control with the same schedule.",
     ]
+    # A control that is over and was evaluated once will split nothing, however long the run goes on.
+    over = measured(tmp_path / "over", {"general": {0: 4.0}})
+    write_status(Path(run) / "status.json", Status("running", None, None, 5, 500))
+    with pytest.raises(BadInput, match="set general of run cannot be split: the control has no finite loss"):
+        report.main([run, "--control", over, "--output", str(tmp_path / "over-report")])
     # What is still to come is waited for: the control goes on, and has no evaluation but the first.
     begun = measured(tmp_path / "begun", {"general": {0: 4.0}}, state="running")
     assert report.main([run, "--control", begun, "--output", str(tmp_path / "later")]) == 0
     assert "set general of run is not split: the control has no finite loss at the same" in capsys.readouterr().out
+
+
+def test_a_control_that_fails_while_it_is_watched_leaves_a_last_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = measured(tmp_path / "run", {"general": RISE}, state="running")
+    control = measured(tmp_path / "control", {"general": {0: 4.0}}, state="running")
+
+    def both_end(_: float) -> None:
+        for folder in (run, control):
+            write_status(Path(folder) / "status.json", Status("done", 0, None, 5, 500))
+
+    monkeypatch.setattr("time.sleep", both_end)
+    assert report.main([run, "--control", control, "--watch", "7", "--output", str(tmp_path / "out")]) == 0
+    assert "note: control control: set general of run is not split" in capsys.readouterr().out.splitlines()[-1]
+    assert 'http-equiv="refresh"' not in (tmp_path / "out/report.html").read_text()
 
 
 def test_runs_with_other_sequences_are_said_not_to_be_comparable(
